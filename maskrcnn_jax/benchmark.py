@@ -1,0 +1,221 @@
+"""Times the training step or inference of a recipe on made-up images.
+
+  python -m maskrcnn_jax.benchmark --config=configs/r50_fpn.py \
+      --mode=train --size=800x1333 --batch_size=1
+
+What is timed is all that the device does for a batch that it has been given
+as bytes: resizing, network, losses and update, or network and detections. The
+host's part (decoding, pasting masks) is not.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import pathlib
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+
+from maskrcnn_jax import cluster, train
+from maskrcnn_jax.array_types import Batch, Outlines
+from maskrcnn_jax.config import check_config
+from maskrcnn_jax.data import loader
+from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.evaluate import make_detect, make_model
+from maskrcnn_jax.optimizer import make_optimizer
+from maskrcnn_jax.precision import set_precision
+from maskrcnn_jax.training_log import peak_memory
+
+
+def made_up_batch(
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
+    num_objects: int,
+    max_objects: int,
+    num_classes: int,
+) -> Batch:
+  """Returns noise with ellipses as truth; no resizing is needed.
+
+  Args:
+    image_size: (height, width) in pixels.
+    batch_size: Images.
+    num_objects: Objects of each.
+    max_objects: Slots for them.
+    num_classes: With background.
+  """
+  height, width = image_size
+  rng = np.random.default_rng(0)
+  corners = 24
+  angles = np.linspace(0, 2 * np.pi, corners)
+  circle = np.stack([np.cos(angles), np.sin(angles)], -1)
+  shape = (batch_size, num_objects)
+  center = rng.uniform(0.2, 0.8, (*shape, 2)) * [width, height]
+  radius = rng.uniform(0.05, 0.2, (*shape, 2)) * [width, height]
+  vertices = center[..., None, :] + radius[..., None, :] * circle
+  boxes = np.zeros((batch_size, max_objects, 4), np.float32)
+  boxes[:, :num_objects] = np.concatenate(
+      [center - radius, center + radius], axis=-1
+  )
+  classes = np.zeros((batch_size, max_objects), np.int32)
+  classes[:, :num_objects] = rng.integers(1, num_classes, shape)
+  parts = np.zeros((batch_size, num_objects, corners), np.int16)
+  parts[:, :, -1] = -1
+  starts = np.minimum(np.arange(max_objects + 1), num_objects) * corners
+  sizes = np.tile(np.array([image_size], np.int32), (batch_size, 1))
+  return Batch(
+      images=rng.integers(0, 256, (batch_size, height, width, 3), np.uint8),
+      source_sizes=sizes,
+      image_sizes=sizes,
+      image_valid=np.ones(batch_size, bool),
+      gt_boxes=boxes,
+      gt_classes=classes,
+      gt_valid=classes > 0,
+      outlines=Outlines(
+          vertices.reshape(batch_size, -1, 2).astype(np.float32),
+          parts.reshape(batch_size, -1),
+          np.tile(starts.astype(np.int32), (batch_size, 1)),
+      ),
+  )
+
+
+def benchmark(
+    config, *, mode: str, image_size: tuple[int, int], batch_size: int,
+    num_steps: int, num_objects: int, num_classes: int,
+) -> dict:
+  """Compiles and times one program.
+
+  Args:
+    config: The recipe.
+    mode: 'train' or 'inference'.
+    image_size: (height, width); padded to multiples of 32.
+    batch_size: Images a step.
+    num_steps: Steps timed, after two that are not.
+    num_objects: Objects in an image.
+    num_classes: With background.
+
+  Returns:
+    Seconds a step (median, least, most), seconds to compile, images a second
+    and peak memory in MiB.
+  """
+  mesh = cluster.make_mesh()
+  cluster.check_batch_size(batch_size, mesh, key='batch_size')
+  dtype = set_precision(config.precision)
+  padded_size = tuple(math.ceil(side / 32) * 32 for side in image_size)
+  model = make_model(config, num_classes=num_classes, dtype=dtype)
+  batch = cluster.shard_batch(
+      made_up_batch(
+          image_size=image_size, batch_size=batch_size,
+          num_objects=num_objects, max_objects=config.data.max_objects,
+          num_classes=num_classes,
+      ),
+      mesh,
+  )
+  optimizer = make_optimizer(
+      momentum=config.optimizer.momentum,
+      weight_decay=config.optimizer.weight_decay,
+      bias_rate_factor=config.optimizer.bias_rate_factor,
+      # A network of random weights must not run away while it is timed.
+      schedule=lambda step: 1e-6,
+  )
+  state = cluster.replicate(train.initial_state(model, optimizer, config), mesh)
+  times = []
+  if mode == 'train':
+    limits = loader.Limits(config.data.max_objects, 512, 64, 1)
+    run = train.make_train_step(model, optimizer, config, limits)
+    for _ in range(num_steps + 2):
+      started = time.monotonic()
+      state, figures = run(state, batch, padded_size=padded_size)
+      jax.block_until_ready(figures)
+      times.append(time.monotonic() - started)
+  else:
+    run = make_detect(model, config)
+    variables = train.variables_of(state)
+    for _ in range(num_steps + 2):
+      started = time.monotonic()
+      jax.block_until_ready(run(variables, batch, padded_size=padded_size))
+      times.append(time.monotonic() - started)
+  timed = times[2:]
+  median = statistics.median(timed)
+  return {
+      'mode': mode,
+      'image_size': list(image_size),
+      'batch_size': batch_size,
+      'precision': config.precision,
+      'device': f'{mesh.size} x {jax.devices()[0].device_kind}',
+      'jax': jax.__version__,
+      'median_s': median,
+      'least_s': min(timed),
+      'most_s': max(timed),
+      'images_per_s': batch_size / median,
+      'compile_s': times[0] - median,
+      'peak_memory_mib': peak_memory(),
+  }
+
+
+def main() -> None:
+  """Prints the figures of one benchmark, for people and as a line of JSON."""
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('--config', required=True, help='the recipe, a file')
+  parser.add_argument('--mode', choices=('train', 'inference'), required=True)
+  parser.add_argument('--size', default='800x1333', help='HEIGHTxWIDTH')
+  parser.add_argument('--batch_size', type=int, default=1)
+  parser.add_argument('--steps', type=int, default=5, help='steps to time')
+  parser.add_argument('--objects', type=int, default=8, help='in an image')
+  parser.add_argument('--classes', type=int, default=80)
+  parser.add_argument('--precision', choices=('fp32', 'tf32', 'bf16'))
+  arguments = parser.parse_args()
+  try:
+    figures = benchmark(
+        _read_config(arguments), mode=arguments.mode,
+        image_size=_parse_size(arguments.size),
+        batch_size=arguments.batch_size, num_steps=arguments.steps,
+        num_objects=arguments.objects, num_classes=arguments.classes + 1,
+    )
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  print(
+      f'{figures["mode"]} {arguments.size}, batch {arguments.batch_size}, '
+      f'{figures["precision"]}, {figures["device"]}: '
+      f'{figures["median_s"]:.3f} s a step '
+      f'({figures["least_s"]:.3f} to {figures["most_s"]:.3f}), '
+      f'{figures["images_per_s"]:.2f} images/s; compiled in '
+      f'{figures["compile_s"]:.0f} s; peak memory '
+      f'{figures["peak_memory_mib"]:.0f} MiB'
+  )
+  print(json.dumps(figures))
+
+
+def _read_config(arguments):
+  path = pathlib.Path(arguments.config)
+  if not path.is_file():
+    raise InputError(f'{path} is not a file; give a recipe of configs/.')
+  spec = importlib.util.spec_from_file_location('recipe', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  if arguments.precision:
+    config.precision = arguments.precision
+  check_config(config)
+  return config
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+  try:
+    height, width = map(int, text.split('x'))
+    if min(height, width) < 1:
+      raise ValueError
+  except ValueError:
+    raise InputError(f'--size={text}: give HEIGHTxWIDTH in pixels.') from None
+  return height, width
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,222 @@
+"""Every key that a recipe has, with its meaning and its default.
+
+The defaults are Mask R-CNN with a ResNet-50-FPN at COCO's usual sizes; the
+files in `configs/` start here and say what differs.
+"""
+
+import ml_collections
+
+from maskrcnn_jax import geometry
+from maskrcnn_jax.errors import InputError
+
+# What may differ between a checkpoint and the run that continues it: nothing
+# here changes what a training step computes.
+FREE_KEYS = (
+    'data.eval',
+    'data.num_threads',
+    'data.num_workers',
+    'data.train.annotations',
+    'data.train.images',
+    'detections',
+    'eval',
+    'predict',
+    'train.checkpoint_every',
+    'train.keep_checkpoints',
+    'train.log_every',
+    'train.num_steps',
+)
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Returns all keys with their defaults, locked against unknown ones."""
+  config = ml_collections.ConfigDict()
+  # Decides initial weights, the order of images, flips and samples.
+  config.seed = 0
+  # Box conventions: a name in geometry.PRESETS.
+  config.geometry = 'modern'
+  # Of convolutions and matmuls: fp32 | tf32 | bf16. Parameters, boxes, logits
+  # and losses are always float32.
+  config.precision = 'fp32'
+
+  # Arguments of model.MaskRCNN; the number of classes comes from the data.
+  config.model = ml_collections.ConfigDict({
+      'depth': 50,  # 18 | 34 | 50 | 101
+      'norm': 'frozen_batch',  # or 'group', to train from scratch
+      'norm_eps': 1e-5,
+      'stride_in_1x1': False,  # True for weights converted from Caffe2
+      'width': 64,  # channels of the stem
+      'fpn_channels': 256,
+      'box_convs': 0,
+      'box_fcs': 2,
+      'box_features': 1024,
+      'mask_convs': 4,
+      'mask_channels': 256,
+  })
+  # Stages of the backbone that are not trained: 0 none, 2 stem and layer1.
+  config.freeze_at = 2
+
+  # One tuple of sizes (square root of the area, pixels) for each level from 2
+  # to 6; ratios are height over width.
+  config.anchors = ml_collections.ConfigDict({
+      'sizes': ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),
+      'ratios': (0.5, 1.0, 2.0),
+  })
+  config.rpn = ml_collections.ConfigDict({
+      'num_samples': 256,  # anchors an image that are learned from
+      'foreground_fraction': 0.5,
+      'foreground_iou': 0.7,
+      'background_iou': 0.3,
+      'iou_threshold': 0.7,  # of the NMS
+      # Boxes of a level before and after NMS; boxes of an image.
+      'train': {'pre_nms': 2000, 'post_nms': 1000, 'num_proposals': 1000},
+      'eval': {'pre_nms': 1000, 'post_nms': 1000, 'num_proposals': 1000},
+  })
+  config.roi = ml_collections.ConfigDict({
+      'num_samples': 512,  # RoIs an image that are learned from
+      'foreground_fraction': 0.25,
+      'foreground_iou': 0.5,
+      'box_side': 7,  # cells pooled for the box head
+      'mask_side': 14,  # cells pooled for the mask head; it predicts twice that
+  })
+  config.detections = ml_collections.ConfigDict({
+      'min_score': 0.05,
+      'iou_threshold': 0.5,
+      'max_detections': 100,
+  })
+
+  config.data = ml_collections.ConfigDict({
+      'train': {'images': '', 'annotations': ''},
+      'eval': {'images': '', 'annotations': ''},
+      # The short side is resized to short_side, unless the long side would
+      # exceed long_side.
+      'short_side': 800,
+      'long_side': 1333,
+      # Static canvases (height, width), multiples of 32; an image goes to the
+      # smallest that it fits in. One compilation each.
+      'padded_sizes': ((800, 1088), (800, 1344), (1088, 800), (1344, 800)),
+      # Larger images are shrunk by a whole factor while they are decoded.
+      'max_source_side': 2666,
+      'antialias': True,
+      'pixel_mean': (123.675, 116.28, 103.53),  # RGB, of ImageNet
+      'pixel_std': (58.395, 57.12, 57.375),
+      'flip_probability': 0.5,
+      'keep_empty': False,  # train on images without objects
+      'max_objects': 100,  # slots for the objects of an image
+      'num_workers': 0,  # processes that decode; 0: threads only
+      'num_threads': 2,  # threads that decode
+  })
+  config.train = ml_collections.ConfigDict({
+      'batch_size': 16,  # images a step, all devices together
+      'num_steps': 90_000,
+      'checkpoint_every': 2_500,
+      'keep_checkpoints': 3,  # the newest so many
+      'log_every': 20,
+  })
+  config.optimizer = ml_collections.ConfigDict({
+      'learning_rate': 0.02,
+      'momentum': 0.9,
+      'weight_decay': 1e-4,
+      'bias_rate_factor': 2.0,  # learning rate of biases; they do not decay
+      'warmup_steps': 500,
+      'warmup_factor': 1 / 3,
+      'decay_steps': (60_000, 80_000),
+      'decay_factor': 0.1,
+  })
+  config.eval = ml_collections.ConfigDict({'batch_size': 1})
+  config.predict = ml_collections.ConfigDict({
+      'min_score': 0.5,  # detections drawn; all of them are written
+  })
+  config.lock()
+  return config
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Raises an InputError for values that no run could use."""
+  _one_of('geometry', config.geometry, tuple(geometry.PRESETS))
+  _one_of('precision', config.precision, ('fp32', 'tf32', 'bf16'))
+  _one_of('model.depth', config.model.depth, (18, 34, 50, 101))
+  _one_of('model.norm', config.model.norm, ('frozen_batch', 'group'))
+  if not 0 <= config.freeze_at <= 5:
+    raise InputError(
+        f'config.freeze_at is {config.freeze_at}; give the number of stages '
+        'not to train, 0 to 5.'
+    )
+  if len(config.anchors.sizes) != 5:
+    raise InputError(
+        f'config.anchors.sizes has {len(config.anchors.sizes)} entries; give '
+        'one tuple of sizes for each of the levels 2 to 6.'
+    )
+  if len({len(sizes) for sizes in config.anchors.sizes}) != 1:
+    raise InputError(
+        'config.anchors.sizes must have the same number of sizes on each '
+        'level, for the RPN head is the same on all.'
+    )
+  for key in (
+      'train.batch_size', 'train.num_steps', 'train.checkpoint_every',
+      'train.keep_checkpoints', 'train.log_every', 'eval.batch_size',
+      'data.max_objects', 'data.num_threads', 'data.short_side',
+      'rpn.num_samples', 'roi.num_samples', 'detections.max_detections',
+  ):
+    section, name = key.split('.')
+    if config[section][name] < 1:
+      raise InputError(
+          f'config.{key} is {config[section][name]}; it must be at least 1.'
+      )
+  for size in config.data.padded_sizes:
+    if len(size) != 2 or any(side < 32 or side % 32 for side in size):
+      raise InputError(
+          f'config.data.padded_sizes has {tuple(size)}; give (height, width) '
+          'in multiples of 32 pixels.'
+      )
+
+
+def config_difference(
+    config: ml_collections.ConfigDict, other: dict
+) -> list[str]:
+  """Returns 'key: here | there' for each value that differs.
+
+  Args:
+    config: Here.
+    other: There: a plain dict, as stored in a checkpoint.
+  """
+  here, there = _flatten(config.to_dict()), _flatten(other)
+  return [
+      f'{key}: {here.get(key, "nothing")} | {there.get(key, "nothing")}'
+      for key in sorted(here | there)
+      if here.get(key, 'nothing') != there.get(key, 'nothing')
+  ]
+
+
+def is_free(line: str) -> bool:
+  """Tells whether a line of `config_difference` may differ on a resume."""
+  key = line.split(':')[0]
+  return any(key == free or key.startswith(free + '.') for free in FREE_KEYS)
+
+
+def plain(value):
+  """Returns nested dicts, lists and numbers that JSON gives back unchanged."""
+  if isinstance(value, ml_collections.ConfigDict):
+    value = value.to_dict()
+  if isinstance(value, dict):
+    return {key: plain(item) for key, item in value.items()}
+  if isinstance(value, tuple | list):
+    return [plain(item) for item in value]
+  return value
+
+
+def _flatten(tree: dict, prefix: str = '') -> dict:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = plain(value)
+  return flat
+
+
+def _one_of(key, value, choices):
+  if value not in choices:
+    raise InputError(
+        f'config.{key} is {value!r}; choose one of '
+        f'{", ".join(map(repr, choices))}.'
+    )

@@ -1,0 +1,1 @@
+"""From image files and COCO JSON to batches; no JAX in here."""

@@ -1,0 +1,225 @@
+"""Image files as uint8 RGB arrays."""
+
+import glob
+import os
+import pathlib
+import struct
+import zlib
+
+from jaxtyping import UInt8
+import numpy as np
+from PIL import ExifTags, Image
+
+from maskrcnn_jax import errors
+
+Path = str | pathlib.Path
+
+EXTENSIONS = frozenset(
+    ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+)
+
+# What Pillow's decoders raise on damaged files; its UnidentifiedImageError is
+# an OSError.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+_TO_RGB = frozenset(
+    ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
+)
+
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode_image(
+    path: Path,
+    *,
+    expected_size: tuple[int, int] | None = None,
+    reduce: int = 1,
+) -> UInt8[np.ndarray, 'h w 3']:
+  """Decodes an image file.
+
+  Annotations were drawn either on the pixels as stored or on what a viewer
+  shows after the EXIF orientation, and only their size tells which.
+
+  Args:
+    path: Of any format that Pillow reads; gray, palette and CMYK become RGB,
+      an alpha channel is dropped.
+    expected_size: (height, width) that the annotations have. If the stored
+      pixels have it, they are taken as they are; if they have it after the
+      EXIF orientation, that is applied. None: the orientation is applied.
+    reduce: Averages blocks of so many pixels squared; blocks at the right and
+      bottom may be partial, so sides become ceil(side / reduce).
+
+  Raises:
+    InputError: If the file is no such image, or not of that size.
+  """
+  try:
+    with Image.open(path) as image:
+      turn = _transposition(image)
+      raw_size = image.height, image.width
+      upright_size = raw_size if turn is None else _turned(raw_size, turn)
+      if expected_size == raw_size:
+        turn = None
+      elif expected_size not in (None, upright_size):
+        raise errors.InputError(
+            f'I05: {path} is {_shown(raw_size)} pixels'
+            + (
+                f' ({_shown(upright_size)} after its EXIF orientation)'
+                if upright_size != raw_size
+                else ''
+            )
+            + f', but the annotations say {_shown(expected_size)}.'
+        )
+      if image.mode.startswith(('I', 'F')):
+        code, kind = ('I10', 'floating-point') if image.mode == 'F' else (
+            'I09', '16- or 32-bit'
+        )
+        raise errors.InputError(
+            f'{code}: {path} has {kind} pixels, whose range is anybody\'s'
+            ' guess; convert it to 8 bits a channel.'
+        )
+      if image.mode not in _TO_RGB:
+        raise errors.InputError(
+            f'I11: {path} has the pixel format {image.mode}; convert it to RGB.'
+        )
+      # Pillow warns when it drops the alpha of a palette in one go.
+      if image.mode == 'P' and 'transparency' in image.info:
+        rgb = image.convert('RGBA').convert('RGB')
+      else:
+        rgb = image.convert('RGB')
+  except errors.InputError:
+    raise
+  except _DECODE_ERRORS as error:
+    raise _unreadable(path, error) from error
+  if turn is not None:
+    rgb = rgb.transpose(turn)
+  if reduce > 1:
+    rgb = rgb.reduce(reduce)
+  return np.array(rgb)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+  """Reads (height, width), after the EXIF orientation, from the header only.
+
+  Raises:
+    InputError: If the file is no image.
+  """
+  try:
+    with Image.open(path) as image:
+      turn = _transposition(image)
+      size = image.height, image.width
+      return size if turn is None else _turned(size, turn)
+  except _DECODE_ERRORS as error:
+    raise _unreadable(path, error) from error
+
+
+def list_images(pattern: Path) -> list[pathlib.Path]:
+  """Lists the image files that a path or pattern means, sorted.
+
+  Args:
+    pattern: A file; a folder, searched with its sub-folders for known
+      extensions; or a glob (`**` for any sub-folders), likewise.
+
+  Raises:
+    InputError: If there is none.
+  """
+  path = pathlib.Path(pattern)
+  if path.is_file():
+    return [path]
+  if path.is_dir():
+    found = [
+        pathlib.Path(folder, name)
+        for folder, _, names in os.walk(path)
+        for name in names
+    ]
+  else:
+    found = [pathlib.Path(f) for f in glob.glob(str(pattern), recursive=True)]
+    if not found:
+      raise errors.InputError(
+          f'No file, folder or pattern {pattern} to read images'
+          f' from{case_hint(path)}.'
+      )
+  images = sorted(
+      f for f in found if f.suffix.lower() in EXTENSIONS and f.is_file()
+  )
+  if not images:
+    raise errors.InputError(
+        f'No images in {pattern}; looked for {", ".join(sorted(EXTENSIONS))}.'
+    )
+  return images
+
+
+def case_hint(path: Path) -> str:
+  """Says so if a missing file is there in other letter case; else ''."""
+  path = pathlib.Path(path)
+  try:
+    names = os.listdir(path.parent)
+  except OSError:
+    return ''
+  for name in names:
+    if name != path.name and name.casefold() == path.name.casefold():
+      return f' (there is {name}, in other letter case)'
+  return ''
+
+
+def _transposition(image: Image.Image) -> Image.Transpose | None:
+  """Looks up how to turn an image upright, without decoding it."""
+  # PngImageFile.getexif would decode the pixels to look behind them.
+  exif = Image.Image.getexif(image)
+  return _TRANSPOSITIONS.get(exif.get(ExifTags.Base.Orientation))
+
+
+def _turned(size: tuple[int, int], turn: Image.Transpose) -> tuple[int, int]:
+  """Returns the size after a transposition."""
+  swaps = (
+      Image.Transpose.TRANSPOSE,
+      Image.Transpose.ROTATE_270,
+      Image.Transpose.TRANSVERSE,
+      Image.Transpose.ROTATE_90,
+  )
+  return size[::-1] if turn in swaps else size
+
+
+def _shown(size: tuple[int, int]) -> str:
+  """Shows (height, width)."""
+  return f'{size[0]}x{size[1]} (height x width)'
+
+
+def _unreadable(path: Path, error: Exception) -> errors.InputError:
+  """Makes one line of what went wrong with a file."""
+  reason = ' '.join(str(error).split())
+  match error:
+    case FileNotFoundError():
+      return errors.InputError(
+          f'I01: there is no image {path}{case_hint(path)}.'
+      )
+    case Image.DecompressionBombError():
+      return errors.InputError(f'I12: {path} is too large: {reason}')
+    case Image.UnidentifiedImageError():
+      empty = os.path.getsize(path) == 0
+      return errors.InputError(
+          f'I03: {path} is {"empty" if empty else "no image of a known kind"}.'
+      )
+    case PermissionError() | IsADirectoryError():
+      return errors.InputError(f'I01: cannot read {path}: {error.strerror}.')
+    case _:
+      return errors.InputError(f'I02: {path} is damaged: {reason}.')

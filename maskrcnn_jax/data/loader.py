@@ -1,0 +1,715 @@
+"""From an index of files to batches of static shapes, in a fixed order.
+
+A canvas is a pair of sizes, of decoded images and of padded ones, that all
+images of a batch share; the jitted step compiles once for each.
+"""
+
+import bisect
+from collections.abc import Callable, Iterator
+import functools
+import os
+import pathlib
+import sys
+import traceback
+from typing import Any, NamedTuple
+
+from absl import flags
+import grain
+from jaxtyping import Int
+import numpy as np
+
+from maskrcnn_jax import array_types, errors
+from maskrcnn_jax.data import coco, images
+
+# Coarsest stride of the pyramid up to level 5; level 6 takes every second cell.
+_STRIDE = 32
+
+# Share of the objects that `max_objects` may cost before it is an error.
+_MAX_LOST = 0.05
+
+_MIN_VERTICES = 64
+
+# Streams of random numbers.
+_IMAGES, _BATCHES = 0, 1
+
+# In the rows of a batch: only fills it.
+NO_ROW = -1
+
+
+class Canvas(NamedTuple):
+  """A pair of static sizes, (height, width), both multiples of 32."""
+
+  padded: tuple[int, int]  # what the network sees
+  source: tuple[int, int]  # holds each decoded image before it is resized
+
+
+class CanvasPlan(NamedTuple):
+  """Which canvas each of n images goes to, and how it gets there."""
+
+  canvases: tuple[Canvas, ...]  # only those that have images
+  canvas_of_image: Int[np.ndarray, 'n']
+  image_sizes: Int[np.ndarray, 'n 2']  # (height, width) to resize it to
+  reduce: Int[np.ndarray, 'n']  # decoded at one reduce-th of the size
+
+
+class Limits(NamedTuple):
+  """Static sizes of the truth of one image."""
+
+  max_objects: int
+  max_image_vertices: int  # of all objects together
+  max_object_vertices: int
+  max_parts: int  # polygons of one object
+
+
+# Enough where there is no truth.
+NO_TRUTH = Limits(1, _MIN_VERTICES, _MIN_VERTICES, 1)
+
+
+def resized_size(
+    height: int, width: int, *, short_side: int, long_side: int
+) -> tuple[int, int]:
+  """Picks the size to resize an image to, keeping its aspect.
+
+  Args:
+    height: Of the image.
+    width: Of the image.
+    short_side: What the shorter side becomes,
+    long_side: unless the longer one would exceed this.
+
+  Returns:
+    (height, width), each at least 1.
+
+  Source:
+    detectron2 ResizeShortestEdge.get_output_shape.
+    Differs: sides are at least 1.
+  """
+  scale = short_side / min(height, width)
+  if height < width:
+    new_height, new_width = float(short_side), scale * width
+  else:
+    new_height, new_width = scale * height, float(short_side)
+  if max(new_height, new_width) > long_side:
+    scale = long_side / max(new_height, new_width)
+    new_height, new_width = new_height * scale, new_width * scale
+  return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
+
+
+def plan_canvases(
+    heights: Int[np.ndarray, 'n'],
+    widths: Int[np.ndarray, 'n'],
+    *,
+    short_side: int,
+    long_side: int,
+    padded_sizes: tuple[tuple[int, int], ...],
+    max_source_side: int,
+) -> CanvasPlan:
+  """Gives each image the smallest padded size that it fits in once resized.
+
+  Args:
+    heights: Of the images, as their annotations say.
+    widths: Likewise.
+    short_side: See `resized_size`.
+    long_side: See `resized_size`.
+    padded_sizes: The (height, width) to choose from, multiples of 32.
+    max_source_side: A longer image is decoded at the largest 1/2, 1/3, ... of
+      its size that has no longer side.
+
+  Raises:
+    InputError: If a padded size is no multiple of 32, or none is large enough.
+  """
+  padded_sizes = sorted(
+      (tuple(map(int, size)) for size in padded_sizes),
+      key=lambda size: size[0] * size[1],
+  )
+  for size in padded_sizes:
+    if len(size) != 2 or min(size) < 1 or any(s % _STRIDE for s in size):
+      raise errors.InputError(
+          f'The padded size {size} must be two multiples of {_STRIDE}.'
+      )
+  sizes, size_of_image = np.unique(
+      np.stack([heights, widths], axis=1), axis=0, return_inverse=True
+  )
+  size_of_image = size_of_image.reshape(-1)
+  canvas_of_size = np.zeros(len(sizes), np.int32)
+  resized = np.zeros((len(sizes), 2), np.int32)
+  for i, (height, width) in enumerate(sizes.tolist()):
+    h, w = resized_size(
+        height, width, short_side=short_side, long_side=long_side
+    )
+    resized[i] = h, w
+    fits = (
+        k
+        for k, padded in enumerate(padded_sizes)
+        if h <= padded[0] and w <= padded[1]
+    )
+    canvas_of_size[i] = next(fits, -1)
+    if canvas_of_size[i] < 0:
+      enough = _round_up(h, _STRIDE), _round_up(w, _STRIDE)
+      raise errors.InputError(
+          f'An image of {height}x{width} (height x width) is resized to'
+          f' {h}x{w}, which fits in none of the padded sizes'
+          f' {padded_sizes}; add {enough}.'
+      )
+  reduce = -(-sizes.max(axis=1, initial=0) // max_source_side)
+  source = -(-sizes // reduce[:, None])
+  kept, canvas_of_size = np.unique(canvas_of_size, return_inverse=True)
+  canvases = []
+  for k, padded in enumerate(kept):
+    largest = source[canvas_of_size == k].max(axis=0).tolist()
+    canvases.append(
+        Canvas(
+            padded=padded_sizes[padded],
+            source=tuple(_round_up(side, _STRIDE) for side in largest),
+        )
+    )
+  return CanvasPlan(
+      canvases=tuple(canvases),
+      canvas_of_image=canvas_of_size[size_of_image].astype(np.int32),
+      image_sizes=resized[size_of_image],
+      reduce=reduce[size_of_image].astype(np.int32),
+  )
+
+
+class TrainOrder(NamedTuple):
+  """The images of each training step, a pure function of (seed, step).
+
+  The n images of a canvas form an endless stream of permutations.  Epoch e
+  takes batches floor(e * n / b) to floor((e + 1) * n / b) - 1 of it, so that
+  none is short and no image comes twice before all others came once.  The
+  batches of an epoch, of all canvases, are shuffled.
+  """
+
+  members: tuple[np.ndarray, ...]  # the images of each canvas
+  seed: int
+  batch_size: int
+
+  def rows(self, step: int) -> Int[np.ndarray, 'b']:
+    """Returns the images of a step, all of one canvas."""
+    epoch = self._epoch(step)
+    before = self._batches_before(epoch)
+    count = self._batches_before(epoch + 1) - before
+    shuffled = _permutation(count, self.seed, _BATCHES, epoch)
+    batch = int(shuffled[step - before])
+    for canvas, images_ in enumerate(self.members):
+      first = epoch * len(images_) // self.batch_size
+      count = (epoch + 1) * len(images_) // self.batch_size - first
+      if batch < count:
+        return self._take(canvas, (first + batch) * self.batch_size)
+      batch -= count
+    raise AssertionError('The batches of an epoch add up.')
+
+  def _take(self, canvas: int, start: int) -> np.ndarray:
+    """Takes a batch from the stream of a canvas."""
+    images_ = self.members[canvas]
+    rounds, places = np.divmod(
+        start + np.arange(self.batch_size), len(images_)
+    )
+    taken = np.empty(self.batch_size, np.int64)
+    for round_ in np.unique(rounds).tolist():
+      here = rounds == round_
+      order = _permutation(len(images_), self.seed, _IMAGES, canvas, round_)
+      taken[here] = images_[order[places[here]]]
+    return taken
+
+  def _batches_before(self, epoch: int) -> int:
+    """Counts the batches of all epochs before."""
+    return sum(epoch * len(m) // self.batch_size for m in self.members)
+
+  def _epoch(self, step: int) -> int:
+    """Finds the epoch of a step: the last that begins at it or before."""
+    num_images = sum(map(len, self.members))
+    # Rounding down takes less than one batch a canvas.
+    low = step * self.batch_size // num_images
+    high = (step + len(self.members)) * self.batch_size // num_images + 1
+    epochs = range(low, high + 1)
+    return epochs[bisect.bisect(epochs, step, key=self._batches_before) - 1]
+
+
+def train_order(
+    canvas_of_image: Int[np.ndarray, 'n'], *, seed: int, batch_size: int
+) -> TrainOrder:
+  """Makes the endless order of training batches.
+
+  Args:
+    canvas_of_image: Of the images to train on; `TrainOrder.rows` speaks of
+      them by their position here.
+    seed: Any integer.
+    batch_size: Of all processes together.
+  """
+  members = tuple(
+      np.flatnonzero(canvas_of_image == canvas)
+      for canvas in np.unique(canvas_of_image)
+  )
+  return TrainOrder(members=members, seed=seed, batch_size=batch_size)
+
+
+@functools.lru_cache(maxsize=32)
+def _permutation(n: int, seed: int, *stream: int) -> np.ndarray:
+  """Shuffles range(n) as a pure function of the arguments.
+
+  NumPy promises the raw numbers of a bit generator for all versions to come,
+  but not how `Generator.permutation` uses them.
+  """
+  entropy = np.random.SeedSequence([seed % 2**64, *stream])
+  numbers = np.random.Philox(entropy).random_raw(n)
+  permutation = np.argsort(numbers, kind='stable')
+  permutation.flags.writeable = False
+  return permutation
+
+
+def count_objects_over(index: coco.CocoIndex, max_objects: int) -> int:
+  """Counts the objects that go untrained as their image has more than that."""
+  return int(np.maximum(_objects_per_image(index) - max_objects, 0).sum())
+
+
+def find_limits(index: coco.CocoIndex, *, max_objects: int) -> Limits:
+  """Finds the static sizes that hold the truth of every image.
+
+  Args:
+    index: The training data.
+    max_objects: What an image may have; of more, those of the largest area
+      are trained on.
+
+  Raises:
+    InputError: If more than 5 % of all objects would go untrained.
+  """
+  per_image = _objects_per_image(index)
+  lost = count_objects_over(index, max_objects)
+  if lost > _MAX_LOST * per_image.sum():
+    raise errors.InputError(
+        f'A24: with max_objects={max_objects}, {lost} of {per_image.sum()}'
+        ' objects would not be trained on; set it to'
+        f' {per_image.max()} to train on all.'
+    )
+  kept = ~index.crowd
+  for row in np.flatnonzero(per_image > max_objects):
+    kept[index.object_starts[row] : index.object_starts[row + 1]] = False
+    kept[_training_objects(index, row, max_objects)] = True
+  lengths = np.where(kept, np.diff(index.outline_starts), 0)
+  total = np.concatenate([[0], np.cumsum(lengths)])
+  of_image = np.diff(total[index.object_starts])
+  return Limits(
+      max_objects=max_objects,
+      max_image_vertices=_power_of_two(int(of_image.max(initial=0))),
+      max_object_vertices=_power_of_two(int(lengths.max(initial=0))),
+      max_parts=int(index.parts.max(initial=0)) + 1,
+  )
+
+
+def filter_images(
+    index: coco.CocoIndex, *, keep_empty: bool
+) -> tuple[Int[np.ndarray, 'n'], list[tuple[str, int]]]:
+  """Picks the images to train on.
+
+  Args:
+    index: The training data.
+    keep_empty: Train on images without objects (or with crowds only) too; all
+      of such an image is background.
+
+  Returns:
+    Rows of the index, rising, and how many images and objects were left at
+    each step, for `format_waterfall`.
+
+  Raises:
+    InputError: If there is not a single object to train on.
+  """
+  per_image = _objects_per_image(index)
+  empty = per_image == 0
+  rows = np.flatnonzero(~empty | keep_empty)
+  lost = {
+      reason: count
+      for reason, count in index.dropped.items()
+      if reason != coco.BAD_POLYGON
+  }
+  num_objects = len(index.classes) + sum(lost.values())
+  fate = 'kept as background' if keep_empty else 'left out'
+  waterfall = [
+      ('images in the file', len(per_image)),
+      (f'images without objects, {fate}', int(empty.sum())),
+      ('images trained on', len(rows)),
+      ('objects in the file', num_objects),
+      *index.dropped.items(),
+      ('crowd regions, not trained on', int(index.crowd.sum())),
+      ('objects trained on', int(per_image.sum())),
+  ]
+  if not per_image.sum():
+    steps = '; '.join(f'{count} {what}' for what, count in waterfall)
+    raise errors.InputError(f'A23: nothing to train on: {steps}.')
+  return rows, waterfall
+
+
+def format_waterfall(waterfall: list[tuple[str, int]]) -> str:
+  """Lays out what `filter_images` counted, one line a step."""
+  return '\n'.join(f'{count:>9,} {what}' for what, count in waterfall)
+
+
+def check_images_exist(
+    index: coco.CocoIndex, images_dir: str | pathlib.Path
+) -> None:
+  """Checks that each image file of the index is there.
+
+  Raises:
+    InputError: If some are missing, or named outside of the folder.
+  """
+  images_dir = os.fspath(images_dir)
+  if not os.path.isdir(images_dir):
+    raise errors.InputError(f'I01: there is no folder of images {images_dir}.')
+  missing = []
+  for id_, name in zip(index.image_ids, index.file_names, strict=True):
+    inside = os.path.normpath(name)
+    if os.path.isabs(inside) or inside.split(os.sep)[0] == os.pardir:
+      raise errors.InputError(
+          f'I15: the file_name {name!r} of image {id_!r} leads out of the'
+          f' folder {images_dir}; it must be relative to it.'
+      )
+    if not os.path.isfile(os.path.join(images_dir, name)):
+      missing.append(name)
+  if missing:
+    shown = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
+    hint = images.case_hint(os.path.join(images_dir, missing[0]))
+    raise errors.InputError(
+        f'I01: {len(missing)} of {len(index.file_names)} images are not in'
+        f' {images_dir}: {shown}{hint}.'
+    )
+
+
+def load_row(
+    index: coco.CocoIndex,
+    plan: CanvasPlan,
+    images_dir: str | pathlib.Path,
+    row: int,
+    limits: Limits,
+    *,
+    with_truth: bool = True,
+    upright: bool = False,
+) -> array_types.Batch:
+  """Decodes an image of the index into a batch of one.
+
+  Args:
+    index: Images and objects.
+    plan: Of the same index.
+    images_dir: The folder that file names are relative to.
+    row: Of the index.
+    limits: Static sizes of the truth. Of more objects than that the largest
+      are taken; their order stays.
+    with_truth: Fill in the objects; else all their slots are padding.
+    upright: The sizes in the index are those after the EXIF orientation, as
+      `images.image_size` gives them, and not those of annotations.
+
+  Raises:
+    InputError: If the file is not the image that the index speaks of.
+  """
+  size = int(index.heights[row]), int(index.widths[row])
+  reduce = int(plan.reduce[row])
+  try:
+    image = images.decode_image(
+        os.path.join(images_dir, index.file_names[row]),
+        expected_size=None if upright else size,
+        reduce=reduce,
+    )
+    source_size = tuple(-(-side // reduce) for side in size)
+    if image.shape[:2] != source_size:
+      raise errors.InputError(
+          f'I05: {index.file_names[row]} changed its size while running.'
+      )
+  except errors.InputError as error:
+    raise errors.InputError(
+        f'{error} (image id {index.image_ids[row]!r})'
+    ) from error
+  batch = _empty_row(plan, int(plan.canvas_of_image[row]), limits)
+  batch.images[0, : image.shape[0], : image.shape[1]] = image
+  batch.source_sizes[0] = source_size
+  batch.image_sizes[0] = plan.image_sizes[row]
+  batch.image_valid[0] = True
+  if with_truth:
+    _fill_truth(batch, index, row, limits, reduce)
+  return batch
+
+
+def train_batches(
+    index: coco.CocoIndex,
+    plan: CanvasPlan,
+    rows: Int[np.ndarray, 'n'],
+    *,
+    images_dir: str | pathlib.Path,
+    limits: Limits,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    num_threads: int = 2,
+) -> Iterator[tuple[array_types.Batch, Int[np.ndarray, 'b']]]:
+  """Loads the batches of `num_steps` steps from `start_step` on.
+
+  Args:
+    index: Images and objects.
+    plan: Of the same index.
+    rows: Of the images to train on.
+    images_dir: The folder that file names are relative to.
+    limits: Static sizes of the truth.
+    seed: Of the order; step s has the same batch whatever `start_step` is.
+    start_step: The first step to load.
+    num_steps: How many to load.
+    batch_size: Of all processes together; each loads its equal part.
+    process_index: Which part this process loads.
+    process_count: How many parts there are.
+    num_workers: Processes that load; 0 loads in threads of this one. Workers
+      are spawned, so the main module must be guarded by `__name__`.
+    num_threads: Batches loaded at a time, in each worker.
+
+  Yields:
+    This process's part of the batch of each step, and its rows of the index.
+
+  Raises:
+    InputError: If an image cannot be loaded.
+  """
+  load = functools.partial(
+      _load_train_step,
+      index=index,
+      plan=plan,
+      images_dir=images_dir,
+      limits=limits,
+      rows=rows,
+      order=train_order(
+          plan.canvas_of_image[rows], seed=seed, batch_size=batch_size
+      ),
+      start_step=start_step,
+      part=_part(batch_size, process_index, process_count),
+  )
+  return _stream(load, num_steps, num_threads, num_workers)
+
+
+def eval_batches(
+    index: coco.CocoIndex,
+    plan: CanvasPlan,
+    *,
+    images_dir: str | pathlib.Path,
+    batch_size: int,
+    rows: Int[np.ndarray, 'n'] | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 2,
+    upright: bool = False,
+) -> Iterator[tuple[array_types.Batch, Int[np.ndarray, 'b']]]:
+  """Loads every image once, without its objects, canvas after canvas.
+
+  Args:
+    index: The images; objects are not looked at.
+    plan: Of the same index.
+    images_dir: The folder that file names are relative to.
+    batch_size: Of all processes together; each loads its equal part.
+    rows: Of the images to load; None: all.
+    process_index: Which part this process loads.
+    process_count: How many parts there are; all see the same number of batches,
+      of the same canvases.
+    num_threads: Batches loaded at a time.
+    upright: See `load_row`.
+
+  Yields:
+    Batches and their rows of the index. The last batch of a canvas is filled
+    with black images that are not valid, whose row is `NO_ROW`.
+
+  Raises:
+    InputError: If an image cannot be loaded.
+  """
+  if rows is None:
+    rows = np.arange(len(index.file_names))
+  part = _part(batch_size, process_index, process_count)
+  steps = []
+  for canvas in range(len(plan.canvases)):
+    members = rows[plan.canvas_of_image[rows] == canvas]
+    for start in range(0, len(members), batch_size):
+      step = np.full(batch_size, NO_ROW, np.int64)
+      chosen = members[start : start + batch_size]
+      step[: len(chosen)] = chosen
+      steps.append((canvas, step[part]))
+  load = functools.partial(
+      _load_eval_step,
+      steps=steps,
+      index=index,
+      plan=plan,
+      images_dir=images_dir,
+      upright=upright,
+  )
+  return _stream(load, len(steps), num_threads, num_workers=0)
+
+
+def _load_train_step(
+    i: int,
+    *,
+    rows: np.ndarray,
+    order: TrainOrder,
+    start_step: int,
+    part: slice,
+    **source: Any,
+) -> tuple[array_types.Batch, np.ndarray]:
+  """Loads the i-th batch from `start_step` on."""
+  chosen = rows[order.rows(start_step + i)[part]].astype(np.int64)
+  return _concatenate([load_row(row=int(row), **source) for row in chosen]), (
+      chosen
+  )
+
+
+def _load_eval_step(
+    i: int,
+    *,
+    steps: list[tuple[int, np.ndarray]],
+    plan: CanvasPlan,
+    **source: Any,
+) -> tuple[array_types.Batch, np.ndarray]:
+  """Loads the i-th batch of all."""
+  canvas, chosen = steps[i]
+  batch = [
+      _empty_row(plan, canvas, NO_TRUTH)
+      if row == NO_ROW
+      else load_row(
+          row=int(row), plan=plan, limits=NO_TRUTH, with_truth=False, **source
+      )
+      for row in chosen
+  ]
+  return _concatenate(batch), chosen
+
+
+def _stream(
+    load: Callable[[int], Any], count: int, num_threads: int, num_workers: int
+) -> Iterator[Any]:
+  """Yields load(0), ..., load(count - 1), in order, loaded ahead."""
+  if count <= 0:
+    return
+  dataset = grain.MapDataset.range(count).map(functools.partial(_try, load))
+  dataset = dataset.to_iter_dataset(
+      grain.ReadOptions(
+          num_threads=num_threads, prefetch_buffer_size=2 * num_threads
+      )
+  )
+  if num_workers:
+    # Grain reads its own flags, which a program that parses none leaves raw.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS(sys.argv[:1])
+    dataset = dataset.mp_prefetch(
+        grain.MultiprocessingOptions(
+            num_workers=num_workers, per_worker_buffer_size=2
+        )
+    )
+  for value, wrong_input, failure in dataset:
+    if wrong_input:
+      raise errors.InputError(wrong_input)
+    if failure:
+      raise RuntimeError(f'Loading failed in a worker:\n{failure}')
+    yield value
+
+
+def _try(load: Callable[[int], Any], i: int) -> tuple[Any, str, str]:
+  """Returns (value, wrong input, failure), of which the last two are text.
+
+  A worker that raises what cannot be pickled would hang its reader.
+  """
+  try:
+    return load(i), '', ''
+  except errors.InputError as error:
+    return None, str(error), ''
+  except Exception:
+    return None, '', traceback.format_exc()
+
+
+def _empty_row(
+    plan: CanvasPlan, canvas: int, limits: Limits
+) -> array_types.Batch:
+  """Makes a batch of one black image, not valid, with no objects."""
+  padded, source = plan.canvases[canvas]
+  objects = limits.max_objects
+  vertices = limits.max_image_vertices
+  return array_types.Batch(
+      images=np.zeros((1, *source, 3), np.uint8),
+      source_sizes=np.array([source], np.int32),
+      image_sizes=np.array([padded], np.int32),
+      image_valid=np.zeros(1, bool),
+      gt_boxes=np.zeros((1, objects, 4), np.float32),
+      gt_classes=np.zeros((1, objects), np.int32),
+      gt_valid=np.zeros((1, objects), bool),
+      outlines=array_types.Outlines(
+          vertices=np.zeros((1, vertices, 2), np.float32),
+          parts=np.full((1, vertices), -1, np.int32),
+          starts=np.zeros((1, objects + 1), np.int32),
+      ),
+  )
+
+
+def _fill_truth(
+    batch: array_types.Batch,
+    index: coco.CocoIndex,
+    row: int,
+    limits: Limits,
+    reduce: int,
+) -> None:
+  """Writes the objects of a row into a batch of one."""
+  objects = _training_objects(index, row, limits.max_objects)
+  count = len(objects)
+  batch.gt_boxes[0, :count] = index.boxes[objects] / reduce
+  batch.gt_classes[0, :count] = index.classes[objects]
+  batch.gt_valid[0, :count] = True
+  end = 0
+  for slot, object_ in enumerate(objects):
+    first, last = index.outline_starts[object_ : object_ + 2]
+    start, end = end, end + last - first
+    if end > limits.max_image_vertices:
+      raise ValueError(
+          f'Image {index.image_ids[row]!r} has more than max_image_vertices'
+          f' ({limits.max_image_vertices}); find_limits of its data says how'
+          ' many there must be.'
+      )
+    batch.outlines.vertices[0, start:end] = index.vertices[first:last] / reduce
+    batch.outlines.parts[0, start:end] = index.parts[first:last]
+    batch.outlines.starts[0, slot + 1] = end
+  batch.outlines.starts[0, count + 1 :] = end
+
+
+def _concatenate(batches: list[array_types.Batch]) -> array_types.Batch:
+  """Joins batches of one."""
+  *fields, outlines = zip(*batches, strict=True)
+  return array_types.Batch(
+      *map(np.concatenate, fields),
+      outlines=array_types.Outlines(
+          *map(np.concatenate, zip(*outlines, strict=True))
+      ),
+  )
+
+
+def _part(batch_size: int, process_index: int, process_count: int) -> slice:
+  """Cuts the part of a process out of a batch."""
+  if batch_size % process_count:
+    raise errors.InputError(
+        f'C06: batch_size ({batch_size}) must be a multiple of the number of'
+        f' processes ({process_count}).'
+    )
+  size = batch_size // process_count
+  return slice(process_index * size, (process_index + 1) * size)
+
+
+def _objects_per_image(index: coco.CocoIndex) -> np.ndarray:
+  """Counts the objects that are no crowd."""
+  before = np.concatenate([[0], np.cumsum(~index.crowd)])
+  return np.diff(before[index.object_starts])
+
+
+def _training_objects(
+    index: coco.CocoIndex, row: int, max_objects: int
+) -> np.ndarray:
+  """Picks the objects of an image to train on, in the order of the file."""
+  start, end = index.object_starts[row : row + 2]
+  objects = start + np.flatnonzero(~index.crowd[start:end])
+  largest = np.argsort(-index.areas[objects], kind='stable')[:max_objects]
+  return np.sort(objects[largest])
+
+
+def _round_up(value: int, multiple: int) -> int:
+  """Rounds up to a multiple."""
+  return -(-value // multiple) * multiple
+
+
+def _power_of_two(value: int) -> int:
+  """Rounds a count of vertices up."""
+  return max(1 << max(value - 1, 0).bit_length(), _MIN_VERTICES)

@@ -1,0 +1,386 @@
+"""Draws a small instance-segmentation data set.
+
+Ellipses, rectangles and triangles on textured background, as JPEG files and
+COCO JSON: enough to watch a model learn masks within minutes, without a
+download.
+
+  python -m maskrcnn_jax.data.shapes OUT
+"""
+
+import argparse
+import colorsys
+import json
+import math
+import pathlib
+import shutil
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+from pycocotools import mask as mask_api
+import tqdm
+
+# Numbers with holes, as in COCO, so that nothing can rely on 1, 2, 3.
+CATEGORIES = (
+  {'id': 3, 'name': 'ellipse', 'supercategory': 'shape'},
+  {'id': 7, 'name': 'rectangle', 'supercategory': 'shape'},
+  {'id': 12, 'name': 'triangle', 'supercategory': 'shape'},
+)
+
+MAX_OBJECTS = 6
+EMPTY_EVERY = 20  # One image in so many shows nothing but background.
+MIN_VISIBLE = 0.3  # Share of an object that others and the border must leave.
+NUM_SAMPLES = 12
+SUPERSAMPLING = 4  # Shapes are drawn so many times finer, then averaged.
+JPEG_QUALITY = 92
+
+
+class Shape(NamedTuple):
+  """One drawn object."""
+
+  category_id: int
+  corners: np.ndarray  # [n, 2] (x, y) in pixels; an ellipse has many
+  coverage: np.ndarray  # [h, w] share of each pixel inside the corners
+  colour: np.ndarray  # [3] RGB in [0, 1]
+
+
+def _smooth_noise(rng, height, width, cells):
+  """Returns noise in [0, 1], about `cells` blobs along the longer side."""
+  rows = max(2, round(cells * height / max(height, width)))
+  columns = max(2, round(cells * width / max(height, width)))
+  grid = Image.fromarray(rng.random((rows, columns), np.float32))
+  noise = grid.resize((width, height), Image.Resampling.BICUBIC)
+  return np.clip(np.asarray(noise), 0, 1)
+
+
+def _ramp(height, width, angle):
+  """Returns the distance along a direction, in [0, 1] over the image."""
+  y, x = np.mgrid[:height, :width].astype(np.float32)
+  distance = x * math.cos(angle) + y * math.sin(angle)
+  return (distance - distance.min()) / np.ptp(distance)
+
+
+def _background(rng, height, width):
+  """Draws two muted colours blended by noise, stripes or a gradient."""
+  hue, value = rng.random(), rng.uniform(0.35, 0.8)
+  first = colorsys.hsv_to_rgb(hue, rng.uniform(0.05, 0.35), value)
+  second = colorsys.hsv_to_rgb(
+    (hue + rng.uniform(-0.12, 0.12)) % 1,
+    rng.uniform(0.05, 0.35),
+    value + rng.choice([-1, 1]) * rng.uniform(0.12, 0.2),
+  )
+  ramp = _ramp(height, width, rng.uniform(0, math.tau))
+  blobs = _smooth_noise(rng, height, width, rng.integers(4, 9))
+  match rng.integers(3):
+    case 0:
+      fine = _smooth_noise(rng, height, width, 24)
+      blend = 0.7 * blobs + 0.3 * fine
+    case 1:
+      waves = rng.integers(5, 13) * ramp + 0.8 * blobs
+      blend = 0.5 + 0.5 * np.sin(math.tau * waves)
+    case _:
+      blend = 0.8 * ramp + 0.2 * blobs
+  grain = rng.normal(0, 0.015, (height, width, 1))
+  blend = blend[..., None]
+  return np.clip(
+    (1 - blend) * np.array(first) + blend * np.array(second) + grain, 0, 1
+  )
+
+
+def _draw_corners(rng, name, radius):
+  """Returns the corners of a shape around (0, 0), turned at random."""
+  match name:
+    case 'ellipse':
+      angles = np.arange(48) * math.tau / 48
+      corners = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+      corners[:, 1] *= rng.uniform(0.5, 1)
+    case 'rectangle':
+      half = np.array([0.9, 0.9 * rng.uniform(0.4, 1)])
+      corners = half * [[-1, -1], [1, -1], [1, 1], [-1, 1]]
+    case 'triangle':
+      angles = np.arange(3) * math.tau / 3 + rng.uniform(-0.3, 0.3, 3)
+      corners = 1.15 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+  turn = rng.uniform(0, math.tau)
+  cos, sin = math.cos(turn), math.sin(turn)
+  return radius * corners @ np.array([[cos, sin], [-sin, cos]])
+
+
+def _coverage(corners, height, width):
+  """Returns the share of each pixel that lies inside the corners."""
+  fine = Image.new('L', (width * SUPERSAMPLING, height * SUPERSAMPLING))
+  # ImageDraw counts from the centre of the first pixel, not from its corner.
+  points = corners * SUPERSAMPLING - 0.5
+  ImageDraw.Draw(fine).polygon([tuple(point) for point in points], fill=255)
+  return np.asarray(fine.reduce(SUPERSAMPLING), np.float32) / 255
+
+
+def _pick_colour(rng, others):
+  """Picks, of a few bright colours, the one least like those in `others`."""
+  colours = [
+    np.array(
+      colorsys.hsv_to_rgb(
+        rng.random(), rng.uniform(0.4, 0.85), rng.uniform(0.5, 0.95)
+      )
+    )
+    for _ in range(5)
+  ]
+  return max(
+    colours, key=lambda c: min(np.linalg.norm(c - other) for other in others)
+  )
+
+
+def _polygon_area(corners):
+  x, y = corners.T
+  return 0.5 * abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
+
+
+def _visible_masks(shapes):
+  """Returns the pixels of each shape that no later shape covers."""
+  masks = [shape.coverage >= 0.5 for shape in shapes]
+  hidden = np.zeros_like(masks[0])
+  visible = []
+  for mask in reversed(masks):
+    visible.append(mask & ~hidden)
+    hidden = hidden | mask
+  return visible[::-1]
+
+
+def _place_shapes(rng, background, count):
+  """Makes up to `count` shapes, each of which stays visible enough.
+
+  A shape that would hide another, or that lies mostly outside the image, is
+  put elsewhere; after a few attempts it is left out.
+  """
+  height, width = background.shape[:2]
+  colours = [background.mean(axis=(0, 1))]
+  shapes = []
+  for _ in range(count):
+    category = CATEGORIES[rng.integers(len(CATEGORIES))]
+    # Small ones are as common as large ones: uniform in the logarithm.
+    low, high = math.log(0.09), math.log(0.3)
+    radius = min(height, width) * math.exp(rng.uniform(low, high))
+    around_zero = _draw_corners(rng, category['name'], radius)
+    colour = _pick_colour(rng, colours)
+    for _ in range(20):
+      centre = rng.uniform(0.6 * radius, np.array([width, height]) - radius / 2)
+      corners = around_zero + centre
+      candidate = [
+        *shapes,
+        Shape(
+          category['id'], corners, _coverage(corners, height, width), colour
+        ),
+      ]
+      if all(
+        mask.sum() > MIN_VISIBLE * _polygon_area(shape.corners)
+        for shape, mask in zip(
+          candidate, _visible_masks(candidate), strict=True
+        )
+      ):
+        shapes = candidate
+        colours.append(colour)
+        break
+  return shapes
+
+
+def _blur(array, radius):
+  picture = Image.fromarray(np.round(array * 255).astype(np.uint8))
+  picture = picture.filter(ImageFilter.GaussianBlur(radius))
+  return np.asarray(picture, np.float32) / 255
+
+
+def _paint(rng, background, shapes):
+  """Paints shapes over the background, all lit from one side.
+
+  Returns:
+    RGB picture [h, w, 3], uint8.
+  """
+  picture = background.copy()
+  height, width = background.shape[:2]
+  light = rng.uniform(0, math.tau)
+  reach = min(height, width) / 50
+  away = -reach * np.array([math.cos(light), math.sin(light)])
+  y, x = np.mgrid[:height, :width].astype(np.float32)
+  for shape in shapes:
+    shadow = _blur(_coverage(shape.corners + away, height, width), reach)
+    picture *= 1 - 0.4 * shadow[..., None]
+
+    centre = shape.corners.mean(axis=0)
+    radius = np.abs(shape.corners - centre).max()
+    toward_light = (
+      (x - centre[0]) * math.cos(light) + (y - centre[1]) * math.sin(light)
+    ) / radius
+    texture = _smooth_noise(rng, height, width, 32) - 0.5
+    # The rim is a little darker: what is covered, but not after blurring.
+    inner = _blur(shape.coverage, reach / 2)
+    brightness = 0.82 + 0.16 * toward_light + 0.16 * texture + 0.2 * inner
+    brightness += rng.normal(0, 0.012, (height, width))
+    painted = np.clip(shape.colour * brightness[..., None], 0, 1)
+    alpha = shape.coverage[..., None]
+    picture = (1 - alpha) * picture + alpha * painted
+  return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+
+
+def _annotate(shape, visible):
+  """Returns the COCO annotation of what can be seen of a shape.
+
+  A shape in full view is a polygon, any other a compressed RLE.
+  """
+  height, width = visible.shape
+  inside = np.all((shape.corners >= 0) & (shape.corners <= [width, height]))
+  if inside and np.array_equal(visible, shape.coverage >= 0.5):
+    corners = np.round(shape.corners, 2)
+    segmentation = [corners.ravel().tolist()]
+    rle = mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    box = np.round([*low, *(high - low)], 2).tolist()
+  else:
+    rle = mask_api.encode(np.asfortranarray(visible, np.uint8))
+    segmentation = {
+      'size': [height, width],
+      'counts': rle['counts'].decode('ascii'),
+    }
+    box = mask_api.toBbox(rle).tolist()
+  return {
+    'category_id': shape.category_id,
+    'segmentation': segmentation,
+    'bbox': box,
+    'area': int(mask_api.area(rle)),
+    'iscrowd': 0,
+  }
+
+
+def draw_image(rng, height, width, *, num_objects):
+  """Draws one image.
+
+  Args:
+    rng: NumPy generator; the image is a pure function of its state.
+    height: In pixels.
+    width: In pixels.
+    num_objects: How many to place; fewer where they do not fit.
+
+  Returns:
+    RGB picture [height, width, 3] uint8, and its COCO annotations, which lack
+    only `id` and `image_id`.
+  """
+  background = _background(rng, height, width)
+  shapes = _place_shapes(rng, background, num_objects)
+  picture = _paint(rng, background, shapes)
+  masks = _visible_masks(shapes) if shapes else []
+  pairs = zip(shapes, masks, strict=True)
+  return picture, [_annotate(shape, mask) for shape, mask in pairs]
+
+
+def write_shapes(directory, *, num_train, num_val, image_size, seed):
+  """Writes images/, instances_train.json, instances_val.json and samples/.
+
+  Args:
+    directory: Made where it is missing; files of the same name are replaced.
+    num_train: Images to train on.
+    num_val: Images to evaluate on; the first few are copied to samples/.
+    image_size: Shorter side in pixels; the longer one has up to 5/4 of it.
+    seed: The same seed draws the same data set.
+  """
+  if image_size < 32:
+    raise ValueError(
+      f'image_size ({image_size}) must be at least 32: smaller objects have '
+      'no shape.'
+    )
+  directory = pathlib.Path(directory)
+  for name in ('images', 'samples'):
+    (directory / name).mkdir(parents=True, exist_ok=True)
+  longer = image_size * 5 // 4
+  sizes = ((image_size, longer), (longer, image_size), (image_size, image_size))
+
+  image_id = annotation_id = 0
+  for split, (name, count) in enumerate(
+    (('train', num_train), ('val', num_val))
+  ):
+    images, annotations = [], []
+    for index in tqdm.trange(count, desc=f'Drawing {name}', unit='image'):
+      rng = np.random.default_rng([seed, split, index])
+      height, width = sizes[rng.integers(len(sizes))]
+      empty = index % EMPTY_EVERY == EMPTY_EVERY - 1
+      num_objects = 0 if empty else int(rng.integers(1, MAX_OBJECTS + 1))
+      picture, objects = draw_image(rng, height, width, num_objects=num_objects)
+      file_name = f'{name}_{index:05d}.jpg'
+      path = directory / 'images' / file_name
+      Image.fromarray(picture).save(path, quality=JPEG_QUALITY, subsampling=0)
+      if name == 'val' and index < NUM_SAMPLES:
+        shutil.copyfile(path, directory / 'samples' / file_name)
+
+      image_id += 1
+      images.append(
+        {
+          'id': image_id,
+          'file_name': file_name,
+          'width': width,
+          'height': height,
+          'license': 1,
+        }
+      )
+      for annotation in objects:
+        annotation_id += 1
+        annotations.append(
+          {'id': annotation_id, 'image_id': image_id, **annotation}
+        )
+
+    record = {
+      'info': {
+        'description': f'Drawn shapes, {name}, seed {seed}',
+        'version': '1.0',
+        'contributor': 'maskrcnn_jax.data.shapes',
+      },
+      'licenses': [
+        {
+          'id': 1,
+          'name': 'CC0 1.0',
+          'url': 'https://creativecommons.org/publicdomain/zero/1.0/',
+        }
+      ],
+      'images': images,
+      'annotations': annotations,
+      'categories': list(CATEGORIES),
+    }
+    (directory / f'instances_{name}.json').write_text(json.dumps(record))
+
+
+def main(argv=None):
+  """Reads the command line and writes the data set."""
+  parser = argparse.ArgumentParser(
+    prog='python -m maskrcnn_jax.data.shapes',
+    description=__doc__.split('\n\n  ')[0],
+    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+  )
+  parser.add_argument('directory', metavar='OUT', help='folder to write to')
+  parser.add_argument('--train', type=int, default=400, help='train images')
+  parser.add_argument('--val', type=int, default=60, help='held-out images')
+  parser.add_argument('--size', type=int, default=128, help='shorter side, px')
+  parser.add_argument('--seed', type=int, default=0, help='draws another set')
+  args = parser.parse_args(argv)
+  for name, least in (('train', 1), ('val', 1), ('size', 32), ('seed', 0)):
+    if getattr(args, name) < least:
+      parser.error(f'--{name} must be at least {least}.')
+
+  write_shapes(
+    args.directory,
+    num_train=args.train,
+    num_val=args.val,
+    image_size=args.size,
+    seed=args.seed,
+  )
+  out = pathlib.Path(args.directory)
+  print(
+    f'Wrote {args.train} + {args.val} images to {out / "images"}, their '
+    f'objects to {out}/instances_(train|val).json.\n'
+    'Train on them:\n'
+    '  python -m maskrcnn_jax.main --config=configs/shapes.py --workdir=DIR'
+  )
+  for split, name in (('train', 'train'), ('eval', 'val')):
+    print(
+      f'    --config.data.{split}.images={out / "images"}'
+      f' --config.data.{split}.annotations={out}/instances_{name}.json'
+    )
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,430 @@
+"""Pictures of detections: filled outlines, boxes and labels."""
+
+import collections
+import math
+import statistics
+from typing import Any
+import unicodedata
+
+from jaxtyping import Float, UInt8
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from pycocotools import mask as mask_api
+
+# Smaller pictures are enlarged, so that the letters have room.
+LEGIBLE_SIDE = 400
+MIN_FONT_SIZE = 12
+FILL_OPACITY = 0.4
+HALO = (0, 0, 0)
+HALO_OPACITY = 0.55
+
+# From this many objects on, labels that would cover their object are left out.
+CROWD = 15
+
+Color = tuple[int, int, int]
+Plate = tuple[int, int, int, int]  # a box in pixels of the picture
+
+
+def draw_detections(
+    image: UInt8[np.ndarray, 'h w 3'],
+    boxes: Float[np.ndarray, 'd 4'],
+    class_names: list[str],
+    scores: Float[np.ndarray, 'd'],
+    masks: list[dict[str, Any]] | None,
+    *,
+    min_score: float = 0.5,
+    line_width: int | None = None,
+) -> Image.Image:
+  """Draws detections over the image.
+
+  Each has its own colour, which depends on nothing but its index.  Labels stay
+  in the picture and keep clear of each other where they can.  In a crowd of
+  small objects, labels that would hide the objects are left out, and a caption
+  in a corner counts the objects instead.
+
+  Args:
+    image: RGB.
+    boxes: In pixels of the image; may reach out of it.
+    class_names: One a detection.  The font has ASCII only: accents are left
+      out, and other letters become question marks.
+    scores: Probabilities; what is below `min_score` is not drawn.
+    masks: COCO RLE of the size of the image, one a detection, or None.
+    min_score: Of the detections to draw.
+    line_width: In pixels of the picture; by default it grows with the picture.
+
+  Returns:
+    A picture of the image's size or, where that is below 400 pixels, a whole
+    multiple of it.  Without detections to draw, the image as it is.
+  """
+  count = len(boxes)
+  lengths = {count, len(class_names), len(scores)}
+  if masks is not None:
+    lengths.add(len(masks))
+  if len(lengths) > 1:
+    raise ValueError(
+        f'There are {count} boxes, {len(class_names)} class names, '
+        f'{len(scores)} scores and {len(masks or ())} masks; give one each.'
+    )
+  height, width = image.shape[:2]
+  chosen = [
+      i
+      for i in range(count)
+      if scores[i] >= min_score and np.isfinite(boxes[i]).all()
+  ]
+  if not chosen or not height or not width:
+    return Image.fromarray(image)
+
+  factor = max(1, min(16, math.ceil(LEGIBLE_SIDE / max(height, width))))
+  picture = Image.fromarray(image)
+  if factor > 1:
+    size = (width * factor, height * factor)
+    picture = picture.resize(size, Image.Resampling.BICUBIC)
+  side = math.sqrt(picture.width * picture.height)
+  if line_width is None:
+    line_width = max(2, round(side / 320))
+  font = ImageFont.load_default(max(MIN_FONT_SIZE, round(side / 42)))
+
+  limits = np.array([width, height] * 2)
+  shown = {i: np.clip(boxes[i], 0, limits) * factor for i in chosen}
+  colors = {i: instance_color(i) for i in chosen}
+  names = {i: _printable(class_names[i]) for i in chosen}
+  texts = {i: f'{names[i]} {scores[i]:.2f}' for i in chosen}
+  plates = {i: _plate_size(texts[i], font) for i in chosen}
+  crowded = len(chosen) >= CROWD
+  tiny = {i for i in chosen if crowded and _hides(plates[i], shown[i])}
+  if len(set(names.values())) == 1 and 2 * len(tiny) >= len(chosen):
+    # The caption says all that the few labels left would say.
+    tiny = set(chosen)
+
+  # Large ones first: what lies on top of them stays visible.
+  order = sorted(chosen, key=lambda i: (-_area(shown[i]), i))
+  thin = max(1, line_width // 2)
+  widths = {i: thin if i in tiny else line_width for i in chosen}
+  if masks is not None:
+    windows = {
+        i: _mask_window(masks[i], image.shape[:2], factor) for i in chosen
+    }
+    picture = _draw_masks(picture, windows, order, colors, widths)
+  pen = ImageDraw.Draw(picture, 'RGBA')
+  for i in order:
+    # Around a tiny mask, a box would only be in the way.
+    if masks is None or i not in tiny:
+      _draw_box(pen, shown[i], colors[i], widths[i])
+
+  labelled = sorted(set(chosen) - tiny, key=lambda i: (-scores[i], i))
+  placed = _place_labels(
+      labelled, shown, plates, picture.size, may_drop=crowded
+  )
+  for i, plate in placed.items():
+    _draw_leader(pen, plate, shown[i], colors[i], line_width)
+  for i, plate in placed.items():
+    _draw_plate(pen, plate, texts[i], colors[i], font)
+  if crowded and len(placed) < len(chosen):
+    counts = collections.Counter(names.values())
+    _draw_caption(pen, counts, list(placed.values()), picture.size, font)
+  return picture
+
+
+def instance_color(index: int) -> Color:
+  """Picks the colour of a detection: far from those of its neighbours.
+
+  Hues step by the golden angle in OKLCH, where equal steps look equal, and the
+  lightness alternates.
+
+  Source:
+    Björn Ottosson, "A perceptual color space for image processing" (2020).
+  """
+  lightness = (0.74, 0.82, 0.66)[index % 3]
+  hue = math.radians(25 + index * 180 * (3 - math.sqrt(5)))
+  # The largest chroma that sRGB can show at this hue.
+  for chroma in np.arange(0.2, 0, -0.01):
+    rgb = _oklch_to_linear_rgb(lightness, chroma, hue)
+    if 0 <= rgb.min() and rgb.max() <= 1:
+      break
+  encoded = np.where(
+      rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb.clip(0) ** (1 / 2.4) - 0.055
+  )
+  red, green, blue = np.round(255 * encoded).clip(0, 255).astype(int).tolist()
+  return red, green, blue
+
+
+def _oklch_to_linear_rgb(
+    lightness: float, chroma: float, hue: float
+) -> Float[np.ndarray, '3']:
+  a, b = chroma * math.cos(hue), chroma * math.sin(hue)
+  cones = np.array([
+      lightness + 0.3963377774 * a + 0.2158037573 * b,
+      lightness - 0.1055613458 * a - 0.0638541728 * b,
+      lightness - 0.0894841775 * a - 1.2914855480 * b,
+  ])
+  to_rgb = np.array([
+      [4.0767416621, -3.3077115913, 0.2309699292],
+      [-1.2684380046, 2.6097574011, -0.3413193965],
+      [-0.0041960863, -0.7034186147, 1.7076147010],
+  ])
+  return to_rgb @ cones**3
+
+
+def _printable(text: str) -> str:
+  """Spells a name in the letters that Pillow's own font has."""
+  plain = unicodedata.normalize('NFKD', text)
+  plain = ''.join(c for c in plain if not unicodedata.combining(c))
+  return ''.join(c if c.isascii() and c.isprintable() else '?' for c in plain)
+
+
+def _area(box: np.ndarray) -> float:
+  return float(max(box[2] - box[0], 0) * max(box[3] - box[1], 0))
+
+
+def _hides(plate_size: tuple[int, int], box: np.ndarray) -> bool:
+  """Says whether a label of this size covers much of its object."""
+  return 2 * plate_size[0] * plate_size[1] > _area(box)
+
+
+def _mask_window(
+    rle: dict[str, Any], size: tuple[int, ...], factor: int
+) -> tuple[int, int, Image.Image] | None:
+  """Cuts the object out of its mask, enlarged like the picture.
+
+  Returns:
+    The left and top of the window in the picture and its mask; None if empty.
+  """
+  if tuple(rle['size']) != tuple(size):
+    raise ValueError(
+        f'A mask has the size {rle["size"]}, but its image {list(size)} '
+        '(height, width); they must agree.'
+    )
+  left, top, width, height = (int(v) for v in mask_api.toBbox(rle))
+  if not width or not height:
+    return None
+  mask = mask_api.decode(rle)[top : top + height, left : left + width]
+  mask = Image.fromarray(mask * np.uint8(255))
+  enlarged = (width * factor, height * factor)
+  mask = mask.resize(enlarged, Image.Resampling.NEAREST)
+  return left * factor, top * factor, mask
+
+
+def _draw_masks(
+    picture: Image.Image,
+    windows: dict[int, tuple[int, int, Image.Image] | None],
+    order: list[int],
+    colors: dict[int, Color],
+    widths: dict[int, int],
+) -> Image.Image:
+  """Fills the masks, then draws their outlines over all fills."""
+  order = [i for i in order if windows[i] is not None]
+  plain = np.asarray(picture)
+  canvas = plain.copy()
+  opacity = np.full((1, 1), FILL_OPACITY, np.float32)
+  for i in order:
+    left, top, mask = windows[i]
+    inside = np.asarray(mask)[..., None] > 0
+    where = np.s_[top : top + mask.height, left : left + mask.width]
+    # From the plain picture: of several fills only the topmost shows.
+    mixed = _mix(plain[where], colors[i], opacity)
+    canvas[where] = np.where(inside, mixed, canvas[where])
+  for i in order:
+    left, top, mask = windows[i]
+    # Room for the halo, and a known outside for the blur.
+    margin = 2 * widths[i] + 3
+    grown = Image.new('L', (mask.width + 2 * margin, mask.height + 2 * margin))
+    grown.paste(mask, (margin, margin))
+    line, halo = _outline(grown, widths[i])
+    x, y = max(left - margin, 0), max(top - margin, 0)
+    right = min(left + mask.width + margin, picture.width)
+    bottom = min(top + mask.height + margin, picture.height)
+    cut = np.s_[
+        y - top + margin : bottom - top + margin,
+        x - left + margin : right - left + margin,
+    ]
+    where = np.s_[y:bottom, x:right]
+    canvas[where] = _mix(canvas[where], HALO, halo[cut])
+    canvas[where] = _mix(canvas[where], colors[i], line[cut])
+  return Image.fromarray(canvas)
+
+
+# The distance from a straight edge, in standard deviations, at which a blurred
+# mask has the value 0..255; positive inside.
+_EDGE_DISTANCE = np.array(
+    [-3.0]
+    + [statistics.NormalDist().inv_cdf(v / 255) for v in range(1, 255)]
+    + [3.0],
+    np.float32,
+)
+
+
+def _outline(
+    mask: Image.Image, width: int
+) -> tuple[Float[np.ndarray, 'h w'], Float[np.ndarray, 'h w']]:
+  """Computes the opacity of a smooth line inside the edge, and of its halo."""
+  soft = np.asarray(mask.filter(ImageFilter.GaussianBlur(0.6)))
+  soft = soft / np.float32(255)
+  blurred = np.asarray(mask.filter(ImageFilter.GaussianBlur(width)))
+  distance = width * _EDGE_DISTANCE[blurred]
+  line = soft * np.clip(width + 0.5 - distance, 0, 1)
+  halo = (1 - soft) * np.clip(1.5 + distance, 0, 1) * HALO_OPACITY
+  return line, halo
+
+
+def _mix(pixels: np.ndarray, color: Color, opacity: np.ndarray) -> np.ndarray:
+  opacity = opacity[..., None]
+  mixed = pixels + (np.array(color, np.float32) - pixels) * opacity
+  return np.round(mixed).astype(np.uint8)
+
+
+def _draw_box(
+    pen: ImageDraw.ImageDraw, box: np.ndarray, color: Color, width: int
+) -> None:
+  x1, y1, x2, y2 = (round(float(v)) for v in box)
+  if x2 <= x1 or y2 <= y1:
+    return
+  # The last pixel of a box is the one before its edge.
+  x2, y2 = x2 - 1, y2 - 1
+  halo = (*HALO, round(255 * HALO_OPACITY))
+  pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=halo)
+  pen.rectangle((x1, y1, x2, y2), outline=color, width=width)
+
+
+def _plate_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
+  ascent, descent = font.getmetrics()
+  return math.ceil(font.getlength(text)) + 2 * _pad(font), ascent + descent
+
+
+def _pad(font: ImageFont.FreeTypeFont) -> int:
+  return max(2, round(font.size / 4))
+
+
+def _place_labels(
+    labelled: list[int],
+    boxes: dict[int, np.ndarray],
+    sizes: dict[int, tuple[int, int]],
+    picture_size: tuple[int, int],
+    *,
+    may_drop: bool,
+) -> dict[int, Plate]:
+  """Finds a place for each label, the best detections choosing first.
+
+  A place is the better the less it covers of labels that are there, then of
+  objects (small ones most of all), and the earlier `_places` lists it.
+  """
+  placed = {}
+  everything = np.array([boxes[i] for i in boxes]).reshape(-1, 4)
+  areas = np.array([max(1, _area(box)) for box in everything])
+  for i in labelled:
+    width, height = sizes[i]
+    if width > picture_size[0] or height > picture_size[1]:
+      continue
+    taken = np.array(list(placed.values())).reshape(-1, 4)
+    others = np.array([j != i for j in boxes])
+    best = None
+    places = _places(boxes[i], width, height, picture_size)
+    for rank, plate in enumerate(places):
+      hidden = _overlap(plate, taken).sum() / (width * height)
+      covered = _overlap(plate, everything)
+      lost = (covered / areas).sum()
+      spread = min(covered[others].sum() / (width * height), 2)
+      cost = 2 * (hidden > 0) + 10 * hidden + lost + 0.5 * spread + 0.08 * rank
+      if best is None or cost < best[0]:
+        best = cost, hidden, plate
+    if not may_drop or best[1] < 0.1:
+      placed[i] = best[2]
+  return placed
+
+
+def _places(
+    box: np.ndarray, width: int, height: int, picture_size: tuple[int, int]
+) -> list[Plate]:
+  """Lists where a label can go: at the corners, inside, further away."""
+  x1, y1, x2, y2 = (float(v) for v in box)
+  corners = [
+      (x1, y1 - height),
+      (x1, y1),
+      (x2 - width, y1 - height),
+      (x1, y2),
+      (x2 - width, y1),
+      (x2 - width, y2),
+      (x1, y2 - height),
+      (x2 - width, y2 - height),
+      ((x1 + x2 - width) / 2, (y1 + y2 - height) / 2),
+      (x2, y1),
+      (x1 - width, y1),
+  ]
+  for step in (2, 3, 4):
+    corners += [(x1, y1 - step * height), (x1, y2 + (step - 1) * height)]
+  places = []
+  for x, y in corners:
+    x = min(max(round(x), 0), picture_size[0] - width)
+    y = min(max(round(y), 0), picture_size[1] - height)
+    places.append((x, y, x + width, y + height))
+  return places
+
+
+def _overlap(plate: Plate, boxes: np.ndarray) -> np.ndarray:
+  low = np.maximum(boxes[:, :2], plate[:2])
+  high = np.minimum(boxes[:, 2:], plate[2:])
+  return np.maximum(high - low, 0).prod(axis=1)
+
+
+def _draw_leader(
+    pen: ImageDraw.ImageDraw,
+    plate: Plate,
+    box: np.ndarray,
+    color: Color,
+    width: int,
+) -> None:
+  """Ties a label that lies away from its box to it."""
+  ends = []
+  for axis in (0, 1):
+    low, high = max(plate[axis], box[axis]), min(plate[axis + 2], box[axis + 2])
+    if low <= high:
+      ends.append(((low + high) / 2,) * 2)
+    elif plate[axis] > box[axis + 2]:
+      ends.append((plate[axis], box[axis + 2]))
+    else:
+      ends.append((plate[axis + 2], box[axis]))
+  (x1, x2), (y1, y2) = ends
+  if max(abs(x2 - x1), abs(y2 - y1)) > 2:
+    halo = (*HALO, round(255 * HALO_OPACITY))
+    pen.line((x1, y1, x2, y2), fill=halo, width=width + 2)
+    pen.line((x1, y1, x2, y2), fill=color, width=width)
+
+
+def _draw_plate(
+    pen: ImageDraw.ImageDraw,
+    plate: Plate,
+    text: str,
+    color: Color,
+    font: ImageFont.FreeTypeFont,
+) -> None:
+  x1, y1, x2, y2 = plate
+  light = np.dot(color, (0.299, 0.587, 0.114)) > 110
+  ink = (0, 0, 0) if light else (255, 255, 255)
+  pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=color, outline=(*ink, 140))
+  pen.text((x1 + _pad(font), y1), text, fill=ink, font=font)
+
+
+def _draw_caption(
+    pen: ImageDraw.ImageDraw,
+    counts: collections.Counter[str],
+    taken: list[Plate],
+    picture_size: tuple[int, int],
+    font: ImageFont.FreeTypeFont,
+) -> None:
+  """Counts the objects of each class, in the corner that is most free."""
+  common = counts.most_common()
+  while common:
+    rest = len(counts) - len(common)
+    text = ', '.join(f'{name}: {count}' for name, count in common)
+    text += f', {rest} more' if rest else ''
+    width, height = _plate_size(text, font)
+    if width <= picture_size[0] and height <= picture_size[1]:
+      break
+    common.pop()
+  else:
+    return
+  right, bottom = picture_size[0] - width, picture_size[1] - height
+  corners = [(0, bottom), (right, bottom), (0, 0), (right, 0)]
+  plates = [(x, y, x + width, y + height) for x, y in corners]
+  boxes = np.array(taken).reshape(-1, 4)
+  plate = min(plates, key=lambda p: _overlap(p, boxes).sum())
+  _draw_plate(pen, plate, text, (20, 20, 20), font)

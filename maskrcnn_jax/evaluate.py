@@ -1,0 +1,414 @@
+"""Evaluation: detections of every image of a set, and their AP."""
+
+from collections.abc import Callable, Iterable, Iterator
+import functools
+import json
+import pathlib
+import time
+from typing import NamedTuple
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
+import ml_collections
+import numpy as np
+
+from maskrcnn_jax import checkpoint, cluster, geometry
+from maskrcnn_jax.array_types import Batch, Detections, Inputs
+from maskrcnn_jax.average_precision import (
+  ApResult,
+  evaluate_detections,
+  format_table,
+)
+from maskrcnn_jax.config import config_difference
+from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.detections import detect_boxes, select_masks
+from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.inputs import prepare_inputs
+from maskrcnn_jax.mask_paste import paste_masks
+from maskrcnn_jax.model.mask_rcnn import MaskRCNN
+from maskrcnn_jax.ops.anchors import make_anchors
+from maskrcnn_jax.ops.roi_align import assign_levels, roi_align
+from maskrcnn_jax.precision import set_precision
+from maskrcnn_jax.proposals import make_proposals
+from maskrcnn_jax.training_log import progress
+
+# Levels that RoIs are pooled from; level 6 is for the RPN alone.
+ROI_LEVELS = (2, 3, 4, 5)
+
+
+class ImageDetections(NamedTuple):
+  """What was found in one image, in pixels of the image as it is on disk."""
+
+  row: int  # of the image in its index
+  boxes: Float[np.ndarray, 'd 4']
+  classes: Int[np.ndarray, 'd']  # 1..k-1
+  scores: Float[np.ndarray, 'd']
+  masks: list[dict]  # compressed RLE
+
+
+class Detector(NamedTuple):
+  """A trained model, ready to be run."""
+
+  detect: Callable[..., Detections]  # (variables, Batch, padded_size=)
+  variables: dict
+  config: ml_collections.ConfigDict  # that it was trained with
+  categories: tuple[coco.Category, ...]
+  mesh: Mesh
+  step: int
+
+
+def make_model(
+    config: ml_collections.ConfigDict, *, num_classes: int, dtype
+) -> MaskRCNN:
+  """Returns the network of a recipe for `num_classes`, background included."""
+  return MaskRCNN(
+      num_classes=num_classes,
+      anchors_per_cell=len(config.anchors.sizes[0])
+      * len(config.anchors.ratios),
+      dtype=dtype,
+      **config.model,
+  )
+
+
+def anchor_arguments(config: ml_collections.ConfigDict) -> dict:
+  """Returns the arguments of `make_anchors` that a recipe asks for."""
+  sizes = {i: tuple(s) for i, s in enumerate(config.anchors.sizes, start=2)}
+  return {'sizes': sizes, 'ratios': tuple(config.anchors.ratios)}
+
+
+def input_arguments(config: ml_collections.ConfigDict) -> dict:
+  """Returns the arguments of `prepare_inputs` that a recipe asks for."""
+  return {
+      'pixel_mean': tuple(config.data.pixel_mean),
+      'pixel_std': tuple(config.data.pixel_std),
+      'antialias': config.data.antialias,
+  }
+
+
+def pool(
+    pyramid: dict[int, Float[Array, 'b h w c']],
+    boxes: Float[Array, 'b r 4'],
+    *,
+    side: int,
+    shape: geometry.Geometry,
+) -> Float[Array, 'b r {side} {side} c']:
+  """Pools each image's boxes from the level that suits their size."""
+  levels = assign_levels(boxes, epsilon=shape.level_epsilon)
+  pool_image = functools.partial(
+      roi_align, side=side, sampling_ratio=shape.sampling_ratio,
+      offset=shape.roi_offset,
+  )
+  return jax.vmap(pool_image)(
+      {level: pyramid[level] for level in ROI_LEVELS}, boxes, levels
+  )
+
+
+def make_detect(
+    model: MaskRCNN, config: ml_collections.ConfigDict
+) -> Callable[..., Detections]:
+  """Returns the function that finds the objects in a batch of images.
+
+  Preparing the images is compiled apart from the network, for the canvas of
+  the decoded images varies more than the padded size does.
+
+  Args:
+    model: The network.
+    config: The recipe that it was trained with.
+
+  Returns:
+    `detect(variables, batch, padded_size=(height, width))`, which gives
+    Detections in pixels of the resized images.
+  """
+  shape = geometry.PRESETS[config.geometry]
+
+  @functools.partial(jax.jit, static_argnames='padded_size')
+  def prepare(batch: Batch, padded_size) -> Inputs:
+    flips = jnp.zeros(batch.images.shape[0], bool)
+    return prepare_inputs(
+        batch, flips, padded_size=padded_size, **input_arguments(config)
+    )
+
+  @jax.jit
+  def run(variables, images, image_sizes) -> Detections:
+    pyramid = model.apply(variables, images, method='extract')
+    rpn = model.apply(variables, pyramid, method='propose')
+    anchors = make_anchors(images.shape[1:3], **anchor_arguments(config))
+    proposals = jax.vmap(
+        lambda logits, deltas, size: make_proposals(
+            logits, deltas, anchors, size,
+            iou_threshold=config.rpn.iou_threshold,
+            delta_weights=shape.anchor_delta_weights,
+            padding_multiple=shape.padding_multiple,
+            **config.rpn.eval,
+        )
+    )(rpn.objectness_logits, rpn.anchor_deltas, image_sizes)
+    pooled = pool(
+        pyramid, proposals.boxes, side=config.roi.box_side, shape=shape
+    )
+    heads = model.apply(variables, pooled, method='classify')
+    boxes, classes, scores, valid = jax.vmap(
+        lambda logits, deltas, p, size: detect_boxes(
+            logits, deltas, p, size,
+            delta_weights=shape.roi_delta_weights, **config.detections,
+        )
+    )(heads.class_logits, heads.box_deltas, proposals, image_sizes)
+    pooled = pool(pyramid, boxes, side=config.roi.mask_side, shape=shape)
+    mask_logits = model.apply(variables, pooled, method='segment')
+    masks = jax.vmap(select_masks)(mask_logits, classes)
+    return Detections(boxes, classes, scores, masks, valid)
+
+  def detect(variables, batch: Batch, *, padded_size) -> Detections:
+    inputs = prepare(batch, padded_size=padded_size)
+    return run(variables, inputs.images, inputs.image_sizes)
+
+  return detect
+
+
+def to_original(
+    detections: Detections,
+    image_size: tuple[int, int],
+    *,
+    row: int,
+    original_size: tuple[int, int],
+    mask_threshold: float,
+) -> ImageDetections:
+  """Maps one image's detections to the pixels of the image on disk.
+
+  Args:
+    detections: Of one image, as NumPy arrays.
+    image_size: (height, width) after resizing.
+    row: Of the image in its index.
+    original_size: (height, width) on disk.
+    mask_threshold: See `paste_masks`.
+  """
+  found = np.asarray(detections.valid)
+  height, width = original_size
+  y_scale, x_scale = height / image_size[0], width / image_size[1]
+  boxes = np.asarray(detections.boxes)[found] * np.array(
+      [x_scale, y_scale, x_scale, y_scale], np.float32
+  )
+  boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
+  masks = paste_masks(
+      np.asarray(detections.masks)[found], boxes, height=height, width=width,
+      threshold=mask_threshold,
+  )
+  return ImageDetections(
+      row, boxes, np.asarray(detections.classes)[found],
+      np.asarray(detections.scores)[found], masks,
+  )
+
+
+def load_detector(
+    path: pathlib.Path, config: ml_collections.ConfigDict | None
+) -> Detector:
+  """Restores a trained model.
+
+  Args:
+    path: A workdir, its checkpoints, or one saved step.
+    config: The recipe that the user gave, None for the stored one. What it
+      says of the model must be what the checkpoint was trained with.
+  """
+  path = checkpoint.find_checkpoint(path)
+  metadata = checkpoint.read_metadata(path)
+  if config is None:
+    config = ml_collections.ConfigDict(metadata.config)
+  fixed = ('model.', 'geometry', 'anchors.', 'data.pixel_', 'roi.box_side',
+           'roi.mask_side')
+  different = [
+      line for line in config_difference(config, metadata.config)
+      if line.startswith(fixed)
+  ]
+  if different:
+    raise InputError(
+        f'{path} was trained with another recipe than --config gives (here | '
+        f'there): {"; ".join(different)}. Give the config that it was trained '
+        'with.'
+    )
+  mesh = cluster.make_mesh()
+  categories = tuple(coco.Category(*pair) for pair in metadata.categories)
+  dtype = set_precision(config.precision)
+  model = make_model(config, num_classes=len(categories) + 1, dtype=dtype)
+  shapes = jax.eval_shape(
+      functools.partial(init_variables, model, config), jax.random.key(0)
+  )
+  target = cluster.replicated_shapes(shapes, mesh)
+  variables = checkpoint.restore_model(path, target)
+  logging.info('Restored step %d from %s.', metadata.step, path)
+  return Detector(
+      make_detect(model, config), variables, config, categories, mesh,
+      metadata.step,
+  )
+
+
+def init_variables(
+    model: MaskRCNN, config: ml_collections.ConfigDict, key: Key[Array, '']
+) -> dict:
+  """Returns the network's initial params and, if it has any, constants."""
+  images = jnp.zeros((1, 64, 64, 3))
+  return dict(
+      model.init(
+          key, images, box_side=config.roi.box_side,
+          mask_side=config.roi.mask_side,
+      )
+  )
+
+
+def detect_batches(
+    detector: Detector,
+    batches: Iterable[tuple[Batch, np.ndarray]],
+    index: coco.CocoIndex,
+    plan: loader.CanvasPlan,
+) -> Iterator[ImageDetections]:
+  """Yields the detections of each image of each batch.
+
+  While the device works on a batch, the host pastes the masks of the one
+  before it.
+  """
+  threshold = geometry.PRESETS[detector.config.geometry].mask_threshold
+
+  def finish(detections, batch, rows):
+    detections = jax.device_get(detections)
+    for i, row in enumerate(rows):
+      if batch.image_valid[i]:
+        yield to_original(
+            Detections(*(field[i] for field in detections)),
+            tuple(batch.image_sizes[i]), row=int(row),
+            original_size=(int(index.heights[row]), int(index.widths[row])),
+            mask_threshold=threshold,
+        )
+
+  pending = None
+  for batch, rows in batches:
+    canvas = plan.canvases[plan.canvas_of_image[rows[0]]]
+    detections = detector.detect(
+        detector.variables, cluster.shard_batch(batch, detector.mesh),
+        padded_size=canvas.padded,
+    )
+    if pending:
+      yield from finish(*pending)
+    pending = (detections, batch, rows)
+  if pending:
+    yield from finish(*pending)
+
+
+def evaluate(
+    detector: Detector,
+    *,
+    images: str,
+    annotations: str,
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    skip_eval: bool = False,
+) -> dict[str, ApResult]:
+  """Detects the objects in every image of a set and prints their AP.
+
+  Writes WORKDIR/inference/bbox.json and segm.json, and unless `skip_eval`
+  coco_results.json.
+
+  Args:
+    detector: The model.
+    images: Folder of the images.
+    annotations: Their COCO JSON. Its class table must be the model's.
+    workdir: Where to write.
+    config: The recipe; says how images are batched.
+    skip_eval: Whether to stop before the AP.
+
+  Returns:
+    The AP of 'bbox' and 'segm'; nothing if `skip_eval`.
+  """
+  index = coco.read_coco(pathlib.Path(annotations), require_masks=False)
+  difference = coco.class_table_difference(
+      index.categories, detector.categories
+  )
+  if difference:
+    raise InputError(
+        f'A21 {annotations} has other classes than the checkpoint: '
+        f'{"; ".join(difference[:10])}. Evaluate on a set with the classes '
+        'that it was trained on.'
+    )
+  if not index.image_ids:
+    raise InputError(f'{annotations} lists no images; nothing to evaluate.')
+  folder = pathlib.Path(images)
+  loader.check_images_exist(index, folder)
+  cluster.check_batch_size(
+      config.eval.batch_size, detector.mesh, key='config.eval.batch_size'
+  )
+  plan = loader.plan_canvases(
+      index.heights, index.widths, **canvas_arguments(config)
+  )
+  batches = loader.eval_batches(
+      index, plan, images_dir=folder, batch_size=config.eval.batch_size,
+      num_threads=config.data.num_threads,
+  )
+  started = time.monotonic()
+  bbox_results, segm_results = [], []
+  for found in progress(
+      detect_batches(detector, batches, index, plan),
+      total=len(index.image_ids), description='Evaluating',
+  ):
+    for box, class_, score, mask in zip(
+        found.boxes, found.classes, found.scores, found.masks, strict=True
+    ):
+      result = {
+          'image_id': index.image_ids[found.row],
+          'category_id': detector.categories[class_ - 1].id,
+          'score': float(score),
+      }
+      bbox_results.append(result | {'bbox': to_xywh(box)})
+      segm_results.append(result | {'segmentation': mask})
+  seconds = time.monotonic() - started
+  logging.info(
+      'Total inference time: %.1f s (%.4f s / img per device, on %d devices)',
+      seconds, seconds * detector.mesh.size / len(index.image_ids),
+      detector.mesh.size,
+  )
+
+  directory = workdir / 'inference'
+  directory.mkdir(parents=True, exist_ok=True)
+  write_json(directory / 'bbox.json', bbox_results)
+  write_json(directory / 'segm.json', segm_results)
+  logging.info('Predictions are in %s.', directory)
+  if skip_eval:
+    return {}
+
+  truth = coco.read_json(pathlib.Path(annotations))
+  largest = max(100, config.detections.max_detections)
+  aps = {
+      kind: evaluate_detections(
+          truth, results, kind=kind, max_detections=(1, 10, largest)
+      )
+      for kind, results in (('bbox', bbox_results), ('segm', segm_results))
+  }
+  print(format_table(aps['bbox'], aps['segm']), flush=True)
+  write_json(
+      directory / 'coco_results.json',
+      {kind: ap._asdict() for kind, ap in aps.items()}
+      | {'step': detector.step},
+  )
+  return aps
+
+
+def canvas_arguments(config: ml_collections.ConfigDict) -> dict:
+  """Returns the arguments of `plan_canvases` that a recipe asks for."""
+  return {
+      'short_side': config.data.short_side,
+      'long_side': config.data.long_side,
+      'padded_sizes': tuple(map(tuple, config.data.padded_sizes)),
+      'max_source_side': config.data.max_source_side,
+  }
+
+
+def to_xywh(box: Float[np.ndarray, '4']) -> list[float]:
+  """Returns COCO's (x, y, width, height)."""
+  x1, y1, x2, y2 = map(float, box)
+  return [x1, y1, x2 - x1, y2 - y1]
+
+
+def write_json(path: pathlib.Path, content) -> None:
+  """Writes a JSON file that is either whole or not there."""
+  partial = path.with_suffix('.partial')
+  partial.write_text(json.dumps(content), encoding='utf-8')
+  partial.replace(path)

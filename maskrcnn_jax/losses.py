@@ -1,0 +1,126 @@
+"""The five losses, normalised over all images of all devices.
+
+Every function takes whole batches, so that under `jit` a sum runs over the
+global batch however it is sharded, and the same batch gives the same loss on
+any number of devices.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+import optax
+
+from maskrcnn_jax.array_types import RoiTargets, RpnTargets
+
+
+def objectness_loss(
+    objectness_logits: Float[Array, 'b a'], targets: RpnTargets
+) -> Float[Array, '']:
+  """Binary cross-entropy, averaged over the sampled anchors.
+
+  Source:
+    Faster R-CNN (arXiv:1506.01497), equation 1; mean over the sample as in
+    maskrcnn-benchmark `modeling/rpn/loss.py`.
+  """
+  logits = jnp.take_along_axis(objectness_logits, targets.indices, axis=1)
+  loss = optax.sigmoid_binary_cross_entropy(
+      logits, targets.foreground.astype(jnp.float32)
+  )
+  return _mean_over(jnp.where(targets.valid, loss, 0), targets.valid)
+
+
+def anchor_box_loss(
+    anchor_deltas: Float[Array, 'b a 4'],
+    targets: RpnTargets,
+    *,
+    smooth_l1_beta: float,
+) -> Float[Array, '']:
+  """Smooth L1 of foreground anchors, over the number of sampled anchors.
+
+  Source:
+    Faster R-CNN (arXiv:1506.01497), equation 1; divided by all sampled
+    anchors, background too, as in maskrcnn-benchmark `modeling/rpn/loss.py`.
+  """
+  deltas = jnp.take_along_axis(
+      anchor_deltas, targets.indices[..., None], axis=1
+  )
+  loss = smooth_l1(deltas - targets.delta_targets, beta=smooth_l1_beta)
+  loss = jnp.where(targets.foreground, loss.sum(axis=-1), 0)
+  return _mean_over(loss, targets.valid)
+
+
+def classification_loss(
+    class_logits: Float[Array, 'b r k'], targets: RoiTargets
+) -> Float[Array, '']:
+  """Softmax cross-entropy, averaged over the sampled RoIs.
+
+  Source:
+    Fast R-CNN (arXiv:1504.08083), equation 1.
+  """
+  loss = optax.softmax_cross_entropy_with_integer_labels(
+      class_logits, targets.class_targets
+  )
+  return _mean_over(jnp.where(targets.valid, loss, 0), targets.valid)
+
+
+def box_loss(
+    box_deltas: Float[Array, 'b r k 4'],
+    targets: RoiTargets,
+    *,
+    smooth_l1_beta: float,
+) -> Float[Array, '']:
+  """Smooth L1 of foreground RoIs, over the number of sampled RoIs.
+
+  Only the deltas of the true class take part.
+
+  Source:
+    Fast R-CNN (arXiv:1504.08083), equations 1 to 3; divided by all sampled
+    RoIs, background too, as in maskrcnn-benchmark
+    `modeling/roi_heads/box_head/loss.py`.
+  """
+  deltas = jnp.take_along_axis(
+      box_deltas, targets.class_targets[:, :, None, None], axis=2
+  )[:, :, 0]
+  loss = smooth_l1(deltas - targets.delta_targets, beta=smooth_l1_beta)
+  loss = jnp.where(targets.foreground, loss.sum(axis=-1), 0)
+  return _mean_over(loss, targets.valid)
+
+
+def mask_loss(
+    mask_logits: Float[Array, 'b r m m k'],
+    mask_targets: Float[Array, 'b r m m'],
+    class_targets: Int[Array, 'b r'],
+    foreground: Bool[Array, 'b r'],
+) -> Float[Array, '']:
+  """Binary cross-entropy of the true class's mask, averaged over its pixels.
+
+  Source:
+    Mask R-CNN (arXiv:1703.06870), section 3; mean over the foreground RoIs
+    times m * m. Without any foreground it is 0.
+  """
+  logits = jnp.take_along_axis(
+      mask_logits, class_targets[:, :, None, None, None], axis=4
+  )[..., 0]
+  loss = optax.sigmoid_binary_cross_entropy(logits, mask_targets)
+  loss = jnp.where(foreground, loss.mean(axis=(2, 3)), 0)
+  return _mean_over(loss, foreground)
+
+
+def smooth_l1(
+    difference: Float[Array, '*n'], *, beta: float
+) -> Float[Array, '*n']:
+  """Returns |d| - beta / 2, or its parabola d^2 / (2 beta) where |d| < beta.
+
+  Source:
+    Fast R-CNN (arXiv:1504.08083), equation 3, with its corner at `beta`.
+  """
+  size = jnp.abs(difference)
+  if beta == 0:
+    return size
+  return jnp.where(
+      size < beta, 0.5 * difference**2 / beta, size - 0.5 * beta
+  )
+
+
+def _mean_over(loss, counted):
+  """The sum of a loss over how many elements count; 0 if none does."""
+  return jnp.sum(loss) / jnp.maximum(jnp.sum(counted), 1)

@@ -1,0 +1,191 @@
+"""The program: train, evaluate or predict with one recipe.
+
+  python -m maskrcnn_jax.main --config=configs/r50_fpn.py --workdir=DIR
+      [--mode=train|eval|predict] [--config.KEY=VALUE ...]
+
+Exit status: 0 done, 1 failed while running, 2 wrong input.
+"""
+
+import difflib
+import logging as standard_logging
+import pathlib
+import re
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from maskrcnn_jax.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'The recipe, for example configs/r50_fpn.py; each of its '
+    'keys can be overridden: --config.train.batch_size=8. eval and predict '
+    'use the recipe stored in the checkpoint where none is given.',
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Directory of the run: checkpoints, logs, results.'
+)
+_MODE = flags.DEFINE_enum(
+    'mode', 'train', ['train', 'eval', 'predict'],
+    'train: train, checkpoint, evaluate at the end. eval: print the COCO '
+    'table of a checkpoint. predict: find objects in your own pictures.',
+)
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', None, 'For eval and predict: a workdir or one saved step. '
+    'Default: the newest of --workdir.',
+)
+_INIT_FROM = flags.DEFINE_string(
+    'init_from', None, 'For train: a checkpoint to take the initial weights '
+    'from, and nothing else.',
+)
+_INPUT = flags.DEFINE_string(
+    'input', None, 'For predict: a picture, a folder of pictures or a glob.'
+)
+_RESUME = flags.DEFINE_boolean(
+    'resume', True, 'For train: continue from the newest checkpoint of '
+    '--workdir, if there is one. --noresume refuses such a workdir.',
+)
+_SKIP_TEST = flags.DEFINE_boolean(
+    'skip_test', False, 'For train: leave out the evaluation at the end.'
+)
+_SKIP_EVAL = flags.DEFINE_boolean(
+    'skip_eval', False, 'For eval: write the predictions, compute no AP.'
+)
+
+
+def main(arguments: list[str]) -> int:
+  """Runs the mode that the flags ask for."""
+  # Imported late: --help and a misspelt flag need not wait for JAX.
+  import jax
+
+  from maskrcnn_jax.config import check_config
+  from maskrcnn_jax.evaluate import evaluate, load_detector
+  from maskrcnn_jax.predict import predict
+  from maskrcnn_jax.train import train
+
+  if len(arguments) > 1:
+    raise InputError(
+        f'Unexpected argument {arguments[1]!r}; options start with --.'
+    )
+  if not _WORKDIR.value:
+    raise InputError('--workdir=DIR is missing: the directory of the run.')
+  workdir = pathlib.Path(_WORKDIR.value)
+  config = _CONFIG.value
+  if config is not None:
+    check_config(config)
+  logging.info(
+      'JAX %s on %s', jax.__version__, ', '.join(map(str, jax.devices()))
+  )
+
+  if _MODE.value == 'train':
+    if config is None:
+      raise InputError(
+          '--config=FILE is missing, for example configs/r50_fpn.py.'
+      )
+    init_from = _INIT_FROM.value
+    train(
+        config, workdir,
+        init_from=pathlib.Path(init_from) if init_from else None,
+        skip_test=_SKIP_TEST.value, resume=_RESUME.value,
+    )
+    return 0
+
+  if _MODE.value == 'predict' and not _INPUT.value:
+    raise InputError('--input=FILE|DIR|GLOB is missing: what to look at.')
+  detector = load_detector(
+      pathlib.Path(_CHECKPOINT.value or workdir), config
+  )
+  if _MODE.value == 'predict':
+    broken = predict(
+        detector, pattern=_INPUT.value, workdir=workdir,
+        config=detector.config,
+    )
+    return 2 if broken else 0
+
+  truth = detector.config.data.eval
+  if not truth.images or not truth.annotations:
+    raise InputError(
+        'No evaluation set: give --config=FILE with '
+        '--config.data.eval.images=DIR and '
+        '--config.data.eval.annotations=FILE.json.'
+    )
+  evaluate(
+      detector, images=truth.images, annotations=truth.annotations,
+      workdir=workdir, config=detector.config, skip_eval=_SKIP_EVAL.value,
+  )
+  return 0
+
+
+def run() -> None:
+  """Entry point: turns errors into one line and an exit status."""
+  _set_up_console()
+  arguments = _parse_flags(sys.argv)
+  try:
+    status = main(arguments)
+  except InputError as error:
+    _fail(str(error), 2)
+  except FloatingPointError as error:
+    _fail(str(error), 1)
+  sys.exit(status)
+
+
+def _set_up_console() -> None:
+  """Shows our own messages, and of libraries only warnings and errors."""
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  logging.set_stderrthreshold(logging.INFO)
+  handler = logging.get_absl_handler()
+  handler.setFormatter(
+      standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
+  )
+  ours = str(pathlib.Path(__file__).parent)
+  handler.addFilter(
+      lambda record: record.levelno >= standard_logging.WARNING
+      or record.pathname.startswith(ours)
+  )
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """Parses flags; whatever is wrong with them is wrong input."""
+  app.define_help_flags()
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
+          OSError) as error:
+    _fail(_explain_flag_error(error, argv), 2)
+
+
+def _explain_flag_error(error: Exception, argv: list[str]) -> str:
+  """One line on what is wrong with the flags."""
+  text = ' '.join(str(error).split())
+  overrides = [a for a in argv if re.match(r'--config\.', a)]
+  if isinstance(error, AttributeError | KeyError) and overrides:
+    names = [a[len('--config.'):].split('=')[0] for a in overrides]
+    from maskrcnn_jax.config import default_config
+    known = _key_names(default_config())
+    for name in names:
+      if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f'; did you mean --config.{near[0]}?' if near else ''
+        return f'C05 There is no config key {name!r}{hint}'
+  return text
+
+
+def _key_names(config, prefix: str = '') -> list[str]:
+  names = []
+  for key, value in config.items():
+    if hasattr(value, 'items'):
+      names += _key_names(value, f'{prefix}{key}.')
+    else:
+      names.append(prefix + key)
+  return names
+
+
+def _fail(message: str, status: int) -> None:
+  print(f'error: {message}', file=sys.stderr, flush=True)
+  sys.exit(status)
+
+
+if __name__ == '__main__':
+  run()

@@ -1,0 +1,79 @@
+"""The box head: which class is in a RoI, and where is it exactly?"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from maskrcnn_jax.model import layers
+
+
+class BoxOutput(NamedTuple):
+  """One row a RoI."""
+
+  class_logits: Float[Array, 'b r k']  # column 0 is background; float32
+  box_deltas: Float[Array, 'b r k 4']  # one box a class; float32
+
+
+class BoxHead(nn.Module):
+  """Convolutions (if any), then fully connected layers, then two predictors.
+
+  Attributes:
+    num_classes: With background.
+    num_convs: 3x3 convolutions `conv1`, `conv2`, ... before `fc6`, of as many
+      channels as they get.
+    num_fcs: Fully connected layers `fc6`, `fc7`, ...
+    features: Width of each fully connected layer.
+    use_group_norm: A group norm follows each 3x3 convolution, in place of a
+      bias.
+    dtype: Of the arithmetic; the outputs are float32.
+
+  Source:
+    Seed: modeling/roi_heads/box_head/roi_box_feature_extractors.py,
+    FPN2MLPFeatureExtractor (0 convolutions, 2 layers) and
+    FPNXconv1fcFeatureExtractor (4 and 1); roi_box_predictors.py.
+    Differs: `fc6` sees the RoI flattened as (row, column, channel), because
+    the features lie so in memory; the seed has the channel first.
+  """
+
+  num_classes: int
+  num_convs: int = 0
+  num_fcs: int = 2
+  features: int = 1024
+  use_group_norm: bool = False
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, pooled: Float[Array, 'b r s s c']) -> BoxOutput:
+    batch_size, num_rois, side, _, channels = pooled.shape
+    x = pooled.reshape(batch_size * num_rois, side, side, channels)
+    for i in range(1, self.num_convs + 1):
+      x = layers.Conv(
+          channels,
+          3,
+          use_bias=not self.use_group_norm,
+          kernel_init=nn.initializers.normal(0.01),
+          dtype=self.dtype,
+          name=f'conv{i}',
+      )(x)
+      if self.use_group_norm:
+        x = layers.make_group_norm(f'conv{i}_norm', dtype=self.dtype)(x)
+      x = nn.relu(x)
+    x = x.reshape(batch_size, num_rois, side * side * channels)
+
+    def dense(name, features, kernel_init):
+      return nn.Dense(
+          features, kernel_init=kernel_init, dtype=self.dtype, name=name
+      )
+
+    for i in range(6, 6 + self.num_fcs):
+      x = nn.relu(dense(f'fc{i}', self.features, layers.kaiming_uniform)(x))
+    k = self.num_classes
+    class_logits = dense('cls_score', k, nn.initializers.normal(0.01))(x)
+    box_deltas = dense('bbox_pred', 4 * k, nn.initializers.normal(0.001))(x)
+    return BoxOutput(
+        class_logits.astype(jnp.float32),
+        box_deltas.reshape(batch_size, num_rois, k, 4).astype(jnp.float32),
+    )

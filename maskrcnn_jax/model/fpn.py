@@ -1,0 +1,71 @@
+"""The feature pyramid."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from maskrcnn_jax.array_types import Pyramid
+from maskrcnn_jax.model import layers
+
+
+class Fpn(nn.Module):
+  """Carries what the coarse levels know down to the fine ones.
+
+  A 1x1 convolution brings each level to `channels`, the coarser level is
+  doubled and added, a 3x3 convolution smooths the sum. The coarsest level out
+  is every other row and column of the one before.
+
+  Attributes:
+    channels: Of every level out.
+    use_group_norm: A group norm follows each convolution, in place of a bias.
+    dtype: Of the arithmetic.
+
+  Source:
+    FPN (arXiv:1612.03144); seed: modeling/backbone/fpn.py, where `inner2` is
+    `fpn_inner1`, and so on.
+  """
+
+  channels: int = 256
+  use_group_norm: bool = False
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, features: Pyramid) -> Pyramid:
+    """Turns levels 2..5 of a backbone into levels 2..6.
+
+    Args:
+      features: By level; each level has half the rows and columns of the one
+        before, exactly.
+
+    Raises:
+      ValueError: They are not halves.
+    """
+
+    def conv(x, name, kernel_size):
+      x = layers.Conv(
+          self.channels,
+          kernel_size,
+          use_bias=not self.use_group_norm,
+          dtype=self.dtype,
+          name=name,
+      )(x)
+      if self.use_group_norm:
+        x = layers.make_group_norm(f'{name}_norm', dtype=self.dtype)(x)
+      return x
+
+    finest, coarsest = min(features), max(features)
+    inner = conv(features[coarsest], f'inner{coarsest}', 1)
+    pyramid = {coarsest: conv(inner, f'layer{coarsest}', 3)}
+    for level in range(coarsest - 1, finest - 1, -1):
+      lateral = conv(features[level], f'inner{level}', 1)
+      size, half = lateral.shape[1:3], inner.shape[1:3]
+      if size != (2 * half[0], 2 * half[1]):
+        raise ValueError(
+            f'Level {level} ({size[0]}x{size[1]}) must have twice the rows and '
+            f'columns of level {level + 1} ({half[0]}x{half[1]}); pad the '
+            f'images to a multiple of {2**coarsest}.'
+        )
+      inner = lateral + layers.upsample_2x(inner)
+      pyramid[level] = conv(inner, f'layer{level}', 3)
+    pyramid[coarsest + 1] = pyramid[coarsest][:, ::2, ::2]
+    return dict(sorted(pyramid.items()))

@@ -1,0 +1,162 @@
+"""ResNet-18, 34, 50 and 101 without the classifier."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from maskrcnn_jax.array_types import Pyramid
+from maskrcnn_jax.model import layers
+
+# Depth -> (has bottlenecks, blocks in each of the four stages).
+# ResNet (arXiv:1512.03385), table 1.
+DEPTHS = {
+    18: (False, (2, 2, 2, 2)),
+    34: (False, (3, 4, 6, 3)),
+    50: (True, (3, 4, 6, 3)),
+    101: (True, (3, 4, 23, 3)),
+}
+
+
+class Block(nn.Module):
+  """A residual block, of two 3x3 convolutions or 1x1, 3x3, 1x1.
+
+  Attributes:
+    channels: Of the 3x3 convolution(s).
+    bottleneck: 1x1, 3x3, 1x1 with 4 * channels out.
+    stride: Of the whole block.
+    stride_in_1x1: The first 1x1 convolution strides, not the 3x3.
+    norm: 'frozen_batch' or 'group'.
+    norm_eps: Of the frozen batch norm.
+    dtype: Of the arithmetic.
+
+  Source:
+    torchvision: models/resnet.py; names as there, but for `downsample_conv`
+    and `downsample_bn` (there `downsample.0` and `.1`). Seed:
+    modeling/backbone/resnet.py for the initial values: every scale starts at
+    1, also the last of the block.
+  """
+
+  channels: int
+  bottleneck: bool
+  stride: int
+  stride_in_1x1: bool
+  norm: str
+  norm_eps: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
+    def conv(x, names, features, kernel_size, stride):
+      conv_name, norm_name = names
+      x = layers.Conv(
+          features,
+          kernel_size,
+          stride,
+          use_bias=False,
+          dtype=self.dtype,
+          name=conv_name,
+      )(x)
+      return layers.make_norm(
+          norm_name, norm=self.norm, eps=self.norm_eps, dtype=self.dtype
+      )(x)
+
+    if self.bottleneck:
+      features = 4 * self.channels
+      strides = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
+      y = nn.relu(conv(x, ('conv1', 'bn1'), self.channels, 1, strides[0]))
+      y = nn.relu(conv(y, ('conv2', 'bn2'), self.channels, 3, strides[1]))
+      y = conv(y, ('conv3', 'bn3'), features, 1, 1)
+    else:
+      features = self.channels
+      y = nn.relu(conv(x, ('conv1', 'bn1'), features, 3, self.stride))
+      y = conv(y, ('conv2', 'bn2'), features, 3, 1)
+    if self.stride != 1 or x.shape[-1] != features:
+      names = ('downsample_conv', 'downsample_bn')
+      x = conv(x, names, features, 1, self.stride)
+    return nn.relu(x + y)
+
+
+class Stage(nn.Module):
+  """Blocks '0', '1', ... in a row, of which the first may stride.
+
+  Attributes:
+    num_blocks: How many.
+    channels: As in `Block`, and so on.
+  """
+
+  num_blocks: int
+  channels: int
+  bottleneck: bool
+  stride: int
+  stride_in_1x1: bool
+  norm: str
+  norm_eps: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
+    for i in range(self.num_blocks):
+      x = Block(
+          channels=self.channels,
+          bottleneck=self.bottleneck,
+          stride=self.stride if i == 0 else 1,
+          stride_in_1x1=self.stride_in_1x1,
+          norm=self.norm,
+          norm_eps=self.norm_eps,
+          dtype=self.dtype,
+          name=str(i),
+      )(x)
+    return x
+
+
+class ResNet(nn.Module):
+  """Features at strides 4, 8, 16 and 32.
+
+  Attributes:
+    depth: 18, 34, 50 or 101.
+    width: Channels of the stem and of the first stage's 3x3 convolutions.
+    norm: 'frozen_batch', or 'group' (then `width` must be a multiple of 32).
+    norm_eps: Of the frozen batch norm.
+    stride_in_1x1: Where a bottleneck strides: True in weights from MSRA
+      (Caffe2), False in torchvision's.
+    dtype: Of the arithmetic.
+  """
+
+  depth: int = 50
+  width: int = 64
+  norm: str = 'frozen_batch'
+  norm_eps: float = 1e-5
+  stride_in_1x1: bool = False
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: Float[Array, 'b h w 3']) -> Pyramid:
+    """Returns {2: stage 1, ..., 5: stage 4}, by level."""
+    if self.depth not in DEPTHS:
+      raise ValueError(
+          f'depth must be one of {sorted(DEPTHS)}, not {self.depth}.'
+      )
+    bottleneck, num_blocks = DEPTHS[self.depth]
+    x = layers.Conv(
+        self.width, 7, 2, use_bias=False, dtype=self.dtype, name='conv1'
+    )(images)
+    x = layers.make_norm(
+        'bn1', norm=self.norm, eps=self.norm_eps, dtype=self.dtype
+    )(x)
+    x = layers.max_pool_3x3(nn.relu(x))
+    features = {}
+    for i, blocks in enumerate(num_blocks):
+      x = Stage(
+          num_blocks=blocks,
+          channels=self.width * 2**i,
+          bottleneck=bottleneck,
+          stride=1 if i == 0 else 2,
+          stride_in_1x1=self.stride_in_1x1,
+          norm=self.norm,
+          norm_eps=self.norm_eps,
+          dtype=self.dtype,
+          name=f'layer{i + 1}',
+      )(x)
+      features[i + 2] = x
+    return features

@@ -1,0 +1,61 @@
+"""The region proposal network's head: is there an object at this anchor?"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from maskrcnn_jax.array_types import Pyramid
+from maskrcnn_jax.model import layers
+
+
+class RpnOutput(NamedTuple):
+  """One row an anchor: finest level first, then row, column, anchor."""
+
+  objectness_logits: Float[Array, 'b a']  # float32
+  anchor_deltas: Float[Array, 'b a 4']  # float32
+
+
+class RpnHead(nn.Module):
+  """A 3x3 convolution and two 1x1 ones, the same for all levels.
+
+  Attributes:
+    anchors_per_cell: Anchors at each cell of each level.
+    dtype: Of the arithmetic; the outputs are float32.
+
+  Source:
+    Seed: modeling/rpn/rpn.py, SingleConvRPNHead.
+  """
+
+  anchors_per_cell: int = 3
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, pyramid: Pyramid) -> RpnOutput:
+    finest = pyramid[min(pyramid)]
+    batch_size, channels = finest.shape[0], finest.shape[-1]
+
+    def conv(name, features, kernel_size):
+      return layers.Conv(
+          features,
+          kernel_size,
+          kernel_init=nn.initializers.normal(0.01),
+          dtype=self.dtype,
+          name=name,
+      )
+
+    shared = conv('conv', channels, 3)
+    cls_logits = conv('cls_logits', self.anchors_per_cell, 1)
+    bbox_pred = conv('bbox_pred', 4 * self.anchors_per_cell, 1)
+
+    objectness_logits, anchor_deltas = [], []
+    for level in sorted(pyramid):
+      x = nn.relu(shared(pyramid[level]))
+      objectness_logits.append(cls_logits(x).reshape(batch_size, -1))
+      anchor_deltas.append(bbox_pred(x).reshape(batch_size, -1, 4))
+    return RpnOutput(
+        jnp.concatenate(objectness_logits, axis=1).astype(jnp.float32),
+        jnp.concatenate(anchor_deltas, axis=1).astype(jnp.float32),
+    )

@@ -1,0 +1,1 @@
+"""Geometry on arrays: no parameters, plain JAX, one image at a time."""

@@ -1,0 +1,156 @@
+"""Prediction: the objects in a user's own pictures, written and drawn."""
+
+import concurrent.futures
+import os
+import pathlib
+
+from absl import logging
+import ml_collections
+import numpy as np
+
+from maskrcnn_jax import geometry
+from maskrcnn_jax.array_types import Batch, Detections, Outlines
+from maskrcnn_jax.data import images as image_files
+from maskrcnn_jax.data import loader
+from maskrcnn_jax.draw import draw_detections
+from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.evaluate import (
+    Detector,
+    canvas_arguments,
+    to_original,
+    to_xywh,
+    write_json,
+)
+from maskrcnn_jax.training_log import progress
+
+
+def predict(
+    detector: Detector,
+    *,
+    pattern: str,
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+) -> int:
+  """Finds the objects in pictures; writes predictions.json and overlays.
+
+  Args:
+    detector: The model.
+    pattern: A file, a folder or a glob.
+    workdir: Gets predictions/predictions.json, COCO results with `file_name`
+      and class name, in pixels of the picture as a viewer shows it, and
+      predictions/NAME.png for each picture.
+    config: The recipe.
+
+  Returns:
+    How many of the files could not be read; each was named in the log.
+  """
+  files = image_files.list_images(pattern)
+  directory = workdir / 'predictions'
+  directory.mkdir(parents=True, exist_ok=True)
+  root = _common_folder(files)
+
+  readable, sizes, broken = [], [], []
+  for file in files:
+    try:
+      sizes.append(image_files.image_size(file))
+      readable.append(file)
+    except InputError as error:
+      broken.append(str(error))
+  results = []
+  if readable:
+    heights, widths = np.array(sizes, np.int32).T
+    plan = loader.plan_canvases(heights, widths, **canvas_arguments(config))
+    with concurrent.futures.ThreadPoolExecutor(1) as reader:
+      waiting = [reader.submit(_read, readable[0], plan, 0)]
+      for row, file in enumerate(
+          progress(readable, total=len(readable), description='Predicting')
+      ):
+        reading = waiting.pop()
+        if row + 1 < len(readable):
+          waiting.append(reader.submit(_read, readable[row + 1], plan, row + 1))
+        try:
+          pixels, batch = reading.result()
+        except InputError as error:
+          broken.append(str(error))
+          continue
+        name = file.relative_to(root)
+        results += _predict_image(
+            detector, batch, plan, row, pixels, str(name),
+            sizes[row], directory / name.with_suffix('.png'),
+            min_score=config.predict.min_score,
+        )
+  write_json(directory / 'predictions.json', results)
+  for line in broken:
+    logging.error('Skipped: %s', line)
+  logging.info(
+      '%d objects in %d pictures; %d files could not be read. See %s.',
+      len(results), len(files) - len(broken), len(broken), directory,
+  )
+  return len(broken)
+
+
+def _predict_image(
+    detector, batch, plan, row, pixels, name, size, picture, *, min_score
+):
+  """Detects and draws one picture's objects and returns their records."""
+  shape = geometry.PRESETS[detector.config.geometry]
+  canvas = plan.canvases[plan.canvas_of_image[row]]
+  detections = detector.detect(
+      detector.variables, batch, padded_size=canvas.padded
+  )
+  found = to_original(
+      Detections(*(np.asarray(field)[0] for field in detections)),
+      tuple(plan.image_sizes[row]), row=row, original_size=size,
+      mask_threshold=shape.mask_threshold,
+  )
+  names = [detector.categories[c - 1].name for c in found.classes]
+  picture.parent.mkdir(parents=True, exist_ok=True)
+  draw_detections(
+      pixels, found.boxes, names, found.scores, found.masks,
+      min_score=min_score,
+  ).save(picture)
+  return [
+      {
+          'image_id': row + 1,
+          'file_name': name,
+          'category_id': detector.categories[class_ - 1].id,
+          'category_name': class_name,
+          'score': float(score),
+          'bbox': to_xywh(box),
+          'segmentation': mask,
+      }
+      for class_, class_name, score, box, mask in zip(
+          found.classes, names, found.scores, found.boxes, found.masks,
+          strict=True,
+      )
+  ]
+
+
+def _read(file, plan, row):
+  """Decodes a picture whole, and as a batch of one for the network."""
+  pixels = image_files.decode_image(file)
+  reduce = int(plan.reduce[row])
+  small = (
+      image_files.decode_image(file, reduce=reduce) if reduce > 1 else pixels
+  )
+  canvas = plan.canvases[plan.canvas_of_image[row]]
+  padded = np.zeros((1, *canvas.source, 3), np.uint8)
+  padded[0, : small.shape[0], : small.shape[1]] = small
+  return pixels, Batch(
+      images=padded,
+      source_sizes=np.array([small.shape[:2]], np.int32),
+      image_sizes=plan.image_sizes[row : row + 1],
+      image_valid=np.ones(1, bool),
+      gt_boxes=np.zeros((1, 1, 4), np.float32),
+      gt_classes=np.zeros((1, 1), np.int32),
+      gt_valid=np.zeros((1, 1), bool),
+      outlines=Outlines(
+          np.zeros((1, 1, 2), np.float32), np.full((1, 1), -1, np.int16),
+          np.zeros((1, 2), np.int32),
+      ),
+  )
+
+
+def _common_folder(files: list[pathlib.Path]) -> pathlib.Path:
+  """The deepest folder that all files are in."""
+  return pathlib.Path(os.path.commonpath([file.parent for file in files]))

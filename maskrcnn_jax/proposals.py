@@ -1,0 +1,89 @@
+"""Proposals: from the RPN's output to the boxes worth a second look."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from maskrcnn_jax.array_types import Proposals
+from maskrcnn_jax.ops.anchors import anchors_in_image
+from maskrcnn_jax.ops.boxes import clip_boxes, decode_boxes, has_area
+from maskrcnn_jax.ops.nms import nms
+
+
+def make_proposals(
+    objectness_logits: Float[Array, 'a'],
+    anchor_deltas: Float[Array, 'a 4'],
+    anchors: tuple[Float[Array, '_ 4'], ...],
+    image_size: Int[Array, '2'],
+    *,
+    pre_nms: int,
+    post_nms: int,
+    num_proposals: int,
+    iou_threshold: float,
+    delta_weights: tuple[float, float, float, float],
+    padding_multiple: int,
+) -> Proposals:
+  """Selects the proposals of one image.
+
+  On each level: the best `pre_nms` anchors, moved by their deltas and clipped
+  to the image, then NMS; then the best of all levels together.
+
+  Args:
+    objectness_logits: Levels in the order of `anchors`.
+    anchor_deltas: In the same order.
+    anchors: One array a level.
+    image_size: (height, width) before padding.
+    pre_nms: Boxes of a level that enter its NMS.
+    post_nms: Boxes of a level that leave it, at most.
+    num_proposals: Boxes of the image, at most.
+    iou_threshold: Of the NMS.
+    delta_weights: See `decode_boxes`.
+    padding_multiple: See `anchors_in_image`.
+
+  Source:
+    FPN (arXiv:1612.03144), section 4.1; detectron2
+    `modeling/proposal_generator/proposal_utils.py`.
+    Differs: maskrcnn-benchmark chooses the best of all images of a device
+    together when it trains, which makes an image's proposals depend on its
+    neighbours in the batch.
+  """
+  objectness_logits = jax.lax.stop_gradient(objectness_logits)
+  anchor_deltas = jax.lax.stop_gradient(anchor_deltas)
+  boxes, logits = [], []
+  end = 0
+  for level_anchors in anchors:
+    start, end = end, end + level_anchors.shape[0]
+    present = anchors_in_image(
+        level_anchors, image_size, padding_multiple=padding_multiple
+    )
+    masked = jnp.where(present, objectness_logits[start:end], -jnp.inf)
+    count = min(pre_nms, level_anchors.shape[0])
+    best, index = jax.lax.top_k(masked, count)
+    decoded = decode_boxes(
+        anchor_deltas[start:end][index], level_anchors[index],
+        weights=delta_weights,
+    )
+    fill = pre_nms - count
+    boxes.append(jnp.pad(clip_boxes(decoded, image_size), ((0, fill), (0, 0))))
+    logits.append(jnp.pad(best, (0, fill), constant_values=-jnp.inf))
+
+  boxes, logits = jnp.stack(boxes), jnp.stack(logits)
+  valid = jnp.isfinite(logits) & has_area(boxes)
+  kept, kept_valid = jax.vmap(
+      lambda b, s, v: nms(b, s, v, iou_threshold=iou_threshold, limit=post_nms)
+  )(boxes, logits, valid)
+  boxes = jnp.take_along_axis(boxes, kept[..., None], axis=1).reshape(-1, 4)
+  logits = jnp.take_along_axis(logits, kept, axis=1)
+  logits = jnp.where(kept_valid, logits, -jnp.inf).reshape(-1)
+
+  count = min(num_proposals, logits.shape[0])
+  best, index = jax.lax.top_k(logits, count)
+  fill = num_proposals - count
+  best = jnp.pad(best, (0, fill), constant_values=-jnp.inf)
+  valid = jnp.isfinite(best)
+  boxes = jnp.pad(boxes[index], ((0, fill), (0, 0)))
+  return Proposals(
+      boxes=jnp.where(valid[:, None], boxes, 0),
+      scores=jnp.where(valid, jax.nn.sigmoid(best), 0),
+      valid=valid,
+  )

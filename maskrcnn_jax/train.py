@@ -1,0 +1,609 @@
+"""Training: one jitted step, and the loop around it."""
+
+import functools
+import math
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import ml_collections
+import numpy as np
+import optax
+
+from maskrcnn_jax import checkpoint, cluster, geometry, losses
+from maskrcnn_jax.array_types import Batch, Inputs
+from maskrcnn_jax.config import config_difference, is_free, plain
+from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.evaluate import (
+  Detector,
+  anchor_arguments,
+  canvas_arguments,
+  evaluate,
+  init_variables,
+  input_arguments,
+  make_detect,
+  make_model,
+  pool,
+)
+from maskrcnn_jax.inputs import draw_flips, prepare_inputs
+from maskrcnn_jax.model.mask_rcnn import MaskRCNN, frozen_prefixes
+from maskrcnn_jax.ops.anchors import make_anchors
+from maskrcnn_jax.optimizer import (
+  join_parameters,
+  learning_rate,
+  make_optimizer,
+  split_parameters,
+)
+from maskrcnn_jax.precision import set_precision
+from maskrcnn_jax.proposals import make_proposals
+from maskrcnn_jax.targets import (
+  make_mask_targets,
+  make_roi_targets,
+  make_rpn_targets,
+)
+from maskrcnn_jax.training_log import TrainingLog
+
+# Leaves whose shape depends on the number of classes: fine-tuning on other
+# classes starts these afresh, and nothing else.
+CLASS_LAYERS = ('cls_score', 'bbox_pred', 'mask_fcn_logits')
+CLASS_HEADS = ('box_head', 'mask_head')
+
+
+class TrainState(NamedTuple):
+  """All that a step reads and writes."""
+
+  step: Int[Array, '']  # steps done
+  params: dict
+  constants: dict  # frozen batch norm; never written
+  optimizer: Any
+
+
+def make_losses(
+    model: MaskRCNN,
+    config: ml_collections.ConfigDict,
+    limits: loader.Limits,
+):
+  """Returns the function from parameters and inputs to the five losses.
+
+  Args:
+    model: The network.
+    config: The recipe.
+    limits: Of the truth: how many vertices and parts an object has at most.
+
+  Returns:
+    `compute(variables, inputs, keys)`: keys are [b, 2], one for the anchors
+    and one for the RoIs of each image. Gives {name: scalar}, the names being
+    the seed's.
+  """
+  shape = geometry.PRESETS[config.geometry]
+  max_foreground = int(config.roi.num_samples * config.roi.foreground_fraction)
+
+  def compute(variables, inputs: Inputs, keys) -> dict[str, Float[Array, '']]:
+    pyramid = model.apply(variables, inputs.images, method='extract')
+    rpn = model.apply(variables, pyramid, method='propose')
+    anchors = make_anchors(inputs.images.shape[1:3], **anchor_arguments(config))
+    all_anchors = jnp.concatenate(anchors)
+
+    rpn_targets = jax.vmap(
+        lambda size, boxes, valid, key: make_rpn_targets(
+            all_anchors, size, boxes, valid, key,
+            num_samples=config.rpn.num_samples,
+            foreground_fraction=config.rpn.foreground_fraction,
+            foreground_iou=config.rpn.foreground_iou,
+            background_iou=config.rpn.background_iou,
+            delta_weights=shape.anchor_delta_weights,
+            padding_multiple=shape.padding_multiple,
+        )
+    )(inputs.image_sizes, inputs.gt_boxes, inputs.gt_valid, keys[:, 0])
+
+    proposals = jax.vmap(
+        lambda logits, deltas, size: make_proposals(
+            logits, deltas, anchors, size,
+            iou_threshold=config.rpn.iou_threshold,
+            delta_weights=shape.anchor_delta_weights,
+            padding_multiple=shape.padding_multiple,
+            **config.rpn.train,
+        )
+    )(rpn.objectness_logits, rpn.anchor_deltas, inputs.image_sizes)
+
+    roi_targets = jax.vmap(
+        lambda p, boxes, classes, valid, key: make_roi_targets(
+            p, boxes, classes, valid, key,
+            num_samples=config.roi.num_samples,
+            foreground_fraction=config.roi.foreground_fraction,
+            foreground_iou=config.roi.foreground_iou,
+            delta_weights=shape.roi_delta_weights,
+        )
+    )(
+        proposals, inputs.gt_boxes, inputs.gt_classes, inputs.gt_valid,
+        keys[:, 1],
+    )
+    pooled = pool(
+        pyramid, roi_targets.rois, side=config.roi.box_side, shape=shape
+    )
+    heads = model.apply(variables, pooled, method='classify')
+
+    # Foreground comes first, so that the rest needs no mask head.
+    foreground = jax.tree.map(lambda x: x[:, :max_foreground], roi_targets)
+    pooled = pool(
+        pyramid, foreground.rois, side=config.roi.mask_side, shape=shape
+    )
+    mask_logits = model.apply(variables, pooled, method='segment')
+    mask_targets = jax.vmap(
+        lambda outlines, rois, objects, real: make_mask_targets(
+            outlines, rois, objects, real, side=2 * config.roi.mask_side,
+            max_object_vertices=limits.max_object_vertices,
+            max_parts=limits.max_parts,
+        )
+    )(
+        inputs.outlines, foreground.rois, foreground.objects,
+        foreground.foreground,
+    )
+    return {
+        'loss_classifier': losses.classification_loss(
+            heads.class_logits, roi_targets
+        ),
+        'loss_box_reg': losses.box_loss(
+            heads.box_deltas, roi_targets,
+            smooth_l1_beta=shape.roi_smooth_l1_beta,
+        ),
+        'loss_mask': losses.mask_loss(
+            mask_logits, mask_targets, foreground.class_targets,
+            foreground.foreground,
+        ),
+        'loss_objectness': losses.objectness_loss(
+            rpn.objectness_logits, rpn_targets
+        ),
+        'loss_rpn_box_reg': losses.anchor_box_loss(
+            rpn.anchor_deltas, rpn_targets,
+            smooth_l1_beta=shape.anchor_smooth_l1_beta,
+        ),
+    }
+
+  return compute
+
+
+def image_keys(seed: int, step: Int[Array, ''], num_images: int):
+  """Returns [b, 3] keys of a step: for the flip, anchors and RoIs of each row.
+
+  They depend on the seed, the step and the row in the global batch alone, so
+  that the same training happens on any number of devices, and after a resume.
+  """
+  step_key = jax.random.fold_in(jax.random.key(seed), step)
+  row_keys = jax.vmap(lambda row: jax.random.fold_in(step_key, row))(
+      jnp.arange(num_images)
+  )
+  return jax.vmap(lambda key: jax.random.split(key, 3))(row_keys)
+
+
+def make_train_step(
+    model: MaskRCNN,
+    optimizer: optax.GradientTransformation,
+    config: ml_collections.ConfigDict,
+    limits: loader.Limits,
+):
+  """Returns the jitted `train_step(state, batch, padded_size=)`.
+
+  It gives the new state, whose memory replaces the old one's, and the losses
+  with their sum under 'loss'.
+  """
+  compute_losses = make_losses(model, config, limits)
+  frozen = frozen_prefixes(config.freeze_at)
+
+  @functools.partial(jax.jit, static_argnames='padded_size', donate_argnums=0)
+  def train_step(state: TrainState, batch: Batch, padded_size):
+    keys = image_keys(config.seed, state.step, batch.images.shape[0])
+    flips = draw_flips(
+        keys[:, 0], probability=config.data.flip_probability
+    )
+    inputs = prepare_inputs(
+        batch, flips, padded_size=padded_size, **input_arguments(config)
+    )
+    trainable, fixed = split_parameters(state.params, frozen)
+
+    def total_loss(trainable):
+      variables = {
+          'params': join_parameters(trainable, fixed),
+          'constants': state.constants,
+      }
+      parts = compute_losses(variables, inputs, keys[:, 1:])
+      return sum(parts.values()), parts
+
+    # Differentiating the trainable part alone spares the backward pass
+    # through frozen stages.
+    (total, parts), gradients = jax.value_and_grad(total_loss, has_aux=True)(
+        trainable
+    )
+    updates, optimizer_state = optimizer.update(
+        gradients, state.optimizer, trainable
+    )
+    trainable = optax.apply_updates(trainable, updates)
+    state = TrainState(
+        step=state.step + 1,
+        params=join_parameters(trainable, fixed),
+        constants=state.constants,
+        optimizer=optimizer_state,
+    )
+    return state, {'loss': total} | parts
+
+  return train_step
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    init_from: pathlib.Path | None = None,
+    skip_test: bool = False,
+    resume: bool = True,
+) -> None:
+  """Trains until `config.train.num_steps`, then evaluates.
+
+  A workdir with a checkpoint of the same recipe is continued from its newest
+  step, as if it had never stopped.
+
+  Args:
+    config: The recipe.
+    workdir: Gets log.txt, TensorBoard events and checkpoints/.
+    init_from: Checkpoint to take the initial weights from. Layers that depend
+      on the number of classes start afresh where that differs.
+    skip_test: Whether to leave out the evaluation.
+    resume: Whether to continue; if not, a workdir with a checkpoint is an
+      error.
+  """
+  mesh = cluster.make_mesh()
+  cluster.check_batch_size(
+      config.train.batch_size, mesh, key='config.train.batch_size'
+  )
+  index, rows, folder = _read_training_set(config)
+  _check_eval_set(config, index, skip_test)
+  limits = loader.find_limits(index, max_objects=config.data.max_objects)
+  plan = loader.plan_canvases(
+      index.heights, index.widths, **canvas_arguments(config)
+  )
+
+  dtype = set_precision(config.precision)
+  model = make_model(
+      config, num_classes=len(index.categories) + 1, dtype=dtype
+  )
+  schedule_arguments = dict(
+      base=config.optimizer.learning_rate,
+      warmup_steps=config.optimizer.warmup_steps,
+      warmup_factor=config.optimizer.warmup_factor,
+      decay_steps=tuple(config.optimizer.decay_steps),
+      decay_factor=config.optimizer.decay_factor,
+  )
+  schedule = functools.partial(learning_rate, **schedule_arguments)
+  optimizer = make_optimizer(
+      momentum=config.optimizer.momentum,
+      weight_decay=config.optimizer.weight_decay,
+      bias_rate_factor=config.optimizer.bias_rate_factor,
+      schedule=schedule,
+  )
+
+  workdir.mkdir(parents=True, exist_ok=True)
+  directory = workdir / 'checkpoints'
+  steps = checkpoint.saved_steps(directory)
+  if steps and not resume:
+    raise InputError(
+        f'{workdir} already holds a checkpoint of step {steps[-1]}; give '
+        'another --workdir, or leave --noresume out to continue.'
+    )
+  state = initial_state(model, optimizer, config)
+  metadata = checkpoint.Metadata(
+      0, plain(config), [list(category) for category in index.categories]
+  )
+  if steps:
+    state = _resume(directory / str(steps[-1]), state, metadata, config, mesh)
+  elif init_from is not None:
+    state = _take_weights(checkpoint.find_checkpoint(init_from), state)
+  state = cluster.replicate(state, mesh)
+  first_step = int(state.step)
+
+  if first_step < config.train.num_steps:
+    log = TrainingLog(workdir, num_steps=config.train.num_steps)
+    _describe(log, index, rows, plan, limits, config, mesh, first_step)
+    batches = loader.train_batches(
+        index, plan, rows, images_dir=folder, limits=limits, seed=config.seed,
+        start_step=first_step, num_steps=config.train.num_steps,
+        batch_size=config.train.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=config.data.num_workers,
+        num_threads=config.data.num_threads,
+    )
+    train_step = make_train_step(model, optimizer, config, limits)
+    state = _loop(
+        state, train_step, batches, log, directory, metadata,
+        index=index, plan=plan, schedule=schedule, config=config, mesh=mesh,
+    )
+    log.close()
+  else:
+    logging.info(
+        'The run in %s has all its %d steps.', workdir, config.train.num_steps
+    )
+
+  if not skip_test and config.data.eval.annotations:
+    detector = Detector(
+        make_detect(model, config),
+        {'params': state.params}
+        | ({'constants': state.constants} if state.constants else {}),
+        config, index.categories, mesh, int(state.step),
+    )
+    aps = evaluate(
+        detector, images=config.data.eval.images,
+        annotations=config.data.eval.annotations, workdir=workdir,
+        config=config,
+    )
+    log = TrainingLog(workdir, num_steps=config.train.num_steps)
+    log.scalars(int(state.step), {
+        f'eval/{kind}_{name}': figure
+        for kind, ap in aps.items()
+        for name, figure in ap.stats.items() if figure is not None
+    })
+    log.close()
+
+
+def _loop(
+    state, train_step, batches, log, directory, metadata, *,
+    index, plan, schedule, config, mesh,
+):
+  """Runs the steps that are left and returns the last state."""
+  num_steps = config.train.num_steps
+  manager = checkpoint.open_checkpoints(
+      directory, keep=config.train.keep_checkpoints
+  )
+  compiled = {}
+  pending = None
+  started = last = time.monotonic()
+  first_step = int(state.step)
+  for step in range(first_step, num_steps):
+    batch, batch_rows = next(batches)
+    canvas = plan.canvases[plan.canvas_of_image[batch_rows[0]]]
+    batch = cluster.shard_batch(batch, mesh)
+    data_time = time.monotonic() - last
+    if canvas not in compiled:
+      compiled[canvas] = _compile(train_step, state, batch, canvas, log)
+      last = time.monotonic() - data_time
+    state, figures = compiled[canvas](state, batch)
+    # The figures of the step before are looked at while this one runs.
+    if pending:
+      _take_figures(pending, log, index, schedule)
+    now = time.monotonic()
+    pending = (step, figures, batch_rows, now - last, data_time)
+    last = now
+    done = step + 1
+    is_last = done == num_steps
+    if done % config.train.log_every == 0 or is_last:
+      _take_figures(pending, log, index, schedule)
+      pending = None
+      log.report(done, learning_rate=float(schedule(np.int32(step))))
+    if done % config.train.checkpoint_every == 0 or is_last:
+      # Only a state whose losses have been seen to be finite is saved.
+      if pending:
+        _take_figures(pending, log, index, schedule)
+        pending = None
+      checkpoint.save_checkpoint(
+          manager, model=variables_of(state), optimizer=state.optimizer,
+          metadata=metadata._replace(step=done),
+      )
+  manager.wait_until_finished()
+  manager.check_for_errors()
+  manager.close()
+  seconds = time.monotonic() - started
+  log.line(
+      f'Total training time: {time.strftime("%H:%M:%S", time.gmtime(seconds))}'
+      f' ({seconds / (num_steps - first_step):.4f} s / it); '
+      f'{len(compiled)} compilations for {len(plan.canvases)} static sizes'
+  )
+  return state
+
+
+def _compile(train_step, state, batch, canvas, log):
+  """Compiles the step for one canvas and says what that took."""
+  height, width = canvas.padded
+  started = time.monotonic()
+  step = train_step.lower(state, batch, padded_size=canvas.padded).compile()
+  seconds = time.monotonic() - started
+  text = f'Compiled the step for {height}x{width} images in {seconds:.1f} s'
+  memory = step.memory_analysis()
+  if memory is not None:
+    mib = (
+        memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    ) / 2**20
+    text += f'; it needs {mib:.0f} MiB a device'
+  log.line(text)
+  return step
+
+
+def _take_figures(pending, log, index, schedule):
+  """Fetches a step's losses, stops if one is not finite, and logs them."""
+  step, figures, batch_rows, step_time, data_time = pending
+  figures = {n: float(v) for n, v in jax.device_get(figures).items()}
+  wrong = [
+      f'{name} is {value}' for name, value in figures.items()
+      if not math.isfinite(value) and name != 'loss'
+  ] or ([f'loss is {figures["loss"]}']
+        if not math.isfinite(figures['loss']) else [])
+  if wrong:
+    ids = [index.image_ids[row] for row in batch_rows]
+    rate = float(schedule(np.int32(step)))
+    message = (
+        f'{", ".join(wrong)} at step {step} (learning rate {rate:g}, images '
+        f'{ids}). The last checkpoint is from before this. Lower '
+        '--config.optimizer.learning_rate or look at these images.'
+    )
+    log.line(message)
+    raise FloatingPointError(message)
+  log.add(**figures, time=step_time, data=data_time)
+
+
+def _read_training_set(config):
+  """Reads, filters and checks the training set; logs what was dropped."""
+  annotations = config.data.train.annotations
+  if not annotations or not config.data.train.images:
+    raise InputError(
+        'No training set: give --config.data.train.images=DIR and '
+        '--config.data.train.annotations=FILE.json.'
+    )
+  folder = pathlib.Path(config.data.train.images)
+  index = coco.read_coco(pathlib.Path(annotations))
+  rows, waterfall = loader.filter_images(
+      index, keep_empty=config.data.keep_empty
+  )
+  for line in loader.format_waterfall(waterfall).splitlines():
+    logging.info('%s', line)
+  loader.check_images_exist(index, folder)
+  return index, rows, folder
+
+
+def _check_eval_set(config, index, skip_test):
+  """Finds out before training what would stop the evaluation after it."""
+  if skip_test:
+    return
+  if not config.data.eval.annotations:
+    logging.info(
+        'No evaluation set (--config.data.eval.images, .annotations): there '
+        'will be no evaluation at the end.'
+    )
+    return
+  truth = coco.read_coco(
+      pathlib.Path(config.data.eval.annotations), require_masks=False
+  )
+  difference = coco.class_table_difference(truth.categories, index.categories)
+  if difference:
+    raise InputError(
+        f'A21 {config.data.eval.annotations} has other classes than '
+        f'{config.data.train.annotations}: {"; ".join(difference[:10])}.'
+    )
+  loader.check_images_exist(truth, pathlib.Path(config.data.eval.images))
+
+
+def initial_state(model, optimizer, config) -> TrainState:
+  """A state of step 0 with random weights that depend on the seed alone."""
+  # Drawing numbers does not get faster by optimising the program that does
+  # it, which takes XLA ten times longer.
+  init = jax.jit(
+      functools.partial(init_variables, model, config),
+      compiler_options={'xla_backend_optimization_level': 0},
+  )
+  variables = init(jax.random.key(config.seed))
+  trainable, _ = split_parameters(
+      variables['params'], frozen_prefixes(config.freeze_at)
+  )
+  return TrainState(
+      step=jnp.int32(0),
+      params=variables['params'],
+      constants=variables.get('constants', {}),
+      optimizer=optimizer.init(trainable),
+  )
+
+
+def variables_of(state: TrainState) -> dict:
+  """What the network needs, as it is saved."""
+  variables = {'params': state.params}
+  if state.constants:
+    variables['constants'] = state.constants
+  return variables
+
+
+def _resume(path, state, metadata, config, mesh) -> TrainState:
+  """The state of a saved step of the same recipe and classes."""
+  stored = checkpoint.read_metadata(path)
+  different = [
+      line for line in config_difference(config, stored.config)
+      if not is_free(line)
+  ]
+  if different:
+    raise InputError(
+        f'{path.parent.parent} holds a run of another recipe (here | there): '
+        f'{"; ".join(different)}. Give another --workdir, or start from its '
+        f'weights alone with --init_from={path}.'
+    )
+  if stored.categories != metadata.categories:
+    raise InputError(
+        f'{path.parent.parent} holds a run on other classes than '
+        f'{config.data.train.annotations} has. Give another --workdir.'
+    )
+  if stored.step > config.train.num_steps:
+    raise InputError(
+        f'{path} has {stored.step} steps, more than config.train.num_steps '
+        f'({config.train.num_steps}).'
+    )
+  variables = checkpoint.restore_model(
+      path, cluster.replicated_shapes(variables_of(state), mesh)
+  )
+  optimizer = checkpoint.restore_optimizer(
+      path, cluster.replicated_shapes(state.optimizer, mesh)
+  )
+  logging.info('Resuming from step %d of %s.', stored.step, path)
+  return TrainState(
+      jnp.int32(stored.step), variables['params'],
+      variables.get('constants', {}), optimizer,
+  )
+
+
+def _take_weights(path, state: TrainState) -> TrainState:
+  """A state of step 0 with a checkpoint's weights, heads of classes aside."""
+  expected = checkpoint.named_leaves(variables_of(state))
+  stored = checkpoint.model_shapes(path)
+  fresh = [
+      name for name in expected
+      if name in stored and stored[name] != expected[name].shape
+      and name.split('/')[1] in CLASS_HEADS
+      and name.split('/')[2] in CLASS_LAYERS
+  ]
+  difference = checkpoint.compare_trees(
+      {n: s for n, s in stored.items() if n not in fresh},
+      {n: tuple(x.shape) for n, x in expected.items() if n not in fresh},
+  )
+  if difference:
+    raise InputError(f'{path} does not fit this model: {difference}.')
+  target = jax.tree_util.tree_map_with_path(
+      lambda p, leaf: jax.ShapeDtypeStruct(
+          stored[jax.tree_util.keystr(p, simple=True, separator='/')],
+          leaf.dtype,
+      ),
+      variables_of(state),
+  )
+  weights = checkpoint.restore_model(path, target)
+  weights = jax.tree.map(
+      lambda new, old: new if new.shape == old.shape else old,
+      weights, variables_of(state),
+  )
+  logging.info(
+      'Took %d arrays from %s; started afresh: %s.',
+      len(expected) - len(fresh), path, ', '.join(fresh) or 'none',
+  )
+  return state._replace(
+      params=weights['params'], constants=weights.get('constants', {})
+  )
+
+
+def _describe(log, index, rows, plan, limits, config, mesh, first_step):
+  """Writes what is about to be trained."""
+  log.line(
+      f'Training on {len(rows)} images of {len(index.categories)} classes, '
+      f'{config.train.batch_size} a step on {mesh.size} '
+      f'{jax.devices()[0].platform} device(s), from step {first_step} to '
+      f'{config.train.num_steps}; '
+      f'{len(rows) / config.train.batch_size:.1f} steps an epoch'
+  )
+  sizes = ', '.join(
+      f'{c.padded[0]}x{c.padded[1]} '
+      f'({int(np.sum(plan.canvas_of_image[rows] == k))})'
+      for k, c in enumerate(plan.canvases)
+  )
+  log.line(f'Static sizes (images): {sizes}')
+  over = loader.count_objects_over(index, config.data.max_objects)
+  if over:
+    log.line(
+        f'A24 {over} objects are beyond the {config.data.max_objects} slots '
+        'of their image and are not trained on; '
+        'raise --config.data.max_objects to have them all'
+    )

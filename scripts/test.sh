@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Makes the environment where it is missing, lints, and runs the tests.
+#
+#   bash scripts/test.sh                          the default tier
+#   bash scripts/test.sh -m slow                  what takes minutes
+#   bash scripts/test.sh tests/test_imports.py    one file
+#   JAX_PLATFORMS=cuda bash scripts/test.sh -m gpu -n 0
+#
+# Arguments go to pytest; paths are relative to the root of the project.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/python_environment.sh
+
+make_environment
+lint=0
+tell 'ruff check'
+.venv/bin/python -m ruff check --quiet --output-format concise . || lint=$?
+tell 'pytest'
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+.venv/bin/python -m pytest -q -p no:cacheprovider -n 2 --dist worksteal "$@"
+if (( lint )); then
+  echo 'The tests passed, but ruff check (above) did not.' >&2
+fi
+exit $lint

@@ -1,0 +1,109 @@
+"""Anchors: their shapes, their order, and which of them an image has."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskrcnn_jax.ops import anchors as ops
+
+RATIOS = (0.5, 1.0, 2.0)
+SIZES = {2: (32.0,), 3: (64.0,), 4: (128.0,), 5: (256.0,), 6: (512.0,)}
+
+
+@pytest.mark.parametrize('size, wide, narrow', [
+    # An area of size**2 with height = ratio * width: half of size * sqrt(2)
+    # and half of size / sqrt(2), as detectron2 prints them.
+    (32, 22.63, 11.31),
+    (64, 45.25, 22.63),
+    (128, 90.51, 45.25),
+    (256, 181.02, 90.51),
+    (512, 362.04, 181.02),
+])
+def test_cell_anchors_by_hand(size, wide, narrow):
+  half = size / 2
+  np.testing.assert_allclose(
+      ops.cell_anchors((float(size),), RATIOS),
+      [
+          [-wide, -narrow, wide, narrow],
+          [-half, -half, half, half],
+          [-narrow, -wide, narrow, wide],
+      ],
+      atol=0.005,
+  )
+
+
+def test_cell_anchors_go_through_the_ratios_of_a_size_first():
+  # Half-widths of sizes 8 and 16 at ratios 1 and 4 (half as wide).
+  anchors = ops.cell_anchors((8.0, 16.0), (1.0, 4.0))
+  np.testing.assert_array_equal(anchors[:, 2], [4, 2, 8, 4])
+  np.testing.assert_array_equal(anchors[:, 3], [4, 8, 8, 16])
+
+
+def test_make_anchors_goes_through_rows_then_columns_then_the_cell():
+  # Two rows and three columns of stride 4; a square of side 8, and 4x16.
+  (anchors,) = ops.make_anchors((8, 12), sizes={2: (8.0,)}, ratios=(1.0, 4.0))
+  np.testing.assert_array_equal(anchors, [
+      [-4, -4, 4, 4], [-2, -8, 2, 8],  # about (0, 0)
+      [0, -4, 8, 4], [2, -8, 6, 8],  # about (4, 0)
+      [4, -4, 12, 4], [6, -8, 10, 8],  # about (8, 0)
+      [-4, 0, 4, 8], [-2, -4, 2, 12],  # about (0, 4)
+      [0, 0, 8, 8], [2, -4, 6, 12],
+      [4, 0, 12, 8], [6, -4, 10, 12],
+  ])
+
+
+def test_make_anchors_has_three_to_a_cell_of_every_level_finest_first():
+  levels = ops.make_anchors((96, 160), sizes=SIZES, ratios=RATIOS)
+  # Level 6 has half the cells of level 5's 3x5, rounded up.
+  cells = [24 * 40, 12 * 20, 6 * 10, 3 * 5, 2 * 3]
+  assert [len(level) for level in levels] == [3 * count for count in cells]
+  np.testing.assert_allclose(levels[0][1], [-16, -16, 16, 16])
+  np.testing.assert_allclose(levels[-1][1], [-256, -256, 256, 256])
+
+
+def test_make_anchors_ignores_the_order_of_the_sizes():
+  shuffled = dict(sorted(SIZES.items(), reverse=True))
+  for ours, theirs in zip(
+      ops.make_anchors((64, 64), sizes=SIZES, ratios=RATIOS),
+      ops.make_anchors((64, 64), sizes=shuffled, ratios=RATIOS),
+      strict=True,
+  ):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_anchors_in_image_by_hand():
+  (anchors,) = ops.make_anchors((16, 16), sizes={2: (8.0,)}, ratios=(1.0,))
+  present = ops.anchors_in_image(
+      anchors, jnp.array([5, 12]), padding_multiple=8
+  )
+  # 5x12 is padded to 8x16: rows 0 and 4 of 0, 4, 8, 12, and all columns.
+  np.testing.assert_array_equal(
+      present.reshape(4, 4), [[True] * 4, [True] * 4, [False] * 4, [False] * 4]
+  )
+
+
+def test_anchors_in_image_of_a_multiple_pads_nothing():
+  (anchors,) = ops.make_anchors((16, 16), sizes={2: (8.0,)}, ratios=(1.0,))
+  present = ops.anchors_in_image(anchors, jnp.array([8, 8]), padding_multiple=8)
+  assert present.sum() == 4
+
+
+def test_anchors_in_image_without_an_image_is_none():
+  (anchors,) = ops.make_anchors((16, 16), sizes={2: (8.0,)}, ratios=(1.0,))
+  present = ops.anchors_in_image(anchors, jnp.array([0, 0]), padding_multiple=8)
+  assert not present.any()
+
+
+@pytest.mark.parametrize('factor', [1, 0.7, 1.3, 100.7 / 32])
+@pytest.mark.parametrize('image_size', [(300, 500), (352, 480), (1, 1)])
+def test_anchors_in_image_makes_the_canvas_change_nothing(factor, image_size):
+  sizes = {level: (factor * size,) for level, (size,) in SIZES.items()}
+  ratios = (1 / 3, 0.5, 1.0, 2.0, 3.0)
+  padded = tuple(-(-side // 32) * 32 for side in image_size)
+  tight = ops.make_anchors(padded, sizes=sizes, ratios=ratios)
+  canvas = ops.make_anchors((512, 1024), sizes=sizes, ratios=ratios)
+  present = jax.jit(ops.anchors_in_image, static_argnames='padding_multiple')
+  for ours, theirs in zip(canvas, tight, strict=True):
+    kept = present(ours, jnp.array(image_size), padding_multiple=32)
+    np.testing.assert_array_equal(ours[kept], theirs)

@@ -1,0 +1,234 @@
+"""Holds the rule that imports point down only, by reading the source."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# From top to bottom.  A module may import those of lower rows, never its own
+# row; `package.*` is one sub-package, whose modules may import each other.
+ROWS = (
+  ('main',),
+  ('benchmark',),  # The tools that have a `main` of their own.
+  ('train', 'predict'),
+  ('evaluate',),
+  ('config',),
+  (
+    'data.*',
+    'model.*',
+    'inputs',
+    'proposals',
+    'targets',
+    'losses',
+    'detections',
+    'optimizer',
+    'precision',
+    'cluster',
+    'checkpoint',
+    'training_log',
+    'mask_paste',
+    'average_precision',
+    'draw',
+  ),
+  ('ops.*',),
+  ('geometry', 'array_types', 'errors', 'pallas_kernels.*'),
+)
+
+CONFIG_READERS = ('main', 'train', 'evaluate', 'predict', 'config')
+
+
+def module_of(path):
+  """Returns the dotted name of a file relative to the root."""
+  parts = list(pathlib.PurePath(path).with_suffix('').parts)
+  if parts[-1] == '__init__':
+    parts.pop()
+  return '.'.join(parts)
+
+
+def short_name(module):
+  """Returns the name of a module in `ROWS`, or None if it is not ours.
+
+  'maskrcnn_jax.ops.nms' is 'ops.nms', 'maskrcnn_jax' itself is ''.
+  """
+  if module == 'maskrcnn_jax':
+    return ''
+  if module.startswith('maskrcnn_jax.'):
+    return module.removeprefix('maskrcnn_jax.')
+  if module.split('.')[0] == 'pallas_kernels':
+    return module
+  return None
+
+
+def place(name):
+  """Returns (row, entry) of a short name, or None if it has no place."""
+  for row, entries in enumerate(ROWS):
+    for entry in entries:
+      package = entry.removesuffix('.*')
+      if name == entry or (
+        package != entry and (name + '.').startswith(package + '.')
+      ):
+        return row, entry
+  return None
+
+
+def imported_modules(source, path, modules):
+  """Returns (line, dotted name) of all that a source file imports.
+
+  `from package import thing` counts as package.thing where that is a module.
+  """
+  found = []
+  parts = list(pathlib.PurePath(path).with_suffix('').parts)
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import):
+      found += [(node.lineno, alias.name) for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      base = parts[: -node.level] if node.level else []
+      base = '.'.join(base + ([node.module] if node.module else []))
+      for alias in node.names:
+        name = f'{base}.{alias.name}'
+        found.append((node.lineno, name if name in modules else base))
+  return list(dict.fromkeys(found))  # One line may name a module twice.
+
+
+def is_under(name, package):
+  """Tells whether a dotted name is a package or lies inside it."""
+  return (name + '.').startswith(package + '.')
+
+
+def broken_rules(source, path, modules):
+  """Returns one line for each import of a source file that breaks a rule.
+
+  Args:
+    source: Text of the file.
+    path: Where it lies, relative to the root.
+    modules: Dotted names of all our modules.
+  """
+  problems = []
+  module = module_of(path)
+  name = short_name(module)
+  here = place(name) if name else None
+  if name and here is None:
+    problems.append(f'{path}: has no place yet; add it to ROWS in this test')
+
+  for line, imported in imported_modules(source, path, modules):
+    where = f'{path}:{line}: imports {imported}'
+    if is_under(imported, 'torch') or is_under(imported, 'tensorflow'):
+      problems.append(f'{where}, which nothing may')
+    if is_under(imported, 'scripts'):
+      problems.append(f'{where}, but nothing imports scripts')
+    if name is None:
+      continue
+
+    if is_under(imported, 'ml_collections') and name not in CONFIG_READERS:
+      problems.append(f'{where}; the config stops at {CONFIG_READERS}')
+    if is_under(name, 'data') and is_under(imported, 'jax'):
+      problems.append(f'{where}; data/ runs on the host without JAX')
+    if is_under(name, 'ops') and is_under(imported, 'flax'):
+      problems.append(f'{where}; ops/ has no parameters')
+
+    target = short_name(imported)
+    if is_under(name, 'pallas_kernels'):
+      if target is not None and not is_under(imported, 'pallas_kernels'):
+        problems.append(f'{where}; pallas_kernels imports nothing of ours')
+      continue
+    if not target or here is None:
+      continue
+    there = place(target)
+    if there is None:
+      problems.append(f'{where}, which has no place in ROWS of this test')
+    elif there[0] < here[0]:
+      problems.append(f'{where}, which is above it')
+    elif there[0] == here[0] and not (there == here and here[1].endswith('.*')):
+      problems.append(f'{where}, which is in the same row')
+  return problems
+
+
+def sources():
+  folders = ('maskrcnn_jax', 'pallas_kernels', 'configs', 'scripts', 'tests')
+  return {
+    path.relative_to(ROOT): path.read_text()
+    for folder in folders
+    for path in sorted((ROOT / folder).rglob('*.py'))
+  }
+
+
+def test_imports_point_down_only():
+  files = sources()
+  modules = {module_of(path) for path in files}
+  problems = [
+    problem
+    for path, source in files.items()
+    for problem in broken_rules(source, path, modules)
+  ]
+  assert not problems, '\n' + '\n'.join(problems)
+
+
+MODULES = {
+  'maskrcnn_jax.main',
+  'maskrcnn_jax.train',
+  'maskrcnn_jax.evaluate',
+  'maskrcnn_jax.config',
+  'maskrcnn_jax.losses',
+  'maskrcnn_jax.targets',
+  'maskrcnn_jax.data.coco',
+  'maskrcnn_jax.data.images',
+  'maskrcnn_jax.model.resnet',
+  'maskrcnn_jax.ops.boxes',
+  'maskrcnn_jax.ops.nms',
+  'maskrcnn_jax.geometry',
+  'pallas_kernels.roi_align',
+}
+
+
+@pytest.mark.parametrize(
+  ('path', 'source', 'complaint'),
+  [
+    ('ops/nms.py', 'from maskrcnn_jax import losses', 'above'),
+    ('ops/nms.py', 'import maskrcnn_jax.train', 'above'),
+    ('ops/nms.py', 'def f():\n  from maskrcnn_jax.main import run', 'above'),
+    ('ops/nms.py', 'from .. import losses', 'above'),
+    ('ops/nms.py', 'from flax import linen as nn', 'no parameters'),
+    ('losses.py', 'from maskrcnn_jax import targets', 'same row'),
+    ('losses.py', 'from maskrcnn_jax.model import resnet', 'same row'),
+    ('data/coco.py', 'from maskrcnn_jax.model import resnet', 'same row'),
+    ('data/coco.py', 'import jax.numpy as jnp', 'without JAX'),
+    ('losses.py', 'import ml_collections', 'config stops'),
+    ('losses.py', 'from maskrcnn_jax import config', 'above'),
+    ('losses.py', 'import torch.nn', 'nothing may'),
+    ('losses.py', 'import tensorflow as tf', 'nothing may'),
+    ('losses.py', 'from scripts import make', 'nothing imports scripts'),
+    ('losses.py', 'from maskrcnn_jax import unheard_of_module', None),
+    ('losses.py', 'import maskrcnn_jax.unheard_of', 'no place'),
+    ('unheard_of.py', '', 'has no place yet'),
+    ('../pallas_kernels/nms.py', 'from maskrcnn_jax import geometry', 'ours'),
+  ],
+)
+def test_broken_rules_names_the_broken_rule(path, source, complaint):
+  path = 'maskrcnn_jax/' + path
+  path = path.removeprefix('maskrcnn_jax/../')
+  problems = broken_rules(source, path, MODULES)
+
+  if complaint is None:  # Not a module, so a name defined in the package.
+    assert not problems
+  else:
+    assert len(problems) == 1
+    assert complaint in problems[0]
+
+
+@pytest.mark.parametrize(
+  ('path', 'source'),
+  [
+    ('main.py', 'from maskrcnn_jax import train'),
+    ('train.py', 'from maskrcnn_jax import evaluate, losses'),
+    ('train.py', 'import ml_collections'),
+    ('data/coco.py', 'from maskrcnn_jax.data import images'),
+    ('data/coco.py', 'from jaxtyping import Float'),
+    ('ops/nms.py', 'from maskrcnn_jax.ops import boxes'),
+    ('ops/nms.py', 'import jax\nfrom pallas_kernels import roi_align'),
+    ('losses.py', 'from maskrcnn_jax import geometry'),
+  ],
+)
+def test_broken_rules_accepts_what_points_down(path, source):
+  assert not broken_rules(source, 'maskrcnn_jax/' + path, MODULES)

@@ -1,0 +1,268 @@
+"""Tests of the whole network: sizes, initial values, and torchvision's."""
+
+import importlib.util
+import math
+import pathlib
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.testing import assert_allclose
+import pytest
+
+from maskrcnn_jax.model.mask_rcnn import MaskRCNN, frozen_prefixes
+
+GOLDEN = pathlib.Path(__file__).parents[2] / 'shared' / 'golden'
+
+SMALL = dict(
+    num_classes=4,
+    depth=18,
+    width=8,
+    fpn_channels=16,
+    box_features=32,
+    mask_channels=16,
+)
+
+# Each channel count must be a multiple of 32.
+GROUP = dict(norm='group', width=32, fpn_channels=32, mask_channels=32)
+
+# What runs once on tiny arrays is faster compiled hastily.
+HASTE = {'xla_backend_optimization_level': 0}
+
+
+def variable_shapes(model):
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def random_variables(model):
+  """Quicker than `init`, which has to compile every random draw."""
+  rng = np.random.default_rng(0)
+
+  def draw(x):
+    if len(x.shape) == 1:
+      return jnp.asarray(rng.uniform(0.5, 1, x.shape), jnp.float32)
+    std = (2 / math.prod(x.shape[:-1])) ** 0.5
+    return jnp.asarray(rng.normal(0, std, x.shape), jnp.float32)
+
+  return jax.tree.map(draw, variable_shapes(model))
+
+
+def count(flat_params):
+  return sum(math.prod(x.shape) for x in flat_params.values())
+
+
+def test_parameter_count_of_r50_fpn():
+  params = variable_shapes(MaskRCNN(num_classes=81))['params']
+  flat = traverse_util.flatten_dict(params)
+  assert set(params) == {'backbone', 'fpn', 'rpn', 'box_head', 'mask_head'}
+  assert all(x.dtype == jnp.float32 for x in flat.values())
+  # torchvision has 44,401,393 with 91 classes; each class costs 1025 (class)
+  # + 4100 (box) + 257 (mask).
+  assert count(flat) == 44_401_393 - 10 * (1025 + 4100 + 257) == 44_347_573
+  trained = {
+      path: x
+      for path, x in flat.items()
+      if not any(path[: len(p)] == p for p in frozen_prefixes(2))
+  }
+  # Less the stem, 7 * 7 * 3 * 64, and layer1.
+  assert count(trained) == 44_347_573 - 9_408 - 212_992
+
+
+def test_frozen_prefixes_name_what_there_is():
+  backbone = variable_shapes(MaskRCNN(**SMALL | GROUP))['params']['backbone']
+  assert frozen_prefixes(0) == ()
+  assert {name for _, name in frozen_prefixes(5)} == set(backbone)
+  assert [len(frozen_prefixes(i)) for i in range(6)] == [0, 2, 3, 4, 5, 6]
+
+
+def test_frozen_prefixes_refuses_a_depth_there_is_not():
+  with pytest.raises(ValueError, match='not 6'):
+    frozen_prefixes(6)
+
+
+def test_images_must_be_padded_to_multiples_of_32():
+  model = MaskRCNN(**SMALL)
+  images = jax.ShapeDtypeStruct((1, 80, 64, 3), jnp.float32)
+  with pytest.raises(ValueError, match='pad the images to a multiple of 32'):
+    jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def test_bfloat16_gives_float32_outputs_near_those_of_float32():
+  model = MaskRCNN(**SMALL)
+  half = MaskRCNN(**SMALL, dtype=jnp.bfloat16)
+  images = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
+  variables = random_variables(model)
+  pyramid, *outputs = jax.jit(model.apply)(variables, images)
+  half_pyramid, *half_outputs = jax.jit(half.apply)(variables, images)
+  assert {x.dtype for x in half_pyramid.values()} == {jnp.dtype(jnp.bfloat16)}
+  assert {x.dtype for x in jax.tree.leaves(half_outputs)} == {
+      jnp.dtype(jnp.float32)
+  }
+  for ours, wanted in zip(
+      jax.tree.leaves([half_pyramid, half_outputs]),
+      jax.tree.leaves([pyramid, outputs]),
+      strict=True,
+  ):
+    ours, wanted = np.asarray(ours, np.float32), np.asarray(wanted)
+    assert_allclose(ours, wanted, atol=0.05 * np.abs(wanted).max() + 1e-6)
+
+
+@pytest.mark.parametrize('norm', ['frozen_batch', 'group'])
+def test_gradients_are_finite_and_reach_every_parameter(norm):
+  sizes = GROUP | dict(norm=norm, box_convs=1 if norm == 'group' else 0)
+  model = MaskRCNN(**SMALL | sizes)
+  images = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
+  variables = random_variables(model)
+  pooled = jax.random.normal(jax.random.key(2), (1, 2, 7, 7, 32))
+  large = jax.random.normal(jax.random.key(3), (1, 2, 14, 14, 32))
+
+  def loss(params):
+    def call(method, x):
+      return model.apply({**variables, 'params': params}, x, method=method)
+
+    outputs = (
+        call('propose', call('extract', images)),
+        call('classify', pooled),
+        call('segment', large),
+    )
+    return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(outputs))
+
+  gradient = jax.jit(jax.grad(loss), compiler_options=HASTE)
+  gradients = traverse_util.flatten_dict(gradient(variables['params']))
+  for path, g in gradients.items():
+    assert np.isfinite(g).all(), path
+    assert np.abs(g).max() > 0, path
+
+
+def test_initial_values_have_the_spread_of_the_seed():
+  model = MaskRCNN(
+      num_classes=81, depth=18, width=32, box_features=256, box_convs=1
+  )
+  images = jnp.zeros((1, 64, 64, 3))
+  init = jax.jit(model.init, compiler_options=HASTE)
+  params = init(jax.random.key(0), images)['params']
+  # kaiming_uniform(a=1): 1 / sqrt(fan_in). kaiming_normal(fan_out):
+  # sqrt(2 / fan_out); torch takes 4 * in for the fan-out of the 2x2 deconv.
+  expected = {
+      'backbone/layer4/1/conv2': 1 / math.sqrt(9 * 256),
+      'fpn/inner5': 1 / math.sqrt(256),
+      'fpn/layer2': 1 / math.sqrt(9 * 256),
+      'rpn/conv': 0.01,
+      'rpn/bbox_pred': 0.01,
+      'box_head/conv1': 0.01,
+      'box_head/fc6': 1 / math.sqrt(7 * 7 * 256),
+      'box_head/fc7': 1 / math.sqrt(256),
+      'box_head/cls_score': 0.01,
+      'box_head/bbox_pred': 0.001,
+      'mask_head/mask_fcn1': math.sqrt(2 / (9 * 256)),
+      'mask_head/conv5_mask': math.sqrt(2 / (4 * 256)),
+      'mask_head/mask_fcn_logits': math.sqrt(2 / 81),
+  }
+  flat = traverse_util.flatten_dict(params, sep='/')
+  for name, std in expected.items():
+    kernel = np.asarray(flat[f'{name}/kernel'])
+    assert_allclose(kernel.std(), std, rtol=0.05, err_msg=name)
+    assert abs(kernel.mean()) < 0.05 * std, name
+  assert not any(x.any() for name, x in flat.items() if name.endswith('bias'))
+  uniform = np.asarray(flat['box_head/fc7/kernel'])
+  assert np.abs(uniform).max() <= math.sqrt(3 / 256)
+
+
+def torchvision_name(path):
+  """The torchvision name of a variable, and the axes that lay it out as ours.
+
+  Kernels are (out, in, row, column) there, (row, column, in, out) here.
+  """
+  leaves = {
+      'kernel': 'weight',
+      'scale': 'weight',
+      'bias': 'bias',
+      'mean': 'running_mean',
+      'var': 'running_var',
+  }
+  collection, part, *modules, leaf = path
+  leaf = leaves[leaf]
+  match part, modules:
+    case 'backbone', [*stem, module]:
+      module = module.replace('downsample_conv', 'downsample.0')
+      module = module.replace('downsample_bn', 'downsample.1')
+      return '.'.join(['backbone.body', *stem, module, leaf])
+    case 'fpn', [module]:
+      kind, level = module[:-1], int(module[-1])
+      return f'backbone.fpn.{kind}_blocks.{level - 2}.0.{leaf}'
+    case 'rpn', ['conv']:
+      return f'rpn.head.conv.0.0.{leaf}'
+    case 'rpn', [module]:
+      return f'rpn.head.{module}.{leaf}'
+    case 'box_head', ['fc6' | 'fc7' as module]:
+      return f'roi_heads.box_head.{module}.{leaf}'
+    case 'box_head', [module]:
+      return f'roi_heads.box_predictor.{module}.{leaf}'
+    case 'mask_head', ['conv5_mask' | 'mask_fcn_logits' as module]:
+      return f'roi_heads.mask_predictor.{module}.{leaf}'
+    case 'mask_head', [module]:
+      return f'roi_heads.mask_head.{int(module[-1]) - 1}.0.{leaf}'
+  raise AssertionError((collection, path))
+
+
+def torchvision_variables(shapes, draw, seed):
+  """Variables of our shapes with the values that torchvision's would have."""
+  flat = {}
+  for path, x in traverse_util.flatten_dict(shapes).items():
+    name, shape = torchvision_name(path), x.shape
+    if path[-2:] == ('fc6', 'kernel'):
+      y = draw(name, (shape[1], shape[0]), seed)
+      side, channels = 7, shape[0] // 49
+      y = y.reshape(shape[1], channels, side, side)
+      y = y.transpose(2, 3, 1, 0).reshape(shape)
+    elif path[-2:] == ('conv5_mask', 'kernel'):
+      y = draw(name, (shape[2], shape[3], 2, 2), seed).transpose(2, 3, 0, 1)
+    elif len(shape) == 4:
+      y = draw(name, (shape[3], shape[2], shape[0], shape[1]), seed)
+      y = y.transpose(2, 3, 1, 0)
+    elif len(shape) == 2:
+      y = draw(name, shape[::-1], seed).T
+    else:
+      y = draw(name, shape, seed)
+    assert y.shape == shape
+    flat[path] = y
+  return traverse_util.unflatten_dict(flat)
+
+
+@pytest.mark.skipif(
+    not GOLDEN.exists(), reason='needs ../shared/golden: not in this checkout'
+)
+def test_features_equal_torchvision():
+  spec = importlib.util.spec_from_file_location('seeded', GOLDEN / 'seeded.py')
+  seeded = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(seeded)
+  golden = np.load(GOLDEN / 'torchvision_seed0.npz')
+
+  model = MaskRCNN(num_classes=81)
+  variables = torchvision_variables(
+      variable_shapes(model), seeded.torchvision_array, 0
+  )
+  mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+  image = (golden['image'] - mean) / std
+
+  @jax.jit
+  def run(images):
+    pyramid = model.apply(variables, images, method='extract')
+    return pyramid, model.apply(variables, pyramid, method='propose')
+
+  pyramid, rpn = run(jnp.asarray(image, jnp.float32)[None])
+
+  def assert_close(ours, theirs, name):
+    scale = np.abs(theirs).max()
+    assert_allclose(ours, theirs, rtol=0, atol=1e-3 * scale, err_msg=name)
+
+  for level in (2, 3, 4, 5, 6):
+    thinned = pyramid[level][0, ::4, ::4, ::8]
+    assert_close(thinned, golden[f'p{level}'], f'p{level}')
+  levels = (2, 3, 4, 5, 6)
+  logits = [golden[f'rpn_logits_p{level}'].reshape(-1) for level in levels]
+  deltas = [golden[f'rpn_deltas_p{level}'].reshape(-1, 4) for level in levels]
+  assert_close(rpn.objectness_logits[0], np.concatenate(logits), 'logits')
+  assert_close(rpn.anchor_deltas[0], np.concatenate(deltas), 'deltas')

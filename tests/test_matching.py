@@ -1,0 +1,122 @@
+"""Matching: by hand, against loops, and what padding must not change."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskrcnn_jax.ops import matching
+from tests import oracles
+
+match = functools.partial(
+    jax.jit(
+        matching.match_boxes,
+        static_argnames=('foreground_iou', 'background_iou', 'rescue'),
+    ),
+    foreground_iou=0.7,
+    background_iou=0.3,
+)
+
+
+def test_match_boxes_by_hand():
+  iou = jnp.array([
+      [0.8, 0.1],  # at least 0.7
+      [0.7, 0.7],  # exactly 0.7, the first of equals
+      [0.2, 0.5],  # between
+      [0.3, 0.0],  # exactly 0.3 is between, too
+      [0.29, 0.2],  # less than 0.3
+  ])
+  matches, labels = match(iou, jnp.array([True, True]), rescue=False)
+  np.testing.assert_array_equal(matches, [0, 0, 1, 0, 0])
+  np.testing.assert_array_equal(labels, [1, 1, -1, -1, 0])
+
+
+def test_match_boxes_rescues_the_best_box_of_a_poorly_covered_truth():
+  iou = jnp.array([[0.9, 0.0], [0.0, 0.1], [0.0, 0.2], [0.0, 0.2]])
+  _, labels = match(iou, jnp.array([True, True]), rescue=True)
+  # Both of the equals at 0.2 are rescued.
+  np.testing.assert_array_equal(labels, [1, 0, 1, 1])
+
+
+def test_match_boxes_gives_a_rescued_box_the_truth_that_it_overlaps_most():
+  # The best box of truth 1 overlaps truth 0 more.
+  iou = jnp.array([[0.6, 0.4], [0.9, 0.1]])
+  matches, labels = match(iou, jnp.array([True, True]), rescue=True)
+  np.testing.assert_array_equal(matches, [0, 0])
+  np.testing.assert_array_equal(labels, [1, 1])
+
+
+def test_match_boxes_rescues_nothing_for_a_truth_that_nothing_overlaps():
+  iou = jnp.array([[0.9, 0.0], [0.1, 0.0]])
+  _, labels = match(iou, jnp.array([True, True]), rescue=True)
+  np.testing.assert_array_equal(labels, [1, 0])
+
+
+@pytest.mark.parametrize('rescue', [False, True])
+def test_match_boxes_without_truth_is_all_background(rescue):
+  iou = jnp.array([[0.9, 0.5], [0.5, 0.9]])
+  matches, labels = match(iou, jnp.array([False, False]), rescue=rescue)
+  np.testing.assert_array_equal(matches, [0, 0])
+  np.testing.assert_array_equal(labels, [0, 0])
+
+
+@pytest.mark.parametrize('rescue', [False, True])
+def test_match_boxes_gives_a_box_that_takes_no_part_no_label_1(rescue):
+  # Without the first row, 0.2 is the most of truth 0.
+  iou = jnp.array([[-1.0, -1.0], [0.2, 0.0], [0.0, 0.8]])
+  _, labels = match(iou, jnp.array([True, True]), rescue=rescue)
+  np.testing.assert_array_equal(labels, [0, int(rescue), 1])
+  _, labels = match(jnp.full((3, 2), -1.0), jnp.array([True, True]),
+                    rescue=rescue)
+  np.testing.assert_array_equal(labels, [0, 0, 0])
+
+
+def _random_iou(seed, num_boxes=30, num_truths=6):
+  rng = np.random.default_rng(seed)
+  # Steps of a tenth, mostly 0: many ties, many exactly at a threshold.
+  iou = rng.integers(0, 11, (num_boxes, num_truths)) / np.float32(10)
+  iou *= rng.random(iou.shape) < rng.random()
+  return iou.astype(np.float32), rng.random(num_truths) < rng.random() * 1.5
+
+
+@pytest.mark.parametrize('rescue', [False, True])
+def test_match_boxes_agrees_with_the_definition(rescue):
+  for seed in range(300):
+    iou, gt_valid = _random_iou(seed)
+    expected = oracles.match_boxes(
+        iou, gt_valid, foreground_iou=0.7, background_iou=0.3, rescue=rescue
+    )
+    ours = match(jnp.asarray(iou), jnp.asarray(gt_valid), rescue=rescue)
+    np.testing.assert_array_equal(ours[0], expected[0])
+    np.testing.assert_array_equal(ours[1], expected[1])
+
+
+@pytest.mark.parametrize('rescue', [False, True])
+def test_match_boxes_is_not_changed_by_padding(rescue):
+  for seed in range(50):
+    iou, gt_valid = _random_iou(seed)
+    matches, labels = match(
+        jnp.asarray(iou), jnp.asarray(gt_valid), rescue=rescue
+    )
+    # Padding that would overlap everything, and boxes that take no part.
+    padded = np.pad(iou, ((0, 0), (0, 4)), constant_values=1)
+    padded = np.pad(padded, ((0, 5), (0, 0)), constant_values=-1)
+    padded_matches, padded_labels = match(
+        jnp.asarray(padded), jnp.asarray(np.pad(gt_valid, (0, 4))),
+        rescue=rescue,
+    )
+    np.testing.assert_array_equal(padded_matches[:-5], matches)
+    np.testing.assert_array_equal(padded_labels[:-5], labels)
+    assert not padded_labels[-5:].any()
+
+
+def test_match_boxes_moves_with_the_order_of_the_boxes():
+  iou, gt_valid = _random_iou(7)
+  order = np.random.default_rng(0).permutation(len(iou))
+  gt_valid = jnp.asarray(gt_valid)
+  matches, labels = match(jnp.asarray(iou), gt_valid, rescue=True)
+  moved = match(jnp.asarray(iou[order]), gt_valid, rescue=True)
+  np.testing.assert_array_equal(moved[0], matches[order])
+  np.testing.assert_array_equal(moved[1], labels[order])

@@ -1,0 +1,301 @@
+"""Tests of the convolutions, the norms and the backbone."""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+from numpy.testing import assert_allclose
+import pytest
+
+from maskrcnn_jax.model import layers
+from maskrcnn_jax.model.resnet import Block, ResNet
+
+
+def random_array(seed, *shape):
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+def slow_conv(x, kernel, stride):
+  """One image, by the definition, padded by k // 2 a side."""
+  size = kernel.shape[0]
+  pad = size // 2
+  x = np.pad(np.asarray(x, np.float64), ((pad, pad), (pad, pad), (0, 0)))
+  rows = range(0, x.shape[0] - size + 1, stride)
+  columns = range(0, x.shape[1] - size + 1, stride)
+  return np.array(
+      [
+          [
+              np.tensordot(x[i : i + size, j : j + size], kernel, 3)
+              for j in columns
+          ]
+          for i in rows
+      ]
+  )
+
+
+@pytest.mark.parametrize('kernel_size', [1, 3, 7])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_conv_equals_its_definition(kernel_size, stride):
+  x = random_array(0, 1, 9, 8, 3)
+  kernel = random_array(1, kernel_size, kernel_size, 3, 5)
+  bias = random_array(2, 5)
+  conv = layers.Conv(5, kernel_size, stride)
+  y = conv.apply({'params': {'kernel': kernel, 'bias': bias}}, x)
+  expected = slow_conv(x[0], kernel, stride) + bias
+  assert_allclose(y[0], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_conv_1x1_has_value_and_gradient_of_a_convolution(stride):
+  x, kernel = random_array(0, 2, 7, 6, 3), random_array(1, 1, 1, 3, 5)
+  conv = layers.Conv(5, 1, stride, use_bias=False)
+
+  def ours(kernel, x):
+    return conv.apply({'params': {'kernel': kernel}}, x)
+
+  def convolution(kernel, x):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        'VALID',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+
+  y, ours_vjp = jax.vjp(ours, kernel, x)
+  expected, convolution_vjp = jax.vjp(convolution, kernel, x)
+  assert_allclose(y, expected, atol=1e-5)
+  cotangent = random_array(2, *y.shape)
+  for gradient, wanted in zip(
+      ours_vjp(cotangent), convolution_vjp(cotangent), strict=True
+  ):
+    assert_allclose(gradient, wanted, atol=1e-4)
+
+
+def test_deconv_equals_its_definition():
+  x = random_array(0, 2, 3, 4, 5)
+  kernel, bias = random_array(1, 2, 2, 5, 6), random_array(2, 6)
+  deconv = layers.Deconv2x2(6)
+  y = deconv.apply({'params': {'kernel': kernel, 'bias': bias}}, x)
+  expected = np.zeros((2, 6, 8, 6))
+  for n, i, j, a, b in np.ndindex(2, 3, 4, 2, 2):
+    expected[n, 2 * i + a, 2 * j + b] = x[n, i, j] @ kernel[a, b] + bias
+  assert_allclose(y, expected, atol=1e-5)
+
+
+def test_frozen_batch_norm_by_hand():
+  constants = {
+      'scale': np.array([2, 3], np.float32),
+      'bias': np.array([10, 20], np.float32),
+      'mean': np.array([1, -1], np.float32),
+      'var': np.array([3, 8], np.float32),
+  }
+  norm = layers.FrozenBatchNorm(eps=1.0)
+  y = norm.apply({'constants': constants}, jnp.array([[3.0, 5.0]]))
+  # (3 - 1) / sqrt(3 + 1) * 2 + 10 = 12; (5 + 1) / sqrt(8 + 1) * 3 + 20 = 26.
+  assert_allclose(y, [[12, 26]], rtol=1e-6)
+
+
+def test_frozen_batch_norm_has_no_params_and_starts_as_identity():
+  x = random_array(0, 1, 2, 2, 4)
+  norm = layers.FrozenBatchNorm(eps=0.0)
+  variables = norm.init(jax.random.key(0), x)
+  assert set(variables) == {'constants'}
+  assert_allclose(norm.apply(variables, x), x, rtol=1e-6)
+
+
+def test_make_norm_refuses_an_unknown_norm():
+  with pytest.raises(ValueError, match="not 'layer'"):
+    layers.make_norm('bn1', norm='layer', eps=0.0, dtype=jnp.float32)
+
+
+def test_group_norm_standardises_groups_of_two_channels():
+  x = random_array(0, 1, 3, 3, 64)
+  norm = layers.make_group_norm('norm', dtype=jnp.float32)
+  y = norm.apply(norm.init(jax.random.key(0), x), x)
+  groups = x.reshape(9, 32, 2)
+  mean, var = groups.mean((0, 2)), groups.var((0, 2))
+  expected = (groups - mean[:, None]) / np.sqrt(var[:, None] + 1e-5)
+  assert_allclose(y.reshape(9, 32, 2), expected, atol=1e-5)
+
+
+def test_max_pool_ignores_the_border():
+  x = -np.arange(1, 17, dtype=np.float32).reshape(1, 4, 4, 1)
+  y = layers.max_pool_3x3(jnp.asarray(x))
+  # Windows start at -1 and 1; of negative numbers a zero border would win.
+  assert_allclose(y[0, :, :, 0], [[-1, -2], [-5, -6]])
+
+
+def test_upsample_repeats_rows_and_columns():
+  y = layers.upsample_2x(jnp.array([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None])
+  assert_allclose(
+      y[0, :, :, 0],
+      [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]],
+  )
+
+
+def randomise(variables):
+  """Every kernel, and scales, biases, means and variances worth a test."""
+  leaves, treedef = jax.tree.flatten(variables)
+  leaves = [
+      jnp.abs(random_array(i, *leaf.shape)) * 0.3 + 0.2
+      if leaf.ndim == 1
+      else random_array(i, *leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+      for i, leaf in enumerate(leaves)
+  ]
+  return jax.tree.unflatten(treedef, leaves)
+
+
+def slow_block(x, params, constants, *, eps, strides):
+  """A residual block by `slow_conv`; `strides` is {convolution: stride}."""
+
+  def step(x, conv, norm):
+    y = slow_conv(x, params[conv]['kernel'], strides.get(conv, 1))
+    c = constants[norm]
+    y = (y - c['mean']) / np.sqrt(c['var'] + eps)
+    return y * c['scale'] + c['bias']
+
+  y = x
+  names = sorted(name for name in params if name.startswith('conv'))
+  for name in names:
+    y = step(y, name, name.replace('conv', 'bn'))
+    y = np.maximum(y, 0) if name != names[-1] else y
+  if 'downsample_conv' in params:
+    x = step(x, 'downsample_conv', 'downsample_bn')
+  return np.maximum(x + y, 0)
+
+
+@pytest.mark.parametrize(
+    'bottleneck, stride_in_1x1, strides',
+    [
+        (True, False, {'conv2': 2, 'downsample_conv': 2}),
+        (True, True, {'conv1': 2, 'downsample_conv': 2}),
+        (False, False, {'conv1': 2, 'downsample_conv': 2}),
+        (False, True, {'conv1': 2, 'downsample_conv': 2}),
+        (True, False, {}),
+    ],
+)
+def test_block_equals_its_definition(bottleneck, stride_in_1x1, strides):
+  block = Block(
+      channels=4,
+      bottleneck=bottleneck,
+      stride=2 if strides else 1,
+      stride_in_1x1=stride_in_1x1,
+      norm='frozen_batch',
+      norm_eps=0.1,
+      dtype=jnp.float32,
+  )
+  x = random_array(0, 1, 6, 8, 3)
+  shapes = jax.eval_shape(block.init, jax.random.key(0), x)
+  variables = randomise(shapes)
+  y = block.apply(variables, x)
+  expected = slow_block(
+      x[0],
+      variables['params'],
+      variables['constants'],
+      eps=0.1,
+      strides=strides,
+  )
+  assert_allclose(y[0], expected, atol=1e-5)
+
+
+def test_block_keeps_its_input_where_nothing_changes_shape():
+  block = Block(
+      channels=4,
+      bottleneck=False,
+      stride=1,
+      stride_in_1x1=False,
+      norm='frozen_batch',
+      norm_eps=0.0,
+      dtype=jnp.float32,
+  )
+  x = random_array(0, 1, 4, 4, 4)
+  shapes = jax.eval_shape(block.init, jax.random.key(0), x)
+  assert 'downsample_conv' not in shapes['params']
+
+
+@pytest.mark.parametrize(
+    'depth, blocks, channels',
+    [
+        (18, [2, 2, 2, 2], [8, 16, 32, 64]),
+        (34, [3, 4, 6, 3], [8, 16, 32, 64]),
+        (50, [3, 4, 6, 3], [32, 64, 128, 256]),
+        (101, [3, 4, 23, 3], [32, 64, 128, 256]),
+    ],
+)
+def test_resnet_shapes(depth, blocks, channels):
+  net = ResNet(depth=depth, width=8)
+  images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
+  features, variables = jax.eval_shape(
+      net.init_with_output, jax.random.key(0), images
+  )
+  assert {level: x.shape for level, x in features.items()} == {
+      level: (2, 64 // 2**level, 96 // 2**level, channels[level - 2])
+      for level in (2, 3, 4, 5)
+  }
+  for i, count in enumerate(blocks):
+    stage = variables['params'][f'layer{i + 1}']
+    assert set(stage) == {str(block) for block in range(count)}
+
+
+def test_resnet_equals_its_definition():
+  net = ResNet(depth=18, width=4, norm_eps=0.1)
+  images = random_array(0, 1, 32, 32, 3)
+  shapes = jax.eval_shape(net.init, jax.random.key(0), images)
+  variables = randomise(shapes)
+  features = net.apply(variables, images)
+
+  params, constants = variables['params'], variables['constants']
+  x = slow_conv(images[0], params['conv1']['kernel'], 2)
+  c = constants['bn1']
+  x = (x - c['mean']) / np.sqrt(c['var'] + 0.1) * c['scale'] + c['bias']
+  # All is positive after the ReLU, so that zeros do for the padding.
+  x = np.pad(np.maximum(x, 0), ((1, 1), (1, 1), (0, 0)))
+  x = np.array(
+      [
+          [x[i : i + 3, j : j + 3].max((0, 1)) for j in range(0, 16, 2)]
+          for i in range(0, 16, 2)
+      ]
+  )
+  for stage in (1, 2, 3, 4):
+    for i in ('0', '1'):
+      first = {'conv1': 2, 'downsample_conv': 2}
+      x = slow_block(
+          x,
+          params[f'layer{stage}'][i],
+          constants[f'layer{stage}'][i],
+          eps=0.1,
+          strides=first if stage > 1 and i == '0' else {},
+      )
+    expected = x
+    scale = np.abs(expected).max()
+    assert_allclose(features[stage + 1][0], expected, atol=1e-5 * scale)
+
+
+def test_resnet_stride_placement_changes_no_shape():
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  on_3x3, on_1x1 = (
+      jax.eval_shape(
+          ResNet(width=8, stride_in_1x1=stride_in_1x1).init_with_output,
+          jax.random.key(0),
+          images,
+      )
+      for stride_in_1x1 in (False, True)
+  )
+  assert on_3x3 == on_1x1
+
+
+def test_resnet_refuses_an_unknown_depth():
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  with pytest.raises(ValueError, match='not 20'):
+    jax.eval_shape(ResNet(depth=20).init, jax.random.key(0), images)
+
+
+def test_resnet_with_group_norm_has_all_of_it_in_params():
+  net = ResNet(depth=18, width=32, norm='group')
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  variables = jax.eval_shape(net.init, jax.random.key(0), images)
+  assert set(variables) == {'params'}
+  assert set(variables['params']['bn1']) == {'scale', 'bias'}
+  assert set(variables['params']['conv1']) == {'kernel'}
