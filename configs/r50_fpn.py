@@ -3,27 +3,29 @@
   python -m maskrcnn_jax.main --config=configs/r50_fpn.py --workdir=DIR \
       --init_from=CHECKPOINT
 
-The ResNet-50 is frozen up to layer1 and so wants pretrained weights. COCO 2014
-instead of 2017: --config.data.root=... is not needed; give the paths of
-`data.train` and `data.eval`.
+COCO 2017 is expected in data/coco, as its archives unpack; COCO 2014 with
+--config=configs/r50_fpn.py:2014. Other places: --config.data.train.images=DIR
+and so on. The stem and layer1 are frozen, so that it wants pretrained weights.
 
-Hardware: written for 8 GPUs. Expected: box AP .377, mask AP .342 with the
-published recipe; not run here.
+Hardware: 8 GPUs. Expected: box AP .377, mask AP .342, as published for this
+recipe by maskrcnn-benchmark and NVIDIA; not run here.
 """
 
 from maskrcnn_jax.config import default_config
 
 
-def get_config():
-  """Returns the recipe."""
+def get_config(year: str = '2017'):
+  """Returns the recipe for COCO '2017' or '2014'."""
+  if year not in ('2014', '2017'):
+    raise ValueError(
+        f'configs/r50_fpn.py:{year}: give the year of COCO, 2014 or 2017.'
+    )
   config = default_config()
-  config.data.train.images = 'data/coco/train2017'
-  config.data.train.annotations = (
-      'data/coco/annotations/instances_train2017.json'
-  )
-  config.data.eval.images = 'data/coco/val2017'
-  config.data.eval.annotations = 'data/coco/annotations/instances_val2017.json'
-
+  for part, name in (('train', f'train{year}'), ('eval', f'val{year}')):
+    config.data[part].images = f'data/coco/{name}'
+    config.data[part].annotations = (
+        f'data/coco/annotations/instances_{name}.json'
+    )
   config.train.batch_size = 16
   config.train.num_steps = 90_000
   config.train.checkpoint_every = 2_500

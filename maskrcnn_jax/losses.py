@@ -113,7 +113,8 @@ def smooth_l1(
   Source:
     Fast R-CNN (arXiv:1504.08083), equation 3, with its corner at `beta`.
   """
-  size = jnp.abs(difference)
+  # jnp.abs has a slope of 1 at 0; a difference of 0 has nothing to correct.
+  size = difference * jnp.sign(difference)
   if beta == 0:
     return size
   return jnp.where(

@@ -144,6 +144,11 @@ def make_losses(
         inputs.outlines, foreground.rois, foreground.objects,
         foreground.foreground,
     )
+    # An object without an outline has a box to learn but no mask.
+    starts = inputs.outlines.starts
+    has_mask = foreground.foreground & jnp.take_along_axis(
+        starts[:, 1:] > starts[:, :-1], foreground.objects, axis=1
+    )
     return {
         'loss_classifier': losses.classification_loss(
             heads.class_logits, roi_targets
@@ -153,8 +158,7 @@ def make_losses(
             smooth_l1_beta=shape.roi_smooth_l1_beta,
         ),
         'loss_mask': losses.mask_loss(
-            mask_logits, mask_targets, foreground.class_targets,
-            foreground.foreground,
+            mask_logits, mask_targets, foreground.class_targets, has_mask
         ),
         'loss_objectness': losses.objectness_loss(
             rpn.objectness_logits, rpn_targets
@@ -310,7 +314,8 @@ def train(
     _describe(log, index, rows, plan, limits, config, mesh, first_step)
     batches = loader.train_batches(
         index, plan, rows, images_dir=folder, limits=limits, seed=config.seed,
-        start_step=first_step, num_steps=config.train.num_steps,
+        start_step=first_step,
+        num_steps=config.train.num_steps - first_step,
         batch_size=config.train.batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -16,20 +16,21 @@ def iou(box, other):
   return width * height / (area + other_area - width * height)
 
 
-def integer_iou(boxes):
-  """All overlaps of boxes with small whole coordinates, rounded once."""
-  boxes = boxes.astype(np.int64)
+def pairwise_iou(boxes):
+  """Overlaps of all boxes with each other in float64."""
+  boxes = boxes.astype(np.float64)
   sides = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(
       boxes[:, None, :2], boxes[None, :, :2]
   )
   intersection = np.maximum(sides, 0).prod(axis=-1)
   area = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=-1)
-  union = np.maximum(area[:, None] + area[None, :] - intersection, 1)
-  return intersection.astype(np.float32) / union.astype(np.float32)
+  union = area[:, None] + area[None, :] - intersection
+  return intersection / np.where(union > 0, union, 1)
 
 
 def greedy_nms(overlap, scores, valid, *, iou_threshold, limit, groups=None):
   """From the best box down: kept unless a kept one overlaps it by more."""
+  hit = np.float32(overlap) > np.float32(iou_threshold)
   ranked = [i for i in range(len(scores)) if valid[i] and scores[i] > -np.inf]
   ranked.sort(key=lambda i: -scores[i])  # stable: equals stay in order
   kept = []
@@ -37,7 +38,7 @@ def greedy_nms(overlap, scores, valid, *, iou_threshold, limit, groups=None):
     if len(kept) == limit:
       break
     rivals = [j for j in kept if groups is None or groups[i] == groups[j]]
-    if not (overlap[rivals, i] > np.float32(iou_threshold)).any():
+    if not hit[rivals, i].any():
       kept.append(i)
   return kept
 

@@ -5,11 +5,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 from pycocotools import mask as mask_api
 import pytest
 
 from maskrcnn_jax.ops import boxes as ops
-from tests import oracles
 
 # Nothing, a line, a point, inside out, a pixel, a box.
 ODD_BOXES = jnp.array([

@@ -229,7 +229,7 @@ ANNS, IMGS, CATS = 'annotations', 'images', 'categories'
     ('path', 'value', 'complaint'),
     [
         ((ANNS, 0), 3, 'annotation 0 of the list: it is not an object'),
-        ((ANNS, 0, 'image_id'), 8, 'annotation 501: A14: image_id 8 is no image'),
+        ((ANNS, 0, 'image_id'), 8, '501: A14: image_id 8 is no image'),
         ((ANNS, 0, 'image_id'), '7', r"image_id '7' is no .*there is 7; "),
         ((ANNS, 0, 'image_id'), ..., 'A14: image_id None'),
         ((ANNS, 0, 'image_id'), [7], r'A14: image_id \[7\]'),
@@ -248,7 +248,7 @@ ANNS, IMGS, CATS = 'annotations', 'images', 'categories'
         ((ANNS, 0, 'segmentation'), SQUARE, '501: A07: .*flat'),
         ((ANNS, 0, 'segmentation'), [[[2, 3], [4, 5]] * 3], '501: A04'),
         ((ANNS, 0, 'segmentation'), 'x', '501: segmentation is a str'),
-        ((ANNS, 1, 'segmentation', 'size'), [12, 10], r'502: A09: .*\[10, 12\]'),
+        ((ANNS, 1, 'segmentation', 'size'), [9, 9], r'502: A09: .*\[10, 12\]'),
         ((ANNS, 1, 'segmentation', 'counts'), [9], '502: A09: .* sum to 9'),
         ((ANNS, 2, 'segmentation', 'counts'), [9], '503: A09: .* sum to 9'),
         ((IMGS, 0), None, 'image 0 of the list is not'),

@@ -5,10 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 from maskrcnn_jax.ops import matching
-from tests import oracles
 
 match = functools.partial(
     jax.jit(

@@ -122,7 +122,7 @@ def plan_canvases(
       key=lambda size: size[0] * size[1],
   )
   for size in padded_sizes:
-    if len(size) != 2 or min(size) < 1 or any(s % _STRIDE for s in size):
+    if min(size) < 1 or any(side % _STRIDE for side in size):
       raise errors.InputError(
           f'The padded size {size} must be two multiples of {_STRIDE}.'
       )
@@ -284,7 +284,7 @@ def find_limits(index: coco.CocoIndex, *, max_objects: int) -> Limits:
   kept = ~index.crowd
   for row in np.flatnonzero(per_image > max_objects):
     kept[index.object_starts[row] : index.object_starts[row + 1]] = False
-    kept[_training_objects(index, row, max_objects)] = True
+    kept[_training_objects(index, int(row), max_objects)] = True
   lengths = np.where(kept, np.diff(index.outline_starts), 0)
   total = np.concatenate([[0], np.cumsum(lengths)])
   of_image = np.diff(total[index.object_starts])
@@ -414,7 +414,7 @@ def load_row(
       )
   except errors.InputError as error:
     raise errors.InputError(
-        f'{error} (image id {index.image_ids[row]!r})'
+        f'{str(error).removesuffix(".")} (image id {index.image_ids[row]!r}).'
     ) from error
   batch = _empty_row(plan, int(plan.canvas_of_image[row]), limits)
   batch.images[0, : image.shape[0], : image.shape[1]] = image

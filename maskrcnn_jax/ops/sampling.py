@@ -22,7 +22,7 @@ def sample_labels(
     size: int,
     foreground_fraction: float,
 ) -> Sample:
-  """Draws boxes at random, all foreground up to a share, background for the rest.
+  """Draws boxes: foreground up to a share of slots, background for the rest.
 
   Args:
     labels: 1 foreground, 0 background, -1 never drawn.

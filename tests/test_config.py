@@ -1,0 +1,147 @@
+"""Tests of the configuration and of how two are compared."""
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+from maskrcnn_jax.config import (
+  FREE_KEYS,
+  check_config,
+  config_difference,
+  default_config,
+  is_free,
+  plain,
+)
+from maskrcnn_jax.errors import InputError
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
+
+
+def read_config(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+def keys_of(tree, prefix=''):
+  for name, value in tree.items():
+    if hasattr(value, 'items'):
+      yield f'{prefix}{name}'
+      yield from keys_of(value, f'{prefix}{name}.')
+    else:
+      yield f'{prefix}{name}'
+
+
+def test_the_defaults_pass_their_own_check():
+  check_config(default_config())
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_each_recipe_passes_the_check(path):
+  check_config(read_config(path))
+
+
+@pytest.mark.parametrize(
+    ('section', 'name'),
+    [(None, 'sed'), ('model', 'dept'), ('optimizer', 'lr'), ('rpn', 'train_')],
+)
+def test_an_unknown_key_is_refused(section, name):
+  config = default_config()
+  part = config[section] if section else config
+  with pytest.raises((AttributeError, KeyError)):
+    part[name] = 1
+
+
+@pytest.mark.parametrize(
+    ('section', 'name', 'value'),
+    [
+        ('train', 'batch_size', 'four'),
+        ('train', 'batch_size', 1.5),
+        ('optimizer', 'learning_rate', 'fast'),
+        ('anchors', 'ratios', 1.0),
+    ],
+)
+def test_a_value_of_another_type_is_refused(section, name, value):
+  with pytest.raises(TypeError):
+    default_config()[section][name] = value
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('geometry', 'antique', r"config.geometry is 'antique'; .*'modern'"),
+        ('precision', 'fp16', r"config.precision is 'fp16'; .*'fp32', 'tf32'"),
+        ('model.depth', 51, r'config.model.depth is 51; .*18, 34, 50, 101'),
+        ('model.norm', 'batch', r"model.norm is 'batch'; .*'frozen_batch'"),
+        ('freeze_at', 6, r'freeze_at is 6; .*0 to 5'),
+        ('freeze_at', -1, r'freeze_at is -1'),
+        ('anchors.sizes', ((32.0,),) * 4, r'has 4 entries; .*levels 2 to 6'),
+        (
+            'anchors.sizes', ((32.0,),) * 4 + ((1.0, 2.0),),
+            r'same number of sizes',
+        ),
+        ('train.batch_size', 0, r'train.batch_size is 0; .*at least 1'),
+        ('data.num_threads', 0, r'data.num_threads is 0'),
+        ('roi.num_samples', -4, r'roi.num_samples is -4'),
+        ('data.padded_sizes', ((800, 1333),), r'\(800, 1333\); .*multiples'),
+        ('data.padded_sizes', ((0, 32),), r'\(0, 32\)'),
+        ('data.padded_sizes', ((32,),), r'\(32,\)'),
+    ],
+)
+def test_check_config_says_what_is_wrong(key, value, message):
+  config = default_config()
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(InputError, match=message):
+    check_config(config)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_a_config_is_the_same_after_json(path):
+  config = read_config(path)
+  stored = json.loads(json.dumps(plain(config)))
+  assert stored == plain(config)
+  assert config_difference(config, stored) == []
+
+
+def test_config_difference_names_each_key_that_differs():
+  config = default_config()
+  stored = json.loads(json.dumps(plain(config)))
+  stored['seed'] = 7
+  stored['data']['padded_sizes'][0] = [32, 64]
+  del stored['roi']['box_side']
+  stored['model']['beard'] = True
+  sizes = '[[800, 1088], [800, 1344], [1088, 800], [1344, 800]]'
+  assert config_difference(config, stored) == [
+      f'data.padded_sizes: {sizes} | '
+      '[[32, 64], [800, 1344], [1088, 800], [1344, 800]]',
+      'model.beard: nothing | True',
+      'roi.box_side: 7 | nothing',
+      'seed: 0 | 7',
+  ]
+
+
+@pytest.mark.parametrize(
+    ('key', 'free'),
+    [
+        ('train.num_steps', True),
+        ('data.eval.images', True),
+        ('eval.batch_size', True),
+        ('detections.min_score', True),
+        ('seed', False),
+        ('train.batch_size', False),
+        ('optimizer.learning_rate', False),
+        # Not data.eval, whatever it begins with.
+        ('data.evaluation', False),
+        ('data.flip_probability', False),
+        ('rpn.eval.pre_nms', False),
+    ],
+)
+def test_is_free_goes_by_whole_names(key, free):
+  assert is_free(f'{key}: 1 | 2') is free
+
+
+def test_every_free_key_exists():
+  assert set(FREE_KEYS) <= set(keys_of(default_config()))

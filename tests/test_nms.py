@@ -1,0 +1,280 @@
+"""NMS: exactly what the greedy definition keeps, in its order."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from maskrcnn_jax.ops.nms import nms
+
+# Sets of each kind. Coordinates are whole and below 64, so that an overlap is
+# rounded once, by its division, here as in the definition.
+SETS = 60
+
+
+def _random_set(rng, n):
+  corners = rng.integers(0, 24, (n, 2))
+  return np.concatenate([corners, corners + rng.integers(1, 24, (n, 2))], 1)
+
+
+def _boxes_duplicates(rng, n):
+  return _random_set(rng, 4)[rng.integers(0, 4, n)]
+
+
+def _boxes_without_area(rng, n):
+  boxes = _random_set(rng, n)
+  flat = rng.integers(0, 4, n)
+  boxes[flat == 0, 2] = boxes[flat == 0, 0]
+  boxes[flat == 1] = boxes[flat == 1][:, [2, 3, 0, 1]]
+  return boxes
+
+
+def _boxes_chain(rng, n):
+  # Neighbours overlap by 8/12 to 11/13, those two apart by less than half.
+  start = np.arange(n) % 12 * rng.integers(2, 5)
+  row = np.arange(n) // 12 * 10
+  return np.stack([start, row, start + 10, row + 9], axis=1)
+
+
+def _boxes_nested(rng, n):
+  edge = np.sort(rng.integers(0, 30, n))
+  return np.stack([edge, edge, 63 - edge, 63 - edge], axis=1)
+
+
+def _boxes_squares(rng, n):
+  # Four places and two shapes: overlaps of 0, 1/3, 1/2 and 1.
+  x = rng.integers(0, 4, n) * 2
+  width = rng.choice([4, 2], n)
+  return np.stack([x, 0 * x, x + width, 0 * x + 4], axis=1)
+
+
+KINDS = {
+    'random': _random_set,
+    'duplicates': _boxes_duplicates,
+    'without_area': _boxes_without_area,
+    'chain': _boxes_chain,
+    'nested': _boxes_nested,
+    'squares': _boxes_squares,
+}
+
+
+def _scores(rng, n):
+  falling = np.linspace(1, 0, n)
+  match rng.integers(0, 5):
+    case 0:
+      scores = rng.permutation(falling)
+    case 1:
+      scores = falling  # with a chain, every box decides on the next
+    case 2:
+      scores = rng.integers(0, 3, n) / 2
+    case 3:
+      scores = np.zeros(n) * rng.choice([-1, 1], n)  # of both signs
+    case 4:
+      scores = rng.choice([np.nan, np.inf, -np.inf, 1, -1], n)
+  return scores.astype(np.float32)
+
+
+def _valid(rng, n):
+  match rng.integers(0, 4):
+    case 0:
+      return np.ones(n, bool)
+    case 1:
+      return np.zeros(n, bool)
+    case 2:
+      return np.arange(n) < rng.integers(0, n + 1)
+    case _:
+      return rng.random(n) < 0.7
+
+
+@functools.cache
+def _many_sets(n):
+  """Sets of every kind of boxes, scores and validity."""
+  sets = []
+  for place, make in enumerate(KINDS.values()):
+    rng = np.random.default_rng([n, place])
+    sets += [
+        (
+            make(rng, n).astype(np.float32),
+            _scores(rng, n),
+            _valid(rng, n),
+            rng.integers(0, rng.integers(1, 5), n).astype(np.int32),
+        )
+        for _ in range(SETS)
+    ]
+  return tuple(np.stack(arrays) for arrays in zip(*sets, strict=True))
+
+
+def _one(boxes, scores, valid=None, **overrides):
+  scores = jnp.asarray(scores, jnp.float32)
+  valid = jnp.ones(len(scores), bool) if valid is None else jnp.asarray(valid)
+  options = {'iou_threshold': 0.5, 'limit': 8} | overrides
+  indices, kept = nms(
+      jnp.asarray(boxes, jnp.float32).reshape(-1, 4), scores, valid, **options
+  )
+  assert not indices[~kept].any()  # 0 where there are fewer
+  return indices[kept].tolist()
+
+
+def test_nms_by_hand():
+  boxes = [
+      [0, 0, 10, 10],
+      [0, 0, 10, 9],  # 90/100 of the first
+      [20, 0, 30, 10],  # apart
+      [0, 0, 10, 4],  # 40/100 of the first, 40/90 of the second
+  ]
+  # The second is best and takes the first with it.
+  assert _one(boxes, [0.8, 0.9, 0.5, 0.6]) == [1, 3, 2]
+  assert _one(boxes, [0.8, 0.9, 0.5, 0.6], iou_threshold=0.3) == [1, 2]
+  assert _one(boxes, [0.8, 0.9, 0.5, 0.6], iou_threshold=0.95) == [1, 0, 3, 2]
+
+
+def test_nms_keeps_a_box_whose_only_rival_is_suppressed():
+  # Each overlaps the next by 7/13 > 0.5, the one after it by 4/16.
+  boxes = [[3 * i, 0, 3 * i + 10, 10] for i in range(7)]
+  assert _one(boxes, np.linspace(1, 0, 7)) == [0, 2, 4, 6]
+  assert _one(boxes, np.linspace(0, 1, 7)) == [6, 4, 2, 0]
+
+
+def test_nms_suppresses_at_more_than_the_threshold():
+  # 2 of 4 pixels.
+  boxes = [[0, 0, 4, 1], [0, 0, 2, 1]]
+  assert _one(boxes, [1, 0]) == [0, 1]
+  assert _one(boxes, [1, 0], iou_threshold=0.499) == [0]
+
+
+def test_nms_ranks_equal_scores_by_index():
+  boxes = [[0, 0, 4, 4], [0, 0, 4, 4], [8, 0, 12, 4], [8, 0, 12, 4]]
+  assert _one(boxes, [0.5, 0.5, 0.5, 0.5]) == [0, 2]
+  assert _one(boxes, [0.0, -0.0, -0.0, 0.0]) == [0, 2]
+
+
+def test_nms_never_keeps_nan_or_minus_infinity():
+  boxes = [[10 * i, 0, 10 * i + 5, 5] for i in range(5)]
+  scores = [jnp.nan, -jnp.inf, jnp.inf, -jnp.nan, -1]
+  assert _one(boxes, scores) == [2, 4]
+  # Not the padding that -inf would rank among, either.
+  assert _one(boxes[:2], [5, -jnp.inf], [False, True]) == []
+
+
+def test_nms_lets_different_groups_overlap():
+  boxes = [[0, 0, 4, 4]] * 4
+  groups = jnp.array([7, 0, 7, -3])
+  assert _one(boxes, [4, 3, 2, 1], groups=groups) == [0, 1, 3]
+
+
+def test_nms_keeps_every_box_without_area():
+  boxes = [[2, 2, 2, 2], [2, 2, 2, 2], [5, 5, 1, 1], [0, 0, 9, 9]]
+  assert _one(boxes, [4, 3, 2, 1]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize('grouped', [False, True])
+@pytest.mark.parametrize('n, block_size, limit, iou_threshold', [
+    (40, 256, 40, 0.5),  # less than a block
+    (40, 8, 40, 0.7),  # five full blocks
+    (40, 16, 60, 1 / 3),  # a part of a block; more slots than boxes
+    (40, 16, 5, 0.5),  # fewer slots than are kept
+    (40, 1, 40, 0.25),
+    (40, 7, 1, 0.0),
+    (1, 256, 3, 0.5),
+])
+def test_nms_keeps_what_the_greedy_definition_keeps(
+    n, block_size, limit, iou_threshold, grouped
+):
+  boxes, scores, valid, groups = _many_sets(n)
+  groups = groups if grouped else None
+  options = {'iou_threshold': iou_threshold, 'limit': limit}
+  indices, kept = jax.jit(jax.vmap(
+      lambda b, s, v, g: nms(
+          b, s, v, groups=g, block_size=block_size, **options
+      )
+  ))(boxes, scores, valid, groups)
+  indices, kept = np.asarray(indices), np.asarray(kept)
+  for i in range(len(boxes)):
+    expected = oracles.greedy_nms(
+        oracles.pairwise_iou(boxes[i]), scores[i], valid[i],
+        groups=groups[i] if grouped else None, **options,
+    )
+    assert kept[i].tolist() == [j < len(expected) for j in range(limit)]
+    padded = expected + [0] * (limit - len(expected))
+    assert indices[i].tolist() == padded
+
+
+def test_nms_is_not_changed_by_padding():
+  boxes, scores, valid, groups = _many_sets(40)
+  run = jax.jit(jax.vmap(
+      lambda b, s, v, g: nms(
+          b, s, v, groups=g, iou_threshold=0.5, limit=40, block_size=16
+      )
+  ))
+  # Better than all, over all, in the same groups.
+  extra = ((0, 0), (0, 9))
+  padded_boxes = np.pad(boxes, extra + ((0, 0),))
+  padded_boxes[:, 40:] = [0, 0, 64, 64]
+  padded = run(
+      padded_boxes, np.pad(scores, extra, constant_values=9),
+      np.pad(valid, extra), np.pad(groups, extra, mode='edge'),
+  )
+  for ours, theirs in zip(run(boxes, scores, valid, groups), padded,
+                          strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_nms_is_idempotent():
+  boxes, scores, valid, _ = _many_sets(40)
+  run = jax.jit(jax.vmap(
+      lambda b, s, v: nms(b, s, v, iou_threshold=0.5, limit=40, block_size=16)
+  ))
+  indices, kept = run(boxes, scores, valid)
+  again, kept_again = run(
+      jnp.take_along_axis(boxes, indices[..., None], axis=1),
+      jnp.take_along_axis(scores, indices, axis=1),
+      kept,
+  )
+  np.testing.assert_array_equal(kept_again, kept)
+  slots = np.broadcast_to(np.arange(40), kept.shape)
+  np.testing.assert_array_equal(again[kept], slots[kept])
+
+
+def test_nms_returns_the_start_of_what_a_larger_limit_returns():
+  boxes, scores, valid, _ = _many_sets(40)
+  small, large = (
+      jax.jit(jax.vmap(functools.partial(
+          nms, iou_threshold=0.5, limit=limit, block_size=16
+      )))(boxes, scores, valid)
+      for limit in (5, 40)
+  )
+  for few, many in zip(small, large, strict=True):
+    np.testing.assert_array_equal(few, many[:, :5])
+
+
+def test_nms_agrees_on_real_numbers_and_several_full_blocks(key):
+  corners = jax.random.uniform(key, (700, 2)) * 200
+  sides = jax.random.uniform(jax.random.fold_in(key, 1), (700, 2)) * 60 + 5
+  boxes = jnp.concatenate([corners, corners + sides], axis=1)
+  scores = jax.random.uniform(jax.random.fold_in(key, 2), (700,))
+  overlap = oracles.pairwise_iou(np.asarray(boxes))
+  assert np.abs(overlap - 0.5).min() > 1e-6  # no overlap that rounding decides
+  expected = oracles.greedy_nms(
+      overlap, np.asarray(scores), np.ones(700, bool),
+      iou_threshold=0.5, limit=700,
+  )
+  assert len(expected) > 256
+  assert _one(boxes, scores, limit=700) == expected
+
+
+def test_nms_lets_the_gradient_of_what_it_keeps_through():
+  boxes = jnp.array([[0, 0, 4, 4], [0, 0, 4, 3], [2, 2, 2, 2]], jnp.float32)
+  valid = jnp.array([True, True, True])
+
+  def total(boxes, scores):
+    indices, kept = nms(boxes, scores, valid, iou_threshold=0.5, limit=4)
+    kept_boxes = jnp.where(kept[:, None], boxes[indices], 0)
+    return kept_boxes.sum() + jnp.where(kept, scores[indices], 0).sum()
+
+  gradients = jax.grad(total, argnums=(0, 1))(boxes, jnp.array([3.0, 2, 1]))
+  # The second box is suppressed by the first.
+  np.testing.assert_array_equal(gradients[0], [[1] * 4, [0] * 4, [1] * 4])
+  np.testing.assert_array_equal(gradients[1], [1, 0, 1])

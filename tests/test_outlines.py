@@ -1,0 +1,295 @@
+"""Mask targets: outlines filled by hand, by the even-odd rule and by COCO."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+from pycocotools import mask as mask_api
+import pytest
+
+from maskrcnn_jax.array_types import Outlines
+from maskrcnn_jax.ops import outlines as ops
+
+rasterize = jax.jit(
+    ops.rasterize_outlines,
+    static_argnames=('side', 'max_object_vertices', 'max_parts'),
+)
+MAX_VERTICES = 48
+MAX_PARTS = 4
+
+
+def _closed(*polygons):
+  """Each polygon is a part; its first vertex comes again at its end."""
+  vertices, parts = [], []
+  for part, polygon in enumerate(polygons):
+    vertices += [*polygon, polygon[0]]
+    parts += [part] * len(polygon) + [-1]
+  return np.array(vertices, np.float32), np.array(parts, np.int16)
+
+
+def _outlines(*objects):
+  """One buffer for objects of (vertices, parts)."""
+  ends = np.cumsum([0] + [len(parts) for _, parts in objects])
+  return Outlines(
+      jnp.concatenate([jnp.asarray(vertices) for vertices, _ in objects]),
+      jnp.concatenate([jnp.asarray(parts) for _, parts in objects]),
+      jnp.asarray(ends, jnp.int32),
+  )
+
+
+def _fill(outlines, boxes, objects=None, *, side):
+  boxes = jnp.asarray(boxes, jnp.float32).reshape(-1, 4)
+  if objects is None:
+    objects = [0] * len(boxes)
+  return np.asarray(rasterize(
+      outlines, jnp.asarray(objects), boxes, side=side,
+      max_object_vertices=MAX_VERTICES, max_parts=MAX_PARTS,
+  ))
+
+
+def _rectangle(x1, y1, x2, y2):
+  return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+
+
+def _drawn(*rows):
+  return np.array([[cell == '#' for cell in row] for row in rows])
+
+
+def test_rasterize_outlines_fills_a_rectangle():
+  outlines = _outlines(_closed(_rectangle(1, 1, 3, 4)))
+  np.testing.assert_array_equal(
+      _fill(outlines, [0, 0, 4, 4], side=4)[0],
+      _drawn('....', '.##.', '.##.', '.##.'),
+  )
+
+
+def test_rasterize_outlines_fills_what_its_cell_centre_is_inside_of():
+  # From 1.4 to 3.6 holds the centres 1.5, 2.5 and 3.5; from 0.6 to 2.4 holds
+  # 1.5 alone.
+  outlines = _outlines(_closed(_rectangle(1.4, 0.6, 3.6, 2.4)))
+  np.testing.assert_array_equal(
+      _fill(outlines, [0, 0, 4, 4], side=4)[0],
+      _drawn('....', '.###', '....', '....'),
+  )
+
+
+def test_rasterize_outlines_fills_a_triangle():
+  # The slope leaves row y + 0.5 at x = 4.25 - (y + 0.5).
+  outlines = _outlines(_closed([(0, 0), (4.25, 0), (0, 4.25)]))
+  np.testing.assert_array_equal(
+      _fill(outlines, [0, 0, 4, 4], side=4)[0],
+      _drawn('####', '###.', '##..', '#...'),
+  )
+
+
+def test_rasterize_outlines_meets_a_vertex_on_a_scan_line_properly():
+  # Corners at y = 1.5, left and right, and a tip at y = 2.5 from above.
+  outlines = _outlines(_closed([(2, 0), (4, 1.5), (2, 2.5), (0, 1.5)]))
+  np.testing.assert_array_equal(
+      _fill(outlines, [0, 0, 4, 4], side=4)[0],
+      # At y = 0.5 from 1.33 to 2.67.
+      _drawn('.##.', '####', '....', '....'),
+  )
+
+
+def test_rasterize_outlines_leaves_the_hole_of_a_contour_given_as_edges():
+  # Of a ring of pixels, the vertical edges between inside and outside: left,
+  # right, and both sides of the hole, all in one part.
+  vertices = [(0, 0), (0, 4), (1, 1), (1, 3), (3, 1), (3, 3), (4, 0), (4, 4)]
+  parts = [0, -1] * 4
+  outlines = _outlines((np.array(vertices, np.float32), np.array(parts)))
+  np.testing.assert_array_equal(
+      _fill(outlines, [0, 0, 4, 4], side=4)[0],
+      _drawn('####', '#..#', '#..#', '####'),
+  )
+
+
+def test_rasterize_outlines_fills_all_of_two_parts_that_overlap():
+  outlines = _outlines(_closed(_rectangle(0, 0, 3, 3), _rectangle(1, 1, 4, 4)))
+  np.testing.assert_array_equal(
+      _fill(outlines, [0, 0, 4, 4], side=4)[0],
+      _drawn('###.', '####', '####', '.###'),
+  )
+
+
+def test_rasterize_outlines_fills_two_windings_of_one_part_evenly_and_oddly():
+  # The same two squares, as one polygon that goes through (0, 0) to join them.
+  polygon = [
+      *_rectangle(0, 0, 3, 3), (0, 0), *_rectangle(1, 1, 4, 4), (1, 1)
+  ]
+  np.testing.assert_array_equal(
+      _fill(_outlines(_closed(polygon)), [0, 0, 4, 4], side=4)[0],
+      _drawn('###.', '#..#', '#..#', '.###'),
+  )
+
+
+def test_rasterize_outlines_cuts_off_what_is_outside_the_box():
+  outlines = _outlines(_closed(_rectangle(0, 0, 8, 8)))
+  boxes = [
+      [2, 2, 6, 6],  # inside
+      [-2, -2, 2, 2],  # over the top left corner
+      [6, 4, 10, 8],  # over the right side
+      [9, 0, 13, 4],  # to the right
+      [-5, 0, -1, 4],  # to the left
+      [0, 9, 4, 13],  # below
+      [-8, -8, 16, 16],  # object and as much on each side
+  ]
+  corner, right = np.zeros((2, 6, 6), bool)
+  corner[3:, 3:] = right[:, :3] = True
+  middle = np.zeros((6, 6), bool)
+  middle[2:4, 2:4] = True
+  nothing = np.zeros((6, 6), bool)
+  np.testing.assert_array_equal(
+      _fill(outlines, boxes, side=6),
+      [~nothing, corner, right, nothing, nothing, nothing, middle],
+  )
+
+
+def test_rasterize_outlines_shows_each_box_its_own_object():
+  outlines = _outlines(
+      _closed(_rectangle(0, 0, 2, 4)),
+      (np.zeros((0, 2), np.float32), np.zeros(0, np.int16)),  # without outline
+      _closed(_rectangle(2, 0, 4, 4), _rectangle(0, 0, 1, 1)),
+  )
+  masks = _fill(outlines, [[0, 0, 4, 4]] * 4, [2, 0, 1, 2], side=4)
+  third = _drawn('#.##', '..##', '..##', '..##')
+  np.testing.assert_array_equal(
+      masks, [third, _drawn(*['##..'] * 4), np.zeros((4, 4), bool), third]
+  )
+
+
+def test_rasterize_outlines_takes_a_box_without_area_for_a_small_one():
+  outlines = _outlines(_closed(_rectangle(0, 0, 4, 4)))
+  # A tenth of a pixel from (2, 2) is inside; from (3.95, 2), half of it is.
+  masks = _fill(outlines, [[2, 2, 2, 2], [3.95, 2, 3.95, 2]], side=4)
+  np.testing.assert_array_equal(masks[0], np.ones((4, 4), bool))
+  np.testing.assert_array_equal(masks[1], _drawn(*['##..'] * 4))
+
+
+def _random_outline(rng):
+  """Up to three polygons, stars and tangles, about the place of the boxes."""
+  polygons = []
+  for _ in range(rng.integers(1, 4)):
+    count = rng.integers(3, 13)
+    center = rng.uniform(10, 40, 2)
+    if rng.random() < 0.5:
+      angle = np.sort(rng.uniform(0, 2 * np.pi, count))
+      radius = rng.uniform(3, 25, count)
+      corners = np.stack([np.cos(angle), np.sin(angle)], 1) * radius[:, None]
+    else:
+      corners = rng.uniform(-20, 20, (count, 2))
+    polygons.append([tuple(corner) for corner in center + corners])
+  return _closed(*polygons)
+
+
+def _random_boxes(rng, count):
+  corner = rng.uniform(-10, 40, (count, 2))
+  sides = rng.uniform(2, 50, (count, 2))
+  return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
+
+
+@functools.cache
+def _random_case():
+  rng = np.random.default_rng(0)
+  objects = [_random_outline(rng) for _ in range(24)]
+  return objects, _random_boxes(rng, 48), np.arange(48) % 24
+
+
+def test_rasterize_outlines_agrees_with_the_even_odd_rule():
+  objects, boxes, which = _random_case()
+  masks = _fill(_outlines(*objects), boxes, which, side=14)
+  undecided = 0
+  for mask, box, index in zip(masks, boxes, which, strict=True):
+    expected, margin = oracles.rasterize(*objects[index], box, side=14)
+    decided = margin > 1e-4  # pixels; less is up to rounding
+    np.testing.assert_array_equal(mask[decided], expected[decided])
+    undecided += (~decided).sum()
+  assert undecided < 0.005 * masks.size
+  assert 0.1 < masks.mean() < 0.9
+
+
+def _distance_to_edges(vertices, parts, point):
+  start = vertices[:-1][parts[:-1] >= 0]
+  along = vertices[1:][parts[:-1] >= 0] - start
+  share = ((point - start) * along).sum(1) / (along**2).sum(1)
+  nearest = start + np.clip(share, 0, 1)[:, None] * along
+  return np.linalg.norm(nearest - point, axis=1).min()
+
+
+def test_rasterize_outlines_agrees_with_pycocotools_but_for_border_cells():
+  objects, boxes, which = _random_case()
+  masks = _fill(_outlines(*objects), boxes, which, side=28)
+  for mask, box, index in zip(masks, boxes, which, strict=True):
+    vertices, parts = objects[index]
+    cells = (vertices.astype(np.float64) - box[:2]) * 28 / (box[2:] - box[:2])
+    polygons = [
+        cells[:-1][parts[:-1] == part].ravel().tolist()
+        for part in range(parts.max() + 1)
+    ]
+    theirs = mask_api.decode(
+        mask_api.merge(mask_api.frPyObjects(polygons, 28, 28))
+    ).astype(bool)
+    for i, j in np.argwhere(mask != theirs):
+      center = np.array([j + 0.5, i + 0.5])
+      # COCO's outline is rounded to fifths of a cell, and a cell belongs to it
+      # by its upper left rather than its centre.
+      assert _distance_to_edges(cells, parts, center) < 0.75
+
+
+def test_rasterize_outlines_of_flipped_outlines_and_boxes_is_flipped():
+  objects, boxes, which = _random_case()
+  masks = _fill(_outlines(*objects), boxes, which, side=14)
+  flipped = [
+      (np.float32([50, 0]) + np.float32([-1, 1]) * vertices, parts)
+      for vertices, parts in objects
+  ]
+  boxes = np.stack([50 - boxes[:, 2], boxes[:, 1], 50 - boxes[:, 0],
+                    boxes[:, 3]], axis=1)
+  mirrored = _fill(_outlines(*flipped), boxes, which, side=14)
+  # But for a few centres on an outline but for rounding.
+  assert (mirrored != masks[:, :, ::-1]).mean() < 1e-3
+
+
+def test_rasterize_outlines_does_not_care_which_way_round():
+  objects, boxes, which = _random_case()
+  masks = _fill(_outlines(*objects), boxes, which, side=14)
+  # Closed parts read backwards: what ends a part now starts it.
+  turned = [
+      (vertices[::-1], np.append(parts[-2::-1], -1)) for vertices, parts in objects
+  ]
+  backwards = _fill(_outlines(*turned), boxes, which, side=14)
+  assert (backwards != masks).mean() < 1e-3
+
+
+@pytest.mark.parametrize('overrides', [
+    {'max_object_vertices': 90}, {'max_parts': 9}, {}
+])
+def test_rasterize_outlines_is_not_changed_by_padding(overrides):
+  objects, boxes, which = _random_case()
+  outlines = _outlines(*objects)
+  masks = _fill(outlines, boxes, which, side=14)
+  # Vertices that belong to nothing, objects without any, boxes of those.
+  padded = Outlines(
+      jnp.pad(outlines.vertices, ((0, 20), (0, 0)), constant_values=9),
+      jnp.pad(outlines.parts, (0, 20)),
+      jnp.pad(outlines.starts, (0, 5), mode='edge'),
+  )
+  options = {'max_object_vertices': MAX_VERTICES, 'max_parts': MAX_PARTS}
+  more = rasterize(
+      padded, jnp.asarray(np.append(which, [25, 28])),
+      jnp.asarray(np.append(boxes, [[0, 0, 50, 50], [0, 0, 0, 0]], axis=0),
+                  jnp.float32),
+      side=14, **(options | overrides),
+  )
+  np.testing.assert_array_equal(more[:-2], masks)
+  assert not more[-2:].any()
+
+
+def test_rasterize_outlines_of_no_objects_is_empty():
+  outlines = Outlines(
+      jnp.zeros((6, 2)), jnp.full(6, -1), jnp.zeros(4, jnp.int32)
+  )
+  boxes = [[0, 0, 0, 0], [0, 0, 9, 9], [-5, -5, 5, 5]]
+  assert not _fill(outlines, boxes, [0, 1, 2], side=14).any()

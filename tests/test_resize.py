@@ -1,0 +1,175 @@
+"""Resizing: against a loop and PIL; nothing from outside the source."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+from PIL import Image
+import pytest
+
+from maskrcnn_jax.ops import resize as ops
+
+resize = jax.jit(
+    ops.resize_image, static_argnames=('padded_size', 'antialias')
+)
+CANVAS = (24, 32)
+PADDED = (40, 48)
+
+# (height, width) of the source, then of the result.
+SIZES = [
+    ((24, 32), (24, 32)),  # nothing to do
+    ((24, 32), (40, 48)),  # both full
+    ((17, 23), (31, 41)),  # odd, up
+    ((23, 31), (11, 13)),  # odd, down
+    ((23, 9), (8, 47)),  # down one way and up the other
+    ((1, 1), (7, 5)),
+    ((24, 32), (1, 1)),
+    ((24, 1), (24, 20)),
+]
+
+
+def _image(source_size, *, outside=0, seed=0):
+  """Noise in the top left corner of a canvas."""
+  height, width = source_size
+  pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3))
+  canvas = np.full(CANVAS + (3,), outside, np.uint8)
+  canvas[:height, :width] = pixels
+  return canvas
+
+
+def _resize(image, source_size, image_size, *, antialias=False, flip=False):
+  return np.asarray(resize(
+      jnp.asarray(image), jnp.array(source_size), jnp.array(image_size),
+      padded_size=PADDED, antialias=antialias, flip=jnp.array(flip),
+  ))
+
+
+def test_resize_weights_by_hand():
+  # Two pixels become four, centred at 0.25, 0.75, 1.25, 1.75 of the source,
+  # whose own centres are at 0.5 and 1.5; then one row of padding.
+  expected = [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1], [0, 0]]
+  for antialias in (False, True):
+    weights = ops.resize_weights(
+        jnp.array(2), jnp.array(4), source_length=2, target_length=5,
+        antialias=antialias,
+    )
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+
+def test_resize_weights_of_shrinking_by_hand():
+  # Six pixels become two, centred at 1.5 and 4.5 of the source.
+  weights = [
+      ops.resize_weights(
+          jnp.array(6), jnp.array(2), source_length=7, target_length=2,
+          antialias=antialias,
+      )
+      for antialias in (False, True)
+  ]
+  # 1.5 and 4.5 are the centres of pixels 1 and 4.
+  np.testing.assert_array_equal(
+      weights[0], [[0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0]]
+  )
+  # A triangle of half-width 3: (2, 3, 2, 1) / 3 from pixel 0 on, sum 8 / 3.
+  np.testing.assert_allclose(
+      weights[1] * 8,
+      [[2, 3, 2, 1, 0, 0, 0], [0, 0, 1, 2, 3, 2, 0]], rtol=1e-5, atol=1e-6,
+  )
+
+
+@pytest.mark.parametrize('antialias', [False, True])
+@pytest.mark.parametrize('source_size, image_size', SIZES)
+def test_resize_weights_of_a_real_pixel_sum_to_one(
+    source_size, image_size, antialias
+):
+  for axis in (0, 1):
+    weights = ops.resize_weights(
+        jnp.array(source_size[axis]), jnp.array(image_size[axis]),
+        source_length=CANVAS[axis], target_length=PADDED[axis],
+        antialias=antialias,
+    )
+    real = np.arange(PADDED[axis]) < image_size[axis]
+    np.testing.assert_allclose(weights.sum(axis=1), real, rtol=1e-6)
+    assert (weights >= 0).all()
+
+
+@pytest.mark.parametrize('antialias', [False, True])
+def test_resize_image_to_the_same_size_is_the_identity(antialias):
+  image = _image((17, 23))
+  resized = _resize(image, (17, 23), (17, 23), antialias=antialias)
+  np.testing.assert_array_equal(resized[:24, :32], image)
+  assert not resized[17:].any() and not resized[:, 23:].any()
+
+
+@pytest.mark.parametrize('antialias', [False, True])
+@pytest.mark.parametrize('source_size, image_size', SIZES)
+def test_resize_image_flips_left_and_right(source_size, image_size, antialias):
+  image = _image(source_size)
+  height, width = image_size
+  plain = _resize(image, source_size, image_size, antialias=antialias)
+  flipped = _resize(
+      image, source_size, image_size, antialias=antialias, flip=True
+  )
+  np.testing.assert_allclose(
+      flipped[:height, :width], plain[:height, :width][:, ::-1], atol=1e-2
+  )
+  assert not flipped[height:].any() and not flipped[:, width:].any()
+
+
+@pytest.mark.parametrize('source_size, image_size', SIZES)
+def test_resize_image_agrees_with_the_definition(source_size, image_size):
+  image = _image(source_size)
+  resized = _resize(image, source_size, image_size)
+  height, width = image_size
+  expected = oracles.resize_bilinear(
+      image[:source_size[0], :source_size[1]].astype(np.float64), height, width
+  )
+  np.testing.assert_allclose(resized[:height, :width], expected, atol=1e-2)
+  assert not resized[height:].any() and not resized[:, width:].any()
+
+
+@pytest.mark.parametrize('source_size, image_size', SIZES)
+def test_resize_image_antialiased_agrees_with_pil(source_size, image_size):
+  image = _image(source_size)
+  resized = _resize(image, source_size, image_size, antialias=True)
+  height, width = image_size
+  source = Image.fromarray(image[:source_size[0], :source_size[1]])
+  expected = np.asarray(
+      source.resize((width, height), Image.Resampling.BILINEAR), np.float64
+  )
+  # PIL rounds to whole grey values after each axis.
+  assert np.abs(resized[:height, :width] - expected).max() <= 1.01
+
+
+@pytest.mark.parametrize('flip', [False, True])
+@pytest.mark.parametrize('antialias', [False, True])
+@pytest.mark.parametrize('source_size, image_size', SIZES)
+def test_resize_image_sees_nothing_outside_the_source(
+    source_size, image_size, antialias, flip
+):
+  results = [
+      _resize(
+          _image(source_size, outside=outside), source_size, image_size,
+          antialias=antialias, flip=flip,
+      )
+      for outside in (0, 255)
+  ]
+  np.testing.assert_array_equal(*results)
+
+
+def test_resize_image_stays_in_the_range_of_its_pixels():
+  for outside in (0, 255):
+    image = np.full(CANVAS + (3,), outside, np.uint8)
+    resized = _resize(image, (23, 31), (37, 19), antialias=True)
+    np.testing.assert_allclose(resized[:37, :19], outside, atol=1e-3)
+
+
+@pytest.mark.parametrize('source_size, image_size', [
+    ((0, 0), (0, 0)), ((5, 5), (0, 0)), ((0, 0), (5, 5))
+])
+def test_resize_image_of_an_empty_row_of_a_batch_is_zero(
+    source_size, image_size
+):
+  for antialias in (False, True):
+    assert not _resize(
+        _image((24, 32)), source_size, image_size, antialias=antialias
+    ).any()

@@ -1,0 +1,259 @@
+"""RoIAlign: against its definition, SciPy and the matrices that it is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from scipy import ndimage
+
+from maskrcnn_jax.ops import roi_align as ops
+
+align = jax.jit(
+    ops.roi_align, static_argnames=('side', 'sampling_ratio', 'offset')
+)
+MODERN = {'sampling_ratio': 2, 'offset': 0.5}
+SHAPES = {2: (12, 16), 3: (6, 8), 4: (3, 4)}
+
+# In pixels of a 48x64 image.
+BOXES = np.array([
+    [3.2, 4.7, 40.9, 38.1],
+    [-20.5, -13.25, 19.75, 21.5],  # over the top left corner
+    [45.3, 30.1, 94.0, 79.9],  # over the bottom right corner
+    [-50, -50, 150, 150],  # larger than the image
+    [8, 8, 12, 12],  # one cell of level 2
+    [17.3, 21.1, 17.9, 21.2],  # less than a cell
+    [0, 0, 64, 48],  # the image
+    [200, 100, 240, 140],  # far outside
+    [20, 10, 20, 10],  # a point
+    [0, 0, 0, 0],  # padding
+], np.float32)
+LEVELS = np.arange(len(BOXES), dtype=np.int32) % 3 + 2
+
+
+def _pyramid(key, channels=3):
+  return {
+      level: jax.random.normal(
+          jax.random.fold_in(key, level), shape + (channels,)
+      )
+      for level, shape in SHAPES.items()
+  }
+
+
+def _one_level(features, boxes, **overrides):
+  """Features of stride 1, one channel."""
+  boxes = jnp.asarray(boxes, jnp.float32).reshape(-1, 4)
+  options = {'side': 4} | MODERN | overrides
+  return align(
+      {0: jnp.asarray(features, jnp.float32)[..., None]}, boxes,
+      jnp.zeros(len(boxes), jnp.int32), **options,
+  )[..., 0]
+
+
+@pytest.mark.parametrize('side, level', [
+    # floor(4 + log2(side / 224))
+    (1, 2), (55, 2), (111.9, 2), (112, 3), (223.9, 3), (224, 4), (447.9, 4),
+    (448, 5), (896, 5), (2000, 5), (0, 2),
+])
+def test_assign_levels_by_hand(side, level):
+  boxes = jnp.array([
+      [0, 0, side, side],
+      [50, 30, 50 + 2 * side, 30 + side / 2],  # of the same area
+  ], jnp.float32)
+  assert ops.assign_levels(boxes[0]) == level
+  assert ops.assign_levels(boxes).tolist()[0] == level
+  if float(side).is_integer():
+    assert ops.assign_levels(boxes[1]) == level
+
+
+def test_assign_levels_stays_on_the_levels_there_are():
+  sides = jnp.array([0.0, 1.0, 224.0, 1e6])
+  boxes = jnp.stack([0 * sides, 0 * sides, sides, sides], axis=1)
+  levels = ops.assign_levels(boxes, min_level=3, max_level=4)
+  np.testing.assert_array_equal(levels, [3, 3, 4, 4])
+
+
+def test_assign_levels_sends_empty_boxes_to_the_finest():
+  boxes = jnp.array([[0, 0, 0, 0], [900, 900, 0, 0], [0, 5, 900, 5]])
+  np.testing.assert_array_equal(
+      ops.assign_levels(boxes.astype(jnp.float32)), [2, 2, 2]
+  )
+
+
+def test_roi_align_by_hand():
+  # Features are 5y + x, so that a mean of samples is the value at their mean.
+  # From (0.5, 0.5) to (2.5, 2.5) in cells, cells of 0.5: the first is centred
+  # at (0.75, 0.75), of value 5 * 0.75 + 0.75; 0.5 to the right is 0.5 more,
+  # 0.5 down is 2.5 more.
+  features = np.arange(25).reshape(5, 5)
+  expected = 4.5 + 2.5 * np.arange(4)[:, None] + 0.5 * np.arange(4)
+  pooled = _one_level(features, [1, 1, 3, 3])
+  np.testing.assert_allclose(pooled[0], expected, rtol=1e-6)
+  # Without the offset everything lies (0.5, 0.5) further: 3 more.
+  pooled = _one_level(features, [1, 1, 3, 3], offset=0.0)
+  np.testing.assert_allclose(pooled[0], expected + 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize('coordinate, expected', [
+    # One sample in cells of values 10, 20, 30.
+    (0, 10), (0.5, 15), (2, 30),
+    (-0.5, 10), (-1, 10), (2.5, 30), (3, 30),  # less than one cell outside
+    (-1.01, 0), (3.01, 0),
+])
+def test_roi_align_repeats_the_edge_for_one_cell(coordinate, expected):
+  features = np.array([[10, 20, 30]] * 3)
+  for box, image in (
+      ([coordinate + 0.5, 1.5] * 2, features),
+      ([1.5, coordinate + 0.5] * 2, features.T),
+  ):
+    pooled = _one_level(image, box, side=1, sampling_ratio=1)
+    np.testing.assert_allclose(pooled, [[[expected]]], rtol=1e-5)
+
+
+def test_roi_align_of_each_cell_of_the_image_is_the_image(key):
+  features = jax.random.normal(key, (7, 7))
+  # One sample in the middle of each cell.
+  pooled = _one_level(features, [0, 0, 7, 7], side=7, sampling_ratio=1)
+  np.testing.assert_allclose(pooled[0], features, atol=1e-5)
+
+
+@pytest.mark.parametrize('side, sampling_ratio, offset', [
+    (7, 2, 0.5), (5, 1, 0.5), (2, 3, 0.0)
+])
+def test_roi_align_agrees_with_the_definition(
+    key, side, sampling_ratio, offset
+):
+  pyramid = _pyramid(key)
+  options = {
+      'side': side, 'sampling_ratio': sampling_ratio, 'offset': offset
+  }
+  pooled = align(pyramid, jnp.asarray(BOXES), jnp.asarray(LEVELS), **options)
+  for ours, box, level in zip(pooled, BOXES, LEVELS, strict=True):
+    expected = oracles.roi_align(
+        np.asarray(pyramid[level]), box, stride=2**int(level), **options
+    )
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_roi_align_agrees_with_scipy(key):
+  pyramid = _pyramid(key, channels=1)
+  pooled = align(
+      pyramid, jnp.asarray(BOXES), jnp.asarray(LEVELS), side=7, **MODERN
+  )
+  for ours, box, level in zip(pooled, BOXES, LEVELS, strict=True):
+    x1, y1, x2, y2 = box.astype(np.float64) / 2**level - 0.5
+    steps = (np.arange(14) + 0.5) / 14
+    y, x = np.meshgrid(
+        y1 + steps * (y2 - y1), x1 + steps * (x2 - x1), indexing='ij'
+    )
+    height, width = SHAPES[level]
+    samples = ndimage.map_coordinates(
+        np.asarray(pyramid[level][..., 0], np.float64), [y, x],
+        order=1, mode='nearest',
+    )
+    samples *= (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
+    expected = samples.reshape(7, 2, 7, 2).mean(axis=(1, 3))
+    np.testing.assert_allclose(ours[..., 0], expected, atol=1e-5)
+
+
+def test_roi_align_of_flipped_features_and_boxes_is_flipped(key):
+  pyramid = _pyramid(key)
+  flipped_boxes = BOXES.copy()
+  flipped_boxes[:, [0, 2]] = 64 - BOXES[:, [2, 0]]
+  levels = jnp.asarray(LEVELS)
+  pooled = align(pyramid, jnp.asarray(BOXES), levels, side=7, **MODERN)
+  flipped = align(
+      {level: features[:, ::-1] for level, features in pyramid.items()},
+      jnp.asarray(flipped_boxes), levels, side=7, **MODERN,
+  )
+  np.testing.assert_allclose(flipped, pooled[:, :, ::-1], atol=1e-5)
+
+
+def test_roi_align_reads_only_the_level_that_it_is_told(key):
+  pyramid = _pyramid(key)
+  boxes, levels = jnp.asarray(BOXES), jnp.full(len(BOXES), 3)
+  pooled = align(pyramid, boxes, levels, side=7, **MODERN)
+  others = {2: pyramid[2] + 1, 3: pyramid[3], 4: pyramid[4] - 1}
+  np.testing.assert_array_equal(
+      align(others, boxes, levels, side=7, **MODERN), pooled
+  )
+
+
+def test_roi_align_is_not_changed_by_padding(key):
+  pyramid = _pyramid(key)
+  padded = align(
+      pyramid, jnp.asarray(np.pad(BOXES, ((0, 5), (0, 0)))),
+      jnp.asarray(np.pad(LEVELS, (0, 5), constant_values=2)), side=7, **MODERN,
+  )
+  pooled = align(
+      pyramid, jnp.asarray(BOXES), jnp.asarray(LEVELS), side=7, **MODERN
+  )
+  np.testing.assert_allclose(padded[:-5], pooled, atol=1e-6)
+  assert jnp.isfinite(padded).all()
+
+
+def test_roi_align_sums_in_float32_and_returns_what_came(key):
+  pyramid = {
+      level: features.astype(jnp.bfloat16)
+      for level, features in _pyramid(key).items()
+  }
+  wide = {
+      level: features.astype(jnp.float32)
+      for level, features in pyramid.items()
+  }
+  boxes, levels = jnp.asarray(BOXES), jnp.asarray(LEVELS)
+  pooled = align(pyramid, boxes, levels, side=7, **MODERN)
+  assert pooled.dtype == jnp.bfloat16
+  np.testing.assert_allclose(
+      pooled.astype(jnp.float32),
+      align(wide, boxes, levels, side=7, **MODERN),
+      rtol=2**-8, atol=1e-6,  # one rounding to 8 bits
+  )
+
+
+def test_roi_align_has_the_gradient_of_the_dense_matrices(key):
+  pyramid = _pyramid(key)
+  boxes, levels = jnp.asarray(BOXES), jnp.asarray(LEVELS)
+  pooled, pull_back = jax.vjp(
+      lambda p: align(p, boxes, levels, side=7, **MODERN), pyramid
+  )
+  cotangent = jax.random.normal(jax.random.fold_in(key, 9), pooled.shape)
+  (gradient,) = pull_back(cotangent)
+  expected = {
+      level: np.zeros(features.shape) for level, features in pyramid.items()
+  }
+  for box, level, one in zip(BOXES, LEVELS, cotangent, strict=True):
+    x1, y1, x2, y2 = box.astype(np.float64) / 2**level - 0.5
+    height, width = SHAPES[level]
+    options = {'side': 7, 'sampling_ratio': 2}
+    rows = oracles.roi_align_matrix(y1, y2, height, **options)
+    columns = oracles.roi_align_matrix(x1, x2, width, **options)
+    expected[level] += np.einsum('sh,stc,tw->hwc', rows, one, columns)
+  for level in pyramid:
+    np.testing.assert_allclose(gradient[level], expected[level], atol=1e-4)
+
+
+def test_roi_align_has_the_gradient_of_finite_differences(key):
+  pyramid = _pyramid(key)
+  boxes, levels = jnp.asarray(BOXES), jnp.asarray(LEVELS)
+
+  def total(pyramid):
+    return jnp.sum(align(pyramid, boxes, levels, side=3, **MODERN) ** 2)
+
+  direction = _pyramid(jax.random.fold_in(key, 7))
+  up, down = (
+      total(jax.tree.map(lambda a, b: a + e * b, pyramid, direction))  # noqa: B023
+      for e in (0.5, -0.5)
+  )
+  gradient = jax.grad(total)(pyramid)
+  along = sum(jnp.vdot(gradient[level], direction[level]) for level in pyramid)
+  # Of a quadratic function the central difference is exact at any distance.
+  np.testing.assert_allclose(along, up - down, rtol=1e-3)
+
+
+def test_roi_align_gives_boxes_no_gradient(key):
+  pyramid, levels = _pyramid(key), jnp.asarray(LEVELS)
+  gradient = jax.grad(
+      lambda b: align(pyramid, b, levels, side=7, **MODERN).sum()
+  )(jnp.asarray(BOXES))
+  assert not gradient.any()
