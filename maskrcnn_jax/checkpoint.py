@@ -23,6 +23,7 @@ class Metadata(NamedTuple):
   step: int
   config: dict  # plain nested dict
   categories: list  # [[COCO's id, name], ...]; class number = position + 1
+  training_set: str = ''  # what it was trained on, in a line
 
 
 def open_checkpoints(
@@ -139,7 +140,7 @@ def read_metadata(path: pathlib.Path) -> Metadata:
         f'expected {FORMAT}).'
     )
   try:
-    return Metadata(stored['step'], stored['config'], stored['categories'])
+    return Metadata(**{name: stored[name] for name in Metadata._fields})
   except KeyError as error:
     raise _damaged(path, 'metadata', error) from error
 
@@ -191,8 +192,13 @@ def compare_trees(stored: dict[str, Any], expected: dict[str, Any]) -> str:
       for name in sorted(stored.keys() & expected.keys())
       if stored[name] != expected[name]
   ]
-  lines += [f'{n} is missing' for n in sorted(set(expected) - set(stored))]
-  lines += [f'{n} is not known' for n in sorted(set(stored) - set(expected))]
+  lines += [
+      f'{name} is missing there' for name in sorted(set(expected) - set(stored))
+  ]
+  lines += [
+      f'{name} is not known here'
+      for name in sorted(set(stored) - set(expected))
+  ]
   if not lines:
     return ''
   shown = '; '.join(lines[:10])

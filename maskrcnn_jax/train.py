@@ -5,6 +5,7 @@ import math
 import pathlib
 import time
 from typing import Any, NamedTuple
+import zlib
 
 from absl import logging
 import jax
@@ -193,8 +194,8 @@ def make_train_step(
 ):
   """Returns the jitted `train_step(state, batch, padded_size=)`.
 
-  It gives the new state, whose memory replaces the old one's, and the losses
-  with their sum under 'loss'.
+  It gives the new state, whose memory replaces the old one's, and the figures
+  of the step: the losses, their sum 'loss' and 'grad_norm'.
   """
   compute_losses = make_losses(model, config, limits)
   frozen = frozen_prefixes(config.freeze_at)
@@ -233,7 +234,9 @@ def make_train_step(
         constants=state.constants,
         optimizer=optimizer_state,
     )
-    return state, {'loss': total} | parts
+    # A gradient can overflow where no loss does.
+    norm = optax.global_norm(gradients)
+    return state, {'loss': total} | parts | {'grad_norm': norm}
 
   return train_step
 
@@ -300,7 +303,8 @@ def train(
     )
   state = initial_state(model, optimizer, config)
   metadata = checkpoint.Metadata(
-      0, plain(config), [list(category) for category in index.categories]
+      0, plain(config), [list(category) for category in index.categories],
+      _describe_training_set(index, rows),
   )
   if steps:
     state = _resume(directory / str(steps[-1]), state, metadata, config, mesh)
@@ -325,7 +329,8 @@ def train(
     train_step = make_train_step(model, optimizer, config, limits)
     state = _loop(
         state, train_step, batches, log, directory, metadata,
-        index=index, plan=plan, schedule=schedule, config=config, mesh=mesh,
+        index=index, rows=rows, plan=plan, schedule=schedule, config=config,
+        mesh=mesh,
     )
     log.close()
   else:
@@ -356,7 +361,7 @@ def train(
 
 def _loop(
     state, train_step, batches, log, directory, metadata, *,
-    index, plan, schedule, config, mesh,
+    index, rows, plan, schedule, config, mesh,
 ):
   """Runs the steps that are left and returns the last state."""
   num_steps = config.train.num_steps
@@ -368,10 +373,11 @@ def _loop(
   started = last = time.monotonic()
   first_step = int(state.step)
   for step in range(first_step, num_steps):
+    asked = time.monotonic()
     batch, batch_rows = next(batches)
     canvas = plan.canvases[plan.canvas_of_image[batch_rows[0]]]
     batch = cluster.shard_batch(batch, mesh)
-    data_time = time.monotonic() - last
+    data_time = time.monotonic() - asked
     if canvas not in compiled:
       compiled[canvas] = _compile(train_step, state, batch, canvas, log)
       last = time.monotonic() - data_time
@@ -401,10 +407,11 @@ def _loop(
   manager.check_for_errors()
   manager.close()
   seconds = time.monotonic() - started
+  num_canvases = len(np.unique(plan.canvas_of_image[rows]))
   log.line(
       f'Total training time: {time.strftime("%H:%M:%S", time.gmtime(seconds))}'
       f' ({seconds / (num_steps - first_step):.4f} s / it); '
-      f'{len(compiled)} compilations for {len(plan.canvases)} static sizes'
+      f'{len(compiled)} compilations for {num_canvases} static sizes'
   )
   return state
 
@@ -427,14 +434,13 @@ def _compile(train_step, state, batch, canvas, log):
 
 
 def _take_figures(pending, log, index, schedule):
-  """Fetches a step's losses, stops if one is not finite, and logs them."""
+  """Fetches a step's figures, stops if one is not finite, and logs them."""
   step, figures, batch_rows, step_time, data_time = pending
   figures = {n: float(v) for n, v in jax.device_get(figures).items()}
   wrong = [
       f'{name} is {value}' for name, value in figures.items()
-      if not math.isfinite(value) and name != 'loss'
-  ] or ([f'loss is {figures["loss"]}']
-        if not math.isfinite(figures['loss']) else [])
+      if not math.isfinite(value)
+  ]
   if wrong:
     ids = [index.image_ids[row] for row in batch_rows]
     rate = float(schedule(np.int32(step)))
@@ -489,6 +495,17 @@ def _check_eval_set(config, index, skip_test):
   loader.check_images_exist(truth, pathlib.Path(config.data.eval.images))
 
 
+def _describe_training_set(index, rows) -> str:
+  """Says what is trained on, so that a resume on other data is noticed."""
+  checksum = zlib.crc32(repr(index.file_names).encode())
+  for array in (rows, index.boxes, index.classes, index.vertices):
+    checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
+  return (
+      f'{len(rows)} images with {len(index.classes)} objects (checksum '
+      f'{checksum:08x})'
+  )
+
+
 def initial_state(model, optimizer, config) -> TrainState:
   """A state of step 0 with random weights that depend on the seed alone."""
   # Drawing numbers does not get faster by optimising the program that does
@@ -534,6 +551,12 @@ def _resume(path, state, metadata, config, mesh) -> TrainState:
     raise InputError(
         f'{path.parent.parent} holds a run on other classes than '
         f'{config.data.train.annotations} has. Give another --workdir.'
+    )
+  if stored.training_set != metadata.training_set:
+    raise InputError(
+        f'{path.parent.parent} holds a run on {stored.training_set}, but '
+        f'{config.data.train.annotations} has {metadata.training_set}. Give '
+        f'another --workdir, or go on with --init_from={path}.'
     )
   if stored.step > config.train.num_steps:
     raise InputError(

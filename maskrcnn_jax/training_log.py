@@ -7,6 +7,7 @@ import pathlib
 import resource
 import statistics
 import sys
+import time
 
 from absl import logging
 import jax
@@ -35,7 +36,10 @@ class TrainingLog:
     self._sums = collections.Counter()
     self._counts = collections.Counter()
     self._file = open(directory / 'log.txt', 'a', encoding='utf-8')
-    self._events = tensorboardX.SummaryWriter(str(directory))
+    # Without the suffix, a second log in the same second overwrites the first.
+    self._events = tensorboardX.SummaryWriter(
+        str(directory), filename_suffix=f'.{time.time_ns()}'
+    )
 
   def add(self, **figures: float) -> None:
     """Takes the figures of one step."""

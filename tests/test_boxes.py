@@ -11,6 +11,10 @@ import pytest
 
 from maskrcnn_jax.ops import boxes as ops
 
+pairwise_iou = jax.jit(ops.pairwise_iou)
+encode_boxes = jax.jit(ops.encode_boxes, static_argnames='weights')
+decode_boxes = jax.jit(ops.decode_boxes, static_argnames='weights')
+
 # Nothing, a line, a point, inside out, a pixel, a box.
 ODD_BOXES = jnp.array([
     [0, 0, 0, 0],
@@ -46,14 +50,14 @@ def test_pairwise_iou_by_hand():
       [2.0, 0.0, 4.0, 1.0],  # touches the first, and the corner of the second
   ])
   np.testing.assert_allclose(
-      ops.pairwise_iou(boxes, others),
+      pairwise_iou(boxes, others),
       [[2 / 6, 1, 0], [2 / 6, 1 / 7, 0]],
       rtol=1e-6,
   )
 
 
 def test_pairwise_iou_with_a_box_without_area_is_zero():
-  iou = ops.pairwise_iou(ODD_BOXES, ODD_BOXES)
+  iou = pairwise_iou(ODD_BOXES, ODD_BOXES)
   assert not iou[:4].any() and not iou[:, :4].any()
   np.testing.assert_array_equal(jnp.diag(iou)[4:], [1, 1])
 
@@ -65,7 +69,7 @@ def test_pairwise_iou_agrees_with_the_definition(key):
       for a in boxes.astype(np.float64)
   ]
   np.testing.assert_allclose(
-      ops.pairwise_iou(jnp.asarray(boxes), jnp.asarray(boxes)), expected,
+      pairwise_iou(jnp.asarray(boxes), jnp.asarray(boxes)), expected,
       rtol=1e-5, atol=1e-6,
   )
 
@@ -81,17 +85,17 @@ def test_pairwise_iou_agrees_with_pycocotools(key):
       x_y_width_height(boxes), x_y_width_height(others), [0] * len(others)
   )
   np.testing.assert_allclose(
-      ops.pairwise_iou(boxes, others), expected, rtol=1e-5, atol=1e-6
+      pairwise_iou(boxes, others), expected, rtol=1e-5, atol=1e-6
   )
 
 
 def test_pairwise_iou_is_symmetric_and_does_not_care_for_place_or_unit(key):
   boxes = jnp.round(_random_boxes(key, 40))
-  iou = ops.pairwise_iou(boxes, boxes)
+  iou = pairwise_iou(boxes, boxes)
   np.testing.assert_array_equal(iou, iou.T)
   # Whole numbers and powers of two are exact.
   np.testing.assert_array_equal(
-      iou, ops.pairwise_iou(4 * boxes + 64, 4 * boxes + 64)
+      iou, pairwise_iou(4 * boxes + 64, 4 * boxes + 64)
   )
 
 
@@ -100,11 +104,11 @@ def test_encode_boxes_by_hand():
   anchor = jnp.array([0.0, 0.0, 10.0, 20.0])
   box = jnp.array([0.0, 2.0, 20.0, 22.0])
   np.testing.assert_allclose(
-      ops.encode_boxes(box, anchor), [5 / 10, 2 / 20, math.log(2), 0],
+      encode_boxes(box, anchor), [5 / 10, 2 / 20, math.log(2), 0],
       rtol=1e-6, atol=1e-7,
   )
   np.testing.assert_allclose(
-      ops.encode_boxes(box, anchor, weights=(10.0, 10.0, 5.0, 5.0)),
+      encode_boxes(box, anchor, weights=(10.0, 10.0, 5.0, 5.0)),
       [5, 1, 5 * math.log(2), 0], rtol=1e-6, atol=1e-6,
   )
 
@@ -116,11 +120,11 @@ def test_decode_boxes_by_hand():
   deltas = jnp.array([0.5, 0.1, math.log(2), -math.log(2)])
   expected = [0, 7, 20, 17]
   np.testing.assert_allclose(
-      ops.decode_boxes(deltas, anchor), expected, rtol=1e-6, atol=1e-5
+      decode_boxes(deltas, anchor), expected, rtol=1e-6, atol=1e-5
   )
   weights = (10.0, 10.0, 5.0, 5.0)
   np.testing.assert_allclose(
-      ops.decode_boxes(deltas * jnp.array(weights), anchor, weights=weights),
+      decode_boxes(deltas * jnp.array(weights), anchor, weights=weights),
       expected, rtol=1e-6, atol=1e-5,
   )
 
@@ -128,7 +132,7 @@ def test_decode_boxes_by_hand():
 def test_decode_boxes_of_no_deltas_is_the_anchor(key):
   anchors = _random_boxes(key, 40)
   np.testing.assert_allclose(
-      ops.decode_boxes(jnp.zeros_like(anchors), anchors), anchors, atol=1e-4
+      decode_boxes(jnp.zeros_like(anchors), anchors), anchors, atol=1e-4
   )
 
 
@@ -136,9 +140,9 @@ def test_decode_boxes_of_no_deltas_is_the_anchor(key):
 def test_decode_boxes_undoes_encode_boxes(key, weights):
   boxes, anchors = jnp.split(_random_boxes(key, 2000, high=1000.0), 2)
   anchors = jnp.concatenate([anchors[:, :2], anchors[:, 2:] + 16], axis=1)
-  deltas = ops.encode_boxes(boxes, anchors, weights=weights)
+  deltas = encode_boxes(boxes, anchors, weights=weights)
   np.testing.assert_allclose(
-      ops.decode_boxes(deltas, anchors, weights=weights), boxes,
+      decode_boxes(deltas, anchors, weights=weights), boxes,
       rtol=1e-4, atol=2e-3,  # 1e-6 of the 1000 pixels
   )
 
@@ -148,16 +152,16 @@ def test_encode_boxes_undoes_decode_boxes(key, weights):
   anchors = _random_boxes(key, 500)
   anchors = anchors.at[:, 2:].add(4)
   deltas = jax.random.normal(jax.random.fold_in(key, 1), anchors.shape)
-  boxes = ops.decode_boxes(deltas, anchors, weights=weights)
+  boxes = decode_boxes(deltas, anchors, weights=weights)
   np.testing.assert_allclose(
-      ops.encode_boxes(boxes, anchors, weights=weights), deltas,
+      encode_boxes(boxes, anchors, weights=weights), deltas,
       rtol=1e-4, atol=1e-3,
   )
 
 
 def test_decode_boxes_lets_no_box_grow_more_than_1000_from_16():
   anchor = jnp.array([0.0, 0.0, 16.0, 16.0])
-  boxes = ops.decode_boxes(jnp.array([0.0, 0.0, 50.0, 1e30]), anchor)
+  boxes = decode_boxes(jnp.array([0.0, 0.0, 50.0, 1e30]), anchor)
   # 1000 pixels about the centre (8, 8).
   np.testing.assert_allclose(boxes, [-492, -492, 508, 508], rtol=1e-5)
 
@@ -165,7 +169,7 @@ def test_decode_boxes_lets_no_box_grow_more_than_1000_from_16():
 def test_encode_boxes_of_padding_is_finite():
   every = jnp.repeat(ODD_BOXES, len(ODD_BOXES), axis=0)
   other = jnp.tile(ODD_BOXES, (len(ODD_BOXES), 1))
-  assert jnp.isfinite(ops.encode_boxes(every, other)).all()
+  assert jnp.isfinite(encode_boxes(every, other)).all()
 
 
 def test_clip_boxes_cuts_at_every_edge():
@@ -198,23 +202,23 @@ def test_has_area_of_nan_is_false():
 
 @pytest.mark.parametrize('function', [
     lambda a, b: ops.box_area(a) + ops.box_area(b),
-    ops.pairwise_iou,
-    ops.encode_boxes,
-    lambda a, b: ops.decode_boxes(a, b),
+    pairwise_iou,
+    encode_boxes,
+    decode_boxes,
     lambda a, b: ops.clip_boxes(a + b, jnp.array([7, 7])),
 ])
 def test_gradients_are_finite_for_odd_boxes(function):
   boxes = jnp.repeat(ODD_BOXES, len(ODD_BOXES), axis=0)
   others = jnp.tile(ODD_BOXES, (len(ODD_BOXES), 1))
-  gradients = jax.grad(lambda a, b: function(a, b).sum(), argnums=(0, 1))(
-      boxes, others
-  )
+  gradients = jax.jit(
+      jax.grad(lambda a, b: function(a, b).sum(), argnums=(0, 1))
+  )(boxes, others)
   assert all(jnp.isfinite(gradient).all() for gradient in gradients)
 
 
 def test_decode_boxes_has_no_gradient_beyond_its_cap():
   anchor = jnp.array([0.0, 0.0, 16.0, 16.0])
-  gradient = jax.grad(lambda d: ops.decode_boxes(d, anchor)[2])(
+  gradient = jax.grad(lambda d: decode_boxes(d, anchor)[2])(
       jnp.array([0.0, 0.0, 100.0, 0.0])
   )
   # x2 = 16 dx + 8 + 8 exp(dw), and exp(dw) is held.

@@ -7,6 +7,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 from numpy.testing import assert_array_equal
 import pytest
@@ -17,11 +18,9 @@ from maskrcnn_jax.errors import InputError
 KEY = 'config.train.batch_size'
 
 
-class Devices:
-  """A mesh of which only the size matters."""
-
-  def __init__(self, size):
-    self.size = size
+def mesh_of(size):
+  """A mesh of which only the size matters: one device, many times."""
+  return Mesh(np.array(jax.devices()[:1] * size), ('data',))
 
 
 def test_make_mesh_has_all_devices_on_one_axis():
@@ -38,7 +37,7 @@ def test_check_batch_size_suggests_one_that_fits(
     batch_size, devices, suggestion
 ):
   with pytest.raises(InputError) as error:
-    cluster.check_batch_size(batch_size, Devices(devices), key=KEY)
+    cluster.check_batch_size(batch_size, mesh_of(devices), key=KEY)
   assert str(error.value) == (
       f'{KEY} ({batch_size}) must be a multiple of the device count '
       f'({devices}); try --{KEY}={suggestion}.'
@@ -47,7 +46,7 @@ def test_check_batch_size_suggests_one_that_fits(
 
 @pytest.mark.parametrize(('batch_size', 'devices'), [(16, 8), (8, 8), (3, 1)])
 def test_check_batch_size_accepts_multiples(batch_size, devices):
-  cluster.check_batch_size(batch_size, Devices(devices), key=KEY)
+  cluster.check_batch_size(batch_size, mesh_of(devices), key=KEY)
 
 
 def test_replicated_shapes_keeps_shapes_and_dtypes():

@@ -89,8 +89,8 @@ def make_case(key, *, num_proposals=30, num_classes=6):
 
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize(
-    ('min_score', 'max_detections'), [(0.05, 20), (0.0, 200), (0.4, 20)],
-    ids=['usual', 'all classes', 'three classes a proposal'],
+    ('min_score', 'max_detections'), [(0.05, 200), (0.0, 20), (0.4, 20)],
+    ids=['all that are found', 'the best', 'two classes a proposal'],
 )
 def test_detect_boxes_is_the_definition(seed, min_score, max_detections):
   class_logits, box_deltas, proposals = make_case(jax.random.key(seed))
@@ -144,6 +144,16 @@ def test_detect_boxes_moves_a_box_by_the_deltas_of_its_class():
   )
   assert_allclose(boxes, [[10, 0, 20, 20]], atol=1e-5)
   assert_array_equal(classes, [1])
+
+
+def test_detect_boxes_drops_what_lies_outside_the_image():
+  # The image is 8 high; clipped to it, the second box is a line.
+  valid = detect(
+      jnp.array([[0.0, 9], [0, 9]]), jnp.zeros((2, 2, 4)),
+      make_proposals([[0, 4, 4, 12], [0, 8, 4, 12]]), jnp.array([8, 16]),
+      min_score=0.5, iou_threshold=0.5, max_detections=2,
+  )[3]
+  assert_array_equal(valid, [True, False])
 
 
 def test_detect_boxes_drops_a_score_of_exactly_the_minimum():

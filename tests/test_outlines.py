@@ -233,8 +233,7 @@ def test_rasterize_outlines_agrees_with_pycocotools_but_for_border_cells():
     ).astype(bool)
     for i, j in np.argwhere(mask != theirs):
       center = np.array([j + 0.5, i + 0.5])
-      # COCO's outline is rounded to fifths of a cell, and a cell belongs to it
-      # by its upper left rather than its centre.
+      # COCO rounds the outline to fifths of a cell first.
       assert _distance_to_edges(cells, parts, center) < 0.75
 
 
@@ -248,7 +247,7 @@ def test_rasterize_outlines_of_flipped_outlines_and_boxes_is_flipped():
   boxes = np.stack([50 - boxes[:, 2], boxes[:, 1], 50 - boxes[:, 0],
                     boxes[:, 3]], axis=1)
   mirrored = _fill(_outlines(*flipped), boxes, which, side=14)
-  # But for a few centres on an outline but for rounding.
+  # Rounding decides about a few centres next to an outline.
   assert (mirrored != masks[:, :, ::-1]).mean() < 1e-3
 
 
@@ -257,7 +256,8 @@ def test_rasterize_outlines_does_not_care_which_way_round():
   masks = _fill(_outlines(*objects), boxes, which, side=14)
   # Closed parts read backwards: what ends a part now starts it.
   turned = [
-      (vertices[::-1], np.append(parts[-2::-1], -1)) for vertices, parts in objects
+      (vertices[::-1], np.append(parts[-2::-1], -1))
+      for vertices, parts in objects
   ]
   backwards = _fill(_outlines(*turned), boxes, which, side=14)
   assert (backwards != masks).mean() < 1e-3

@@ -60,10 +60,7 @@ def test_assign_levels_by_hand(side, level):
       [0, 0, side, side],
       [50, 30, 50 + 2 * side, 30 + side / 2],  # of the same area
   ], jnp.float32)
-  assert ops.assign_levels(boxes[0]) == level
-  assert ops.assign_levels(boxes).tolist()[0] == level
-  if float(side).is_integer():
-    assert ops.assign_levels(boxes[1]) == level
+  np.testing.assert_array_equal(ops.assign_levels(boxes), [level, level])
 
 
 def test_assign_levels_stays_on_the_levels_there_are():
@@ -241,10 +238,8 @@ def test_roi_align_has_the_gradient_of_finite_differences(key):
     return jnp.sum(align(pyramid, boxes, levels, side=3, **MODERN) ** 2)
 
   direction = _pyramid(jax.random.fold_in(key, 7))
-  up, down = (
-      total(jax.tree.map(lambda a, b: a + e * b, pyramid, direction))  # noqa: B023
-      for e in (0.5, -0.5)
-  )
+  up = total(jax.tree.map(lambda a, b: a + b / 2, pyramid, direction))
+  down = total(jax.tree.map(lambda a, b: a - b / 2, pyramid, direction))
   gradient = jax.grad(total)(pyramid)
   along = sum(jnp.vdot(gradient[level], direction[level]) for level in pyramid)
   # Of a quadratic function the central difference is exact at any distance.

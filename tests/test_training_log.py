@@ -5,7 +5,7 @@ import re
 import pytest
 
 from maskrcnn_jax import training_log
-from maskrcnn_jax.training_log import TrainingLog, peak_memory
+from maskrcnn_jax.training_log import TrainingLog, peak_memory, progress
 
 
 @pytest.fixture
@@ -101,3 +101,8 @@ def test_logs_opened_in_the_same_second_keep_their_events(tmp_path):
 def test_peak_memory_is_that_of_a_running_program():
   # Python with JAX takes some hundred MiB, and the machine has no TiB.
   assert 50 < peak_memory() < 2**20
+
+
+def test_progress_passes_the_items_on_and_counts_them(capsys):
+  assert list(progress(iter('abc'), total=3, description='Eval')) == list('abc')
+  assert '3/3' in capsys.readouterr().err
