@@ -102,6 +102,14 @@ def benchmark(
     Seconds a step (median, least, most), seconds to compile, images a second
     and peak memory in MiB.
   """
+  for name, value, least, most in (
+      ('batch_size', batch_size, 1, math.inf),
+      ('steps', num_steps, 1, math.inf),
+      ('objects', num_objects, 0, config.data.max_objects),
+      ('classes', num_classes - 1, 1, math.inf),
+  ):
+    if not least <= value <= most:
+      raise InputError(f'--{name}={value} must be from {least} to {most}.')
   mesh = cluster.make_mesh()
   cluster.check_batch_size(batch_size, mesh, key='batch_size')
   dtype = set_precision(config.precision)

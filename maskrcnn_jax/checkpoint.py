@@ -36,12 +36,13 @@ def open_checkpoints(
     keep: The newest so many stay.
 
   Raises:
-    InputError: If it holds a step that is not whole.
+    InputError: If its newest step is not whole.
   """
-  # Orbax would count it, and save no earlier step than it.
-  whole = saved_steps(directory)
+  # Orbax would count it, and save no earlier step than it. An older one is
+  # what a run leaves that is killed while it deletes.
+  newest = max(saved_steps(directory), default=-1)
   for step in _step_directories(directory):
-    if int(step.name) not in whole:
+    if int(step.name) > newest:
       raise InputError(
           f'{step} is not a whole checkpoint, and no training can continue '
           'beside it; move it away.'

@@ -4,6 +4,8 @@ The defaults are Mask R-CNN with a ResNet-50-FPN at COCO's usual sizes; the
 files in `configs/` start here and say what differs.
 """
 
+import operator
+
 import ml_collections
 
 from maskrcnn_jax import geometry
@@ -155,13 +157,38 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'train.batch_size', 'train.num_steps', 'train.checkpoint_every',
       'train.keep_checkpoints', 'train.log_every', 'eval.batch_size',
       'data.max_objects', 'data.num_threads', 'data.short_side',
-      'rpn.num_samples', 'roi.num_samples', 'detections.max_detections',
+      'data.long_side', 'data.max_source_side', 'rpn.num_samples',
+      'roi.num_samples', 'roi.box_side', 'roi.mask_side',
+      'detections.max_detections', 'optimizer.warmup_steps',
+      *(f'rpn.{mode}.{name}' for mode in ('train', 'eval')
+        for name in ('pre_nms', 'post_nms', 'num_proposals')),
   ):
-    section, name = key.split('.')
-    if config[section][name] < 1:
+    least = 0 if key == 'optimizer.warmup_steps' else 1
+    value = operator.attrgetter(key)(config)
+    if value < least:
       raise InputError(
-          f'config.{key} is {config[section][name]}; it must be at least 1.'
+          f'config.{key} is {value}; it must be at least {least}.'
       )
+  for key in (
+      'rpn.foreground_fraction', 'rpn.foreground_iou', 'rpn.background_iou',
+      'rpn.iou_threshold', 'roi.foreground_fraction', 'roi.foreground_iou',
+      'detections.min_score', 'detections.iou_threshold',
+      'data.flip_probability', 'predict.min_score',
+  ):
+    value = operator.attrgetter(key)(config)
+    if not 0 <= value <= 1:
+      raise InputError(
+          f'config.{key} is {value}; it must be between 0 and 1.'
+      )
+  if config.roi.num_samples * config.roi.foreground_fraction < 1:
+    raise InputError(
+        'config.roi.num_samples times config.roi.foreground_fraction is less '
+        'than 1; no mask would ever be learned.'
+    )
+  if not config.data.padded_sizes:
+    raise InputError(
+        'config.data.padded_sizes is empty; give at least one (height, width).'
+    )
   for size in config.data.padded_sizes:
     if len(size) != 2 or any(side < 32 or side % 32 for side in size):
       raise InputError(

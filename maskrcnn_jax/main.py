@@ -7,6 +7,7 @@ Exit status: 0 done, 1 failed while running, 2 wrong input.
 """
 
 import difflib
+import itertools
 import logging as standard_logging
 import pathlib
 import re
@@ -71,6 +72,8 @@ def main(arguments: list[str]) -> int:
   if not _WORKDIR.value:
     raise InputError('--workdir=DIR is missing: the directory of the run.')
   workdir = pathlib.Path(_WORKDIR.value)
+  if workdir.exists() and not workdir.is_dir():
+    raise InputError(f'--workdir={workdir} is a file; give a directory.')
   config = _CONFIG.value
   if config is not None:
     check_config(config)
@@ -148,7 +151,11 @@ def _set_up_console() -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; whatever is wrong with them is wrong input."""
-  app.define_help_flags()
+  # Not absl's own flag, which exits with status 1.
+  if {'--help', '-help', '-h'} & set(argv):
+    app.usage(shorthelp=True, writeto_stdout=True)
+    sys.exit(0)
+  _check_recipe_exists(argv)
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
@@ -156,10 +163,33 @@ def _parse_flags(argv: list[str]) -> list[str]:
     _fail(_explain_flag_error(error, argv), 2)
 
 
+def _check_recipe_exists(argv: list[str]) -> None:
+  """Fails if --config names no file, which config_flags tells much later."""
+  for argument, following in itertools.pairwise([*argv, '']):
+    name, equals, value = argument.partition('=')
+    if name not in ('--config', '-config'):
+      continue
+    text = value if equals else following
+    path = pathlib.Path(text.split(':')[0])
+    if text and (path.suffix != '.py' or not path.is_file()):
+      _fail(
+          f'--config={path} is not a Python file; give a recipe, for example '
+          'configs/r50_fpn.py.', 2,
+      )
+
+
 def _explain_flag_error(error: Exception, argv: list[str]) -> str:
   """One line on what is wrong with the flags."""
-  text = ' '.join(str(error).split())
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  # The recipe itself raised, and config_flags gives the traceback as text.
+  if 'Error whilst parsing config file' in lines[0]:
+    return lines[-1].partition(': ')[2]
+  text = ' '.join(' '.join(lines).split())
   overrides = [a for a in argv if re.match(r'--config\.', a)]
+  if isinstance(error, flags.UnrecognizedFlagError) and (
+      error.flagname.startswith('config.')
+  ):
+    return f'--{error.flagname} changes a recipe; give --config=FILE as well.'
   if isinstance(error, AttributeError | KeyError) and overrides:
     names = [a[len('--config.'):].split('=')[0] for a in overrides]
     from maskrcnn_jax.config import default_config

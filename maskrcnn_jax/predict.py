@@ -38,7 +38,8 @@ def predict(
     pattern: A file, a folder or a glob.
     workdir: Gets predictions/predictions.json, COCO results with `file_name`
       and class name, in pixels of the picture as a viewer shows it, and
-      predictions/NAME.png for each picture.
+      predictions/NAME.png for each picture. Where two pictures differ in
+      their suffix alone, all keep theirs: NAME.jpg.png.
     config: The recipe.
 
   Returns:
@@ -56,14 +57,18 @@ def predict(
       readable.append(file)
     except InputError as error:
       broken.append(str(error))
+  names = [file.relative_to(root) for file in readable]
+  overlays = [name.with_suffix('.png') for name in names]
+  if len(set(overlays)) < len(overlays):
+    overlays = [name.with_name(f'{name.name}.png') for name in names]
   results = []
   if readable:
     heights, widths = np.array(sizes, np.int32).T
     plan = loader.plan_canvases(heights, widths, **canvas_arguments(config))
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
       waiting = [reader.submit(_read, readable[0], plan, 0)]
-      for row, file in enumerate(
-          progress(readable, total=len(readable), description='Predicting')
+      for row in progress(
+          range(len(readable)), total=len(readable), description='Predicting'
       ):
         reading = waiting.pop()
         if row + 1 < len(readable):
@@ -73,10 +78,9 @@ def predict(
         except InputError as error:
           broken.append(str(error))
           continue
-        name = file.relative_to(root)
         results += _predict_image(
-            detector, batch, plan, row, pixels, str(name),
-            sizes[row], directory / name.with_suffix('.png'),
+            detector, batch, plan, row, pixels, str(names[row]),
+            sizes[row], directory / overlays[row],
             min_score=config.predict.min_score,
         )
   write_json(directory / 'predictions.json', results)

@@ -1,5 +1,6 @@
 """Training: one jitted step, and the loop around it."""
 
+import contextlib
 import functools
 import math
 import pathlib
@@ -235,7 +236,7 @@ def make_train_step(
         optimizer=optimizer_state,
     )
     # A gradient can overflow where no loss does.
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     return state, {'loss': total} | parts | {'grad_norm': norm}
 
   return train_step
@@ -327,12 +328,16 @@ def train(
         num_threads=config.data.num_threads,
     )
     train_step = make_train_step(model, optimizer, config, limits)
-    state = _loop(
-        state, train_step, batches, log, directory, metadata,
-        index=index, rows=rows, plan=plan, schedule=schedule, config=config,
-        mesh=mesh,
+    manager = checkpoint.open_checkpoints(
+        directory, keep=config.train.keep_checkpoints
     )
-    log.close()
+    # Whatever stops the run, what is being saved and logged is finished.
+    with contextlib.closing(log), contextlib.closing(manager):
+      state = _loop(
+          state, train_step, batches, log, manager, metadata,
+          index=index, rows=rows, plan=plan, schedule=schedule, config=config,
+          mesh=mesh,
+      )
   else:
     logging.info(
         'The run in %s has all its %d steps.', workdir, config.train.num_steps
@@ -351,23 +356,20 @@ def train(
         config=config,
     )
     log = TrainingLog(workdir, num_steps=config.train.num_steps)
-    log.scalars(int(state.step), {
-        f'eval/{kind}_{name}': figure
-        for kind, ap in aps.items()
-        for name, figure in ap.stats.items() if figure is not None
-    })
-    log.close()
+    with contextlib.closing(log):
+      log.scalars(int(state.step), {
+          f'eval/{kind}_{name}': figure
+          for kind, ap in aps.items()
+          for name, figure in ap.stats.items() if figure is not None
+      })
 
 
 def _loop(
-    state, train_step, batches, log, directory, metadata, *,
+    state, train_step, batches, log, manager, metadata, *,
     index, rows, plan, schedule, config, mesh,
 ):
   """Runs the steps that are left and returns the last state."""
   num_steps = config.train.num_steps
-  manager = checkpoint.open_checkpoints(
-      directory, keep=config.train.keep_checkpoints
-  )
   compiled = {}
   pending = None
   started = last = time.monotonic()
@@ -405,7 +407,6 @@ def _loop(
       )
   manager.wait_until_finished()
   manager.check_for_errors()
-  manager.close()
   seconds = time.monotonic() - started
   num_canvases = len(np.unique(plan.canvas_of_image[rows]))
   log.line(
@@ -451,7 +452,8 @@ def _take_figures(pending, log, index, schedule):
     )
     log.line(message)
     raise FloatingPointError(message)
-  log.add(**figures, time=step_time, data=data_time)
+  norm = figures.pop('grad_norm')
+  log.add(**figures, grad_norm=norm, time=step_time, data=data_time)
 
 
 def _read_training_set(config):

@@ -13,3 +13,49 @@ def key():
   import jax  # Only now, so that tests without JAX start at once.
 
   return jax.random.key(0)
+
+
+@pytest.fixture(scope='session')
+def compilation_cache(tmp_path_factory):
+  """Keeps what is compiled, for tests and child processes to use again."""
+  import jax
+
+  folder = tmp_path_factory.getbasetemp()
+  # Under xdist each worker has its own folder in the one they share.
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent
+  settings = {
+      'jax_compilation_cache_dir': str(folder / 'compiled'),
+      'jax_persistent_cache_min_compile_time_secs': 0.5,
+  }
+  for name, value in settings.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(scope='session')
+def tiny_data(tmp_path_factory):
+  """A drawn data set for the recipe `tiny`; not to be changed."""
+  import tiny
+
+  from maskrcnn_jax.data.shapes import write_shapes
+
+  folder = tmp_path_factory.mktemp('shapes')
+  write_shapes(
+      folder, num_train=tiny.NUM_TRAIN, num_val=tiny.NUM_VAL, image_size=64,
+      seed=0,
+  )
+  return folder
+
+
+@pytest.fixture(scope='session')
+def tiny_run(tmp_path_factory, tiny_data, compilation_cache):
+  """A workdir of the recipe `tiny`, trained and evaluated; and its figures.
+
+  Not to be changed: copy it.
+  """
+  import tiny
+
+  workdir = tmp_path_factory.mktemp('tiny') / 'run'
+  config = tiny.with_data(tiny.get_config(), tiny_data)
+  return workdir, tiny.run_training(config, workdir, skip_test=False)

@@ -107,3 +107,19 @@ def test_anchors_in_image_makes_the_canvas_change_nothing(factor, image_size):
   for ours, theirs in zip(canvas, tight, strict=True):
     kept = present(ours, jnp.array(image_size), padding_multiple=32)
     np.testing.assert_array_equal(np.asarray(ours)[kept], theirs)
+
+
+def test_anchors_in_image_leaves_out_centres_that_rounding_moves_inside():
+  # About (32, 32), the mean of the rounded corners of the first is below 32
+  # across, that of the second down.
+  (anchors,) = ops.make_anchors(
+      (64, 64), sizes={5: (48.0,)}, ratios=(1 / 3, 3.0)
+  )
+  corner = np.asarray(anchors[-2:])
+  middle = np.float32(0.5) * (corner[:, :2] + corner[:, 2:])
+  assert middle[0, 0] < 32 and middle[1, 1] < 32
+  present = ops.anchors_in_image(
+      anchors, jnp.array([32, 32]), padding_multiple=32
+  )
+  # Cells (0, 0), (0, 1), (1, 0), (1, 1), two anchors each.
+  np.testing.assert_array_equal(present, [True] * 2 + [False] * 6)

@@ -107,6 +107,11 @@ def _many_sets(n):
   return tuple(np.stack(arrays) for arrays in zip(*sets, strict=True))
 
 
+nms_of_many = jax.jit(jax.vmap(
+    lambda b, s, v, g: nms(
+        b, s, v, groups=g, iou_threshold=0.5, limit=40, block_size=16
+    )
+))
 compiled_nms = jax.jit(
     nms, static_argnames=('iou_threshold', 'limit', 'block_size')
 )
@@ -215,50 +220,45 @@ def test_nms_keeps_what_the_greedy_definition_keeps(
 
 def test_nms_is_not_changed_by_padding():
   boxes, scores, valid, groups = _many_sets(40)
-  run = jax.jit(jax.vmap(
-      lambda b, s, v, g: nms(
-          b, s, v, groups=g, iou_threshold=0.5, limit=40, block_size=16
-      )
-  ))
   # Better than all, over all, in the same groups.
   extra = ((0, 0), (0, 9))
   padded_boxes = np.pad(boxes, extra + ((0, 0),))
   padded_boxes[:, 40:] = [0, 0, 64, 64]
-  padded = run(
+  padded = nms_of_many(
       padded_boxes, np.pad(scores, extra, constant_values=9),
       np.pad(valid, extra), np.pad(groups, extra, mode='edge'),
   )
-  for ours, theirs in zip(run(boxes, scores, valid, groups), padded,
-                          strict=True):
+  plain = nms_of_many(boxes, scores, valid, groups)
+  for ours, theirs in zip(plain, padded, strict=True):
     np.testing.assert_array_equal(ours, theirs)
 
 
 def test_nms_is_idempotent():
-  boxes, scores, valid, _ = _many_sets(40)
-  run = jax.jit(jax.vmap(
-      lambda b, s, v: nms(b, s, v, iou_threshold=0.5, limit=40, block_size=16)
-  ))
-  indices, kept = run(boxes, scores, valid)
-  again, kept_again = run(
-      jnp.take_along_axis(boxes, indices[..., None], axis=1),
-      jnp.take_along_axis(scores, indices, axis=1),
-      kept,
+  boxes, scores, valid, groups = _many_sets(40)
+  indices, kept = (
+      np.asarray(x) for x in nms_of_many(boxes, scores, valid, groups)
   )
+  again, kept_again = nms_of_many(
+      np.take_along_axis(boxes, indices[..., None], axis=1),
+      np.take_along_axis(scores, indices, axis=1),
+      kept,
+      np.take_along_axis(groups, indices, axis=1),
+  )
+  again = np.asarray(again)
   np.testing.assert_array_equal(kept_again, kept)
   slots = np.broadcast_to(np.arange(40), kept.shape)
   np.testing.assert_array_equal(again[kept], slots[kept])
 
 
 def test_nms_returns_the_start_of_what_a_larger_limit_returns():
-  boxes, scores, valid, _ = _many_sets(40)
-  small, large = (
-      jax.jit(jax.vmap(functools.partial(
-          nms, iou_threshold=0.5, limit=limit, block_size=16
-      )))(boxes, scores, valid)
-      for limit in (5, 40)
-  )
-  for few, many in zip(small, large, strict=True):
-    np.testing.assert_array_equal(few, many[:, :5])
+  sets = _many_sets(40)
+  small = jax.jit(jax.vmap(
+      lambda b, s, v, g: nms(
+          b, s, v, groups=g, iou_threshold=0.5, limit=5, block_size=16
+      )
+  ))(*sets)
+  for few, many in zip(small, nms_of_many(*sets), strict=True):
+    np.testing.assert_array_equal(few, np.asarray(many)[:, :5])
 
 
 def test_nms_agrees_on_real_numbers_and_several_full_blocks(key):

@@ -12,6 +12,10 @@ from maskrcnn_jax.ops import resize as ops
 resize = jax.jit(
     ops.resize_image, static_argnames=('padded_size', 'antialias')
 )
+resize_weights = jax.jit(
+    ops.resize_weights,
+    static_argnames=('source_length', 'target_length', 'antialias'),
+)
 CANVAS = (24, 32)
 PADDED = (40, 48)
 
@@ -49,7 +53,7 @@ def test_resize_weights_by_hand():
   # whose own centres are at 0.5 and 1.5; then one row of padding.
   expected = [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1], [0, 0]]
   for antialias in (False, True):
-    weights = ops.resize_weights(
+    weights = resize_weights(
         jnp.array(2), jnp.array(4), source_length=2, target_length=5,
         antialias=antialias,
     )
@@ -59,7 +63,7 @@ def test_resize_weights_by_hand():
 def test_resize_weights_of_shrinking_by_hand():
   # Six pixels become two, centred at 1.5 and 4.5 of the source.
   weights = [
-      ops.resize_weights(
+      resize_weights(
           jnp.array(6), jnp.array(2), source_length=7, target_length=2,
           antialias=antialias,
       )
@@ -82,7 +86,7 @@ def test_resize_weights_of_a_real_pixel_sum_to_one(
     source_size, image_size, antialias
 ):
   for axis in (0, 1):
-    weights = ops.resize_weights(
+    weights = resize_weights(
         jnp.array(source_size[axis]), jnp.array(image_size[axis]),
         source_length=CANVAS[axis], target_length=PADDED[axis],
         antialias=antialias,
