@@ -275,7 +275,7 @@ def detect_batches(
       if batch.image_valid[i]:
         yield to_original(
             Detections(*(field[i] for field in detections)),
-            tuple(batch.image_sizes[i]), row=int(row),
+            tuple(batch.image_sizes[i].tolist()), row=int(row),
             original_size=(int(index.heights[row]), int(index.widths[row])),
             mask_threshold=threshold,
         )

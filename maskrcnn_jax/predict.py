@@ -104,7 +104,7 @@ def _predict_image(
   )
   found = to_original(
       Detections(*(np.asarray(field)[0] for field in detections)),
-      tuple(plan.image_sizes[row]), row=row, original_size=size,
+      tuple(plan.image_sizes[row].tolist()), row=row, original_size=size,
       mask_threshold=shape.mask_threshold,
   )
   names = [detector.categories[c - 1].name for c in found.classes]

@@ -45,6 +45,14 @@ def workdir(tiny_run, tmp_path):
   return shutil.copytree(tiny_run[0], tmp_path / 'run')
 
 
+@pytest.fixture
+def idle_step(monkeypatch):
+  """Replaces the training step by one that changes nothing."""
+  step = tiny.IdleStep()
+  monkeypatch.setattr('maskrcnn_jax.train.make_train_step', lambda *_: step)
+  return step
+
+
 def initial_arrays(config, num_classes=4):
   """The model before the first step, named as `tiny.saved_arrays` does."""
   dtype = set_precision(config.precision)
@@ -156,15 +164,17 @@ def test_a_finished_run_trains_no_more(workdir, config):
   tiny.assert_same_arrays(tiny.saved_arrays(workdir, 4), before)
 
 
-def test_train_compiles_once_for_each_static_size(config, tmp_path):
+def use_two_sizes(config, target):
+  """Has the lying and the standing pictures on a canvas of their own."""
   config.data.long_side = 80
   config.data.padded_sizes = ((64, 64), (64, 96), (96, 64), (640, 640))
-  index = coco.read_coco(pathlib.Path(config.data.train.annotations))
-  # Some of the pictures lie, some stand: two sizes, for a width of each.
-  keep = np.flatnonzero(index.heights != index.widths)
-  ids = {index.image_ids[i] for i in keep}
-  sizes = {(int(index.heights[i]), int(index.widths[i])) for i in keep}
-  assert len(sizes) == 2
+  data = pathlib.Path(config.data.train.annotations).parent
+  index = coco.read_coco(config.data.train.annotations)
+  sizes = zip(index.heights.tolist(), index.widths.tolist(), strict=True)
+  ids = {
+      id_ for id_, size in zip(index.image_ids, sizes, strict=True)
+      if size in ((64, 80), (80, 64))
+  }
 
   def leave_out_squares(content):
     content['images'] = [i for i in content['images'] if i['id'] in ids]
@@ -173,14 +183,27 @@ def test_train_compiles_once_for_each_static_size(config, tmp_path):
     ]
 
   config.data.train.annotations = edit_annotations(
-      pathlib.Path(config.data.train.annotations).parent,
-      tmp_path / 'two_sizes.json', leave_out_squares,
+      data, target, leave_out_squares
   )
   config.train.num_steps = 6
   config.train.checkpoint_every = 6
+
+
+def test_train_compiles_once_for_each_static_size(config, tmp_path, idle_step):
+  use_two_sizes(config, tmp_path / 'two_sizes.json')
   tiny.run_training(config, tmp_path / 'run')
+  assert sorted(idle_step.padded_sizes) == [(64, 96), (96, 64)]
   text = (tmp_path / 'run' / 'log.txt').read_text()
   assert len(re.findall('Compiled the step for', text)) == 2
+  assert '; 2 compilations for 2 static sizes' in text
+
+
+@pytest.mark.slow
+def test_train_goes_from_size_to_size(config, tmp_path):
+  use_two_sizes(config, tmp_path / 'two_sizes.json')
+  figures = tiny.run_training(config, tmp_path / 'run')
+  assert len({step['loss'] for step in figures}) == 6
+  text = (tmp_path / 'run' / 'log.txt').read_text()
   assert '; 2 compilations for 2 static sizes' in text
 
 
@@ -235,11 +258,18 @@ def test_train_stops_at_numbers_that_are_not_finite(config, tmp_path):
     assert np.isfinite(array).all(), name
 
 
-def test_train_names_the_terms_that_are_not_finite(config, tmp_path):
-  config.data.pixel_std = (0.0, 0.0, 0.0)
-  with pytest.raises(FloatingPointError, match='loss_mask is nan.* at step 0'):
-    tiny.run_training(config, tmp_path)
-  assert checkpoint.saved_steps(tmp_path / 'checkpoints') == []
+def test_train_names_the_terms_that_are_not_finite(
+    tiny_run, config, tmp_path
+):
+  tiny.save_with_nan(tiny_run[0], tmp_path / 'nan', 'mask_fcn_logits')
+  with pytest.raises(FloatingPointError) as error:
+    tiny.run_training(config, tmp_path / 'run', init_from=tmp_path / 'nan')
+  message = str(error.value)
+  assert 'loss_mask is nan' in message
+  assert 'at step 0 ' in message
+  for name in ('loss_box_reg', 'loss_classifier', 'loss_objectness'):
+    assert name not in message
+  assert checkpoint.saved_steps(tmp_path / 'run' / 'checkpoints') == []
 
 
 def test_resume_with_another_recipe_says_what_differs(workdir, config):
@@ -292,27 +322,32 @@ def test_resume_beside_an_older_step_that_is_half_deleted(workdir, config):
   assert checkpoint.saved_steps(workdir / 'checkpoints')[-2:] == [4, 5]
 
 
-def saved_weights(workdir):
-  """The arrays of the only step that a run saved, and no optimizer's."""
-  step, = checkpoint.saved_steps(workdir / 'checkpoints')
+def saved_model(workdir, step):
   arrays = tiny.saved_arrays(workdir, step)
   return {k: v for k, v in arrays.items() if k.startswith('model/')}
 
 
+@pytest.mark.usefixtures('idle_step')
 def test_init_from_takes_all_weights(tiny_run, config, tmp_path):
-  config.train.num_steps = 1
-  # At this rate, a step changes no float32.
-  config.optimizer.learning_rate = 1e-30
   tiny.run_training(config, tmp_path, init_from=tiny_run[0])
   tiny.assert_same_arrays(
-      saved_weights(tmp_path),
-      {
-          k: v for k, v in tiny.saved_arrays(tiny_run[0], 4).items()
-          if k.startswith('model/')
-      },
+      saved_model(tmp_path, 4), saved_model(tiny_run[0], 4)
   )
 
 
+@pytest.mark.usefixtures('idle_step')
+def test_init_from_starts_a_schedule_and_an_optimizer_of_its_own(
+    tiny_run, config, tmp_path
+):
+  figures = tiny.run_training(config, tmp_path, init_from=tiny_run[0])
+  assert len(figures) == 4
+  arrays = tiny.saved_arrays(tmp_path, 4)
+  momentum = [v for k, v in arrays.items() if k.startswith('optimizer/')]
+  assert momentum
+  assert not any(array.any() for array in momentum)
+
+
+@pytest.mark.usefixtures('idle_step')
 def test_init_from_other_classes_starts_their_layers_afresh(
     tiny_run, config, tiny_data, tmp_path
 ):
@@ -320,14 +355,11 @@ def test_init_from_other_classes_starts_their_layers_afresh(
       tiny_data, tmp_path / 'four.json',
       lambda content: content['categories'].append({'id': 99, 'name': 'star'}),
   )
-  config.train.num_steps = 1
-  config.optimizer.learning_rate = 1e-30
   tiny.run_training(config, tmp_path / 'run', init_from=tiny_run[0])
-  weights = saved_weights(tmp_path / 'run')
-  taken = tiny.saved_arrays(tiny_run[0], 4)
+  taken = saved_model(tiny_run[0], 4)
   fresh = initial_arrays(config, num_classes=5)
   seen = set()
-  for name, array in weights.items():
+  for name, array in saved_model(tmp_path / 'run', 4).items():
     layer = next((x for x in CLASS_LAYERS if f'/{x}/' in name), None)
     seen.add(layer)
     assert_array_equal(array, (fresh if layer else taken)[name], err_msg=name)

@@ -6,6 +6,7 @@ The file is itself a recipe: --config=tests/tiny.py.
 import contextlib
 import pathlib
 
+import jax
 import numpy as np
 from numpy.testing import assert_array_equal
 import orbax.checkpoint as ocp
@@ -100,6 +101,32 @@ def run_training(config, workdir: pathlib.Path, **options) -> list[dict]:
   return figures
 
 
+class IdleStep:
+  """Stands for a training step; changes nothing and takes no compiling."""
+
+  def __init__(self):
+    """Starts with no step compiled."""
+    self.padded_sizes = []  # that it was compiled for
+
+  def lower(self, state, batch, *, padded_size):
+    """Takes the place of the jitted function's."""
+    self.padded_sizes.append(padded_size)
+    return self
+
+  def compile(self):
+    """Takes the place of the lowered function's."""
+    return self
+
+  def memory_analysis(self):
+    """Takes the place of the compiled function's."""
+
+  def __call__(self, state, batch):
+    """Counts the step."""
+    return state._replace(step=state.step + 1), {
+        'loss': 0.0, 'grad_norm': 0.0
+    }
+
+
 def saved_arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
   """Returns {name: array} of the model and optimizer of a saved step."""
   path = (workdir / 'checkpoints' / str(step)).absolute()
@@ -117,3 +144,27 @@ def assert_same_arrays(one: dict, other: dict) -> None:
   assert one.keys() == other.keys()
   for name in one:
     assert_array_equal(one[name], other[name], err_msg=name, strict=True)
+
+
+def save_with_nan(
+    workdir: pathlib.Path, target: pathlib.Path, layer: str
+) -> None:
+  """Copies a run's newest checkpoint with NaN for the kernel of a layer."""
+  path = checkpoint.find_checkpoint(workdir)
+  with ocp.StandardCheckpointer() as checkpointer:
+    stored = {
+        item: checkpointer.restore((path / item).absolute())
+        for item in ('model', 'optimizer')
+    }
+  stored['model'] = jax.tree_util.tree_map_with_path(
+      lambda path, leaf: leaf * np.nan
+      if layer in jax.tree_util.keystr(path) else leaf,
+      stored['model'],
+  )
+  with contextlib.closing(
+      checkpoint.open_checkpoints(target / 'checkpoints')
+  ) as manager:
+    checkpoint.save_checkpoint(
+        manager, metadata=checkpoint.read_metadata(path), **stored
+    )
+    manager.wait_until_finished()

@@ -23,7 +23,7 @@ def assign_levels(
     boxes: In pixels of the padded image. Empty boxes go to `min_level`.
     min_level: Finest level there is.
     max_level: Coarsest level there is.
-    epsilon: Keeps boxes of exactly 224 px on level 4 despite rounding.
+    epsilon: Added to the ratio of sides, so that an empty box has a level.
 
   Returns:
     Levels, not indices: between `min_level` and `max_level`.
