@@ -1,5 +1,6 @@
 """What every test file shares."""
 
+import fcntl
 import os
 
 import pytest
@@ -24,13 +25,16 @@ def compilation_cache(tmp_path_factory):
   # Under xdist each worker has its own folder in the one they share.
   if 'PYTEST_XDIST_WORKER' in os.environ:
     folder = folder.parent
+  folder = folder / 'compiled'
+  folder.mkdir(exist_ok=True)
   settings = {
-      'jax_compilation_cache_dir': str(folder / 'compiled'),
+      'jax_compilation_cache_dir': str(folder),
       'jax_persistent_cache_min_compile_time_secs': 0.5,
   }
   for name, value in settings.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
+  return folder
 
 
 @pytest.fixture(scope='session')
@@ -58,4 +62,7 @@ def tiny_run(tmp_path_factory, tiny_data, compilation_cache):
 
   workdir = tmp_path_factory.mktemp('tiny') / 'run'
   config = tiny.with_data(tiny.get_config(), tiny_data)
-  return workdir, tiny.run_training(config, workdir, skip_test=False)
+  # The second worker to come here finds all compiled.
+  with open(compilation_cache / 'lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return workdir, tiny.run_training(config, workdir, skip_test=False)

@@ -196,11 +196,13 @@ def test_evaluate_gives_perfect_detections_an_ap_of_one(
   assert sorted((r['image_id'], r['category_id']) for r in results) == sorted(
       (a['image_id'], a['category_id']) for a in truth
   )
-  assert {r['score'] for r in results} == {pytest.approx(0.9)}
+  assert [r['score'] for r in results] == pytest.approx([0.9] * len(SIZES))
 
 
 @pytest.mark.parametrize('batch_size', [1, 2, 3, 8])
-def test_detect_batches_yields_each_image_once(rectangles, tmp_path, batch_size):
+def test_detect_batches_yields_each_image_once(
+    rectangles, tmp_path, batch_size
+):
   config = tiny.get_config()
   index = coco.read_coco(rectangles)
   plan = loader.plan_canvases(

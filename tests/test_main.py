@@ -1,0 +1,324 @@
+"""Tests of the command line: exit statuses, and one line on what is wrong."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from absl import flags
+from absl.testing import flagsaver
+import jax
+from jax.sharding import Mesh
+import numpy as np
+import pytest
+import tiny
+
+from maskrcnn_jax import main
+
+ROOT = pathlib.Path(__file__).parents[1]
+RECIPE = f'--config={tiny.__file__}'
+
+pytestmark = [
+    pytest.mark.usefixtures('compilation_cache'),
+    # How ml_collections 1.1 loads a recipe.
+    pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning'),
+]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+  """Runs the program in this process: (exit status, stdout, stderr)."""
+  # Handlers of the console would outlive the test.
+  monkeypatch.setattr(main, '_set_up_console', lambda: None)
+
+  def run_with(*arguments):
+    monkeypatch.setattr(sys, 'argv', ['main', *map(str, arguments)])
+    capsys.readouterr()
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_:
+      main.run()
+    out, err = capsys.readouterr()
+    return exit_.value.code, out, err
+
+  yield run_with
+  # Overriding a key of the recipe defines a flag for it.
+  for name in list(flags.FLAGS):
+    if name.startswith('config.'):
+      delattr(flags.FLAGS, name)
+
+
+@pytest.fixture
+def refuse(run):
+  """Runs what is wrong, and returns the one line that says so."""
+
+  def refuse_with(*arguments, status=2):
+    code, out, err = run(*arguments)
+    assert code == status, err
+    assert 'Traceback' not in out + err
+    line, = (line for line in err.splitlines() if line.startswith('error: '))
+    return line
+
+  return refuse_with
+
+
+@pytest.fixture
+def train_flags(tiny_data, tmp_path):
+  return [RECIPE, f'--workdir={tmp_path / "run"}', *tiny.data_flags(tiny_data)]
+
+
+def program(*arguments):
+  """Runs the program as a user does."""
+  return subprocess.run(
+      [sys.executable, '-m', 'maskrcnn_jax.main', *arguments], cwd=ROOT,
+      capture_output=True, text=True, timeout=300,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+  )
+
+
+def test_help_shows_the_flags_and_succeeds():
+  done = program('--help')
+  assert done.returncode == 0
+  for name in (
+      'config', 'workdir', 'mode', 'checkpoint', 'init_from', 'input',
+      '[no]skip_test', '[no]skip_eval', '[no]resume',
+  ):
+    assert f'--{name}:' in done.stdout, name
+  assert done.stderr == ''
+
+
+def test_a_wrong_flag_is_one_line_on_stderr():
+  done = program('--confg=configs/shapes.py')
+  assert done.returncode == 2
+  assert done.stdout == ''
+  line, = done.stderr.splitlines()
+  assert line.startswith("error: Unknown command line flag 'confg'")
+
+
+def test_wrong_input_is_one_line_on_stderr(tmp_path):
+  done = program(
+      '--config=configs/shapes.py', f'--workdir={tmp_path}',
+      f'--config.data.train.images={tmp_path}/none',
+      f'--config.data.train.annotations={tmp_path}/none.json',
+  )
+  assert done.returncode == 2
+  assert 'Traceback' not in done.stderr
+  line, = (x for x in done.stderr.splitlines() if x.startswith('error: '))
+  assert line == done.stderr.splitlines()[-1]
+  assert 'none.json' in line
+
+
+@pytest.mark.parametrize(
+    ('override', 'near'),
+    [
+        ('train.batchsize', 'train.batch_size'),
+        ('optimiser.learning_rate', 'optimizer.learning_rate'),
+        ('sead', 'seed'),
+    ],
+)
+def test_a_misspelt_key_is_named_with_the_nearest(
+    refuse, tmp_path, override, near
+):
+  line = refuse(RECIPE, f'--workdir={tmp_path}', f'--config.{override}=4')
+  assert f"'{override}'; did you mean --config.{near}?" in line
+
+
+@pytest.mark.parametrize(
+    ('argument', 'what'),
+    [
+        ('--config.train.batch_size=abc', '--config.train.batch_size=abc'),
+        ('--config.train.batch_size=2.5', '--config.train.batch_size=2.5'),
+        ('--config.data.keep_empty=perhaps', '--config.data.keep_empty'),
+        ('--config.train.batch_size=0', 'train.batch_size is 0'),
+        ('--config.model.depth=20', "model.depth is 20; choose one of 18, 34"),
+        ('--mode=test', '--mode=test: value should be one of <train|eval|pre'),
+        ('--nosuch=1', "Unknown command line flag 'nosuch'"),
+        ('stray', "Unexpected argument 'stray'"),
+        ('--workdir=', '--workdir=DIR is missing'),
+        (f'--workdir={__file__}', 'is a file; give a directory'),
+        ('--config=configs/none.py', 'configs/none.py is not a Python file'),
+        ('--config=README.md', 'README.md is not a Python file'),
+        ('--config=configs/r50_fpn.py:2013', 'year of COCO, 2014 or 2017'),
+        ('--mode=predict', '--input=FILE|DIR|GLOB is missing'),
+    ],
+)
+def test_a_wrong_argument_is_named(
+    refuse, tmp_path, monkeypatch, argument, what
+):
+  monkeypatch.chdir(ROOT)
+  assert what in refuse(RECIPE, f'--workdir={tmp_path / "run"}', argument)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_missing_workdir_is_named(refuse):
+  assert '--workdir=DIR is missing' in refuse(RECIPE)
+
+
+def test_a_missing_recipe_is_named(refuse, tmp_path):
+  assert '--config=FILE is missing' in refuse(f'--workdir={tmp_path}')
+
+
+def test_a_key_without_a_recipe_is_named(refuse, tmp_path):
+  line = refuse(f'--workdir={tmp_path}', '--config.detections.min_score=0.5')
+  assert 'give --config=FILE as well' in line
+
+
+def test_a_missing_training_set_is_named(refuse, tmp_path):
+  line = refuse(RECIPE, f'--workdir={tmp_path}')
+  assert '--config.data.train.images=DIR' in line
+
+
+def test_a_missing_image_folder_is_named(refuse, train_flags, tmp_path):
+  line = refuse(*train_flags, f'--config.data.train.images={tmp_path}/gone')
+  assert f'I01: there is no folder of images {tmp_path}/gone' in line
+
+
+def test_a_missing_image_is_named_before_training(
+    refuse, tiny_data, tmp_path
+):
+  data = shutil.copytree(tiny_data, tmp_path / 'data')
+  (data / 'images' / 'val_00002.jpg').unlink()
+  line = refuse(RECIPE, f'--workdir={tmp_path}/run', *tiny.data_flags(data))
+  assert 'val_00002.jpg' in line
+
+
+@pytest.mark.parametrize(
+    'text', ['[]', '{"images": []}', 'no JSON', '{"shapes": [], "x": 1}']
+)
+def test_annotations_that_are_not_coco_are_named(
+    refuse, train_flags, tmp_path, text
+):
+  path = tmp_path / 'other.json'
+  path.write_text(text)
+  line = refuse(*train_flags, f'--config.data.train.annotations={path}')
+  assert f'A25: {path}' in line
+
+
+def test_a_batch_that_the_devices_cannot_share_is_named(
+    refuse, train_flags, monkeypatch
+):
+  mesh = Mesh(np.array(jax.devices()[:1] * 4), ('data',))
+  monkeypatch.setattr('maskrcnn_jax.cluster.make_mesh', lambda: mesh)
+  line = refuse(*train_flags, '--config.train.batch_size=6')
+  assert 'config.train.batch_size (6) must be a multiple of' in line
+  assert 'try --config.train.batch_size=4.' in line
+
+
+def test_eval_of_a_folder_without_a_checkpoint(refuse, train_flags, tmp_path):
+  line = refuse(*train_flags, '--mode=eval', f'--checkpoint={tmp_path}')
+  assert f'{tmp_path} holds no finished checkpoint' in line
+  line = refuse(*train_flags, '--mode=eval')
+  assert 'run is not a checkpoint directory' in line
+
+
+def test_eval_of_another_architecture(refuse, train_flags, tiny_run):
+  line = refuse(
+      *train_flags, '--mode=eval', f'--checkpoint={tiny_run[0]}',
+      '--config.model.depth=34',
+  )
+  assert 'model.depth: 34 | 18' in line
+
+
+def test_eval_on_an_unknown_class(
+    refuse, train_flags, tiny_run, tiny_data, tmp_path
+):
+  content = json.loads((tiny_data / 'instances_val.json').read_text())
+  content['categories'].append({'id': 50, 'name': 'star'})
+  path = tmp_path / 'more.json'
+  path.write_text(json.dumps(content))
+  line = refuse(
+      *train_flags, '--mode=eval', f'--checkpoint={tiny_run[0]}',
+      f'--config.data.eval.annotations={path}',
+  )
+  assert 'A21' in line
+  assert "id 50 'star' here, nothing in the checkpoint" in line
+
+
+def test_init_from_another_architecture(refuse, train_flags, tiny_run):
+  line = refuse(
+      *train_flags, f'--init_from={tiny_run[0]}',
+      '--config.model.fpn_channels=32',
+  )
+  assert 'does not fit this model' in line
+
+
+def test_a_loss_that_is_not_finite_is_a_failure(
+    refuse, train_flags, tiny_run, tmp_path
+):
+  tiny.save_with_nan(tiny_run[0], tmp_path / 'nan', 'mask_fcn_logits')
+  line = refuse(
+      *train_flags, '--skip_test', f'--init_from={tmp_path / "nan"}', status=1
+  )
+  assert 'loss_mask is nan' in line
+
+
+def test_eval_without_a_recipe_uses_the_stored_one(run, tiny_run, tmp_path):
+  code, out, _ = run(
+      '--mode=eval', f'--checkpoint={tiny_run[0]}',
+      f'--workdir={tmp_path / "elsewhere"}',
+  )
+  assert code == 0
+  assert 'Average Precision' in out
+  name = pathlib.Path('inference', 'coco_results.json')
+  assert (tmp_path / 'elsewhere' / name).read_text() == (
+      tiny_run[0] / name
+  ).read_text()
+
+
+def test_skip_eval_prints_no_table(run, tiny_run, tmp_path):
+  code, out, _ = run(
+      '--mode=eval', '--skip_eval', f'--checkpoint={tiny_run[0]}',
+      f'--workdir={tmp_path}',
+  )
+  assert code == 0
+  assert out == ''
+  assert not (tmp_path / 'inference' / 'coco_results.json').exists()
+
+
+def test_predict_without_a_recipe_into_another_workdir(
+    run, tiny_run, tiny_data, tmp_path
+):
+  code, _, _ = run(
+      '--mode=predict', f'--checkpoint={tiny_run[0]}',
+      f'--workdir={tmp_path / "new"}',
+      f'--input={tiny_data / "images" / "val_00000.jpg"}',
+  )
+  assert code == 0
+  folder = tmp_path / 'new' / 'predictions'
+  assert {path.name for path in folder.iterdir()} == {
+      'predictions.json', 'val_00000.png'
+  }
+
+
+def test_predict_with_a_broken_picture_has_status_2(
+    run, tiny_run, tiny_data, tmp_path
+):
+  folder = tmp_path / 'pictures'
+  folder.mkdir()
+  shutil.copy(tiny_data / 'images' / 'val_00000.jpg', folder)
+  (folder / 'broken.jpg').write_bytes(b'no picture')
+  code, _, err = run(
+      '--mode=predict', f'--checkpoint={tiny_run[0]}',
+      f'--workdir={tmp_path / "new"}', f'--input={folder}',
+  )
+  assert code == 2
+  assert 'Traceback' not in err
+  assert (tmp_path / 'new' / 'predictions' / 'val_00000.png').exists()
+
+
+def test_predict_without_pictures_is_wrong_input(refuse, tiny_run, tmp_path):
+  line = refuse(
+      '--mode=predict', f'--checkpoint={tiny_run[0]}',
+      f'--workdir={tmp_path}', f'--input={tmp_path}/none',
+  )
+  assert f'{tmp_path}/none' in line
+
+
+def test_train_through_the_command_line_continues(
+    run, refuse, train_flags, tiny_run, tmp_path
+):
+  shutil.copytree(tiny_run[0], tmp_path / 'run')
+  code, out, _ = run(*train_flags, '--skip_test')
+  assert (code, out) == (0, '')
+  line = refuse(*train_flags, '--noresume')
+  assert 'already holds a checkpoint of step 4' in line
