@@ -132,6 +132,19 @@ def default_config() -> ml_collections.ConfigDict:
   return config
 
 
+def stored_config(stored: dict) -> ml_collections.ConfigDict:
+  """Returns the recipe that a checkpoint stores; keys it lacks get defaults.
+
+  Args:
+    stored: A plain dict, as `plain` makes it.
+  """
+  config = ml_collections.ConfigDict(
+      _fill(stored, default_config().to_dict())
+  )
+  config.lock()
+  return config
+
+
 def check_config(config: ml_collections.ConfigDict) -> None:
   """Raises an InputError for values that no run could use."""
   _one_of('geometry', config.geometry, tuple(geometry.PRESETS))
@@ -229,6 +242,15 @@ def plain(value):
   if isinstance(value, tuple | list):
     return [plain(item) for item in value]
   return value
+
+
+def _fill(tree: dict, defaults: dict) -> dict:
+  """Adds to a nested dict what it lacks."""
+  return defaults | {
+      key: _fill(value, defaults.get(key, {}))
+      if isinstance(value, dict) else value
+      for key, value in tree.items()
+  }
 
 
 def _flatten(tree: dict, prefix: str = '') -> dict:

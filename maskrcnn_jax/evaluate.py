@@ -22,7 +22,7 @@ from maskrcnn_jax.average_precision import (
   evaluate_detections,
   format_table,
 )
-from maskrcnn_jax.config import config_difference
+from maskrcnn_jax.config import config_difference, plain, stored_config
 from maskrcnn_jax.data import coco, loader
 from maskrcnn_jax.detections import detect_boxes, select_masks
 from maskrcnn_jax.errors import InputError
@@ -213,12 +213,13 @@ def load_detector(
   """
   path = checkpoint.find_checkpoint(path)
   metadata = checkpoint.read_metadata(path)
+  stored = stored_config(metadata.config)
   if config is None:
-    config = ml_collections.ConfigDict(metadata.config)
+    config = stored
   fixed = ('model.', 'geometry', 'anchors.', 'data.pixel_', 'roi.box_side',
            'roi.mask_side')
   different = [
-      line for line in config_difference(config, metadata.config)
+      line for line in config_difference(config, plain(stored))
       if line.startswith(fixed)
   ]
   if different:

@@ -18,7 +18,12 @@ import optax
 
 from maskrcnn_jax import checkpoint, cluster, geometry, losses
 from maskrcnn_jax.array_types import Batch, Inputs
-from maskrcnn_jax.config import config_difference, is_free, plain
+from maskrcnn_jax.config import (
+    config_difference,
+    is_free,
+    plain,
+    stored_config,
+)
 from maskrcnn_jax.data import coco, loader
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import (
@@ -540,7 +545,9 @@ def _resume(path, state, metadata, config, mesh) -> TrainState:
   """The state of a saved step of the same recipe and classes."""
   stored = checkpoint.read_metadata(path)
   different = [
-      line for line in config_difference(config, stored.config)
+      line for line in config_difference(
+          config, plain(stored_config(stored.config))
+      )
       if not is_free(line)
   ]
   if different:

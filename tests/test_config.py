@@ -13,6 +13,7 @@ from maskrcnn_jax.config import (
   default_config,
   is_free,
   plain,
+  stored_config,
 )
 from maskrcnn_jax.errors import InputError
 
@@ -145,3 +146,19 @@ def test_is_free_goes_by_whole_names(key, free):
 
 def test_every_free_key_exists():
   assert set(FREE_KEYS) <= set(keys_of(default_config()))
+
+
+def test_stored_config_is_the_recipe_that_was_stored():
+  config = default_config()
+  config.model.depth = 18
+  config.anchors.sizes = ((8.0, 12.0),) * 5
+  stored = json.loads(json.dumps(plain(config)))
+  assert config_difference(stored_config(stored), stored) == []
+
+
+def test_stored_config_gives_later_keys_their_default():
+  stored = json.loads(json.dumps(plain(default_config())))
+  del stored['predict'], stored['rpn']['eval']['pre_nms']
+  config = stored_config(stored)
+  assert config.predict.min_score == default_config().predict.min_score
+  assert config.rpn.eval.pre_nms == default_config().rpn.eval.pre_nms
