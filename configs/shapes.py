@@ -37,11 +37,11 @@ def get_config():
   config.data.max_objects = 8
 
   config.train.batch_size = 8
-  config.train.num_steps = 800
-  config.train.checkpoint_every = 200
-  config.optimizer.learning_rate = 0.02
+  config.train.num_steps = 1_000
+  config.train.checkpoint_every = 250
+  config.optimizer.learning_rate = 0.03
   config.optimizer.warmup_steps = 100
   config.optimizer.warmup_factor = 0.1
-  config.optimizer.decay_steps = (600, 720)
+  config.optimizer.decay_steps = (750, 900)
   config.eval.batch_size = 4
   return config
