@@ -74,6 +74,11 @@ def convert(
       not destination.is_dir() or any(destination.iterdir())
   ):
     raise InputError(f'{destination} is there already; give a new directory.')
+  if source.is_dir():
+    raise InputError(
+        f'{source} is a directory; to write a checkpoint for another program, '
+        'say which with --to.'
+    )
   arrays, facts = torch_files.read_weights(source)
   try:
     guessed = guess_format(arrays)
@@ -161,9 +166,9 @@ def _take(arrays, naming, source_format, config, num_classes, rows):
   ]
   if broken:
     raise InputError(
-        f'is not a model that this program has: {len(broken)} arrays of parts '
-        f'that it has otherwise are not in it, such as {broken[0]} ('
-        f'{peer_names(broken[0], naming)[0]}).'
+        f'lacks {len(broken)} arrays of parts that it has otherwise, such as '
+        f'{peer_names(broken[0], naming)[0]} ({broken[0]} here): it is damaged '
+        'or of a model that this program does not have.'
     )
   return model, missing, sorted(set(arrays) - used)
 
@@ -178,6 +183,11 @@ def _report(source_format, config, categories, model, left, missing) -> None:
       f'{tuple(config.data.pixel_mean)}, pixel_std '
       f'{tuple(config.data.pixel_std)}'
   )
+  # Of one of these there are as many as there are norms.
+  counters = [name for name in left if name.endswith('.num_batches_tracked')]
+  left = [name for name in left if name not in counters]
+  if counters:
+    left.append(f'*.num_batches_tracked ({len(counters)})')
   for title, listed in (('left out', left), ('not found', missing)):
     print(f'{title}: {", ".join(listed) or "none"}')
   parts = collections.Counter(name.split('/')[1] for name in model)

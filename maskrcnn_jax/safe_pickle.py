@@ -6,8 +6,9 @@ whatever else a file names: what comes out is arrays, tensors, numbers, strings
 and containers.
 """
 
+import io
 import pickle
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -159,7 +160,7 @@ class Unpickler(pickle.Unpickler):
     storages: {key: Storage} of those that the pickle refers to.
   """
 
-  def __init__(self, file: BinaryIO):
+  def __init__(self, file: io.BufferedIOBase):
     """Prepares to read one pickle from where the file is."""
     # Python 2 wrote the bytes of arrays as strings.
     super().__init__(file, encoding='latin1')

@@ -8,7 +8,7 @@ import math
 import pathlib
 import pickle
 import struct
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 import zipfile
 
 import numpy as np
@@ -60,7 +60,9 @@ def read_weights(path: pathlib.Path) -> WeightFile:
       know, which includes all that could run code.
   """
   if not path.is_file():
-    raise InputError(f'{path} is not a file; give a weight file.')
+    raise InputError(
+        f'{path} is not a file; give a weight file on this machine.'
+    )
   try:
     with path.open('rb') as file:
       start = file.read(len(_LEGACY_START))
@@ -278,7 +280,7 @@ def _add(archive, file, name, data) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+def _replacing(path: pathlib.Path) -> Iterator[io.BufferedIOBase]:
   """Opens a file that appears under its name only when it is whole."""
   partial = path.with_name(path.name + '.partial')
   try:
