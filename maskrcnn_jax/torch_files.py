@@ -75,14 +75,19 @@ def read_weights(path: pathlib.Path) -> WeightFile:
         return _pick(_read_safetensors(file, path.stat().st_size), None)
       return _pick(Unpickler(file).load(), None)
   except InputError as error:
-    raise InputError(f'{path} {error}') from error
+    raise InputError(f'{path} {_printable(str(error))}') from error
   # A damaged or hostile pickle makes the unpickler raise all kinds of things.
   except Exception as error:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = _printable(str(error) or type(error).__name__)[:200]
     raise InputError(
-        f'{path} cannot be read as a weight file ({reason[:200]}); is it '
-        'whole, and a .pth, .pkl or .safetensors file?'
+        f'{path} cannot be read as a weight file ({reason}); is it whole, and '
+        'a .pth, .pkl or .safetensors file?'
     ) from error
+
+
+def _printable(text: str) -> str:
+  """Makes one line of what may quote a hostile file."""
+  return ''.join(c if c.isprintable() else '?' for c in text)
 
 
 def _read_zip(file):
@@ -165,6 +170,8 @@ def _pick(content, load) -> WeightFile:
   loaded = {}
   arrays = {}
   for name, value in content.items():
+    if not str(name).isprintable():
+      raise InputError(f'has an array of the strange name {name!r}.')
     if isinstance(value, Tensor):
       storage = value.storage
       if storage.key not in loaded:

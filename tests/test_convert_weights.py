@@ -1,5 +1,6 @@
 """Tests of converting weights: there, back, and through the program."""
 
+import functools
 import gzip
 import importlib.util
 import json
@@ -41,8 +42,13 @@ GROUP = SMALL | dict(
 
 
 def shapes_of(sizes, num_classes=4):
+  return dict(_shapes_of(tuple(sizes.items()), num_classes))
+
+
+@functools.cache
+def _shapes_of(sizes, num_classes):
   config = default_config()
-  config.model.update(sizes)
+  config.model.update(dict(sizes))
   model = make_model(config, num_classes=num_classes, dtype=jnp.float32)
   return checkpoint.named_leaves(
       jax.eval_shape(lambda key: init_variables(model, config, key),

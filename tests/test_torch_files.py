@@ -132,6 +132,18 @@ def test_read_weights_runs_nothing(tmp_path, function, is_zip, protocol):
   assert not target.exists()
 
 
+def test_read_weights_quotes_no_control_characters(tmp_path):
+  file = tmp_path / 'file.pkl'
+  for code in (
+      b'\x80\x04\x8c\x03a\nb\x8c\x02\x1b[\x93.',  # names a\nb.<escape>[
+      pickle.dumps({'a\x1b[2J': np.ones(1)}),
+  ):
+    file.write_bytes(code)
+    with pytest.raises(InputError) as error:
+      read_weights(file)
+    assert str(error.value).isprintable()
+
+
 def test_read_weights_refuses_arrays_of_objects(tmp_path):
   code = pickle.dumps({'a': np.array([{}], object)})
   (tmp_path / 'file.pkl').write_bytes(code)
