@@ -24,6 +24,7 @@ class Metadata(NamedTuple):
   config: dict  # plain nested dict
   categories: list  # [[COCO's id, name], ...]; class number = position + 1
   training_set: str = ''  # what it was trained on, in a line
+  is_partial: bool = False  # lacks layers: to start a training from, no more
 
 
 def open_checkpoints(
@@ -62,19 +63,23 @@ def save_checkpoint(
     optimizer: Any,
     metadata: Metadata,
 ) -> None:
-  """Starts to save; waits for the save before, and raises if that failed."""
+  """Starts to save; waits for the save before, and raises if that failed.
+
+  Args:
+    manager: Of the directory.
+    model: Params and constants.
+    optimizer: Its state; None for weights that no training made.
+    metadata: With the step.
+  """
   manager.wait_until_finished()
   manager.check_for_errors()
-  is_saved = manager.save(
-      metadata.step,
-      args=ocp.args.Composite(
-          model=ocp.args.StandardSave(model),
-          optimizer=ocp.args.StandardSave(optimizer),
-          metadata=ocp.args.JsonSave(
-              {'format': FORMAT, **metadata._asdict()}
-          ),
-      ),
-  )
+  items = {
+      'model': ocp.args.StandardSave(model),
+      'metadata': ocp.args.JsonSave({'format': FORMAT, **metadata._asdict()}),
+  }
+  if optimizer is not None:
+    items['optimizer'] = ocp.args.StandardSave(optimizer)
+  is_saved = manager.save(metadata.step, args=ocp.args.Composite(**items))
   if not is_saved:
     raise ValueError(
         f'Step {metadata.step} was not saved: {manager.directory} already '
@@ -141,6 +146,8 @@ def read_metadata(path: pathlib.Path) -> Metadata:
         f'expected {FORMAT}).'
     )
   try:
+    # Checkpoints of complete models need not say so.
+    stored = {'is_partial': False} | stored
     return Metadata(**{name: stored[name] for name in Metadata._fields})
   except KeyError as error:
     raise _damaged(path, 'metadata', error) from error
@@ -179,6 +186,18 @@ def named_leaves(tree) -> dict[str, Any]:
       jax.tree_util.keystr(path, simple=True, separator='/'): leaf
       for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
+
+
+def nested(leaves: dict[str, Any]) -> dict:
+  """Returns the tree of dicts that `named_leaves` flattens."""
+  tree = {}
+  for name, leaf in leaves.items():
+    *parents, last = name.split('/')
+    branch = tree
+    for parent in parents:
+      branch = branch.setdefault(parent, {})
+    branch[last] = leaf
+  return tree
 
 
 def compare_trees(stored: dict[str, Any], expected: dict[str, Any]) -> str:

@@ -213,6 +213,11 @@ def load_detector(
   """
   path = checkpoint.find_checkpoint(path)
   metadata = checkpoint.read_metadata(path)
+  if metadata.is_partial:
+    raise InputError(
+        f'{path} holds a part of a model only; train one from it with '
+        '--mode=train --init_from.'
+    )
   stored = stored_config(metadata.config)
   if config is None:
     config = stored

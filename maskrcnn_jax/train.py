@@ -60,6 +60,13 @@ from maskrcnn_jax.training_log import TrainingLog
 CLASS_LAYERS = ('cls_score', 'bbox_pred', 'mask_fcn_logits')
 CLASS_HEADS = ('box_head', 'mask_head')
 
+# Keys of the recipe without which weights see something else than they were
+# trained on.
+WEIGHT_KEYS = (
+    'data.pixel_mean', 'data.pixel_std', 'geometry', 'model.norm_eps',
+    'model.stride_in_1x1',
+)
+
 
 class TrainState(NamedTuple):
   """All that a step reads and writes."""
@@ -315,7 +322,9 @@ def train(
   if steps:
     state = _resume(directory / str(steps[-1]), state, metadata, config, mesh)
   elif init_from is not None:
-    state = _take_weights(checkpoint.find_checkpoint(init_from), state)
+    state = _take_weights(
+        checkpoint.find_checkpoint(init_from), state, config
+    )
   state = cluster.replicate(state, mesh)
   first_step = int(state.step)
 
@@ -585,8 +594,24 @@ def _resume(path, state, metadata, config, mesh) -> TrainState:
   )
 
 
-def _take_weights(path, state: TrainState) -> TrainState:
-  """A state of step 0 with a checkpoint's weights, heads of classes aside."""
+def _take_weights(path, state: TrainState, config) -> TrainState:
+  """A state of step 0 with a checkpoint's weights, heads of classes aside.
+
+  Of a partial checkpoint, layers that it lacks start afresh too.
+  """
+  metadata = checkpoint.read_metadata(path)
+  different = [
+      line for line in config_difference(
+          config, plain(stored_config(metadata.config))
+      )
+      if line.startswith(WEIGHT_KEYS)
+  ]
+  if different:
+    logging.warning(
+        'C13 The weights of %s expect other values (here | there): %s. Set '
+        'these keys to theirs, unless you mean to train them anew.', path,
+        '; '.join(different),
+    )
   expected = checkpoint.named_leaves(variables_of(state))
   stored = checkpoint.model_shapes(path)
   fresh = [
@@ -594,6 +619,7 @@ def _take_weights(path, state: TrainState) -> TrainState:
       if name in stored and stored[name] != expected[name].shape
       and name.split('/')[1] in CLASS_HEADS
       and name.split('/')[2] in CLASS_LAYERS
+      or name not in stored and metadata.is_partial
   ]
   difference = checkpoint.compare_trees(
       {n: s for n, s in stored.items() if n not in fresh},
@@ -601,24 +627,21 @@ def _take_weights(path, state: TrainState) -> TrainState:
   )
   if difference:
     raise InputError(f'{path} does not fit this model: {difference}.')
-  target = jax.tree_util.tree_map_with_path(
-      lambda p, leaf: jax.ShapeDtypeStruct(
-          stored[jax.tree_util.keystr(p, simple=True, separator='/')],
-          leaf.dtype,
-      ),
-      variables_of(state),
-  )
-  weights = checkpoint.restore_model(path, target)
-  weights = jax.tree.map(
-      lambda new, old: new if new.shape == old.shape else old,
-      weights, variables_of(state),
+  weights = checkpoint.named_leaves(checkpoint.restore_model(
+      path, checkpoint.nested({
+          name: jax.ShapeDtypeStruct(shape, expected[name].dtype)
+          for name, shape in stored.items()
+      })
+  ))
+  taken = checkpoint.nested(
+      expected | {n: x for n, x in weights.items() if n not in fresh}
   )
   logging.info(
       'Took %d arrays from %s; started afresh: %s.',
       len(expected) - len(fresh), path, ', '.join(fresh) or 'none',
   )
   return state._replace(
-      params=weights['params'], constants=weights.get('constants', {})
+      params=taken['params'], constants=taken.get('constants', {})
   )
 
 

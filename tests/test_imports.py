@@ -11,9 +11,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 # row; `package.*` is one sub-package, whose modules may import each other.
 ROWS = (
   ('main',),
-  ('benchmark',),  # The tools that have a `main` of their own.
-  ('train', 'predict'),
-  ('evaluate',),
+  # The tools that have a `main` of their own.
+  ('benchmark', 'convert_weights'),
+  ('train', 'predict', 'export_weights'),
+  ('evaluate', 'peer_models'),
   ('config',),
   (
     'data.*',
@@ -31,12 +32,16 @@ ROWS = (
     'mask_paste',
     'average_precision',
     'draw',
+    'torch_files',
+    'weight_names',
   ),
-  ('ops.*',),
+  ('ops.*', 'safe_pickle'),
   ('geometry', 'array_types', 'errors', 'pallas_kernels.*'),
 )
 
-CONFIG_READERS = ('main', 'train', 'evaluate', 'predict', 'config')
+CONFIG_READERS = (
+  'main', 'train', 'evaluate', 'predict', 'peer_models', 'config'
+)
 
 
 def module_of(path):

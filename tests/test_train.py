@@ -1,5 +1,6 @@
 """Tests of training: exact resumes, weights from elsewhere, bad numbers."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ import pytest
 import tiny
 
 from maskrcnn_jax import checkpoint
+from maskrcnn_jax.config import plain
 from maskrcnn_jax.data import coco
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import make_model
@@ -370,6 +372,53 @@ def test_init_from_another_architecture_is_refused(tiny_run, config, tmp_path):
   config.model.box_features = 64
   with pytest.raises(InputError, match=r'does not fit this model: .*box_head'):
     train(config, tmp_path, init_from=tiny_run[0], skip_test=True)
+
+
+def save_backbone(workdir, target, config):
+  """Makes a checkpoint of the backbone of a run; returns its arrays."""
+  taken = {
+      name.removeprefix('model/'): array
+      for name, array in saved_model(workdir, 4).items()
+      if '/backbone/' in name
+  }
+  with contextlib.closing(checkpoint.open_checkpoints(target)) as manager:
+    checkpoint.save_checkpoint(
+        manager, model=checkpoint.nested(taken), optimizer=None,
+        metadata=checkpoint.Metadata(0, config, [], is_partial=True),
+    )
+    manager.wait_until_finished()
+  return taken
+
+
+@pytest.mark.usefixtures('idle_step')
+def test_init_from_a_backbone_starts_the_rest_afresh(
+    tiny_run, config, tmp_path, caplog
+):
+  taken = save_backbone(
+      tiny_run[0], tmp_path / 'backbone',
+      plain(config) | {'geometry': 'other'},
+  )
+  with caplog.at_level('WARNING', 'absl'):
+    tiny.run_training(
+        config, tmp_path / 'run', init_from=tmp_path / 'backbone'
+    )
+  assert 'geometry: modern | other' in caplog.text
+  fresh = initial_arrays(config)
+  for name, array in saved_model(tmp_path / 'run', 4).items():
+    wanted = taken.get(name.removeprefix('model/'), fresh[name])
+    assert_array_equal(array, wanted, err_msg=name)
+
+
+def test_init_from_a_part_of_another_architecture_is_refused(
+    tiny_run, config, tmp_path
+):
+  save_backbone(tiny_run[0], tmp_path / 'backbone', plain(config))
+  config.model.width = 4
+  with pytest.raises(InputError, match=r'does not fit this model: .*backbone'):
+    train(
+        config, tmp_path / 'run', init_from=tmp_path / 'backbone',
+        skip_test=True,
+    )
 
 
 def test_a_resumed_run_ignores_init_from(workdir, config, tmp_path):
