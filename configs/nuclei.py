@@ -34,6 +34,7 @@ def get_config():
   config.rpn.eval.post_nms = 400
   config.rpn.eval.num_proposals = 400
   config.roi.num_samples = 256
+  config.roi.sampling_ratio = 2
   config.detections.max_detections = 200
 
   config.data.short_side = 384

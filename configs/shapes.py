@@ -29,6 +29,7 @@ def get_config():
   config.rpn.eval.post_nms = 100
   config.rpn.eval.num_proposals = 100
   config.roi.num_samples = 64
+  config.roi.sampling_ratio = 2
 
   config.data.short_side = 128
   config.data.long_side = 160

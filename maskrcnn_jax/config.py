@@ -7,6 +7,7 @@ files in `configs/` start here and say what differs.
 import operator
 
 import ml_collections
+from ml_collections import config_dict
 
 from maskrcnn_jax import geometry
 from maskrcnn_jax.errors import InputError
@@ -34,7 +35,8 @@ def default_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   # Decides initial weights, the order of images, flips and samples.
   config.seed = 0
-  # Box conventions: a name in geometry.PRESETS.
+  # Box conventions: a name in geometry.PRESETS. It also gives what is None
+  # below: see `geometry_of`.
   config.geometry = 'modern'
   # Of convolutions and matmuls: fp32 | tf32 | bf16. Parameters, boxes, logits
   # and losses are always float32.
@@ -79,6 +81,9 @@ def default_config() -> ml_collections.ConfigDict:
       'foreground_iou': 0.5,
       'box_side': 7,  # cells pooled for the box head
       'mask_side': 14,  # cells pooled for the mask head; it predicts twice that
+      # Samples along each side of a pooled cell; 0: as many as it is cells
+      # long; None: the preset's.
+      'sampling_ratio': config_dict.placeholder(int),
   })
   config.detections = ml_collections.ConfigDict({
       'min_score': 0.05,
@@ -98,9 +103,10 @@ def default_config() -> ml_collections.ConfigDict:
       'padded_sizes': ((800, 1088), (800, 1344), (1088, 800), (1344, 800)),
       # Larger images are shrunk by a whole factor while they are decoded.
       'max_source_side': 2666,
-      'antialias': True,
-      'pixel_mean': (123.675, 116.28, 103.53),  # RGB, of ImageNet
-      'pixel_std': (58.395, 57.12, 57.375),
+      # RGB in [0, 255]; None: the preset's.
+      'pixel_mean': config_dict.placeholder(tuple),
+      'pixel_std': config_dict.placeholder(tuple),
+      'antialias': config_dict.placeholder(bool),
       'flip_probability': 0.5,
       'keep_empty': False,  # train on images without objects
       'max_objects': 100,  # slots for the objects of an image
@@ -145,6 +151,27 @@ def stored_config(stored: dict) -> ml_collections.ConfigDict:
   return config
 
 
+def geometry_of(config: ml_collections.ConfigDict) -> geometry.Geometry:
+  """Returns the preset of a recipe, with what the recipe says otherwise."""
+  shape = geometry.PRESETS[config.geometry]
+  if config.roi.sampling_ratio is not None:
+    shape = shape._replace(sampling_ratio=config.roi.sampling_ratio)
+  mean, std = shape.input_format.rgb_255()
+  if config.data.pixel_mean is not None:
+    mean = tuple(config.data.pixel_mean)
+  if config.data.pixel_std is not None:
+    std = tuple(config.data.pixel_std)
+  antialias = shape.input_format.antialias
+  if config.data.antialias is not None:
+    antialias = config.data.antialias
+  return shape._replace(
+      input_format=shape.input_format._replace(
+          channel_order='RGB', white=255.0, mean=mean, std=std,
+          antialias=antialias,
+      )
+  )
+
+
 def check_config(config: ml_collections.ConfigDict) -> None:
   """Raises an InputError for values that no run could use."""
   _one_of('geometry', config.geometry, tuple(geometry.PRESETS))
@@ -181,6 +208,19 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     if value < least:
       raise InputError(
           f'config.{key} is {value}; it must be at least {least}.'
+      )
+  ratio = config.roi.sampling_ratio
+  if ratio is not None and ratio < 0:
+    raise InputError(
+        f'config.roi.sampling_ratio is {ratio}; give the samples along a side '
+        'of a cell, or 0 for as many as it is long.'
+    )
+  for key in ('data.pixel_mean', 'data.pixel_std'):
+    value = operator.attrgetter(key)(config)
+    if value is not None and len(value) != 3:
+      raise InputError(
+          f'config.{key} is {tuple(value)}; give three numbers, of red, green '
+          'and blue in [0, 255].'
       )
   for key in (
       'rpn.foreground_fraction', 'rpn.foreground_iou', 'rpn.background_iou',
@@ -219,7 +259,8 @@ def config_difference(
     config: Here.
     other: There: a plain dict, as stored in a checkpoint.
   """
-  here, there = _flatten(config.to_dict()), _flatten(other)
+  here = _flatten(_name_preset_values(config.to_dict()))
+  there = _flatten(_name_preset_values(other))
   return [
       f'{key}: {here.get(key, "nothing")} | {there.get(key, "nothing")}'
       for key in sorted(here | there)
@@ -250,6 +291,29 @@ def _fill(tree: dict, defaults: dict) -> dict:
       key: _fill(value, defaults.get(key, {}))
       if isinstance(value, dict) else value
       for key, value in tree.items()
+  }
+
+
+def _name_preset_values(tree: dict) -> dict:
+  """Puts the preset's values where a recipe leaves them to the preset."""
+  shape = geometry.PRESETS.get(tree.get('geometry'))
+  if shape is None:
+    return tree
+  mean, std = shape.input_format.rgb_255()
+  values = {
+      'roi': {'sampling_ratio': shape.sampling_ratio},
+      'data': {
+          'pixel_mean': mean,
+          'pixel_std': std,
+          'antialias': shape.input_format.antialias,
+      },
+  }
+  return tree | {
+      part: group | {
+          key: value for key, value in values[part].items()
+          if key in group and group[key] is None
+      }
+      for part, group in tree.items() if part in values
   }
 
 

@@ -23,6 +23,8 @@ def detect_boxes(
     iou_threshold: float,
     max_detections: int,
     delta_weights: Weights,
+    min_size: float = 0.0,
+    width_offset: float = 0.0,
 ) -> tuple[
     Float[Array, 'd 4'], Int[Array, 'd'], Float[Array, 'd'], Bool[Array, 'd']
 ]:
@@ -40,6 +42,8 @@ def detect_boxes(
     iou_threshold: Of the NMS.
     max_detections: Boxes to keep, at most.
     delta_weights: See `decode_boxes`.
+    min_size: See `has_area`.
+    width_offset: See `ops/boxes.py`.
 
   Returns:
     boxes, classes, scores and valid, best first; zeros where not valid.
@@ -47,6 +51,8 @@ def detect_boxes(
   Source:
     Mask R-CNN (arXiv:1703.06870), section 3.1, "Inference"; detectron2
     `modeling/roi_heads/fast_rcnn.py`.
+    Differs: a box without an area is dropped before the best are chosen;
+    detectron2 drops it after, so that it may take the place of another.
   """
   num_classes = class_logits.shape[1]
   probabilities = jax.nn.softmax(class_logits, axis=-1)[:, 1:]
@@ -60,16 +66,18 @@ def detect_boxes(
   deltas = jnp.take_along_axis(box_deltas, classes[..., None], axis=1)
   boxes = decode_boxes(
       deltas, jnp.broadcast_to(proposals.boxes[:, None], deltas.shape),
-      weights=delta_weights,
+      weights=delta_weights, width_offset=width_offset,
   )
-  boxes = clip_boxes(boxes, image_size)
-  valid = (scores > min_score) & proposals.valid[:, None] & has_area(boxes)
+  boxes = clip_boxes(boxes, image_size, width_offset=width_offset)
+  valid = (scores > min_score) & proposals.valid[:, None] & has_area(
+      boxes, min_size=min_size, width_offset=width_offset
+  )
 
   boxes, classes = boxes.reshape(-1, 4), classes.reshape(-1)
   scores, valid = scores.reshape(-1), valid.reshape(-1)
   kept, kept_valid = nms(
       boxes, scores, valid, iou_threshold=iou_threshold,
-      limit=max_detections, groups=classes,
+      limit=max_detections, groups=classes, width_offset=width_offset,
   )
   return (
       jnp.where(kept_valid[:, None], boxes[kept], 0),

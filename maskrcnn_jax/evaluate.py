@@ -22,14 +22,19 @@ from maskrcnn_jax.average_precision import (
   evaluate_detections,
   format_table,
 )
-from maskrcnn_jax.config import config_difference, plain, stored_config
+from maskrcnn_jax.config import (
+    config_difference,
+    geometry_of,
+    plain,
+    stored_config,
+)
 from maskrcnn_jax.data import coco, loader
 from maskrcnn_jax.detections import detect_boxes, select_masks
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.inputs import prepare_inputs
 from maskrcnn_jax.mask_paste import paste_masks
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN
-from maskrcnn_jax.ops.anchors import make_anchors
+from maskrcnn_jax.ops.anchors import make_anchors, pad_size
 from maskrcnn_jax.ops.roi_align import assign_levels, roi_align
 from maskrcnn_jax.precision import set_precision
 from maskrcnn_jax.proposals import make_proposals
@@ -76,15 +81,35 @@ def make_model(
 def anchor_arguments(config: ml_collections.ConfigDict) -> dict:
   """Returns the arguments of `make_anchors` that a recipe asks for."""
   sizes = {i: tuple(s) for i, s in enumerate(config.anchors.sizes, start=2)}
-  return {'sizes': sizes, 'ratios': tuple(config.anchors.ratios)}
+  return {
+      'sizes': sizes,
+      'ratios': tuple(config.anchors.ratios),
+      'rounding': geometry_of(config).anchor_rounding,
+  }
+
+
+def image_anchors(
+    config: ml_collections.ConfigDict,
+    padded_size: tuple[int, int],
+    image_size: Int[Array, '2'],
+) -> tuple[Float[Array, '_ 4'], ...]:
+  """Returns the anchors of each level for one image on its canvas."""
+  shape = geometry_of(config)
+  fit_to = None
+  if shape.fit_strides:
+    fit_to = pad_size(image_size, padding_multiple=shape.padding_multiple)
+  return make_anchors(padded_size, fit_to=fit_to, **anchor_arguments(config))
 
 
 def input_arguments(config: ml_collections.ConfigDict) -> dict:
   """Returns the arguments of `prepare_inputs` that a recipe asks for."""
+  shape = geometry_of(config)
+  mean, std = shape.input_format.rgb_255()
   return {
-      'pixel_mean': tuple(config.data.pixel_mean),
-      'pixel_std': tuple(config.data.pixel_std),
-      'antialias': config.data.antialias,
+      'pixel_mean': mean,
+      'pixel_std': std,
+      'antialias': shape.input_format.antialias,
+      'width_offset': shape.width_offset,
   }
 
 
@@ -96,10 +121,13 @@ def pool(
     shape: geometry.Geometry,
 ) -> Float[Array, 'b r {side} {side} c']:
   """Pools each image's boxes from the level that suits their size."""
-  levels = assign_levels(boxes, epsilon=shape.level_epsilon)
+  levels = assign_levels(
+      boxes, epsilon=shape.level_epsilon, shift=shape.level_shift,
+      width_offset=shape.width_offset,
+  )
   pool_image = functools.partial(
       roi_align, side=side, sampling_ratio=shape.sampling_ratio,
-      offset=shape.roi_offset,
+      offset=shape.roi_offset, min_side=shape.roi_min_side,
   )
   return jax.vmap(pool_image)(
       {level: pyramid[level] for level in ROI_LEVELS}, boxes, levels
@@ -122,7 +150,7 @@ def make_detect(
     `detect(variables, batch, padded_size=(height, width))`, which gives
     Detections in pixels of the resized images.
   """
-  shape = geometry.PRESETS[config.geometry]
+  shape = geometry_of(config)
 
   @functools.partial(jax.jit, static_argnames='padded_size')
   def prepare(batch: Batch, padded_size) -> Inputs:
@@ -135,13 +163,15 @@ def make_detect(
   def run(variables, images, image_sizes) -> Detections:
     pyramid = model.apply(variables, images, method='extract')
     rpn = model.apply(variables, pyramid, method='propose')
-    anchors = make_anchors(images.shape[1:3], **anchor_arguments(config))
     proposals = jax.vmap(
         lambda logits, deltas, size: make_proposals(
-            logits, deltas, anchors, size,
+            logits, deltas,
+            image_anchors(config, images.shape[1:3], size), size,
             iou_threshold=config.rpn.iou_threshold,
             delta_weights=shape.anchor_delta_weights,
             padding_multiple=shape.padding_multiple,
+            min_size=shape.proposal_min_size,
+            width_offset=shape.width_offset,
             **config.rpn.eval,
         )
     )(rpn.objectness_logits, rpn.anchor_deltas, image_sizes)
@@ -152,7 +182,9 @@ def make_detect(
     boxes, classes, scores, valid = jax.vmap(
         lambda logits, deltas, p, size: detect_boxes(
             logits, deltas, p, size,
-            delta_weights=shape.roi_delta_weights, **config.detections,
+            delta_weights=shape.roi_delta_weights,
+            min_size=shape.detection_min_size,
+            width_offset=shape.width_offset, **config.detections,
         )
     )(heads.class_logits, heads.box_deltas, proposals, image_sizes)
     pooled = pool(pyramid, boxes, side=config.roi.mask_side, shape=shape)
@@ -174,6 +206,7 @@ def to_original(
     row: int,
     original_size: tuple[int, int],
     mask_threshold: float,
+    paste_rule: str = 'sampled',
 ) -> ImageDetections:
   """Maps one image's detections to the pixels of the image on disk.
 
@@ -183,6 +216,7 @@ def to_original(
     row: Of the image in its index.
     original_size: (height, width) on disk.
     mask_threshold: See `paste_masks`.
+    paste_rule: See `paste_masks`.
   """
   found = np.asarray(detections.valid)
   height, width = original_size
@@ -193,7 +227,7 @@ def to_original(
   boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
   masks = paste_masks(
       np.asarray(detections.masks)[found], boxes, height=height, width=width,
-      threshold=mask_threshold,
+      threshold=mask_threshold, rule=paste_rule,
   )
   return ImageDetections(
       row, boxes, np.asarray(detections.classes)[found],
@@ -222,7 +256,7 @@ def load_detector(
   if config is None:
     config = stored
   fixed = ('model.', 'geometry', 'anchors.', 'data.pixel_', 'roi.box_side',
-           'roi.mask_side')
+           'roi.mask_side', 'roi.sampling_ratio')
   different = [
       line for line in config_difference(config, plain(stored))
       if line.startswith(fixed)
@@ -273,7 +307,7 @@ def detect_batches(
   While the device works on a batch, the host pastes the masks of the one
   before it.
   """
-  threshold = geometry.PRESETS[detector.config.geometry].mask_threshold
+  shape = geometry_of(detector.config)
 
   def finish(detections, batch, rows):
     detections = jax.device_get(detections)
@@ -283,7 +317,7 @@ def detect_batches(
             Detections(*(field[i] for field in detections)),
             tuple(batch.image_sizes[i].tolist()), row=int(row),
             original_size=(int(index.heights[row]), int(index.widths[row])),
-            mask_threshold=threshold,
+            mask_threshold=shape.mask_threshold, paste_rule=shape.paste_rule,
         )
 
   pending = None
@@ -350,6 +384,7 @@ def evaluate(
       num_threads=config.data.num_threads,
   )
   started = time.monotonic()
+  width_offset = geometry_of(detector.config).width_offset
   bbox_results, segm_results = [], []
   for found in progress(
       detect_batches(detector, batches, index, plan),
@@ -363,7 +398,9 @@ def evaluate(
           'category_id': detector.categories[class_ - 1].id,
           'score': float(score),
       }
-      bbox_results.append(result | {'bbox': to_xywh(box)})
+      bbox_results.append(result | {
+          'bbox': to_xywh(box, width_offset=width_offset)
+      })
       segm_results.append(result | {'segmentation': mask})
   seconds = time.monotonic() - started
   logging.info(
@@ -400,6 +437,7 @@ def evaluate(
 def canvas_arguments(config: ml_collections.ConfigDict) -> dict:
   """Returns the arguments of `plan_canvases` that a recipe asks for."""
   return {
+      'resize_rule': geometry_of(config).input_format.resize_rule,
       'short_side': config.data.short_side,
       'long_side': config.data.long_side,
       'padded_sizes': tuple(map(tuple, config.data.padded_sizes)),
@@ -407,10 +445,12 @@ def canvas_arguments(config: ml_collections.ConfigDict) -> dict:
   }
 
 
-def to_xywh(box: Float[np.ndarray, '4']) -> list[float]:
+def to_xywh(
+    box: Float[np.ndarray, '4'], *, width_offset: float = 0.0
+) -> list[float]:
   """Returns COCO's (x, y, width, height)."""
   x1, y1, x2, y2 = map(float, box)
-  return [x1, y1, x2 - x1, y2 - y1]
+  return [x1, y1, x2 - x1 + width_offset, y2 - y1 + width_offset]
 
 
 def write_json(path: pathlib.Path, content) -> None:

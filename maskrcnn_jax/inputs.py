@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Key
 
 from maskrcnn_jax.array_types import Batch, Inputs, Outlines
+from maskrcnn_jax.ops.boxes import flip_boxes
 from maskrcnn_jax.ops.resize import resize_image
 
 
@@ -23,6 +24,7 @@ def prepare_inputs(
     pixel_mean: tuple[float, float, float],
     pixel_std: tuple[float, float, float],
     antialias: bool,
+    width_offset: float = 0.0,
 ) -> Inputs:
   """Flips, resizes, normalises and pads images, and their truth with them.
 
@@ -34,15 +36,20 @@ def prepare_inputs(
     pixel_mean: Of RGB in [0, 255].
     pixel_std: Of RGB in [0, 255].
     antialias: See `resize_weights`.
+    width_offset: See `ops/boxes.py`. Outlines are mirrored like boxes, as
+      maskrcnn-benchmark does.
   """
   return jax.vmap(
       lambda row, flip: _prepare_image(
-          row, flip, padded_size, pixel_mean, pixel_std, antialias
+          row, flip, padded_size, pixel_mean, pixel_std, antialias,
+          width_offset,
       )
   )(batch, flips)
 
 
-def _prepare_image(batch, flip, padded_size, pixel_mean, pixel_std, antialias):
+def _prepare_image(
+    batch, flip, padded_size, pixel_mean, pixel_std, antialias, width_offset
+):
   pixels = resize_image(
       batch.images, batch.source_sizes, batch.image_sizes,
       padded_size=padded_size, antialias=antialias, flip=flip,
@@ -56,9 +63,10 @@ def _prepare_image(batch, flip, padded_size, pixel_mean, pixel_std, antialias):
   x_scale, y_scale = scale[1], scale[0]
 
   boxes = batch.gt_boxes * jnp.stack([x_scale, y_scale, x_scale, y_scale])
-  boxes = jnp.where(flip, _flip_boxes(boxes, width), boxes)
+  flipped = flip_boxes(boxes, width, width_offset=width_offset)
+  boxes = jnp.where(flip, flipped, boxes)
   vertices = batch.outlines.vertices * jnp.stack([x_scale, y_scale])
-  mirrored = vertices.at[:, 0].set(width - vertices[:, 0])
+  mirrored = vertices.at[:, 0].set(width - width_offset - vertices[:, 0])
   vertices = jnp.where(flip, mirrored, vertices)
   return Inputs(
       images=jnp.where(real[..., None], pixels, 0),
@@ -67,13 +75,4 @@ def _prepare_image(batch, flip, padded_size, pixel_mean, pixel_std, antialias):
       gt_classes=batch.gt_classes,
       gt_valid=batch.gt_valid,
       outlines=Outlines(vertices, batch.outlines.parts, batch.outlines.starts),
-  )
-
-
-def _flip_boxes(
-    boxes: Float[Array, 'g 4'], width: Int[Array, '']
-) -> Float[Array, 'g 4']:
-  """Mirrors boxes in an image of `width` pixels."""
-  return jnp.stack(
-      [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1
   )

@@ -13,19 +13,30 @@ from maskrcnn_jax.array_types import RoiTargets, RpnTargets
 
 
 def objectness_loss(
-    objectness_logits: Float[Array, 'b a'], targets: RpnTargets
+    objectness_logits: Float[Array, 'b a'],
+    targets: RpnTargets,
+    *,
+    over_slots: bool = False,
 ) -> Float[Array, '']:
   """Binary cross-entropy, averaged over the sampled anchors.
 
+  Args:
+    objectness_logits: Of all anchors.
+    targets: The sample.
+    over_slots: Whether the sum is divided by all slots of the sample, valid or
+      not; that differs where an image has fewer anchors than slots.
+
   Source:
     Faster R-CNN (arXiv:1506.01497), equation 1; mean over the sample as in
-    maskrcnn-benchmark `modeling/rpn/loss.py`.
+    maskrcnn-benchmark `modeling/rpn/loss.py`; over slots as in detectron2
+    `modeling/proposal_generator/rpn.py`.
   """
   logits = jnp.take_along_axis(objectness_logits, targets.indices, axis=1)
   loss = optax.sigmoid_binary_cross_entropy(
       logits, targets.foreground.astype(jnp.float32)
   )
-  return _mean_over(jnp.where(targets.valid, loss, 0), targets.valid)
+  loss = jnp.where(targets.valid, loss, 0)
+  return loss.mean() if over_slots else _mean_over(loss, targets.valid)
 
 
 def anchor_box_loss(
@@ -33,8 +44,15 @@ def anchor_box_loss(
     targets: RpnTargets,
     *,
     smooth_l1_beta: float,
+    over_slots: bool = False,
 ) -> Float[Array, '']:
   """Smooth L1 of foreground anchors, over the number of sampled anchors.
+
+  Args:
+    anchor_deltas: Of all anchors.
+    targets: The sample.
+    smooth_l1_beta: See `smooth_l1`.
+    over_slots: See `objectness_loss`.
 
   Source:
     Faster R-CNN (arXiv:1506.01497), equation 1; divided by all sampled
@@ -45,7 +63,7 @@ def anchor_box_loss(
   )
   loss = smooth_l1(deltas - targets.delta_targets, beta=smooth_l1_beta)
   loss = jnp.where(targets.foreground, loss.sum(axis=-1), 0)
-  return _mean_over(loss, targets.valid)
+  return loss.mean() if over_slots else _mean_over(loss, targets.valid)
 
 
 def classification_loss(

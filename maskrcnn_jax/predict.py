@@ -8,8 +8,8 @@ from absl import logging
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax import geometry
 from maskrcnn_jax.array_types import Batch, Detections, Outlines
+from maskrcnn_jax.config import geometry_of
 from maskrcnn_jax.data import images as image_files
 from maskrcnn_jax.data import loader
 from maskrcnn_jax.draw import draw_detections
@@ -97,7 +97,7 @@ def _predict_image(
     detector, batch, plan, row, pixels, name, size, picture, *, min_score
 ):
   """Detects and draws one picture's objects and returns their records."""
-  shape = geometry.PRESETS[detector.config.geometry]
+  shape = geometry_of(detector.config)
   canvas = plan.canvases[plan.canvas_of_image[row]]
   detections = detector.detect(
       detector.variables, batch, padded_size=canvas.padded
@@ -105,7 +105,7 @@ def _predict_image(
   found = to_original(
       Detections(*(np.asarray(field)[0] for field in detections)),
       tuple(plan.image_sizes[row].tolist()), row=row, original_size=size,
-      mask_threshold=shape.mask_threshold,
+      mask_threshold=shape.mask_threshold, paste_rule=shape.paste_rule,
   )
   names = [detector.categories[c - 1].name for c in found.classes]
   picture.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def _predict_image(
           'category_id': detector.categories[class_ - 1].id,
           'category_name': class_name,
           'score': float(score),
-          'bbox': to_xywh(box),
+          'bbox': to_xywh(box, width_offset=shape.width_offset),
           'segmentation': mask,
       }
       for class_, class_name, score, box, mask in zip(

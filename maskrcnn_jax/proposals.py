@@ -22,6 +22,8 @@ def make_proposals(
     iou_threshold: float,
     delta_weights: tuple[float, float, float, float],
     padding_multiple: int,
+    min_size: float = 0.0,
+    width_offset: float = 0.0,
 ) -> Proposals:
   """Selects the proposals of one image.
 
@@ -39,6 +41,8 @@ def make_proposals(
     iou_threshold: Of the NMS.
     delta_weights: See `decode_boxes`.
     padding_multiple: See `anchors_in_image`.
+    min_size: See `has_area`.
+    width_offset: See `ops/boxes.py`.
 
   Source:
     FPN (arXiv:1612.03144), section 4.1; detectron2
@@ -61,16 +65,22 @@ def make_proposals(
     best, index = jax.lax.top_k(masked, count)
     decoded = decode_boxes(
         anchor_deltas[start:end][index], level_anchors[index],
-        weights=delta_weights,
+        weights=delta_weights, width_offset=width_offset,
     )
+    clipped = clip_boxes(decoded, image_size, width_offset=width_offset)
     fill = pre_nms - count
-    boxes.append(jnp.pad(clip_boxes(decoded, image_size), ((0, fill), (0, 0))))
+    boxes.append(jnp.pad(clipped, ((0, fill), (0, 0))))
     logits.append(jnp.pad(best, (0, fill), constant_values=-jnp.inf))
 
   boxes, logits = jnp.stack(boxes), jnp.stack(logits)
-  valid = jnp.isfinite(logits) & has_area(boxes)
+  valid = jnp.isfinite(logits) & has_area(
+      boxes, min_size=min_size, width_offset=width_offset
+  )
   kept, kept_valid = jax.vmap(
-      lambda b, s, v: nms(b, s, v, iou_threshold=iou_threshold, limit=post_nms)
+      lambda b, s, v: nms(
+          b, s, v, iou_threshold=iou_threshold, limit=post_nms,
+          width_offset=width_offset,
+      )
   )(boxes, logits, valid)
   boxes = jnp.take_along_axis(boxes, kept[..., None], axis=1).reshape(-1, 4)
   logits = jnp.take_along_axis(logits, kept, axis=1)

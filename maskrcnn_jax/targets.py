@@ -9,10 +9,10 @@ from maskrcnn_jax.array_types import (
   RoiTargets,
   RpnTargets,
 )
-from maskrcnn_jax.ops.anchors import anchors_in_image
+from maskrcnn_jax.ops.anchors import anchors_in_image, anchors_inside_image
 from maskrcnn_jax.ops.boxes import encode_boxes, pairwise_iou
 from maskrcnn_jax.ops.matching import match_boxes
-from maskrcnn_jax.ops.outlines import rasterize_outlines
+from maskrcnn_jax.ops.outlines import pool_outlines, rasterize_outlines
 from maskrcnn_jax.ops.sampling import sample_labels
 
 Weights = tuple[float, float, float, float]
@@ -31,6 +31,8 @@ def make_rpn_targets(
     background_iou: float,
     delta_weights: Weights,
     padding_multiple: int,
+    ignore_straddling: bool = False,
+    width_offset: float = 0.0,
 ) -> RpnTargets:
   """Chooses the anchors of one image to learn from.
 
@@ -46,18 +48,26 @@ def make_rpn_targets(
     background_iou: See `match_boxes`.
     delta_weights: See `encode_boxes`.
     padding_multiple: See `anchors_in_image`.
+    ignore_straddling: Whether anchors that cross an edge of the image are
+      neither foreground nor background. They keep their part in the matching:
+      a truth that such an anchor overlaps most rescues no other.
+    width_offset: See `ops/boxes.py`.
 
   Source:
-    Faster R-CNN (arXiv:1506.01497), section 3.1.2.
+    Faster R-CNN (arXiv:1506.01497), section 3.1.2; straddling anchors as in
+    maskrcnn-benchmark `modeling/rpn/loss.py`.
   """
   present = anchors_in_image(
       anchors, image_size, padding_multiple=padding_multiple
   )
-  iou = jnp.where(present[:, None], pairwise_iou(anchors, gt_boxes), -1)
+  iou = pairwise_iou(anchors, gt_boxes, width_offset=width_offset)
+  iou = jnp.where(present[:, None], iou, -1)
   matches, labels = match_boxes(
       iou, gt_valid, foreground_iou=foreground_iou,
       background_iou=background_iou, rescue=True,
   )
+  if ignore_straddling:
+    present &= anchors_inside_image(anchors, image_size)
   labels = jnp.where(present, labels, -1)
   sample = sample_labels(
       labels, sample_key, size=num_samples,
@@ -65,7 +75,7 @@ def make_rpn_targets(
   )
   deltas = encode_boxes(
       gt_boxes[matches[sample.indices]], anchors[sample.indices],
-      weights=delta_weights,
+      weights=delta_weights, width_offset=width_offset,
   )
   return RpnTargets(
       indices=sample.indices,
@@ -86,6 +96,7 @@ def make_roi_targets(
     foreground_fraction: float,
     foreground_iou: float,
     delta_weights: Weights,
+    width_offset: float = 0.0,
 ) -> RoiTargets:
   """Chooses the RoIs of one image to learn from.
 
@@ -104,6 +115,7 @@ def make_roi_targets(
     foreground_iou: RoIs that overlap a truth at least this much are
       foreground, all others background.
     delta_weights: See `encode_boxes`.
+    width_offset: See `ops/boxes.py`.
 
   Source:
     Fast R-CNN (arXiv:1504.08083), section 2.3; Mask R-CNN (arXiv:1703.06870),
@@ -112,7 +124,8 @@ def make_roi_targets(
   # In this order, for more slots of truth then change no element's luck.
   candidates = jnp.concatenate([proposals.boxes, gt_boxes])
   valid = jnp.concatenate([proposals.valid, gt_valid])
-  iou = jnp.where(valid[:, None], pairwise_iou(candidates, gt_boxes), -1)
+  iou = pairwise_iou(candidates, gt_boxes, width_offset=width_offset)
+  iou = jnp.where(valid[:, None], iou, -1)
   matches, labels = match_boxes(
       iou, gt_valid, foreground_iou=foreground_iou,
       background_iou=foreground_iou, rescue=False,
@@ -124,7 +137,10 @@ def make_roi_targets(
   )
   rois = jnp.where(sample.valid[:, None], candidates[sample.indices], 0)
   objects = jnp.where(sample.foreground, matches[sample.indices], 0)
-  deltas = encode_boxes(gt_boxes[objects], rois, weights=delta_weights)
+  deltas = encode_boxes(
+      gt_boxes[objects], rois, weights=delta_weights,
+      width_offset=width_offset,
+  )
   return RoiTargets(
       rois=rois,
       class_targets=jnp.where(sample.foreground, gt_classes[objects], 0),
@@ -144,6 +160,9 @@ def make_mask_targets(
     side: int,
     max_object_vertices: int,
     max_parts: int,
+    min_roi_side: float = 0.1,
+    image_size: Int[Array, '2'] | None = None,
+    padded_size: tuple[int, int] | None = None,
 ) -> Float[Array, 'r {side} {side}']:
   """Draws the object of every foreground RoI, as seen through the RoI.
 
@@ -155,15 +174,27 @@ def make_mask_targets(
     side: Of the mask that is predicted.
     max_object_vertices: See `rasterize_outlines`.
     max_parts: See `rasterize_outlines`.
+    min_roi_side: A smaller side of a RoI, in pixels, is taken to be this long.
+    image_size: (height, width) before padding. If given, objects are drawn on
+      the image's pixels and these are pooled; if not, they are drawn on the
+      cells of the mask.
+    padded_size: (height, width) of the canvas; needed with `image_size`.
 
   Returns:
-    1 inside, 0 outside.
+    1 inside, 0 outside; of a bitmap also what lies between.
 
   Source:
     Mask R-CNN (arXiv:1703.06870), section 3.
   """
-  masks = rasterize_outlines(
-      outlines, objects, rois, side=side,
+  limits = dict(
       max_object_vertices=max_object_vertices, max_parts=max_parts,
+      min_box_side=min_roi_side,
   )
-  return jnp.where(foreground[:, None, None], masks, False).astype(jnp.float32)
+  if image_size is None:
+    masks = rasterize_outlines(outlines, objects, rois, side=side, **limits)
+  else:
+    masks = pool_outlines(
+        outlines, objects, rois, side=side, image_size=image_size,
+        padded_size=padded_size, **limits
+    )
+  return jnp.where(foreground[:, None, None], masks, 0).astype(jnp.float32)

@@ -16,10 +16,11 @@ import ml_collections
 import numpy as np
 import optax
 
-from maskrcnn_jax import checkpoint, cluster, geometry, losses
+from maskrcnn_jax import checkpoint, cluster, losses
 from maskrcnn_jax.array_types import Batch, Inputs
 from maskrcnn_jax.config import (
     config_difference,
+    geometry_of,
     is_free,
     plain,
     stored_config,
@@ -28,9 +29,9 @@ from maskrcnn_jax.data import coco, loader
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import (
   Detector,
-  anchor_arguments,
   canvas_arguments,
   evaluate,
+  image_anchors,
   init_variables,
   input_arguments,
   make_detect,
@@ -39,7 +40,6 @@ from maskrcnn_jax.evaluate import (
 )
 from maskrcnn_jax.inputs import draw_flips, prepare_inputs
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN, frozen_prefixes
-from maskrcnn_jax.ops.anchors import make_anchors
 from maskrcnn_jax.optimizer import (
   join_parameters,
   learning_rate,
@@ -94,33 +94,37 @@ def make_losses(
     and one for the RoIs of each image. Gives {name: scalar}, the names being
     the seed's.
   """
-  shape = geometry.PRESETS[config.geometry]
+  shape = geometry_of(config)
   max_foreground = int(config.roi.num_samples * config.roi.foreground_fraction)
 
   def compute(variables, inputs: Inputs, keys) -> dict[str, Float[Array, '']]:
     pyramid = model.apply(variables, inputs.images, method='extract')
     rpn = model.apply(variables, pyramid, method='propose')
-    anchors = make_anchors(inputs.images.shape[1:3], **anchor_arguments(config))
-    all_anchors = jnp.concatenate(anchors)
+    padded_size = inputs.images.shape[1:3]
 
     rpn_targets = jax.vmap(
         lambda size, boxes, valid, key: make_rpn_targets(
-            all_anchors, size, boxes, valid, key,
+            jnp.concatenate(image_anchors(config, padded_size, size)), size,
+            boxes, valid, key,
             num_samples=config.rpn.num_samples,
             foreground_fraction=config.rpn.foreground_fraction,
             foreground_iou=config.rpn.foreground_iou,
             background_iou=config.rpn.background_iou,
             delta_weights=shape.anchor_delta_weights,
             padding_multiple=shape.padding_multiple,
+            ignore_straddling=shape.ignore_straddling,
+            width_offset=shape.width_offset,
         )
     )(inputs.image_sizes, inputs.gt_boxes, inputs.gt_valid, keys[:, 0])
 
     proposals = jax.vmap(
         lambda logits, deltas, size: make_proposals(
-            logits, deltas, anchors, size,
+            logits, deltas, image_anchors(config, padded_size, size), size,
             iou_threshold=config.rpn.iou_threshold,
             delta_weights=shape.anchor_delta_weights,
             padding_multiple=shape.padding_multiple,
+            min_size=shape.proposal_min_size,
+            width_offset=shape.width_offset,
             **config.rpn.train,
         )
     )(rpn.objectness_logits, rpn.anchor_deltas, inputs.image_sizes)
@@ -132,6 +136,7 @@ def make_losses(
             foreground_fraction=config.roi.foreground_fraction,
             foreground_iou=config.roi.foreground_iou,
             delta_weights=shape.roi_delta_weights,
+            width_offset=shape.width_offset,
         )
     )(
         proposals, inputs.gt_boxes, inputs.gt_classes, inputs.gt_valid,
@@ -149,14 +154,16 @@ def make_losses(
     )
     mask_logits = model.apply(variables, pooled, method='segment')
     mask_targets = jax.vmap(
-        lambda outlines, rois, objects, real: make_mask_targets(
+        lambda outlines, rois, objects, real, size: make_mask_targets(
             outlines, rois, objects, real, side=2 * config.roi.mask_side,
             max_object_vertices=limits.max_object_vertices,
-            max_parts=limits.max_parts,
+            max_parts=limits.max_parts, min_roi_side=shape.mask_min_side,
+            image_size=size if shape.mask_targets == 'bitmap' else None,
+            padded_size=padded_size,
         )
     )(
         inputs.outlines, foreground.rois, foreground.objects,
-        foreground.foreground,
+        foreground.foreground, inputs.image_sizes,
     )
     # An object without an outline has a box to learn but no mask.
     starts = inputs.outlines.starts
@@ -175,11 +182,13 @@ def make_losses(
             mask_logits, mask_targets, foreground.class_targets, has_mask
         ),
         'loss_objectness': losses.objectness_loss(
-            rpn.objectness_logits, rpn_targets
+            rpn.objectness_logits, rpn_targets,
+            over_slots=shape.anchor_loss_over_slots,
         ),
         'loss_rpn_box_reg': losses.anchor_box_loss(
             rpn.anchor_deltas, rpn_targets,
             smooth_l1_beta=shape.anchor_smooth_l1_beta,
+            over_slots=shape.anchor_loss_over_slots,
         ),
     }
 
@@ -479,7 +488,10 @@ def _read_training_set(config):
         '--config.data.train.annotations=FILE.json.'
     )
   folder = pathlib.Path(config.data.train.images)
-  index = coco.read_coco(pathlib.Path(annotations))
+  index = coco.read_coco(
+      pathlib.Path(annotations),
+      width_offset=geometry_of(config).width_offset,
+  )
   rows, waterfall = loader.filter_images(
       index, keep_empty=config.data.keep_empty
   )

@@ -78,18 +78,23 @@ def bilinear(features, y, x):
   return total
 
 
-def roi_align(features, box, *, stride, side, sampling_ratio, offset):
-  """The mean of the samples of each cell."""
+def roi_align(
+    features, box, *, stride, side, sampling_ratio, offset, min_side=0.0
+):
+  """The mean of the samples of each cell; 0: as many as a cell is long."""
   x1, y1, x2, y2 = np.asarray(box, np.float64) / stride - offset
+  height, width = max(y2 - y1, min_side), max(x2 - x1, min_side)
+  rows = sampling_ratio or math.ceil(height / side)
+  columns = sampling_ratio or math.ceil(width / side)
   pooled = np.zeros((side, side) + features.shape[2:])
   for i in range(side):
     for j in range(side):
-      for u in range(sampling_ratio):
-        for v in range(sampling_ratio):
-          y = y1 + (i + (u + 0.5) / sampling_ratio) * (y2 - y1) / side
-          x = x1 + (j + (v + 0.5) / sampling_ratio) * (x2 - x1) / side
+      for u in range(rows):
+        for v in range(columns):
+          y = y1 + (i + (u + 0.5) / rows) * height / side
+          x = x1 + (j + (v + 0.5) / columns) * width / side
           pooled[i, j] += bilinear(features, y, x)
-  return pooled / sampling_ratio**2
+  return pooled / max(rows * columns, 1)
 
 
 def roi_align_matrix(start, end, length, *, side, sampling_ratio):

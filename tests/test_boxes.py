@@ -187,13 +187,13 @@ def test_clip_boxes_leaves_a_box_outside_without_area():
   assert not ops.has_area(clipped).any()
 
 
-def test_has_area_wants_both_sides_larger():
+def test_has_area_wants_both_sides():
   np.testing.assert_array_equal(
       ops.has_area(ODD_BOXES), [False, False, False, False, True, True]
   )
-  # 8x6: more than 5 on both sides, more than 6 on one only.
-  assert ops.has_area(ODD_BOXES[5], min_size=5.0)
-  assert not ops.has_area(ODD_BOXES[5], min_size=6.0)
+  # 8x6: 6 or more on both sides, more than that on one only.
+  assert ops.has_area(ODD_BOXES[5], min_size=6.0)
+  assert not ops.has_area(ODD_BOXES[5], min_size=6.5)
 
 
 def test_has_area_of_nan_is_false():

@@ -1,8 +1,6 @@
 """Tests of the whole network: sizes, initial values, and torchvision's."""
 
-import importlib.util
 import math
-import pathlib
 
 from flax import traverse_util
 import jax
@@ -12,8 +10,6 @@ from numpy.testing import assert_allclose
 import pytest
 
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN, frozen_prefixes
-
-GOLDEN = pathlib.Path(__file__).parents[2] / 'shared' / 'golden'
 
 SMALL = dict(
     num_classes=4,
@@ -168,101 +164,3 @@ def test_initial_values_have_the_spread_of_the_seed():
   assert not any(x.any() for name, x in flat.items() if name.endswith('bias'))
   uniform = np.asarray(flat['box_head/fc7/kernel'])
   assert np.abs(uniform).max() <= math.sqrt(3 / 256)
-
-
-def torchvision_name(path):
-  """The torchvision name of a variable, and the axes that lay it out as ours.
-
-  Kernels are (out, in, row, column) there, (row, column, in, out) here.
-  """
-  leaves = {
-      'kernel': 'weight',
-      'scale': 'weight',
-      'bias': 'bias',
-      'mean': 'running_mean',
-      'var': 'running_var',
-  }
-  collection, part, *modules, leaf = path
-  leaf = leaves[leaf]
-  match part, modules:
-    case 'backbone', [*stem, module]:
-      module = module.replace('downsample_conv', 'downsample.0')
-      module = module.replace('downsample_bn', 'downsample.1')
-      return '.'.join(['backbone.body', *stem, module, leaf])
-    case 'fpn', [module]:
-      kind, level = module[:-1], int(module[-1])
-      return f'backbone.fpn.{kind}_blocks.{level - 2}.0.{leaf}'
-    case 'rpn', ['conv']:
-      return f'rpn.head.conv.0.0.{leaf}'
-    case 'rpn', [module]:
-      return f'rpn.head.{module}.{leaf}'
-    case 'box_head', ['fc6' | 'fc7' as module]:
-      return f'roi_heads.box_head.{module}.{leaf}'
-    case 'box_head', [module]:
-      return f'roi_heads.box_predictor.{module}.{leaf}'
-    case 'mask_head', ['conv5_mask' | 'mask_fcn_logits' as module]:
-      return f'roi_heads.mask_predictor.{module}.{leaf}'
-    case 'mask_head', [module]:
-      return f'roi_heads.mask_head.{int(module[-1]) - 1}.0.{leaf}'
-  raise AssertionError((collection, path))
-
-
-def torchvision_variables(shapes, draw, seed):
-  """Variables of our shapes with the values that torchvision's would have."""
-  flat = {}
-  for path, x in traverse_util.flatten_dict(shapes).items():
-    name, shape = torchvision_name(path), x.shape
-    if path[-2:] == ('fc6', 'kernel'):
-      y = draw(name, (shape[1], shape[0]), seed)
-      side, channels = 7, shape[0] // 49
-      y = y.reshape(shape[1], channels, side, side)
-      y = y.transpose(2, 3, 1, 0).reshape(shape)
-    elif path[-2:] == ('conv5_mask', 'kernel'):
-      y = draw(name, (shape[2], shape[3], 2, 2), seed).transpose(2, 3, 0, 1)
-    elif len(shape) == 4:
-      y = draw(name, (shape[3], shape[2], shape[0], shape[1]), seed)
-      y = y.transpose(2, 3, 1, 0)
-    elif len(shape) == 2:
-      y = draw(name, shape[::-1], seed).T
-    else:
-      y = draw(name, shape, seed)
-    assert y.shape == shape
-    flat[path] = y
-  return traverse_util.unflatten_dict(flat)
-
-
-@pytest.mark.skipif(
-    not GOLDEN.exists(), reason='needs ../shared/golden: not in this checkout'
-)
-def test_features_equal_torchvision():
-  spec = importlib.util.spec_from_file_location('seeded', GOLDEN / 'seeded.py')
-  seeded = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(seeded)
-  golden = np.load(GOLDEN / 'torchvision_seed0.npz')
-
-  model = MaskRCNN(num_classes=81)
-  variables = torchvision_variables(
-      variable_shapes(model), seeded.torchvision_array, 0
-  )
-  mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-  image = (golden['image'] - mean) / std
-
-  @jax.jit
-  def run(images):
-    pyramid = model.apply(variables, images, method='extract')
-    return pyramid, model.apply(variables, pyramid, method='propose')
-
-  pyramid, rpn = run(jnp.asarray(image, jnp.float32)[None])
-
-  def assert_close(ours, theirs, name):
-    scale = np.abs(theirs).max()
-    assert_allclose(ours, theirs, rtol=0, atol=1e-3 * scale, err_msg=name)
-
-  for level in (2, 3, 4, 5, 6):
-    thinned = pyramid[level][0, ::4, ::4, ::8]
-    assert_close(thinned, golden[f'p{level}'], f'p{level}')
-  levels = (2, 3, 4, 5, 6)
-  logits = [golden[f'rpn_logits_p{level}'].reshape(-1) for level in levels]
-  deltas = [golden[f'rpn_deltas_p{level}'].reshape(-1, 4) for level in levels]
-  assert_close(rpn.objectness_logits[0], np.concatenate(logits), 'logits')
-  assert_close(rpn.anchor_deltas[0], np.concatenate(deltas), 'deltas')

@@ -1,5 +1,7 @@
 """RoIAlign: against its definition, SciPy and the matrices that it is."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,8 @@ from scipy import ndimage
 from maskrcnn_jax.ops import roi_align as ops
 
 align = jax.jit(
-    ops.roi_align, static_argnames=('side', 'sampling_ratio', 'offset')
+    ops.roi_align,
+    static_argnames=('side', 'sampling_ratio', 'offset', 'min_side'),
 )
 MODERN = {'sampling_ratio': 2, 'offset': 0.5}
 SHAPES = {2: (12, 16), 3: (6, 8), 4: (3, 4)}
@@ -20,7 +23,7 @@ BOXES = np.array([
     [3.2, 4.7, 40.9, 38.1],
     [-20.5, -13.25, 19.75, 21.5],  # over the top left corner
     [45.3, 30.1, 94.0, 79.9],  # over the bottom right corner
-    [-50, -50, 150, 150],  # larger than the image
+    [-50.3, -50.1, 150.2, 149.6],  # larger than the image
     [8, 8, 12, 12],  # one cell of level 2
     [17.3, 21.1, 17.9, 21.2],  # less than a cell
     [0, 0, 64, 48],  # the image
@@ -114,15 +117,18 @@ def test_roi_align_of_each_cell_of_the_image_is_the_image(key):
   np.testing.assert_allclose(pooled[0], features, atol=1e-5)
 
 
-@pytest.mark.parametrize('side, sampling_ratio, offset', [
-    (7, 2, 0.5), (5, 1, 0.5), (2, 3, 0.0)
+@pytest.mark.parametrize('side, sampling_ratio, offset, min_side', [
+    (7, 2, 0.5, 0.0), (5, 1, 0.5, 0.0), (2, 3, 0.0, 1.0),
+    # Adaptive: with a side of 3, up to 17 samples.
+    (7, 0, 0.5, 0.0), (3, 0, 0.5, 0.0), (2, 0, 0.0, 1.0),
 ])
 def test_roi_align_agrees_with_the_definition(
-    key, side, sampling_ratio, offset
+    key, side, sampling_ratio, offset, min_side
 ):
   pyramid = _pyramid(key)
   options = {
-      'side': side, 'sampling_ratio': sampling_ratio, 'offset': offset
+      'side': side, 'sampling_ratio': sampling_ratio, 'offset': offset,
+      'min_side': min_side,
   }
   pooled = align(pyramid, jnp.asarray(BOXES), jnp.asarray(LEVELS), **options)
   for ours, box, level in zip(pooled, BOXES, LEVELS, strict=True):
@@ -228,6 +234,80 @@ def test_roi_align_has_the_gradient_of_the_dense_matrices(key):
     expected[level] += np.einsum('sh,stc,tw->hwc', rows, one, columns)
   for level in pyramid:
     np.testing.assert_allclose(gradient[level], expected[level], atol=1e-4)
+
+
+def _large_pyramid(key):
+  """Of an 800x1344 image."""
+  return {
+      level: jax.random.normal(
+          jax.random.fold_in(key, level), (800 // 2**level, 1344 // 2**level, 1)
+      )
+      for level in (2, 3, 4, 5)
+  }
+
+
+def test_roi_align_of_adaptive_samples_is_exact_for_boxes_of_any_shape(key):
+  pyramid = _large_pyramid(key)
+  boxes = np.array([
+      [0, 0, 1344, 800],  # the image
+      [0, 300, 1344, 309],  # as long and as high as it can be on level 2
+      [700, 0, 715.6, 800],
+      [3, 100, 1340, 137],  # the same of level 3
+      [0, 0, 1344, 149],  # of level 4
+      [10.3, 20.7, 122.2, 132.5],  # almost too large for level 2
+      [500, 400, 947, 799],
+      [500, 400, 500.2, 400.1],
+  ], np.float32)
+  levels = ops.assign_levels(jnp.asarray(boxes))
+  np.testing.assert_array_equal(levels, [5, 2, 2, 3, 4, 2, 4, 2])
+  pooled, pull_back = jax.vjp(
+      lambda p: align(
+          p, jnp.asarray(boxes), levels, side=7, sampling_ratio=0, offset=0.5
+      ), pyramid,
+  )
+  cotangent = jax.random.normal(key, pooled.shape)
+  (gradient,) = pull_back(cotangent)
+  expected_gradient = {
+      level: np.zeros(features.shape) for level, features in pyramid.items()
+  }
+  for ours, box, level, one in zip(
+      pooled, boxes, levels.tolist(), cotangent, strict=True
+  ):
+    x1, y1, x2, y2 = box.astype(np.float64) / 2**level - 0.5
+    height, width = pyramid[level].shape[:2]
+    rows, columns = (
+        oracles.roi_align_matrix(
+            start, end, length, side=7,
+            sampling_ratio=math.ceil((end - start) / 7),
+        )
+        for start, end, length in ((y1, y2, height), (x1, x2, width))
+    )
+    expected = np.einsum('sh,hwc,tw->stc', rows, pyramid[level], columns)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    expected_gradient[level] += np.einsum('sh,stc,tw->hwc', rows, one, columns)
+  for level, expected in expected_gradient.items():
+    np.testing.assert_allclose(gradient[level], expected, atol=1e-5)
+
+
+def test_roi_align_of_a_box_on_a_level_too_fine_for_it_is_nan(key):
+  pooled = align(
+      _large_pyramid(key), jnp.array([[0.0, 0.0, 400.0, 400.0]]),
+      jnp.array([2]), side=7, sampling_ratio=0, offset=0.5,
+  )
+  assert jnp.isnan(pooled).all()
+
+
+def test_assign_levels_adds_the_shift_to_the_level():
+  # As torchvision does: log2(448 / 224) is 1, of a little less not quite.
+  boxes = jnp.array([[0, 0, 447.9998, 447.9998]], jnp.float32)
+  assert ops.assign_levels(boxes, epsilon=0.0) == 4
+  assert ops.assign_levels(boxes, epsilon=0.0, shift=1e-6) == 5
+  # An empty box has no logarithm, and goes to the finest level.
+  empty = jnp.zeros((1, 4))
+  assert ops.assign_levels(empty, epsilon=0.0, shift=1e-6) == 2
+  # 447 + 1 pixels.
+  wide = jnp.array([[0.0, 0.0, 447.0, 447.0]])
+  assert ops.assign_levels(wide, width_offset=1.0) == 5
 
 
 def test_roi_align_has_the_gradient_of_finite_differences(key):

@@ -35,6 +35,7 @@ def get_config():
     part.post_nms = 16
     part.num_proposals = 16
   config.roi.num_samples = 16
+  config.roi.sampling_ratio = 2
   config.detections.max_detections = 8
   # A network that has learned nothing finds something in each picture too.
   config.detections.min_score = 0.0

@@ -57,7 +57,10 @@ class CocoIndex(NamedTuple):
 
 
 def read_coco(
-    path: str | pathlib.Path, *, require_masks: bool = True
+    path: str | pathlib.Path,
+    *,
+    require_masks: bool = True,
+    width_offset: float = 0.0,
 ) -> CocoIndex:
   """Reads and checks a COCO instances file.
 
@@ -65,6 +68,8 @@ def read_coco(
     path: The JSON file.
     require_masks: Leave out the objects that have no segmentation. Crowd
       regions, which nobody trains on, may lack it.
+    width_offset: What a box is wider than x2 - x1; 1 where (x2, y2) is the
+      last pixel inside. A box whose corners then fall together has no area.
 
   Returns:
     Images in the order of the file, with their objects in that order. Classes
@@ -85,6 +90,7 @@ def read_coco(
         heights=heights,
         widths=widths,
         require_masks=require_masks,
+        width_offset=width_offset,
     )
   except errors.InputError as error:
     raise errors.InputError(f'{path}: {error}') from error
@@ -254,6 +260,7 @@ def _read_annotations(
     heights: np.ndarray,
     widths: np.ndarray,
     require_masks: bool,
+    width_offset: float,
 ) -> dict[str, Any]:
   """Reads the objects: the fields of CocoIndex from `object_starts` on."""
   counts = dict.fromkeys(_REASONS, 0)
@@ -282,8 +289,8 @@ def _read_annotations(
       box = (
           max(x, 0.0),
           max(y, 0.0),
-          min(x + w, float(width)),
-          min(y + h, float(height)),
+          min(x + max(w - width_offset, 0), width - width_offset),
+          min(y + max(h - width_offset, 0), height - width_offset),
       )
       has_area = box[2] > box[0] and box[3] > box[1]
 

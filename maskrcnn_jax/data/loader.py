@@ -66,7 +66,12 @@ NO_TRUTH = Limits(1, _MIN_VERTICES, _MIN_VERTICES, 1)
 
 
 def resized_size(
-    height: int, width: int, *, short_side: int, long_side: int
+    height: int,
+    width: int,
+    *,
+    short_side: int,
+    long_side: int,
+    rule: str = 'nearest',
 ) -> tuple[int, int]:
   """Picks the size to resize an image to, keeping its aspect.
 
@@ -75,15 +80,40 @@ def resized_size(
     width: Of the image.
     short_side: What the shorter side becomes,
     long_side: unless the longer one would exceed this.
+    rule: How to round. 'nearest': both sides to the nearest. 'down': both
+      sides down. 'legacy': the shorter side to the nearest, half to even, the
+      longer one down.
 
   Returns:
     (height, width), each at least 1.
 
   Source:
-    detectron2 ResizeShortestEdge.get_output_shape.
+    'nearest': detectron2 ResizeShortestEdge.get_output_shape. 'down':
+    torchvision `models/detection/transform.py`, `_resize_image_and_masks`.
+    'legacy': maskrcnn-benchmark `data/transforms/transforms.py`, `Resize`.
     Differs: sides are at least 1.
   """
-  scale = short_side / min(height, width)
+  shorter, longer = min(height, width), max(height, width)
+  match rule:
+    case 'nearest':
+      pass
+    case 'down':
+      scale = min(short_side / shorter, long_side / longer)
+      return max(int(height * scale), 1), max(int(width * scale), 1)
+    case 'legacy':
+      if longer / shorter * short_side > long_side:
+        short_side = int(round(long_side * shorter / longer))
+      short_side = max(short_side, 1)
+      if shorter == short_side:
+        return height, width
+      if width < height:
+        return int(short_side * height / width), short_side
+      return short_side, int(short_side * width / height)
+    case _:
+      raise ValueError(
+          f"rule must be 'nearest', 'down' or 'legacy', not {rule!r}."
+      )
+  scale = short_side / shorter
   if height < width:
     new_height, new_width = float(short_side), scale * width
   else:
@@ -102,6 +132,7 @@ def plan_canvases(
     long_side: int,
     padded_sizes: tuple[tuple[int, int], ...],
     max_source_side: int,
+    resize_rule: str = 'nearest',
 ) -> CanvasPlan:
   """Gives each image the smallest padded size that it fits in once resized.
 
@@ -113,6 +144,7 @@ def plan_canvases(
     padded_sizes: The (height, width) to choose from, multiples of 32.
     max_source_side: A longer image is decoded at the largest 1/2, 1/3, ... of
       its size that has no longer side.
+    resize_rule: See `resized_size`.
 
   Raises:
     InputError: If a padded size is no multiple of 32, or none is large enough.
@@ -134,7 +166,8 @@ def plan_canvases(
   resized = np.zeros((len(sizes), 2), np.int32)
   for i, (height, width) in enumerate(sizes.tolist()):
     h, w = resized_size(
-        height, width, short_side=short_side, long_side=long_side
+        height, width, short_side=short_side, long_side=long_side,
+        rule=resize_rule,
     )
     resized[i] = h, w
     fits = (

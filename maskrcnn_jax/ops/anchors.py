@@ -6,20 +6,58 @@ import numpy as np
 
 
 def cell_anchors(
-    sizes: tuple[float, ...], ratios: tuple[float, ...]
+    sizes: tuple[float, ...],
+    ratios: tuple[float, ...],
+    *,
+    rounding: str = 'none',
+    stride: int = 1,
 ) -> Float[np.ndarray, 'anchors_per_cell 4']:
-  """Returns the anchors of one cell about the origin: size outer, ratio inner.
+  """Returns the anchors of the cell at the origin.
 
   Args:
     sizes: Square root of an anchor's area, in pixels.
     ratios: Height over width.
+    rounding: Halves go to the even neighbour.
+      'none': about the cell's corner; size outer, ratio inner.
+      'corners': the same, each coordinate rounded; ratio outer, size inner.
+      'stride': about the middle of the cell's pixels. A box of the cell's own
+      size is given its ratio, its sides are rounded and then enlarged; x2 is
+      the last pixel inside. Ratio outer, size inner.
+    stride: Pixels per cell; only 'stride' looks at it.
 
   Source:
-    detectron2 `modeling/anchor_generator.py`, `generate_cell_anchors`.
+    'none': detectron2 `modeling/anchor_generator.py`, `generate_cell_anchors`.
+    'corners': torchvision `models/detection/anchor_utils.py`,
+    `AnchorGenerator.generate_anchors`.
+    'stride': maskrcnn-benchmark `modeling/rpn/anchor_generator.py`,
+    `generate_anchors`, which is Detectron's.
   """
-  widths = np.array([(s * s / r) ** 0.5 for s in sizes for r in ratios])
-  heights = np.array([r * (s * s / r) ** 0.5 for s in sizes for r in ratios])
-  return 0.5 * np.stack([-widths, -heights, widths, heights], axis=1)
+  match rounding:
+    case 'none':
+      pairs = [(size, ratio) for size in sizes for ratio in ratios]
+      widths = np.array([(size * size / r) ** 0.5 for size, r in pairs])
+      heights = np.array([r * (size * size / r) ** 0.5 for size, r in pairs])
+      return 0.5 * np.stack([-widths, -heights, widths, heights], axis=1)
+    case 'corners':
+      # In float32, as the original rounds what that gives.
+      roots = np.sqrt(np.asarray(ratios, np.float32))
+      sizes = np.asarray(sizes, np.float32)
+      widths = ((1 / roots)[:, None] * sizes).reshape(-1)
+      heights = (roots[:, None] * sizes).reshape(-1)
+      corners = np.stack([-widths, -heights, widths, heights], axis=1)
+      return np.round(corners / 2)
+    case 'stride':
+      base_widths = np.round(np.sqrt(stride * stride / np.asarray(ratios)))
+      base_heights = np.round(base_widths * np.asarray(ratios))
+      scales = np.asarray(sizes) / stride
+      widths = (base_widths[:, None] * scales).reshape(-1)
+      heights = (base_heights[:, None] * scales).reshape(-1)
+      reach = 0.5 * (np.stack([widths, heights], axis=1) - 1)
+      center = 0.5 * (stride - 1)
+      return np.concatenate([center - reach, center + reach], axis=1)
+  raise ValueError(
+      f"rounding must be 'none', 'corners' or 'stride', not {rounding!r}."
+  )
 
 
 def make_anchors(
@@ -27,32 +65,66 @@ def make_anchors(
     *,
     sizes: dict[int, tuple[float, ...]],
     ratios: tuple[float, ...],
+    rounding: str = 'none',
+    fit_to: Int[Array, '2'] | None = None,
 ) -> tuple[Float[Array, '_ 4'], ...]:
   """Returns the anchors of each level, finest first; (row, column, anchor).
 
-  The anchors of cell (row, column) are centred on the cell's top left corner,
-  (column * stride, row * stride).
+  Cell (row, column) starts at (column * stride, row * stride).
 
   Args:
     padded_size: (height, width) in pixels, multiples of the coarsest stride's
       half, as the levels are.
     sizes: For each level, the square roots of the areas of its anchors.
     ratios: Height over width.
+    rounding: See `cell_anchors`.
+    fit_to: (height, width) of one image, padded. Where its cells do not come
+      out even, they are moved together to fit into it: the stride is its side
+      over the number of its cells, rounded down. None: strides are powers of
+      two.
 
   Source:
     FPN (arXiv:1612.03144), section 4.1; order and origin as detectron2's
-    `modeling/anchor_generator.py` with offset 0.
+    `modeling/anchor_generator.py` with offset 0. `fit_to`: torchvision
+    `models/detection/anchor_utils.py`, `AnchorGenerator.forward`; only level 6
+    of an image with an odd number of cells of 32 px differs by it.
   """
   levels = []
   for level in sorted(sizes):
     stride = 2**level
-    rows, columns = (-(-side // stride) for side in padded_size)
-    y = jnp.arange(rows, dtype=jnp.float32)[:, None] * stride
-    x = jnp.arange(columns, dtype=jnp.float32)[None, :] * stride
+    y, x = (
+        _cell_starts(-(-side // stride), stride, fit_side)
+        for side, fit_side in zip(
+            padded_size, (None, None) if fit_to is None else fit_to,
+            strict=True,
+        )
+    )
+    y, x = y[:, None], x[None, :]
     corners = jnp.stack(jnp.broadcast_arrays(x, y, x, y), axis=-1)
-    around = jnp.asarray(cell_anchors(sizes[level], ratios), jnp.float32)
+    around = cell_anchors(
+        sizes[level], ratios, rounding=rounding, stride=stride
+    )
+    around = jnp.asarray(around, jnp.float32)
     levels.append((corners[:, :, None, :] + around).reshape(-1, 4))
   return tuple(levels)
+
+
+def _cell_starts(count, stride, fit_side):
+  """Where each of `count` cells along an axis starts, in pixels."""
+  cells = jnp.arange(count, dtype=jnp.float32)
+  if fit_side is None:
+    return cells * stride
+  # Cells beyond the image stay where they are, so that they stay beyond it.
+  present = -(-fit_side // stride)
+  fitted = (fit_side // present).astype(jnp.float32)
+  return cells * jnp.where(cells < present, fitted, stride)
+
+
+def pad_size(
+    image_size: Int[Array, '2'], *, padding_multiple: int
+) -> Int[Array, '2']:
+  """Returns the (height, width) that peers pad an image to."""
+  return -(-image_size // padding_multiple) * padding_multiple
 
 
 def anchors_in_image(
@@ -67,9 +139,23 @@ def anchors_in_image(
   multiple of `padding_multiple` would not exist elsewhere, so it takes part in
   neither training nor proposals: the canvas changes nothing.
   """
-  padded = -(-image_size // padding_multiple) * padding_multiple
+  padded = pad_size(image_size, padding_multiple=padding_multiple)
   center_x = 0.5 * (anchors[:, 0] + anchors[:, 2])
   center_y = 0.5 * (anchors[:, 1] + anchors[:, 3])
   # The centre of rounded corners may come out just below the multiple that it
   # lies on; half a pixel is more than that and less than any stride.
   return (center_x < padded[1] - 0.5) & (center_y < padded[0] - 0.5)
+
+
+def anchors_inside_image(
+    anchors: Float[Array, 'a 4'], image_size: Int[Array, '2']
+) -> Bool[Array, 'a']:
+  """Tells which anchors do not straddle an edge of the unpadded image.
+
+  Source:
+    Faster R-CNN (arXiv:1506.01497), section 3.3; maskrcnn-benchmark
+    `modeling/rpn/anchor_generator.py`, `add_visibility_to`, with a threshold
+    of 0.
+  """
+  far = jnp.stack([image_size[1], image_size[0]])
+  return jnp.all((anchors[:, :2] >= 0) & (anchors[:, 2:] < far), axis=1)

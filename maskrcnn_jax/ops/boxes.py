@@ -1,4 +1,9 @@
-"""Boxes: (x1, y1, x2, y2) in pixels; pixel i covers [i, i + 1)."""
+"""Boxes: (x1, y1, x2, y2) in pixels; pixel i covers [i, i + 1).
+
+`width_offset` is what a box is wider than x2 - x1: 0, or 1 where (x2, y2) is
+the last pixel inside, as Detectron and maskrcnn-benchmark have it. Heights
+likewise.
+"""
 
 import math
 
@@ -12,21 +17,35 @@ MAX_LOG_SCALE = math.log(1000 / 16)
 Weights = tuple[float, float, float, float]
 
 
-def box_area(boxes: Float[Array, '*n 4']) -> Float[Array, '*n']:
+def box_sides(
+    boxes: Float[Array, '*n 4'], *, width_offset: float = 0.0
+) -> Float[Array, '*n 2']:
+  """Returns (width, height), negative for a box turned inside out."""
+  return boxes[..., 2:] - boxes[..., :2] + width_offset
+
+
+def box_area(
+    boxes: Float[Array, '*n 4'], *, width_offset: float = 0.0
+) -> Float[Array, '*n']:
   """Returns width times height; 0 for a box turned inside out."""
-  sides = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0)
+  sides = jnp.maximum(box_sides(boxes, width_offset=width_offset), 0)
   return sides[..., 0] * sides[..., 1]
 
 
 def pairwise_iou(
-    boxes: Float[Array, 'n 4'], others: Float[Array, 'm 4']
+    boxes: Float[Array, 'n 4'],
+    others: Float[Array, 'm 4'],
+    *,
+    width_offset: float = 0.0,
 ) -> Float[Array, 'n m']:
   """Returns intersection over union of each box with each other; 0 if empty."""
   corner = jnp.maximum(boxes[:, None, :2], others[None, :, :2])
   far_corner = jnp.minimum(boxes[:, None, 2:], others[None, :, 2:])
-  sides = jnp.maximum(far_corner - corner, 0)
+  sides = jnp.maximum(far_corner - corner + width_offset, 0)
   intersection = sides[..., 0] * sides[..., 1]
-  union = box_area(boxes)[:, None] + box_area(others)[None, :] - intersection
+  area = box_area(boxes, width_offset=width_offset)
+  other_area = box_area(others, width_offset=width_offset)
+  union = area[:, None] + other_area[None, :] - intersection
   return jnp.where(
       intersection > 0, intersection / jnp.where(union > 0, union, 1), 0
   )
@@ -37,6 +56,7 @@ def encode_boxes(
     anchors: Float[Array, '*n 4'],
     *,
     weights: Weights = (1.0, 1.0, 1.0, 1.0),
+    width_offset: float = 0.0,
 ) -> Float[Array, '*n 4']:
   """Returns the deltas that lead from each anchor to its box.
 
@@ -45,12 +65,13 @@ def encode_boxes(
       finite deltas without meaning.
     anchors: Where to start.
     weights: Factors of (dx, dy, dw, dh).
+    width_offset: See the top of this file.
 
   Source:
     R-CNN (arXiv:1311.2524), appendix C, equations 6 to 9.
   """
-  sides = boxes[..., 2:] - boxes[..., :2]
-  anchor_sides = anchors[..., 2:] - anchors[..., :2]
+  sides = box_sides(boxes, width_offset=width_offset)
+  anchor_sides = box_sides(anchors, width_offset=width_offset)
   sides = jnp.where(sides > 0, sides, 1)
   anchor_sides = jnp.where(anchor_sides > 0, anchor_sides, 1)
   centers = boxes[..., :2] + 0.5 * sides
@@ -65,6 +86,7 @@ def decode_boxes(
     anchors: Float[Array, '*n 4'],
     *,
     weights: Weights = (1.0, 1.0, 1.0, 1.0),
+    width_offset: float = 0.0,
 ) -> Float[Array, '*n 4']:
   """Returns the box that each anchor's deltas lead to; undoes `encode_boxes`.
 
@@ -72,26 +94,48 @@ def decode_boxes(
     deltas: (dx, dy, dw, dh). Growth is capped at `MAX_LOG_SCALE`.
     anchors: Where to start.
     weights: Factors of (dx, dy, dw, dh).
+    width_offset: See the top of this file.
   """
   deltas = deltas / jnp.asarray(weights)
-  anchor_sides = anchors[..., 2:] - anchors[..., :2]
+  anchor_sides = box_sides(anchors, width_offset=width_offset)
   anchor_centers = anchors[..., :2] + 0.5 * anchor_sides
   centers = deltas[..., :2] * anchor_sides + anchor_centers
   sides = jnp.exp(jnp.minimum(deltas[..., 2:], MAX_LOG_SCALE)) * anchor_sides
-  return jnp.concatenate([centers - 0.5 * sides, centers + 0.5 * sides], -1)
+  return jnp.concatenate(
+      [centers - 0.5 * sides, centers + 0.5 * sides - width_offset], -1
+  )
 
 
 def clip_boxes(
-    boxes: Float[Array, '*n 4'], image_size: Int[Array, '2']
+    boxes: Float[Array, '*n 4'],
+    image_size: Int[Array, '2'],
+    *,
+    width_offset: float = 0.0,
 ) -> Float[Array, '*n 4']:
   """Cuts boxes off at the edges of an image of (height, width) pixels."""
   height, width = image_size[0], image_size[1]
   limit = jnp.stack([width, height, width, height]).astype(boxes.dtype)
-  return jnp.clip(boxes, 0, limit)
+  return jnp.clip(boxes, 0, limit - width_offset)
+
+
+def flip_boxes(
+    boxes: Float[Array, '*n 4'],
+    width: Int[Array, ''],
+    *,
+    width_offset: float = 0.0,
+) -> Float[Array, '*n 4']:
+  """Mirrors boxes in an image of `width` pixels."""
+  x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
+  far = width - width_offset
+  return jnp.stack([far - x2, y1, far - x1, y2], axis=-1)
 
 
 def has_area(
-    boxes: Float[Array, '*n 4'], *, min_size: float = 0.0
+    boxes: Float[Array, '*n 4'],
+    *,
+    min_size: float = 0.0,
+    width_offset: float = 0.0,
 ) -> Bool[Array, '*n']:
-  """Tells which boxes are wider and higher than `min_size` pixels."""
-  return jnp.all(boxes[..., 2:] - boxes[..., :2] > min_size, axis=-1)
+  """Tells which boxes have an area, and sides of `min_size` pixels or more."""
+  sides = box_sides(boxes, width_offset=width_offset)
+  return jnp.all((sides > 0) & (sides >= min_size), axis=-1)

@@ -1,5 +1,7 @@
 """Greedy non-maximum suppression with a fixed number of results."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -16,6 +18,7 @@ def nms(
     limit: int,
     groups: Int[Array, 'n'] | None = None,
     block_size: int = 256,
+    width_offset: float = 0.0,
 ) -> tuple[Int[Array, 'd'], Bool[Array, 'd']]:
   """Keeps the best boxes, each of which suppresses the worse that overlap it.
 
@@ -34,6 +37,7 @@ def nms(
     groups: Boxes of different groups never suppress each other.
     block_size: Boxes looked at together; memory is
       block_size * (block_size + limit) overlaps.
+    width_offset: See `ops/boxes.py`.
 
   Returns:
     indices: Of the kept boxes, best first; 0 where there are fewer.
@@ -55,6 +59,8 @@ def nms(
   sorted_boxes = boxes[order]
   sorted_groups = None if groups is None else groups[order]
 
+  overlap = functools.partial(pairwise_iou, width_offset=width_offset)
+
   def cut(array, block):
     return jax.lax.dynamic_slice_in_dim(array, block * block_size, block_size)
 
@@ -66,9 +72,9 @@ def nms(
     block, count, kept_boxes, kept = state
     ranks = block * block_size + jnp.arange(block_size)
     block_boxes = cut(sorted_boxes, block)
-    hit = pairwise_iou(kept_boxes, block_boxes) > iou_threshold
+    hit = overlap(kept_boxes, block_boxes) > iou_threshold
     hit &= (jnp.arange(limit) < count)[:, None]
-    rival = pairwise_iou(block_boxes, block_boxes) > iou_threshold
+    rival = overlap(block_boxes, block_boxes) > iou_threshold
     rival &= ranks[:, None] < ranks[None, :]
     if sorted_groups is not None:
       block_groups = cut(sorted_groups, block)

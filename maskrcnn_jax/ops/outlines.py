@@ -7,10 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from maskrcnn_jax.array_types import Outlines
-
-# A RoI is taken to be at least this many pixels wide and high.
-# Source: detectron2 `structures/masks.py`, `rasterize_polygons_within_box`.
-MIN_BOX_SIDE = 0.1
+from maskrcnn_jax.ops.roi_align import adaptive_weights
 
 
 def rasterize_outlines(
@@ -21,6 +18,7 @@ def rasterize_outlines(
     side: int,
     max_object_vertices: int,
     max_parts: int,
+    min_box_side: float = 0.1,
 ) -> Bool[Array, 'r {side} {side}']:
   """Fills the outline of one object for every box, on a grid over the box.
 
@@ -34,6 +32,8 @@ def rasterize_outlines(
     side: Grid cells along each side of a box.
     max_object_vertices: No object has more vertices than this.
     max_parts: No object has more parts than this.
+    min_box_side: A smaller side of a box, in pixels, is taken to be this long.
+      0.1 is that of detectron2 `structures/masks.py`, 1 maskrcnn-benchmark's.
 
   Source:
     Even-odd filling by scan lines: Foley et al., "Computer Graphics", 2nd
@@ -42,14 +42,79 @@ def rasterize_outlines(
     outline to it first, so that cells on the border may come out differently.
   """
   fill = functools.partial(
-      _fill_object, outlines, side=side, max_vertices=max_object_vertices,
-      max_parts=max_parts,
+      _fill_object, outlines, grid=(side, side), min_box_side=min_box_side,
+      max_vertices=max_object_vertices, max_parts=max_parts,
   )
   return jax.vmap(fill)(objects, boxes)
 
 
-def _fill_object(outlines, object_, box, *, side, max_vertices, max_parts):
-  """Fills one object on a [side, side] grid over one box."""
+def pool_outlines(
+    outlines: Outlines,
+    objects: Int[Array, 'r'],
+    boxes: Float[Array, 'r 4'],
+    *,
+    side: int,
+    image_size: Int[Array, '2'],
+    padded_size: tuple[int, int],
+    max_object_vertices: int,
+    max_parts: int,
+    min_box_side: float = 1.0,
+) -> Float[Array, 'r {side} {side}']:
+  """Pools the pixels of one object for every box, as RoIAlign pools features.
+
+  The object is drawn on the pixels of the image, each of which is inside or
+  outside by its centre; an outline that was made of a bitmap gives back the
+  bitmap. A cell is the mean of as many bilinear samples as it is pixels long,
+  rounded up.
+
+  Args:
+    outlines: Of one image, in pixels.
+    objects: Which object each box is to show.
+    boxes: In pixels.
+    side: Grid cells along each side of a box.
+    image_size: (height, width) of the image; its edge is repeated, not that
+      of the canvas.
+    padded_size: (height, width) of the canvas.
+    max_object_vertices: No object has more vertices than this.
+    max_parts: No object has more parts than this.
+    min_box_side: A smaller side of a box, in pixels, is taken to be this long.
+
+  Returns:
+    From 0 (outside) to 1 (inside).
+
+  Source:
+    torchvision `models/detection/roi_heads.py`, `project_masks_on_boxes`.
+  """
+  height, width = padded_size
+  whole = jnp.array([0, 0, width, height], jnp.float32)
+
+  def pool(args):
+    object_, box = args
+    pixels = _fill_object(
+        outlines, object_, whole, grid=padded_size, min_box_side=1.0,
+        max_vertices=max_object_vertices, max_parts=max_parts,
+    ).astype(jnp.float32)
+    rows, columns = (
+        adaptive_weights(
+            box[i, None], jnp.maximum(box[i + 2] - box[i], min_box_side)[None],
+            image_size[1 - i, None], side=side, max_length=padded_size[1 - i],
+        )[0]
+        for i in (1, 0)
+    )
+    exact = jax.lax.Precision.HIGHEST
+    return jnp.matmul(
+        jnp.matmul(rows, pixels, precision=exact), columns.T, precision=exact
+    )
+
+  # One after the other: the pixels of all objects would not fit into memory.
+  return jax.lax.map(pool, (objects, boxes))
+
+
+def _fill_object(
+    outlines, object_, box, *, grid, min_box_side, max_vertices, max_parts
+):
+  """Fills one object on a grid of (rows, columns) over one box."""
+  num_rows, num_columns = grid
   start, end = outlines.starts[object_], outlines.starts[object_ + 1]
   index = start + jnp.arange(max_vertices)
   last = outlines.parts.shape[0] - 1
@@ -57,24 +122,27 @@ def _fill_object(outlines, object_, box, *, side, max_vertices, max_parts):
   nexts = outlines.vertices[jnp.minimum(index + 1, last)]
   parts = jnp.where(index < end, outlines.parts[jnp.minimum(index, last)], -1)
 
-  cells_per_pixel = side / jnp.maximum(box[2:] - box[:2], MIN_BOX_SIDE)
+  sides = jnp.maximum(box[2:] - box[:2], min_box_side)
+  cells_per_pixel = jnp.array([num_columns, num_rows]) / sides
   x, y = jnp.moveaxis((vertices - box[:2]) * cells_per_pixel, -1, 0)
   next_x, next_y = jnp.moveaxis((nexts - box[:2]) * cells_per_pixel, -1, 0)
 
   # An edge meets a scan line if its ends lie on different sides of it; an end
   # on the line counts as above, so that a vertex is met once or twice, not
   # three times.
-  lines = jnp.arange(side) + 0.5
+  lines = jnp.arange(num_rows) + 0.5
   crosses = (y[:, None] <= lines) != (next_y[:, None] <= lines)
   crosses &= (parts >= 0)[:, None]
   rise = jnp.where(next_y == y, 1, next_y - y)[:, None]
   at_x = x[:, None] + (lines - y[:, None]) * ((next_x - x)[:, None] / rise)
   # The crossing turns all cells whose centre is at or right of it.
-  column = jnp.clip(jnp.ceil(at_x - 0.5), 0, side).astype(jnp.int32)
+  column = jnp.clip(jnp.ceil(at_x - 0.5), 0, num_columns).astype(jnp.int32)
 
   # The last part takes what is not a crossing.
   part = jnp.where(crosses, parts[:, None], max_parts)
-  turns = jnp.zeros((max_parts, side, side + 1), jnp.int32)
-  turns = turns.at[part, jnp.arange(side)[None, :], column].add(1, mode='drop')
-  inside = jnp.cumsum(turns, axis=-1)[:, :, :side] % 2 == 1
+  turns = jnp.zeros((max_parts, num_rows, num_columns + 1), jnp.int32)
+  turns = turns.at[part, jnp.arange(num_rows)[None, :], column].add(
+      1, mode='drop'
+  )
+  inside = jnp.cumsum(turns, axis=-1)[:, :, :num_columns] % 2 == 1
   return inside.any(axis=0)

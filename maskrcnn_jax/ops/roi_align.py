@@ -1,10 +1,21 @@
 """RoIAlign: a fixed grid of features for every box."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from maskrcnn_jax.ops.boxes import box_area
+
+# Adaptive samples: boxes whose cells are gathered at a time. On the largest
+# level of an 800x1344 image it is 48 MB of float32 features of 256 channels.
+WINDOW_CHUNK = 32
+
+# Samples that can touch a cell along one axis when they lie between half a
+# cell and one cell apart: less than two cells apart in both directions, and
+# rounding at both ends.
+MAX_TOUCHING = 6
 
 
 def assign_levels(
@@ -13,6 +24,8 @@ def assign_levels(
     min_level: int = 2,
     max_level: int = 5,
     epsilon: float = 1e-8,
+    shift: float = 0.0,
+    width_offset: float = 0.0,
 ) -> Int[Array, '*n']:
   """Picks the pyramid level that each box is pooled from.
 
@@ -24,6 +37,8 @@ def assign_levels(
     min_level: Finest level there is.
     max_level: Coarsest level there is.
     epsilon: Added to the ratio of sides, so that an empty box has a level.
+    shift: Added to the level before it is rounded down.
+    width_offset: See `ops/boxes.py`.
 
   Returns:
     Levels, not indices: between `min_level` and `max_level`.
@@ -31,8 +46,8 @@ def assign_levels(
   Source:
     FPN (arXiv:1612.03144), equation 1.
   """
-  side = jnp.sqrt(box_area(boxes))
-  level = jnp.floor(4 + jnp.log2(side / 224 + epsilon))
+  side = jnp.sqrt(box_area(boxes, width_offset=width_offset))
+  level = jnp.floor(4 + jnp.log2(side / 224 + epsilon) + shift)
   return jnp.clip(level, min_level, max_level).astype(jnp.int32)
 
 
@@ -44,6 +59,7 @@ def roi_align(
     side: int,
     sampling_ratio: int,
     offset: float,
+    min_side: float = 0.0,
 ) -> Float[Array, 'r {side} {side} c']:
   """Pools every box into a square of features, from one level each.
 
@@ -58,8 +74,13 @@ def roi_align(
     boxes: In pixels. No gradient flows to them.
     levels: The level of each box, out of those in `pyramid`.
     side: Cells along each side of the result.
-    sampling_ratio: Samples along each side of a cell.
+    sampling_ratio: Samples along each side of an output cell. 0: as many as
+      it is cells of the level long, rounded up, which may differ in y and x;
+      then a box must be on the level that `assign_levels` gives it, for only
+      so many cells are looked at as it can have there. One that has more
+      comes out as NaN.
     offset: Subtracted from coordinates in cells; 0.5 is "aligned".
+    min_side: A smaller side of a box, in cells, is taken to be this long.
 
   Returns:
     In the dtype of the features; sums are made in float32.
@@ -78,18 +99,24 @@ def roi_align(
 
   index = levels - names[0]
   box_cells = boxes / (2.0 ** levels.astype(jnp.float32))[:, None] - offset
+  y, x = box_cells[:, 1], box_cells[:, 0]
+  height = jnp.maximum(box_cells[:, 3] - y, min_side)
+  width = jnp.maximum(box_cells[:, 2] - x, min_side)
+  if sampling_ratio == 0:
+    return _pool_windows(
+        cells, starts[index], shapes[index], (y, height), (x, width),
+        side=side,
+        level_shapes=[pyramid[n].shape[:2] for n in names],
+    )
   rows, row_weights = _bilinear_taps(
-      box_cells[:, 1], box_cells[:, 3], shapes[index, 0],
-      side=side, sampling_ratio=sampling_ratio,
+      y, height, shapes[index, 0], side=side, sampling_ratio=sampling_ratio,
   )
   columns, column_weights = _bilinear_taps(
-      box_cells[:, 0], box_cells[:, 2], shapes[index, 1],
-      side=side, sampling_ratio=sampling_ratio,
+      x, width, shapes[index, 1], side=side, sampling_ratio=sampling_ratio,
   )
-  width = shapes[index, 1]
   where = (
       starts[index][:, None, None]
-      + rows[:, :, None] * width[:, None, None]
+      + rows[:, :, None] * shapes[index, 1][:, None, None]
       + columns[:, None, :]
   )
   taps = 2 * sampling_ratio
@@ -107,12 +134,145 @@ def roi_align(
   return pooled.astype(cells.dtype)
 
 
-def _bilinear_taps(start, end, length, *, side, sampling_ratio):
+def adaptive_weights(
+    start: Float[Array, 'r'],
+    size: Float[Array, 'r'],
+    length: Int[Array, 'r'],
+    *,
+    side: int,
+    max_length: int,
+) -> Float[Array, 'r {side} {max_length}']:
+  """Weighs the cells along one axis for each output cell of each box.
+
+  An output cell is the mean of as many samples as it is cells long, rounded
+  up. The weights of an output cell sum to 1 where all its samples are inside.
+
+  Args:
+    start: Where each box begins, in cells.
+    size: How long it is, in cells.
+    length: Cells that there are along this axis; the rest weighs nothing.
+    side: Output cells.
+    max_length: Static limit of `length`.
+
+  Source:
+    detectron2 `layers/csrc/ROIAlign` with sampling_ratio 0.
+  """
+  count, step = _adaptive_samples(size, side=side)
+  count, step = count[:, None, None], step[:, None, None]
+  bins = jnp.arange(side)[:, None] * (size / side)[:, None, None]
+  first = start[:, None, None] + bins
+  last = (length - 1)[:, None, None].astype(start.dtype)
+  cells = jnp.arange(max_length, dtype=start.dtype)
+  # With a single sample the step may be any length; it is not needed then.
+  sparse = jnp.maximum(step, 0.5)
+  nearest = jnp.floor((cells - 1 - first) / sparse - 0.5)
+  total = jnp.zeros(jnp.broadcast_shapes(nearest.shape, last.shape))
+  for i in range(MAX_TOUCHING):
+    sample = nearest + i
+    position = first + (sample + 0.5) * step
+    counts = (sample >= 0) & (sample < count)
+    counts &= (position >= -1) & (position <= last + 1)
+    distance = jnp.abs(jnp.clip(position, 0, last) - cells)
+    total += jnp.where(counts, jnp.maximum(1 - distance, 0), 0)
+  weights = total / jnp.maximum(count, 1)
+  return jax.lax.stop_gradient(jnp.where(cells <= last, weights, 0))
+
+
+def _adaptive_samples(size, *, side):
+  """How many samples an output cell has, and how far apart they are."""
+  count = jnp.ceil(size / side)
+  # Compiled, the division is a product that may come out above a whole number.
+  count = jnp.where((count - 1) * side >= size, count - 1, count)
+  return count, size / side / jnp.maximum(count, 1)
+
+
+def _pool_windows(cells, starts, shapes, rows, columns, *, side, level_shapes):
+  """Pools boxes with adaptive samples.
+
+  All cells that a box touches are gathered once, in a list of a static length,
+  and multiplied by their weights. A box's sides may be of any length, but it
+  has an area of less than 28x28 cells on all levels but the coarsest.
+
+  Args:
+    cells: [n, c] of all levels.
+    starts: [r] where the level of each box starts in `cells`.
+    shapes: [r, 2] rows and columns of it.
+    rows: [r] each: where the boxes begin and how long they are, in cells.
+    columns: Likewise.
+    side: Output cells.
+    level_shapes: Of all levels, finest first.
+  """
+  limit = max(
+      _most_cells(*shape, limited=shape != level_shapes[-1])
+      for shape in level_shapes
+  )
+  max_rows = max(shape[0] for shape in level_shapes)
+  max_columns = max(shape[1] for shape in level_shapes)
+
+  # What the backward pass needs is quickly made again.
+  @jax.checkpoint
+  def pool_one(box):
+    start, shape, (y, height), (x, width) = box
+    first_row, num_rows = _touched(y, height, shape[0], side=side)
+    first_column, num_columns = _touched(x, width, shape[1], side=side)
+    slots = jnp.arange(limit)
+    row = first_row + slots // num_columns
+    column = first_column + slots % num_columns
+    weigh = functools.partial(adaptive_weights, side=side)
+    row_weights = weigh(
+        y[None], height[None], shape[:1], max_length=max_rows
+    )[0].at[:, row].get(mode='clip')
+    column_weights = weigh(
+        x[None], width[None], shape[1:], max_length=max_columns
+    )[0].at[:, column].get(mode='clip')
+    row_weights = jnp.where(slots < num_rows * num_columns, row_weights, 0)
+    weights = row_weights[:, None, :] * column_weights[None, :, :]
+    features = cells.at[start + row * shape[1] + column].get(mode='clip')
+    # Rounded products (TF32) would be less exact than the samples.
+    pooled = jnp.einsum(
+        'stp,pc->stc', weights, features.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return jnp.where(num_rows * num_columns > limit, jnp.nan, pooled).astype(
+        cells.dtype
+    )
+
+  return jax.lax.map(
+      pool_one, (starts, shapes, rows, columns), batch_size=WINDOW_CHUNK
+  )
+
+
+def _most_cells(height, width, *, limited):
+  """The most cells that a box on a level of this shape can touch.
+
+  A box of h by w cells touches no more than (h + 2) by (w + 2). Among those of
+  equal area the longest touch most.
+  """
+  if not limited:
+    return height * width
+  # Sides of 448 px on level 4, as many cells on the finer ones; a trace more
+  # for rounding.
+  area = 28**2 * 1.0001
+  longest = max(height, width)
+  touched = (longest + 2) * (area / longest + 2)
+  return min(height * width, int(touched) + 1)
+
+
+def _touched(start, size, length, *, side):
+  """The first cell that samples along one axis touch, and how many cells."""
+  _, step = _adaptive_samples(size, side=side)
+  last = length - 1
+  low = jnp.clip(jnp.floor(start + 0.5 * step), 0, last)
+  high = jnp.clip(jnp.floor(start + size - 0.5 * step) + 1, 0, last)
+  return low.astype(jnp.int32), (high - low).astype(jnp.int32) + 1
+
+
+def _bilinear_taps(start, size, length, *, side, sampling_ratio):
   """The cells that the samples along one axis touch, and their weights.
 
   Args:
     start: [r] where each box begins, in cells.
-    end: [r] where it ends.
+    size: [r] how long it is.
     length: [r] cells that there are along this axis.
     side: Output cells.
     sampling_ratio: Samples in each output cell.
@@ -124,7 +284,7 @@ def _bilinear_taps(start, end, length, *, side, sampling_ratio):
   count = side * sampling_ratio
   # Sample i of n in a bin lies at (i + 0.5) / n of the bin.
   fractions = (jnp.arange(count) + 0.5) / count
-  position = start[:, None] + fractions * (end - start)[:, None]
+  position = start[:, None] + fractions * size[:, None]
   last = (length - 1)[:, None].astype(position.dtype)
   # A sample less than one cell outside takes the edge; one further out is 0.
   inside = (position >= -1) & (position <= last + 1)

@@ -1,0 +1,241 @@
+"""Our network with the weights of a peer's, and its golden numbers.
+
+Weights, images and truth are drawn from names and seeds by `seeded.py`, which
+lies beside the golden numbers, so that none has to be stored. Every file of
+numbers there is tested; MASKRCNN_GOLDEN names another folder.
+"""
+
+import importlib.util
+import os
+import pathlib
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskrcnn_jax.array_types import Batch, Outlines
+from maskrcnn_jax.config import default_config
+from maskrcnn_jax.data import outlines as outline_files
+from maskrcnn_jax.evaluate import make_model
+
+GOLDEN = pathlib.Path(__file__).parents[2] / 'shared' / 'golden'
+FOLDER = pathlib.Path(os.environ.get('MASKRCNN_GOLDEN', GOLDEN))
+
+needs_golden = pytest.mark.skipif(
+    not (GOLDEN / 'seeded.py').exists(),
+    reason='needs ../shared/golden: not in this checkout',
+)
+
+
+def golden_files(peer, **marks):
+  """Returns the files of a peer, as parameters; `marks`: mark by name."""
+  return [
+      pytest.param(path, id=path.stem, marks=marks.get(path.stem, ()))
+      for path in sorted(FOLDER.glob(f'{peer}_*.npz'))
+  ] or [pytest.param(None, marks=pytest.mark.skip(reason=f'no {peer} file'))]
+
+
+def load_seeded():
+  """Returns the module that draws weights."""
+  spec = importlib.util.spec_from_file_location('seeded', GOLDEN / 'seeded.py')
+  seeded = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(seeded)
+  return seeded
+
+
+def parity_config(geometry, image_size):
+  """Returns the recipe whose static canvas is the padding of one image."""
+  config = default_config()
+  config.geometry = geometry
+  padded = tuple(-(-side // 32) * 32 for side in image_size)
+  config.data.padded_sizes = (padded,)
+  return config
+
+
+def make_batch(image, boxes=(), classes=(), masks=()):
+  """Returns a batch of one image, uint8 RGB, with its truth."""
+  height, width = image.shape[:2]
+  padded = [-(-side // 32) * 32 for side in (height, width)]
+  canvas = np.zeros((1, *padded, 3), np.uint8)
+  canvas[0, :height, :width] = image
+  size = np.array([[height, width]], np.int32)
+  count = max(len(boxes), 1)
+  drawn = [outline_files.mask_to_outline(mask.astype(bool)) for mask in masks]
+  ends = np.cumsum([0] + [len(parts) for _, parts in drawn])
+  empty = [(np.zeros((1, 2), np.float32), np.full(1, -1, np.int16))]
+  vertices, parts = zip(*(drawn or empty), strict=True)
+  return Batch(
+      images=canvas, source_sizes=size, image_sizes=size,
+      image_valid=np.ones(1, bool),
+      gt_boxes=np.array(boxes, np.float32).reshape(1, -1, 4)
+      if len(boxes) else np.zeros((1, 1, 4), np.float32),
+      gt_classes=np.array(classes, np.int32)[None]
+      if len(boxes) else np.zeros((1, 1), np.int32),
+      gt_valid=np.full((1, count), len(boxes) > 0),
+      outlines=Outlines(
+          np.concatenate(vertices)[None], np.concatenate(parts)[None],
+          (ends if drawn else np.zeros(2)).astype(np.int32)[None],
+      ),
+  )
+
+
+def build(config, num_classes, draw, seed, fill):
+  """Returns the network and a peer's weights, by `fill` from a peer's names."""
+  model = make_model(config, num_classes=num_classes, dtype=jnp.float32)
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+  return model, fill(shapes, draw, seed)
+
+
+def error(ours, theirs):
+  """Returns the largest difference, relative to the largest number."""
+  ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+  assert ours.shape == theirs.shape
+  return np.abs(ours - theirs).max() / np.abs(theirs).max()
+
+
+def pair_boxes(ours, theirs, *, atol):
+  """Matches two sets of boxes one to one, wherever they are.
+
+  Returns:
+    Indices of ours and of theirs. Of two that overlap by almost exactly the
+    threshold of an NMS, different ones may be left, so that some have none.
+  """
+  ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+  distance = np.abs(ours[:, None] - theirs[None]).max(axis=-1)
+  pairs = []
+  while len(pairs) < min(distance.shape):
+    i, j = np.unravel_index(np.argmin(distance), distance.shape)
+    if distance[i, j] > atol:
+      break
+    pairs.append((i, j))
+    distance[i, :] = distance[:, j] = np.inf
+  return np.array(pairs, int).reshape(-1, 2).T
+
+
+def torchvision_name(path):
+  """The torchvision name of a variable, and the axes that lay it out as ours.
+
+  Kernels are (out, in, row, column) there, (row, column, in, out) here.
+  """
+  leaves = {
+      'kernel': 'weight',
+      'scale': 'weight',
+      'bias': 'bias',
+      'mean': 'running_mean',
+      'var': 'running_var',
+  }
+  collection, part, *modules, leaf = path
+  leaf = leaves[leaf]
+  match part, modules:
+    case 'backbone', [*stem, module]:
+      module = module.replace('downsample_conv', 'downsample.0')
+      module = module.replace('downsample_bn', 'downsample.1')
+      return '.'.join(['backbone.body', *stem, module, leaf])
+    case 'fpn', [module]:
+      kind, level = module[:-1], int(module[-1])
+      return f'backbone.fpn.{kind}_blocks.{level - 2}.0.{leaf}'
+    case 'rpn', ['conv']:
+      return f'rpn.head.conv.0.0.{leaf}'
+    case 'rpn', [module]:
+      return f'rpn.head.{module}.{leaf}'
+    case 'box_head', ['fc6' | 'fc7' as module]:
+      return f'roi_heads.box_head.{module}.{leaf}'
+    case 'box_head', [module]:
+      return f'roi_heads.box_predictor.{module}.{leaf}'
+    case 'mask_head', ['conv5_mask' | 'mask_fcn_logits' as module]:
+      return f'roi_heads.mask_predictor.{module}.{leaf}'
+    case 'mask_head', [module]:
+      return f'roi_heads.mask_head.{int(module[-1]) - 1}.0.{leaf}'
+  raise AssertionError((collection, path))
+
+
+def torchvision_variables(shapes, draw, seed):
+  """Variables of our shapes with the values that torchvision's would have."""
+  return peer_variables(shapes, draw, seed, torchvision_name)
+
+
+def peer_variables(shapes, draw, seed, peer_name):
+  """Variables of our shapes, drawn in the peer's names and layout."""
+  flat = {}
+  for path, x in traverse_util.flatten_dict(shapes).items():
+    name, shape = peer_name(path), x.shape
+    if path[-2:] == ('fc6', 'kernel'):
+      y = draw(name, (shape[1], shape[0]), seed)
+      side, channels = 7, shape[0] // 49
+      y = y.reshape(shape[1], channels, side, side)
+      y = y.transpose(2, 3, 1, 0).reshape(shape)
+    elif path[-2:] == ('conv5_mask', 'kernel'):
+      y = draw(name, (shape[2], shape[3], 2, 2), seed).transpose(2, 3, 0, 1)
+    elif len(shape) == 4:
+      y = draw(name, (shape[3], shape[2], shape[0], shape[1]), seed)
+      y = y.transpose(2, 3, 1, 0)
+    elif len(shape) == 2:
+      y = draw(name, shape[::-1], seed).T
+    else:
+      y = draw(name, shape, seed)
+    assert y.shape == shape
+    flat[path] = y
+  return traverse_util.unflatten_dict(flat)
+
+
+def detectron2_name(path):
+  """The same for detectron2."""
+  leaves = {
+      'kernel': 'weight',
+      'scale': 'norm.weight',
+      'bias': 'bias',
+      'mean': 'norm.running_mean',
+      'var': 'norm.running_var',
+  }
+  collection, part, *modules, leaf = path
+  leaf = leaves[leaf]
+  if collection == 'constants' and leaf == 'bias':
+    leaf = 'norm.bias'
+  match part, modules:
+    case 'backbone', [_]:
+      return f'backbone.bottom_up.stem.conv1.{leaf}'
+    case 'backbone', [stage, block, module]:
+      stage = f'res{int(stage[-1]) + 1}'
+      module = {'downsample_conv': 'shortcut', 'downsample_bn': 'shortcut'}.get(
+          module, module.replace('bn', 'conv')
+      )
+      return f'backbone.bottom_up.{stage}.{block}.{module}.{leaf}'
+    case 'fpn', [module]:
+      kind = {'inner': 'lateral', 'layer': 'output'}[module[:-1]]
+      return f'backbone.fpn_{kind}{module[-1]}.{leaf}'
+    case 'rpn', [module]:
+      names = {'cls_logits': 'objectness_logits', 'bbox_pred': 'anchor_deltas'}
+      module = names.get(module, module)
+      return f'proposal_generator.rpn_head.{module}.{leaf}'
+    case 'box_head', ['fc6' | 'fc7' as module]:
+      return f'roi_heads.box_head.fc{int(module[-1]) - 5}.{leaf}'
+    case 'box_head', [module]:
+      return f'roi_heads.box_predictor.{module}.{leaf}'
+    case 'mask_head', [module]:
+      names = {'conv5_mask': 'deconv', 'mask_fcn_logits': 'predictor'}
+      return f'roi_heads.mask_head.{names.get(module, module)}.{leaf}'
+  raise AssertionError(path)
+
+
+def detectron2_variables(shapes, draw, seed):
+  """Variables of our shapes with the values that detectron2's would have.
+
+  The background comes last there, and has no box and no mask; the image comes
+  as BGR.
+  """
+  def draw_all(name, shape, seed):
+    part = name.rsplit('.', 1)[0]
+    if part.endswith('cls_score'):
+      return np.roll(draw(name, shape, seed), 1, axis=0)
+    if part.endswith(('bbox_pred', 'mask_head.predictor')):
+      background = 4 if part.endswith('bbox_pred') else 1
+      rest = draw(name, (shape[0] - background, *shape[1:]), seed)
+      return np.pad(rest, ((background, 0), *((0, 0),) * (rest.ndim - 1)))
+    if part.endswith('stem.conv1') and len(shape) == 4:
+      return draw(name, shape, seed)[:, ::-1]
+    return draw(name, shape, seed)
+
+  return peer_variables(shapes, draw_all, seed, detectron2_name)

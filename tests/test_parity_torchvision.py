@@ -1,0 +1,220 @@
+"""Torchvision's Mask R-CNN, stage by stage: the preset `torchvision`."""
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity
+from pycocotools import mask as mask_api
+import pytest
+
+from maskrcnn_jax.config import geometry_of
+from maskrcnn_jax.data import loader
+from maskrcnn_jax.evaluate import (
+    image_anchors,
+    input_arguments,
+    make_detect,
+    pool,
+    to_original,
+)
+from maskrcnn_jax.inputs import prepare_inputs
+from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
+from maskrcnn_jax.optimizer import join_parameters, split_parameters
+from maskrcnn_jax.proposals import make_proposals
+from maskrcnn_jax.train import make_losses
+
+pytestmark = parity.needs_golden
+
+LEVELS = (2, 3, 4, 5, 6)
+FILES = parity.golden_files(
+    'torchvision', torchvision_seed0=pytest.mark.slow
+)
+
+
+class Ours:
+  """The network with torchvision's weights, and the image of a file."""
+
+  def __init__(self, golden):
+    """Draws the weights."""
+    seed, classes = int(golden['seed']), int(golden['classes'])
+    image = np.round(golden['image'] * 255).astype(np.uint8)
+    self.size = image.shape[:2]
+    self.config = parity.parity_config('torchvision', self.size)
+    self.shape = geometry_of(self.config)
+    self.model, self.variables = parity.build(
+        self.config, classes, parity.load_seeded().torchvision_array, seed,
+        parity.torchvision_variables,
+    )
+    self.image = image
+    self.padded = self.config.data.padded_sizes[0]
+
+
+@pytest.mark.parametrize('path', FILES)
+def test_inference_equals_torchvision(path):
+  golden = np.load(path)
+  ours = Ours(golden)
+  model, shape, config = ours.model, ours.shape, ours.config
+  batch = parity.make_batch(ours.image)
+
+  @jax.jit
+  def run(variables, batch, proposals, boxes):
+    inputs = prepare_inputs(
+        batch, jnp.zeros(1, bool), padded_size=ours.padded,
+        **input_arguments(config),
+    )
+    body = model.apply(
+        variables, inputs.images, method=lambda m, x: m.backbone(x)
+    )
+    pyramid = model.apply(variables, inputs.images, method='extract')
+    rpn = model.apply(variables, pyramid, method='propose')
+    anchors = image_anchors(config, ours.padded, inputs.image_sizes[0])
+    found = make_proposals(
+        rpn.objectness_logits[0], rpn.anchor_deltas[0], anchors,
+        inputs.image_sizes[0], iou_threshold=config.rpn.iou_threshold,
+        delta_weights=shape.anchor_delta_weights,
+        padding_multiple=shape.padding_multiple,
+        min_size=shape.proposal_min_size, width_offset=shape.width_offset,
+        **config.rpn.eval,
+    )
+    pooled = pool(
+        pyramid, proposals[None], side=config.roi.box_side, shape=shape
+    )
+    heads = model.apply(variables, pooled, method='classify')
+    large = pool(pyramid, boxes[None], side=config.roi.mask_side, shape=shape)
+    mask_logits = model.apply(variables, large, method='segment')[0]
+    return body, pyramid, rpn, anchors, found, pooled, heads, mask_logits
+
+  body, pyramid, rpn, anchors, found, pooled, heads, mask_logits = run(
+      ours.variables, batch, golden['proposals'], golden['det_boxes']
+  )
+  errors = {}
+  for level in LEVELS:
+    thin = np.s_[0, ::4, ::4, ::8]
+    if level < 6:
+      errors[f'c{level}'] = parity.error(
+          body[level][thin], golden[f'c{level}']
+      )
+    errors[f'p{level}'] = parity.error(
+        pyramid[level][thin], golden[f'p{level}']
+    )
+  for name, values in (
+      ('rpn_logits', rpn.objectness_logits[0]),
+      ('rpn_deltas', rpn.anchor_deltas[0].reshape(-1)),
+  ):
+    theirs = [golden[f'{name}_p{level}'].reshape(-1) for level in LEVELS]
+    errors[name] = parity.error(values, np.concatenate(theirs))
+
+  anchors = np.concatenate(anchors)
+  assert len(anchors) == golden['anchors_count']
+  np.testing.assert_array_equal(anchors[:16], golden['anchors_first16'])
+  np.testing.assert_array_equal(anchors[-16:], golden['anchors_last16'])
+  np.testing.assert_array_equal(
+      anchors.astype(np.float64).sum(axis=0), golden['anchors_sum']
+  )
+
+  assert found.valid.sum() == len(golden['proposals'])
+  ours_index, _ = parity.pair_boxes(
+      found.boxes[found.valid], golden['proposals'], atol=0.05
+  )
+  errors['proposals unpaired'] = 1 - len(ours_index) / len(golden['proposals'])
+
+  errors['pooled'] = parity.error(
+      np.asarray(pooled[0], np.float64).sum(axis=(1, 2, 3)),
+      golden['box_pooled_sum'],
+  )
+  errors['class_logits'] = parity.error(
+      heads.class_logits[0], golden['class_logits']
+  )
+  deltas = np.asarray(heads.box_deltas[0]).reshape(len(golden['proposals']), -1)
+  errors['box_deltas'] = parity.error(deltas[:, ::4], golden['box_deltas'])
+  labels = golden['det_labels']
+  errors['mask_logits'] = parity.error(
+      np.asarray(mask_logits)[np.arange(len(labels)), :, :, labels],
+      golden['det_mask_logits'],
+  )
+
+  detections = make_detect(model, config)(
+      ours.variables, batch, padded_size=ours.padded
+  )
+  first = jax.tree.map(lambda x: np.asarray(x[0]), detections)
+  final = to_original(
+      first, ours.size, row=0, original_size=ours.size,
+      mask_threshold=shape.mask_threshold, paste_rule=shape.paste_rule,
+  )
+  assert len(final.boxes) == len(golden['det_boxes'])
+  left, right = parity.pair_boxes(
+      # Only those of a class can be a pair.
+      np.column_stack([final.boxes, final.classes]),
+      np.column_stack([golden['det_boxes'], labels]), atol=0.05,
+  )
+  errors['detections unpaired'] = 1 - len(left) / len(labels)
+  errors['scores'] = parity.error(
+      final.scores[left], golden['det_scores'][right]
+  )
+  errors['boxes'] = parity.error(final.boxes[left], golden['det_boxes'][right])
+  areas = np.array([mask_api.area(final.masks[i]) for i in left], np.float64)
+  errors['mask areas'] = parity.error(areas, golden['det_mask_area'][right])
+  print({name: f'{value:.1e}' for name, value in errors.items()})
+  wrong = {name: value for name, value in errors.items() if value > 1e-3}
+  assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', parity.golden_files('torchvision'))
+def test_training_equals_torchvision(path):
+  golden = np.load(path)
+  ours = Ours(golden)
+  config, model = ours.config, ours.model
+  # Torchvision's limits, and samples that take every candidate.
+  for key in ('pre_nms', 'post_nms', 'num_proposals'):
+    config.rpn.train[key] = 2000
+  config.rpn.num_samples = 65_536
+  config.roi.num_samples = 2_400
+  config.roi.foreground_fraction = 0.2
+  config.data.flip_probability = 0.0
+  masks = np.unpackbits(golden['gt_masks'], axis=-1)[..., : ours.size[1]]
+  batch = parity.make_batch(
+      ours.image, golden['gt_boxes'], golden['gt_labels'], masks
+  )
+  most = int(np.diff(batch.outlines.starts).max())
+  limits = loader.Limits(len(masks), batch.outlines.parts.size, most, 1)
+  compute = make_losses(model, config, limits)
+  trainable, fixed = split_parameters(
+      ours.variables['params'], frozen_prefixes(config.freeze_at)
+  )
+
+  @jax.jit
+  def run(trainable, batch):
+    inputs = prepare_inputs(
+        batch, jnp.zeros(1, bool), padded_size=ours.padded,
+        **input_arguments(config),
+    )
+    keys = jax.random.split(jax.random.key(0), (1, 2))
+
+    def total(trainable):
+      params = join_parameters(trainable, fixed)
+      losses = compute(
+          ours.variables | {'params': params}, inputs, keys
+      )
+      return sum(losses.values()), losses
+
+    return jax.grad(total, has_aux=True)(trainable)
+
+  gradients, losses = run(trainable, batch)
+  for name, value in losses.items():
+    theirs = float(golden[f'train/{name}'])
+    print(name, float(value), theirs, f'{value / theirs - 1:.1e}')
+    assert abs(value - theirs) < 1e-4 * theirs, name
+  norms = {}
+  for leaf, gradient in traverse_util.flatten_dict(gradients).items():
+    norm = np.linalg.norm(np.asarray(gradient, np.float64))
+    norms[parity.torchvision_name(('params', *leaf))] = norm
+  assert set(norms) == set(golden['grad_names']) and len(norms) == 84
+  ratios = {
+      name: norms[name] / theirs - 1
+      for name, theirs in zip(
+          golden['grad_names'], golden['grad_norms'], strict=True
+      )
+  }
+  print('gradient norms', f'{max(map(abs, ratios.values())):.1e}')
+  assert not {k: v for k, v in ratios.items() if abs(v) > 1e-3}
