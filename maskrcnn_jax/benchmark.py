@@ -20,7 +20,7 @@ import time
 import jax
 import numpy as np
 
-from maskrcnn_jax import cluster, train
+from maskrcnn_jax import cluster, train_step
 from maskrcnn_jax.array_types import Batch, Outlines
 from maskrcnn_jax.config import check_config
 from maskrcnn_jax.data import loader
@@ -130,11 +130,13 @@ def benchmark(
       # A network of random weights must not run away while it is timed.
       schedule=lambda step: 1e-6,
   )
-  state = cluster.replicate(train.initial_state(model, optimizer, config), mesh)
+  state = cluster.replicate(
+      train_step.initial_state(model, optimizer, config), mesh
+  )
   times = []
   if mode == 'train':
     limits = loader.Limits(config.data.max_objects, 512, 64, 1)
-    run = train.make_train_step(model, optimizer, config, limits)
+    run = train_step.make_train_step(model, optimizer, config, limits)
     for _ in range(num_steps + 2):
       started = time.monotonic()
       state, figures = run(state, batch, padded_size=padded_size)
@@ -142,7 +144,7 @@ def benchmark(
       times.append(time.monotonic() - started)
   else:
     run = make_detect(model, config)
-    variables = train.variables_of(state)
+    variables = train_step.variables_of(state)
     for _ in range(num_steps + 2):
       started = time.monotonic()
       jax.block_until_ready(run(variables, batch, padded_size=padded_size))

@@ -14,6 +14,7 @@ ROWS = (
   # The tools that have a `main` of their own.
   ('benchmark', 'convert_weights'),
   ('train', 'predict', 'export_weights'),
+  ('train_step',),
   ('evaluate', 'peer_models'),
   ('config',),
   (
@@ -40,7 +41,7 @@ ROWS = (
 )
 
 CONFIG_READERS = (
-  'main', 'train', 'evaluate', 'predict', 'peer_models', 'config'
+  'main', 'train', 'train_step', 'evaluate', 'predict', 'peer_models', 'config'
 )
 
 

@@ -21,7 +21,7 @@ from maskrcnn_jax.inputs import prepare_inputs
 from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
 from maskrcnn_jax.optimizer import join_parameters, split_parameters
 from maskrcnn_jax.proposals import make_proposals
-from maskrcnn_jax.train import make_losses
+from maskrcnn_jax.train_step import make_losses
 
 pytestmark = parity.needs_golden
 

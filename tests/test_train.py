@@ -25,7 +25,8 @@ from maskrcnn_jax.data import coco
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import make_model
 from maskrcnn_jax.precision import set_precision
-from maskrcnn_jax.train import image_keys, initial_state, train
+from maskrcnn_jax.train import train
+from maskrcnn_jax.train_step import image_keys, initial_state
 
 ROOT = pathlib.Path(__file__).parents[1]
 FROZEN = ('model/params/backbone/conv1/', 'model/params/backbone/layer1/')

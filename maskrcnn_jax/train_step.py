@@ -1,0 +1,253 @@
+"""One training step, jitted: from a batch of images to new parameters."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import ml_collections
+import optax
+
+from maskrcnn_jax import losses
+from maskrcnn_jax.array_types import Batch, Inputs
+from maskrcnn_jax.config import geometry_of
+from maskrcnn_jax.data import loader
+from maskrcnn_jax.evaluate import (
+  image_anchors,
+  init_variables,
+  input_arguments,
+  pool,
+)
+from maskrcnn_jax.inputs import draw_flips, prepare_inputs
+from maskrcnn_jax.model.mask_rcnn import MaskRCNN, frozen_prefixes
+from maskrcnn_jax.optimizer import join_parameters, split_parameters
+from maskrcnn_jax.proposals import make_proposals
+from maskrcnn_jax.targets import (
+  make_mask_targets,
+  make_roi_targets,
+  make_rpn_targets,
+)
+
+
+class TrainState(NamedTuple):
+  """All that a step reads and writes."""
+
+  step: Int[Array, '']  # steps done
+  params: dict
+  constants: dict  # frozen batch norm; never written
+  optimizer: Any
+
+
+def make_losses(
+    model: MaskRCNN,
+    config: ml_collections.ConfigDict,
+    limits: loader.Limits,
+):
+  """Returns the function from parameters and inputs to the five losses.
+
+  Args:
+    model: The network.
+    config: The recipe.
+    limits: Of the truth: how many vertices and parts an object has at most.
+
+  Returns:
+    `compute(variables, inputs, keys)`: keys are [b, 2], one for the anchors
+    and one for the RoIs of each image. Gives {name: scalar}, the names being
+    the seed's.
+  """
+  shape = geometry_of(config)
+  max_foreground = int(config.roi.num_samples * config.roi.foreground_fraction)
+
+  def compute(variables, inputs: Inputs, keys) -> dict[str, Float[Array, '']]:
+    pyramid = model.apply(variables, inputs.images, method='extract')
+    rpn = model.apply(variables, pyramid, method='propose')
+    padded_size = inputs.images.shape[1:3]
+
+    rpn_targets = jax.vmap(
+        lambda size, boxes, valid, key: make_rpn_targets(
+            jnp.concatenate(image_anchors(config, padded_size, size)), size,
+            boxes, valid, key,
+            num_samples=config.rpn.num_samples,
+            foreground_fraction=config.rpn.foreground_fraction,
+            foreground_iou=config.rpn.foreground_iou,
+            background_iou=config.rpn.background_iou,
+            delta_weights=shape.anchor_delta_weights,
+            padding_multiple=shape.padding_multiple,
+            ignore_straddling=shape.ignore_straddling,
+            width_offset=shape.width_offset,
+        )
+    )(inputs.image_sizes, inputs.gt_boxes, inputs.gt_valid, keys[:, 0])
+
+    proposals = jax.vmap(
+        lambda logits, deltas, size: make_proposals(
+            logits, deltas, image_anchors(config, padded_size, size), size,
+            iou_threshold=config.rpn.iou_threshold,
+            delta_weights=shape.anchor_delta_weights,
+            padding_multiple=shape.padding_multiple,
+            min_size=shape.proposal_min_size,
+            width_offset=shape.width_offset,
+            **config.rpn.train,
+        )
+    )(rpn.objectness_logits, rpn.anchor_deltas, inputs.image_sizes)
+
+    roi_targets = jax.vmap(
+        lambda p, boxes, classes, valid, key: make_roi_targets(
+            p, boxes, classes, valid, key,
+            num_samples=config.roi.num_samples,
+            foreground_fraction=config.roi.foreground_fraction,
+            foreground_iou=config.roi.foreground_iou,
+            delta_weights=shape.roi_delta_weights,
+            width_offset=shape.width_offset,
+        )
+    )(
+        proposals, inputs.gt_boxes, inputs.gt_classes, inputs.gt_valid,
+        keys[:, 1],
+    )
+    pooled = pool(
+        pyramid, roi_targets.rois, side=config.roi.box_side, shape=shape
+    )
+    heads = model.apply(variables, pooled, method='classify')
+
+    # Foreground comes first, so that the rest needs no mask head.
+    foreground = jax.tree.map(lambda x: x[:, :max_foreground], roi_targets)
+    pooled = pool(
+        pyramid, foreground.rois, side=config.roi.mask_side, shape=shape
+    )
+    mask_logits = model.apply(variables, pooled, method='segment')
+    mask_targets = jax.vmap(
+        lambda outlines, rois, objects, real, size: make_mask_targets(
+            outlines, rois, objects, real, side=2 * config.roi.mask_side,
+            max_object_vertices=limits.max_object_vertices,
+            max_parts=limits.max_parts, min_roi_side=shape.mask_min_side,
+            image_size=size if shape.mask_targets == 'bitmap' else None,
+            padded_size=padded_size,
+        )
+    )(
+        inputs.outlines, foreground.rois, foreground.objects,
+        foreground.foreground, inputs.image_sizes,
+    )
+    # An object without an outline has a box to learn but no mask.
+    starts = inputs.outlines.starts
+    has_mask = foreground.foreground & jnp.take_along_axis(
+        starts[:, 1:] > starts[:, :-1], foreground.objects, axis=1
+    )
+    return {
+        'loss_classifier': losses.classification_loss(
+            heads.class_logits, roi_targets
+        ),
+        'loss_box_reg': losses.box_loss(
+            heads.box_deltas, roi_targets,
+            smooth_l1_beta=shape.roi_smooth_l1_beta,
+        ),
+        'loss_mask': losses.mask_loss(
+            mask_logits, mask_targets, foreground.class_targets, has_mask
+        ),
+        'loss_objectness': losses.objectness_loss(
+            rpn.objectness_logits, rpn_targets,
+            over_slots=shape.anchor_loss_over_slots,
+        ),
+        'loss_rpn_box_reg': losses.anchor_box_loss(
+            rpn.anchor_deltas, rpn_targets,
+            smooth_l1_beta=shape.anchor_smooth_l1_beta,
+            over_slots=shape.anchor_loss_over_slots,
+        ),
+    }
+
+  return compute
+
+
+def image_keys(seed: int, step: Int[Array, ''], num_images: int):
+  """Returns [b, 3] keys of a step: for the flip, anchors and RoIs of each row.
+
+  They depend on the seed, the step and the row in the global batch alone, so
+  that the same training happens on any number of devices, and after a resume.
+  """
+  step_key = jax.random.fold_in(jax.random.key(seed), step)
+  row_keys = jax.vmap(lambda row: jax.random.fold_in(step_key, row))(
+      jnp.arange(num_images)
+  )
+  return jax.vmap(lambda key: jax.random.split(key, 3))(row_keys)
+
+
+def make_train_step(
+    model: MaskRCNN,
+    optimizer: optax.GradientTransformation,
+    config: ml_collections.ConfigDict,
+    limits: loader.Limits,
+):
+  """Returns the jitted `train_step(state, batch, padded_size=)`.
+
+  It gives the new state, whose memory replaces the old one's, and the figures
+  of the step: the losses, their sum 'loss' and 'grad_norm'.
+  """
+  compute_losses = make_losses(model, config, limits)
+  frozen = frozen_prefixes(config.freeze_at)
+
+  @functools.partial(jax.jit, static_argnames='padded_size', donate_argnums=0)
+  def train_step(state: TrainState, batch: Batch, padded_size):
+    keys = image_keys(config.seed, state.step, batch.images.shape[0])
+    flips = draw_flips(
+        keys[:, 0], probability=config.data.flip_probability
+    )
+    inputs = prepare_inputs(
+        batch, flips, padded_size=padded_size, **input_arguments(config)
+    )
+    trainable, fixed = split_parameters(state.params, frozen)
+
+    def total_loss(trainable):
+      variables = {
+          'params': join_parameters(trainable, fixed),
+          'constants': state.constants,
+      }
+      parts = compute_losses(variables, inputs, keys[:, 1:])
+      return sum(parts.values()), parts
+
+    # Differentiating the trainable part alone spares the backward pass
+    # through frozen stages.
+    (total, parts), gradients = jax.value_and_grad(total_loss, has_aux=True)(
+        trainable
+    )
+    updates, optimizer_state = optimizer.update(
+        gradients, state.optimizer, trainable
+    )
+    trainable = optax.apply_updates(trainable, updates)
+    state = TrainState(
+        step=state.step + 1,
+        params=join_parameters(trainable, fixed),
+        constants=state.constants,
+        optimizer=optimizer_state,
+    )
+    # A gradient can overflow where no loss does.
+    norm = optax.tree.norm(gradients)
+    return state, {'loss': total} | parts | {'grad_norm': norm}
+
+  return train_step
+
+
+def initial_state(model, optimizer, config) -> TrainState:
+  """A state of step 0 with random weights that depend on the seed alone."""
+  # Drawing numbers does not get faster by optimising the program that does
+  # it, which takes XLA ten times longer.
+  init = jax.jit(
+      functools.partial(init_variables, model, config),
+      compiler_options={'xla_backend_optimization_level': 0},
+  )
+  variables = init(jax.random.key(config.seed))
+  trainable, _ = split_parameters(
+      variables['params'], frozen_prefixes(config.freeze_at)
+  )
+  return TrainState(
+      step=jnp.int32(0),
+      params=variables['params'],
+      constants=variables.get('constants', {}),
+      optimizer=optimizer.init(trainable),
+  )
+
+
+def variables_of(state: TrainState) -> dict:
+  """What the network needs, as it is saved."""
+  variables = {'params': state.params}
+  if state.constants:
+    variables['constants'] = state.constants
+  return variables
