@@ -136,7 +136,10 @@ def benchmark(
   times = []
   if mode == 'train':
     limits = loader.Limits(config.data.max_objects, 512, 64, 1)
-    run = train_step.make_train_step(model, optimizer, config, limits)
+    run = train_step.make_train_step(
+        model, optimizer, config, limits,
+        skip_background=cluster.is_single_cpu(mesh),
+    )
     for _ in range(num_steps + 2):
       started = time.monotonic()
       state, figures = run(state, batch, padded_size=padded_size)

@@ -12,6 +12,11 @@ def make_mesh() -> Mesh:
   return Mesh(np.array(jax.devices()), ('data',))
 
 
+def is_single_cpu(mesh: Mesh) -> bool:
+  """Tells whether all work is done by one CPU device."""
+  return mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
+
+
 def check_batch_size(batch_size: int, mesh: Mesh, *, key: str) -> None:
   """Raises an InputError unless the devices share the batch evenly."""
   if batch_size % mesh.size:

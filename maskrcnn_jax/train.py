@@ -140,7 +140,10 @@ def train(
         num_workers=config.data.num_workers,
         num_threads=config.data.num_threads,
     )
-    train_step = make_train_step(model, optimizer, config, limits)
+    train_step = make_train_step(
+        model, optimizer, config, limits,
+        skip_background=cluster.is_single_cpu(mesh),
+    )
     manager = checkpoint.open_checkpoints(
         directory, keep=config.train.keep_checkpoints
     )

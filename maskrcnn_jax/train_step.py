@@ -21,6 +21,7 @@ from maskrcnn_jax.evaluate import (
 )
 from maskrcnn_jax.inputs import draw_flips, prepare_inputs
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN, frozen_prefixes
+from maskrcnn_jax.ops.chosen_rows import apply_to_chosen
 from maskrcnn_jax.optimizer import join_parameters, split_parameters
 from maskrcnn_jax.proposals import make_proposals
 from maskrcnn_jax.targets import (
@@ -28,6 +29,10 @@ from maskrcnn_jax.targets import (
   make_roi_targets,
   make_rpn_targets,
 )
+
+# RoIs that the mask head takes at once where it skips background: fewer would
+# make its products inefficient, more would waste work on the last chunk.
+MASK_CHUNK = 16
 
 
 class TrainState(NamedTuple):
@@ -43,6 +48,8 @@ def make_losses(
     model: MaskRCNN,
     config: ml_collections.ConfigDict,
     limits: loader.Limits,
+    *,
+    skip_background: bool = False,
 ):
   """Returns the function from parameters and inputs to the five losses.
 
@@ -50,6 +57,9 @@ def make_losses(
     model: The network.
     config: The recipe.
     limits: Of the truth: how many vertices and parts an object has at most.
+    skip_background: Whether the mask head runs on the RoIs that have a mask to
+      learn only, in chunks, instead of on all slots for them. The losses are
+      the same; it pays on a single CPU.
 
   Returns:
     `compute(variables, inputs, keys)`: keys are [b, 2], one for the anchors
@@ -58,6 +68,18 @@ def make_losses(
   """
   shape = geometry_of(config)
   max_foreground = int(config.roi.num_samples * config.roi.foreground_fraction)
+
+  def segment(variables, pooled, has_mask):
+    if not skip_background:
+      return model.apply(variables, pooled, method='segment')
+    flat = apply_to_chosen(
+        lambda variables, rows: model.apply(
+            variables, rows[None], method='segment'
+        )[0],
+        variables, pooled.reshape(-1, *pooled.shape[2:]), has_mask.reshape(-1),
+        MASK_CHUNK,
+    )
+    return flat.reshape(*pooled.shape[:2], *flat.shape[1:])
 
   def compute(variables, inputs: Inputs, keys) -> dict[str, Float[Array, '']]:
     pyramid = model.apply(variables, inputs.images, method='extract')
@@ -114,7 +136,6 @@ def make_losses(
     pooled = pool(
         pyramid, foreground.rois, side=config.roi.mask_side, shape=shape
     )
-    mask_logits = model.apply(variables, pooled, method='segment')
     mask_targets = jax.vmap(
         lambda outlines, rois, objects, real, size: make_mask_targets(
             outlines, rois, objects, real, side=2 * config.roi.mask_side,
@@ -132,6 +153,7 @@ def make_losses(
     has_mask = foreground.foreground & jnp.take_along_axis(
         starts[:, 1:] > starts[:, :-1], foreground.objects, axis=1
     )
+    mask_logits = segment(variables, pooled, has_mask)
     return {
         'loss_classifier': losses.classification_loss(
             heads.class_logits, roi_targets
@@ -175,13 +197,17 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     config: ml_collections.ConfigDict,
     limits: loader.Limits,
+    *,
+    skip_background: bool = False,
 ):
   """Returns the jitted `train_step(state, batch, padded_size=)`.
 
   It gives the new state, whose memory replaces the old one's, and the figures
   of the step: the losses, their sum 'loss' and 'grad_norm'.
   """
-  compute_losses = make_losses(model, config, limits)
+  compute_losses = make_losses(
+      model, config, limits, skip_background=skip_background
+  )
   frozen = frozen_prefixes(config.freeze_at)
 
   @functools.partial(jax.jit, static_argnames='padded_size', donate_argnums=0)

@@ -178,7 +178,7 @@ def test_training_equals_torchvision(path):
   )
   most = int(np.diff(batch.outlines.starts).max())
   limits = loader.Limits(len(masks), batch.outlines.parts.size, most, 1)
-  compute = make_losses(model, config, limits)
+  compute = make_losses(model, config, limits, skip_background=True)
   trainable, fixed = split_parameters(
       ours.variables['params'], frozen_prefixes(config.freeze_at)
   )

@@ -1,0 +1,60 @@
+"""Tests of computing only the rows that are wanted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
+import pytest
+
+from maskrcnn_jax.ops.chosen_rows import apply_to_chosen
+
+
+def double_then_turn(matrix, rows):
+  return jnp.tanh(2 * rows @ matrix)
+
+
+# None, all, fewer than a chunk, a chunk exactly, and chunks that do not divide
+# the rows.
+@pytest.mark.parametrize('chunk', [1, 3, 4, 7, 16])
+@pytest.mark.parametrize(
+    'chosen', [[], [3], [0, 6], [0, 2, 4, 6], [1, 2, 3, 5], range(7)]
+)
+def test_apply_to_chosen_equals_masking_the_whole(key, chosen, chunk):
+  keys = jax.random.split(key, 3)
+  matrix = jax.random.normal(keys[0], (3, 2))
+  rows = jax.random.normal(keys[1], (7, 3))
+  weight = jax.random.normal(keys[2], (7, 2))
+  is_chosen = jnp.zeros(7, bool).at[jnp.array(chosen, int)].set(True)
+
+  def whole(matrix, rows):
+    return jnp.where(is_chosen[:, None], double_then_turn(matrix, rows), 0)
+
+  def chunked(matrix, rows):
+    return apply_to_chosen(double_then_turn, matrix, rows, is_chosen, chunk)
+
+  assert_allclose(
+      jax.jit(chunked)(matrix, rows), whole(matrix, rows), rtol=1e-6
+  )
+  gradients = [
+      jax.jit(jax.grad(
+          lambda m, r, f=f: jnp.sum(f(m, r) * weight), argnums=(0, 1)
+      ))(matrix, rows)
+      for f in (chunked, whole)
+  ]
+  jax.tree.map(
+      lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=1e-6), *gradients
+  )
+
+
+def test_apply_to_chosen_does_not_touch_other_rows():
+  rows = jnp.array([[jnp.nan], [1.0], [jnp.inf], [2.0], [jnp.nan]])
+  chosen = jnp.array([False, True, False, True, False])
+
+  def total(factor, rows):
+    return apply_to_chosen(jnp.multiply, factor, rows, chosen, 1).sum()
+
+  value, (of_factor, of_rows) = jax.value_and_grad(total, argnums=(0, 1))(
+      3.0, rows
+  )
+  assert (float(value), float(of_factor)) == (9.0, 3.0)
+  assert_array_equal(of_rows[:, 0], np.array([0, 3, 0, 3, 0]))
