@@ -47,6 +47,7 @@ def get_config():
   config.data.max_objects = 160
 
   config.train.batch_size = 4
+  config.train.reference_batch_size = 4
   config.train.num_steps = 1_500
   config.train.checkpoint_every = 250
   config.train.keep_checkpoints = 10

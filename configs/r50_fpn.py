@@ -29,6 +29,7 @@ def get_config(year: str = '2017'):
   # Faster than as many samples as a cell is long, the preset's.
   config.roi.sampling_ratio = 2
   config.train.batch_size = 16
+  config.train.reference_batch_size = 16
   config.train.num_steps = 90_000
   config.train.checkpoint_every = 2_500
   config.optimizer.learning_rate = 0.02

@@ -40,6 +40,7 @@ def get_config():
   config.data.max_objects = 8
 
   config.train.batch_size = 8
+  config.train.reference_batch_size = 8
   config.train.num_steps = 1_000
   config.train.checkpoint_every = 250
   config.optimizer.learning_rate = 0.03

@@ -126,9 +126,10 @@ def benchmark(
   optimizer = make_optimizer(
       momentum=config.optimizer.momentum,
       weight_decay=config.optimizer.weight_decay,
-      bias_rate_factor=config.optimizer.bias_rate_factor,
+      clip_norm=config.optimizer.clip_norm,
       # A network of random weights must not run away while it is timed.
       schedule=lambda step: 1e-6,
+      bias_schedule=lambda step: 1e-6,
   )
   state = cluster.replicate(
       train_step.initial_state(model, optimizer, config), mesh

@@ -1,20 +1,30 @@
 """Checkpoints: saved by orbax, checked leaf by leaf when they come back.
 
 A checkpoint directory holds, for each saved step, the items `model` (params
-and constants), `optimizer` (its state) and `metadata` (step, config, class
-table), so that a model can be used without its optimizer.
+and constants), `optimizer` (its state, the loss's scale, and the params if
+those of `model` are their average) and `metadata` (step, config, class
+table), so that a model can be used without what training needs beside it.
 """
 
+import contextlib
 import pathlib
+import shutil
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import InputError, SaveError
 
 FORMAT = 1
+
+# Ends the name of a step that is about to be removed.
+REMOVED = '.removed'
+
+
+class DamagedCheckpoint(InputError):
+  """A checkpoint that was whole once, or never got so far."""
 
 
 class Metadata(NamedTuple):
@@ -27,14 +37,11 @@ class Metadata(NamedTuple):
   is_partial: bool = False  # lacks layers: to start a training from, no more
 
 
-def open_checkpoints(
-    directory: pathlib.Path, *, keep: int | None = None
-) -> ocp.CheckpointManager:
+def open_checkpoints(directory: pathlib.Path) -> ocp.CheckpointManager:
   """Opens the checkpoints of a run for writing, which happens in background.
 
   Args:
     directory: Made if it is not there.
-    keep: The newest so many stay.
 
   Raises:
     InputError: If its newest step is not whole.
@@ -48,12 +55,7 @@ def open_checkpoints(
           f'{step} is not a whole checkpoint, and no training can continue '
           'beside it; move it away.'
       )
-  return ocp.CheckpointManager(
-      directory.absolute(),
-      options=ocp.CheckpointManagerOptions(
-          max_to_keep=keep, create=True, enable_async_checkpointing=True
-      ),
-  )
+  return _open(directory)
 
 
 def save_checkpoint(
@@ -62,6 +64,7 @@ def save_checkpoint(
     model: dict,
     optimizer: Any,
     metadata: Metadata,
+    force: bool = False,
 ) -> None:
   """Starts to save; waits for the save before, and raises if that failed.
 
@@ -70,6 +73,7 @@ def save_checkpoint(
     model: Params and constants.
     optimizer: Its state; None for weights that no training made.
     metadata: With the step.
+    force: Whether there may be later steps.
   """
   manager.wait_until_finished()
   manager.check_for_errors()
@@ -79,12 +83,220 @@ def save_checkpoint(
   }
   if optimizer is not None:
     items['optimizer'] = ocp.args.StandardSave(optimizer)
-  is_saved = manager.save(metadata.step, args=ocp.args.Composite(**items))
+  is_saved = manager.save(
+      metadata.step, args=ocp.args.Composite(**items), force=force
+  )
   if not is_saved:
     raise ValueError(
         f'Step {metadata.step} was not saved: {manager.directory} already '
         f'holds step {manager.latest_step()}; steps must rise.'
     )
+
+
+class RunCheckpoints:
+  """The checkpoints of a run, written while it goes on.
+
+  An older step is removed only once a newer one has been written and looked
+  at. `WORKDIR/last_checkpoint` names the newest of these, for people and
+  scripts; nothing here reads it.
+  """
+
+  def __init__(self, workdir: pathlib.Path, *, keep: int):
+    """Opens the checkpoints of a workdir, of which the newest `keep` stay.
+
+    Raises:
+      InputError: See `open_checkpoints`.
+    """
+    self.directory = workdir / 'checkpoints'
+    self._keep = keep
+    self._started = None  # step that is being saved
+    self._has_failed = False
+    self._manager = open_checkpoints(self.directory)
+    self._remove_old()
+
+  def save(self, *, model: dict, training: Any, metadata: Metadata) -> None:
+    """Starts to save, after the save before has ended well.
+
+    Args:
+      model: Params and constants.
+      training: What the training needs beside them.
+      metadata: With the step.
+
+    Raises:
+      SaveError: If this save or the one before failed.
+    """
+    self.finish()
+    self._started = metadata.step
+    with self._failures():
+      save_checkpoint(
+          self._manager, model=model, optimizer=training, metadata=metadata
+      )
+
+  def poll(self) -> None:
+    """Finishes the save that was started, if it has ended; never waits."""
+    if self._started is not None and (
+        not self._manager.is_saving_in_progress()
+    ):
+      self.finish()
+
+  def finish(self) -> None:
+    """Waits for the save that was started, checks it and removes older ones.
+
+    Raises:
+      SaveError: If it failed.
+    """
+    if self._started is None:
+      return
+    path = self.directory / str(self._started)
+    with self._failures():
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+      read_metadata(path)
+      for item in ('model', 'optimizer'):
+        _stored_leaves(path, item)
+    self._started = None
+    if jax.process_index() == 0:
+      _write_text(self.directory.parent / 'last_checkpoint', f'{path}\n')
+    self._remove_old()
+
+  def close(self) -> None:
+    """Finishes what was started, unless it is known to have failed."""
+    try:
+      if not self._has_failed:
+        self.finish()
+    finally:
+      # It raises again what has been raised already.
+      with contextlib.suppress(*([Exception] if self._has_failed else [])):
+        self._manager.close()
+
+  @contextlib.contextmanager
+  def _failures(self):
+    """Turns whatever goes wrong while saving into one line."""
+    try:
+      yield
+    # Orbax passes on what its threads raised, of any kind.
+    except Exception as error:
+      self._has_failed = True
+      whole = [s for s in saved_steps(self.directory) if s != self._started]
+      kept = f'step {whole[-1]} is whole' if whole else 'no step was saved yet'
+      raise SaveError(
+          f'C10 Saving step {self._started} in {self.directory} failed '
+          f'({_first_line(error)}); {kept}. Make room, then give the same '
+          'command again.'
+      ) from error
+
+  def _remove_old(self):
+    if jax.process_index() == 0:
+      _remove_other_steps(
+          self.directory, saved_steps(self.directory)[-self._keep :]
+      )
+
+
+def save_best(
+    directory: pathlib.Path, *, model: dict, metadata: Metadata
+) -> None:
+  """Saves a model in place of the one that a directory holds.
+
+  Args:
+    directory: Holds one step and nothing else.
+    model: Params and constants.
+    metadata: With the step.
+
+  Raises:
+    SaveError: If it fails; the model before is still there.
+  """
+  path = directory / str(metadata.step)
+  try:
+    if metadata.step not in saved_steps(directory):
+      if path.exists():
+        shutil.rmtree(path)
+      with contextlib.closing(_open(directory)) as manager:
+        # Of a run that went on from an earlier step, there may be a later one.
+        save_checkpoint(
+            manager, model=model, optimizer=None, metadata=metadata,
+            force=True,
+        )
+        manager.wait_until_finished()
+        manager.check_for_errors()
+    read_metadata(path)
+    _stored_leaves(path, 'model')
+  except Exception as error:
+    raise SaveError(
+        f'C10 Saving the best model in {path} failed ({_first_line(error)}). '
+        'Make room, then give the same command again.'
+    ) from error
+  if jax.process_index() == 0:
+    _remove_other_steps(directory, [metadata.step])
+
+
+def check_room(directory: pathlib.Path, *, size: int, count: int) -> str:
+  """Finds out whether checkpoints can be written.
+
+  Args:
+    directory: Made if it is not there.
+    size: Bytes of one.
+    count: How many there will be at once, with those that there are.
+
+  Returns:
+    What is to be warned of, if anything.
+
+  Raises:
+    InputError: If not even one can be written.
+  """
+  probe = directory / '.probe'
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    probe.write_text('to see whether this can be written')
+    probe.unlink()
+    free = shutil.disk_usage(directory).free
+  except OSError as error:
+    raise InputError(
+        f'C10 {directory} cannot be written ({error.strerror}); give another '
+        '--workdir.'
+    ) from error
+  needed = size * max(count - len(saved_steps(directory)), 1)
+  if free < size:
+    raise InputError(
+        f'C10 {directory} has {free / 2**20:.0f} MiB left, but a checkpoint '
+        f'needs {size / 2**20:.0f}; make room, or give another --workdir.'
+    )
+  if free < needed:
+    return (
+        f'C10 {directory} has {free / 2**20:.0f} MiB left, but the checkpoints '
+        f'of this run will need {needed / 2**20:.0f}.'
+    )
+  return ''
+
+
+def set_aside(directory: pathlib.Path, *, after: int) -> list[pathlib.Path]:
+  """Moves steps that a run cannot go on beside, out of its way.
+
+  Args:
+    directory: Of the steps; they go to `damaged` next to it.
+    after: The step that it goes on from: all later ones are moved.
+
+  Returns:
+    Where they are now.
+  """
+  moved = []
+  if jax.process_index():
+    return moved
+  for path in _step_directories(directory):
+    if int(path.name) > after:
+      target = directory.parent / 'damaged' / path.name
+      while target.exists():
+        target = target.with_name(target.name + '_')
+      target.parent.mkdir(exist_ok=True)
+      moved.append(path.rename(target))
+  return moved
+
+
+def tree_bytes(tree) -> int:
+  """Returns how many bytes the arrays of a tree have."""
+  return sum(
+      np.dtype(leaf.dtype).itemsize * int(np.prod(leaf.shape))
+      for leaf in jax.tree.leaves(tree)
+  )
 
 
 def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
@@ -225,6 +437,31 @@ def compare_trees(stored: dict[str, Any], expected: dict[str, Any]) -> str:
   return shown + (f'; and {len(lines) - 10} more' if len(lines) > 10 else '')
 
 
+def _open(directory):
+  return ocp.CheckpointManager(
+      directory.absolute(),
+      options=ocp.CheckpointManagerOptions(
+          create=True, enable_async_checkpointing=True
+      ),
+  )
+
+
+def _remove_other_steps(directory, kept):
+  """Removes all steps but some, so that none is ever there in part."""
+  for path in _step_directories(directory):
+    if int(path.name) not in kept:
+      path.rename(path.with_name(path.name + REMOVED))
+  for path in directory.glob('*' + REMOVED):
+    shutil.rmtree(path)
+
+
+def _write_text(path, text):
+  """Writes a file that is either whole or as it was."""
+  partial = path.with_name(path.name + '.partial')
+  partial.write_text(text, encoding='utf-8')
+  partial.replace(path)
+
+
 def _step_directories(directory):
   """The directories named after a step, whole or not."""
   if not directory.is_dir():
@@ -264,8 +501,8 @@ def _stored_leaves(path, item):
   return named_leaves(getattr(tree, 'tree', tree))
 
 
-def _damaged(path, item, error) -> InputError:
-  return InputError(
+def _damaged(path, item, error) -> DamagedCheckpoint:
+  return DamagedCheckpoint(
       f'{path} cannot be read as a checkpoint ({item}: {_first_line(error)}); '
       'it may be damaged: try an earlier step.'
   )

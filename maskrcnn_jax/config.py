@@ -13,7 +13,7 @@ from maskrcnn_jax import geometry
 from maskrcnn_jax.errors import InputError
 
 # What may differ between a checkpoint and the run that continues it: nothing
-# here changes what a training step computes.
+# here changes what a training step computes, but for the rounding.
 FREE_KEYS = (
     'data.eval',
     'data.num_threads',
@@ -22,11 +22,19 @@ FREE_KEYS = (
     'data.train.images',
     'detections',
     'eval',
+    'expected',
     'predict',
+    'train.auto_scale',
     'train.checkpoint_every',
+    'train.eval_every',
+    'train.eval_every_epochs',
     'train.keep_checkpoints',
     'train.log_every',
+    'train.micro_batches',
+    'train.min_box_ap',
+    'train.min_mask_ap',
     'train.num_steps',
+    'train.reference_batch_size',
 )
 
 
@@ -38,8 +46,8 @@ def default_config() -> ml_collections.ConfigDict:
   # Box conventions: a name in geometry.PRESETS. It also gives what is None
   # below: see `geometry_of`.
   config.geometry = 'modern'
-  # Of convolutions and matmuls: fp32 | tf32 | bf16. Parameters, boxes, logits
-  # and losses are always float32.
+  # Of convolutions and matmuls: fp32 | tf32 | bf16 | fp16. Parameters, boxes,
+  # logits and losses are always float32.
   config.precision = 'fp32'
 
   # Arguments of model.MaskRCNN; the number of classes comes from the data.
@@ -115,22 +123,48 @@ def default_config() -> ml_collections.ConfigDict:
   })
   config.train = ml_collections.ConfigDict({
       'batch_size': 16,  # images a step, all devices together
+      # Parts that a batch is worked through in, one after the other: the same
+      # training in less memory.
+      'micro_batches': 1,
+      # Share that an average of the weights, which is then what is evaluated
+      # and saved for use, keeps of itself each step; 0: there is none.
+      'ema_decay': 0.0,
       'num_steps': 90_000,
       'checkpoint_every': 2_500,
       'keep_checkpoints': 3,  # the newest so many
       'log_every': 20,
+      # The batch size that num_steps and the optimizer's rate and steps are
+      # meant for; see `scaled_to_batch`. None: for any.
+      'reference_batch_size': config_dict.placeholder(int),
+      'auto_scale': True,
+      # Evaluate every so many steps, or epochs; 0: only at the end.
+      'eval_every': 0,
+      'eval_every_epochs': 0.0,
+      # The training ends when an evaluation reaches both; 0 and 0: never.
+      'min_box_ap': 0.0,
+      'min_mask_ap': 0.0,
   })
   config.optimizer = ml_collections.ConfigDict({
       'learning_rate': 0.02,
       'momentum': 0.9,
       'weight_decay': 1e-4,
       'bias_rate_factor': 2.0,  # learning rate of biases; they do not decay
+      'clip_norm': 0.0,  # of all gradients together, at most; 0: no limit
+      # See optimizer.learning_rate: constant | linear | mlperf_linear, and
+      # multistep | cosine.
+      'warmup': 'linear',
       'warmup_steps': 500,
       'warmup_factor': 1 / 3,
+      'schedule': 'multistep',
       'decay_steps': (60_000, 80_000),
       'decay_factor': 0.1,
   })
   config.eval = ml_collections.ConfigDict({'batch_size': 1})
+  # AP that the whole recipe should reach, (mean, tolerance); None: not known.
+  config.expected = ml_collections.ConfigDict({
+      'box_ap': config_dict.placeholder(tuple),
+      'mask_ap': config_dict.placeholder(tuple),
+  })
   config.predict = ml_collections.ConfigDict({
       'min_score': 0.5,  # detections drawn; all of them are written
   })
@@ -172,12 +206,78 @@ def geometry_of(config: ml_collections.ConfigDict) -> geometry.Geometry:
   )
 
 
+def scaled_to_batch(
+    config: ml_collections.ConfigDict, given: frozenset[str] = frozenset()
+) -> tuple[ml_collections.ConfigDict, list[str]]:
+  """Fits a recipe to a batch of another size than it was written for.
+
+  With k times the images a step, the learning rate is k times as high and
+  there are 1 / k as many steps, those of the warm-up and of the decays among
+  them: as many images are seen at each rate.
+
+  Args:
+    config: The recipe; `train.reference_batch_size` is the batch it is for.
+    given: Keys that the user set: they stay as they are.
+
+  Returns:
+    The recipe for `train.batch_size`, and a line for each key that changed.
+
+  Source:
+    Accurate, Large Minibatch SGD (arXiv:1706.02677), section 2.1; detectron2
+    `engine/defaults.py`, auto_scale_workers.
+  """
+  config = config.copy_and_resolve_references()
+  reference = config.train.reference_batch_size
+  config.train.reference_batch_size = config.train.batch_size
+  if not config.train.auto_scale or reference in (
+      None, config.train.batch_size
+  ):
+    return config, []
+  factor = config.train.batch_size / reference
+
+  def fewer(steps):
+    return max(round(steps / factor), 1) if steps else 0
+
+  values = {
+      'optimizer.learning_rate': config.optimizer.learning_rate * factor,
+      'optimizer.warmup_steps': fewer(config.optimizer.warmup_steps),
+      'optimizer.decay_steps': tuple(map(fewer, config.optimizer.decay_steps)),
+      'train.num_steps': fewer(config.train.num_steps),
+  }
+  if config.optimizer.warmup == 'mlperf_linear':
+    # A rise a step: of a higher rate, in fewer steps.
+    values['optimizer.warmup_factor'] = (
+        config.optimizer.warmup_factor * factor**2
+    )
+  lines = []
+  for key, value in values.items():
+    before = operator.attrgetter(key)(config)
+    if key in given:
+      lines.append(f'{key} = {before} (given, not scaled)')
+    elif value != before:
+      group, name = key.split('.')
+      config[group][name] = value
+      lines.append(f'{key} = {value} (recipe: {before})')
+  return config, [
+      f'{config.train.batch_size} images a step, the recipe is for '
+      f'{reference}: {"; ".join(lines)}. --config.train.auto_scale=False '
+      'leaves all as it is.'
+  ]
+
+
 def check_config(config: ml_collections.ConfigDict) -> None:
   """Raises an InputError for values that no run could use."""
   _one_of('geometry', config.geometry, tuple(geometry.PRESETS))
-  _one_of('precision', config.precision, ('fp32', 'tf32', 'bf16'))
+  _one_of('precision', config.precision, ('fp32', 'tf32', 'bf16', 'fp16'))
   _one_of('model.depth', config.model.depth, (18, 34, 50, 101))
   _one_of('model.norm', config.model.norm, ('frozen_batch', 'group'))
+  _one_of(
+      'optimizer.warmup', config.optimizer.warmup,
+      ('constant', 'linear', 'mlperf_linear'),
+  )
+  _one_of(
+      'optimizer.schedule', config.optimizer.schedule, ('multistep', 'cosine')
+  )
   if not 0 <= config.freeze_at <= 5:
     raise InputError(
         f'config.freeze_at is {config.freeze_at}; give the number of stages '
@@ -194,7 +294,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         'level, for the RPN head is the same on all.'
     )
   for key in (
-      'train.batch_size', 'train.num_steps', 'train.checkpoint_every',
+      'train.batch_size', 'train.micro_batches', 'train.num_steps',
+      'train.checkpoint_every',
       'train.keep_checkpoints', 'train.log_every', 'eval.batch_size',
       'data.max_objects', 'data.num_threads', 'data.short_side',
       'data.long_side', 'data.max_source_side', 'rpn.num_samples',
@@ -208,6 +309,41 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     if value < least:
       raise InputError(
           f'config.{key} is {value}; it must be at least {least}.'
+      )
+  for key in (
+      'optimizer.clip_norm', 'train.eval_every', 'train.eval_every_epochs'
+  ):
+    value = operator.attrgetter(key)(config)
+    if value < 0:
+      raise InputError(f'config.{key} is {value}; it must be at least 0.')
+  if config.train.ema_decay == 1:
+    raise InputError(
+        'config.train.ema_decay is 1; the average would never move.'
+    )
+  if config.train.eval_every and config.train.eval_every_epochs:
+    raise InputError(
+        'Give config.train.eval_every or config.train.eval_every_epochs, not '
+        'both.'
+    )
+  if (config.train.min_box_ap or config.train.min_mask_ap) and not (
+      config.train.eval_every or config.train.eval_every_epochs
+  ):
+    raise InputError(
+        'config.train.min_box_ap and min_mask_ap are for evaluations while '
+        'training; give --config.train.eval_every=STEPS or '
+        '--config.train.eval_every_epochs=EPOCHS too.'
+    )
+  reference = config.train.reference_batch_size
+  if reference is not None and reference < 1:
+    raise InputError(
+        f'config.train.reference_batch_size is {reference}; give the batch '
+        'size that the recipe is for.'
+    )
+  for key in ('expected.box_ap', 'expected.mask_ap'):
+    value = operator.attrgetter(key)(config)
+    if value is not None and len(value) != 2:
+      raise InputError(
+          f'config.{key} is {tuple(value)}; give (mean, tolerance).'
       )
   ratio = config.roi.sampling_ratio
   if ratio is not None and ratio < 0:
@@ -226,7 +362,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'rpn.foreground_fraction', 'rpn.foreground_iou', 'rpn.background_iou',
       'rpn.iou_threshold', 'roi.foreground_fraction', 'roi.foreground_iou',
       'detections.min_score', 'detections.iou_threshold',
-      'data.flip_probability', 'predict.min_score',
+      'data.flip_probability', 'predict.min_score', 'train.ema_decay',
+      'train.min_box_ap', 'train.min_mask_ap',
   ):
     value = operator.attrgetter(key)(config)
     if not 0 <= value <= 1:

@@ -7,3 +7,7 @@ class InputError(ValueError):
   `main` prints the message without a traceback and exits with status 2.  Any
   other exception is a failure while running and exits with status 1.
   """
+
+
+class SaveError(RuntimeError):
+  """Saving failed; what was saved before is as it was."""

@@ -3,7 +3,9 @@
   python -m maskrcnn_jax.main --config=configs/r50_fpn.py --workdir=DIR
       [--mode=train|eval|predict] [--config.KEY=VALUE ...]
 
-Exit status: 0 done, 1 failed while running, 2 wrong input.
+Exit status: 0 done, 1 failed while running, 2 wrong input. A training that
+SIGTERM ended is saved and has status 0 too; WORKDIR/interrupted tells it from
+one that is done.
 """
 
 import difflib
@@ -16,7 +18,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import InputError, SaveError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The recipe, for example configs/r50_fpn.py; each of its '
@@ -46,6 +48,10 @@ _INPUT = flags.DEFINE_string(
 _RESUME = flags.DEFINE_boolean(
     'resume', True, 'For train: continue from the newest checkpoint of '
     '--workdir, if there is one. --noresume refuses such a workdir.',
+)
+_ALLOW_CHANGES = flags.DEFINE_boolean(
+    'allow_changes', False, 'For train: continue although the recipe or the '
+    'training set has changed; what has is shown.',
 )
 _SKIP_TEST = flags.DEFINE_boolean(
     'skip_test', False, 'For train: leave out the evaluation at the end.'
@@ -91,6 +97,10 @@ def main(arguments: list[str]) -> int:
         config, workdir,
         init_from=pathlib.Path(init_from) if init_from else None,
         skip_test=_SKIP_TEST.value, resume=_RESUME.value,
+        allow_changes=_ALLOW_CHANGES.value,
+        given_keys=frozenset(
+            config_flags.get_override_values(flags.FLAGS['config'])
+        ),
     )
     return 0
 
@@ -128,7 +138,7 @@ def run() -> None:
     status = main(arguments)
   except InputError as error:
     _fail(str(error), 2)
-  except FloatingPointError as error:
+  except (FloatingPointError, SaveError) as error:
     _fail(str(error), 1)
   sys.exit(status)
 

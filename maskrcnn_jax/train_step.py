@@ -3,14 +3,21 @@
 import functools
 from typing import Any, NamedTuple
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 import ml_collections
 import optax
 
 from maskrcnn_jax import losses
-from maskrcnn_jax.array_types import Batch, Inputs
+from maskrcnn_jax.array_types import (
+  Batch,
+  Inputs,
+  Outlines,
+  RoiTargets,
+  RpnTargets,
+)
 from maskrcnn_jax.config import geometry_of
 from maskrcnn_jax.data import loader
 from maskrcnn_jax.evaluate import (
@@ -21,8 +28,18 @@ from maskrcnn_jax.evaluate import (
 )
 from maskrcnn_jax.inputs import draw_flips, prepare_inputs
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN, frozen_prefixes
+from maskrcnn_jax.model.rpn_head import RpnOutput
 from maskrcnn_jax.ops.chosen_rows import apply_to_chosen
-from maskrcnn_jax.optimizer import join_parameters, split_parameters
+from maskrcnn_jax.optimizer import (
+  join_parameters,
+  next_average,
+  split_parameters,
+)
+from maskrcnn_jax.precision import (
+  LossScale,
+  initial_loss_scale,
+  next_loss_scale,
+)
 from maskrcnn_jax.proposals import make_proposals
 from maskrcnn_jax.targets import (
   make_mask_targets,
@@ -38,54 +55,39 @@ MASK_CHUNK = 16
 class TrainState(NamedTuple):
   """All that a step reads and writes."""
 
-  step: Int[Array, '']  # steps done
+  step: Int[Array, '']  # steps done, those without an update included
   params: dict
   constants: dict  # frozen batch norm; never written
   optimizer: Any
+  loss_scale: LossScale
+  average: dict  # of what is trained, over the steps; empty if none is kept
 
 
-def make_losses(
-    model: MaskRCNN,
-    config: ml_collections.ConfigDict,
-    limits: loader.Limits,
-    *,
-    skip_background: bool = False,
-):
-  """Returns the function from parameters and inputs to the five losses.
+class Samples(NamedTuple):
+  """What the images of a batch are learned from."""
 
-  Args:
-    model: The network.
-    config: The recipe.
-    limits: Of the truth: how many vertices and parts an object has at most.
-    skip_background: Whether the mask head runs on the RoIs that have a mask to
-      learn only, in chunks, instead of on all slots for them. The losses are
-      the same; it pays on a single CPU.
+  rpn: RpnTargets
+  roi: RoiTargets
 
-  Returns:
-    `compute(variables, inputs, keys)`: keys are [b, 2], one for the anchors
-    and one for the RoIs of each image. Gives {name: scalar}, the names being
-    the seed's.
+
+class Totals(NamedTuple):
+  """What the losses of a batch are divided by."""
+
+  anchors: Int[Array, '']
+  rois: Int[Array, '']
+  masks: Int[Array, '']
+
+
+def make_sampler(config: ml_collections.ConfigDict):
+  """Returns the function that chooses what to learn from.
+
+  It is `draw_samples(rpn, inputs, keys)`: the RPN's output, and keys as of
+  `make_losses`. What it draws for an image depends on that image alone.
   """
   shape = geometry_of(config)
-  max_foreground = int(config.roi.num_samples * config.roi.foreground_fraction)
 
-  def segment(variables, pooled, has_mask):
-    if not skip_background:
-      return model.apply(variables, pooled, method='segment')
-    flat = apply_to_chosen(
-        lambda variables, rows: model.apply(
-            variables, rows[None], method='segment'
-        )[0],
-        variables, pooled.reshape(-1, *pooled.shape[2:]), has_mask.reshape(-1),
-        MASK_CHUNK,
-    )
-    return flat.reshape(*pooled.shape[:2], *flat.shape[1:])
-
-  def compute(variables, inputs: Inputs, keys) -> dict[str, Float[Array, '']]:
-    pyramid = model.apply(variables, inputs.images, method='extract')
-    rpn = model.apply(variables, pyramid, method='propose')
+  def draw_samples(rpn: RpnOutput, inputs: Inputs, keys) -> Samples:
     padded_size = inputs.images.shape[1:3]
-
     rpn_targets = jax.vmap(
         lambda size, boxes, valid, key: make_rpn_targets(
             jnp.concatenate(image_anchors(config, padded_size, size)), size,
@@ -126,6 +128,62 @@ def make_losses(
         proposals, inputs.gt_boxes, inputs.gt_classes, inputs.gt_valid,
         keys[:, 1],
     )
+    return Samples(rpn_targets, roi_targets)
+
+  return draw_samples
+
+
+def make_losses(
+    model: MaskRCNN,
+    config: ml_collections.ConfigDict,
+    limits: loader.Limits,
+    *,
+    skip_background: bool = False,
+):
+  """Returns the function from parameters and inputs to the five losses.
+
+  Args:
+    model: The network.
+    config: The recipe.
+    limits: Of the truth: how many vertices and parts an object has at most.
+    skip_background: Whether the mask head runs on the RoIs that have a mask to
+      learn only, in chunks, instead of on all slots for them. The losses are
+      the same; it pays on a single CPU.
+
+  Returns:
+    `compute(variables, inputs, keys)`: keys are [b, 2], one for the anchors
+    and one for the RoIs of each image. Gives {name: scalar}, the names being
+    the seed's. Of a part of a batch, `samples=` are its samples and `totals=`
+    those of the whole batch.
+  """
+  shape = geometry_of(config)
+  max_foreground = int(config.roi.num_samples * config.roi.foreground_fraction)
+  draw_samples = make_sampler(config)
+
+  def segment(variables, pooled, has_mask):
+    if not skip_background:
+      return model.apply(variables, pooled, method='segment')
+    flat = apply_to_chosen(
+        lambda variables, rows: model.apply(
+            variables, rows[None], method='segment'
+        )[0],
+        variables, pooled.reshape(-1, *pooled.shape[2:]), has_mask.reshape(-1),
+        MASK_CHUNK,
+    )
+    return flat.reshape(*pooled.shape[:2], *flat.shape[1:])
+
+  def compute(
+      variables, inputs: Inputs, keys, *, samples: Samples | None = None,
+      totals: Totals | None = None,
+  ) -> dict[str, Float[Array, '']]:
+    pyramid = model.apply(variables, inputs.images, method='extract')
+    rpn = model.apply(variables, pyramid, method='propose')
+    padded_size = inputs.images.shape[1:3]
+    if samples is None:
+      samples = draw_samples(rpn, inputs, keys)
+    rpn_targets, roi_targets = samples
+    totals = totals or Totals(None, None, None)
+
     pooled = pool(
         pyramid, roi_targets.rois, side=config.roi.box_side, shape=shape
     )
@@ -148,35 +206,62 @@ def make_losses(
         inputs.outlines, foreground.rois, foreground.objects,
         foreground.foreground, inputs.image_sizes,
     )
-    # An object without an outline has a box to learn but no mask.
-    starts = inputs.outlines.starts
-    has_mask = foreground.foreground & jnp.take_along_axis(
-        starts[:, 1:] > starts[:, :-1], foreground.objects, axis=1
-    )
+    has_mask = rois_with_mask(foreground, inputs.outlines)
     mask_logits = segment(variables, pooled, has_mask)
     return {
         'loss_classifier': losses.classification_loss(
-            heads.class_logits, roi_targets
+            heads.class_logits, roi_targets, total=totals.rois
         ),
         'loss_box_reg': losses.box_loss(
             heads.box_deltas, roi_targets,
-            smooth_l1_beta=shape.roi_smooth_l1_beta,
+            smooth_l1_beta=shape.roi_smooth_l1_beta, total=totals.rois,
         ),
         'loss_mask': losses.mask_loss(
-            mask_logits, mask_targets, foreground.class_targets, has_mask
+            mask_logits, mask_targets, foreground.class_targets, has_mask,
+            total=totals.masks,
         ),
         'loss_objectness': losses.objectness_loss(
             rpn.objectness_logits, rpn_targets,
-            over_slots=shape.anchor_loss_over_slots,
+            over_slots=shape.anchor_loss_over_slots, total=totals.anchors,
         ),
         'loss_rpn_box_reg': losses.anchor_box_loss(
             rpn.anchor_deltas, rpn_targets,
             smooth_l1_beta=shape.anchor_smooth_l1_beta,
-            over_slots=shape.anchor_loss_over_slots,
+            over_slots=shape.anchor_loss_over_slots, total=totals.anchors,
         ),
     }
 
   return compute
+
+
+def rois_with_mask(
+    targets: RoiTargets, outlines: Outlines
+) -> Bool[Array, 'b r']:
+  """Returns which RoIs are foreground and have an outline to learn.
+
+  An object without an outline has a box to learn but no mask.
+  """
+  starts = outlines.starts
+  return targets.foreground & jnp.take_along_axis(
+      starts[:, 1:] > starts[:, :-1], targets.objects, axis=1
+  )
+
+
+def count_samples(
+    samples: Samples, outlines: Outlines, *, over_slots: bool
+) -> Totals:
+  """Returns what the losses of these images are divided by.
+
+  Args:
+    samples: Of the images.
+    outlines: Of the images.
+    over_slots: See `losses.objectness_loss`.
+  """
+  counted = losses.counted_anchors(samples.rpn, over_slots)
+  return Totals(
+      jnp.sum(counted), jnp.sum(samples.roi.valid),
+      jnp.sum(rois_with_mask(samples.roi, outlines)),
+  )
 
 
 def image_keys(seed: int, step: Int[Array, ''], num_images: int):
@@ -192,9 +277,103 @@ def image_keys(seed: int, step: Int[Array, ''], num_images: int):
   return jax.vmap(lambda key: jax.random.split(key, 3))(row_keys)
 
 
+def split_rows(tree, num_parts: int):
+  """Cuts all arrays into parts of as many rows: [b, ...] to [i, b / i, ...].
+
+  Part i has the rows i, i + num_parts, ..., so that each device, whose rows
+  lie together, has as many of every part.
+  """
+  return jax.tree.map(
+      lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), tree
+  )
+
+
+def make_gradients(
+    model: MaskRCNN,
+    config: ml_collections.ConfigDict,
+    limits: loader.Limits,
+    *,
+    skip_background: bool = False,
+):
+  """Returns the function from a batch to its losses and their gradients.
+
+  It is `differentiate(trainable, fixed, constants, batch, keys, scale,
+  padded_size)`, which gives ({name: loss}, gradients of `trainable`); the sum
+  of the losses is multiplied by `scale` first. Of `train.micro_batches` each
+  is worked through on its own, with what one of them needs of memory. A first
+  pass through all, forward as far as the proposals, counts the samples of the
+  whole batch, which the losses are divided by.
+  """
+  compute_losses = make_losses(
+      model, config, limits, skip_background=skip_background
+  )
+  draw_samples = make_sampler(config)
+  shape = geometry_of(config)
+  num_parts = config.train.micro_batches
+
+  def prepare(batch, keys, padded_size) -> Inputs:
+    flips = draw_flips(keys[:, 0], probability=config.data.flip_probability)
+    return prepare_inputs(
+        batch, flips, padded_size=padded_size, **input_arguments(config)
+    )
+
+  def differentiate(
+      trainable, fixed, constants, batch, keys, scale, padded_size
+  ):
+    def network(trainable):
+      params = join_parameters(trainable, fixed)
+      return {'params': params, 'constants': constants}
+
+    # Differentiating the trainable part alone spares the backward pass
+    # through frozen stages.
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def total_loss(trainable, batch, keys, samples=None, totals=None):
+      inputs = prepare(batch, keys, padded_size)
+      parts = compute_losses(
+          network(trainable), inputs, keys[:, 1:], samples=samples,
+          totals=totals,
+      )
+      return scale * sum(parts.values()), parts
+
+    if num_parts == 1:
+      (_, parts), gradients = total_loss(trainable, batch, keys)
+      return parts, gradients
+
+    def look(rows):
+      batch, keys = rows
+      inputs = prepare(batch, keys, padded_size)
+      variables = network(trainable)
+      pyramid = model.apply(variables, inputs.images, method='extract')
+      rpn = model.apply(variables, pyramid, method='propose')
+      samples = draw_samples(rpn, inputs, keys[:, 1:])
+      return samples, count_samples(
+          samples, inputs.outlines, over_slots=shape.anchor_loss_over_slots
+      )
+
+    rows = split_rows((batch, keys), num_parts)
+    samples, counts = jax.lax.map(look, rows)
+    totals = jax.tree.map(jnp.sum, counts)
+
+    def add(sums, rows):
+      (_, parts), gradients = total_loss(trainable, *rows, totals)
+      return jax.tree.map(jnp.add, sums, (parts, gradients)), None
+
+    first = jax.tree.map(lambda x: x[0], (*rows, samples))
+    (_, parts), gradients = jax.eval_shape(
+        total_loss, trainable, *first, totals
+    )
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), (parts, gradients)
+    )
+    sums, _ = jax.lax.scan(add, zeros, (*rows, samples))
+    return sums
+
+  return differentiate
+
+
 def make_train_step(
     model: MaskRCNN,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     config: ml_collections.ConfigDict,
     limits: loader.Limits,
     *,
@@ -203,50 +382,63 @@ def make_train_step(
   """Returns the jitted `train_step(state, batch, padded_size=)`.
 
   It gives the new state, whose memory replaces the old one's, and the figures
-  of the step: the losses, their sum 'loss' and 'grad_norm'.
+  of the step: the losses, their sum 'loss', 'grad_norm', the 'loss_scale' that
+  it was made with and how many steps were 'skipped' so far, this included.
+
+  A step whose losses or gradients are not all finite is skipped: parameters,
+  momentum and average stay as they are. The count of steps rises, for its
+  batch and its random numbers are used up; learning rates follow that count.
   """
-  compute_losses = make_losses(
+  differentiate = make_gradients(
       model, config, limits, skip_background=skip_background
   )
   frozen = frozen_prefixes(config.freeze_at)
+  has_loss_scale = config.precision == 'fp16'
 
   @functools.partial(jax.jit, static_argnames='padded_size', donate_argnums=0)
   def train_step(state: TrainState, batch: Batch, padded_size):
     keys = image_keys(config.seed, state.step, batch.images.shape[0])
-    flips = draw_flips(
-        keys[:, 0], probability=config.data.flip_probability
-    )
-    inputs = prepare_inputs(
-        batch, flips, padded_size=padded_size, **input_arguments(config)
-    )
     trainable, fixed = split_parameters(state.params, frozen)
-
-    def total_loss(trainable):
-      variables = {
-          'params': join_parameters(trainable, fixed),
-          'constants': state.constants,
-      }
-      parts = compute_losses(variables, inputs, keys[:, 1:])
-      return sum(parts.values()), parts
-
-    # Differentiating the trainable part alone spares the backward pass
-    # through frozen stages.
-    (total, parts), gradients = jax.value_and_grad(total_loss, has_aux=True)(
-        trainable
+    scale = state.loss_scale.scale
+    parts, gradients = differentiate(
+        trainable, fixed, state.constants, batch, keys, scale, padded_size
     )
-    updates, optimizer_state = optimizer.update(
-        gradients, state.optimizer, trainable
-    )
-    trainable = optax.apply_updates(trainable, updates)
-    state = TrainState(
-        step=state.step + 1,
-        params=join_parameters(trainable, fixed),
-        constants=state.constants,
-        optimizer=optimizer_state,
-    )
+    total = sum(parts.values())
+    gradients = jax.tree.map(lambda x: x / scale, gradients)
     # A gradient can overflow where no loss does.
     norm = optax.tree.norm(gradients)
-    return state, {'loss': total} | parts | {'grad_norm': norm}
+    is_finite = jnp.isfinite(total) & jnp.isfinite(norm)
+
+    updates, momentum = optimizer.update(
+        gradients, state.optimizer, trainable, step=state.step
+    )
+    updated = optax.apply_updates(trainable, updates)
+    average = state.average
+    if config.train.ema_decay:
+      average = next_average(
+          average, updated, state.step, decay=config.train.ema_decay
+      )
+    updated, momentum, average = jax.tree.map(
+        lambda new, old: jnp.where(is_finite, new, old),
+        (updated, momentum, average),
+        (trainable, state.optimizer, state.average),
+    )
+    loss_scale = next_loss_scale(state.loss_scale, is_finite)
+    if not has_loss_scale:
+      loss_scale = loss_scale._replace(
+          scale=state.loss_scale.scale, good_steps=state.loss_scale.good_steps
+      )
+    state = TrainState(
+        step=state.step + 1,
+        params=join_parameters(updated, fixed),
+        constants=state.constants,
+        optimizer=momentum,
+        loss_scale=loss_scale,
+        average=average,
+    )
+    return state, {'loss': total} | parts | {
+        'grad_norm': norm, 'loss_scale': scale, 'skipped': loss_scale.skipped
+    }
 
   return train_step
 
@@ -268,12 +460,67 @@ def initial_state(model, optimizer, config) -> TrainState:
       params=variables['params'],
       constants=variables.get('constants', {}),
       optimizer=optimizer.init(trainable),
+      loss_scale=initial_loss_scale(config.precision),
+      average={},
   )
 
 
+def start_average(
+    state: TrainState, config: ml_collections.ConfigDict
+) -> TrainState:
+  """Has the average, where the recipe asks for one, start from the weights."""
+  if not config.train.ema_decay:
+    return state
+  trainable, _ = split_parameters(
+      state.params, frozen_prefixes(config.freeze_at)
+  )
+  # Of its own memory, for a step takes over that of the state it is given.
+  return state._replace(average=jax.tree.map(jnp.copy, trainable))
+
+
 def variables_of(state: TrainState) -> dict:
-  """What the network needs, as it is saved."""
-  variables = {'params': state.params}
+  """What the network needs to be used: averaged weights where there are any."""
+  variables = {'params': join_parameters(state.params, state.average)}
   if state.constants:
     variables['constants'] = state.constants
   return variables
+
+
+def training_state(state: TrainState) -> dict:
+  """What is saved beside `variables_of`, for the training to go on from."""
+  kept = {'momentum': state.optimizer, 'loss_scale': state.loss_scale}
+  if state.average:
+    # Where there is an average, `variables_of` has it in place of these.
+    kept['params'] = _same_leaves(state.params, state.average)
+  return kept
+
+
+def restored_state(
+    state: TrainState, step: int, variables: dict, kept: dict
+) -> TrainState:
+  """Undoes `variables_of` and `training_state`.
+
+  Args:
+    state: Any state of the same run.
+    step: Steps done.
+    variables: As `variables_of` gave them.
+    kept: As `training_state` gave it.
+  """
+  params, average = variables['params'], {}
+  if 'params' in kept:
+    average = _same_leaves(params, kept['params'])
+    params = join_parameters(params, kept['params'])
+  return TrainState(
+      step=jnp.int32(step), params=params,
+      constants=variables.get('constants', {}), optimizer=kept['momentum'],
+      loss_scale=kept['loss_scale'], average=average,
+  )
+
+
+def _same_leaves(tree: dict, other: dict) -> dict:
+  """The leaves of a tree whose paths are in another too."""
+  paths = traverse_util.flatten_dict(other).keys()
+  return traverse_util.unflatten_dict({
+      path: leaf for path, leaf in traverse_util.flatten_dict(tree).items()
+      if path in paths
+  })

@@ -1,5 +1,6 @@
 """Tests of the checkpoints: what comes back, and what is refused."""
 
+import contextlib
 import gc
 import json
 import shutil
@@ -44,8 +45,8 @@ def make_optimizer_state():
   return optax.sgd(0.1, momentum=0.9).init(make_model()['params'])
 
 
-def save(directory, *steps, keep=None):
-  manager = checkpoint.open_checkpoints(directory, keep=keep)
+def save(directory, *steps):
+  manager = checkpoint.open_checkpoints(directory)
   for step in steps:
     checkpoint.save_checkpoint(
         manager, model=make_model(), optimizer=make_optimizer_state(),
@@ -237,9 +238,20 @@ def test_saving_an_earlier_step_is_an_error(workdir):
     save(workdir / 'checkpoints', 10)
 
 
+def save_run(workdir, *steps, keep=2):
+  with contextlib.closing(
+      checkpoint.RunCheckpoints(workdir, keep=keep)
+  ) as saved:
+    for step in steps:
+      saved.save(
+          model=make_model(), training=make_optimizer_state(),
+          metadata=Metadata(step, CONFIG, CATEGORIES),
+      )
+
+
 def test_only_the_newest_steps_are_kept(tmp_path):
-  save(tmp_path, 1, 2, 3, keep=2)
-  assert checkpoint.saved_steps(tmp_path) == [2, 3]
+  save_run(tmp_path, 1, 2, 3)
+  assert checkpoint.saved_steps(tmp_path / 'checkpoints') == [2, 3]
 
 
 def test_saved_steps_of_a_missing_directory_are_none(tmp_path):

@@ -74,7 +74,7 @@ def test_a_value_of_another_type_is_refused(section, name, value):
     ('key', 'value', 'message'),
     [
         ('geometry', 'antique', r"config.geometry is 'antique'; .*'modern'"),
-        ('precision', 'fp16', r"config.precision is 'fp16'; .*'fp32', 'tf32'"),
+        ('precision', 'int8', r"config.precision is 'int8'; .*'fp32', 'tf32'"),
         ('model.depth', 51, r'config.model.depth is 51; .*18, 34, 50, 101'),
         ('model.norm', 'batch', r"model.norm is 'batch'; .*'frozen_batch'"),
         ('freeze_at', 6, r'freeze_at is 6; .*0 to 5'),

@@ -91,8 +91,11 @@ def test_r50_fpn_is_the_1x_recipe_of_the_seeds_readme():
       'momentum': 0.9,
       'weight_decay': 1e-4,
       'bias_rate_factor': 2.0,
+      'clip_norm': 0.0,
+      'warmup': 'linear',
       'warmup_steps': 500,
       'warmup_factor': pytest.approx(1 / 3),
+      'schedule': 'multistep',
       'decay_steps': (60_000, 80_000),
       'decay_factor': 0.1,
   }

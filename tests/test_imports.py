@@ -14,6 +14,7 @@ ROWS = (
   # The tools that have a `main` of their own.
   ('benchmark', 'convert_weights'),
   ('train', 'predict', 'export_weights'),
+  ('train_evaluation',),
   ('train_step',),
   ('evaluate', 'peer_models'),
   ('config',),
@@ -30,6 +31,7 @@ ROWS = (
     'cluster',
     'checkpoint',
     'training_log',
+    'stop_signal',
     'mask_paste',
     'average_precision',
     'draw',
@@ -41,7 +43,8 @@ ROWS = (
 )
 
 CONFIG_READERS = (
-  'main', 'train', 'train_step', 'evaluate', 'predict', 'peer_models', 'config'
+  'main', 'train', 'train_evaluation', 'train_step', 'evaluate', 'predict',
+  'peer_models', 'config',
 )
 
 

@@ -83,7 +83,8 @@ def test_optimizer_is_torch_sgd_with_two_groups():
   )
   params = make_tree(random)
   optimizer = make_optimizer(
-      momentum=0.9, weight_decay=0.05, bias_rate_factor=2.0, schedule=schedule
+      momentum=0.9, weight_decay=0.05, schedule=schedule,
+      bias_schedule=functools.partial(schedule, base=0.2),
   )
   state = optimizer.init(params)
   update = jax.jit(optimizer.update)
@@ -96,7 +97,7 @@ def test_optimizer_is_torch_sgd_with_two_groups():
   buffers = [None] * len(leaves)
   for step in range(8):
     gradients = make_tree(random)
-    updates, state = update(gradients, state, params)
+    updates, state = update(gradients, state, params, step=step)
     params = optax.apply_updates(params, updates)
 
     # Warm-up from 0.25 in three steps: 0.25, 0.5, 0.75, 1; a tenth from 5 on.
@@ -117,10 +118,12 @@ def test_a_bias_does_not_decay_and_moves_twice_as_far():
   params = {'fc': {'kernel': jnp.array([10.0]), 'bias': jnp.array([10.0])}}
   gradients = {'fc': {'kernel': jnp.array([1.0]), 'bias': jnp.array([1.0])}}
   optimizer = make_optimizer(
-      momentum=0.9, weight_decay=0.1, bias_rate_factor=2.0,
-      schedule=lambda step: 0.5,
+      momentum=0.9, weight_decay=0.1, schedule=lambda step: 0.5,
+      bias_schedule=lambda step: 1.0,
   )
-  updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+  updates, _ = optimizer.update(
+      gradients, optimizer.init(params), params, step=0
+  )
   # kernel: -0.5 (1 + 0.1 * 10) = -1. bias: -0.5 * 2 * 1 = -1.
   assert_allclose(updates['fc']['kernel'], [-1])
   assert_allclose(updates['fc']['bias'], [-1])

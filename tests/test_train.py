@@ -148,7 +148,10 @@ def test_log_has_a_line_for_each_report_and_each_compilation(tiny_run):
       '0.003333', '0.005556', '0.007778', '0.010000'
   ]
   assert sum(line.startswith('Compiled the step for') for line in lines) == 1
-  assert lines[-1].endswith('; 1 compilations for 1 static sizes')
+  assert lines[-2].endswith('; 1 compilations for 1 static sizes')
+  assert re.fullmatch(
+      r'Evaluation at step 4: box AP 0\.\d{4}, mask AP 0\.\d{4}', lines[-1]
+  )
 
 
 def test_train_writes_tensorboard_events(tiny_run):
@@ -347,7 +350,9 @@ def test_init_from_starts_a_schedule_and_an_optimizer_of_its_own(
   figures = tiny.run_training(config, tmp_path, init_from=tiny_run[0])
   assert len(figures) == 4
   arrays = tiny.saved_arrays(tmp_path, 4)
-  momentum = [v for k, v in arrays.items() if k.startswith('optimizer/')]
+  momentum = [
+      v for k, v in arrays.items() if k.startswith('optimizer/momentum/')
+  ]
   assert momentum
   assert not any(array.any() for array in momentum)
 
