@@ -70,6 +70,7 @@ def main(arguments: list[str]) -> int:
   from maskrcnn_jax.evaluate import evaluate, load_detector
   from maskrcnn_jax.predict import predict
   from maskrcnn_jax.train import train
+  from maskrcnn_jax.train_evaluation import expected_lines
 
   if len(arguments) > 1:
     raise InputError(
@@ -123,10 +124,12 @@ def main(arguments: list[str]) -> int:
         '--config.data.eval.images=DIR and '
         '--config.data.eval.annotations=FILE.json.'
     )
-  evaluate(
+  aps = evaluate(
       detector, images=truth.images, annotations=truth.annotations,
       workdir=workdir, config=detector.config, skip_eval=_SKIP_EVAL.value,
   )
+  for line in expected_lines(aps, **detector.config.expected):
+    print(line, flush=True)
   return 0
 
 

@@ -289,16 +289,17 @@ def _loop(run: Run, state, train_step, batches):
   num_steps = run.config.train.num_steps
   compiled = {}
   pending = None
+  skipped = 0
   first_step = done = int(state.step)
   last_saved = first_step if first_step else None
   last = time.monotonic()
   started, apart = last, 0.0
 
   def take_pending():
-    nonlocal pending
+    nonlocal pending, skipped
     # Only a state whose losses have been seen to be finite is saved.
     if pending:
-      _take_figures(
+      skipped = _take_figures(
           pending, run.log, run.index, run.schedule, run.config.precision
       )
       pending = None
@@ -331,7 +332,8 @@ def _loop(run: Run, state, train_step, batches):
     if done % run.config.train.log_every == 0 or is_last:
       take_pending()
       run.log.report(
-          done, learning_rate=float(run.schedule(np.int32(done - 1)))
+          done, learning_rate=float(run.schedule(np.int32(done - 1))),
+          skipped=skipped if run.config.precision == 'fp16' else None,
       )
     run.saved.poll()
     is_due = _is_due(run, done)
@@ -488,6 +490,9 @@ def _take_figures(pending, log, index, schedule, precision):
 
   In fp16 a step that is not finite is skipped, and that is said; only where a
   lower scale of the loss can help no more is it an error.
+
+  Returns:
+    Steps skipped so far.
   """
   step, figures, batch_rows, step_time, data_time = pending
   figures = {n: float(v) for n, v in jax.device_get(figures).items()}
@@ -506,7 +511,7 @@ def _take_figures(pending, log, index, schedule, precision):
           f'from {scale:g} to {scale / 2:g}; {skipped} skipped so far'
       )
       log.add(time=step_time, data=data_time)
-      return
+      return skipped
     rate = float(schedule(np.int32(step)))
     message = (
         f'{text} (learning rate {rate:g}, images {ids}). The last checkpoint '
@@ -522,8 +527,9 @@ def _take_figures(pending, log, index, schedule, precision):
     raise FloatingPointError(message)
   norm = figures.pop('grad_norm')
   if precision == 'fp16':
-    figures |= {'loss_scale': scale, 'skipped': skipped}
+    figures['loss_scale'] = scale
   log.add(**figures, grad_norm=norm, time=step_time, data=data_time)
+  return skipped
 
 
 def _check_micro_batches(config, mesh):

@@ -135,7 +135,7 @@ def expected_lines(
     figure = 'n/a' if ap is None else f'{ap:.4f}'
     lines.append(
         f'{"PASS" if passes else "FAIL"}: {name} AP {figure}, expected '
-        f'{mean:.4f} within {tolerance:.4f}'
+        f'{mean:.4f} within {tolerance:.4f} (config.expected)'
     )
   return lines
 

@@ -54,12 +54,15 @@ class TrainingLog:
     self._file.write(text + '\n')
     self._file.flush()
 
-  def report(self, step: int, *, learning_rate: float) -> None:
+  def report(
+      self, step: int, *, learning_rate: float, skipped: int | None = None
+  ) -> None:
     """Writes the line of a step: each figure's recent median (overall mean).
 
     Args:
       step: Steps done.
       learning_rate: Of the last of them.
+      skipped: How many changed no parameter, where that can be.
     """
     mean_time = self._sums['time'] / self._counts['time']
     left = datetime.timedelta(
@@ -77,6 +80,7 @@ class TrainingLog:
         f'eta: {left}',
         f'iter: {step}',
         *figures,
+        *([] if skipped is None else [f'skipped: {skipped}']),
         f'lr: {learning_rate:.6f}',
         f'max mem: {peak_memory():.0f}',
     ]))

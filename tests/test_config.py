@@ -13,6 +13,7 @@ from maskrcnn_jax.config import (
   default_config,
   is_free,
   plain,
+  scaled_to_batch,
   stored_config,
 )
 from maskrcnn_jax.errors import InputError
@@ -86,6 +87,15 @@ def test_a_value_of_another_type_is_refused(section, name, value):
         ),
         ('train.batch_size', 0, r'train.batch_size is 0; .*at least 1'),
         ('data.num_threads', 0, r'data.num_threads is 0'),
+        ('train.micro_batches', 0, r'train.micro_batches is 0'),
+        ('train.ema_decay', 1.0, r'train.ema_decay is 1'),
+        ('train.min_box_ap', 0.4, r'--config.train.eval_every=STEPS'),
+        ('train.eval_every', -1, r'train.eval_every is -1; .*at least 0'),
+        ('train.reference_batch_size', 0, r'reference_batch_size is 0'),
+        ('expected.box_ap', (0.4,), r'expected.box_ap is .*mean, tolerance'),
+        ('optimizer.clip_norm', -1.0, r'optimizer.clip_norm is -1'),
+        ('optimizer.warmup', 'slow', r"warmup is 'slow'; .*'mlperf_linear'"),
+        ('optimizer.schedule', 'step', r"schedule is 'step'; .*'cosine'"),
         ('roi.num_samples', -4, r'roi.num_samples is -4'),
         ('data.padded_sizes', ((800, 1333),), r'\(800, 1333\); .*multiples'),
         ('data.padded_sizes', ((0, 32),), r'\(0, 32\)'),
@@ -162,3 +172,61 @@ def test_stored_config_gives_later_keys_their_default():
   config = stored_config(stored)
   assert config.predict.min_score == default_config().predict.min_score
   assert config.rpn.eval.pre_nms == default_config().rpn.eval.pre_nms
+
+
+def test_scaled_to_batch_is_the_linear_rule():
+  config = default_config()
+  config.train.reference_batch_size = 16
+  config.train.batch_size = 64
+  scaled, lines = scaled_to_batch(config)
+  assert scaled.optimizer.learning_rate == pytest.approx(0.08)
+  assert scaled.optimizer.warmup_steps == 125
+  assert scaled.optimizer.decay_steps == (15_000, 20_000)
+  assert scaled.train.num_steps == 22_500
+  line, = lines
+  assert '64 images a step, the recipe is for 16' in line
+  assert 'train.num_steps = 22500 (recipe: 90000)' in line
+  # Once is enough, and the recipe itself is as it was.
+  assert scaled_to_batch(scaled)[1] == []
+  assert config.optimizer.learning_rate == 0.02
+
+
+def test_scaled_to_batch_leaves_what_the_user_gave():
+  config = default_config()
+  config.train.reference_batch_size = 16
+  config.train.batch_size = 4
+  config.train.num_steps = 100
+  scaled, lines = scaled_to_batch(config, frozenset({'train.num_steps'}))
+  assert scaled.train.num_steps == 100
+  assert scaled.optimizer.warmup_steps == 2_000
+  assert 'train.num_steps = 100 (given, not scaled)' in lines[0]
+
+
+def test_scaled_to_batch_keeps_the_shape_of_mlperfs_warmup():
+  config = default_config()
+  config.train.reference_batch_size = 64
+  config.train.batch_size = 128
+  config.optimizer.learning_rate = 0.08
+  config.optimizer.warmup = 'mlperf_linear'
+  config.optimizer.warmup_steps = 800
+  config.optimizer.warmup_factor = 1e-4
+  scaled, _ = scaled_to_batch(config)
+  # From 0.08 - 800 * 0.0001 = 0 before, from 0.16 - 400 * 0.0004 = 0 now.
+  assert scaled.optimizer.warmup_steps == 400
+  assert scaled.optimizer.warmup_factor == pytest.approx(4e-4)
+
+
+@pytest.mark.parametrize('why', ['no reference', 'the same', 'switched off'])
+def test_scaled_to_batch_does_nothing_unasked(why):
+  config = default_config()
+  config.train.batch_size = 8
+  match why:
+    case 'the same':
+      config.train.reference_batch_size = 8
+    case 'switched off':
+      config.train.reference_batch_size = 16
+      config.train.auto_scale = False
+  scaled, lines = scaled_to_batch(config)
+  assert lines == []
+  assert scaled.optimizer.learning_rate == config.optimizer.learning_rate
+  assert scaled.train.num_steps == config.train.num_steps

@@ -48,6 +48,12 @@ def test_a_recipe_makes_a_new_config_each_time(path):
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_says_what_batch_its_steps_are_for(path):
+  config = load(path).get_config()
+  assert config.train.reference_batch_size == config.train.batch_size
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_a_recipe_says_how_it_is_run(path):
   text = load(path).__doc__
   assert 'maskrcnn_jax.main' in text or 'scripts/quickstart.sh' in text

@@ -16,6 +16,7 @@ import pytest
 import tiny
 
 from maskrcnn_jax import main
+from maskrcnn_jax.errors import InputError, SaveError
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = f'--config={tiny.__file__}'
@@ -81,7 +82,7 @@ def test_help_shows_the_flags_and_succeeds():
   assert done.returncode == 0
   for name in (
       'config', 'workdir', 'mode', 'checkpoint', 'init_from', 'input',
-      '[no]skip_test', '[no]skip_eval', '[no]resume',
+      '[no]skip_test', '[no]skip_eval', '[no]resume', '[no]allow_changes',
   ):
     assert f'--{name}:' in done.stdout, name
   assert done.stderr == ''
@@ -265,6 +266,18 @@ def test_eval_without_a_recipe_uses_the_stored_one(run, tiny_run, tmp_path):
   ).read_text()
 
 
+def test_eval_says_whether_the_ap_is_as_expected(run, tiny_run, train_flags
+):
+  code, out, _ = run(
+      *train_flags, '--mode=eval', f'--checkpoint={tiny_run[0]}',
+      '--config.expected.box_ap=(0.0,1.0)',
+      '--config.expected.mask_ap=(1.0,0.0)',
+  )
+  assert code == 0
+  assert 'PASS: box AP' in out
+  assert 'FAIL: mask AP' in out
+
+
 def test_skip_eval_prints_no_table(run, tiny_run, tmp_path):
   code, out, _ = run(
       '--mode=eval', '--skip_eval', f'--checkpoint={tiny_run[0]}',
@@ -312,6 +325,31 @@ def test_predict_without_pictures_is_wrong_input(refuse, tiny_run, tmp_path):
       f'--workdir={tmp_path}', f'--input={tmp_path}/none',
   )
   assert f'{tmp_path}/none' in line
+
+
+def test_keys_that_are_given_are_not_scaled_with_the_batch(
+    refuse, train_flags, monkeypatch
+):
+  given = []
+
+  def scale(config, keys):
+    given.append(keys)
+    raise InputError('enough')
+
+  monkeypatch.setattr('maskrcnn_jax.train.scaled_to_batch', scale)
+  refuse(
+      *train_flags, '--config.train.num_steps=7', '--config.train.batch_size=4'
+  )
+  assert {'train.num_steps', 'train.batch_size'} <= given[0]
+  assert 'optimizer.learning_rate' not in given[0]
+
+
+def test_a_save_that_fails_is_a_failure(refuse, train_flags, monkeypatch):
+  def fail(*_, **__):
+    raise SaveError('C10 no room')
+
+  monkeypatch.setattr('maskrcnn_jax.train.train', fail)
+  assert refuse(*train_flags, status=1) == 'error: C10 no room'
 
 
 def test_train_through_the_command_line_continues(

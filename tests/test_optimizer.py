@@ -13,6 +13,7 @@ from maskrcnn_jax.optimizer import (
   join_parameters,
   learning_rate,
   make_optimizer,
+  next_average,
   split_parameters,
 )
 
@@ -59,6 +60,77 @@ def test_learning_rate_without_warmup_and_decay_is_constant():
   for step in (0, 1, 10**6):
     rate = recipe(step, warmup_steps=0, decay_steps=())
     assert_allclose(rate, 0.02, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('step', 'expected'), [(0, 0.002), (9, 0.002), (10, 0.02), (100, 0.02)]
+)
+def test_constant_warmup_is_one_lower_rate(step, expected):
+  rate = recipe(step, warmup='constant', warmup_steps=10, warmup_factor=0.1)
+  assert_allclose(rate, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('step', 'expected'),
+    [
+        # 0.12 - (800 - step) * 0.0001.
+        (0, 0.04), (400, 0.08), (799, 0.1199), (800, 0.12), (12_000, 0.012),
+        (16_000, 0.0012),
+    ],
+)
+def test_mlperf_linear_rises_by_the_factor_a_step(step, expected):
+  rate = recipe(
+      step, base=0.12, warmup='mlperf_linear', warmup_steps=800,
+      warmup_factor=1e-4, decay_steps=(12_000, 16_000),
+  )
+  assert_allclose(rate, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('step', 'expected'),
+    [
+        (0, 0.02 / 3),  # The warm-up's factor.
+        (500, 0.02 * 0.5 * (1 + np.cos(np.pi / 20))),
+        (5_000, 0.01),
+        (7_500, 0.02 * 0.5 * (1 - np.sqrt(0.5))),  # cos(3 pi / 4)
+        (10_000, 0),
+    ],
+)
+def test_cosine_falls_to_nothing(step, expected):
+  rate = recipe(step, schedule='cosine', num_steps=10_000)
+  assert_allclose(rate, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_learning_rate_of_an_unknown_warmup_is_an_error():
+  with pytest.raises(ValueError, match='sudden'):
+    recipe(0, warmup='sudden')
+
+
+def test_gradients_are_clipped_all_together():
+  params = {'fc': {'kernel': jnp.zeros(1), 'bias': jnp.zeros(1)}}
+  # Of length 5, made 2.5: halved.
+  gradients = {'fc': {'kernel': jnp.array([3.0]), 'bias': jnp.array([4.0])}}
+  optimizer = make_optimizer(
+      momentum=0.9, weight_decay=0.0, schedule=lambda step: 1.0,
+      bias_schedule=lambda step: 1.0, clip_norm=2.5,
+  )
+  updates, _ = optimizer.update(
+      gradients, optimizer.init(params), params, step=0
+  )
+  assert_allclose(updates['fc']['kernel'], [-1.5], rtol=1e-6)
+  assert_allclose(updates['fc']['bias'], [-2], rtol=1e-6)
+
+
+def test_next_average_trusts_early_steps_more():
+  average = {'w': jnp.array([1.0])}
+  params = {'w': jnp.array([3.0])}
+  # min(0.5, 1 / 10) of the old; then min(0.5, 91 / 100).
+  assert_allclose(
+      next_average(average, params, 0, decay=0.5)['w'], [2.8], rtol=1e-6
+  )
+  assert_allclose(
+      next_average(average, params, 90, decay=0.5)['w'], [2.0], rtol=1e-6
+  )
 
 
 def make_tree(random):
