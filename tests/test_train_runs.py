@@ -49,7 +49,9 @@ def workdir(tiny_run, tmp_path):
 def idle_step(monkeypatch):
   """Replaces the training step by one that changes nothing."""
   step = tiny.IdleStep()
-  monkeypatch.setattr('maskrcnn_jax.train.make_train_step', lambda *_: step)
+  monkeypatch.setattr(
+      'maskrcnn_jax.train.make_train_step', lambda *_, **__: step
+  )
   return step
 
 
