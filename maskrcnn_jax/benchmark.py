@@ -137,7 +137,7 @@ def benchmark(
   if mode == 'train':
     limits = loader.Limits(config.data.max_objects, 512, 64, 1)
     run = train_step.make_train_step(
-        model, optimizer, config, limits,
+        model, optimizer, config, limits, mesh=mesh,
         skip_background=cluster.is_single_cpu(mesh),
     )
     for _ in range(num_steps + 2):
@@ -146,7 +146,7 @@ def benchmark(
       jax.block_until_ready(figures)
       times.append(time.monotonic() - started)
   else:
-    run = make_detect(model, config)
+    run = make_detect(model, config, mesh=mesh)
     variables = train_step.variables_of(state)
     for _ in range(num_steps + 2):
       started = time.monotonic()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax import checkpoint, cluster
+from maskrcnn_jax import checkpoint, cluster, watchdog
 from maskrcnn_jax.config import (
     config_difference,
     geometry_of,
@@ -45,6 +45,12 @@ from maskrcnn_jax.training_log import TrainingLog
 CLASS_LAYERS = ('cls_score', 'bbox_pred', 'mask_fcn_logits')
 CLASS_HEADS = ('box_head', 'mask_head')
 
+# What may differ between processes, whose machines have folders of their own.
+MACHINE_KEYS = (
+    'data.eval.annotations', 'data.eval.images', 'data.num_threads',
+    'data.num_workers', 'data.train.annotations', 'data.train.images',
+)
+
 # Keys of the recipe without which weights see something else than they were
 # trained on.
 WEIGHT_KEYS = (
@@ -60,6 +66,7 @@ def train(
     init_from: pathlib.Path | None = None,
     skip_test: bool = False,
     resume: bool = True,
+    profile_steps: range = range(0),
 ) -> None:
   """Trains until `config.train.num_steps`, then evaluates.
 
@@ -74,8 +81,9 @@ def train(
     skip_test: Whether to leave out the evaluation.
     resume: Whether to continue; if not, a workdir with a checkpoint is an
       error.
+    profile_steps: Of which a trace is written into WORKDIR/profile.
   """
-  mesh = cluster.make_mesh()
+  mesh = cluster.make_mesh(config.mesh)
   cluster.check_batch_size(
       config.train.batch_size, mesh, key='config.train.batch_size'
   )
@@ -118,17 +126,24 @@ def train(
       0, plain(config), [list(category) for category in index.categories],
       _describe_training_set(index, rows),
   )
+  cluster.check_agreement(
+      _recipe_facts(config) | {
+          'training set': metadata.training_set,
+          'newest checkpoint': steps[-1:],
+          'version of JAX': jax.__version__,
+      }
+  )
   if steps:
     state = _resume(directory / str(steps[-1]), state, metadata, config, mesh)
   elif init_from is not None:
     state = _take_weights(
-        checkpoint.find_checkpoint(init_from), state, config
+        checkpoint.find_checkpoint(init_from), state, config, mesh
     )
   state = cluster.replicate(state, mesh)
   first_step = int(state.step)
 
   if first_step < config.train.num_steps:
-    log = TrainingLog(workdir, num_steps=config.train.num_steps)
+    log = _open_log(workdir, config)
     _describe(log, index, rows, plan, limits, config, mesh, first_step)
     batches = loader.train_batches(
         index, plan, rows, images_dir=folder, limits=limits, seed=config.seed,
@@ -141,7 +156,7 @@ def train(
         num_threads=config.data.num_threads,
     )
     train_step = make_train_step(
-        model, optimizer, config, limits,
+        model, optimizer, config, limits, mesh=mesh,
         skip_background=cluster.is_single_cpu(mesh),
     )
     manager = checkpoint.open_checkpoints(
@@ -152,7 +167,7 @@ def train(
       state = _loop(
           state, train_step, batches, log, manager, metadata,
           index=index, rows=rows, plan=plan, schedule=schedule, config=config,
-          mesh=mesh,
+          mesh=mesh, profile_steps=profile_steps,
       )
   else:
     logging.info(
@@ -160,19 +175,18 @@ def train(
     )
 
   if not skip_test and config.data.eval.annotations:
+    local_mesh = cluster.make_local_mesh()
     detector = Detector(
-        make_detect(model, config),
-        {'params': state.params}
-        | ({'constants': state.constants} if state.constants else {}),
-        config, index.categories, mesh, int(state.step),
+        make_detect(model, config, mesh=local_mesh),
+        cluster.to_mesh(variables_of(state), local_mesh), config,
+        index.categories, local_mesh, int(state.step),
     )
     aps = evaluate(
         detector, images=config.data.eval.images,
         annotations=config.data.eval.annotations, workdir=workdir,
         config=config,
     )
-    log = TrainingLog(workdir, num_steps=config.train.num_steps)
-    with contextlib.closing(log):
+    with contextlib.closing(_open_log(workdir, config)) as log:
       log.scalars(int(state.step), {
           f'eval/{kind}_{name}': figure
           for kind, ap in aps.items()
@@ -182,7 +196,7 @@ def train(
 
 def _loop(
     state, train_step, batches, log, manager, metadata, *,
-    index, rows, plan, schedule, config, mesh,
+    index, rows, plan, schedule, config, mesh, profile_steps,
 ):
   """Runs the steps that are left and returns the last state."""
   num_steps = config.train.num_steps
@@ -190,9 +204,21 @@ def _loop(
   pending = None
   started = last = time.monotonic()
   first_step = int(state.step)
+  order = loader.train_order(
+      plan.canvas_of_image[rows], seed=config.seed,
+      batch_size=config.train.batch_size,
+  )
+  profile_steps = range(
+      max(profile_steps.start, first_step), min(profile_steps.stop, num_steps)
+  )
   for step in range(first_step, num_steps):
+    if profile_steps and step == profile_steps.start and cluster.is_main():
+      jax.profiler.start_trace(
+          log.directory / 'profile', create_perfetto_trace=True
+      )
     asked = time.monotonic()
-    batch, batch_rows = next(batches)
+    batch, _ = next(batches)
+    batch_rows = rows[order.rows(step)]  # of all processes
     canvas = plan.canvases[plan.canvas_of_image[batch_rows[0]]]
     batch = cluster.shard_batch(batch, mesh)
     data_time = time.monotonic() - asked
@@ -200,6 +226,14 @@ def _loop(
       compiled[canvas] = _compile(train_step, state, batch, canvas, log)
       last = time.monotonic() - data_time
     state, figures = compiled[canvas](state, batch)
+    if profile_steps and step == profile_steps[-1] and cluster.is_main():
+      jax.block_until_ready(figures)
+      jax.profiler.stop_trace()
+      log.line(
+          f'Traced steps {profile_steps.start} to {step}: '
+          f'{log.directory / "profile"}; TensorBoard shows it, and '
+          'ui.perfetto.dev its perfetto_trace.json.gz'
+      )
     # The figures of the step before are looked at while this one runs.
     if pending:
       _take_figures(pending, log, index, schedule)
@@ -223,6 +257,7 @@ def _loop(
       )
   manager.wait_until_finished()
   manager.check_for_errors()
+  watchdog.progress(f'the checkpoint of step {num_steps}')
   seconds = time.monotonic() - started
   num_canvases = len(np.unique(plan.canvas_of_image[rows]))
   log.line(
@@ -239,6 +274,7 @@ def _compile(train_step, state, batch, canvas, log):
   started = time.monotonic()
   step = train_step.lower(state, batch, padded_size=canvas.padded).compile()
   seconds = time.monotonic() - started
+  watchdog.progress(f'compiling the step for {height}x{width} images')
   text = f'Compiled the step for {height}x{width} images in {seconds:.1f} s'
   memory = step.memory_analysis()
   if memory is not None:
@@ -254,6 +290,7 @@ def _take_figures(pending, log, index, schedule):
   """Fetches a step's figures, stops if one is not finite, and logs them."""
   step, figures, batch_rows, step_time, data_time = pending
   figures = {n: float(v) for n, v in jax.device_get(figures).items()}
+  watchdog.progress(f'step {step}')
   wrong = [
       f'{name} is {value}' for name, value in figures.items()
       if not math.isfinite(value)
@@ -270,6 +307,22 @@ def _take_figures(pending, log, index, schedule):
     raise FloatingPointError(message)
   norm = figures.pop('grad_norm')
   log.add(**figures, grad_norm=norm, time=step_time, data=data_time)
+
+
+def _open_log(workdir, config):
+  """The log of a run, which process 0 alone writes."""
+  return TrainingLog(
+      workdir, num_steps=config.train.num_steps, writes=cluster.is_main()
+  )
+
+
+def _recipe_facts(config) -> dict[str, str]:
+  """{key: value} of what must be the same in all processes."""
+  lines = [line.split(': ', 1) for line in config_difference(config, {})]
+  return {
+      f'config.{key}': value.removesuffix(' | nothing')
+      for key, value in lines if key not in MACHINE_KEYS
+  }
 
 
 def _read_training_set(config):
@@ -371,7 +424,7 @@ def _resume(path, state, metadata, config, mesh) -> TrainState:
   )
 
 
-def _take_weights(path, state: TrainState, config) -> TrainState:
+def _take_weights(path, state: TrainState, config, mesh) -> TrainState:
   """A state of step 0 with a checkpoint's weights, heads of classes aside.
 
   Of a partial checkpoint, layers that it lacks start afresh too.
@@ -406,7 +459,9 @@ def _take_weights(path, state: TrainState, config) -> TrainState:
     raise InputError(f'{path} does not fit this model: {difference}.')
   weights = checkpoint.named_leaves(checkpoint.restore_model(
       path, checkpoint.nested({
-          name: jax.ShapeDtypeStruct(shape, expected[name].dtype)
+          name: jax.ShapeDtypeStruct(
+              shape, expected[name].dtype, sharding=cluster.replicated(mesh)
+          )
           for name, shape in stored.items()
       })
   ))

@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 import ml_collections
 import optax
 
 from maskrcnn_jax import losses
 from maskrcnn_jax.array_types import Batch, Inputs
+from maskrcnn_jax.cluster import each_image, replicated
 from maskrcnn_jax.config import geometry_of
 from maskrcnn_jax.data import loader
 from maskrcnn_jax.evaluate import (
@@ -49,6 +51,7 @@ def make_losses(
     config: ml_collections.ConfigDict,
     limits: loader.Limits,
     *,
+    mesh: Mesh | None = None,
     skip_background: bool = False,
 ):
   """Returns the function from parameters and inputs to the five losses.
@@ -57,6 +60,7 @@ def make_losses(
     model: The network.
     config: The recipe.
     limits: Of the truth: how many vertices and parts an object has at most.
+    mesh: Over which the images will be spread; None for one device.
     skip_background: Whether the mask head runs on the RoIs that have a mask to
       learn only, in chunks, instead of on all slots for them. The losses are
       the same; it pays on a single CPU.
@@ -86,7 +90,7 @@ def make_losses(
     rpn = model.apply(variables, pyramid, method='propose')
     padded_size = inputs.images.shape[1:3]
 
-    rpn_targets = jax.vmap(
+    rpn_targets = each_image(
         lambda size, boxes, valid, key: make_rpn_targets(
             jnp.concatenate(image_anchors(config, padded_size, size)), size,
             boxes, valid, key,
@@ -98,10 +102,11 @@ def make_losses(
             padding_multiple=shape.padding_multiple,
             ignore_straddling=shape.ignore_straddling,
             width_offset=shape.width_offset,
-        )
+        ),
+        mesh,
     )(inputs.image_sizes, inputs.gt_boxes, inputs.gt_valid, keys[:, 0])
 
-    proposals = jax.vmap(
+    proposals = each_image(
         lambda logits, deltas, size: make_proposals(
             logits, deltas, image_anchors(config, padded_size, size), size,
             iou_threshold=config.rpn.iou_threshold,
@@ -110,10 +115,15 @@ def make_losses(
             min_size=shape.proposal_min_size,
             width_offset=shape.width_offset,
             **config.rpn.train,
-        )
-    )(rpn.objectness_logits, rpn.anchor_deltas, inputs.image_sizes)
+        ),
+        mesh,
+    )(
+        # Cut here, lest the gradient of a mesh's each_image is built.
+        jax.lax.stop_gradient(rpn.objectness_logits),
+        jax.lax.stop_gradient(rpn.anchor_deltas), inputs.image_sizes,
+    )
 
-    roi_targets = jax.vmap(
+    roi_targets = each_image(
         lambda p, boxes, classes, valid, key: make_roi_targets(
             p, boxes, classes, valid, key,
             num_samples=config.roi.num_samples,
@@ -121,7 +131,8 @@ def make_losses(
             foreground_iou=config.roi.foreground_iou,
             delta_weights=shape.roi_delta_weights,
             width_offset=shape.width_offset,
-        )
+        ),
+        mesh,
     )(
         proposals, inputs.gt_boxes, inputs.gt_classes, inputs.gt_valid,
         keys[:, 1],
@@ -136,14 +147,15 @@ def make_losses(
     pooled = pool(
         pyramid, foreground.rois, side=config.roi.mask_side, shape=shape
     )
-    mask_targets = jax.vmap(
+    mask_targets = each_image(
         lambda outlines, rois, objects, real, size: make_mask_targets(
             outlines, rois, objects, real, side=2 * config.roi.mask_side,
             max_object_vertices=limits.max_object_vertices,
             max_parts=limits.max_parts, min_roi_side=shape.mask_min_side,
             image_size=size if shape.mask_targets == 'bitmap' else None,
             padded_size=padded_size,
-        )
+        ),
+        mesh,
     )(
         inputs.outlines, foreground.rois, foreground.objects,
         foreground.foreground, inputs.image_sizes,
@@ -198,19 +210,24 @@ def make_train_step(
     config: ml_collections.ConfigDict,
     limits: loader.Limits,
     *,
+    mesh: Mesh | None = None,
     skip_background: bool = False,
 ):
   """Returns the jitted `train_step(state, batch, padded_size=)`.
 
   It gives the new state, whose memory replaces the old one's, and the figures
-  of the step: the losses, their sum 'loss' and 'grad_norm'.
+  of the step: the losses, their sum 'loss' and 'grad_norm'. On a mesh the
+  state is whole on every device and the images of the batch are spread.
   """
   compute_losses = make_losses(
-      model, config, limits, skip_background=skip_background
+      model, config, limits, mesh=mesh, skip_background=skip_background
   )
   frozen = frozen_prefixes(config.freeze_at)
 
-  @functools.partial(jax.jit, static_argnames='padded_size', donate_argnums=0)
+  @functools.partial(
+      jax.jit, static_argnames='padded_size', donate_argnums=0,
+      out_shardings=replicated(mesh) if mesh else None,
+  )
   def train_step(state: TrainState, batch: Batch, padded_size):
     keys = image_keys(config.seed, state.step, batch.images.shape[0])
     flips = draw_flips(

@@ -28,6 +28,7 @@ ROWS = (
     'optimizer',
     'precision',
     'cluster',
+    'watchdog',
     'checkpoint',
     'training_log',
     'mask_paste',
