@@ -7,6 +7,7 @@ import pathlib
 import re
 import socket
 import sys
+import threading
 from typing import Any, NamedTuple, NoReturn
 import zlib
 
@@ -126,12 +127,14 @@ def plan_launch(
 def start_processes(launch: Launch, *, timeout: int) -> None:
   """Joins the processes that work together; nothing of JAX may run before.
 
+  Ends this process with status 1 if they do not all come.
+
   Args:
     launch: As `plan_launch` gives it.
     timeout: Seconds to wait for the others.
 
   Raises:
-    InputError: If they did not all come.
+    InputError: If they cannot come together.
   """
   loopback = (
       launch.coordinator is not None and is_loopback(launch.coordinator)
@@ -151,25 +154,25 @@ def start_processes(launch: Launch, *, timeout: int) -> None:
         'The coordinator %s is this machine itself; processes on other '
         'machines cannot reach it.', launch.coordinator,
     )
+  # JAX, too, would end the process, but with a stack of its own code.
+  timer = threading.Timer(timeout, _give_up, [launch, timeout, loopback])
+  timer.daemon = True
+  timer.start()
   try:
     jax.distributed.initialize(
         launch.coordinator, launch.num_processes, launch.process_id,
         local_device_ids=launch.local_device_ids,
         cluster_detection_method=None if launch.launcher else 'deactivate',
-        initialization_timeout=timeout,
+        initialization_timeout=timeout + 60,
     )
   except (RuntimeError, ValueError) as error:
-    hint = (
-        ' The coordinator is an address of this machine only (127.x); give '
-        'one that all machines can reach.' if loopback else ''
-    )
     raise InputError(
-        f'The processes did not find each other within {timeout} s '
-        f'(--initialization_timeout): {str(error).splitlines()[0][:300]} '
-        f'Process 0 must run on the machine that --coordinator names '
-        f'({launch.coordinator or "as " + str(launch.launcher) + " says"}), '
-        f'with that port free and open to the others.{hint}'
+        f'JAX could not join the processes: {str(error).splitlines()[0]} '
+        'Give --coordinator, --num_processes and --process_id, or '
+        '--num_processes=1 for this process alone.'
     ) from error
+  finally:
+    timer.cancel()
   counts = {
       len(of_process)
       for of_process in _devices_by_process(jax.devices()).values()
@@ -412,6 +415,21 @@ def visible_gpus() -> int:
   if chosen is not None:
     return len([part for part in chosen.split(',') if part.strip()])
   return len(list(pathlib.Path('/dev').glob('nvidia[0-9]*')))
+
+
+def _give_up(launch, timeout, loopback) -> NoReturn:
+  where = launch.coordinator or f'where {launch.launcher} says'
+  hint = (
+      ' The coordinator is an address of this machine only (127.x); processes '
+      'on other machines need one that they can reach.' if loopback else ''
+  )
+  print(
+      f'error: the processes did not find each other within {timeout} s '
+      f'(--initialization_timeout). Process 0 must run at the coordinator '
+      f'({where}), that port be free there and open to the others, and all '
+      f'processes be started.{hint}', file=sys.stderr, flush=True,
+  )
+  os._exit(1)
 
 
 def _share_of_gpus(num_gpus, processes_here, rank_here):

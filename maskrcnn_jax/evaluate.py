@@ -402,7 +402,7 @@ def evaluate(
   results = []
   for found in progress(
       detect_batches(detector, batches, index, plan),
-      total=len(share), description='Evaluating',
+      total=len(share), description='Evaluating', shown=cluster.is_main(),
   ):
     watchdog.progress(f'the detections of image {index.image_ids[found.row]}')
     for box, class_, score, mask in zip(

@@ -185,7 +185,8 @@ def run() -> None:
     _fail(str(error), 1)
   except Exception:
     traceback.print_exc()
-    _leave(1)
+    # Of several processes that lose one, all the others come here.
+    _fail('this process failed; what went wrong is above.', 1)
   sys.exit(status)
 
 

@@ -102,14 +102,16 @@ class TrainingLog:
     self._file.close()
 
 
-def progress(items: Iterable, *, total: int, description: str) -> Iterable:
+def progress(
+    items: Iterable, *, total: int, description: str, shown: bool = True
+) -> Iterable:
   """Shows a bar with the time left while items are worked through.
 
   Where nobody watches, in a log file, it says so only twice a minute.
   """
   return tqdm.tqdm(
       items, total=total, desc=description, unit='image',
-      mininterval=0.1 if sys.stderr.isatty() else 30,
+      mininterval=0.1 if sys.stderr.isatty() else 30, disable=not shown,
   )
 
 
