@@ -50,7 +50,7 @@ class _Watch:
 
 
 @contextlib.contextmanager
-def watchdog(seconds: float):
+def watchdog(seconds: float | int):
   """Ends the process unless `progress` is called every so many seconds.
 
   A process that is stuck keeps all others waiting, in collectives that XLA

@@ -34,9 +34,8 @@ if __name__ == '__main__':
       pathlib.Path(os.environ['FIGURES']).write_text(json.dumps(figures))
 '''
 
-# A second is a long time for a step of the tiny recipe; but the machine may be
-# busy, and in the first step each process compiles.
-WATCHDOG = 120
+# On a busy machine compiling takes minutes.
+WATCHDOG = 900
 
 
 @pytest.fixture(scope='module')
@@ -80,7 +79,7 @@ class Run:
             },
         ))
 
-  def wait(self, timeout=500):
+  def wait(self, timeout=1000):
     """Returns the exit statuses."""
     deadline = time.monotonic() + timeout
     try:
@@ -103,7 +102,7 @@ class Run:
 
   def wait_for(self, path):
     """Waits until a file is there, while all processes live."""
-    deadline = time.monotonic() + 500
+    deadline = time.monotonic() + 1000
     while not path.exists():
       assert [p.poll() for p in self.processes] == [None] * len(
           self.processes
@@ -122,17 +121,19 @@ def assert_same_figures(some, others, rtol=1e-5):
       )
 
 
-def check_results(workdir, num_images=5):
-  """Checks that each image was evaluated once, and returns the AP."""
+def check_results(workdir, data):
+  """Checks that each image was evaluated once, and returns the boxes."""
+  truth = json.loads((data / 'instances_val.json').read_text())
+  ids = [image['id'] for image in truth['images']]
   boxes = json.loads((workdir / 'inference' / 'bbox.json').read_text())
   # Of each image the tiny recipe finds as many as it may, 8.
   counts = collections.Counter(result['image_id'] for result in boxes)
-  assert sorted(counts) == list(range(1, num_images + 1))
+  assert sorted(counts) == sorted(ids)
   assert max(counts.values()) <= 8
   results = json.loads(
       (workdir / 'inference' / 'coco_results.json').read_text()
   )
-  assert results['bbox']['num_images'] == num_images
+  assert results['bbox']['num_images'] == len(ids)
   return boxes
 
 
@@ -145,7 +146,7 @@ def test_two_processes_train_and_evaluate_as_one_does(
   one, two = run.finish()
   assert one == two
   assert_same_figures(one, figures[:2])
-  check_results(workdir)
+  check_results(workdir, tiny_data)
   # Process 0 alone writes.
   lines = (workdir / 'log.txt').read_text().splitlines()
   assert sum(line.startswith('Training on 8 images') for line in lines) == 1
@@ -183,8 +184,8 @@ def test_four_processes_train_and_evaluate_as_one_does(
   everywhere = Run(4, workdir, data, *OPTIONS).finish()
   for here in everywhere:
     assert_same_figures(here, figures)
-  results = check_results(workdir)
-  wanted = check_results(alone)
+  results = check_results(workdir, data)
+  wanted = check_results(alone, data)
   assert [r['image_id'] for r in results] == [r['image_id'] for r in wanted]
   assert_allclose(
       [r['score'] for r in results], [r['score'] for r in wanted], rtol=1e-3
@@ -197,7 +198,9 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(
 ):
   options = ('--mode=eval', f'--checkpoint={straight[0]}')
   Run(2, tmp_path / 'two', data, *options).finish()
-  assert check_results(tmp_path / 'two') == check_results(straight[0])
+  assert check_results(tmp_path / 'two', data) == check_results(
+      straight[0], data
+  )
 
 
 @pytest.mark.slow
@@ -211,8 +214,8 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(
   endless.wait_for(workdir / 'checkpoints' / '2')
   endless.processes[victim].send_signal(signal.SIGKILL)
   started = time.monotonic()
-  statuses = endless.wait(WATCHDOG + 30)
-  assert time.monotonic() - started < WATCHDOG + 30
+  statuses = endless.wait()
+  assert time.monotonic() - started < 100
   assert statuses[victim] == -signal.SIGKILL
   assert statuses[1 - victim] not in (0, -signal.SIGKILL)
 
@@ -221,7 +224,7 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(
   one, two = Run(2, workdir, data, *OPTIONS, num_steps).finish()
   assert one == two
   assert len(one) == 2
-  check_results(workdir)
+  check_results(workdir, data)
   if done < 6:
     wanted = straight[1][done:done + 2]
     assert_same_figures(one[:len(wanted)], wanted, rtol=1e-4)
@@ -229,7 +232,9 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(
 
 @pytest.mark.slow
 def test_a_stuck_process_ends_the_others_by_the_watchdog(data, tmp_path):
+  # So that the next processes find all compiled.
   workdir = tmp_path / 'run'
+  Run(2, workdir, data, '--config.train.num_steps=1', '--skip_test').finish()
   run = Run(
       2, workdir, data, '--config.train.num_steps=100000',
       '--config.train.watchdog_seconds=60',
@@ -259,7 +264,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
         f'--config.train.num_steps={num_steps}',
     ).finish()[-1]
   assert_same_figures(figures, straight[1])
-  check_results(workdir)
+  check_results(workdir, data)
   saved = tiny.saved_arrays(workdir, 6)
   wanted = tiny.saved_arrays(straight[0], 6)
   assert saved.keys() == wanted.keys()
