@@ -158,11 +158,12 @@ def start_processes(launch: Launch, *, timeout: int) -> None:
   timer = threading.Timer(timeout, _give_up, [launch, timeout, loopback])
   timer.daemon = True
   timer.start()
+  is_complete = None not in launch[:3]
   try:
     jax.distributed.initialize(
         launch.coordinator, launch.num_processes, launch.process_id,
         local_device_ids=launch.local_device_ids,
-        cluster_detection_method=None if launch.launcher else 'deactivate',
+        cluster_detection_method='deactivate' if is_complete else None,
         initialization_timeout=timeout + 60,
     )
   except (RuntimeError, ValueError) as error:

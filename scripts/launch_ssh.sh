@@ -33,6 +33,15 @@ for i in "${!hosts[@]}"; do
   processes+=($!)
 done
 # The first to fail decides.
-for _ in "${hosts[@]}"; do
-  wait -n "${processes[@]}" || exit $?
+while ((${#processes[@]})); do
+  running=()
+  for process in "${processes[@]}"; do
+    if kill -0 "$process" 2>/dev/null; then
+      running+=("$process")
+    else
+      wait "$process" || exit $?
+    fi
+  done
+  processes=("${running[@]}")
+  sleep 1
 done
