@@ -20,7 +20,7 @@ import time
 import jax
 import numpy as np
 
-from maskrcnn_jax import cluster, train_step
+from maskrcnn_jax import cluster, train_state, train_step
 from maskrcnn_jax.array_types import Batch, Outlines
 from maskrcnn_jax.config import check_config
 from maskrcnn_jax.data import loader
@@ -132,13 +132,13 @@ def benchmark(
       bias_schedule=lambda step: 1e-6,
   )
   state = cluster.replicate(
-      train_step.initial_state(model, optimizer, config), mesh
+      train_state.initial_state(model, optimizer, config), mesh
   )
   times = []
   if mode == 'train':
     limits = loader.Limits(config.data.max_objects, 512, 64, 1)
     run = train_step.make_train_step(
-        model, optimizer, config, limits,
+        model, optimizer, config, limits, mesh=mesh,
         skip_background=cluster.is_single_cpu(mesh),
     )
     for _ in range(num_steps + 2):
@@ -147,8 +147,8 @@ def benchmark(
       jax.block_until_ready(figures)
       times.append(time.monotonic() - started)
   else:
-    run = make_detect(model, config)
-    variables = train_step.variables_of(state)
+    run = make_detect(model, config, mesh=mesh)
+    variables = train_state.variables_of(state)
     for _ in range(num_steps + 2):
       started = time.monotonic()
       jax.block_until_ready(run(variables, batch, padded_size=padded_size))

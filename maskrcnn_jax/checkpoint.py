@@ -12,6 +12,7 @@ import shutil
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -112,6 +113,8 @@ class RunCheckpoints:
     self._started = None  # step that is being saved
     self._has_failed = False
     self._manager = open_checkpoints(self.directory)
+    # Nothing is removed while another process looks around.
+    multihost_utils.sync_global_devices('the checkpoints are open')
     self._remove_old()
 
   def save(self, *, model: dict, training: Any, metadata: Metadata) -> None:
@@ -208,7 +211,7 @@ def save_best(
   path = directory / str(metadata.step)
   try:
     if metadata.step not in saved_steps(directory):
-      if path.exists():
+      if path.exists() and jax.process_index() == 0:
         shutil.rmtree(path)
       with contextlib.closing(_open(directory)) as manager:
         # Of a run that went on from an earlier step, there may be a later one.
@@ -243,7 +246,8 @@ def check_room(directory: pathlib.Path, *, size: int, count: int) -> str:
   Raises:
     InputError: If not even one can be written.
   """
-  probe = directory / '.probe'
+  # All processes of a run do this at once.
+  probe = directory / f'.probe-{jax.process_index()}'
   try:
     directory.mkdir(parents=True, exist_ok=True)
     probe.write_text('to see whether this can be written')
@@ -343,12 +347,10 @@ def read_metadata(path: pathlib.Path) -> Metadata:
     path: As `find_checkpoint` returns it.
   """
   try:
-    with _reader('metadata', ocp.JsonCheckpointHandler()) as reader:
-      stored = reader.restore(
-          path.absolute(), args=ocp.args.Composite(
-              metadata=ocp.args.JsonRestore()
-          )
-      )['metadata']
+    # A checkpointer would wait for all processes to read it.
+    stored = ocp.JsonCheckpointHandler().restore(
+        (path / 'metadata').absolute(), args=ocp.args.JsonRestore()
+    )
   except (ValueError, OSError, KeyError) as error:
     raise _damaged(path, 'metadata', error) from error
   found = stored.get('format') if isinstance(stored, dict) else None

@@ -23,6 +23,7 @@ FREE_KEYS = (
     'detections',
     'eval',
     'expected',
+    'mesh',
     'predict',
     'train.auto_scale',
     'train.checkpoint_every',
@@ -35,6 +36,7 @@ FREE_KEYS = (
     'train.min_mask_ap',
     'train.num_steps',
     'train.reference_batch_size',
+    'train.watchdog_seconds',
 )
 
 
@@ -49,6 +51,9 @@ def default_config() -> ml_collections.ConfigDict:
   # Of convolutions and matmuls: fp32 | tf32 | bf16 | fp16. Parameters, boxes,
   # logits and losses are always float32.
   config.precision = 'fp32'
+
+  # Axes of all devices of all processes, (name, size); -1: all that are left.
+  config.mesh = (('data', -1),)
 
   # Arguments of model.MaskRCNN; the number of classes comes from the data.
   config.model = ml_collections.ConfigDict({
@@ -143,6 +148,9 @@ def default_config() -> ml_collections.ConfigDict:
       # The training ends when an evaluation reaches both; 0 and 0: never.
       'min_box_ap': 0.0,
       'min_mask_ap': 0.0,
+      # A run without progress for so long ends itself, with stacks of what
+      # hung. More than compiling takes, and the AP of a set; 0: never.
+      'watchdog_seconds': 1800.0,
   })
   config.optimizer = ml_collections.ConfigDict({
       'learning_rate': 0.02,
@@ -301,10 +309,13 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'data.long_side', 'data.max_source_side', 'rpn.num_samples',
       'roi.num_samples', 'roi.box_side', 'roi.mask_side',
       'detections.max_detections', 'optimizer.warmup_steps',
+      'train.watchdog_seconds',
       *(f'rpn.{mode}.{name}' for mode in ('train', 'eval')
         for name in ('pre_nms', 'post_nms', 'num_proposals')),
   ):
-    least = 0 if key == 'optimizer.warmup_steps' else 1
+    least = 0 if key in (
+        'optimizer.warmup_steps', 'train.watchdog_seconds'
+    ) else 1
     value = operator.attrgetter(key)(config)
     if value < least:
       raise InputError(

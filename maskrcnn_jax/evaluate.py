@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax import checkpoint, cluster, geometry
+from maskrcnn_jax import checkpoint, cluster, geometry, watchdog
 from maskrcnn_jax.array_types import Batch, Detections, Inputs
 from maskrcnn_jax.average_precision import (
   ApResult,
@@ -61,7 +61,7 @@ class Detector(NamedTuple):
   variables: dict
   config: ml_collections.ConfigDict  # that it was trained with
   categories: tuple[coco.Category, ...]
-  mesh: Mesh
+  mesh: Mesh  # of the devices of this process
   step: int
 
 
@@ -135,7 +135,10 @@ def pool(
 
 
 def make_detect(
-    model: MaskRCNN, config: ml_collections.ConfigDict
+    model: MaskRCNN,
+    config: ml_collections.ConfigDict,
+    *,
+    mesh: Mesh | None = None,
 ) -> Callable[..., Detections]:
   """Returns the function that finds the objects in a batch of images.
 
@@ -145,6 +148,7 @@ def make_detect(
   Args:
     model: The network.
     config: The recipe that it was trained with.
+    mesh: Over which the images will be spread; None for one device.
 
   Returns:
     `detect(variables, batch, padded_size=(height, width))`, which gives
@@ -163,7 +167,7 @@ def make_detect(
   def run(variables, images, image_sizes) -> Detections:
     pyramid = model.apply(variables, images, method='extract')
     rpn = model.apply(variables, pyramid, method='propose')
-    proposals = jax.vmap(
+    proposals = cluster.each_image(
         lambda logits, deltas, size: make_proposals(
             logits, deltas,
             image_anchors(config, images.shape[1:3], size), size,
@@ -173,19 +177,21 @@ def make_detect(
             min_size=shape.proposal_min_size,
             width_offset=shape.width_offset,
             **config.rpn.eval,
-        )
+        ),
+        mesh,
     )(rpn.objectness_logits, rpn.anchor_deltas, image_sizes)
     pooled = pool(
         pyramid, proposals.boxes, side=config.roi.box_side, shape=shape
     )
     heads = model.apply(variables, pooled, method='classify')
-    boxes, classes, scores, valid = jax.vmap(
+    boxes, classes, scores, valid = cluster.each_image(
         lambda logits, deltas, p, size: detect_boxes(
             logits, deltas, p, size,
             delta_weights=shape.roi_delta_weights,
             min_size=shape.detection_min_size,
             width_offset=shape.width_offset, **config.detections,
-        )
+        ),
+        mesh,
     )(heads.class_logits, heads.box_deltas, proposals, image_sizes)
     pooled = pool(pyramid, boxes, side=config.roi.mask_side, shape=shape)
     mask_logits = model.apply(variables, pooled, method='segment')
@@ -268,6 +274,7 @@ def load_detector(
         'with.'
     )
   mesh = cluster.make_mesh()
+  local_mesh = cluster.make_local_mesh()
   categories = tuple(coco.Category(*pair) for pair in metadata.categories)
   dtype = set_precision(config.precision)
   model = make_model(config, num_classes=len(categories) + 1, dtype=dtype)
@@ -278,7 +285,8 @@ def load_detector(
   variables = checkpoint.restore_model(path, target)
   logging.info('Restored step %d from %s.', metadata.step, path)
   return Detector(
-      make_detect(model, config), variables, config, categories, mesh,
+      make_detect(model, config, mesh=local_mesh),
+      cluster.to_mesh(variables, local_mesh), config, categories, local_mesh,
       metadata.step,
   )
 
@@ -305,7 +313,7 @@ def detect_batches(
   """Yields the detections of each image of each batch.
 
   While the device works on a batch, the host pastes the masks of the one
-  before it.
+  before it. Nothing waits for other processes.
   """
   shape = geometry_of(detector.config)
 
@@ -345,6 +353,9 @@ def evaluate(
 ) -> dict[str, ApResult]:
   """Detects the objects in every image of a set and prints their AP.
 
+  Each process takes its share of the images; process 0 prints and writes. All
+  must call this.
+
   Writes WORKDIR/inference/bbox.json and segm.json, and unless `skip_eval`
   coco_results.json.
 
@@ -357,7 +368,7 @@ def evaluate(
     skip_eval: Whether to stop before the AP.
 
   Returns:
-    The AP of 'bbox' and 'segm'; nothing if `skip_eval`.
+    The AP of 'bbox' and 'segm', in all processes; nothing if `skip_eval`.
   """
   index = coco.read_coco(pathlib.Path(annotations), require_masks=False)
   difference = coco.class_table_difference(
@@ -373,42 +384,64 @@ def evaluate(
     raise InputError(f'{annotations} lists no images; nothing to evaluate.')
   folder = pathlib.Path(images)
   loader.check_images_exist(index, folder)
-  cluster.check_batch_size(
-      config.eval.batch_size, detector.mesh, key='config.eval.batch_size'
-  )
+  # What it finds in an image does not depend on the other images.
+  num_devices = detector.mesh.size
+  batch_size = -(-config.eval.batch_size // num_devices) * num_devices
   plan = loader.plan_canvases(
       index.heights, index.widths, **canvas_arguments(config)
   )
+  share = loader.share_of_process(
+      plan, jax.process_index(), jax.process_count()
+  )
   batches = loader.eval_batches(
-      index, plan, images_dir=folder, batch_size=config.eval.batch_size,
+      index, plan, images_dir=folder, batch_size=batch_size, rows=share,
       num_threads=config.data.num_threads,
   )
   started = time.monotonic()
   width_offset = geometry_of(detector.config).width_offset
-  bbox_results, segm_results = [], []
+  results = []
   for found in progress(
       detect_batches(detector, batches, index, plan),
-      total=len(index.image_ids), description='Evaluating',
+      total=len(share), description='Evaluating', shown=cluster.is_main(),
   ):
+    watchdog.progress(f'the detections of image {index.image_ids[found.row]}')
     for box, class_, score, mask in zip(
         found.boxes, found.classes, found.scores, found.masks, strict=True
     ):
-      result = {
+      results.append({
           'image_id': index.image_ids[found.row],
           'category_id': detector.categories[class_ - 1].id,
           'score': float(score),
-      }
-      bbox_results.append(result | {
-          'bbox': to_xywh(box, width_offset=width_offset)
+          'bbox': to_xywh(box, width_offset=width_offset),
+          'segmentation': mask,
       })
-      segm_results.append(result | {'segmentation': mask})
   seconds = time.monotonic() - started
   logging.info(
       'Total inference time: %.1f s (%.4f s / img per device, on %d devices)',
-      seconds, seconds * detector.mesh.size / len(index.image_ids),
-      detector.mesh.size,
+      seconds, seconds * num_devices / max(len(share), 1),
+      num_devices * jax.process_count(),
   )
+  results = [r for part in cluster.gather(results) for r in part]
+  watchdog.progress('gathering the detections of all processes')
+  aps = {}
+  if cluster.is_main():
+    # In an order that does not depend on the number of processes.
+    places = {id_: row for row, id_ in enumerate(index.image_ids)}
+    results.sort(key=lambda result: places[result['image_id']])
+    aps = _score(results, annotations, workdir, config, detector, skip_eval)
+  # Process 0's, everywhere. JSON makes tuples lists.
+  return {
+      kind: ApResult(**ap | {
+          name: tuple(ap[name]) for name in ('max_detections', 'notes')
+      })
+      for kind, ap in cluster.gather(aps)[0].items()
+  }
 
+
+def _score(results, annotations, workdir, config, detector, skip_eval):
+  """Writes results and, unless `skip_eval`, computes and prints their AP."""
+  bbox_results = [_without(result, 'segmentation') for result in results]
+  segm_results = [_without(result, 'bbox') for result in results]
   directory = workdir / 'inference'
   directory.mkdir(parents=True, exist_ok=True)
   write_json(directory / 'bbox.json', bbox_results)
@@ -426,12 +459,15 @@ def evaluate(
       for kind, results in (('bbox', bbox_results), ('segm', segm_results))
   }
   print(format_table(aps['bbox'], aps['segm']), flush=True)
+  aps = {kind: ap._asdict() for kind, ap in aps.items()}
   write_json(
-      directory / 'coco_results.json',
-      {kind: ap._asdict() for kind, ap in aps.items()}
-      | {'step': detector.step},
+      directory / 'coco_results.json', aps | {'step': detector.step}
   )
   return aps
+
+
+def _without(result, key):
+  return {name: value for name, value in result.items() if name != key}
 
 
 def canvas_arguments(config: ml_collections.ConfigDict) -> dict:

@@ -11,9 +11,11 @@ one that is done.
 import difflib
 import itertools
 import logging as standard_logging
+import os
 import pathlib
 import re
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -59,6 +61,30 @@ _SKIP_TEST = flags.DEFINE_boolean(
 _SKIP_EVAL = flags.DEFINE_boolean(
     'skip_eval', False, 'For eval: write the predictions, compute no AP.'
 )
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'Of several processes: HOST:PORT of process 0. None '
+    'of the three is needed under SLURM, Open MPI (mpirun) or Kubernetes.',
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    'num_processes', None, 'How many processes work together. 1: this one '
+    'alone, whoever started it.',
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    'process_id', None, 'Which of them this is, from 0.'
+)
+_INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
+    'initialization_timeout', 300, 'Seconds to wait for the other processes.',
+    lower_bound=1,
+)
+_COMPILATION_CACHE = flags.DEFINE_string(
+    'compilation_cache', None, 'Folder that keeps what is compiled for the '
+    "next run; '' for none. Default: $JAX_COMPILATION_CACHE_DIR, else "
+    "~/.cache/maskrcnn_jax. Several machines should share it.",
+)
+_PROFILE_STEPS = flags.DEFINE_string(
+    'profile_steps', None, 'For train: A:B writes a trace of steps A to B-1 '
+    'into WORKDIR/profile.',
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -66,11 +92,10 @@ def main(arguments: list[str]) -> int:
   # Imported late: --help and a misspelt flag need not wait for JAX.
   import jax
 
-  from maskrcnn_jax.config import check_config
-  from maskrcnn_jax.evaluate import evaluate, load_detector
-  from maskrcnn_jax.predict import predict
+  from maskrcnn_jax import cluster
+  from maskrcnn_jax.config import check_config, default_config
   from maskrcnn_jax.train import train
-  from maskrcnn_jax.train_evaluation import expected_lines
+  from maskrcnn_jax.watchdog import watchdog
 
   if len(arguments) > 1:
     raise InputError(
@@ -84,29 +109,58 @@ def main(arguments: list[str]) -> int:
   config = _CONFIG.value
   if config is not None:
     check_config(config)
-  logging.info(
-      'JAX %s on %s', jax.__version__, ', '.join(map(str, jax.devices()))
-  )
-
-  if _MODE.value == 'train':
-    if config is None:
-      raise InputError(
-          '--config=FILE is missing, for example configs/r50_fpn.py.'
-      )
-    init_from = _INIT_FROM.value
-    train(
-        config, workdir,
-        init_from=pathlib.Path(init_from) if init_from else None,
-        skip_test=_SKIP_TEST.value, resume=_RESUME.value,
-        allow_changes=_ALLOW_CHANGES.value,
-        given_keys=frozenset(
-            config_flags.get_override_values(flags.FLAGS['config'])
-        ),
+  if _MODE.value == 'train' and config is None:
+    raise InputError(
+        '--config=FILE is missing, for example configs/r50_fpn.py.'
     )
-    return 0
-
   if _MODE.value == 'predict' and not _INPUT.value:
     raise InputError('--input=FILE|DIR|GLOB is missing: what to look at.')
+  profile_steps = _parse_profile_steps(_PROFILE_STEPS.value)
+
+  launch = cluster.plan_launch(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
+      environment=os.environ, num_gpus=cluster.visible_gpus(),
+  )
+  if launch is not None:
+    if _MODE.value == 'predict':
+      raise InputError(
+          'predict runs in one process; give --num_processes=1.'
+      )
+    cluster.start_processes(launch, timeout=_INITIALIZATION_TIMEOUT.value)
+    if not cluster.is_main():
+      logging.set_verbosity(logging.WARNING)
+  logging.info(
+      'JAX %s on %s; process %d of %d', jax.__version__,
+      ', '.join(map(str, jax.devices())), jax.process_index(),
+      jax.process_count(),
+  )
+  # Not before the processes know each other: only one of them writes there.
+  cluster.keep_compiled(_COMPILATION_CACHE.value)
+  seconds = (config or default_config()).train.watchdog_seconds
+  with watchdog(seconds):
+    if _MODE.value == 'train':
+      init_from = _INIT_FROM.value
+      train(
+          config, workdir,
+          init_from=pathlib.Path(init_from) if init_from else None,
+          skip_test=_SKIP_TEST.value, resume=_RESUME.value,
+          allow_changes=_ALLOW_CHANGES.value,
+          given_keys=frozenset(
+              config_flags.get_override_values(flags.FLAGS['config'])
+          ),
+          profile_steps=profile_steps,
+      )
+      return 0
+    return _use(config, workdir)
+
+
+def _use(config, workdir) -> int:
+  """Evaluates a trained model, or predicts with it."""
+  from maskrcnn_jax import cluster
+  from maskrcnn_jax.evaluate import evaluate, load_detector
+  from maskrcnn_jax.predict import predict
+  from maskrcnn_jax.train_evaluation import expected_lines
+
   detector = load_detector(
       pathlib.Path(_CHECKPOINT.value or workdir), config
   )
@@ -128,8 +182,9 @@ def main(arguments: list[str]) -> int:
       detector, images=truth.images, annotations=truth.annotations,
       workdir=workdir, config=detector.config, skip_eval=_SKIP_EVAL.value,
   )
-  for line in expected_lines(aps, **detector.config.expected):
-    print(line, flush=True)
+  if cluster.is_main():
+    for line in expected_lines(aps, **detector.config.expected):
+      print(line, flush=True)
   return 0
 
 
@@ -143,6 +198,10 @@ def run() -> None:
     _fail(str(error), 2)
   except (FloatingPointError, SaveError) as error:
     _fail(str(error), 1)
+  except Exception:
+    traceback.print_exc()
+    # Of several processes that lose one, all the others come here.
+    _fail('this process failed; what went wrong is above.', 1)
   sys.exit(status)
 
 
@@ -191,6 +250,19 @@ def _check_recipe_exists(argv: list[str]) -> None:
       )
 
 
+def _parse_profile_steps(text: str | None) -> range:
+  """Reads 'A:B'."""
+  if text is None:
+    return range(0)
+  found = re.fullmatch(r'(\d+):(\d+)', text)
+  if not found or int(found[1]) >= int(found[2]):
+    raise InputError(
+        f'--profile_steps={text}: give A:B for steps A to B-1, for example '
+        '10:13.'
+    )
+  return range(int(found[1]), int(found[2]))
+
+
 def _explain_flag_error(error: Exception, argv: list[str]) -> str:
   """One line on what is wrong with the flags."""
   lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -227,6 +299,14 @@ def _key_names(config, prefix: str = '') -> list[str]:
 
 def _fail(message: str, status: int) -> None:
   print(f'error: {message}', file=sys.stderr, flush=True)
+  _leave(status)
+
+
+def _leave(status: int) -> None:
+  """Exits; of several processes, without waiting for the others."""
+  if 'jax' in sys.modules:
+    from maskrcnn_jax import cluster
+    cluster.leave(status)
   sys.exit(status)
 
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import ml_collections
 
-from maskrcnn_jax import checkpoint
+from maskrcnn_jax import checkpoint, cluster
 from maskrcnn_jax.average_precision import ApResult
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import Detector, evaluate, write_json
-from maskrcnn_jax.train_step import TrainState, variables_of
+from maskrcnn_jax.train_state import TrainState, variables_of
 
 
 class Evaluation(NamedTuple):
@@ -27,7 +27,8 @@ class TrainEvaluations:
   `WORKDIR/evaluations.json` lists them, `WORKDIR/best` holds the model with
   the highest mask AP (of equal ones that with the higher box AP, then the
   first). Both are written once an evaluation is through, the list last, so
-  that a run that is killed before does it again.
+  that a run that is killed before does it again. Of several processes, all
+  evaluate together, and process 0 writes.
   """
 
   def __init__(
@@ -58,7 +59,10 @@ class TrainEvaluations:
     """
     variables = variables_of(state)
     aps = evaluate(
-        self._detector._replace(variables=variables, step=step),
+        self._detector._replace(
+            variables=cluster.to_mesh(variables, self._detector.mesh),
+            step=step,
+        ),
         images=self._config.data.eval.images,
         annotations=self._config.data.eval.annotations,
         workdir=self._workdir, config=self._config,
@@ -72,7 +76,8 @@ class TrainEvaluations:
           self._workdir / 'best', model=variables,
           metadata=self._metadata._replace(step=step),
       )
-    write_json(self._file, [e._asdict() for e in self.done])
+    if cluster.is_main():
+      write_json(self._file, [e._asdict() for e in self.done])
     return aps
 
   def best(self) -> Evaluation:

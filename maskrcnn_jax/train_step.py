@@ -1,11 +1,11 @@
 """One training step, jitted: from a batch of images to new parameters."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 import ml_collections
 import optax
@@ -18,11 +18,11 @@ from maskrcnn_jax.array_types import (
   RoiTargets,
   RpnTargets,
 )
+from maskrcnn_jax.cluster import each_image, replicated
 from maskrcnn_jax.config import geometry_of
 from maskrcnn_jax.data import loader
 from maskrcnn_jax.evaluate import (
   image_anchors,
-  init_variables,
   input_arguments,
   pool,
 )
@@ -35,32 +35,18 @@ from maskrcnn_jax.optimizer import (
   next_average,
   split_parameters,
 )
-from maskrcnn_jax.precision import (
-  LossScale,
-  initial_loss_scale,
-  next_loss_scale,
-)
+from maskrcnn_jax.precision import next_loss_scale
 from maskrcnn_jax.proposals import make_proposals
 from maskrcnn_jax.targets import (
   make_mask_targets,
   make_roi_targets,
   make_rpn_targets,
 )
+from maskrcnn_jax.train_state import TrainState
 
 # RoIs that the mask head takes at once where it skips background: fewer would
 # make its products inefficient, more would waste work on the last chunk.
 MASK_CHUNK = 16
-
-
-class TrainState(NamedTuple):
-  """All that a step reads and writes."""
-
-  step: Int[Array, '']  # steps done, those without an update included
-  params: dict
-  constants: dict  # frozen batch norm; never written
-  optimizer: Any
-  loss_scale: LossScale
-  average: dict  # of what is trained, over the steps; empty if none is kept
 
 
 class Samples(NamedTuple):
@@ -78,17 +64,21 @@ class Totals(NamedTuple):
   masks: Int[Array, '']
 
 
-def make_sampler(config: ml_collections.ConfigDict):
+def make_sampler(config: ml_collections.ConfigDict, mesh: Mesh | None):
   """Returns the function that chooses what to learn from.
 
   It is `draw_samples(rpn, inputs, keys)`: the RPN's output, and keys as of
   `make_losses`. What it draws for an image depends on that image alone.
+
+  Args:
+    config: The recipe.
+    mesh: See `make_losses`.
   """
   shape = geometry_of(config)
 
   def draw_samples(rpn: RpnOutput, inputs: Inputs, keys) -> Samples:
     padded_size = inputs.images.shape[1:3]
-    rpn_targets = jax.vmap(
+    rpn_targets = each_image(
         lambda size, boxes, valid, key: make_rpn_targets(
             jnp.concatenate(image_anchors(config, padded_size, size)), size,
             boxes, valid, key,
@@ -100,10 +90,11 @@ def make_sampler(config: ml_collections.ConfigDict):
             padding_multiple=shape.padding_multiple,
             ignore_straddling=shape.ignore_straddling,
             width_offset=shape.width_offset,
-        )
+        ),
+        mesh,
     )(inputs.image_sizes, inputs.gt_boxes, inputs.gt_valid, keys[:, 0])
 
-    proposals = jax.vmap(
+    proposals = each_image(
         lambda logits, deltas, size: make_proposals(
             logits, deltas, image_anchors(config, padded_size, size), size,
             iou_threshold=config.rpn.iou_threshold,
@@ -112,10 +103,15 @@ def make_sampler(config: ml_collections.ConfigDict):
             min_size=shape.proposal_min_size,
             width_offset=shape.width_offset,
             **config.rpn.train,
-        )
-    )(rpn.objectness_logits, rpn.anchor_deltas, inputs.image_sizes)
+        ),
+        mesh,
+    )(
+        # Cut here, lest the gradient of a mesh's each_image is built.
+        jax.lax.stop_gradient(rpn.objectness_logits),
+        jax.lax.stop_gradient(rpn.anchor_deltas), inputs.image_sizes,
+    )
 
-    roi_targets = jax.vmap(
+    roi_targets = each_image(
         lambda p, boxes, classes, valid, key: make_roi_targets(
             p, boxes, classes, valid, key,
             num_samples=config.roi.num_samples,
@@ -123,7 +119,8 @@ def make_sampler(config: ml_collections.ConfigDict):
             foreground_iou=config.roi.foreground_iou,
             delta_weights=shape.roi_delta_weights,
             width_offset=shape.width_offset,
-        )
+        ),
+        mesh,
     )(
         proposals, inputs.gt_boxes, inputs.gt_classes, inputs.gt_valid,
         keys[:, 1],
@@ -138,6 +135,7 @@ def make_losses(
     config: ml_collections.ConfigDict,
     limits: loader.Limits,
     *,
+    mesh: Mesh | None = None,
     skip_background: bool = False,
 ):
   """Returns the function from parameters and inputs to the five losses.
@@ -146,6 +144,7 @@ def make_losses(
     model: The network.
     config: The recipe.
     limits: Of the truth: how many vertices and parts an object has at most.
+    mesh: Over which the images will be spread; None for one device.
     skip_background: Whether the mask head runs on the RoIs that have a mask to
       learn only, in chunks, instead of on all slots for them. The losses are
       the same; it pays on a single CPU.
@@ -158,7 +157,7 @@ def make_losses(
   """
   shape = geometry_of(config)
   max_foreground = int(config.roi.num_samples * config.roi.foreground_fraction)
-  draw_samples = make_sampler(config)
+  draw_samples = make_sampler(config, mesh)
 
   def segment(variables, pooled, has_mask):
     if not skip_background:
@@ -194,14 +193,15 @@ def make_losses(
     pooled = pool(
         pyramid, foreground.rois, side=config.roi.mask_side, shape=shape
     )
-    mask_targets = jax.vmap(
+    mask_targets = each_image(
         lambda outlines, rois, objects, real, size: make_mask_targets(
             outlines, rois, objects, real, side=2 * config.roi.mask_side,
             max_object_vertices=limits.max_object_vertices,
             max_parts=limits.max_parts, min_roi_side=shape.mask_min_side,
             image_size=size if shape.mask_targets == 'bitmap' else None,
             padded_size=padded_size,
-        )
+        ),
+        mesh,
     )(
         inputs.outlines, foreground.rois, foreground.objects,
         foreground.foreground, inputs.image_sizes,
@@ -293,6 +293,7 @@ def make_gradients(
     config: ml_collections.ConfigDict,
     limits: loader.Limits,
     *,
+    mesh: Mesh | None = None,
     skip_background: bool = False,
 ):
   """Returns the function from a batch to its losses and their gradients.
@@ -305,9 +306,9 @@ def make_gradients(
   whole batch, which the losses are divided by.
   """
   compute_losses = make_losses(
-      model, config, limits, skip_background=skip_background
+      model, config, limits, mesh=mesh, skip_background=skip_background
   )
-  draw_samples = make_sampler(config)
+  draw_samples = make_sampler(config, mesh)
   shape = geometry_of(config)
   num_parts = config.train.micro_batches
 
@@ -377,25 +378,31 @@ def make_train_step(
     config: ml_collections.ConfigDict,
     limits: loader.Limits,
     *,
+    mesh: Mesh | None = None,
     skip_background: bool = False,
 ):
   """Returns the jitted `train_step(state, batch, padded_size=)`.
 
   It gives the new state, whose memory replaces the old one's, and the figures
   of the step: the losses, their sum 'loss', 'grad_norm', the 'loss_scale' that
-  it was made with and how many steps were 'skipped' so far, this included.
+  it was made with and how many steps were 'skipped' so far, this included. On
+  a mesh the state is whole on every device and the images of the batch are
+  spread.
 
   A step whose losses or gradients are not all finite is skipped: parameters,
   momentum and average stay as they are. The count of steps rises, for its
   batch and its random numbers are used up; learning rates follow that count.
   """
   differentiate = make_gradients(
-      model, config, limits, skip_background=skip_background
+      model, config, limits, mesh=mesh, skip_background=skip_background
   )
   frozen = frozen_prefixes(config.freeze_at)
   has_loss_scale = config.precision == 'fp16'
 
-  @functools.partial(jax.jit, static_argnames='padded_size', donate_argnums=0)
+  @functools.partial(
+      jax.jit, static_argnames='padded_size', donate_argnums=0,
+      out_shardings=replicated(mesh) if mesh else None,
+  )
   def train_step(state: TrainState, batch: Batch, padded_size):
     keys = image_keys(config.seed, state.step, batch.images.shape[0])
     trainable, fixed = split_parameters(state.params, frozen)
@@ -441,86 +448,3 @@ def make_train_step(
     }
 
   return train_step
-
-
-def initial_state(model, optimizer, config) -> TrainState:
-  """A state of step 0 with random weights that depend on the seed alone."""
-  # Drawing numbers does not get faster by optimising the program that does
-  # it, which takes XLA ten times longer.
-  init = jax.jit(
-      functools.partial(init_variables, model, config),
-      compiler_options={'xla_backend_optimization_level': 0},
-  )
-  variables = init(jax.random.key(config.seed))
-  trainable, _ = split_parameters(
-      variables['params'], frozen_prefixes(config.freeze_at)
-  )
-  return TrainState(
-      step=jnp.int32(0),
-      params=variables['params'],
-      constants=variables.get('constants', {}),
-      optimizer=optimizer.init(trainable),
-      loss_scale=initial_loss_scale(config.precision),
-      average={},
-  )
-
-
-def start_average(
-    state: TrainState, config: ml_collections.ConfigDict
-) -> TrainState:
-  """Has the average, where the recipe asks for one, start from the weights."""
-  if not config.train.ema_decay:
-    return state
-  trainable, _ = split_parameters(
-      state.params, frozen_prefixes(config.freeze_at)
-  )
-  # Of its own memory, for a step takes over that of the state it is given.
-  return state._replace(average=jax.tree.map(jnp.copy, trainable))
-
-
-def variables_of(state: TrainState) -> dict:
-  """What the network needs to be used: averaged weights where there are any."""
-  variables = {'params': join_parameters(state.params, state.average)}
-  if state.constants:
-    variables['constants'] = state.constants
-  return variables
-
-
-def training_state(state: TrainState) -> dict:
-  """What is saved beside `variables_of`, for the training to go on from."""
-  kept = {'momentum': state.optimizer, 'loss_scale': state.loss_scale}
-  if state.average:
-    # Where there is an average, `variables_of` has it in place of these.
-    kept['params'] = _same_leaves(state.params, state.average)
-  return kept
-
-
-def restored_state(
-    state: TrainState, step: int, variables: dict, kept: dict
-) -> TrainState:
-  """Undoes `variables_of` and `training_state`.
-
-  Args:
-    state: Any state of the same run.
-    step: Steps done.
-    variables: As `variables_of` gave them.
-    kept: As `training_state` gave it.
-  """
-  params, average = variables['params'], {}
-  if 'params' in kept:
-    average = _same_leaves(params, kept['params'])
-    params = join_parameters(params, kept['params'])
-  return TrainState(
-      step=jnp.int32(step), params=params,
-      constants=variables.get('constants', {}), optimizer=kept['momentum'],
-      loss_scale=kept['loss_scale'], average=average,
-  )
-
-
-def _same_leaves(tree: dict, other: dict) -> dict:
-  """The leaves of a tree whose paths are in another too."""
-  paths = traverse_util.flatten_dict(other).keys()
-  return traverse_util.unflatten_dict({
-      path: leaf for path, leaf in traverse_util.flatten_dict(tree).items()
-      if path in paths
-  })

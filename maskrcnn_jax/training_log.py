@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Iterable
 import datetime
+import os
 import pathlib
 import resource
 import statistics
@@ -26,8 +27,13 @@ class TrainingLog:
     directory: Where `log.txt` and the TensorBoard events go.
   """
 
-  def __init__(self, directory: pathlib.Path, *, num_steps: int):
-    """Opens the log of a run of `num_steps`, appending to an earlier one."""
+  def __init__(
+      self, directory: pathlib.Path, *, num_steps: int, writes: bool = True
+  ):
+    """Opens the log of a run of `num_steps`, appending to an earlier one.
+
+    Without `writes`, for all processes but one, it writes no file.
+    """
     self.directory = directory
     self._num_steps = num_steps
     self._recent = collections.defaultdict(
@@ -35,10 +41,13 @@ class TrainingLog:
     )
     self._sums = collections.Counter()
     self._counts = collections.Counter()
-    self._file = open(directory / 'log.txt', 'a', encoding='utf-8')
+    self._file = open(
+        directory / 'log.txt' if writes else os.devnull, 'a', encoding='utf-8'
+    )
     # Without the suffix, a second log in the same second overwrites the first.
     self._events = tensorboardX.SummaryWriter(
-        str(directory), filename_suffix=f'.{time.time_ns()}'
+        str(directory), filename_suffix=f'.{time.time_ns()}',
+        write_to_disk=writes,
     )
 
   def add(self, **figures: float) -> None:
@@ -97,14 +106,16 @@ class TrainingLog:
     self._file.close()
 
 
-def progress(items: Iterable, *, total: int, description: str) -> Iterable:
+def progress(
+    items: Iterable, *, total: int, description: str, shown: bool = True
+) -> Iterable:
   """Shows a bar with the time left while items are worked through.
 
   Where nobody watches, in a log file, it says so only twice a minute.
   """
   return tqdm.tqdm(
       items, total=total, desc=description, unit='image',
-      mininterval=0.1 if sys.stderr.isatty() else 30,
+      mininterval=0.1 if sys.stderr.isatty() else 30, disable=not shown,
   )
 
 

@@ -1,7 +1,8 @@
-"""Tests of the mesh, on this device and on four simulated ones."""
+"""Tests of mesh and launch, on this device and on four simulated ones."""
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -49,6 +50,220 @@ def test_check_batch_size_accepts_multiples(batch_size, devices):
   cluster.check_batch_size(batch_size, mesh_of(devices), key=KEY)
 
 
+@pytest.mark.parametrize(
+    'axes', [(('data', 3),), (('model', -1),), (('data', 1), ('spatial', 1))]
+)
+def test_make_mesh_refuses_other_axes(axes):
+  with pytest.raises(InputError, match="config.mesh is .*'data'"):
+    cluster.make_mesh(axes)
+
+
+def plan(coordinator=None, num_processes=None, process_id=None, *,
+         num_gpus=0, **environment):
+  return cluster.plan_launch(
+      coordinator, num_processes, process_id, environment=environment,
+      num_gpus=num_gpus,
+  )
+
+
+# As `srun` sets them on the second of two machines.
+SLURM = {
+    'SLURM_JOB_ID': '7',
+    'SLURM_STEP_NODELIST': 'node[1-2]',
+    'SLURM_STEP_NUM_NODES': '2',
+    'SLURM_STEP_TASKS_PER_NODE': '8(x2)',
+    'SLURM_NODEID': '1',
+    'SLURM_NTASKS': '16',
+    'SLURM_PROCID': '11',
+    'SLURM_LOCALID': '3',
+}
+
+
+def test_plan_launch_of_one_process_is_none():
+  assert plan() is None
+  assert plan(num_processes=1, **SLURM) is None
+  assert plan(**SLURM | {'SLURM_NTASKS': '1'}) is None
+  assert plan(OMPI_COMM_WORLD_SIZE='1', OMPI_COMM_WORLD_RANK='0') is None
+  # A pod that is no part of an indexed job.
+  assert plan(KUBERNETES_SERVICE_HOST='10.0.0.1') is None
+  # In a batch script, before srun.
+  batch = {k: v for k, v in SLURM.items() if 'STEP' not in k}
+  assert plan(**batch) is None
+
+
+def test_plan_launch_takes_what_the_user_gives():
+  launch = plan('node1:1234', 4, 3)
+  assert launch[:3] == ('node1:1234', 4, 3)
+  assert launch.launcher is None
+  assert launch.local_device_ids is None
+
+
+@pytest.mark.parametrize(
+    ('environment', 'launcher', 'num_hosts', 'on_first_host'),
+    [
+        (SLURM, 'SLURM', 2, False),
+        (SLURM | {'SLURM_NODEID': '0'}, 'SLURM', 2, True),
+        (
+            {
+                'OMPI_COMM_WORLD_SIZE': '6', 'OMPI_COMM_WORLD_RANK': '5',
+                'OMPI_COMM_WORLD_LOCAL_SIZE': '4',
+                'OMPI_COMM_WORLD_LOCAL_RANK': '1',
+            },
+            'Open MPI', 2, False,
+        ),
+        (
+            {'KUBERNETES_SERVICE_HOST': 'x', 'JOB_COMPLETION_INDEX': '1'},
+            'Kubernetes', 1, True,
+        ),
+    ],
+)
+def test_plan_launch_knows_the_launchers(
+    environment, launcher, num_hosts, on_first_host
+):
+  launch = plan(**environment)
+  assert launch.launcher == launcher
+  assert launch.coordinator is launch.process_id is None
+  assert launch.num_hosts == num_hosts
+  assert launch.on_first_host == on_first_host
+
+
+@pytest.mark.parametrize(
+    ('tasks', 'num_gpus', 'ids'),
+    [
+        ('8(x2)', 8, (3,)),  # One each.
+        ('4(x2)', 8, (6, 7)),  # Two each.
+        ('8(x2)', 1, (0,)),  # Bound to one, as by --gpus-per-task=1.
+        ('1(x2)', 8, tuple(range(8))),  # One process for all.
+        ('2,8', 8, (3,)),
+        ('8(x2)', 0, None),  # No GPUs at all.
+    ],
+)
+def test_plan_launch_shares_the_gpus_of_a_machine(tasks, num_gpus, ids):
+  local_id = '0' if tasks == '1(x2)' else '3'
+  environment = SLURM | {
+      'SLURM_STEP_TASKS_PER_NODE': tasks, 'SLURM_LOCALID': local_id
+  }
+  assert plan(num_gpus=num_gpus, **environment).local_device_ids == ids
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('node1:1234',), '--num_processes and --process_id missing'),
+        ((None, 2, 0), '--coordinator missing'),
+        (('node1', 2, 0), 'give HOST:PORT'),
+        (('node1:1234', 0, 0), 'must be at least 1'),
+        (('node1:1234', 2, 2), 'must be from 0 to 1'),
+        (('node1:1234', 2, -1), 'must be from 0 to 1'),
+    ],
+)
+def test_plan_launch_says_what_is_wrong(arguments, message):
+  with pytest.raises(InputError, match=message):
+    plan(*arguments)
+
+
+def test_plan_launch_refuses_more_processes_than_gpus():
+  with pytest.raises(InputError, match='8 processes of this machine share 4'):
+    plan(num_gpus=4, **SLURM)
+
+
+@pytest.mark.parametrize(
+    ('coordinator', 'loopback'),
+    [
+        ('127.0.0.1:1', True), ('127.0.1.1:1', True), ('localhost:1', True),
+        ('[::1]:1', True), ('10.1.2.3:1', False), ('no.such.host.:1', False),
+    ],
+)
+def test_is_loopback(coordinator, loopback):
+  assert cluster.is_loopback(coordinator) == loopback
+
+
+def test_start_processes_refuses_a_coordinator_that_is_this_machine():
+  launch = plan('127.0.1.1:1234', **SLURM)
+  with pytest.raises(InputError) as error:
+    cluster.start_processes(launch, timeout=1)
+  assert '127.0.1.1:1234 is this machine itself (127.0.1.1)' in str(
+      error.value
+  )
+  assert 'SLURM runs processes on 2 machines' in str(error.value)
+
+
+def test_processes_that_do_not_all_come_are_given_up():
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  code = (
+      'import os\nfrom maskrcnn_jax import cluster\n'
+      f'cluster.start_processes(cluster.plan_launch({address!r}, 2, 0, '
+      'environment=os.environ, num_gpus=0), timeout=2)'
+  )
+  done = subprocess.run(
+      [sys.executable, '-c', code], capture_output=True, text=True,
+      timeout=120, env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+      cwd=pathlib.Path(__file__).parents[1],
+  )
+  assert done.returncode == 1
+  assert 'error: the processes did not find each other within 2 s' in (
+      done.stderr
+  )
+  assert address in done.stderr
+
+
+def test_gather_and_check_agreement_of_one_process():
+  assert cluster.gather({'a': [1]}) == [{'a': [1]}]
+  cluster.check_agreement({'a': 1})
+
+
+def test_check_agreement_names_process_and_fact(monkeypatch):
+  monkeypatch.setattr(
+      cluster, 'gather', lambda facts: [facts, facts, facts | {'data': 'b'}]
+  )
+  with pytest.raises(
+      InputError, match='Process 2 has another data than process 0: b instead'
+  ):
+    cluster.check_agreement({'config.seed': '0', 'data': 'a'})
+
+
+@pytest.fixture
+def cache_settings():
+  """Puts back what a test changes."""
+  names = (
+      'jax_compilation_cache_dir', 'jax_enable_compilation_cache',
+      'jax_persistent_cache_min_compile_time_secs',
+  )
+  before = {name: getattr(jax.config, name) for name in names}
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+@pytest.mark.usefixtures('cache_settings')
+def test_keep_compiled_has_a_place_of_its_own(monkeypatch, tmp_path, caplog):
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  with caplog.at_level('INFO', 'absl'):
+    cluster.keep_compiled(None)
+  folder, = (tmp_path / 'maskrcnn_jax').iterdir()
+  assert folder.name.startswith(f'compiled-{jax.default_backend()}')
+  assert jax.config.jax_compilation_cache_dir == str(folder)
+  assert f'is kept in {folder}' in caplog.text
+
+
+@pytest.mark.usefixtures('cache_settings')
+def test_keep_compiled_goes_where_it_is_told(monkeypatch, tmp_path):
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'env'))
+  cluster.keep_compiled(None)
+  assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'env')
+  cluster.keep_compiled(str(tmp_path / 'flag'))
+  assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'flag')
+  (tmp_path / 'file').touch()
+  cluster.keep_compiled(str(tmp_path / 'file' / 'folder'))
+  assert not jax.config.jax_enable_compilation_cache
+  jax.config.update('jax_enable_compilation_cache', True)
+  cluster.keep_compiled('')
+  assert not jax.config.jax_enable_compilation_cache
+
+
 def test_replicated_shapes_keeps_shapes_and_dtypes():
   tree = {'a': jnp.zeros((2, 3), jnp.bfloat16), 'b': np.zeros(4, np.int32)}
   shapes = cluster.replicated_shapes(tree, cluster.make_mesh())
@@ -68,6 +283,7 @@ def test_shard_batch_keeps_values_and_dtypes():
 # One process, since starting one costs seconds.
 ON_FOUR_DEVICES = '''
 import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh
 from maskrcnn_jax import cluster
 
 mesh = cluster.make_mesh()
@@ -95,6 +311,29 @@ value, gradient = jax.jit(jax.value_and_grad(loss))(params, *sharded)
 assert value == 21, value
 np.testing.assert_allclose(gradient['w'], [6, 7, 8])
 assert gradient['w'].is_fully_replicated
+
+# Each device works through the loops of its own images only.
+def halve(x):
+  return jax.lax.while_loop(lambda x: x > 1, lambda x: x / 2, x)
+
+images = jax.device_put(
+    np.arange(8, dtype=np.float32), parts.sharding
+)
+halved = jax.jit(cluster.each_image(halve, mesh))
+np.testing.assert_array_equal(
+    halved(images), [0, 1, 1, 0.75, 1, 0.625, 0.75, 0.875]
+)
+text = halved.lower(images).compile().as_text()
+assert 'all-reduce' not in text
+assert 'all-reduce' in jax.jit(jax.vmap(halve)).lower(images).compile(
+    ).as_text()
+
+# What is whole everywhere is taken to one of the devices without a copy.
+here = Mesh(np.array(jax.devices()[2:3]), ('data',))
+taken = cluster.to_mesh(params, here)
+assert taken['w'].devices() == {jax.devices()[2]}
+assert taken['w'].unsafe_buffer_pointer() == params[
+    'w'].addressable_shards[2].data.unsafe_buffer_pointer()
 print('four devices agree')
 '''
 

@@ -14,8 +14,9 @@ ROWS = (
   # The tools that have a `main` of their own.
   ('benchmark', 'convert_weights'),
   ('train', 'predict', 'export_weights'),
-  ('train_evaluation',),
-  ('train_step',),
+  ('train_loop',),
+  ('train_evaluation', 'train_start', 'train_step'),
+  ('train_state',),
   ('evaluate', 'peer_models'),
   ('config',),
   (
@@ -29,6 +30,7 @@ ROWS = (
     'optimizer',
     'precision',
     'cluster',
+    'watchdog',
     'checkpoint',
     'training_log',
     'stop_signal',
@@ -43,8 +45,8 @@ ROWS = (
 )
 
 CONFIG_READERS = (
-  'main', 'train', 'train_evaluation', 'train_step', 'evaluate', 'predict',
-  'peer_models', 'config',
+  'main', 'train', 'train_loop', 'train_evaluation', 'train_start',
+  'train_step', 'train_state', 'evaluate', 'predict', 'peer_models', 'config',
 )
 
 

@@ -518,37 +518,44 @@ def test_train_batches_are_the_same_from_workers(mixed, tmp_path):
   assert '.png is empty (image id ' in done.stdout
 
 
-@pytest.mark.parametrize('process_count', [1, 2])
-def test_eval_batches_shows_every_image_once(dataset, process_count):
+def test_eval_batches_shows_every_image_once(dataset):
   index, folder = dataset(MIXED)
-  parts = [
-      list(
-          loader.eval_batches(
-              index,
-              plan_of(index),
-              images_dir=folder,
-              batch_size=4,
-              process_index=i,
-              process_count=process_count,
-          )
+  batches = list(
+      loader.eval_batches(
+          index, plan_of(index), images_dir=folder, batch_size=4
       )
+  )
+  # 5 wide ones make two batches, 3 high ones another.
+  shapes = [batch.images.shape[1:3] for batch, _ in batches]
+  assert shapes == [(32, 64), (32, 64), (64, 32)]
+  seen = []
+  for batch, rows in batches:
+    assert len(batch.images) == len(rows) == 4
+    valid = batch.image_valid
+    assert_array_equal(valid, rows != loader.NO_ROW)
+    assert_array_equal(batch.images[valid, 0, 0, 0], rows[valid] + 1)
+    assert not batch.images[~valid].any()
+    assert (batch.source_sizes > 0).all()
+    assert not batch.gt_valid.any()
+    seen += rows[valid].tolist()
+  assert sorted(seen) == list(range(8))
+
+
+@pytest.mark.parametrize('process_count', [1, 2, 3, 4, 11])
+def test_share_of_process_gives_each_image_to_one(dataset, process_count):
+  index, _ = dataset(MIXED)
+  plan = plan_of(index)
+  shares = [
+      loader.share_of_process(plan, i, process_count)
       for i in range(process_count)
   ]
-  seen = []
-  for part in parts:
-    # 5 wide ones make two batches, 3 high ones another.
-    shapes = [batch.images.shape[1:3] for batch, _ in part]
-    assert shapes == [(32, 64), (32, 64), (64, 32)]
-    for batch, rows in part:
-      assert len(batch.images) == len(rows) == 4 // process_count
-      valid = batch.image_valid
-      assert_array_equal(valid, rows != loader.NO_ROW)
-      assert_array_equal(batch.images[valid, 0, 0, 0], rows[valid] + 1)
-      assert not batch.images[~valid].any()
-      assert (batch.source_sizes > 0).all()
-      assert not batch.gt_valid.any()
-      seen += rows[valid].tolist()
-  assert sorted(seen) == list(range(8))
+  assert sorted(np.concatenate(shares).tolist()) == list(range(8))
+  assert np.ptp([len(share) for share in shares]) <= 1
+  for canvas in range(len(plan.canvases)):
+    counts = [
+        np.sum(plan.canvas_of_image[share] == canvas) for share in shares
+    ]
+    assert np.ptp(counts) <= 1
 
 
 def test_eval_batches_shows_only_the_rows_asked_for(dataset):

@@ -1,8 +1,8 @@
 """Tests of training: exact resumes, weights from elsewhere, bad numbers."""
 
 import contextlib
+import gzip
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -14,7 +14,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_array_equal
 import optax
 import pytest
 import tiny
@@ -26,7 +26,8 @@ from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import make_model
 from maskrcnn_jax.precision import set_precision
 from maskrcnn_jax.train import train
-from maskrcnn_jax.train_step import image_keys, initial_state
+from maskrcnn_jax.train_state import initial_state
+from maskrcnn_jax.train_step import image_keys
 
 ROOT = pathlib.Path(__file__).parents[1]
 FROZEN = ('model/params/backbone/conv1/', 'model/params/backbone/layer1/')
@@ -124,6 +125,22 @@ def test_the_total_loss_is_the_sum_of_the_five(tiny_run):
     parts = [v for k, v in figures.items() if k.startswith('loss_')]
     assert len(parts) == 5
     assert figures['loss'] == pytest.approx(sum(parts), rel=1e-6)
+
+
+def test_profile_steps_writes_a_trace(config, tmp_path, idle_step):
+  tiny.run_training(config, tmp_path, profile_steps=range(1, 3))
+  trace, = (tmp_path / 'profile').rglob('perfetto_trace.json.gz')
+  events = json.loads(gzip.decompress(trace.read_bytes()))['traceEvents']
+  assert any(event.get('ph') == 'X' for event in events)
+  assert len(list((tmp_path / 'profile').rglob('*.xplane.pb'))) == 1
+  assert 'Traced steps 1 to 2: ' in (tmp_path / 'log.txt').read_text()
+
+
+def test_profile_steps_beyond_the_run_are_left_out(
+    config, tmp_path, idle_step
+):
+  tiny.run_training(config, tmp_path, profile_steps=range(90, 93))
+  assert not (tmp_path / 'profile').exists()
 
 
 def test_log_has_a_line_for_each_report_and_each_compilation(tiny_run):
@@ -504,31 +521,3 @@ def test_a_killed_run_given_again_ends_the_same(tiny_data, tmp_path):
   tiny.assert_same_arrays(
       tiny.saved_arrays(killed, 12), tiny.saved_arrays(straight, 12)
   )
-
-
-ON_SOME_DEVICES = '''
-import json, pathlib, sys
-sys.path.insert(0, 'tests')
-import jax, tiny
-
-config = tiny.with_data(tiny.get_config(), pathlib.Path(sys.argv[1]))
-figures = tiny.run_training(config, pathlib.Path(sys.argv[2]))
-print(json.dumps([jax.device_count(), figures]))
-'''
-
-
-@pytest.mark.slow
-def test_two_devices_train_as_one_does(tiny_run, tiny_data, tmp_path):
-  environment = os.environ | {
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=2'
-  }
-  done = subprocess.run(
-      [sys.executable, '-c', ON_SOME_DEVICES, tiny_data, tmp_path], cwd=ROOT,
-      env=environment, check=True, stdout=subprocess.PIPE, text=True,
-  )
-  devices, figures = json.loads(done.stdout)
-  assert devices == 2
-  for one, two in zip(tiny_run[1][:3], figures[:3], strict=True):
-    assert one.keys() == two.keys()
-    for name in one:
-      assert_allclose(two[name], one[name], rtol=1e-5, err_msg=name)

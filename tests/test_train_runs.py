@@ -16,13 +16,13 @@ from maskrcnn_jax import checkpoint
 from maskrcnn_jax.average_precision import ApResult
 from maskrcnn_jax.errors import InputError, SaveError
 from maskrcnn_jax.stop_signal import Stopped, StopSignal
-from maskrcnn_jax.train import _take_figures
 from maskrcnn_jax.train_evaluation import (
   Evaluation,
   expected_lines,
   reaches,
   steps_between,
 )
+from maskrcnn_jax.train_loop import _Pending, _take_figures
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
@@ -400,7 +400,7 @@ class Lines:
 def take_figures(precision, **figures):
   log = Lines()
   index = types.SimpleNamespace(image_ids=[7, 8])
-  pending = (3, figures, [1, 0], 0.5, 0.1)
+  pending = _Pending(3, figures, [1, 0], False, 0.5, 0.1)
   return _take_figures(pending, log, index, lambda step: 0.1, precision), log
 
 

@@ -25,15 +25,14 @@ from maskrcnn_jax.precision import (
   set_precision,
 )
 from maskrcnn_jax.train import train
-from maskrcnn_jax.train_step import (
+from maskrcnn_jax.train_state import (
   initial_state,
-  make_train_step,
   restored_state,
-  split_rows,
   start_average,
   training_state,
   variables_of,
 )
+from maskrcnn_jax.train_step import make_train_step, split_rows
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 

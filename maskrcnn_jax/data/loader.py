@@ -515,15 +515,30 @@ def train_batches(
   return _stream(load, num_steps, num_threads, num_workers)
 
 
+def share_of_process(
+    plan: CanvasPlan, process_index: int, process_count: int
+) -> Int[np.ndarray, 'm']:
+  """Returns the images that a process evaluates: an equal part of each canvas.
+
+  The parts of all processes together are all images, each once.
+
+  Args:
+    plan: Of all images.
+    process_index: Whose part.
+    process_count: How many there are.
+  """
+  # One canvas after the other, so that the sizes of the parts differ by one.
+  rows = np.argsort(plan.canvas_of_image, kind='stable')
+  return np.sort(rows[process_index::process_count])
+
+
 def eval_batches(
     index: coco.CocoIndex,
     plan: CanvasPlan,
     *,
     images_dir: str | pathlib.Path,
     batch_size: int,
-    rows: Int[np.ndarray, 'n'] | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Int[np.ndarray, 'm'] | None = None,
     num_threads: int = 2,
     upright: bool = False,
 ) -> Iterator[tuple[array_types.Batch, Int[np.ndarray, 'b']]]:
@@ -533,11 +548,8 @@ def eval_batches(
     index: The images; objects are not looked at.
     plan: Of the same index.
     images_dir: The folder that file names are relative to.
-    batch_size: Of all processes together; each loads its equal part.
+    batch_size: Of this process.
     rows: Of the images to load; None: all.
-    process_index: Which part this process loads.
-    process_count: How many parts there are; all see the same number of batches,
-      of the same canvases.
     num_threads: Batches loaded at a time.
     upright: See `load_row`.
 
@@ -550,7 +562,6 @@ def eval_batches(
   """
   if rows is None:
     rows = np.arange(len(index.file_names))
-  part = _part(batch_size, process_index, process_count)
   steps = []
   for canvas in range(len(plan.canvases)):
     members = rows[plan.canvas_of_image[rows] == canvas]
@@ -558,7 +569,7 @@ def eval_batches(
       step = np.full(batch_size, NO_ROW, np.int64)
       chosen = members[start : start + batch_size]
       step[: len(chosen)] = chosen
-      steps.append((canvas, step[part]))
+      steps.append((canvas, step))
   load = functools.partial(
       _load_eval_step,
       steps=steps,

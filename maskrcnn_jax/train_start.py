@@ -1,0 +1,304 @@
+"""What a training starts from: its images, and its first state."""
+
+import pathlib
+import zlib
+
+from absl import logging
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+import ml_collections
+import numpy as np
+
+from maskrcnn_jax import checkpoint, cluster
+from maskrcnn_jax.config import (
+    config_difference,
+    geometry_of,
+    is_free,
+    plain,
+    stored_config,
+)
+from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.train_state import (
+  TrainState,
+  restored_state,
+  start_average,
+  training_state,
+  variables_of,
+)
+
+# Leaves whose shape depends on the number of classes: fine-tuning on other
+# classes starts these afresh, and nothing else.
+CLASS_LAYERS = ('cls_score', 'bbox_pred', 'mask_fcn_logits')
+CLASS_HEADS = ('box_head', 'mask_head')
+
+# Keys of the recipe without which weights see something else than they were
+# trained on.
+WEIGHT_KEYS = (
+    'data.pixel_mean', 'data.pixel_std', 'geometry', 'model.norm_eps',
+    'model.stride_in_1x1',
+)
+
+# What may differ between processes, whose machines have folders of their own.
+MACHINE_KEYS = (
+    'data.eval.annotations', 'data.eval.images', 'data.num_threads',
+    'data.num_workers', 'data.train.annotations', 'data.train.images',
+)
+
+
+def read_training_set(
+    config: ml_collections.ConfigDict,
+) -> tuple[coco.CocoIndex, np.ndarray, pathlib.Path]:
+  """Reads, filters and checks the training set; logs what was dropped.
+
+  Returns:
+    The index, its rows to train on, and the folder of the images.
+  """
+  annotations = config.data.train.annotations
+  if not annotations or not config.data.train.images:
+    raise InputError(
+        'No training set: give --config.data.train.images=DIR and '
+        '--config.data.train.annotations=FILE.json.'
+    )
+  folder = pathlib.Path(config.data.train.images)
+  index = coco.read_coco(
+      pathlib.Path(annotations),
+      width_offset=geometry_of(config).width_offset,
+  )
+  rows, waterfall = loader.filter_images(
+      index, keep_empty=config.data.keep_empty
+  )
+  for line in loader.format_waterfall(waterfall).splitlines():
+    logging.info('%s', line)
+  loader.check_images_exist(index, folder)
+  return index, rows, folder
+
+
+def check_eval_set(
+    config: ml_collections.ConfigDict, index: coco.CocoIndex
+) -> None:
+  """Finds out before training what would stop the evaluation after it."""
+  if not config.data.eval.annotations:
+    logging.info(
+        'No evaluation set (--config.data.eval.images, .annotations): there '
+        'will be no evaluation at the end.'
+    )
+    return
+  truth = coco.read_coco(
+      pathlib.Path(config.data.eval.annotations), require_masks=False
+  )
+  difference = coco.class_table_difference(truth.categories, index.categories)
+  if difference:
+    raise InputError(
+        f'A21 {config.data.eval.annotations} has other classes than '
+        f'{config.data.train.annotations}: {"; ".join(difference[:10])}.'
+    )
+  loader.check_images_exist(truth, pathlib.Path(config.data.eval.images))
+
+
+def describe_training_set(index: coco.CocoIndex, rows: np.ndarray) -> str:
+  """Says what is trained on, so that a resume on other data is noticed."""
+  checksum = zlib.crc32(repr(index.file_names).encode())
+  for array in (rows, index.boxes, index.classes, index.vertices):
+    checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
+  return (
+      f'{len(rows)} images with {len(index.classes)} objects (checksum '
+      f'{checksum:08x})'
+  )
+
+
+def first_state(
+    state: TrainState,
+    workdir: pathlib.Path,
+    metadata: checkpoint.Metadata,
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    *,
+    init_from: pathlib.Path | None,
+    resume: bool,
+    allow_changes: bool,
+) -> TrainState:
+  """The state to begin with: a saved one, one with given weights, or new.
+
+  All processes must call this; the state is whole on every device.
+
+  Args:
+    state: A new one.
+    workdir: Whose newest checkpoint is taken that is not damaged; those are
+      moved out of the way.
+    metadata: Of the run.
+    config: The recipe.
+    mesh: Of all devices.
+    init_from: See `train.train`.
+    resume: See `train.train`.
+    allow_changes: See `train.train`.
+  """
+  directory = workdir / 'checkpoints'
+  steps = checkpoint.saved_steps(directory)
+  if steps and not resume:
+    raise InputError(
+        f'{workdir} already holds a checkpoint of step {steps[-1]}; give '
+        'another --workdir, or leave --noresume out to continue.'
+    )
+  cluster.check_agreement(
+      _recipe_facts(config) | {
+          'training set': metadata.training_set,
+          'checkpoints': steps,
+          'version of JAX': jax.__version__,
+      }
+  )
+  if not steps:
+    if init_from is not None:
+      state = _take_weights(
+          checkpoint.find_checkpoint(init_from), state, config, mesh
+      )
+    return cluster.replicate(start_average(state, config), mesh)
+  state = start_average(state, config)
+  for step in reversed(steps):
+    damage, restored = '', None
+    try:
+      restored = _resume(
+          directory / str(step), state, metadata, config, mesh,
+          allow_changes=allow_changes,
+      )
+    except checkpoint.DamagedCheckpoint as error:
+      damage = str(error)
+    # What one process cannot read, none goes on from.
+    damages = [text for text in cluster.gather(damage) if text]
+    if damages:
+      logging.warning('C08 %s', damages[0])
+      continue
+    moved = checkpoint.set_aside(directory, after=step)
+    # Before it is over, no process opens the directory.
+    multihost_utils.sync_global_devices('damaged checkpoints are set aside')
+    for path in moved:
+      logging.warning(
+          'C08 A damaged checkpoint is now in %s; going on from step %d.',
+          path, step,
+      )
+    return cluster.replicate(restored, mesh)
+  raise InputError(
+      f'C08 None of the checkpoints in {directory} can be read. Give another '
+      '--workdir to start anew.'
+  )
+
+
+def _resume(
+    path, state, metadata, config, mesh, *, allow_changes
+) -> TrainState:
+  """The state of a saved step of the same recipe and classes."""
+  stored = checkpoint.read_metadata(path)
+  there = stored_config(stored.config)
+  different = [
+      line for line in config_difference(config, plain(there))
+      if not is_free(line)
+      # The rate of every step depends on where the cosine ends.
+      or line.startswith('train.num_steps:')
+      and config.optimizer.schedule == 'cosine'
+  ]
+  if different and allow_changes:
+    logging.warning(
+        'C07 Going on with another recipe (here | there): %s.',
+        '; '.join(different),
+    )
+  elif different:
+    raise InputError(
+        f'C07 {path.parent.parent} holds a run of another recipe (here | '
+        f'there): {"; ".join(different)}. Give another --workdir, start from '
+        f'its weights alone with --init_from={path}, or go on all the same '
+        'with --allow_changes.'
+    )
+  if stored.categories != metadata.categories:
+    raise InputError(
+        f'{path.parent.parent} holds a run on other classes than '
+        f'{config.data.train.annotations} has. Give another --workdir.'
+    )
+  if stored.training_set != metadata.training_set:
+    text = (
+        f'C07 {path.parent.parent} holds a run on {stored.training_set}, but '
+        f'{config.data.train.annotations} has {metadata.training_set}.'
+    )
+    if not allow_changes:
+      raise InputError(
+          f'{text} Give another --workdir, start from its weights alone with '
+          f'--init_from={path}, or go on all the same with --allow_changes.'
+      )
+    logging.warning('%s', text)
+  if stored.step > config.train.num_steps:
+    raise InputError(
+        f'{path} has {stored.step} steps, more than config.train.num_steps '
+        f'({config.train.num_steps}).'
+    )
+  variables = checkpoint.restore_model(
+      path, cluster.replicated_shapes(variables_of(state), mesh)
+  )
+  kept = checkpoint.restore_optimizer(
+      path, cluster.replicated_shapes(training_state(state), mesh)
+  )
+  logging.info('Resuming from step %d of %s.', stored.step, path)
+  if there.precision != config.precision:
+    kept['loss_scale'] = state.loss_scale
+  return restored_state(state, stored.step, variables, kept)
+
+
+def _take_weights(path, state: TrainState, config, mesh) -> TrainState:
+  """A state of step 0 with a checkpoint's weights, heads of classes aside.
+
+  Of a partial checkpoint, layers that it lacks start afresh too.
+  """
+  metadata = checkpoint.read_metadata(path)
+  different = [
+      line for line in config_difference(
+          config, plain(stored_config(metadata.config))
+      )
+      if line.startswith(WEIGHT_KEYS)
+  ]
+  if different:
+    logging.warning(
+        'C13 The weights of %s expect other values (here | there): %s. Set '
+        'these keys to theirs, unless you mean to train them anew.', path,
+        '; '.join(different),
+    )
+  expected = checkpoint.named_leaves(variables_of(state))
+  stored = checkpoint.model_shapes(path)
+  fresh = [
+      name for name in expected
+      if name in stored and stored[name] != expected[name].shape
+      and name.split('/')[1] in CLASS_HEADS
+      and name.split('/')[2] in CLASS_LAYERS
+      or name not in stored and metadata.is_partial
+  ]
+  difference = checkpoint.compare_trees(
+      {n: s for n, s in stored.items() if n not in fresh},
+      {n: tuple(x.shape) for n, x in expected.items() if n not in fresh},
+  )
+  if difference:
+    raise InputError(f'{path} does not fit this model: {difference}.')
+  weights = checkpoint.named_leaves(checkpoint.restore_model(
+      path, checkpoint.nested({
+          name: jax.ShapeDtypeStruct(
+              shape, expected[name].dtype, sharding=cluster.replicated(mesh)
+          )
+          for name, shape in stored.items()
+      })
+  ))
+  taken = checkpoint.nested(
+      expected | {n: x for n, x in weights.items() if n not in fresh}
+  )
+  logging.info(
+      'Took %d arrays from %s; started afresh: %s.',
+      len(expected) - len(fresh), path, ', '.join(fresh) or 'none',
+  )
+  return state._replace(
+      params=taken['params'], constants=taken.get('constants', {})
+  )
+
+
+def _recipe_facts(config) -> dict[str, str]:
+  """{key: value} of what must be the same in all processes."""
+  lines = [line.split(': ', 1) for line in config_difference(config, {})]
+  return {
+      f'config.{key}': value.removesuffix(' | nothing')
+      for key, value in lines if key not in MACHINE_KEYS
+  }

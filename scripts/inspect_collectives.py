@@ -1,0 +1,240 @@
+"""Compiles a recipe's training step for many GPUs and says what they exchange.
+
+  python scripts/inspect_collectives.py --config=configs/r50_fpn.py
+
+No GPU is needed, and none is used: XLA works from a description of one. It
+needs its plugin for GPUs, of JAX's own version V:
+
+  pip install jax-cuda13-plugin==V jax-cuda13-pjrt==V nvidia-cuda-nvcc \
+      nvidia-nvvm nvidia-cuda-crt
+
+What this cannot tell is speed.
+"""
+
+import argparse
+import collections
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import re
+import sys
+import time
+
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+# Read by JAX when it is imported; the CPU draws the initial weights.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import jax  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
+import numpy as np  # noqa: E402
+
+from maskrcnn_jax import cluster, train_state, train_step  # noqa: E402
+from maskrcnn_jax.benchmark import made_up_batch  # noqa: E402
+from maskrcnn_jax.data import loader  # noqa: E402
+from maskrcnn_jax.evaluate import make_model  # noqa: E402
+from maskrcnn_jax.model.mask_rcnn import frozen_prefixes  # noqa: E402
+from maskrcnn_jax.optimizer import split_parameters  # noqa: E402
+from maskrcnn_jax.precision import set_precision  # noqa: E402
+
+COLLECTIVES = (
+    'all-reduce', 'all-gather', 'all-to-all', 'reduce-scatter',
+    'collective-permute', 'collective-broadcast', 'ragged-all-to-all',
+)
+TRANSFERS = ('infeed', 'outfeed', 'send', 'recv')
+# How XLA's text marks an array in the memory of the host.
+HOST_MEMORY = 'S(5)'
+BYTES = {
+    'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2,
+    'f32': 4, 's32': 4, 'u32': 4, 'f64': 8, 's64': 8, 'u64': 8,
+}
+
+
+def find_plugin() -> None:
+  """Puts the assembler of the plugin's packages on the path, or gives up."""
+  try:
+    found = importlib.util.find_spec('jax_plugins.xla_cuda13')
+  except ModuleNotFoundError:
+    found = None
+  if found is None:
+    sys.exit(
+        'error: the plugin of JAX for GPUs is not installed; --help says how.'
+    )
+  nvidia = importlib.util.find_spec('nvidia')
+  folders = [
+      str(pathlib.Path(folder) / 'cu13' / 'bin')
+      for folder in nvidia.submodule_search_locations
+  ]
+  os.environ['PATH'] = os.pathsep.join([*folders, os.environ['PATH']])
+
+
+def compile_step(config, mesh, *, image_size, num_classes):
+  """Returns the compiled step and the bytes and number of what it trains."""
+  dtype = set_precision(config.precision)
+  model = make_model(config, num_classes=num_classes, dtype=dtype)
+  _, optimizer = train_state.make_recipe_optimizer(config)
+  state = train_state.initial_state(model, optimizer, config)
+  trainable, _ = split_parameters(
+      state.params, frozen_prefixes(config.freeze_at)
+  )
+  one = made_up_batch(
+      image_size=image_size, batch_size=1, num_objects=8,
+      max_objects=config.data.max_objects, num_classes=num_classes,
+  )
+  spread = NamedSharding(mesh, PartitionSpec('data'))
+  batch = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+          (config.train.batch_size, *x.shape[1:]), x.dtype, sharding=spread
+      ),
+      one,
+  )
+  limits = loader.Limits(config.data.max_objects, 512, 64, 1)
+  step = train_step.make_train_step(
+      model, optimizer, config, limits, mesh=mesh
+  )
+  lowered = step.trace(
+      cluster.replicated_shapes(state, mesh), batch, padded_size=image_size
+  ).lower(lowering_platforms=('cuda',))
+  # Autotuning would time candidates on the GPU that is not there.
+  compiled = lowered.compile(compiler_options={'xla_gpu_autotune_level': 0})
+  leaves = jax.tree.leaves(trainable)
+  return compiled, sum(x.nbytes for x in leaves), sum(x.size for x in leaves)
+
+
+def read_program(text: str) -> dict:
+  """Counts in the text of a program what it exchanges, and with whom."""
+  exchanged = collections.defaultdict(list)
+  in_loops = collections.Counter()
+  transfers = collections.Counter()
+  in_entry = False
+  for line in text.splitlines():
+    if line and not line[0].isspace():
+      in_entry = line.startswith('ENTRY')
+    found = re.search(r'= (.*?) ([a-z][a-z0-9-]*)\(', line)
+    if not found:
+      continue
+    shapes, operation = found.groups()
+    # `-start` has what goes in and what comes out.
+    name = operation.removesuffix('-start')
+    if name in COLLECTIVES:
+      arrays = re.findall(r'([a-z]+\d*)\[([\d,]*)\]', shapes)
+      size = sum(
+          BYTES[dtype] * math.prod(int(n) for n in sides.split(',') if n)
+          for dtype, sides in arrays
+      )
+      if name == 'all-reduce' and operation != name:
+        size //= 2
+      exchanged[name].append(size)
+      if not in_entry:
+        in_loops[name] += 1
+    elif name.removesuffix('-done') in TRANSFERS:
+      transfers[name] += 1
+    elif HOST_MEMORY in shapes:
+      transfers[f'{name} in host memory'] += 1
+  targets = collections.Counter(
+      re.findall(r'custom_call_target="([^"]*)"', text)
+  )
+  return {
+      'collectives': dict(exchanged),
+      'in_loops': dict(in_loops),
+      'transfers': dict(transfers),
+      'callbacks': {
+          name: count for name, count in targets.items()
+          if 'callback' in name.lower()
+      },
+      'custom_calls': dict(targets),
+  }
+
+
+def main() -> None:
+  """Compiles, prints what was found, and a line of JSON."""
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('--config', required=True, help='the recipe, a file')
+  parser.add_argument('--target', default=HERE / 'gpu_targets' / 'h200.txtpb',
+                      type=pathlib.Path, help='description of the GPU')
+  parser.add_argument('--hosts', type=int, default=1)
+  parser.add_argument('--gpus', type=int, default=8, help='of each host')
+  parser.add_argument('--batch_size', type=int, help="the recipe's if not")
+  parser.add_argument('--size', default='800x1344', help='HEIGHTxWIDTH')
+  parser.add_argument('--classes', type=int, default=80)
+  parser.add_argument('--precision', help="the recipe's if not given")
+  parser.add_argument('--hlo', type=pathlib.Path, help='keeps the program')
+  arguments = parser.parse_args()
+  find_plugin()
+  spec = importlib.util.spec_from_file_location('recipe', arguments.config)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  if arguments.batch_size:
+    config.train.batch_size = arguments.batch_size
+  if arguments.precision:
+    config.precision = arguments.precision
+
+  topology = topologies.get_topology_desc(
+      platform='cuda', topology_name='target',
+      topology=f'{arguments.hosts}x{arguments.gpus}x1',
+      target_config=arguments.target.read_text(),
+  )
+  mesh = Mesh(np.array(topology.devices), ('data',))
+  cluster.check_batch_size(
+      config.train.batch_size, mesh, key='config.train.batch_size'
+  )
+  image_size = tuple(map(int, arguments.size.split('x')))
+  started = time.monotonic()
+  compiled, trainable_bytes, trainable = compile_step(
+      config, mesh, image_size=image_size, num_classes=arguments.classes + 1
+  )
+  seconds = time.monotonic() - started
+  text = compiled.as_text()
+  if arguments.hlo:
+    arguments.hlo.write_text(text)
+  found = read_program(text)
+  memory = compiled.memory_analysis()
+  reduced = found['collectives'].get('all-reduce', [])
+  # What a step reduces beside gradients is a few numbers.
+  large = [size for size in reduced if size >= 1024]
+  figures = found | {
+      'config': arguments.config,
+      'precision': config.precision,
+      'devices': mesh.size,
+      'trainable_parameters': trainable,
+      'trainable_bytes': trainable_bytes,
+      'all_reduce_bytes': sum(reduced),
+      'compile_s': round(seconds, 1),
+      'device_mib': round((
+          memory.argument_size_in_bytes + memory.temp_size_in_bytes
+      ) / 2**20),
+  }
+  print(
+      f'The step of {arguments.config}, {config.train.batch_size} images of '
+      f'{arguments.size}, {config.precision}, for {mesh.size} x '
+      f'{arguments.target.stem}: compiled in {seconds:.0f} s, not run; '
+      f'{figures["device_mib"]} MiB a device.'
+  )
+  print(
+      f'  all-reduces: {len(reduced)}, of {sum(reduced):,} bytes, of which '
+      f'{len(large)} large ones have {sum(large):,}'
+  )
+  print(
+      f'  trainable parameters: {trainable:,}, of {trainable_bytes:,} bytes'
+  )
+  for name, sizes in found['collectives'].items():
+    if name != 'all-reduce':
+      print(f'  {name}: {len(sizes)}, of {sum(sizes):,} bytes')
+  for name in ('in_loops', 'transfers', 'callbacks'):
+    what = {
+        'in_loops': 'collectives in loops or branches',
+        'transfers': 'transfers from and to the host',
+        'callbacks': 'callbacks of the host',
+    }[name]
+    print(f'  {what}: {found[name] or "none"}')
+  print(json.dumps(figures))
+
+
+if __name__ == '__main__':
+  main()
