@@ -55,9 +55,10 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
     size, stride = self.kernel_size, self.stride
-    kernel = self.param(
-        'kernel', self.kernel_init, (size, size, x.shape[-1], self.features)
-    ).astype(self.dtype)
+    shape = (size, size, x.shape[-1], self.features)
+    kernel = jnp.asarray(
+        self.param('kernel', self.kernel_init, shape), self.dtype
+    )
     x = x.astype(self.dtype)
     if size == 1:
       x = x[:, ::stride, ::stride] @ kernel[0, 0]
