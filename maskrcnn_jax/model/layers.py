@@ -29,14 +29,16 @@ class Conv(nn.Module):
     features: Channels out.
     kernel_size: Side of the kernel, odd.
     stride: In both directions.
+    groups: Channels are split into so many parts, each convolved apart.
     use_bias: False where a norm follows.
-    kernel_init: Of the kernel, laid out (row, column, in, out).
+    kernel_init: Of the kernel, laid out (row, column, in of a group, out).
     dtype: Of the arithmetic and the output; the parameters are float32.
   """
 
   features: int
   kernel_size: int = 1
   stride: int = 1
+  groups: int = 1
   use_bias: bool = True
   kernel_init: Initializer = kaiming_uniform
   dtype: DTypeLike = jnp.float32
@@ -45,10 +47,12 @@ class Conv(nn.Module):
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
     size, stride = self.kernel_size, self.stride
     kernel = self.param(
-        'kernel', self.kernel_init, (size, size, x.shape[-1], self.features)
+        'kernel',
+        self.kernel_init,
+        (size, size, x.shape[-1] // self.groups, self.features),
     ).astype(self.dtype)
     x = x.astype(self.dtype)
-    if size == 1:
+    if size == 1 and self.groups == 1:
       x = x[:, ::stride, ::stride] @ kernel[0, 0]
     else:
       x = lax.conv_general_dilated(
@@ -57,6 +61,7 @@ class Conv(nn.Module):
           window_strides=(stride, stride),
           padding=[(size // 2, size // 2)] * 2,
           dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+          feature_group_count=self.groups,
       )
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
@@ -129,7 +134,7 @@ class FrozenBatchNorm(nn.Module):
     )
 
 
-def make_group_norm(name: str, *, dtype: DTypeLike) -> nn.GroupNorm:
+def make_group_norm(name: str | None, *, dtype: DTypeLike) -> nn.GroupNorm:
   """Makes the group norm that follows a convolution; channels: 32, 64, ..."""
   return nn.GroupNorm(
       num_groups=NUM_GROUPS, epsilon=GROUP_NORM_EPS, dtype=dtype, name=name
@@ -137,12 +142,12 @@ def make_group_norm(name: str, *, dtype: DTypeLike) -> nn.GroupNorm:
 
 
 def make_norm(
-    name: str, *, norm: str, eps: float, dtype: DTypeLike
+    name: str | None, *, norm: str, eps: float, dtype: DTypeLike
 ) -> nn.Module:
-  """Makes a norm of the backbone.
+  """Makes the norm that follows a convolution.
 
   Args:
-    name: Of the module made.
+    name: Of the module made; None in a `setup`, which names it.
     norm: 'frozen_batch' or 'group'.
     eps: Of the frozen batch norm.
     dtype: Of the output.
