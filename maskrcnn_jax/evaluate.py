@@ -19,8 +19,14 @@ from maskrcnn_jax import checkpoint, cluster, geometry
 from maskrcnn_jax.array_types import Batch, Detections, Inputs
 from maskrcnn_jax.average_precision import (
   ApResult,
+  check_backend,
   evaluate_detections,
   format_table,
+)
+from maskrcnn_jax.average_recall import (
+  RecallResult,
+  evaluate_proposals,
+  format_recalls,
 )
 from maskrcnn_jax.config import (
     config_difference,
@@ -40,8 +46,8 @@ from maskrcnn_jax.precision import set_precision
 from maskrcnn_jax.proposals import make_proposals
 from maskrcnn_jax.training_log import progress
 
-# Levels that RoIs are pooled from; level 6 is for the RPN alone.
-ROI_LEVELS = (2, 3, 4, 5)
+# The coarsest level that RoIs are pooled from; level 6 is for the RPN alone.
+MAX_ROI_LEVEL = 5
 
 
 class ImageDetections(NamedTuple):
@@ -51,7 +57,7 @@ class ImageDetections(NamedTuple):
   boxes: Float[np.ndarray, 'd 4']
   classes: Int[np.ndarray, 'd']  # 1..k-1
   scores: Float[np.ndarray, 'd']
-  masks: list[dict]  # compressed RLE
+  masks: list[dict] | None  # compressed RLE; None of a model without masks
 
 
 class Detector(NamedTuple):
@@ -80,7 +86,8 @@ def make_model(
 
 def anchor_arguments(config: ml_collections.ConfigDict) -> dict:
   """Returns the arguments of `make_anchors` that a recipe asks for."""
-  sizes = {i: tuple(s) for i, s in enumerate(config.anchors.sizes, start=2)}
+  first_level = {'fpn': 2, 'c4': 4}[config.model.body]
+  sizes = dict(enumerate(map(tuple, config.anchors.sizes), start=first_level))
   return {
       'sizes': sizes,
       'ratios': tuple(config.anchors.ratios),
@@ -121,17 +128,19 @@ def pool(
     shape: geometry.Geometry,
 ) -> Float[Array, 'b r {side} {side} c']:
   """Pools each image's boxes from the level that suits their size."""
+  features = {
+      level: x for level, x in pyramid.items() if level <= MAX_ROI_LEVEL
+  }
   levels = assign_levels(
-      boxes, epsilon=shape.level_epsilon, shift=shape.level_shift,
+      boxes, min_level=min(features), max_level=max(features),
+      epsilon=shape.level_epsilon, shift=shape.level_shift,
       width_offset=shape.width_offset,
   )
   pool_image = functools.partial(
       roi_align, side=side, sampling_ratio=shape.sampling_ratio,
       offset=shape.roi_offset, min_side=shape.roi_min_side,
   )
-  return jax.vmap(pool_image)(
-      {level: pyramid[level] for level in ROI_LEVELS}, boxes, levels
-  )
+  return jax.vmap(pool_image)(features, boxes, levels)
 
 
 def make_detect(
@@ -148,9 +157,10 @@ def make_detect(
 
   Returns:
     `detect(variables, batch, padded_size=(height, width))`, which gives
-    Detections in pixels of the resized images.
+    Detections in pixels of the resized images. Proposals are of class 1.
   """
   shape = geometry_of(config)
+  output = config.model.output
 
   @functools.partial(jax.jit, static_argnames='padded_size')
   def prepare(batch: Batch, padded_size) -> Inputs:
@@ -175,6 +185,11 @@ def make_detect(
             **config.rpn.eval,
         )
     )(rpn.objectness_logits, rpn.anchor_deltas, image_sizes)
+    if output == 'proposals':
+      return Detections(
+          proposals.boxes, proposals.valid.astype(jnp.int32),
+          proposals.scores, None, proposals.valid,
+      )
     pooled = pool(
         pyramid, proposals.boxes, side=config.roi.box_side, shape=shape
     )
@@ -187,6 +202,8 @@ def make_detect(
             width_offset=shape.width_offset, **config.detections,
         )
     )(heads.class_logits, heads.box_deltas, proposals, image_sizes)
+    if output == 'boxes':
+      return Detections(boxes, classes, scores, None, valid)
     pooled = pool(pyramid, boxes, side=config.roi.mask_side, shape=shape)
     mask_logits = model.apply(variables, pooled, method='segment')
     masks = jax.vmap(select_masks)(mask_logits, classes)
@@ -225,10 +242,12 @@ def to_original(
       [x_scale, y_scale, x_scale, y_scale], np.float32
   )
   boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
-  masks = paste_masks(
-      np.asarray(detections.masks)[found], boxes, height=height, width=width,
-      threshold=mask_threshold, rule=paste_rule,
-  )
+  masks = None
+  if detections.masks is not None:
+    masks = paste_masks(
+        np.asarray(detections.masks)[found], boxes, height=height, width=width,
+        threshold=mask_threshold, rule=paste_rule,
+    )
   return ImageDetections(
       row, boxes, np.asarray(detections.classes)[found],
       np.asarray(detections.scores)[found], masks,
@@ -314,7 +333,7 @@ def detect_batches(
     for i, row in enumerate(rows):
       if batch.image_valid[i]:
         yield to_original(
-            Detections(*(field[i] for field in detections)),
+            jax.tree.map(lambda field, i=i: field[i], detections),
             tuple(batch.image_sizes[i].tolist()), row=int(row),
             original_size=(int(index.heights[row]), int(index.widths[row])),
             mask_threshold=shape.mask_threshold, paste_rule=shape.paste_rule,
@@ -342,10 +361,11 @@ def evaluate(
     workdir: pathlib.Path,
     config: ml_collections.ConfigDict,
     skip_eval: bool = False,
-) -> dict[str, ApResult]:
+) -> dict[str, ApResult | RecallResult]:
   """Detects the objects in every image of a set and prints their AP.
 
-  Writes WORKDIR/inference/bbox.json and segm.json, and unless `skip_eval`
+  Writes bbox.json and segm.json to WORKDIR/inference, of a model of proposals
+  or with `eval.proposals` proposals.json, and unless `skip_eval`
   coco_results.json.
 
   Args:
@@ -357,13 +377,17 @@ def evaluate(
     skip_eval: Whether to stop before the AP.
 
   Returns:
-    The AP of 'bbox' and 'segm'; nothing if `skip_eval`.
+    The AP of 'bbox' and 'segm' and the recall of 'proposals', whichever there
+    is; nothing if `skip_eval`.
   """
+  check_backend(config.eval.backend)
+  output = detector.config.model.output
   index = coco.read_coco(pathlib.Path(annotations), require_masks=False)
   difference = coco.class_table_difference(
       index.categories, detector.categories
   )
-  if difference:
+  # Proposals have no class.
+  if difference and output != 'proposals':
     raise InputError(
         f'A21 {annotations} has other classes than the checkpoint: '
         f'{"; ".join(difference[:10])}. Evaluate on a set with the classes '
@@ -379,6 +403,46 @@ def evaluate(
   plan = loader.plan_canvases(
       index.heights, index.widths, **canvas_arguments(config)
   )
+  results = {}
+  if output != 'proposals':
+    results = _detect_set(detector, index, plan, folder, config)
+  if output == 'proposals' or config.eval.proposals:
+    results['proposals'] = _detect_set(
+        _proposer(detector), index, plan, folder, config
+    )['bbox']
+
+  directory = workdir / 'inference'
+  directory.mkdir(parents=True, exist_ok=True)
+  for kind, found in results.items():
+    write_json(directory / f'{kind}.json', found)
+  logging.info('Predictions are in %s.', directory)
+  if skip_eval:
+    return {}
+
+  truth = coco.read_json(pathlib.Path(annotations))
+  largest = max(100, config.detections.max_detections)
+  scores = {
+      kind: evaluate_detections(
+          truth, found, kind=kind, max_detections=(1, 10, largest),
+          backend=config.eval.backend,
+      )
+      for kind, found in results.items() if kind != 'proposals'
+  }
+  if scores:
+    print(format_table(scores['bbox'], scores.get('segm')), flush=True)
+  if 'proposals' in results:
+    scores['proposals'] = evaluate_proposals(truth, results['proposals'])
+    print(format_recalls(scores['proposals']), flush=True)
+  write_json(
+      directory / 'coco_results.json',
+      {kind: score._asdict() for kind, score in scores.items()}
+      | {'step': detector.step},
+  )
+  return scores
+
+
+def _detect_set(detector, index, plan, folder, config) -> dict[str, list[dict]]:
+  """COCO results of each image of a set: 'bbox', and 'segm' if it has masks."""
   batches = loader.eval_batches(
       index, plan, images_dir=folder, batch_size=config.eval.batch_size,
       num_threads=config.data.num_threads,
@@ -390,48 +454,48 @@ def evaluate(
       detect_batches(detector, batches, index, plan),
       total=len(index.image_ids), description='Evaluating',
   ):
-    for box, class_, score, mask in zip(
-        found.boxes, found.classes, found.scores, found.masks, strict=True
+    for i, (box, class_, score) in enumerate(
+        zip(found.boxes, found.classes, found.scores, strict=True)
     ):
       result = {
           'image_id': index.image_ids[found.row],
-          'category_id': detector.categories[class_ - 1].id,
+          'category_id': category_of(detector, class_).id,
           'score': float(score),
       }
       bbox_results.append(result | {
           'bbox': to_xywh(box, width_offset=width_offset)
       })
-      segm_results.append(result | {'segmentation': mask})
+      if found.masks is not None:
+        segm_results.append(result | {'segmentation': found.masks[i]})
   seconds = time.monotonic() - started
   logging.info(
       'Total inference time: %.1f s (%.4f s / img per device, on %d devices)',
       seconds, seconds * detector.mesh.size / len(index.image_ids),
       detector.mesh.size,
   )
+  if detector.config.model.output == 'masks':
+    return {'bbox': bbox_results, 'segm': segm_results}
+  return {'bbox': bbox_results}
 
-  directory = workdir / 'inference'
-  directory.mkdir(parents=True, exist_ok=True)
-  write_json(directory / 'bbox.json', bbox_results)
-  write_json(directory / 'segm.json', segm_results)
-  logging.info('Predictions are in %s.', directory)
-  if skip_eval:
-    return {}
 
-  truth = coco.read_json(pathlib.Path(annotations))
-  largest = max(100, config.detections.max_detections)
-  aps = {
-      kind: evaluate_detections(
-          truth, results, kind=kind, max_detections=(1, 10, largest)
-      )
-      for kind, results in (('bbox', bbox_results), ('segm', segm_results))
-  }
-  print(format_table(aps['bbox'], aps['segm']), flush=True)
-  write_json(
-      directory / 'coco_results.json',
-      {kind: ap._asdict() for kind, ap in aps.items()}
-      | {'step': detector.step},
+def _proposer(detector: Detector) -> Detector:
+  """The same model, stopped at its proposals."""
+  config = detector.config.copy_and_resolve_references()
+  config.model.output = 'proposals'
+  model = make_model(
+      config, num_classes=len(detector.categories) + 1,
+      dtype=set_precision(config.precision),
   )
-  return aps
+  return detector._replace(detect=make_detect(model, config), config=config)
+
+
+def category_of(
+    detector: Detector, class_: int | np.integer
+) -> coco.Category:
+  """Returns COCO's id and the name of a class; proposals are of 1, 'object'."""
+  if detector.config.model.output == 'proposals':
+    return coco.Category(1, 'object')
+  return detector.categories[class_ - 1]
 
 
 def canvas_arguments(config: ml_collections.ConfigDict) -> dict:

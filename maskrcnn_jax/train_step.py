@@ -64,7 +64,7 @@ def make_losses(
   Returns:
     `compute(variables, inputs, keys)`: keys are [b, 2], one for the anchors
     and one for the RoIs of each image. Gives {name: scalar}, the names being
-    the seed's.
+    the seed's; without those of heads that the model lacks.
   """
   shape = geometry_of(config)
   max_foreground = int(config.roi.num_samples * config.roi.foreground_fraction)
@@ -100,6 +100,19 @@ def make_losses(
             width_offset=shape.width_offset,
         )
     )(inputs.image_sizes, inputs.gt_boxes, inputs.gt_valid, keys[:, 0])
+    rpn_losses = {
+        'loss_objectness': losses.objectness_loss(
+            rpn.objectness_logits, rpn_targets,
+            over_slots=shape.anchor_loss_over_slots,
+        ),
+        'loss_rpn_box_reg': losses.anchor_box_loss(
+            rpn.anchor_deltas, rpn_targets,
+            smooth_l1_beta=shape.anchor_smooth_l1_beta,
+            over_slots=shape.anchor_loss_over_slots,
+        ),
+    }
+    if config.model.output == 'proposals':
+      return rpn_losses
 
     proposals = jax.vmap(
         lambda logits, deltas, size: make_proposals(
@@ -130,15 +143,32 @@ def make_losses(
         pyramid, roi_targets.rois, side=config.roi.box_side, shape=shape
     )
     heads = model.apply(variables, pooled, method='classify')
+    box_losses = {
+        'loss_classifier': losses.classification_loss(
+            heads.class_logits, roi_targets
+        ),
+        'loss_box_reg': losses.box_loss(
+            heads.box_deltas, roi_targets,
+            smooth_l1_beta=shape.roi_smooth_l1_beta,
+        ),
+    }
+    if config.model.output == 'boxes':
+      return box_losses | rpn_losses
 
     # Foreground comes first, so that the rest needs no mask head.
     foreground = jax.tree.map(lambda x: x[:, :max_foreground], roi_targets)
     pooled = pool(
         pyramid, foreground.rois, side=config.roi.mask_side, shape=shape
     )
+    # An object without an outline has a box to learn but no mask.
+    starts = inputs.outlines.starts
+    has_mask = foreground.foreground & jnp.take_along_axis(
+        starts[:, 1:] > starts[:, :-1], foreground.objects, axis=1
+    )
+    mask_logits = segment(variables, pooled, has_mask)
     mask_targets = jax.vmap(
         lambda outlines, rois, objects, real, size: make_mask_targets(
-            outlines, rois, objects, real, side=2 * config.roi.mask_side,
+            outlines, rois, objects, real, side=mask_logits.shape[2],
             max_object_vertices=limits.max_object_vertices,
             max_parts=limits.max_parts, min_roi_side=shape.mask_min_side,
             image_size=size if shape.mask_targets == 'bitmap' else None,
@@ -148,33 +178,10 @@ def make_losses(
         inputs.outlines, foreground.rois, foreground.objects,
         foreground.foreground, inputs.image_sizes,
     )
-    # An object without an outline has a box to learn but no mask.
-    starts = inputs.outlines.starts
-    has_mask = foreground.foreground & jnp.take_along_axis(
-        starts[:, 1:] > starts[:, :-1], foreground.objects, axis=1
+    mask_loss = losses.mask_loss(
+        mask_logits, mask_targets, foreground.class_targets, has_mask
     )
-    mask_logits = segment(variables, pooled, has_mask)
-    return {
-        'loss_classifier': losses.classification_loss(
-            heads.class_logits, roi_targets
-        ),
-        'loss_box_reg': losses.box_loss(
-            heads.box_deltas, roi_targets,
-            smooth_l1_beta=shape.roi_smooth_l1_beta,
-        ),
-        'loss_mask': losses.mask_loss(
-            mask_logits, mask_targets, foreground.class_targets, has_mask
-        ),
-        'loss_objectness': losses.objectness_loss(
-            rpn.objectness_logits, rpn_targets,
-            over_slots=shape.anchor_loss_over_slots,
-        ),
-        'loss_rpn_box_reg': losses.anchor_box_loss(
-            rpn.anchor_deltas, rpn_targets,
-            smooth_l1_beta=shape.anchor_smooth_l1_beta,
-            over_slots=shape.anchor_loss_over_slots,
-        ),
-    }
+    return box_losses | {'loss_mask': mask_loss} | rpn_losses
 
   return compute
 

@@ -32,6 +32,7 @@ ROWS = (
     'training_log',
     'mask_paste',
     'average_precision',
+    'average_recall',
     'draw',
     'torch_files',
     'weight_names',
