@@ -212,7 +212,7 @@ def test_init_from_takes_all_but_class_layers_and_heads_that_are_not_there(
   leaves = save_model(theirs, 7, tmp_path / 'theirs')
   config = variant(tiny_data, **here)
   monkeypatch.setattr(
-      'maskrcnn_jax.train.make_train_step', lambda *_: tiny.IdleStep()
+      'maskrcnn_jax.train.make_train_step', lambda *_, **__: tiny.IdleStep()
   )
   train(config, tmp_path / 'run', init_from=tmp_path / 'theirs/0',
         skip_test=True)
