@@ -90,5 +90,6 @@ class Detections(NamedTuple):
   boxes: Float[Array, '*b d 4']  # pixels of the resized image, clipped to it
   classes: Int[Array, '*b d']  # 1..k-1; 0 where not valid
   scores: Float[Array, '*b d']  # [0, 1], falling; 0 where not valid
-  masks: Float[Array, '*b d m m']  # probability inside the box; of its class
+  # Probability inside the box, of its class; None of a model without masks.
+  masks: Float[Array, '*b d m m'] | None
   valid: Bool[Array, '*b d']

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable
 import contextlib
+import importlib.util
 import io
 import math
 import numbers
@@ -41,6 +42,7 @@ def evaluate_detections(
     *,
     kind: str,
     max_detections: tuple[int, ...] = (1, 10, 100),
+    backend: str = 'pycocotools',
 ) -> ApResult:
   """Scores detections against the truth as COCO does.
 
@@ -58,6 +60,8 @@ def evaluate_detections(
     kind: 'bbox' or 'segm'.
     max_detections: Three rising limits, for each image and class.  The last is
       the one that AP is computed with.
+    backend: 'pycocotools' or, for the same numbers sooner, 'faster':
+      faster-coco-eval, which must be installed.
 
   Raises:
     InputError: If a number is not finite, an id is unknown or not unique, or a
@@ -112,10 +116,11 @@ def evaluate_detections(
       for index, result in enumerate(results)
   ]
 
+  coco_class, evaluation_class = _backend_classes(backend)
   with contextlib.redirect_stdout(io.StringIO()):
-    evaluation = COCOeval(
-        _as_coco(sizes, class_numbers, objects),
-        _as_coco(sizes, class_numbers, detections),
+    evaluation = evaluation_class(
+        _as_coco(coco_class, sizes, class_numbers, objects),
+        _as_coco(coco_class, sizes, class_numbers, detections),
         kind,
     )
     evaluation.params.maxDets = list(limits)
@@ -330,16 +335,41 @@ def _clean_result(
   return clean
 
 
+def check_backend(backend: str) -> None:
+  """Raises an InputError if what a backend needs is not installed."""
+  if backend == 'faster' and not importlib.util.find_spec('faster_coco_eval'):
+    raise InputError(
+        "config.eval.backend='faster' needs faster-coco-eval: pip install "
+        "'maskrcnn-jax[faster]', or leave the backend at 'pycocotools'."
+    )
+
+
+def _backend_classes(backend: str) -> tuple[type, type]:
+  """Returns the classes of a set and of its evaluation."""
+  check_backend(backend)
+  match backend:
+    case 'pycocotools':
+      return COCO, COCOeval
+    case 'faster':
+      import faster_coco_eval
+
+      return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
+  raise ValueError(
+      f"backend must be 'pycocotools' or 'faster', not {backend!r}."
+  )
+
+
 def _as_coco(
+    coco_class: type,
     sizes: dict[int, tuple[Any, Any]],
     class_numbers: dict[Hashable, int],
     objects: list[dict[str, Any]],
-) -> COCO:
+) -> Any:
   """Wraps the objects as pycocotools wants them: with ids from 1.
 
   Id 0 would count as "no match", and two objects of one id as one object.
   """
-  coco = COCO()
+  coco = coco_class()
   coco.dataset = {
       'images': [
           {'id': image, 'height': height, 'width': width}

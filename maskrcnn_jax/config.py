@@ -57,12 +57,26 @@ def default_config() -> ml_collections.ConfigDict:
 
   # Arguments of model.MaskRCNN; the number of classes comes from the data.
   config.model = ml_collections.ConfigDict({
+      # 'masks' | 'boxes': no mask head, which is Faster R-CNN | 'proposals':
+      # no box head either.
+      'output': 'masks',
+      # 'fpn', or 'c4': no pyramid; RoIs are pooled at stride 16 and the last
+      # stage of the ResNet is the head of each. `c4_config` sets what goes
+      # with it.
+      'body': 'fpn',
       'depth': 50,  # 18 | 34 | 50 | 101
-      'norm': 'frozen_batch',  # or 'group', to train from scratch
+      # Of the 3x3 convolution of a bottleneck, and channels of each in the
+      # first stage: 32 and 8 are ResNeXt 32x8d.
+      'groups': 1,
+      'group_width': 64,
+      # 'frozen_batch', in the backbone alone; 'frozen_batch_all', in pyramid
+      # and heads too; or 'group', in all, to train from scratch.
+      'norm': 'frozen_batch',
       'norm_eps': 1e-5,
       'stride_in_1x1': False,  # True for weights converted from Caffe2
       'width': 64,  # channels of the stem
       'fpn_channels': 256,
+      'rpn_convs': 1,
       'box_convs': 0,
       'box_fcs': 2,
       'box_features': 1024,
@@ -73,7 +87,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.freeze_at = 2
 
   # One tuple of sizes (square root of the area, pixels) for each level from 2
-  # to 6; ratios are height over width.
+  # to 6, or for the one level of a c4 body; ratios are height over width.
   config.anchors = ml_collections.ConfigDict({
       'sizes': ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),
       'ratios': (0.5, 1.0, 2.0),
@@ -167,7 +181,14 @@ def default_config() -> ml_collections.ConfigDict:
       'decay_steps': (60_000, 80_000),
       'decay_factor': 0.1,
   })
-  config.eval = ml_collections.ConfigDict({'batch_size': 1})
+  config.eval = ml_collections.ConfigDict({
+      'batch_size': 1,
+      # What computes the AP: 'pycocotools', or 'faster': the same numbers by
+      # faster-coco-eval, if it is installed.
+      'backend': 'pycocotools',
+      # Also the recall of the proposals; always for a model of 'proposals'.
+      'proposals': False,
+  })
   # AP that the whole recipe should reach, (mean, tolerance); None: not known.
   config.expected = ml_collections.ConfigDict({
       'box_ap': config_dict.placeholder(tuple),
@@ -177,6 +198,23 @@ def default_config() -> ml_collections.ConfigDict:
       'min_score': 0.5,  # detections drawn; all of them are written
   })
   config.lock()
+  return config
+
+
+def c4_config() -> ml_collections.ConfigDict:
+  """Returns the defaults with a C4 body and what goes with it.
+
+  Source:
+    detectron2 `configs/Base-RCNN-C4.yaml` and config/defaults.py.
+  """
+  config = default_config()
+  config.model.update({
+      'body': 'c4', 'box_convs': 0, 'box_fcs': 0, 'mask_convs': 0,
+  })
+  config.anchors.sizes = ((32.0, 64.0, 128.0, 256.0, 512.0),)
+  config.rpn.train.update(pre_nms=12_000, post_nms=2_000, num_proposals=2_000)
+  config.rpn.eval.update(pre_nms=6_000, post_nms=1_000, num_proposals=1_000)
+  config.roi.box_side = 14
   return config
 
 
@@ -206,6 +244,10 @@ def geometry_of(config: ml_collections.ConfigDict) -> geometry.Geometry:
   antialias = shape.input_format.antialias
   if config.data.antialias is not None:
     antialias = config.data.antialias
+  if config.model.body == 'c4':
+    # Peers do not pad what has no pyramid: it has cells of 16 pixels, the last
+    # of which may lie half outside.
+    shape = shape._replace(padding_multiple=16)
   return shape._replace(
       input_format=shape.input_format._replace(
           channel_order='RGB', white=255.0, mean=mean, std=std,
@@ -278,7 +320,13 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   _one_of('geometry', config.geometry, tuple(geometry.PRESETS))
   _one_of('precision', config.precision, ('fp32', 'tf32', 'bf16', 'fp16'))
   _one_of('model.depth', config.model.depth, (18, 34, 50, 101))
-  _one_of('model.norm', config.model.norm, ('frozen_batch', 'group'))
+  _one_of(
+      'model.norm', config.model.norm,
+      ('frozen_batch', 'frozen_batch_all', 'group'),
+  )
+  _one_of('model.output', config.model.output, ('masks', 'boxes', 'proposals'))
+  _one_of('model.body', config.model.body, ('fpn', 'c4'))
+  _one_of('eval.backend', config.eval.backend, ('pycocotools', 'faster'))
   _one_of(
       'optimizer.warmup', config.optimizer.warmup,
       ('constant', 'linear', 'mlperf_linear'),
@@ -286,15 +334,23 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   _one_of(
       'optimizer.schedule', config.optimizer.schedule, ('multistep', 'cosine')
   )
+  if config.model.groups > 1 and config.model.depth < 50:
+    raise InputError(
+        f'config.model.groups is {config.model.groups}, but a ResNet of depth '
+        f'{config.model.depth} has no bottleneck to have groups in; set '
+        'config.model.depth to 50 or 101.'
+    )
   if not 0 <= config.freeze_at <= 5:
     raise InputError(
         f'config.freeze_at is {config.freeze_at}; give the number of stages '
         'not to train, 0 to 5.'
     )
-  if len(config.anchors.sizes) != 5:
+  levels = {'fpn': 'each of the levels 2 to 6', 'c4': 'the one level'}
+  if len(config.anchors.sizes) != {'fpn': 5, 'c4': 1}[config.model.body]:
     raise InputError(
         f'config.anchors.sizes has {len(config.anchors.sizes)} entries; give '
-        'one tuple of sizes for each of the levels 2 to 6.'
+        f'one tuple of sizes for {levels[config.model.body]} of a body '
+        f'{config.model.body!r}.'
     )
   if len({len(sizes) for sizes in config.anchors.sizes}) != 1:
     raise InputError(
@@ -310,6 +366,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'roi.num_samples', 'roi.box_side', 'roi.mask_side',
       'detections.max_detections', 'optimizer.warmup_steps',
       'train.watchdog_seconds',
+      'model.groups', 'model.group_width', 'model.rpn_convs',
       *(f'rpn.{mode}.{name}' for mode in ('train', 'eval')
         for name in ('pre_nms', 'post_nms', 'num_proposals')),
   ):

@@ -87,6 +87,8 @@ def convert(
           f'holds weights of {guessed}, not of {source_format}; leave '
           '--source_format out.'
       )
+    if guessed == 'maskrcnn_benchmark':
+      arrays = _without_shared(arrays)
     naming = naming_of(
         arrays, facts, guessed, pixel_order=unusual.pop('pixel_order', None)
     )
@@ -117,6 +119,24 @@ def convert(
       'a part of a model: for --init_from.' if missing
       else 'a checkpoint: for --checkpoint and --init_from.'
   ))
+
+
+def _without_shared(arrays):
+  """Drops what a C4 model's mask head shares with its box head."""
+  kept = {}
+  for name, array in arrays.items():
+    twin = name.replace(
+        'roi_heads.mask.feature_extractor.head.',
+        'roi_heads.box.feature_extractor.head.',
+    )
+    if name == twin or twin not in arrays:
+      kept[name] = array
+    elif not np.array_equal(array, arrays[twin]):
+      raise InputError(
+          f'has a mask head with a ResNet stage of its own ({name}); here the '
+          "stage is the box head's."
+      )
+  return kept
 
 
 def _take(arrays, naming, source_format, config, num_classes, rows):
@@ -174,9 +194,13 @@ def _take(arrays, naming, source_format, config, num_classes, rows):
 
 
 def _report(source_format, config, categories, model, left, missing) -> None:
+  sizes = config.model
+  network = f'ResNet-{sizes.depth}'
+  if sizes.groups > 1:
+    network = f'ResNeXt-{sizes.depth} {sizes.groups}x{sizes.group_width}d'
   print(
-      f'{source_format}: ResNet-{config.model.depth}, norm '
-      f'{config.model.norm}, {len(categories)} classes; taken to be of '
+      f'{source_format}: {network}, {sizes.body}, for {sizes.output}, norm '
+      f'{sizes.norm}, {len(categories)} classes; taken to be of '
       f'geometry {config.geometry}, norm_eps {config.model.norm_eps:g}, '
       f'antialias {config.data.antialias}, stride_in_1x1 '
       f'{config.model.stride_in_1x1}, pixel_mean '

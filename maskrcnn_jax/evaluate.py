@@ -19,8 +19,14 @@ from maskrcnn_jax import checkpoint, cluster, geometry, watchdog
 from maskrcnn_jax.array_types import Batch, Detections, Inputs
 from maskrcnn_jax.average_precision import (
   ApResult,
+  check_backend,
   evaluate_detections,
   format_table,
+)
+from maskrcnn_jax.average_recall import (
+  RecallResult,
+  evaluate_proposals,
+  format_recalls,
 )
 from maskrcnn_jax.config import (
     config_difference,
@@ -40,8 +46,8 @@ from maskrcnn_jax.precision import set_precision
 from maskrcnn_jax.proposals import make_proposals
 from maskrcnn_jax.training_log import progress
 
-# Levels that RoIs are pooled from; level 6 is for the RPN alone.
-ROI_LEVELS = (2, 3, 4, 5)
+# The coarsest level that RoIs are pooled from; level 6 is for the RPN alone.
+MAX_ROI_LEVEL = 5
 
 
 class ImageDetections(NamedTuple):
@@ -51,7 +57,7 @@ class ImageDetections(NamedTuple):
   boxes: Float[np.ndarray, 'd 4']
   classes: Int[np.ndarray, 'd']  # 1..k-1
   scores: Float[np.ndarray, 'd']
-  masks: list[dict]  # compressed RLE
+  masks: list[dict] | None  # compressed RLE; None of a model without masks
 
 
 class Detector(NamedTuple):
@@ -80,7 +86,8 @@ def make_model(
 
 def anchor_arguments(config: ml_collections.ConfigDict) -> dict:
   """Returns the arguments of `make_anchors` that a recipe asks for."""
-  sizes = {i: tuple(s) for i, s in enumerate(config.anchors.sizes, start=2)}
+  first_level = {'fpn': 2, 'c4': 4}[config.model.body]
+  sizes = dict(enumerate(map(tuple, config.anchors.sizes), start=first_level))
   return {
       'sizes': sizes,
       'ratios': tuple(config.anchors.ratios),
@@ -121,17 +128,19 @@ def pool(
     shape: geometry.Geometry,
 ) -> Float[Array, 'b r {side} {side} c']:
   """Pools each image's boxes from the level that suits their size."""
+  features = {
+      level: x for level, x in pyramid.items() if level <= MAX_ROI_LEVEL
+  }
   levels = assign_levels(
-      boxes, epsilon=shape.level_epsilon, shift=shape.level_shift,
+      boxes, min_level=min(features), max_level=max(features),
+      epsilon=shape.level_epsilon, shift=shape.level_shift,
       width_offset=shape.width_offset,
   )
   pool_image = functools.partial(
       roi_align, side=side, sampling_ratio=shape.sampling_ratio,
       offset=shape.roi_offset, min_side=shape.roi_min_side,
   )
-  return jax.vmap(pool_image)(
-      {level: pyramid[level] for level in ROI_LEVELS}, boxes, levels
-  )
+  return jax.vmap(pool_image)(features, boxes, levels)
 
 
 def make_detect(
@@ -152,9 +161,10 @@ def make_detect(
 
   Returns:
     `detect(variables, batch, padded_size=(height, width))`, which gives
-    Detections in pixels of the resized images.
+    Detections in pixels of the resized images. Proposals are of class 1.
   """
   shape = geometry_of(config)
+  output = config.model.output
 
   @functools.partial(jax.jit, static_argnames='padded_size')
   def prepare(batch: Batch, padded_size) -> Inputs:
@@ -180,6 +190,11 @@ def make_detect(
         ),
         mesh,
     )(rpn.objectness_logits, rpn.anchor_deltas, image_sizes)
+    if output == 'proposals':
+      return Detections(
+          proposals.boxes, proposals.valid.astype(jnp.int32),
+          proposals.scores, None, proposals.valid,
+      )
     pooled = pool(
         pyramid, proposals.boxes, side=config.roi.box_side, shape=shape
     )
@@ -193,6 +208,8 @@ def make_detect(
         ),
         mesh,
     )(heads.class_logits, heads.box_deltas, proposals, image_sizes)
+    if output == 'boxes':
+      return Detections(boxes, classes, scores, None, valid)
     pooled = pool(pyramid, boxes, side=config.roi.mask_side, shape=shape)
     mask_logits = model.apply(variables, pooled, method='segment')
     masks = jax.vmap(select_masks)(mask_logits, classes)
@@ -231,10 +248,12 @@ def to_original(
       [x_scale, y_scale, x_scale, y_scale], np.float32
   )
   boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
-  masks = paste_masks(
-      np.asarray(detections.masks)[found], boxes, height=height, width=width,
-      threshold=mask_threshold, rule=paste_rule,
-  )
+  masks = None
+  if detections.masks is not None:
+    masks = paste_masks(
+        np.asarray(detections.masks)[found], boxes, height=height, width=width,
+        threshold=mask_threshold, rule=paste_rule,
+    )
   return ImageDetections(
       row, boxes, np.asarray(detections.classes)[found],
       np.asarray(detections.scores)[found], masks,
@@ -322,7 +341,7 @@ def detect_batches(
     for i, row in enumerate(rows):
       if batch.image_valid[i]:
         yield to_original(
-            Detections(*(field[i] for field in detections)),
+            jax.tree.map(lambda field, i=i: field[i], detections),
             tuple(batch.image_sizes[i].tolist()), row=int(row),
             original_size=(int(index.heights[row]), int(index.widths[row])),
             mask_threshold=shape.mask_threshold, paste_rule=shape.paste_rule,
@@ -350,13 +369,14 @@ def evaluate(
     workdir: pathlib.Path,
     config: ml_collections.ConfigDict,
     skip_eval: bool = False,
-) -> dict[str, ApResult]:
+) -> dict[str, ApResult | RecallResult]:
   """Detects the objects in every image of a set and prints their AP.
 
   Each process takes its share of the images; process 0 prints and writes. All
   must call this.
 
-  Writes WORKDIR/inference/bbox.json and segm.json, and unless `skip_eval`
+  Writes bbox.json and segm.json to WORKDIR/inference, of a model of proposals
+  or with `eval.proposals` proposals.json, and unless `skip_eval`
   coco_results.json.
 
   Args:
@@ -368,13 +388,17 @@ def evaluate(
     skip_eval: Whether to stop before the AP.
 
   Returns:
-    The AP of 'bbox' and 'segm', in all processes; nothing if `skip_eval`.
+    The AP of 'bbox' and 'segm' and the recall of 'proposals', whichever there
+    is, in all processes; nothing if `skip_eval`.
   """
+  check_backend(config.eval.backend)
+  output = detector.config.model.output
   index = coco.read_coco(pathlib.Path(annotations), require_masks=False)
   difference = coco.class_table_difference(
       index.categories, detector.categories
   )
-  if difference:
+  # Proposals have no class.
+  if difference and output != 'proposals':
     raise InputError(
         f'A21 {annotations} has other classes than the checkpoint: '
         f'{"; ".join(difference[:10])}. Evaluate on a set with the classes '
@@ -384,12 +408,73 @@ def evaluate(
     raise InputError(f'{annotations} lists no images; nothing to evaluate.')
   folder = pathlib.Path(images)
   loader.check_images_exist(index, folder)
-  # What it finds in an image does not depend on the other images.
-  num_devices = detector.mesh.size
-  batch_size = -(-config.eval.batch_size // num_devices) * num_devices
   plan = loader.plan_canvases(
       index.heights, index.widths, **canvas_arguments(config)
   )
+  results = {}
+  if output != 'proposals':
+    found = _detect_set(detector, index, plan, folder, config)
+    results['bbox'] = [_without(result, 'segmentation') for result in found]
+    if output == 'masks':
+      results['segm'] = [_without(result, 'bbox') for result in found]
+  if output == 'proposals' or config.eval.proposals:
+    results['proposals'] = _detect_set(
+        _proposer(detector), index, plan, folder, config
+    )
+  scores = {}
+  if cluster.is_main():
+    scores = _score(results, annotations, workdir, config, detector, skip_eval)
+  # Process 0's, everywhere. JSON makes tuples lists.
+  return {
+      kind: RecallResult(**score) if kind == 'proposals' else ApResult(
+          **score | {
+              name: tuple(score[name]) for name in ('max_detections', 'notes')
+          }
+      )
+      for kind, score in cluster.gather(scores)[0].items()
+  }
+
+
+def _score(results, annotations, workdir, config, detector, skip_eval):
+  """Writes results and, unless `skip_eval`, computes and prints their AP."""
+  directory = workdir / 'inference'
+  directory.mkdir(parents=True, exist_ok=True)
+  for kind, found in results.items():
+    write_json(directory / f'{kind}.json', found)
+  logging.info('Predictions are in %s.', directory)
+  if skip_eval:
+    return {}
+
+  truth = coco.read_json(pathlib.Path(annotations))
+  largest = max(100, config.detections.max_detections)
+  scores = {
+      kind: evaluate_detections(
+          truth, found, kind=kind, max_detections=(1, 10, largest),
+          backend=config.eval.backend,
+      )
+      for kind, found in results.items() if kind != 'proposals'
+  }
+  if scores:
+    print(format_table(scores['bbox'], scores.get('segm')), flush=True)
+  if 'proposals' in results:
+    scores['proposals'] = evaluate_proposals(truth, results['proposals'])
+    print(format_recalls(scores['proposals']), flush=True)
+  scores = {kind: score._asdict() for kind, score in scores.items()}
+  write_json(
+      directory / 'coco_results.json', scores | {'step': detector.step}
+  )
+  return scores
+
+
+def _without(result, key):
+  return {name: value for name, value in result.items() if name != key}
+
+
+def _detect_set(detector, index, plan, folder, config) -> list[dict]:
+  """What all processes find in the images of a set, in their order."""
+  # What it finds in an image does not depend on the other images.
+  num_devices = detector.mesh.size
+  batch_size = -(-config.eval.batch_size // num_devices) * num_devices
   share = loader.share_of_process(
       plan, jax.process_index(), jax.process_count()
   )
@@ -405,16 +490,17 @@ def evaluate(
       total=len(share), description='Evaluating', shown=cluster.is_main(),
   ):
     watchdog.progress(f'the detections of image {index.image_ids[found.row]}')
-    for box, class_, score, mask in zip(
-        found.boxes, found.classes, found.scores, found.masks, strict=True
+    for i, (box, class_, score) in enumerate(
+        zip(found.boxes, found.classes, found.scores, strict=True)
     ):
       results.append({
           'image_id': index.image_ids[found.row],
-          'category_id': detector.categories[class_ - 1].id,
+          'category_id': category_of(detector, class_).id,
           'score': float(score),
           'bbox': to_xywh(box, width_offset=width_offset),
-          'segmentation': mask,
       })
+      if found.masks is not None:
+        results[-1]['segmentation'] = found.masks[i]
   seconds = time.monotonic() - started
   logging.info(
       'Total inference time: %.1f s (%.4f s / img per device, on %d devices)',
@@ -423,51 +509,31 @@ def evaluate(
   )
   results = [r for part in cluster.gather(results) for r in part]
   watchdog.progress('gathering the detections of all processes')
-  aps = {}
-  if cluster.is_main():
-    # In an order that does not depend on the number of processes.
-    places = {id_: row for row, id_ in enumerate(index.image_ids)}
-    results.sort(key=lambda result: places[result['image_id']])
-    aps = _score(results, annotations, workdir, config, detector, skip_eval)
-  # Process 0's, everywhere. JSON makes tuples lists.
-  return {
-      kind: ApResult(**ap | {
-          name: tuple(ap[name]) for name in ('max_detections', 'notes')
-      })
-      for kind, ap in cluster.gather(aps)[0].items()
-  }
+  # In an order that does not depend on the number of processes.
+  places = {id_: row for row, id_ in enumerate(index.image_ids)}
+  return sorted(results, key=lambda result: places[result['image_id']])
 
 
-def _score(results, annotations, workdir, config, detector, skip_eval):
-  """Writes results and, unless `skip_eval`, computes and prints their AP."""
-  bbox_results = [_without(result, 'segmentation') for result in results]
-  segm_results = [_without(result, 'bbox') for result in results]
-  directory = workdir / 'inference'
-  directory.mkdir(parents=True, exist_ok=True)
-  write_json(directory / 'bbox.json', bbox_results)
-  write_json(directory / 'segm.json', segm_results)
-  logging.info('Predictions are in %s.', directory)
-  if skip_eval:
-    return {}
-
-  truth = coco.read_json(pathlib.Path(annotations))
-  largest = max(100, config.detections.max_detections)
-  aps = {
-      kind: evaluate_detections(
-          truth, results, kind=kind, max_detections=(1, 10, largest)
-      )
-      for kind, results in (('bbox', bbox_results), ('segm', segm_results))
-  }
-  print(format_table(aps['bbox'], aps['segm']), flush=True)
-  aps = {kind: ap._asdict() for kind, ap in aps.items()}
-  write_json(
-      directory / 'coco_results.json', aps | {'step': detector.step}
+def _proposer(detector: Detector) -> Detector:
+  """The same model, stopped at its proposals."""
+  config = detector.config.copy_and_resolve_references()
+  config.model.output = 'proposals'
+  model = make_model(
+      config, num_classes=len(detector.categories) + 1,
+      dtype=set_precision(config.precision),
   )
-  return aps
+  return detector._replace(
+      detect=make_detect(model, config, mesh=detector.mesh), config=config
+  )
 
 
-def _without(result, key):
-  return {name: value for name, value in result.items() if name != key}
+def category_of(
+    detector: Detector, class_: int | np.integer
+) -> coco.Category:
+  """Returns COCO's id and the name of a class; proposals are of 1, 'object'."""
+  if detector.config.model.output == 'proposals':
+    return coco.Category(1, 'object')
+  return detector.categories[class_ - 1]
 
 
 def canvas_arguments(config: ml_collections.ConfigDict) -> dict:

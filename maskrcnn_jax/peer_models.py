@@ -5,7 +5,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax.config import default_config
+from maskrcnn_jax.config import c4_config, default_config
 from maskrcnn_jax.data.coco_classes import COCO_CLASSES
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.weight_names import NAMINGS, Naming, peer_names
@@ -90,8 +90,16 @@ def recipe_of(
     norm_eps: Of the frozen batch norm, where the usual one is wrong.
     stride_in_1x1: Where a bottleneck strides, likewise.
   """
+  sizes = _sizes(arrays, source_format)
   config = default_config()
-  config.model.update(_sizes(arrays, source_format))
+  if sizes['body'] == 'c4':
+    config = c4_config()
+    # Of a model that ends with them, peers keep more.
+    if sizes['output'] == 'proposals':
+      config.rpn.eval.pre_nms = 12_000
+    with config.ignore_type():
+      config.roi.sampling_ratio = 0
+  config.model.update(sizes)
   usual = _conventions(arrays, facts, source_format, config.model)
   if norm_eps is not None:
     usual['norm_eps'] = norm_eps
@@ -197,42 +205,72 @@ def _sizes(arrays, source_format) -> dict:
       number += 1
     return number
 
+  def has(module):
+    return look(module) is not None
+
   blocks = [count(f'backbone/layer{i}/{{}}/conv1', 0) for i in (1, 2, 3, 4)]
-  is_bottleneck = look('backbone/layer1/0/conv3') is not None
+  is_bottleneck = has('backbone/layer1/0/conv3')
   depth = {
       (False, 2): 18, (False, 6): 34, (True, 6): 50, (True, 23): 101
   }.get((is_bottleneck, blocks[2]))
   if depth is None:
     raise InputError(
-        f'has a ResNet of {blocks} blocks; only ResNet-18, 34, 50 and 101 with '
-        'all four stages below a pyramid can be converted (no C4, no 152).'
+        f'has a ResNet of {blocks} blocks; only ResNet-18, 34, 50 and 101 and '
+        'ResNeXt of such depths can be converted.'
+    )
+  is_c4 = has('rpn/conv') and not has('fpn/inner2')
+  if is_c4 and has('box_head/fc6'):
+    raise InputError(
+        'has no pyramid, and a box head that begins with a fully connected '
+        'layer; only models with a pyramid and C4 models can be converted.'
     )
   norm_scale = find('params/backbone/bn1/scale', arrays, source_format) or ''
   has_mean = find('constants/backbone/bn1/mean', arrays, source_format)
   is_group = not has_mean and not norm_scale.endswith('_bn_s')
+  width = len(look('backbone/conv1'))
   sizes = {
+      'body': 'c4' if is_c4 else 'fpn',
       'depth': depth,
       'norm': 'group' if is_group else 'frozen_batch',
-      'width': len(look('backbone/conv1')),
+      'width': width,
   }
+  if find('constants/fpn/inner2_norm/mean', arrays, source_format):
+    sizes['norm'] = 'frozen_batch_all'
+  if is_bottleneck:
+    inner, per_group = look('backbone/layer1/0/conv2').shape[:2]
+    sizes['groups'] = inner // per_group
+    sizes['group_width'] = per_group * 64 // width
+  # What has no head at all is there to start any training from.
+  sizes['output'] = 'masks'
+  if not has('mask_head/conv5_mask'):
+    if has('box_head/fc6') or has('box_head/cls_score'):
+      sizes['output'] = 'boxes'
+    elif has('rpn/conv'):
+      sizes['output'] = 'proposals'
+  if has('rpn/conv'):
+    sizes['rpn_convs'] = 1 + count('rpn/conv{}', 2)
   if is_group:  # As such models are made, where there is no box head to tell.
     sizes |= {'box_convs': 4, 'box_fcs': 1}
-  if look('fpn/inner2') is not None:
+  if has('fpn/inner2'):
     sizes['fpn_channels'] = len(look('fpn/inner2'))
-  if look('box_head/fc6') is not None:
+  if has('box_head/fc6'):
     sizes['box_convs'] = count('box_head/conv{}', 1)
     sizes['box_fcs'] = count('box_head/fc{}', 6)
     sizes['box_features'] = len(look('box_head/fc6'))
-  if look('mask_head/mask_fcn1') is not None:
+  if has('mask_head/conv5_mask'):
     sizes['mask_convs'] = count('mask_head/mask_fcn{}', 1)
-    sizes['mask_channels'] = len(look('mask_head/mask_fcn1'))
+    # Of a transposed convolution the channels out come second.
+    sizes['mask_channels'] = look('mask_head/conv5_mask').shape[1]
   return sizes
 
 
 def _conventions(arrays, facts, source_format, sizes) -> dict:
   usual = dict(_CONVENTIONS[source_format])
-  if sizes.norm == 'group' or sizes.depth < 50:
+  # Only the MSRA's ResNets stride there.
+  if sizes.norm == 'group' or sizes.depth < 50 or sizes.groups > 1:
     usual['stride_in_1x1'] = False
+  if source_format == 'detectron2' and sizes.groups > 1:
+    usual |= _IMAGENET
   lateral = find('params/fpn/inner2/kernel', arrays, source_format)
   if source_format == 'torchvision' and lateral and '.0.0.' not in lateral:
     # Weights of that age were trained when torchvision had no such term.

@@ -5,10 +5,11 @@ import os
 import pathlib
 
 from absl import logging
+import jax
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax.array_types import Batch, Detections, Outlines
+from maskrcnn_jax.array_types import Batch, Outlines
 from maskrcnn_jax.config import geometry_of
 from maskrcnn_jax.data import images as image_files
 from maskrcnn_jax.data import loader
@@ -17,6 +18,7 @@ from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import (
     Detector,
     canvas_arguments,
+    category_of,
     to_original,
     to_xywh,
     write_json,
@@ -103,31 +105,33 @@ def _predict_image(
       detector.variables, batch, padded_size=canvas.padded
   )
   found = to_original(
-      Detections(*(np.asarray(field)[0] for field in detections)),
+      jax.tree.map(lambda field: np.asarray(field)[0], detections),
       tuple(plan.image_sizes[row].tolist()), row=row, original_size=size,
       mask_threshold=shape.mask_threshold, paste_rule=shape.paste_rule,
   )
-  names = [detector.categories[c - 1].name for c in found.classes]
+  categories = [category_of(detector, class_) for class_ in found.classes]
+  names = [category.name for category in categories]
   picture.parent.mkdir(parents=True, exist_ok=True)
   draw_detections(
       pixels, found.boxes, names, found.scores, found.masks,
       min_score=min_score,
   ).save(picture)
-  return [
+  records = [
       {
           'image_id': row + 1,
           'file_name': name,
-          'category_id': detector.categories[class_ - 1].id,
-          'category_name': class_name,
+          'category_id': category.id,
+          'category_name': category.name,
           'score': float(score),
           'bbox': to_xywh(box, width_offset=shape.width_offset),
-          'segmentation': mask,
       }
-      for class_, class_name, score, box, mask in zip(
-          found.classes, names, found.scores, found.boxes, found.masks,
-          strict=True,
+      for category, score, box in zip(
+          categories, found.scores, found.boxes, strict=True
       )
   ]
+  for record, mask in zip(records, found.masks or (), strict=False):
+    record['segmentation'] = mask
+  return records
 
 
 def _read(file, plan, row):

@@ -18,17 +18,18 @@ class Evaluation(NamedTuple):
 
   step: int
   box_ap: float | None  # None where there is no truth
-  mask_ap: float | None
+  mask_ap: float | None  # likewise, and of a model without masks
+  recall: float | None = None  # AR@1000, of proposals that were evaluated
 
 
 class TrainEvaluations:
   """The evaluations of a run.
 
   `WORKDIR/evaluations.json` lists them, `WORKDIR/best` holds the model with
-  the highest mask AP (of equal ones that with the higher box AP, then the
-  first). Both are written once an evaluation is through, the list last, so
-  that a run that is killed before does it again. Of several processes, all
-  evaluate together, and process 0 writes.
+  the highest mask AP (of equal ones, or if there is none, that with the higher
+  box AP, then recall, then the first). Both are written once an evaluation is
+  through, the list last, so that a run that is killed before does it again. Of
+  several processes, all evaluate together, and process 0 writes.
   """
 
   def __init__(
@@ -67,9 +68,11 @@ class TrainEvaluations:
         annotations=self._config.data.eval.annotations,
         workdir=self._workdir, config=self._config,
     )
-    now = Evaluation(
-        step, aps['bbox'].stats['AP'], aps['segm'].stats['AP']
-    )
+    now = Evaluation(step, *(
+        aps[kind].stats[name] if kind in aps else None for kind, name in (
+            ('bbox', 'AP'), ('segm', 'AP'), ('proposals', 'AR@1000')
+        )
+    ))
     self.done = [e for e in self.done if e.step != step] + [now]
     if self._keep_best and self.best() == now:
       checkpoint.save_best(
@@ -83,7 +86,8 @@ class TrainEvaluations:
   def best(self) -> Evaluation:
     """The best of all; see the class."""
     return max(
-        self.done, key=lambda e: (e.mask_ap or 0, e.box_ap or 0, -e.step)
+        self.done,
+        key=lambda e: (e.mask_ap or 0, e.box_ap or 0, e.recall or 0, -e.step),
     )
 
   def of(self, step: int) -> Evaluation | None:

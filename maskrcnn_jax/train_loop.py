@@ -197,6 +197,8 @@ def evaluate_state(
       f'Evaluation at step {step}: box AP {_figure(now.box_ap)}, mask AP '
       f'{_figure(now.mask_ap)}'
   )
+  if now.recall is not None:
+    text += f', recall of proposals {now.recall:.4f}'
   if run.eval_every:
     best = run.evaluations.best()
     text += f'; best so far at step {best.step}, in {run.workdir / "best"}'

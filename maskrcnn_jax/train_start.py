@@ -6,11 +6,13 @@ import zlib
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
 from maskrcnn_jax import checkpoint, cluster
+from maskrcnn_jax.average_precision import check_backend
 from maskrcnn_jax.config import (
     config_difference,
     geometry_of,
@@ -32,6 +34,10 @@ from maskrcnn_jax.train_state import (
 # classes starts these afresh, and nothing else.
 CLASS_LAYERS = ('cls_score', 'bbox_pred', 'mask_fcn_logits')
 CLASS_HEADS = ('box_head', 'mask_head')
+
+# Parts that a model need not have: see `model.output` in a recipe. Of the
+# backbone, layer4 is one of a C4 model's heads.
+HEADS = ('box_head', 'mask_head', 'layer4')
 
 # Keys of the recipe without which weights see something else than they were
 # trained on.
@@ -79,6 +85,7 @@ def check_eval_set(
     config: ml_collections.ConfigDict, index: coco.CocoIndex
 ) -> None:
   """Finds out before training what would stop the evaluation after it."""
+  check_backend(config.eval.backend)
   if not config.data.eval.annotations:
     logging.info(
         'No evaluation set (--config.data.eval.images, .annotations): there '
@@ -245,7 +252,8 @@ def _resume(
 def _take_weights(path, state: TrainState, config, mesh) -> TrainState:
   """A state of step 0 with a checkpoint's weights, heads of classes aside.
 
-  Of a partial checkpoint, layers that it lacks start afresh too.
+  Of a partial checkpoint, layers that it lacks start afresh too; of any, heads
+  that it lacks as a whole. Heads that only it has are left out.
   """
   metadata = checkpoint.read_metadata(path)
   different = [
@@ -262,15 +270,19 @@ def _take_weights(path, state: TrainState, config, mesh) -> TrainState:
     )
   expected = checkpoint.named_leaves(variables_of(state))
   stored = checkpoint.model_shapes(path)
+  here, there = ({_head_of(n) for n in names} for names in (expected, stored))
+  unused = [n for n in stored if _head_of(n) in there - here]
   fresh = [
       name for name in expected
       if name in stored and stored[name] != expected[name].shape
       and name.split('/')[1] in CLASS_HEADS
       and name.split('/')[2] in CLASS_LAYERS
-      or name not in stored and metadata.is_partial
+      or name not in stored and (
+          metadata.is_partial or _head_of(name) in here - there
+      )
   ]
   difference = checkpoint.compare_trees(
-      {n: s for n, s in stored.items() if n not in fresh},
+      {n: s for n, s in stored.items() if n not in fresh and n not in unused},
       {n: tuple(x.shape) for n, x in expected.items() if n not in fresh},
   )
   if difference:
@@ -278,21 +290,30 @@ def _take_weights(path, state: TrainState, config, mesh) -> TrainState:
   weights = checkpoint.named_leaves(checkpoint.restore_model(
       path, checkpoint.nested({
           name: jax.ShapeDtypeStruct(
-              shape, expected[name].dtype, sharding=cluster.replicated(mesh)
+              shape, jnp.float32, sharding=cluster.replicated(mesh)
           )
           for name, shape in stored.items()
       })
   ))
   taken = checkpoint.nested(
-      expected | {n: x for n, x in weights.items() if n not in fresh}
+      expected | {
+          n: x for n, x in weights.items() if n not in fresh and n not in unused
+      }
   )
   logging.info(
       'Took %d arrays from %s; started afresh: %s.',
       len(expected) - len(fresh), path, ', '.join(fresh) or 'none',
   )
+  if unused:
+    logging.info('Left out, for this model: %s.', ', '.join(unused))
   return state._replace(
       params=taken['params'], constants=taken.get('constants', {})
   )
+
+
+def _head_of(name: str) -> str | None:
+  """The one of HEADS that an array belongs to."""
+  return next((head for head in HEADS if f'/{head}/' in name), None)
 
 
 def _recipe_facts(config) -> dict[str, str]:

@@ -53,15 +53,15 @@ class Samples(NamedTuple):
   """What the images of a batch are learned from."""
 
   rpn: RpnTargets
-  roi: RoiTargets
+  roi: RoiTargets | None  # None of a model of proposals
 
 
 class Totals(NamedTuple):
-  """What the losses of a batch are divided by."""
+  """What the losses of a batch are divided by; None: what is counted there."""
 
-  anchors: Int[Array, '']
-  rois: Int[Array, '']
-  masks: Int[Array, '']
+  anchors: Int[Array, ''] | None = None
+  rois: Int[Array, ''] | None = None
+  masks: Int[Array, ''] | None = None
 
 
 def make_sampler(config: ml_collections.ConfigDict, mesh: Mesh | None):
@@ -93,6 +93,8 @@ def make_sampler(config: ml_collections.ConfigDict, mesh: Mesh | None):
         ),
         mesh,
     )(inputs.image_sizes, inputs.gt_boxes, inputs.gt_valid, keys[:, 0])
+    if config.model.output == 'proposals':
+      return Samples(rpn_targets, None)
 
     proposals = each_image(
         lambda logits, deltas, size: make_proposals(
@@ -152,8 +154,8 @@ def make_losses(
   Returns:
     `compute(variables, inputs, keys)`: keys are [b, 2], one for the anchors
     and one for the RoIs of each image. Gives {name: scalar}, the names being
-    the seed's. Of a part of a batch, `samples=` are its samples and `totals=`
-    those of the whole batch.
+    the seed's, without those of heads that the model lacks. Of a part of a
+    batch, `samples=` are its samples and `totals=` those of the whole batch.
   """
   shape = geometry_of(config)
   max_foreground = int(config.roi.num_samples * config.roi.foreground_fraction)
@@ -181,45 +183,9 @@ def make_losses(
     if samples is None:
       samples = draw_samples(rpn, inputs, keys)
     rpn_targets, roi_targets = samples
-    totals = totals or Totals(None, None, None)
+    totals = totals or Totals()
 
-    pooled = pool(
-        pyramid, roi_targets.rois, side=config.roi.box_side, shape=shape
-    )
-    heads = model.apply(variables, pooled, method='classify')
-
-    # Foreground comes first, so that the rest needs no mask head.
-    foreground = jax.tree.map(lambda x: x[:, :max_foreground], roi_targets)
-    pooled = pool(
-        pyramid, foreground.rois, side=config.roi.mask_side, shape=shape
-    )
-    mask_targets = each_image(
-        lambda outlines, rois, objects, real, size: make_mask_targets(
-            outlines, rois, objects, real, side=2 * config.roi.mask_side,
-            max_object_vertices=limits.max_object_vertices,
-            max_parts=limits.max_parts, min_roi_side=shape.mask_min_side,
-            image_size=size if shape.mask_targets == 'bitmap' else None,
-            padded_size=padded_size,
-        ),
-        mesh,
-    )(
-        inputs.outlines, foreground.rois, foreground.objects,
-        foreground.foreground, inputs.image_sizes,
-    )
-    has_mask = rois_with_mask(foreground, inputs.outlines)
-    mask_logits = segment(variables, pooled, has_mask)
-    return {
-        'loss_classifier': losses.classification_loss(
-            heads.class_logits, roi_targets, total=totals.rois
-        ),
-        'loss_box_reg': losses.box_loss(
-            heads.box_deltas, roi_targets,
-            smooth_l1_beta=shape.roi_smooth_l1_beta, total=totals.rois,
-        ),
-        'loss_mask': losses.mask_loss(
-            mask_logits, mask_targets, foreground.class_targets, has_mask,
-            total=totals.masks,
-        ),
+    rpn_losses = {
         'loss_objectness': losses.objectness_loss(
             rpn.objectness_logits, rpn_targets,
             over_slots=shape.anchor_loss_over_slots, total=totals.anchors,
@@ -230,6 +196,50 @@ def make_losses(
             over_slots=shape.anchor_loss_over_slots, total=totals.anchors,
         ),
     }
+    if config.model.output == 'proposals':
+      return rpn_losses
+
+    pooled = pool(
+        pyramid, roi_targets.rois, side=config.roi.box_side, shape=shape
+    )
+    heads = model.apply(variables, pooled, method='classify')
+    box_losses = {
+        'loss_classifier': losses.classification_loss(
+            heads.class_logits, roi_targets, total=totals.rois
+        ),
+        'loss_box_reg': losses.box_loss(
+            heads.box_deltas, roi_targets,
+            smooth_l1_beta=shape.roi_smooth_l1_beta, total=totals.rois,
+        ),
+    }
+    if config.model.output == 'boxes':
+      return box_losses | rpn_losses
+
+    # Foreground comes first, so that the rest needs no mask head.
+    foreground = jax.tree.map(lambda x: x[:, :max_foreground], roi_targets)
+    pooled = pool(
+        pyramid, foreground.rois, side=config.roi.mask_side, shape=shape
+    )
+    has_mask = rois_with_mask(foreground, inputs.outlines)
+    mask_logits = segment(variables, pooled, has_mask)
+    mask_targets = each_image(
+        lambda outlines, rois, objects, real, size: make_mask_targets(
+            outlines, rois, objects, real, side=mask_logits.shape[2],
+            max_object_vertices=limits.max_object_vertices,
+            max_parts=limits.max_parts, min_roi_side=shape.mask_min_side,
+            image_size=size if shape.mask_targets == 'bitmap' else None,
+            padded_size=padded_size,
+        ),
+        mesh,
+    )(
+        inputs.outlines, foreground.rois, foreground.objects,
+        foreground.foreground, inputs.image_sizes,
+    )
+    mask_loss = losses.mask_loss(
+        mask_logits, mask_targets, foreground.class_targets, has_mask,
+        total=totals.masks,
+    )
+    return box_losses | {'loss_mask': mask_loss} | rpn_losses
 
   return compute
 
@@ -257,9 +267,11 @@ def count_samples(
     outlines: Of the images.
     over_slots: See `losses.objectness_loss`.
   """
-  counted = losses.counted_anchors(samples.rpn, over_slots)
+  anchors = jnp.sum(losses.counted_anchors(samples.rpn, over_slots))
+  if samples.roi is None:
+    return Totals(anchors)
   return Totals(
-      jnp.sum(counted), jnp.sum(samples.roi.valid),
+      anchors, jnp.sum(samples.roi.valid),
       jnp.sum(rois_with_mask(samples.roi, outlines)),
   )
 

@@ -35,43 +35,59 @@ _TORCH_LEAVES = {
     'var': '.running_var',
 }
 _BLOCK = r'backbone/layer(?P<s>\d)/(?P<b>\d+)'
+# The stage that a C4 model has not in its body but in front of its heads.
+_LAST_BLOCK = r'backbone/layer(?P<s>4)/(?P<b>\d+)'
 
 
-def _with_and_without(prefix, modules):
-  """Names the backbone's modules inside a detector and on their own."""
+def _under(prefixes, modules):
+  """Names modules under each of several prefixes."""
   return tuple(
-      (pattern, (prefix + name, name)) for pattern, name in modules
+      (pattern, tuple(prefix + name for prefix in prefixes))
+      for pattern, name in modules
   )
 
 
-_TORCHVISION_BLOCKS = (
-    (_BLOCK + r'/(?P<m>(conv|bn)\d)', 'layer<s>.<b>.<m>'),
-    (_BLOCK + '/downsample_conv', 'layer<s>.<b>.downsample.0'),
-    (_BLOCK + '/downsample_bn', 'layer<s>.<b>.downsample.1'),
-)
+def _blocks(block):
+  return (
+      (block + r'/(?P<m>(conv|bn)\d)', 'layer<s>.<b>.<m>'),
+      (block + '/downsample_conv', 'layer<s>.<b>.downsample.0'),
+      (block + '/downsample_bn', 'layer<s>.<b>.downsample.1'),
+  )
+
 
 # Source: torchvision models/resnet.py,
 # models/detection/mask_rcnn.py and ops/feature_pyramid_network.py.
-_TORCHVISION = _with_and_without('backbone.body.', (
-    ('backbone/(?P<m>conv1|bn1)', '<m>'), *_TORCHVISION_BLOCKS,
+_TORCHVISION = _under(('backbone.body.', ''), (
+    ('backbone/(?P<m>conv1|bn1)', '<m>'), *_blocks(_BLOCK),
 )) + (
     (r'fpn/(?P<kind>inner|layer)(?P<l>\d)',
      ('backbone.fpn.<kind>_blocks.<l-2>.0',
       'backbone.fpn.<kind>_blocks.<l-2>')),
+    (r'fpn/(?P<kind>inner|layer)(?P<l>\d)_norm',
+     ('backbone.fpn.<kind>_blocks.<l-2>.1',)),
     ('rpn/conv', ('rpn.head.conv.0.0', 'rpn.head.conv')),
+    ('rpn/conv2', ('rpn.head.conv.1.0',)),
     ('rpn/(?P<m>cls_logits|bbox_pred)', ('rpn.head.<m>',)),
-    (r'box_head/(?P<m>fc\d)', ('roi_heads.box_head.<m>',)),
+    (r'box_head/conv(?P<i>\d)', ('roi_heads.box_head.<i-1>.0',)),
+    (r'box_head/conv(?P<i>\d)_norm', ('roi_heads.box_head.<i-1>.1',)),
+    # Of four convolutions and a fully connected layer, with a Flatten between.
+    ('box_head/fc6', ('roi_heads.box_head.fc6', 'roi_heads.box_head.5')),
+    ('box_head/fc7', ('roi_heads.box_head.fc7',)),
     ('box_head/(?P<m>cls_score|bbox_pred)', ('roi_heads.box_predictor.<m>',)),
     (r'mask_head/mask_fcn(?P<i>\d)',
      ('roi_heads.mask_head.<i-1>.0', 'roi_heads.mask_head.mask_fcn<i>')),
+    (r'mask_head/mask_fcn(?P<i>\d)_norm', ('roi_heads.mask_head.<i-1>.1',)),
     ('mask_head/(?P<m>conv5_mask|mask_fcn_logits)',
      ('roi_heads.mask_predictor.<m>',)),
 )
 
 # Source: modeling/backbone, rpn and roi_heads of maskrcnn-benchmark; under
 # group norm a convolution and its norm are .0 and .1 of a Sequential.
-_BENCHMARK = _with_and_without('backbone.body.', (
-    ('backbone/(?P<m>conv1|bn1)', 'stem.<m>'), *_TORCHVISION_BLOCKS,
+_BENCHMARK = _under(
+    ('backbone.body.', '', 'roi_heads.box.feature_extractor.head.'),
+    _blocks(_LAST_BLOCK),
+) + _under(('backbone.body.', ''), (
+    ('backbone/(?P<m>conv1|bn1)', 'stem.<m>'), *_blocks(_BLOCK),
 )) + (
     (r'fpn/(?P<kind>inner|layer)(?P<l>\d)',
      ('backbone.fpn.fpn_<kind><l-1>', 'backbone.fpn.fpn_<kind><l-1>.0')),
@@ -93,15 +109,25 @@ _BENCHMARK = _with_and_without('backbone.body.', (
      ('roi_heads.mask.predictor.<m>',)),
 )
 
+
+def _detectron2_blocks(block):
+  return (
+      (block + r'/(?P<m>conv\d)', 'res<s+1>.<b>.<m>'),
+      (block + r'/bn(?P<i>\d)', 'res<s+1>.<b>.conv<i>.norm'),
+      (block + '/downsample_conv', 'res<s+1>.<b>.shortcut'),
+      (block + '/downsample_bn', 'res<s+1>.<b>.shortcut.norm'),
+  )
+
+
 # Source: detectron2 modeling/backbone/{resnet,fpn}.py,
-# proposal_generator/rpn.py, roi_heads/{box,mask}_head.py.
-_DETECTRON2 = _with_and_without('backbone.bottom_up.', (
+# proposal_generator/rpn.py, roi_heads/{box,mask}_head.py, and roi_heads.py for
+# Res5ROIHeads. A ResNet is below a pyramid, on its own, or all of the backbone.
+_DETECTRON2 = _under(
+    ('backbone.bottom_up.', '', 'roi_heads.'), _detectron2_blocks(_LAST_BLOCK)
+) + _under(('backbone.bottom_up.', '', 'backbone.'), (
     ('backbone/conv1', 'stem.conv1'),
     ('backbone/bn1', 'stem.conv1.norm'),
-    (_BLOCK + r'/(?P<m>conv\d)', 'res<s+1>.<b>.<m>'),
-    (_BLOCK + r'/bn(?P<i>\d)', 'res<s+1>.<b>.conv<i>.norm'),
-    (_BLOCK + '/downsample_conv', 'res<s+1>.<b>.shortcut'),
-    (_BLOCK + '/downsample_bn', 'res<s+1>.<b>.shortcut.norm'),
+    *_detectron2_blocks(_BLOCK),
 )) + (
     (r'fpn/inner(?P<l>\d)', ('backbone.fpn_lateral<l>',)),
     (r'fpn/inner(?P<l>\d)_norm', ('backbone.fpn_lateral<l>.norm',)),
@@ -152,8 +178,8 @@ _CAFFE2 = (
             ('layer5', ('res5_2_sum',)),
         )
     ),
-    ('rpn/conv', ('conv_rpn_fpn2',)),
-    ('rpn/(?P<m>cls_logits|bbox_pred)', ('rpn_<m>_fpn2',)),
+    ('rpn/conv', ('conv_rpn_fpn2', 'conv_rpn')),
+    ('rpn/(?P<m>cls_logits|bbox_pred)', ('rpn_<m>_fpn2', 'rpn_<m>')),
     (r'box_head/(?P<m>conv\d)', ('head_<m>',)),
     (r'box_head/(?P<m>conv\d)_norm', ('head_<m>_gn',)),
     (r'box_head/(?P<m>fc\d|cls_score|bbox_pred)', ('<m>',)),

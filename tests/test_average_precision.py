@@ -66,6 +66,16 @@ def _perfect(truth, score=0.9):
 TWO = _truth([(1, 1, (10, 10, 40, 40)), (1, 1, (100, 100, 40, 40))])
 
 
+@pytest.fixture(autouse=True, params=['pycocotools', 'faster'])
+def backend(request, monkeypatch):
+  """What holds of one backend holds of the other."""
+  if request.param == 'faster':
+    pytest.importorskip('faster_coco_eval')
+  choose = ap._backend_classes
+  monkeypatch.setattr(ap, '_backend_classes', lambda _: choose(request.param))
+  return request.param
+
+
 def test_evaluate_detections_by_hand():
   # Two objects; detections by falling score: the first object with IoU 0.6
   # (24 of 40 columns), then a miss, then the second object exactly.
@@ -396,3 +406,52 @@ def test_format_table_takes_one_kind_and_leaves_out_many_classes(monkeypatch):
 
 def test_format_table_of_nothing_says_so():
   assert ap.format_table(None, None) == 'Nothing was evaluated.'
+
+
+@pytest.mark.parametrize('backend', ['faster'], indirect=True)
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.usefixtures('backend')
+def test_backends_agree(kind, seed, monkeypatch):
+  # Crowds, ties of scores, ids from 0 on, duplicate annotation ids, classes
+  # and images without objects or without detections.
+  rng = np.random.default_rng(seed)
+
+  def draw(count, ids):
+    return [
+        (int(rng.choice(ids)), int(rng.integers(0, 3)),
+         (*rng.integers(0, 60, 2).tolist(), *rng.integers(5, 130, 2).tolist()))
+        for _ in range(count)
+    ]
+
+  truth = _truth(draw(30, [0, 2**53, 2**53 + 1]))
+  truth['images'] = [
+      {'id': i, 'height': 200, 'width': 200} for i in (0, 2**53, 2**53 + 1, 7)
+  ]
+  truth['categories'] = [{'id': i, 'name': f'c{i}'} for i in range(4)]
+  for annotation in truth['annotations'][::7]:
+    annotation['iscrowd'] = 1
+  for annotation in truth['annotations']:
+    annotation['id'] = annotation['id'] // 2
+  results = _perfect(_truth(draw(60, [0, 2**53, 2**53 + 1])))
+  for result in results:
+    result['score'] = float(rng.integers(0, 5) / 4)
+  arguments = dict(kind=kind, max_detections=(1, 3, 8))
+  faster = ap.evaluate_detections(truth, results, **arguments)
+  monkeypatch.undo()
+  reference = ap.evaluate_detections(truth, results, **arguments)
+  for field in ('stats', 'per_class'):
+    ours, theirs = getattr(faster, field), getattr(reference, field)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+      assert ours[name] == (
+          None if value is None else pytest.approx(value, abs=1e-10)
+      ), name
+  assert 0 < reference.stats['AP'] < 1
+
+
+def test_a_backend_that_is_not_installed_is_named(monkeypatch):
+  monkeypatch.setattr(ap.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(InputError, match=r'maskrcnn-jax\[faster\]'):
+    ap.check_backend('faster')
+  ap.check_backend('pycocotools')

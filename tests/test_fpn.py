@@ -103,7 +103,7 @@ def test_fpn_refuses_levels_that_are_not_halves():
 
 
 def test_fpn_with_group_norm_has_no_conv_bias():
-  fpn = Fpn(channels=32, use_group_norm=True)
+  fpn = Fpn(channels=32, norm='group')
   params = jax.eval_shape(fpn.init, jax.random.key(0), make_features((64, 64)))[
       'params'
   ]

@@ -101,24 +101,24 @@ def test_box_head_flattens_row_then_column_then_channel():
 
 
 @pytest.mark.parametrize(
-    'num_convs, num_fcs, use_group_norm, names',
+    'num_convs, num_fcs, norm, names',
     [
-        (0, 2, False, {'fc6', 'fc7'}),
+        (0, 2, None, {'fc6', 'fc7'}),
         (
             2,
             1,
-            True,
+            'group',
             {'conv1', 'conv1_norm', 'conv2', 'conv2_norm', 'fc6'},
         ),
     ],
 )
-def test_box_head_shapes(num_convs, num_fcs, use_group_norm, names):
+def test_box_head_shapes(num_convs, num_fcs, norm, names):
   head = BoxHead(
       num_classes=5,
       num_convs=num_convs,
       num_fcs=num_fcs,
       features=16,
-      use_group_norm=use_group_norm,
+      norm=norm,
   )
   pooled = jax.ShapeDtypeStruct((2, 3, 7, 7, 32), jnp.float32)
   output, variables = jax.eval_shape(
@@ -129,7 +129,7 @@ def test_box_head_shapes(num_convs, num_fcs, use_group_norm, names):
   params = variables['params']
   assert set(params) == names | {'cls_score', 'bbox_pred'}
   assert params['fc6']['kernel'].shape == (7 * 7 * 32, 16)
-  if use_group_norm:
+  if norm:
     assert set(params['conv1']) == {'kernel'}
 
 
@@ -157,7 +157,7 @@ def test_mask_head_doubles_the_side_and_keeps_rois_apart():
 
 
 def test_mask_head_shapes():
-  head = MaskHead(num_classes=4, channels=32, use_group_norm=True)
+  head = MaskHead(num_classes=4, channels=32, norm='group')
   pooled = jax.ShapeDtypeStruct((2, 3, 14, 14, 16), jnp.float32)
   mask_logits, variables = jax.eval_shape(
       head.init_with_output, jax.random.key(0), pooled

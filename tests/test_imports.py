@@ -36,6 +36,7 @@ ROWS = (
     'stop_signal',
     'mask_paste',
     'average_precision',
+    'average_recall',
     'draw',
     'torch_files',
     'weight_names',

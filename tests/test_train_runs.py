@@ -104,9 +104,9 @@ def test_train_evaluates_on_the_way_and_keeps_the_best(
   # Of the same mask AP, 6 has the higher box AP.
   assert checkpoint.saved_steps(tmp_path / 'best') == [6]
   assert json.loads((tmp_path / 'evaluations.json').read_text()) == [
-      {'step': 2, 'box_ap': 0.3, 'mask_ap': 0.2},
-      {'step': 4, 'box_ap': 0.2, 'mask_ap': 0.3},
-      {'step': 6, 'box_ap': 0.4, 'mask_ap': 0.3},
+      {'step': 2, 'box_ap': 0.3, 'mask_ap': 0.2, 'recall': None},
+      {'step': 4, 'box_ap': 0.2, 'mask_ap': 0.3, 'recall': None},
+      {'step': 6, 'box_ap': 0.4, 'mask_ap': 0.3, 'recall': None},
   ]
   path = tmp_path / 'checkpoints' / '7'
   assert (tmp_path / 'last_checkpoint').read_text() == f'{path}\n'

@@ -20,20 +20,24 @@ class BoxOutput(NamedTuple):
 class BoxHead(nn.Module):
   """Convolutions (if any), then fully connected layers, then two predictors.
 
+  Without a fully connected layer the predictors see the mean of all cells.
+
   Attributes:
     num_classes: With background.
     num_convs: 3x3 convolutions `conv1`, `conv2`, ... before `fc6`, of as many
       channels as they get.
     num_fcs: Fully connected layers `fc6`, `fc7`, ...
     features: Width of each fully connected layer.
-    use_group_norm: A group norm follows each 3x3 convolution, in place of a
-      bias.
+    norm: What follows each 3x3 convolution, in place of a bias: None, 'group'
+      or 'frozen_batch'.
+    norm_eps: Of the frozen batch norm.
     dtype: Of the arithmetic; the outputs are float32.
 
   Source:
     Seed: modeling/roi_heads/box_head/roi_box_feature_extractors.py,
-    FPN2MLPFeatureExtractor (0 convolutions, 2 layers) and
-    FPNXconv1fcFeatureExtractor (4 and 1); roi_box_predictors.py.
+    FPN2MLPFeatureExtractor (0 convolutions, 2 layers),
+    FPNXconv1fcFeatureExtractor (4 and 1) and, after a stage of the ResNet,
+    ResNet50Conv5ROIFeatureExtractor (0 and 0); roi_box_predictors.py.
     Differs: `fc6` sees the RoI flattened as (row, column, channel), because
     the features lie so in memory; the seed has the channel first.
   """
@@ -42,7 +46,8 @@ class BoxHead(nn.Module):
   num_convs: int = 0
   num_fcs: int = 2
   features: int = 1024
-  use_group_norm: bool = False
+  norm: str | None = None
+  norm_eps: float = 1e-5
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -53,15 +58,21 @@ class BoxHead(nn.Module):
       x = layers.Conv(
           channels,
           3,
-          use_bias=not self.use_group_norm,
+          use_bias=self.norm is None,
           kernel_init=nn.initializers.normal(0.01),
           dtype=self.dtype,
           name=f'conv{i}',
       )(x)
-      if self.use_group_norm:
-        x = layers.make_group_norm(f'conv{i}_norm', dtype=self.dtype)(x)
+      if self.norm is not None:
+        x = layers.make_norm(
+            f'conv{i}_norm', norm=self.norm, eps=self.norm_eps,
+            dtype=self.dtype,
+        )(x)
       x = nn.relu(x)
-    x = x.reshape(batch_size, num_rois, side * side * channels)
+    if self.num_fcs == 0:
+      x = x.mean(axis=(1, 2)).reshape(batch_size, num_rois, channels)
+    else:
+      x = x.reshape(batch_size, num_rois, side * side * channels)
 
     def dense(name, features, kernel_init):
       return nn.Dense(

@@ -17,7 +17,9 @@ class Fpn(nn.Module):
 
   Attributes:
     channels: Of every level out.
-    use_group_norm: A group norm follows each convolution, in place of a bias.
+    norm: What follows each convolution, in place of a bias: None, 'group' or
+      'frozen_batch'.
+    norm_eps: Of the frozen batch norm.
     dtype: Of the arithmetic.
 
   Source:
@@ -26,7 +28,8 @@ class Fpn(nn.Module):
   """
 
   channels: int = 256
-  use_group_norm: bool = False
+  norm: str | None = None
+  norm_eps: float = 1e-5
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -45,12 +48,14 @@ class Fpn(nn.Module):
       x = layers.Conv(
           self.channels,
           kernel_size,
-          use_bias=not self.use_group_norm,
+          use_bias=self.norm is None,
           dtype=self.dtype,
           name=name,
       )(x)
-      if self.use_group_norm:
-        x = layers.make_group_norm(f'{name}_norm', dtype=self.dtype)(x)
+      if self.norm is not None:
+        x = layers.make_norm(
+            f'{name}_norm', norm=self.norm, eps=self.norm_eps, dtype=self.dtype
+        )(x)
       return x
 
     finest, coarsest = min(features), max(features)

@@ -40,14 +40,16 @@ class Conv(nn.Module):
     features: Channels out.
     kernel_size: Side of the kernel, odd.
     stride: In both directions.
+    groups: Channels are split into so many parts, each convolved apart.
     use_bias: False where a norm follows.
-    kernel_init: Of the kernel, laid out (row, column, in, out).
+    kernel_init: Of the kernel, laid out (row, column, in of a group, out).
     dtype: Of the arithmetic and the output; the parameters are float32.
   """
 
   features: int
   kernel_size: int = 1
   stride: int = 1
+  groups: int = 1
   use_bias: bool = True
   kernel_init: Initializer = kaiming_uniform
   dtype: DTypeLike = jnp.float32
@@ -55,16 +57,17 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
     size, stride = self.kernel_size, self.stride
-    kernel = self.param(
-        'kernel', self.kernel_init, (size, size, x.shape[-1], self.features)
-    ).astype(self.dtype)
+    shape = (size, size, x.shape[-1] // self.groups, self.features)
+    kernel = jnp.asarray(
+        self.param('kernel', self.kernel_init, shape), self.dtype
+    )
     x = x.astype(self.dtype)
-    if size == 1:
+    if size == 1 and self.groups == 1:
       x = x[:, ::stride, ::stride] @ kernel[0, 0]
-    elif stride == 1 and x.shape[-1] >= WIDE_CHANNELS:
+    elif stride == 1 and self.groups == 1 and x.shape[-1] >= WIDE_CHANNELS:
       x = wide_conv(x, kernel)
     else:
-      x = convolve(x, kernel, stride=stride)
+      x = convolve(x, kernel, stride=stride, groups=self.groups)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
       x = x + bias.astype(self.dtype)
@@ -73,11 +76,20 @@ class Conv(nn.Module):
 
 def convolve(
     x: Float[Array, 'n h w c'],
-    kernel: Float[Array, 's s c c2'],
+    kernel: Float[Array, 's s c1 c2'],
     *,
     stride: int = 1,
+    groups: int = 1,
 ) -> Float[Array, 'n h2 w2 c2']:
-  """Convolves with a kernel of odd side s, zeros lying beyond the edges."""
+  """Convolves with a kernel of odd side s, zeros lying beyond the edges.
+
+  Args:
+    x: c channels.
+    kernel: c1 = c / groups.
+    stride: In both directions.
+    groups: Into so many equal parts the channels fall; those out see the part
+      in at their place alone.
+  """
   margin = kernel.shape[0] // 2
   return lax.conv_general_dilated(
       x,
@@ -85,6 +97,7 @@ def convolve(
       window_strides=(stride, stride),
       padding=[(margin, margin)] * 2,
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=groups,
   )
 
 
@@ -240,7 +253,7 @@ class FrozenBatchNorm(nn.Module):
     )
 
 
-def make_group_norm(name: str, *, dtype: DTypeLike) -> nn.GroupNorm:
+def make_group_norm(name: str | None, *, dtype: DTypeLike) -> nn.GroupNorm:
   """Makes the group norm that follows a convolution; channels: 32, 64, ..."""
   return nn.GroupNorm(
       num_groups=NUM_GROUPS, epsilon=GROUP_NORM_EPS, dtype=dtype, name=name
@@ -248,12 +261,12 @@ def make_group_norm(name: str, *, dtype: DTypeLike) -> nn.GroupNorm:
 
 
 def make_norm(
-    name: str, *, norm: str, eps: float, dtype: DTypeLike
+    name: str | None, *, norm: str, eps: float, dtype: DTypeLike
 ) -> nn.Module:
-  """Makes a norm of the backbone.
+  """Makes the norm that follows a convolution.
 
   Args:
-    name: Of the module made.
+    name: Of the module made; None in a `setup`, which names it.
     norm: 'frozen_batch' or 'group'.
     eps: Of the frozen batch norm.
     dtype: Of the output.

@@ -15,8 +15,9 @@ class MaskHead(nn.Module):
     num_classes: With background.
     num_convs: 3x3 convolutions `mask_fcn1`, `mask_fcn2`, ...
     channels: Of each of them and of the doubling.
-    use_group_norm: A group norm follows each 3x3 convolution, in place of a
-      bias.
+    norm: What follows each 3x3 convolution, in place of a bias: None, 'group'
+      or 'frozen_batch'.
+    norm_eps: Of the frozen batch norm.
     dtype: Of the arithmetic; the output is float32.
 
   Source:
@@ -27,7 +28,8 @@ class MaskHead(nn.Module):
   num_classes: int
   num_convs: int = 4
   channels: int = 256
-  use_group_norm: bool = False
+  norm: str | None = None
+  norm_eps: float = 1e-5
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -41,13 +43,16 @@ class MaskHead(nn.Module):
       x = layers.Conv(
           self.channels,
           3,
-          use_bias=not self.use_group_norm,
+          use_bias=self.norm is None,
           kernel_init=layers.kaiming_normal,
           dtype=self.dtype,
           name=f'mask_fcn{i}',
       )(x)
-      if self.use_group_norm:
-        x = layers.make_group_norm(f'mask_fcn{i}_norm', dtype=self.dtype)(x)
+      if self.norm is not None:
+        x = layers.make_norm(
+            f'mask_fcn{i}_norm', norm=self.norm, eps=self.norm_eps,
+            dtype=self.dtype,
+        )(x)
       x = nn.relu(x)
     x = nn.relu(
         layers.Deconv2x2(self.channels, dtype=self.dtype, name='conv5_mask')(x)

@@ -23,31 +23,49 @@ class MaskRCNN(nn.Module):
 
   Attributes:
     num_classes: With background.
+    output: 'masks'; 'boxes': without the mask head, which is Faster R-CNN;
+      'proposals': without the box head too.
+    body: 'fpn': all four stages of the ResNet, below a pyramid. 'c4': three,
+      and RoIs are pooled from the last; the fourth is the first part of the
+      box head and of the mask head.
     depth: Of the ResNet: 18, 34, 50 or 101.
+    groups: See `ResNet`.
+    group_width: See `ResNet`.
     norm: 'frozen_batch': in the backbone, none elsewhere. 'group': also in
       the pyramid and in the convolutions of the box and mask heads.
+      'frozen_batch_all': frozen batch norm in these too.
     norm_eps: Of the frozen batch norm.
     stride_in_1x1: Where a bottleneck strides.
     width: Channels of the stem; 32 makes a small backbone.
     fpn_channels: Of each level of the pyramid.
     anchors_per_cell: Anchors at each cell of each level.
+    rpn_convs: 3x3 convolutions of the RPN head.
     box_convs: 3x3 convolutions of the box head; 4 with group norm.
     box_fcs: Fully connected layers of the box head; 1 with group norm.
     box_features: Width of them.
     mask_convs: 3x3 convolutions of the mask head.
-    mask_channels: Of them.
+    mask_channels: Of them and of the doubling after them.
     dtype: Of convolutions and matrix products; parameters and the outputs of
       the heads are float32.
+
+  Source:
+    Mask R-CNN (arXiv:1703.06870), figure 4: 'c4' on the left, 'fpn' on the
+    right.
   """
 
   num_classes: int
+  output: str = 'masks'
+  body: str = 'fpn'
   depth: int = 50
+  groups: int = 1
+  group_width: int = 64
   norm: str = 'frozen_batch'
   norm_eps: float = 1e-5
   stride_in_1x1: bool = False
   width: int = 64
   fpn_channels: int = 256
   anchors_per_cell: int = 3
+  rpn_convs: int = 1
   box_convs: int = 0
   box_fcs: int = 2
   box_features: int = 1024
@@ -56,40 +74,59 @@ class MaskRCNN(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   def setup(self) -> None:
-    use_group_norm = self.norm == 'group'
-    self.backbone = ResNet(
+    norms = {
+        'frozen_batch': ('frozen_batch', None),
+        'frozen_batch_all': ('frozen_batch', 'frozen_batch'),
+        'group': ('group', 'group'),
+    }
+    body_norm, head_norm = norms[self.norm]
+    sizes = dict(
         depth=self.depth,
         width=self.width,
-        norm=self.norm,
+        groups=self.groups,
+        group_width=self.group_width,
+        norm=body_norm,
         norm_eps=self.norm_eps,
         stride_in_1x1=self.stride_in_1x1,
         dtype=self.dtype,
     )
-    self.fpn = Fpn(
-        channels=self.fpn_channels,
-        use_group_norm=use_group_norm,
+    head_arguments = dict(
+        norm=head_norm, norm_eps=self.norm_eps, dtype=self.dtype
+    )
+    if self.body == 'fpn':
+      self.backbone = ResNet(**sizes)
+      self.fpn = Fpn(channels=self.fpn_channels, **head_arguments)
+    else:
+      self.backbone = ResNet(num_stages=3, **sizes)
+    self.rpn = RpnHead(
+        anchors_per_cell=self.anchors_per_cell,
+        num_convs=self.rpn_convs,
         dtype=self.dtype,
     )
-    self.rpn = RpnHead(anchors_per_cell=self.anchors_per_cell, dtype=self.dtype)
-    self.box_head = BoxHead(
-        num_classes=self.num_classes,
-        num_convs=self.box_convs,
-        num_fcs=self.box_fcs,
-        features=self.box_features,
-        use_group_norm=use_group_norm,
-        dtype=self.dtype,
-    )
-    self.mask_head = MaskHead(
-        num_classes=self.num_classes,
-        num_convs=self.mask_convs,
-        channels=self.mask_channels,
-        use_group_norm=use_group_norm,
-        dtype=self.dtype,
-    )
+    if self.output != 'proposals':
+      self.box_head = BoxHead(
+          num_classes=self.num_classes,
+          num_convs=self.box_convs,
+          num_fcs=self.box_fcs,
+          features=self.box_features,
+          **head_arguments,
+      )
+    if self.output == 'masks':
+      self.mask_head = MaskHead(
+          num_classes=self.num_classes,
+          num_convs=self.mask_convs,
+          channels=self.mask_channels,
+          **head_arguments,
+      )
 
   def extract(self, images: Float[Array, 'b h w 3']) -> Pyramid:
-    """Turns normalised images, padded to multiples of 32, into levels 2..6."""
-    return self.fpn(self.backbone(images))
+    """Turns normalised images into levels 2..6, or into level 4 alone.
+
+    Args:
+      images: Padded to multiples of 32.
+    """
+    features = self.backbone(images)
+    return self.fpn(features) if self.body == 'fpn' else {4: features[4]}
 
   def propose(self, pyramid: Pyramid) -> RpnOutput:
     """Rates and shifts every anchor; finest level, top left cell first."""
@@ -97,13 +134,24 @@ class MaskRCNN(nn.Module):
 
   def classify(self, pooled: Float[Array, 'b r s s c']) -> BoxOutput:
     """Rates every class for each RoI, and shifts the RoI for each class."""
-    return self.box_head(pooled)
+    return self.box_head(self._look_closer(pooled))
 
   def segment(
       self, pooled: Float[Array, 'b r s s c']
   ) -> Float[Array, 'b r m m k']:
-    """Draws a mask of each class in each RoI, as logits; m = 2 s."""
-    return self.mask_head(pooled)
+    """Draws a mask of each class in each RoI, as logits.
+
+    m = 2 s; s where a stage of the ResNet halves the side before.
+    """
+    return self.mask_head(self._look_closer(pooled))
+
+  def _look_closer(self, pooled):
+    """Applies the part of the ResNet that lies behind the pooling, if any."""
+    if self.body == 'fpn':
+      return pooled
+    b, r, s, _, c = pooled.shape
+    x = self.backbone.last_stage(pooled.reshape(b * r, s, s, c))
+    return x.reshape(b, r, *x.shape[1:])
 
   def __call__(
       self,
@@ -111,7 +159,9 @@ class MaskRCNN(nn.Module):
       *,
       box_side: int = 7,
       mask_side: int = 14,
-  ) -> tuple[Pyramid, RpnOutput, BoxOutput, Float[Array, 'b r m m k']]:
+  ) -> tuple[
+      Pyramid, RpnOutput, BoxOutput | None, Float[Array, 'b r m m k'] | None
+  ]:
     """Runs every part once, with one RoI of zeros an image: for `init`.
 
     Args:
@@ -121,15 +171,16 @@ class MaskRCNN(nn.Module):
     """
     pyramid = self.extract(images)
     rpn = self.propose(pyramid)
+    channels = pyramid[4].shape[-1]
 
     def pool(side):
-      return jnp.zeros((images.shape[0], 1, side, side, self.fpn_channels))
+      return jnp.zeros((images.shape[0], 1, side, side, channels))
 
     return (
         pyramid,
         rpn,
-        self.classify(pool(box_side)),
-        self.segment(pool(mask_side)),
+        None if self.output == 'proposals' else self.classify(pool(box_side)),
+        self.segment(pool(mask_side)) if self.output == 'masks' else None,
     )
 
 

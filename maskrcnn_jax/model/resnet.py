@@ -1,4 +1,4 @@
-"""ResNet-18, 34, 50 and 101 without the classifier."""
+"""ResNet and ResNeXt without the classifier."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,8 +22,11 @@ class Block(nn.Module):
   """A residual block, of two 3x3 convolutions or 1x1, 3x3, 1x1.
 
   Attributes:
-    channels: Of the 3x3 convolution(s).
+    channels: Of the 3x3 convolution(s) of a plain block; of a bottleneck a
+      quarter of those out.
     bottleneck: 1x1, 3x3, 1x1 with 4 * channels out.
+    groups: Of the 3x3 convolution of a bottleneck.
+    group_width: Channels of a group for each 64 of `channels`.
     stride: Of the whole block.
     stride_in_1x1: The first 1x1 convolution strides, not the 3x3.
     norm: 'frozen_batch' or 'group'.
@@ -34,11 +37,13 @@ class Block(nn.Module):
     torchvision: models/resnet.py; names as there, but for `downsample_conv`
     and `downsample_bn` (there `downsample.0` and `.1`). Seed:
     modeling/backbone/resnet.py for the initial values: every scale starts at
-    1, also the last of the block.
+    1, also the last of the block. ResNeXt (arXiv:1611.05431), table 1.
   """
 
   channels: int
   bottleneck: bool
+  groups: int
+  group_width: int
   stride: int
   stride_in_1x1: bool
   norm: str
@@ -47,12 +52,13 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
-    def conv(x, names, features, kernel_size, stride):
+    def conv(x, names, features, kernel_size, stride, groups=1):
       conv_name, norm_name = names
       x = layers.Conv(
           features,
           kernel_size,
           stride,
+          groups,
           use_bias=False,
           dtype=self.dtype,
           name=conv_name,
@@ -63,10 +69,11 @@ class Block(nn.Module):
 
     if self.bottleneck:
       features = 4 * self.channels
+      inner = self.groups * (self.channels * self.group_width // 64)
       strides = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-      y = nn.relu(conv(x, ('conv1', 'bn1'), self.channels, 1, strides[0]))
-      y = nn.relu(conv(y, ('conv2', 'bn2'), self.channels, 3, strides[1]))
-      y = conv(y, ('conv3', 'bn3'), features, 1, 1)
+      y = nn.relu(conv(x, ('conv1', 'bn1'), inner, 1, strides[0]))
+      y = conv(y, ('conv2', 'bn2'), inner, 3, strides[1], self.groups)
+      y = conv(nn.relu(y), ('conv3', 'bn3'), features, 1, 1)
     else:
       features = self.channels
       y = nn.relu(conv(x, ('conv1', 'bn1'), features, 3, self.stride))
@@ -88,6 +95,8 @@ class Stage(nn.Module):
   num_blocks: int
   channels: int
   bottleneck: bool
+  groups: int
+  group_width: int
   stride: int
   stride_in_1x1: bool
   norm: str
@@ -100,6 +109,8 @@ class Stage(nn.Module):
       x = Block(
           channels=self.channels,
           bottleneck=self.bottleneck,
+          groups=self.groups,
+          group_width=self.group_width,
           stride=self.stride if i == 0 else 1,
           stride_in_1x1=self.stride_in_1x1,
           norm=self.norm,
@@ -115,7 +126,11 @@ class ResNet(nn.Module):
 
   Attributes:
     depth: 18, 34, 50 or 101.
+    num_stages: 4, or 3 where the fourth is for `last_stage`.
     width: Channels of the stem and of the first stage's 3x3 convolutions.
+    groups: Of the 3x3 convolution of each bottleneck; 32 in ResNeXt 32x8d.
+    group_width: Channels of each of them in the first stage, if `width` is 64;
+      8 in ResNeXt 32x8d.
     norm: 'frozen_batch', or 'group' (then `width` must be a multiple of 32).
     norm_eps: Of the frozen batch norm.
     stride_in_1x1: Where a bottleneck strides: True in weights from MSRA
@@ -124,39 +139,55 @@ class ResNet(nn.Module):
   """
 
   depth: int = 50
+  num_stages: int = 4
   width: int = 64
+  groups: int = 1
+  group_width: int = 64
   norm: str = 'frozen_batch'
   norm_eps: float = 1e-5
   stride_in_1x1: bool = False
   dtype: DTypeLike = jnp.float32
 
-  @nn.compact
-  def __call__(self, images: Float[Array, 'b h w 3']) -> Pyramid:
-    """Returns {2: stage 1, ..., 5: stage 4}, by level."""
+  def setup(self) -> None:
     if self.depth not in DEPTHS:
       raise ValueError(
           f'depth must be one of {sorted(DEPTHS)}, not {self.depth}.'
       )
     bottleneck, num_blocks = DEPTHS[self.depth]
-    x = layers.Conv(
-        self.width, 7, 2, use_bias=False, dtype=self.dtype, name='conv1'
-    )(images)
-    x = layers.make_norm(
-        'bn1', norm=self.norm, eps=self.norm_eps, dtype=self.dtype
-    )(x)
-    x = layers.max_pool_3x3(nn.relu(x))
+    self.conv1 = layers.Conv(
+        self.width, 7, 2, use_bias=False, dtype=self.dtype
+    )
+    self.bn1 = layers.make_norm(
+        None, norm=self.norm, eps=self.norm_eps, dtype=self.dtype
+    )
+    self.layer1, self.layer2, self.layer3, self.layer4 = (
+        Stage(
+            num_blocks=blocks,
+            channels=self.width * 2**i,
+            bottleneck=bottleneck,
+            groups=self.groups,
+            group_width=self.group_width,
+            stride=1 if i == 0 else 2,
+            stride_in_1x1=self.stride_in_1x1,
+            norm=self.norm,
+            norm_eps=self.norm_eps,
+            dtype=self.dtype,
+        )
+        for i, blocks in enumerate(num_blocks)
+    )
+
+  def __call__(self, images: Float[Array, 'b h w 3']) -> Pyramid:
+    """Returns {2: stage 1, ..., 5: stage 4}, by level."""
+    x = layers.max_pool_3x3(nn.relu(self.bn1(self.conv1(images))))
+    stages = (self.layer1, self.layer2, self.layer3, self.layer4)
     features = {}
-    for i, blocks in enumerate(num_blocks):
-      x = Stage(
-          num_blocks=blocks,
-          channels=self.width * 2**i,
-          bottleneck=bottleneck,
-          stride=1 if i == 0 else 2,
-          stride_in_1x1=self.stride_in_1x1,
-          norm=self.norm,
-          norm_eps=self.norm_eps,
-          dtype=self.dtype,
-          name=f'layer{i + 1}',
-      )(x)
-      features[i + 2] = x
+    for level, stage in enumerate(stages[: self.num_stages], start=2):
+      x = stage(x)
+      features[level] = x
     return features
+
+  def last_stage(
+      self, pooled: Float[Array, 'n s s c']
+  ) -> Float[Array, 'n s2 s2 c2']:
+    """Applies the fourth stage to RoIs of stride 16; s2 = s / 2."""
+    return self.layer4(pooled)

@@ -19,17 +19,20 @@ class RpnOutput(NamedTuple):
 
 
 class RpnHead(nn.Module):
-  """A 3x3 convolution and two 1x1 ones, the same for all levels.
+  """3x3 convolutions and two 1x1 ones, the same for all levels.
 
   Attributes:
     anchors_per_cell: Anchors at each cell of each level.
+    num_convs: 3x3 convolutions `conv`, `conv2`, ...
     dtype: Of the arithmetic; the outputs are float32.
 
   Source:
-    Seed: modeling/rpn/rpn.py, SingleConvRPNHead.
+    Seed: modeling/rpn/rpn.py, SingleConvRPNHead. torchvision's version 2 of
+    its detectors has two 3x3 convolutions.
   """
 
   anchors_per_cell: int = 3
+  num_convs: int = 1
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -46,13 +49,16 @@ class RpnHead(nn.Module):
           name=name,
       )
 
-    shared = conv('conv', channels, 3)
+    names = ['conv', *(f'conv{i}' for i in range(2, self.num_convs + 1))]
+    shared = [conv(name, channels, 3) for name in names]
     cls_logits = conv('cls_logits', self.anchors_per_cell, 1)
     bbox_pred = conv('bbox_pred', 4 * self.anchors_per_cell, 1)
 
     objectness_logits, anchor_deltas = [], []
     for level in sorted(pyramid):
-      x = nn.relu(shared(pyramid[level]))
+      x = pyramid[level]
+      for layer in shared:
+        x = nn.relu(layer(x))
       objectness_logits.append(cls_logits(x).reshape(batch_size, -1))
       anchor_deltas.append(bbox_pred(x).reshape(batch_size, -1, 4))
     return RpnOutput(

@@ -8,9 +8,11 @@ from jaxtyping import Array, Float, Int
 
 from maskrcnn_jax.ops.boxes import box_area
 
-# Adaptive samples: boxes whose cells are gathered at a time. On the largest
-# level of an 800x1344 image it is 48 MB of float32 features of 256 channels.
+# Adaptive samples: boxes whose cells are gathered at a time, and bytes of
+# float32 that these are at most. 32 boxes on the largest level of an 800x1344
+# image, of 256 channels, are 48 MB.
 WINDOW_CHUNK = 32
+WINDOW_BYTES = 48 * 2**20
 
 # Samples that can touch a cell along one axis when they lie between half a
 # cell and one cell apart: less than two cells apart in both directions, and
@@ -237,8 +239,10 @@ def _pool_windows(cells, starts, shapes, rows, columns, *, side, level_shapes):
         cells.dtype
     )
 
+  chunk = WINDOW_BYTES // (4 * limit * cells.shape[-1])
   return jax.lax.map(
-      pool_one, (starts, shapes, rows, columns), batch_size=WINDOW_CHUNK
+      pool_one, (starts, shapes, rows, columns),
+      batch_size=max(1, min(chunk, WINDOW_CHUNK)),
   )
 
 

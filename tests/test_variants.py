@@ -1,0 +1,233 @@
+"""Models without masks, without classes and without a pyramid, from end to end.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
+import pytest
+import tiny
+
+from maskrcnn_jax import checkpoint
+from maskrcnn_jax.config import c4_config, check_config
+from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.evaluate import (
+  evaluate,
+  init_variables,
+  load_detector,
+  make_model,
+)
+from maskrcnn_jax.model.mask_rcnn import MaskRCNN
+from maskrcnn_jax.predict import predict
+from maskrcnn_jax.train import train
+
+pytestmark = pytest.mark.usefixtures('compilation_cache')
+
+
+def variant(data, **sizes):
+  """The recipe `tiny` of another model."""
+  config = tiny.with_data(tiny.get_config(), data)
+  config.model.update(sizes)
+  config.train.num_steps = 2
+  if sizes.get('body') == 'c4':
+    config.anchors.sizes = ((8.0, 16.0, 32.0),)
+    config.model.update(box_convs=0, box_fcs=0, mask_convs=0)
+    config.roi.box_side = config.roi.mask_side = 6
+  check_config(config)
+  return config
+
+
+def read(path):
+  return json.loads(path.read_text(encoding='utf-8'))
+
+
+def run_all(config, workdir, data):
+  """Trains, evaluates and predicts; gives figures, AP, records."""
+  figures = tiny.run_training(config, workdir, skip_test=False)
+  assert all(np.isfinite(x) for step in figures for x in step.values())
+  assert predict(
+      load_detector(workdir, None), pattern=str(data / 'images'),
+      workdir=workdir, config=config,
+  ) == 0
+  names = {path.name for path in (workdir / 'inference').iterdir()}
+  return (
+      figures, names, read(workdir / 'inference' / 'coco_results.json'),
+      read(workdir / 'predictions' / 'predictions.json'),
+  )
+
+
+def test_a_model_of_boxes_trains_and_finds_boxes(tiny_data, tmp_path, capsys):
+  config = variant(tiny_data, output='boxes')
+  config.eval.proposals = True
+  figures, names, results, records = run_all(config, tmp_path, tiny_data)
+  assert 'loss_mask' not in figures[0]
+  assert 'loss_box_reg' in figures[0]
+  assert names == {'bbox.json', 'proposals.json', 'coco_results.json'}
+  assert set(results) == {'bbox', 'proposals', 'step'}
+  assert records
+  assert not any('segmentation' in record for record in records)
+  shapes = checkpoint.model_shapes(checkpoint.find_checkpoint(tmp_path))
+  assert {name.split('/')[1] for name in shapes} == {
+      'backbone', 'fpn', 'rpn', 'box_head'
+  }
+  out = capsys.readouterr().out
+  assert ' box\n' in out and 'proposals=1000' in out and 'mask' not in out
+
+
+def test_a_model_of_proposals_trains_and_finds_proposals(
+    tiny_data, tmp_path, capsys
+):
+  config = variant(tiny_data, output='proposals')
+  figures, names, results, records = run_all(config, tmp_path, tiny_data)
+  assert set(figures[0]) == {
+      'loss', 'loss_objectness', 'loss_rpn_box_reg', 'grad_norm'
+  }
+  assert names == {'proposals.json', 'coco_results.json'}
+  assert set(results) == {'proposals', 'step'}
+  assert {record['category_name'] for record in records} == {'object'}
+  assert 'Average Precision' not in capsys.readouterr().out
+  # Their classes do not matter, here those of another set.
+  detector = load_detector(tmp_path, None)
+  truth = config.data.eval
+  recall = evaluate(
+      detector._replace(categories=()), images=truth.images,
+      annotations=truth.annotations, workdir=tmp_path / 'other',
+      config=config,
+  )['proposals']
+  assert recall.stats == results['proposals']['stats']
+
+
+def test_a_c4_model_trains_and_finds_masks(tiny_data, tmp_path):
+  config = variant(tiny_data, body='c4', depth=18)
+  figures, names, results, records = run_all(config, tmp_path, tiny_data)
+  assert figures[0]['loss_mask'] > 0
+  assert names == {'bbox.json', 'segm.json', 'coco_results.json'}
+  assert records and all('segmentation' in record for record in records)
+  shapes = checkpoint.model_shapes(checkpoint.find_checkpoint(tmp_path))
+  assert {name.split('/')[1] for name in shapes} == {
+      'backbone', 'rpn', 'box_head', 'mask_head'
+  }
+
+
+def test_canvas_does_not_matter_to_the_anchors_of_a_c4_model():
+  # 40 pixels are 3 cells of 16, however large the canvas is.
+  from maskrcnn_jax.config import geometry_of
+  from maskrcnn_jax.evaluate import image_anchors
+  from maskrcnn_jax.ops.anchors import anchors_in_image
+
+  config = c4_config()
+  for geometry in ('modern', 'legacy'):
+    config.geometry = geometry
+    anchors, = image_anchors(config, (64, 96), jnp.array([40, 33]))
+    assert anchors.shape == (4 * 6 * 15, 4)
+    inside = anchors_in_image(
+        anchors, jnp.array([40, 33]),
+        padding_multiple=geometry_of(config).padding_multiple,
+    )
+    expected = np.zeros((4, 6, 15), bool)
+    expected[:3, :3] = True
+    assert_array_equal(inside, expected.ravel())
+
+
+def test_c4_heads_see_the_last_stage_of_the_resnet():
+  model = MaskRCNN(
+      num_classes=3, body='c4', depth=50, width=4, box_fcs=0, mask_convs=0,
+      mask_channels=4, anchors_per_cell=15,
+  )
+  images = jnp.zeros((1, 64, 64, 3))
+  variables = model.init(jax.random.key(0), images)
+  pooled = jax.random.normal(jax.random.key(1), (1, 2, 14, 14, 64))
+  seen = model.apply(
+      variables, pooled[0], method=lambda m, x: m.backbone.last_stage(x)
+  )
+  assert seen.shape == (2, 7, 7, 128)
+  head = variables['params']['box_head']['cls_score']
+  class_logits, _ = model.apply(variables, pooled, method='classify')
+  assert_allclose(
+      class_logits[0], seen.mean(axis=(1, 2)) @ head['kernel'] + head['bias'],
+      atol=1e-6,
+  )
+  assert model.apply(variables, pooled, method='segment').shape == (
+      1, 2, 14, 14, 3
+  )
+  pyramid = model.apply(variables, images, method='extract')
+  assert {level: x.shape for level, x in pyramid.items()} == {
+      4: (1, 4, 4, 64)
+  }
+
+
+@pytest.mark.parametrize('sizes', [
+    dict(output='mask'), dict(body='c5'), dict(norm='batch'),
+    dict(depth=18, groups=32), dict(rpn_convs=0), dict(body='c4'),
+])
+def test_a_model_that_there_is_not_is_refused(sizes):
+  config = tiny.get_config()
+  config.model.update(sizes)
+  with pytest.raises(InputError, match=r'^config\.'):
+    check_config(config)
+
+
+def save_model(config, num_classes, target):
+  """Saves random weights; gives them by name."""
+  config.model.width = 8
+  model = make_model(config, num_classes=num_classes, dtype=jnp.float32)
+  shapes = jax.eval_shape(
+      lambda key: init_variables(model, config, key), jax.random.key(0)
+  )
+  rng = np.random.default_rng(1)
+  leaves = {
+      name: rng.normal(size=x.shape).astype(np.float32)
+      for name, x in checkpoint.named_leaves(shapes).items()
+  }
+  manager = checkpoint.open_checkpoints(target)
+  checkpoint.save_checkpoint(
+      manager, model=checkpoint.nested(leaves), optimizer=None,
+      metadata=checkpoint.Metadata(
+          0, json.loads(config.to_json()), [[i, f'class {i}'] for i in
+                                           range(1, num_classes)]
+      ),
+  )
+  manager.close()
+  return leaves
+
+
+@pytest.mark.parametrize(('here', 'there', 'afresh', 'unused'), [
+    (dict(), dict(output='boxes'), {'mask_head'}, set()),
+    (dict(), dict(output='proposals'), {'box_head', 'mask_head'}, set()),
+    (dict(output='boxes'), dict(), set(), {'mask_head'}),
+    (dict(body='c4'), dict(body='c4', output='proposals'),
+     {'backbone/layer4', 'box_head', 'mask_head'}, set()),
+    (dict(norm='frozen_batch_all', rpn_convs=2, box_convs=2),
+     dict(norm='frozen_batch_all', rpn_convs=2, box_convs=2), set(), set()),
+    (dict(depth=50, groups=4, group_width=16),
+     dict(depth=50, groups=4, group_width=16), set(), set()),
+])
+def test_init_from_takes_all_but_class_layers_and_heads_that_are_not_there(
+    tiny_data, tmp_path, monkeypatch, here, there, afresh, unused
+):
+  theirs = variant(tiny_data, **there)
+  # Six classes there, three here.
+  leaves = save_model(theirs, 7, tmp_path / 'theirs')
+  config = variant(tiny_data, **here)
+  monkeypatch.setattr(
+      'maskrcnn_jax.train.make_train_step', lambda *_, **__: tiny.IdleStep()
+  )
+  train(config, tmp_path / 'run', init_from=tmp_path / 'theirs/0',
+        skip_test=True)
+  found = {
+      name.removeprefix('model/'): array
+      for name, array in tiny.saved_arrays(tmp_path / 'run', 2).items()
+      if name.startswith('model/')
+  }
+  layers = ('cls_score', 'box_head/bbox_pred', 'mask_fcn_logits')
+  for name, array in found.items():
+    is_fresh = any(f'/{part}/' in name for part in (*layers, *afresh))
+    taken = name in leaves and leaves[name].shape == array.shape and (
+        np.array_equal(leaves[name], array)
+    )
+    assert taken != is_fresh, name
+  assert {n for n in leaves if n not in found} == {
+      n for n in leaves if any(f'/{part}/' in n for part in unused)
+  }
