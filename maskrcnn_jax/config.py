@@ -201,6 +201,10 @@ def default_config() -> ml_collections.ConfigDict:
   return config
 
 
+# This file is a recipe as well: of the defaults.
+get_config = default_config
+
+
 def c4_config() -> ml_collections.ConfigDict:
   """Returns the defaults with a C4 body and what goes with it.
 

@@ -1,11 +1,12 @@
 """Evaluation: detections of every image of a set, and their AP."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import functools
 import json
 import pathlib
 import time
-from typing import NamedTuple
+import types
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
@@ -29,6 +30,7 @@ from maskrcnn_jax.average_recall import (
   format_recalls,
 )
 from maskrcnn_jax.config import (
+    check_config,
     config_difference,
     geometry_of,
     plain,
@@ -261,7 +263,9 @@ def to_original(
 
 
 def load_detector(
-    path: pathlib.Path, config: ml_collections.ConfigDict | None
+    path: pathlib.Path,
+    config: ml_collections.ConfigDict | None,
+    changes: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Detector:
   """Restores a trained model.
 
@@ -269,6 +273,8 @@ def load_detector(
     path: A workdir, its checkpoints, or one saved step.
     config: The recipe that the user gave, None for the stored one. What it
       says of the model must be what the checkpoint was trained with.
+    changes: Values by key ('data.eval.images') that are not to be as in the
+      stored recipe.
   """
   path = checkpoint.find_checkpoint(path)
   metadata = checkpoint.read_metadata(path)
@@ -279,7 +285,10 @@ def load_detector(
     )
   stored = stored_config(metadata.config)
   if config is None:
-    config = stored
+    config = stored_config(metadata.config)
+    with config.ignore_type():
+      config.update_from_flattened_dict(changes)
+    check_config(config)
   fixed = ('model.', 'geometry', 'anchors.', 'data.pixel_', 'roi.box_side',
            'roi.mask_side', 'roi.sampling_ratio')
   different = [
@@ -289,8 +298,8 @@ def load_detector(
   if different:
     raise InputError(
         f'{path} was trained with another recipe than --config gives (here | '
-        f'there): {"; ".join(different)}. Give the config that it was trained '
-        'with.'
+        f'there): {"; ".join(different)}. Leave --config=FILE out: the '
+        'checkpoint has its own recipe.'
     )
   mesh = cluster.make_mesh()
   local_mesh = cluster.make_local_mesh()

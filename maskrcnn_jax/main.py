@@ -24,10 +24,12 @@ from maskrcnn_jax.errors import InputError, SaveError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The recipe, for example configs/r50_fpn.py; each of its '
-    'keys can be overridden: --config.train.batch_size=8. eval and predict '
-    'use the recipe stored in the checkpoint where none is given.',
+    'keys can be overridden: --config.train.batch_size=8. Where none is given, '
+    "eval and predict use the checkpoint's own, with such overrides.",
     lock_config=True,
 )
+# Parses overrides of the recipe of a checkpoint before that is read.
+_DEFAULTS = pathlib.Path(__file__).with_name('config.py')
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory of the run: checkpoints, logs, results.'
 )
@@ -107,6 +109,12 @@ def main(arguments: list[str]) -> int:
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f'--workdir={workdir} is a file; give a directory.')
   config = _CONFIG.value
+  changes = {}
+  if config is not None:
+    changes = config_flags.get_override_values(flags.FLAGS['config'])
+    filename = config_flags.get_config_filename(flags.FLAGS['config'])
+    if filename == str(_DEFAULTS):
+      config = None
   if config is not None:
     check_config(config)
   if _MODE.value == 'train' and config is None:
@@ -145,16 +153,14 @@ def main(arguments: list[str]) -> int:
           init_from=pathlib.Path(init_from) if init_from else None,
           skip_test=_SKIP_TEST.value, resume=_RESUME.value,
           allow_changes=_ALLOW_CHANGES.value,
-          given_keys=frozenset(
-              config_flags.get_override_values(flags.FLAGS['config'])
-          ),
+          given_keys=frozenset(changes),
           profile_steps=profile_steps,
       )
       return 0
-    return _use(config, workdir)
+    return _use(config, changes, workdir)
 
 
-def _use(config, workdir) -> int:
+def _use(config, changes, workdir) -> int:
   """Evaluates a trained model, or predicts with it."""
   from maskrcnn_jax import cluster
   from maskrcnn_jax.evaluate import evaluate, load_detector
@@ -162,7 +168,7 @@ def _use(config, workdir) -> int:
   from maskrcnn_jax.train_evaluation import expected_lines
 
   detector = load_detector(
-      pathlib.Path(_CHECKPOINT.value or workdir), config
+      pathlib.Path(_CHECKPOINT.value or workdir), config, changes
   )
   if _MODE.value == 'predict':
     broken = predict(
@@ -174,8 +180,7 @@ def _use(config, workdir) -> int:
   truth = detector.config.data.eval
   if not truth.images or not truth.annotations:
     raise InputError(
-        'No evaluation set: give --config=FILE with '
-        '--config.data.eval.images=DIR and '
+        'No evaluation set: give --config.data.eval.images=DIR and '
         '--config.data.eval.annotations=FILE.json.'
     )
   aps = evaluate(
@@ -228,6 +233,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     app.usage(shorthelp=True, writeto_stdout=True)
     sys.exit(0)
   _check_recipe_exists(argv)
+  names = [a.partition('=')[0].lstrip('-') for a in argv if a.startswith('-')]
+  if 'config' not in names and any(n.startswith('config.') for n in names):
+    argv = [argv[0], f'--config={_DEFAULTS}', *argv[1:]]
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
@@ -271,10 +279,6 @@ def _explain_flag_error(error: Exception, argv: list[str]) -> str:
     return lines[-1].partition(': ')[2]
   text = ' '.join(' '.join(lines).split())
   overrides = [a for a in argv if re.match(r'--config\.', a)]
-  if isinstance(error, flags.UnrecognizedFlagError) and (
-      error.flagname.startswith('config.')
-  ):
-    return f'--{error.flagname} changes a recipe; give --config=FILE as well.'
   if isinstance(error, AttributeError | KeyError) and overrides:
     names = [a[len('--config.'):].split('=')[0] for a in overrides]
     from maskrcnn_jax.config import default_config

@@ -159,9 +159,9 @@ def test_a_missing_recipe_is_named(refuse, tmp_path):
   assert '--config=FILE is missing' in refuse(f'--workdir={tmp_path}')
 
 
-def test_a_key_without_a_recipe_is_named(refuse, tmp_path):
+def test_a_training_takes_no_keys_without_a_recipe(refuse, tmp_path):
   line = refuse(f'--workdir={tmp_path}', '--config.detections.min_score=0.5')
-  assert 'give --config=FILE as well' in line
+  assert '--config=FILE is missing' in line
 
 
 def test_a_missing_training_set_is_named(refuse, tmp_path):
@@ -317,6 +317,25 @@ def test_predict_with_a_broken_picture_has_status_2(
   assert code == 2
   assert 'Traceback' not in err
   assert (tmp_path / 'new' / 'predictions' / 'val_00000.png').exists()
+
+
+def test_eval_and_predict_change_keys_of_the_stored_recipe(
+    run, refuse, tiny_run, tiny_data, tmp_path
+):
+  where = (f'--checkpoint={tiny_run[0]}', f'--workdir={tmp_path / "new"}')
+  truth = (
+      f'--config.data.eval.images={tiny_data / "images"}',
+      f'--config.data.eval.annotations={tiny_data / "instances_val.json"}',
+  )
+  code, out, err = run(
+      '--mode=eval', *where, *truth, '--config.detections.max_detections=2'
+  )
+  assert code == 0, err
+  assert 'maxDets=2' in out.replace(' ', '')
+  line = refuse('--mode=eval', *where, *truth, '--config.detections.min_scor=1')
+  assert 'did you mean --config.detections.min_score?' in line
+  line = refuse('--mode=eval', *where, *truth, '--config.geometry=legacy')
+  assert 'geometry: legacy | modern' in line
 
 
 def test_predict_without_pictures_is_wrong_input(refuse, tiny_run, tmp_path):
