@@ -199,7 +199,7 @@ def test_a_batch_that_the_devices_cannot_share_is_named(
     refuse, train_flags, monkeypatch
 ):
   mesh = Mesh(np.array(jax.devices()[:1] * 4), ('data',))
-  monkeypatch.setattr('maskrcnn_jax.cluster.make_mesh', lambda: mesh)
+  monkeypatch.setattr('maskrcnn_jax.cluster.make_mesh', lambda _: mesh)
   line = refuse(*train_flags, '--config.train.batch_size=6')
   assert 'config.train.batch_size (6) must be a multiple of' in line
   assert 'try --config.train.batch_size=4.' in line
