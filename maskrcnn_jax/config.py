@@ -10,6 +10,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from maskrcnn_jax import geometry
+from maskrcnn_jax.data import records
 from maskrcnn_jax.errors import InputError
 
 # What may differ between a checkpoint and the run that continues it: nothing
@@ -18,8 +19,11 @@ FREE_KEYS = (
     'data.eval',
     'data.num_threads',
     'data.num_workers',
+    'data.tfds_dir',
     'data.train.annotations',
     'data.train.images',
+    'data.train.split',
+    'data.train.tfds',
     'detections',
     'eval',
     'predict',
@@ -106,8 +110,11 @@ def default_config() -> ml_collections.ConfigDict:
   })
 
   config.data = ml_collections.ConfigDict({
-      'train': {'images': '', 'annotations': ''},
-      'eval': {'images': '', 'annotations': ''},
+      # A folder and a COCO JSON; or tfds, the name of a set that
+      # maskrcnn_jax.build_tfds has made in tfds_dir, and a split of it.
+      'train': {'images': '', 'annotations': '', 'tfds': '', 'split': 'train'},
+      'eval': {'images': '', 'annotations': '', 'tfds': '', 'split': 'val'},
+      'tfds_dir': '',
       # The short side is resized to short_side, unless the long side would
       # exceed long_side.
       'short_side': 800,
@@ -212,6 +219,26 @@ def geometry_of(config: ml_collections.ConfigDict) -> geometry.Geometry:
           antialias=antialias,
       )
   )
+
+
+def records_of(
+    config: ml_collections.ConfigDict, part: str
+) -> records.Records | None:
+  """Returns the records to read instead of a JSON; None if it is a JSON.
+
+  Args:
+    config: The recipe.
+    part: 'train' or 'eval'.
+  """
+  source = config.data[part]
+  if not source.tfds:
+    return None
+  if source.annotations or source.images:
+    raise InputError(
+        f'config.data.{part} has tfds and images or annotations; give either '
+        'tfds or the two others.'
+    )
+  return records.Records(source.tfds, source.split, config.data.tfds_dir)
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:

@@ -35,6 +35,7 @@ from maskrcnn_jax.config import (
     stored_config,
 )
 from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.data.records import Records, read_records
 from maskrcnn_jax.detections import detect_boxes, select_masks
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.inputs import prepare_inputs
@@ -361,6 +362,7 @@ def evaluate(
     workdir: pathlib.Path,
     config: ml_collections.ConfigDict,
     skip_eval: bool = False,
+    records: Records | None = None,
 ) -> dict[str, ApResult | RecallResult]:
   """Detects the objects in every image of a set and prints their AP.
 
@@ -375,6 +377,7 @@ def evaluate(
     workdir: Where to write.
     config: The recipe; says how images are batched.
     skip_eval: Whether to stop before the AP.
+    records: To read instead of `annotations` and `images`.
 
   Returns:
     The AP of 'bbox' and 'segm' and the recall of 'proposals', whichever there
@@ -382,7 +385,10 @@ def evaluate(
   """
   check_backend(config.eval.backend)
   output = detector.config.model.output
-  index = coco.read_coco(pathlib.Path(annotations), require_masks=False)
+  index, folder = loader.read_set(
+      annotations, images, records, require_masks=False
+  )
+  annotations = records or annotations
   difference = coco.class_table_difference(
       index.categories, detector.categories
   )
@@ -395,7 +401,6 @@ def evaluate(
     )
   if not index.image_ids:
     raise InputError(f'{annotations} lists no images; nothing to evaluate.')
-  folder = pathlib.Path(images)
   loader.check_images_exist(index, folder)
   cluster.check_batch_size(
       config.eval.batch_size, detector.mesh, key='config.eval.batch_size'
@@ -419,7 +424,10 @@ def evaluate(
   if skip_eval:
     return {}
 
-  truth = coco.read_json(pathlib.Path(annotations))
+  truth = (
+      read_records(records)[0] if records
+      else coco.read_json(pathlib.Path(annotations))
+  )
   largest = max(100, config.detections.max_detections)
   scores = {
       kind: evaluate_detections(

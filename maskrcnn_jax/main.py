@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
   # Imported late: --help and a misspelt flag need not wait for JAX.
   import jax
 
-  from maskrcnn_jax.config import check_config
+  from maskrcnn_jax.config import check_config, records_of
   from maskrcnn_jax.evaluate import evaluate, load_detector
   from maskrcnn_jax.predict import predict
   from maskrcnn_jax.train import train
@@ -107,15 +107,18 @@ def main(arguments: list[str]) -> int:
     return 2 if broken else 0
 
   truth = detector.config.data.eval
-  if not truth.images or not truth.annotations:
+  records = records_of(detector.config, 'eval')
+  if not records and not (truth.images and truth.annotations):
     raise InputError(
         'No evaluation set: give --config=FILE with '
         '--config.data.eval.images=DIR and '
-        '--config.data.eval.annotations=FILE.json.'
+        '--config.data.eval.annotations=FILE.json, or with '
+        '--config.data.eval.tfds=NAME and --config.data.tfds_dir=DIR.'
     )
   evaluate(
       detector, images=truth.images, annotations=truth.annotations,
       workdir=workdir, config=detector.config, skip_eval=_SKIP_EVAL.value,
+      records=records,
   )
   return 0
 

@@ -20,6 +20,7 @@ from maskrcnn_jax.config import (
     geometry_of,
     is_free,
     plain,
+    records_of,
     stored_config,
 )
 from maskrcnn_jax.data import coco, loader
@@ -164,7 +165,8 @@ def train(
         'The run in %s has all its %d steps.', workdir, config.train.num_steps
     )
 
-  if not skip_test and config.data.eval.annotations:
+  eval_records = records_of(config, 'eval')
+  if not skip_test and (config.data.eval.annotations or eval_records):
     detector = Detector(
         make_detect(model, config),
         {'params': state.params}
@@ -173,8 +175,8 @@ def train(
     )
     aps = evaluate(
         detector, images=config.data.eval.images,
-        annotations=config.data.eval.annotations, workdir=workdir,
-        config=config,
+        annotations=config.data.eval.annotations, records=eval_records,
+        workdir=workdir, config=config,
     )
     log = TrainingLog(workdir, num_steps=config.train.num_steps)
     with contextlib.closing(log):
@@ -279,15 +281,16 @@ def _take_figures(pending, log, index, schedule):
 
 def _read_training_set(config):
   """Reads, filters and checks the training set; logs what was dropped."""
-  annotations = config.data.train.annotations
-  if not annotations or not config.data.train.images:
+  source = config.data.train
+  found = records_of(config, 'train')
+  if found is None and not (source.annotations and source.images):
     raise InputError(
         'No training set: give --config.data.train.images=DIR and '
-        '--config.data.train.annotations=FILE.json.'
+        '--config.data.train.annotations=FILE.json, or '
+        '--config.data.train.tfds=NAME and --config.data.tfds_dir=DIR.'
     )
-  folder = pathlib.Path(config.data.train.images)
-  index = coco.read_coco(
-      pathlib.Path(annotations),
+  index, folder = loader.read_set(
+      source.annotations, source.images, found,
       width_offset=geometry_of(config).width_offset,
   )
   rows, waterfall = loader.filter_images(
@@ -304,22 +307,24 @@ def _check_eval_set(config, index, skip_test):
   if skip_test:
     return
   check_backend(config.eval.backend)
-  if not config.data.eval.annotations:
+  source = config.data.eval
+  found = records_of(config, 'eval')
+  if found is None and not source.annotations:
     logging.info(
-        'No evaluation set (--config.data.eval.images, .annotations): there '
-        'will be no evaluation at the end.'
+        'No evaluation set (--config.data.eval.images, .annotations, or '
+        '.tfds): there will be no evaluation at the end.'
     )
     return
-  truth = coco.read_coco(
-      pathlib.Path(config.data.eval.annotations), require_masks=False
+  truth, folder = loader.read_set(
+      source.annotations, source.images, found, require_masks=False
   )
   difference = coco.class_table_difference(truth.categories, index.categories)
   if difference:
     raise InputError(
-        f'A21 {config.data.eval.annotations} has other classes than '
-        f'{config.data.train.annotations}: {"; ".join(difference[:10])}.'
+        f'A21 {found or source.annotations} has other classes than the '
+        f'training set: {"; ".join(difference[:10])}.'
     )
-  loader.check_images_exist(truth, pathlib.Path(config.data.eval.images))
+  loader.check_images_exist(truth, folder)
 
 
 def _describe_training_set(index, rows) -> str:

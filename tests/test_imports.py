@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROWS = (
   ('main',),
   # The tools that have a `main` of their own.
-  ('benchmark', 'convert_weights'),
+  ('benchmark', 'build_tfds', 'convert_weights'),
   ('train', 'predict', 'export_weights'),
   ('train_step',),
   ('evaluate', 'peer_models'),
