@@ -128,7 +128,15 @@ def default_config() -> ml_collections.ConfigDict:
       'pixel_mean': config_dict.placeholder(tuple),
       'pixel_std': config_dict.placeholder(tuple),
       'antialias': config_dict.placeholder(bool),
+      # What training changes at random, images and truth together, on the
+      # device. Short sides to choose from instead of short_side, none longer:
+      'short_sides': (),
+      # or the least and greatest size of an image, as a part of the largest
+      # that fits on its canvas, which shows a random part of a larger one:
+      'scale_jitter': (),
       'flip_probability': 0.5,
+      # How much brightness, contrast and saturation may go up or down, [0, 1].
+      'color_jitter': (0.0, 0.0, 0.0),
       'keep_empty': False,  # train on images without objects
       'max_objects': 100,  # slots for the objects of an image
       'num_workers': 0,  # processes that decode; 0: threads only
@@ -322,6 +330,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         'config.roi.num_samples times config.roi.foreground_fraction is less '
         'than 1; no mask would ever be learned.'
     )
+  _check_augmentation(config.data)
   if not config.data.padded_sizes:
     raise InputError(
         'config.data.padded_sizes is empty; give at least one (height, width).'
@@ -332,6 +341,35 @@ def check_config(config: ml_collections.ConfigDict) -> None:
           f'config.data.padded_sizes has {tuple(size)}; give (height, width) '
           'in multiples of 32 pixels.'
       )
+
+
+def _check_augmentation(data):
+  if data.short_sides and data.scale_jitter:
+    raise InputError(
+        'config.data has short_sides and scale_jitter; both say how large an '
+        'image becomes, so give one.'
+    )
+  if any(
+      type(side) is not int or not 1 <= side <= data.short_side
+      for side in data.short_sides
+  ):
+    raise InputError(
+        f'config.data.short_sides is {tuple(data.short_sides)}; give whole '
+        'numbers up to config.data.short_side '
+        f'({data.short_side}), for which the canvases are.'
+    )
+  scales = data.scale_jitter
+  if scales and not (len(scales) == 2 and 0 < scales[0] <= scales[1]):
+    raise InputError(
+        f'config.data.scale_jitter is {tuple(scales)}; give the least and the '
+        'greatest factor, for example (0.1, 2.0).'
+    )
+  strengths = data.color_jitter
+  if len(strengths) != 3 or not all(0 <= s <= 1 for s in strengths):
+    raise InputError(
+        f'config.data.color_jitter is {tuple(strengths)}; give three numbers '
+        'in [0, 1], for brightness, contrast and saturation.'
+    )
 
 
 def config_difference(

@@ -527,3 +527,23 @@ def test_two_devices_train_as_one_does(tiny_run, tiny_data, tmp_path):
     assert one.keys() == two.keys()
     for name in one:
       assert_allclose(two[name], one[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'scale_jitter': (0.1, 2.0), 'color_jitter': (0.4, 0.4, 0.4)},
+        {'short_sides': (48, 64)},
+    ],
+)
+def test_training_with_augmentation_is_finite_and_repeats(
+    changes, tiny_data, tmp_path, compilation_cache
+):
+  config = tiny.with_data(tiny.get_config(), tiny_data)
+  config.data.update(changes)
+  config.train.num_steps = 2
+  figures = [
+      tiny.run_training(config, tmp_path / name) for name in ('a', 'b')
+  ]
+  assert figures[0] == figures[1]
+  assert all(np.isfinite(x) for step in figures[0] for x in step.values())
