@@ -148,6 +148,9 @@ def default_config() -> ml_collections.ConfigDict:
       'checkpoint_every': 2_500,
       'keep_checkpoints': 3,  # the newest so many
       'log_every': 20,
+      # True: keys of --init_from's recipe and those that are None are filled
+      # in when checkpoint and data are known; see fine_tuning.py.
+      'fine_tune': False,
   })
   config.optimizer = ml_collections.ConfigDict({
       'learning_rate': 0.02,
@@ -251,6 +254,14 @@ def records_of(
 
 def check_config(config: ml_collections.ConfigDict) -> None:
   """Raises an InputError for values that no run could use."""
+  if config.train.fine_tune:
+    # Not complete yet; `train` checks it when it is.
+    if config.train.batch_size < 1:
+      raise InputError(
+          f'config.train.batch_size is {config.train.batch_size}; it must be '
+          'at least 1.'
+      )
+    return
   _one_of('geometry', config.geometry, tuple(geometry.PRESETS))
   _one_of('precision', config.precision, ('fp32', 'tf32', 'bf16'))
   _one_of('model.depth', config.model.depth, (18, 34, 50, 101))

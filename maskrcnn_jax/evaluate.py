@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax import checkpoint, cluster, geometry
+from maskrcnn_jax import checkpoint, cluster, fine_tuning, geometry
 from maskrcnn_jax.array_types import Batch, Detections, Inputs
 from maskrcnn_jax.average_precision import (
   ApResult,
@@ -275,6 +275,8 @@ def load_detector(
   stored = stored_config(metadata.config)
   if config is None:
     config = stored
+  elif config.train.fine_tune:
+    config = fine_tuning.for_use(config, metadata.config)
   fixed = ('model.', 'geometry', 'anchors.', 'data.pixel_', 'roi.box_side',
            'roi.mask_side', 'roi.sampling_ratio')
   different = [

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax import checkpoint, cluster
+from maskrcnn_jax import checkpoint, cluster, fine_tuning
 from maskrcnn_jax.average_precision import check_backend
 from maskrcnn_jax.config import (
+    check_config,
     config_difference,
     geometry_of,
     is_free,
@@ -85,7 +86,17 @@ def train(
   cluster.check_batch_size(
       config.train.batch_size, mesh, key='config.train.batch_size'
   )
+  fine_tune = config.train.fine_tune
+  if fine_tune:
+    config = _adopt_checkpoint(config, init_from)
   index, rows, folder = _read_training_set(config)
+  fitted = ''
+  if fine_tune:
+    config, fitted = fine_tuning.fit(
+        config, num_images=len(rows),
+        most_objects=loader.most_objects(index),
+    )
+    check_config(config)
   _check_eval_set(config, index, skip_test)
   limits = loader.find_limits(index, max_objects=config.data.max_objects)
   plan = loader.plan_canvases(
@@ -136,6 +147,8 @@ def train(
   if first_step < config.train.num_steps:
     log = TrainingLog(workdir, num_steps=config.train.num_steps)
     _describe(log, index, rows, plan, limits, config, mesh, first_step)
+    if fitted:
+      log.line(fitted)
     batches = loader.train_batches(
         index, plan, rows, images_dir=folder, limits=limits, seed=config.seed,
         start_step=first_step,
@@ -277,6 +290,17 @@ def _take_figures(pending, log, index, schedule):
     raise FloatingPointError(message)
   norm = figures.pop('grad_norm')
   log.add(**figures, grad_norm=norm, time=step_time, data=data_time)
+
+
+def _adopt_checkpoint(config, init_from):
+  """The recipe of a fine-tuning, with what its weights ask for."""
+  if init_from is None:
+    raise InputError(
+        '--init_from=CHECKPOINT is missing: what to fine-tune, also when the '
+        'run is continued. configs/nuclei.py trains from nothing.'
+    )
+  path = checkpoint.find_checkpoint(init_from)
+  return fine_tuning.adopt(config, checkpoint.read_metadata(path).config)
 
 
 def _read_training_set(config):

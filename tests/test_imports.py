@@ -16,6 +16,7 @@ ROWS = (
   ('train', 'predict', 'export_weights'),
   ('train_step',),
   ('evaluate', 'peer_models'),
+  ('fine_tuning',),
   ('config',),
   (
     'data.*',
@@ -42,7 +43,8 @@ ROWS = (
 )
 
 CONFIG_READERS = (
-  'main', 'train', 'train_step', 'evaluate', 'predict', 'peer_models', 'config'
+  'main', 'train', 'train_step', 'evaluate', 'predict', 'peer_models',
+  'fine_tuning', 'config',
 )
 
 

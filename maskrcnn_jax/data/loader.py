@@ -318,6 +318,11 @@ def count_objects_over(index: coco.CocoIndex, max_objects: int) -> int:
   return int(np.maximum(_objects_per_image(index) - max_objects, 0).sum())
 
 
+def most_objects(index: coco.CocoIndex) -> int:
+  """Counts the objects of the image that has most; crowds are none."""
+  return int(_objects_per_image(index).max(initial=0))
+
+
 def find_limits(index: coco.CocoIndex, *, max_objects: int) -> Limits:
   """Finds the static sizes that hold the truth of every image.
 
