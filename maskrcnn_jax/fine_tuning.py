@@ -24,8 +24,8 @@ OPEN_FROM_CHECKPOINT = (
 # from where they are.
 _RATE_FACTOR = 0.5
 
-# 60 epochs of 50 images, 12 of 5,000: ten times as many images make 4.5 times as
-# many steps. More epochs of few images would only be learned by heart.
+# 60 epochs of 50 images, 12 of 5,000: ten times as many images make 4.5 times
+# as many steps. More epochs of few images would only be learned by heart.
 _MOST_EPOCHS, _LEAST_EPOCHS = 60, 12
 _FEW_IMAGES, _MANY_IMAGES = 50, 5_000
 
