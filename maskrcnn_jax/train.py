@@ -485,7 +485,10 @@ def _describe(log, index, rows, plan, limits, config, mesh, first_step):
       f'({int(np.sum(plan.canvas_of_image[rows] == k))})'
       for k, c in enumerate(plan.canvases)
   )
-  log.line(f'Static sizes (images): {sizes}')
+  log.line(
+      f'Static sizes (images): {sizes}; '
+      f'{100 * loader.share_padding(plan, rows):.1f} % padding'
+  )
   over = loader.count_objects_over(index, config.data.max_objects)
   if over:
     log.line(

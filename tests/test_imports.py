@@ -16,7 +16,7 @@ ROWS = (
   ('train', 'predict', 'export_weights'),
   ('train_step',),
   ('evaluate', 'peer_models'),
-  ('fine_tuning',),
+  ('fine_tuning', 'loader_speed'),
   ('config',),
   (
     'data.*',

@@ -129,7 +129,9 @@ def test_the_total_loss_is_the_sum_of_the_five(tiny_run):
 def test_log_has_a_line_for_each_report_and_each_compilation(tiny_run):
   lines = (tiny_run[0] / 'log.txt').read_text().splitlines()
   assert lines[0].startswith('Training on 8 images of 3 classes, 2 a step on 1')
-  assert 'Static sizes (images): 64x64 (8)' in lines
+  assert re.fullmatch(
+      r'Static sizes \(images\): 64x64 \(8\); \d\.\d % padding', lines[1]
+  )
   figure = r'\d+\.\d{4} \(\d+\.\d{4}\)'
   reports = [line for line in lines if line.startswith('eta: ')]
   for step, line in enumerate(reports, start=1):

@@ -206,6 +206,18 @@ def plan_canvases(
   )
 
 
+def share_padding(plan: CanvasPlan, rows: Int[np.ndarray, 'n']) -> float:
+  """Returns how much of the pixels that the network sees is padding, [0, 1].
+
+  Args:
+    plan: Says how large each image and its canvas are.
+    rows: Of the images, at least one.
+  """
+  padded = np.array([canvas.padded for canvas in plan.canvases])
+  seen = padded[plan.canvas_of_image[rows]].prod(axis=1).sum()
+  return float(1 - plan.image_sizes[rows].prod(axis=1).sum() / seen)
+
+
 class TrainOrder(NamedTuple):
   """The images of each training step, a pure function of (seed, step).
 
