@@ -7,9 +7,10 @@
       --config.data.eval.images=IMAGES --config.data.eval.annotations=VAL.json
 
 CHECKPOINT is a run of this program or what `convert_weights` made. The network,
-its conventions, anchors and image sizes are the checkpoint's; the number of
-classes, slots for objects and the schedule come from the annotations, and the
-log says what was chosen. What is given on the command line stays as given.
+its conventions, anchors, numbers of boxes and image sizes are the checkpoint's;
+the number of classes, slots for objects and the schedule come from the
+annotations, and the log says what was chosen. What is given on the command line
+stays as given.
 
 Why these figures:
 - Rate: half of what the checkpoint was trained with, per image of a batch. The
@@ -25,8 +26,8 @@ Why these figures:
 - Layers that the checkpoint's recipe froze stay frozen.
 
 Hardware: any. For many GPUs set train.batch_size to a multiple of their number;
-all else follows. Expected: depends on the data; 18 images of fruits, trained
-and evaluated on, in BENCHMARKS.md.
+all else follows. Expected: depends on the data; BENCHMARKS.md has a run of 12
+images of fruits.
 """
 
 from ml_collections import config_dict
@@ -56,6 +57,11 @@ def get_config():
         ('detections', 'max_detections', int),
         ('anchors', 'sizes', tuple),
         ('anchors', 'ratios', tuple),
+        ('rpn', 'num_samples', int),
+        ('roi', 'num_samples', int),
     ):
       config[group][key] = config_dict.placeholder(type_)
+    for part in (config.rpn.train, config.rpn.eval):
+      for key in ('pre_nms', 'post_nms', 'num_proposals'):
+        part[key] = config_dict.placeholder(int)
   return config

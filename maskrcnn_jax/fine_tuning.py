@@ -19,6 +19,10 @@ FROM_CHECKPOINT = (
 OPEN_FROM_CHECKPOINT = (
     'anchors.sizes', 'anchors.ratios', 'data.short_side', 'data.long_side',
     'data.padded_sizes', 'data.max_source_side',
+    # A small network is not slowed down by the many boxes of a large one's.
+    'rpn.num_samples', 'roi.num_samples',
+    'rpn.train.pre_nms', 'rpn.train.post_nms', 'rpn.train.num_proposals',
+    'rpn.eval.pre_nms', 'rpn.eval.post_nms', 'rpn.eval.num_proposals',
 )
 # A rate that the weights stood while they were trained would throw them far
 # from where they are.

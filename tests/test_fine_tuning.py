@@ -95,6 +95,8 @@ def test_adopt_takes_what_the_weights_ask_for():
   assert config.geometry == 'legacy'
   assert config.freeze_at == 1
   assert plain(config.anchors) == plain(stored.anchors)
+  assert plain(config.rpn) == plain(stored.rpn)
+  assert config.roi.num_samples == stored.roi.num_samples
   assert config.data.short_side == 64
   assert config.data.padded_sizes == ((96, 96),)  # as given
 
