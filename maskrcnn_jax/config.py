@@ -110,8 +110,8 @@ def default_config() -> ml_collections.ConfigDict:
   })
 
   config.data = ml_collections.ConfigDict({
-      # A folder and a COCO JSON; or tfds, the name of a set that
-      # maskrcnn_jax.build_tfds has made in tfds_dir, and a split of it.
+      # A folder and a COCO JSON; or in their place tfds, the name of a set
+      # that maskrcnn_jax.build_tfds has made in tfds_dir, and a split of it.
       'train': {'images': '', 'annotations': '', 'tfds': '', 'split': 'train'},
       'eval': {'images': '', 'annotations': '', 'tfds': '', 'split': 'val'},
       'tfds_dir': '',
@@ -237,6 +237,8 @@ def records_of(
 ) -> records.Records | None:
   """Returns the records to read instead of a JSON; None if it is a JSON.
 
+  Records come first: recipes name the folders of COCO.
+
   Args:
     config: The recipe.
     part: 'train' or 'eval'.
@@ -244,11 +246,6 @@ def records_of(
   source = config.data[part]
   if not source.tfds:
     return None
-  if source.annotations or source.images:
-    raise InputError(
-        f'config.data.{part} has tfds and images or annotations; give either '
-        'tfds or the two others.'
-    )
   return records.Records(source.tfds, source.split, config.data.tfds_dir)
 
 

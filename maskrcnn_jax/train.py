@@ -313,6 +313,7 @@ def _read_training_set(config):
         '--config.data.train.annotations=FILE.json, or '
         '--config.data.train.tfds=NAME and --config.data.tfds_dir=DIR.'
     )
+  logging.info('Training set: %s', found or source.annotations)
   index, folder = loader.read_set(
       source.annotations, source.images, found,
       width_offset=geometry_of(config).width_offset,

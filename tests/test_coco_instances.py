@@ -15,6 +15,7 @@ import pytest
 import tiny
 
 from maskrcnn_jax import build_tfds, train
+from maskrcnn_jax.config import records_of
 from maskrcnn_jax.data import coco, loader, records
 from maskrcnn_jax.errors import InputError
 
@@ -329,11 +330,17 @@ def test_training_on_records_is_training_on_the_json(
     ).read_text()
 
 
-def test_a_recipe_with_both_kinds_of_data_is_refused(tiny_data, tmp_path):
+def test_records_come_before_the_json_of_the_recipe(tiny_data, tmp_path):
   config = tiny.with_data(tiny.get_config(), tiny_data)
+  assert records_of(config, 'train') is None
+  config.data.tfds_dir = str(tmp_path)
   config.data.train.tfds = 'coco_instances/folder'
-  with pytest.raises(InputError, match='data.train has tfds and images'):
-    train.train(config, tmp_path)
+  assert records_of(config, 'train') == records.Records(
+      'coco_instances/folder', 'train', str(tmp_path)
+  )
+  assert records_of(config, 'eval') is None
+  with pytest.raises(InputError, match='there is no set .coco_instances/fold'):
+    train.train(config, tmp_path / 'run')
 
 
 def test_read_set_reads_json_and_folder(built):
