@@ -1,14 +1,22 @@
-"""Times the training step or inference of a recipe on made-up images.
+"""Times the training step, inference or the loading of data of a recipe.
 
   python -m maskrcnn_jax.benchmark --config=configs/r50_fpn.py \
       --mode=train --size=800x1333 --batch_size=1
+  python -m maskrcnn_jax.benchmark --config=configs/r50_fpn.py \
+      --mode=loader --images=DIR --annotations=FILE.json --workers=0,1,2 \
+      --batch_size=16 --steps=30
 
-What is timed is all that the device does for a batch that it has been given
-as bytes: resizing, network, losses and update, or network and detections. The
-host's part (decoding, pasting masks) is not.
+train, inference: on made-up images, all that the device does for a batch that
+it has been given as bytes: resizing, network, losses and update, or network and
+detections. The host's part (decoding, pasting masks) is not.
+
+loader: the host's part of training, from files to a batch on the device, with
+each number of workers; and whether a step that takes 1.25 times as long (or
+--step_seconds) ever waits for its batch.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import math
@@ -20,12 +28,12 @@ import time
 import jax
 import numpy as np
 
-from maskrcnn_jax import cluster, train_state, train_step
+from maskrcnn_jax import cluster, loader_speed, train_state, train_step
 from maskrcnn_jax.array_types import Batch, Outlines
 from maskrcnn_jax.config import check_config
 from maskrcnn_jax.data import loader
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluate import make_detect, make_model
+from maskrcnn_jax.evaluate import canvas_arguments, make_detect, make_model
 from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.precision import set_precision
 from maskrcnn_jax.training_log import peak_memory
@@ -171,21 +179,94 @@ def benchmark(
   }
 
 
+def benchmark_loader(
+    config, *, images: str, annotations: str, batch_size: int, num_steps: int,
+    workers: list[int], num_threads: int, step_s: float | None,
+) -> dict:
+  """Times the loading of training batches.
+
+  Args:
+    config: The recipe.
+    images: Folder of the images.
+    annotations: Their COCO JSON.
+    batch_size: Images a step.
+    num_steps: Steps timed.
+    workers: Numbers of processes to try.
+    num_threads: Of each process.
+    step_s: Seconds that a step is to take; None: 1.25 times what loading its
+      batch takes.
+
+  Returns:
+    What was loaded, and `loader_speed.LoaderSpeed` of each number of workers.
+  """
+  if batch_size < 1 or num_steps < 1 or num_threads < 1 or min(workers) < 0:
+    raise InputError(
+        '--batch_size, --steps and --threads must be at least 1, and --workers '
+        'at least 0.'
+    )
+  if step_s is not None and not 0 <= step_s < math.inf:
+    raise InputError(f'--step_seconds={step_s} must be 0 or more.')
+  mesh = cluster.make_mesh()
+  cluster.check_batch_size(batch_size, mesh, key='batch_size')
+  index, folder = loader.read_set(annotations, images)
+  loader.check_images_exist(index, folder)
+  rows, _ = loader.filter_images(index, keep_empty=config.data.keep_empty)
+  plan = loader.plan_canvases(
+      index.heights, index.widths, **canvas_arguments(config)
+  )
+  load = functools.partial(
+      loader.train_batches, index, plan, rows, images_dir=folder,
+      limits=loader.find_limits(index, max_objects=config.data.max_objects),
+      seed=config.seed, start_step=0, batch_size=batch_size,
+  )
+  return {
+      'mode': 'loader',
+      'num_images': len(rows),
+      'batch_size': batch_size,
+      'static_sizes': len(np.unique(plan.canvas_of_image[rows])),
+      'share_padding': loader.share_padding(plan, rows),
+      'speeds': [
+          loader_speed.measure(
+              load, mesh, batch_size=batch_size, num_steps=num_steps,
+              num_workers=count, num_threads=num_threads, step_s=step_s,
+          )
+          for count in workers
+      ],
+  }
+
+
 def main() -> None:
   """Prints the figures of one benchmark, for people and as a line of JSON."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--config', required=True, help='the recipe, a file')
-  parser.add_argument('--mode', choices=('train', 'inference'), required=True)
+  parser.add_argument(
+      '--mode', choices=('train', 'inference', 'loader'), required=True
+  )
   parser.add_argument('--size', default='800x1333', help='HEIGHTxWIDTH')
   parser.add_argument('--batch_size', type=int, default=1)
   parser.add_argument('--steps', type=int, default=5, help='steps to time')
   parser.add_argument('--objects', type=int, default=8, help='in an image')
   parser.add_argument('--classes', type=int, default=80)
   parser.add_argument('--precision', choices=('fp32', 'tf32', 'bf16'))
+  parser.add_argument('--images', help='loader: folder of the images')
+  parser.add_argument('--annotations', help='loader: their COCO JSON')
+  parser.add_argument(
+      '--workers', default='0', help='loader: numbers of processes to try,\n'
+      'for example 0,1,2; 0 loads in threads of the main process',
+  )
+  parser.add_argument(
+      '--threads', type=int, default=2, help='loader: of each process'
+  )
+  parser.add_argument(
+      '--step_seconds', type=float, help='loader: that a step is to take'
+  )
   arguments = parser.parse_args()
   try:
+    if arguments.mode == 'loader':
+      _print_loader(arguments)
+      return
     figures = benchmark(
         _read_config(arguments), mode=arguments.mode,
         image_size=_parse_size(arguments.size),
@@ -205,6 +286,33 @@ def main() -> None:
       f'{figures["peak_memory_mib"]:.0f} MiB'
   )
   print(json.dumps(figures))
+
+
+def _print_loader(arguments):
+  if not arguments.images or not arguments.annotations:
+    raise InputError(
+        '--mode=loader needs --images=DIR and --annotations=FILE.json.'
+    )
+  try:
+    workers = [int(count) for count in arguments.workers.split(',')]
+  except ValueError:
+    raise InputError(
+        f'--workers={arguments.workers}: give whole numbers, such as 0,1,2.'
+    ) from None
+  figures = benchmark_loader(
+      _read_config(arguments), images=arguments.images,
+      annotations=arguments.annotations, batch_size=arguments.batch_size,
+      num_steps=arguments.steps, workers=workers,
+      num_threads=arguments.threads, step_s=arguments.step_seconds,
+  )
+  speeds = figures['speeds']
+  print(
+      f'loader: {figures["num_images"]} images, batches of '
+      f'{figures["batch_size"]}, {figures["static_sizes"]} static sizes, '
+      f'{100 * figures["share_padding"]:.1f} % of the pixels are padding'
+  )
+  print(loader_speed.format_speeds(speeds))
+  print(json.dumps(figures | {'speeds': [s._asdict() for s in speeds]}))
 
 
 def _read_config(arguments):

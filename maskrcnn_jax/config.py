@@ -10,6 +10,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from maskrcnn_jax import geometry
+from maskrcnn_jax.data import records
 from maskrcnn_jax.errors import InputError
 
 # What may differ between a checkpoint and the run that continues it: nothing
@@ -18,8 +19,11 @@ FREE_KEYS = (
     'data.eval',
     'data.num_threads',
     'data.num_workers',
+    'data.tfds_dir',
     'data.train.annotations',
     'data.train.images',
+    'data.train.split',
+    'data.train.tfds',
     'detections',
     'eval',
     'expected',
@@ -119,8 +123,11 @@ def default_config() -> ml_collections.ConfigDict:
   })
 
   config.data = ml_collections.ConfigDict({
-      'train': {'images': '', 'annotations': ''},
-      'eval': {'images': '', 'annotations': ''},
+      # A folder and a COCO JSON; or in their place tfds, the name of a set
+      # that maskrcnn_jax.build_tfds has made in tfds_dir, and a split of it.
+      'train': {'images': '', 'annotations': '', 'tfds': '', 'split': 'train'},
+      'eval': {'images': '', 'annotations': '', 'tfds': '', 'split': 'val'},
+      'tfds_dir': '',
       # The short side is resized to short_side, unless the long side would
       # exceed long_side.
       'short_side': 800,
@@ -134,7 +141,15 @@ def default_config() -> ml_collections.ConfigDict:
       'pixel_mean': config_dict.placeholder(tuple),
       'pixel_std': config_dict.placeholder(tuple),
       'antialias': config_dict.placeholder(bool),
+      # What training changes at random, images and truth together, on the
+      # device. Short sides to choose from instead of short_side, none longer:
+      'short_sides': (),
+      # or the least and greatest size of an image, as a part of the largest
+      # that fits on its canvas, which shows a random part of a larger one:
+      'scale_jitter': (),
       'flip_probability': 0.5,
+      # How much brightness, contrast and saturation may go up or down, [0, 1].
+      'color_jitter': (0.0, 0.0, 0.0),
       'keep_empty': False,  # train on images without objects
       'max_objects': 100,  # slots for the objects of an image
       'num_workers': 0,  # processes that decode; 0: threads only
@@ -165,6 +180,9 @@ def default_config() -> ml_collections.ConfigDict:
       # A run without progress for so long ends itself, with stacks of what
       # hung. More than compiling takes, and the AP of a set; 0: never.
       'watchdog_seconds': 1800.0,
+      # True: keys of --init_from's recipe and those that are None are filled
+      # in when checkpoint and data are known; see fine_tuning.py.
+      'fine_tune': False,
   })
   config.optimizer = ml_collections.ConfigDict({
       'learning_rate': 0.02,
@@ -319,8 +337,38 @@ def scaled_to_batch(
   ]
 
 
+def records_of(
+    config: ml_collections.ConfigDict, part: str
+) -> records.Records | None:
+  """Returns the records to read instead of a JSON; None if it is a JSON.
+
+  Records come first: recipes name the folders of COCO.
+
+  Args:
+    config: The recipe.
+    part: 'train' or 'eval'.
+  """
+  source = config.data[part]
+  if not source.tfds:
+    return None
+  return records.Records(source.tfds, source.split, config.data.tfds_dir)
+
+
+def has_eval_set(config: ml_collections.ConfigDict) -> bool:
+  """Tells whether a recipe names a set to evaluate on."""
+  return bool(config.data.eval.tfds or config.data.eval.annotations)
+
+
 def check_config(config: ml_collections.ConfigDict) -> None:
   """Raises an InputError for values that no run could use."""
+  if config.train.fine_tune:
+    # Not complete yet; `train` checks it when it is.
+    if config.train.batch_size < 1:
+      raise InputError(
+          f'config.train.batch_size is {config.train.batch_size}; it must be '
+          'at least 1.'
+      )
+    return
   _one_of('geometry', config.geometry, tuple(geometry.PRESETS))
   _one_of('precision', config.precision, ('fp32', 'tf32', 'bf16', 'fp16'))
   _one_of('model.depth', config.model.depth, (18, 34, 50, 101))
@@ -447,6 +495,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         'config.roi.num_samples times config.roi.foreground_fraction is less '
         'than 1; no mask would ever be learned.'
     )
+  _check_augmentation(config.data)
   if not config.data.padded_sizes:
     raise InputError(
         'config.data.padded_sizes is empty; give at least one (height, width).'
@@ -457,6 +506,35 @@ def check_config(config: ml_collections.ConfigDict) -> None:
           f'config.data.padded_sizes has {tuple(size)}; give (height, width) '
           'in multiples of 32 pixels.'
       )
+
+
+def _check_augmentation(data):
+  if data.short_sides and data.scale_jitter:
+    raise InputError(
+        'config.data has short_sides and scale_jitter; both say how large an '
+        'image becomes, so give one.'
+    )
+  if any(
+      type(side) is not int or not 1 <= side <= data.short_side
+      for side in data.short_sides
+  ):
+    raise InputError(
+        f'config.data.short_sides is {tuple(data.short_sides)}; give whole '
+        'numbers up to config.data.short_side '
+        f'({data.short_side}), for which the canvases are.'
+    )
+  scales = data.scale_jitter
+  if scales and not (len(scales) == 2 and 0 < scales[0] <= scales[1]):
+    raise InputError(
+        f'config.data.scale_jitter is {tuple(scales)}; give the least and the '
+        'greatest factor, for example (0.1, 2.0).'
+    )
+  strengths = data.color_jitter
+  if len(strengths) != 3 or not all(0 <= s <= 1 for s in strengths):
+    raise InputError(
+        f'config.data.color_jitter is {tuple(strengths)}; give three numbers '
+        'in [0, 1], for brightness, contrast and saturation.'
+    )
 
 
 def config_difference(

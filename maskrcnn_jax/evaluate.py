@@ -16,7 +16,13 @@ from jaxtyping import Array, Float, Int, Key
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax import checkpoint, cluster, geometry, watchdog
+from maskrcnn_jax import (
+    checkpoint,
+    cluster,
+    fine_tuning,
+    geometry,
+    watchdog,
+)
 from maskrcnn_jax.array_types import Batch, Detections, Inputs
 from maskrcnn_jax.average_precision import (
   ApResult,
@@ -37,6 +43,7 @@ from maskrcnn_jax.config import (
     stored_config,
 )
 from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.data.records import Records, read_records
 from maskrcnn_jax.detections import detect_boxes, select_masks
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.inputs import prepare_inputs
@@ -289,6 +296,8 @@ def load_detector(
     with config.ignore_type():
       config.update_from_flattened_dict(changes)
     check_config(config)
+  elif config.train.fine_tune:
+    config = fine_tuning.for_use(config, metadata.config)
   fixed = ('model.', 'geometry', 'anchors.', 'data.pixel_', 'roi.box_side',
            'roi.mask_side', 'roi.sampling_ratio')
   different = [
@@ -378,6 +387,7 @@ def evaluate(
     workdir: pathlib.Path,
     config: ml_collections.ConfigDict,
     skip_eval: bool = False,
+    records: Records | None = None,
 ) -> dict[str, ApResult | RecallResult]:
   """Detects the objects in every image of a set and prints their AP.
 
@@ -395,6 +405,7 @@ def evaluate(
     workdir: Where to write.
     config: The recipe; says how images are batched.
     skip_eval: Whether to stop before the AP.
+    records: To read instead of `annotations` and `images`.
 
   Returns:
     The AP of 'bbox' and 'segm' and the recall of 'proposals', whichever there
@@ -402,7 +413,10 @@ def evaluate(
   """
   check_backend(config.eval.backend)
   output = detector.config.model.output
-  index = coco.read_coco(pathlib.Path(annotations), require_masks=False)
+  index, folder = loader.read_set(
+      annotations, images, records, require_masks=False
+  )
+  annotations = records or annotations
   difference = coco.class_table_difference(
       index.categories, detector.categories
   )
@@ -415,7 +429,6 @@ def evaluate(
     )
   if not index.image_ids:
     raise InputError(f'{annotations} lists no images; nothing to evaluate.')
-  folder = pathlib.Path(images)
   loader.check_images_exist(index, folder)
   plan = loader.plan_canvases(
       index.heights, index.widths, **canvas_arguments(config)
@@ -454,7 +467,10 @@ def _score(results, annotations, workdir, config, detector, skip_eval):
   if skip_eval:
     return {}
 
-  truth = coco.read_json(pathlib.Path(annotations))
+  truth = (
+      read_records(annotations)[0] if isinstance(annotations, Records)
+      else coco.read_json(pathlib.Path(annotations))
+  )
   largest = max(100, config.detections.max_detections)
   scores = {
       kind: evaluate_detections(

@@ -163,6 +163,7 @@ def main(arguments: list[str]) -> int:
 def _use(config, changes, workdir) -> int:
   """Evaluates a trained model, or predicts with it."""
   from maskrcnn_jax import cluster
+  from maskrcnn_jax.config import records_of
   from maskrcnn_jax.evaluate import evaluate, load_detector
   from maskrcnn_jax.predict import predict
   from maskrcnn_jax.train_evaluation import expected_lines
@@ -178,14 +179,17 @@ def _use(config, changes, workdir) -> int:
     return 2 if broken else 0
 
   truth = detector.config.data.eval
-  if not truth.images or not truth.annotations:
+  records = records_of(detector.config, 'eval')
+  if not records and not (truth.images and truth.annotations):
     raise InputError(
         'No evaluation set: give --config.data.eval.images=DIR and '
-        '--config.data.eval.annotations=FILE.json.'
+        '--config.data.eval.annotations=FILE.json, or '
+        '--config.data.eval.tfds=NAME and --config.data.tfds_dir=DIR.'
     )
   aps = evaluate(
       detector, images=truth.images, annotations=truth.annotations,
       workdir=workdir, config=detector.config, skip_eval=_SKIP_EVAL.value,
+      records=records,
   )
   if cluster.is_main():
     for line in expected_lines(aps, **detector.config.expected):

@@ -8,8 +8,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax import checkpoint, cluster
-from maskrcnn_jax.config import plain, scaled_to_batch
+from maskrcnn_jax import checkpoint, cluster, fine_tuning
+from maskrcnn_jax.config import (
+    check_config,
+    has_eval_set,
+    plain,
+    scaled_to_batch,
+)
 from maskrcnn_jax.data import loader
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import (
@@ -33,6 +38,7 @@ from maskrcnn_jax.train_loop import (
   run_steps,
 )
 from maskrcnn_jax.train_start import (
+  adopt_checkpoint,
   check_eval_set,
   describe_training_set,
   first_state,
@@ -106,19 +112,29 @@ def _train(
     profile_steps, stop,
 ):
   """Does what `train` says; False if it was stopped before its end."""
-  config, scaling = scaled_to_batch(config, given_keys)
+  config, remarks = scaled_to_batch(config, given_keys)
+  fine_tune = config.train.fine_tune
+  if fine_tune:
+    config = adopt_checkpoint(config, init_from)
   mesh = cluster.make_mesh(config.mesh)
   cluster.check_batch_size(
       config.train.batch_size, mesh, key='config.train.batch_size'
   )
   _check_micro_batches(config, mesh)
   index, rows, folder = read_training_set(config)
+  if fine_tune:
+    config, remark = fine_tuning.fit(
+        config, num_images=len(rows), most_objects=loader.most_objects(index)
+    )
+    check_config(config)
+    remarks.append(remark)
   eval_every = steps_between(config, len(rows))
-  if eval_every and not config.data.eval.annotations:
+  if eval_every and not has_eval_set(config):
     raise InputError(
         'config.train.eval_every needs an evaluation set: give '
         '--config.data.eval.images=DIR and '
-        '--config.data.eval.annotations=FILE.json.'
+        '--config.data.eval.annotations=FILE.json, or '
+        '--config.data.eval.tfds=NAME and --config.data.tfds_dir=DIR.'
     )
   if eval_every or not skip_test:
     check_eval_set(config, index)
@@ -146,7 +162,7 @@ def _train(
     (workdir / INTERRUPTED).unlink(missing_ok=True)
 
   evaluations = None
-  if config.data.eval.annotations and (eval_every or not skip_test):
+  if has_eval_set(config) and (eval_every or not skip_test):
     local_mesh = cluster.make_local_mesh()
     evaluations = TrainEvaluations(
         workdir,
@@ -174,7 +190,7 @@ def _train(
         config, workdir, index, rows, folder, limits, plan, schedule, mesh,
         log, saved, metadata, stop, evaluations, eval_every, profile_steps,
     )
-    for line in scaling:
+    for line in remarks:
       log.line(line)
     if is_over(run, first_step):
       logging.info(
@@ -250,7 +266,10 @@ def _describe(run: Run, first_step: int):
       f'({int(np.sum(run.plan.canvas_of_image[rows] == k))})'
       for k, c in enumerate(run.plan.canvases)
   )
-  log.line(f'Static sizes (images): {sizes}')
+  log.line(
+      f'Static sizes (images): {sizes}; '
+      f'{100 * loader.share_padding(run.plan, rows):.1f} % padding'
+  )
   over = loader.count_objects_over(index, config.data.max_objects)
   if over:
     log.line(

@@ -8,6 +8,7 @@ import ml_collections
 
 from maskrcnn_jax import checkpoint, cluster
 from maskrcnn_jax.average_precision import ApResult
+from maskrcnn_jax.config import records_of
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import Detector, evaluate, write_json
 from maskrcnn_jax.train_state import TrainState, variables_of
@@ -66,6 +67,7 @@ class TrainEvaluations:
         ),
         images=self._config.data.eval.images,
         annotations=self._config.data.eval.annotations,
+        records=records_of(self._config, 'eval'),
         workdir=self._workdir, config=self._config,
     )
     now = Evaluation(step, *(

@@ -11,13 +11,15 @@ from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax import checkpoint, cluster
+from maskrcnn_jax import checkpoint, cluster, fine_tuning
 from maskrcnn_jax.average_precision import check_backend
 from maskrcnn_jax.config import (
     config_difference,
     geometry_of,
+    has_eval_set,
     is_free,
     plain,
+    records_of,
     stored_config,
 )
 from maskrcnn_jax.data import coco, loader
@@ -49,27 +51,43 @@ WEIGHT_KEYS = (
 # What may differ between processes, whose machines have folders of their own.
 MACHINE_KEYS = (
     'data.eval.annotations', 'data.eval.images', 'data.num_threads',
-    'data.num_workers', 'data.train.annotations', 'data.train.images',
+    'data.num_workers', 'data.tfds_dir', 'data.train.annotations',
+    'data.train.images',
 )
+
+
+def adopt_checkpoint(
+    config: ml_collections.ConfigDict, init_from: pathlib.Path | None
+) -> ml_collections.ConfigDict:
+  """The recipe of a fine-tuning, with what its weights ask for."""
+  if init_from is None:
+    raise InputError(
+        '--init_from=CHECKPOINT is missing: what to fine-tune, also when the '
+        'run is continued. configs/nuclei.py trains from nothing.'
+    )
+  path = checkpoint.find_checkpoint(init_from)
+  return fine_tuning.adopt(config, checkpoint.read_metadata(path).config)
 
 
 def read_training_set(
     config: ml_collections.ConfigDict,
-) -> tuple[coco.CocoIndex, np.ndarray, pathlib.Path]:
+) -> tuple[coco.CocoIndex, np.ndarray, loader.Images]:
   """Reads, filters and checks the training set; logs what was dropped.
 
   Returns:
-    The index, its rows to train on, and the folder of the images.
+    The index, its rows to train on, and where the images are.
   """
-  annotations = config.data.train.annotations
-  if not annotations or not config.data.train.images:
+  source = config.data.train
+  found = records_of(config, 'train')
+  if found is None and not (source.annotations and source.images):
     raise InputError(
         'No training set: give --config.data.train.images=DIR and '
-        '--config.data.train.annotations=FILE.json.'
+        '--config.data.train.annotations=FILE.json, or '
+        '--config.data.train.tfds=NAME and --config.data.tfds_dir=DIR.'
     )
-  folder = pathlib.Path(config.data.train.images)
-  index = coco.read_coco(
-      pathlib.Path(annotations),
+  logging.info('Training set: %s', found or source.annotations)
+  index, folder = loader.read_set(
+      source.annotations, source.images, found,
       width_offset=geometry_of(config).width_offset,
   )
   rows, waterfall = loader.filter_images(
@@ -86,22 +104,24 @@ def check_eval_set(
 ) -> None:
   """Finds out before training what would stop the evaluation after it."""
   check_backend(config.eval.backend)
-  if not config.data.eval.annotations:
+  if not has_eval_set(config):
     logging.info(
-        'No evaluation set (--config.data.eval.images, .annotations): there '
-        'will be no evaluation at the end.'
+        'No evaluation set (--config.data.eval.images, .annotations, or '
+        '.tfds): there will be no evaluation at the end.'
     )
     return
-  truth = coco.read_coco(
-      pathlib.Path(config.data.eval.annotations), require_masks=False
+  source = config.data.eval
+  found = records_of(config, 'eval')
+  truth, folder = loader.read_set(
+      source.annotations, source.images, found, require_masks=False
   )
   difference = coco.class_table_difference(truth.categories, index.categories)
   if difference:
     raise InputError(
-        f'A21 {config.data.eval.annotations} has other classes than '
-        f'{config.data.train.annotations}: {"; ".join(difference[:10])}.'
+        f'A21 {found or source.annotations} has other classes than the '
+        f'training set: {"; ".join(difference[:10])}.'
     )
-  loader.check_images_exist(truth, pathlib.Path(config.data.eval.images))
+  loader.check_images_exist(truth, folder)
 
 
 def describe_training_set(index: coco.CocoIndex, rows: np.ndarray) -> str:

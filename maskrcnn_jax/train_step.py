@@ -26,7 +26,13 @@ from maskrcnn_jax.evaluate import (
   input_arguments,
   pool,
 )
-from maskrcnn_jax.inputs import draw_flips, prepare_inputs
+from maskrcnn_jax.inputs import (
+  draw_color_factors,
+  draw_flips,
+  draw_scale_jitter,
+  draw_short_sides,
+  prepare_inputs,
+)
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN, frozen_prefixes
 from maskrcnn_jax.model.rpn_head import RpnOutput
 from maskrcnn_jax.ops.chosen_rows import apply_to_chosen
@@ -289,6 +295,46 @@ def image_keys(seed: int, step: Int[Array, ''], num_images: int):
   return jax.vmap(lambda key: jax.random.split(key, 3))(row_keys)
 
 
+def draw_augmentation(
+    keys, batch: Batch, config: ml_collections.ConfigDict,
+    limits: loader.Limits, *, padded_size: tuple[int, int],
+) -> dict:
+  """Returns the arguments of `prepare_inputs` that differ from step to step.
+
+  Args:
+    keys: [b], the keys that draw the flips; what is drawn here is independent
+      of these.
+    batch: As decoded by the host.
+    config: The recipe.
+    limits: Of the truth.
+    padded_size: The canvas.
+  """
+  place_keys, color_keys = (
+      jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys)
+      for i in (1, 2)
+  )
+  drawn = {}
+  if config.data.scale_jitter:
+    drawn['placement'] = draw_scale_jitter(
+        place_keys, batch.source_sizes,
+        scales=tuple(config.data.scale_jitter), padded_size=padded_size,
+    )
+    drawn['max_object_vertices'] = limits.max_object_vertices
+  elif config.data.short_sides:
+    drawn['placement'] = draw_short_sides(
+        place_keys, batch.source_sizes,
+        choices=tuple(config.data.short_sides),
+        long_side=config.data.long_side,
+        resize_rule=geometry_of(config).input_format.resize_rule,
+        padded_size=padded_size,
+    )
+  if any(config.data.color_jitter):
+    drawn['color_factors'] = draw_color_factors(
+        color_keys, strengths=tuple(config.data.color_jitter)
+    )
+  return drawn
+
+
 def split_rows(tree, num_parts: int):
   """Cuts all arrays into parts of as many rows: [b, ...] to [i, b / i, ...].
 
@@ -327,7 +373,10 @@ def make_gradients(
   def prepare(batch, keys, padded_size) -> Inputs:
     flips = draw_flips(keys[:, 0], probability=config.data.flip_probability)
     return prepare_inputs(
-        batch, flips, padded_size=padded_size, **input_arguments(config)
+        batch, flips, padded_size=padded_size, **input_arguments(config),
+        **draw_augmentation(
+            keys[:, 0], batch, config, limits, padded_size=padded_size
+        ),
     )
 
   def differentiate(

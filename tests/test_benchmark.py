@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import sys
 
 import jax
@@ -101,3 +102,49 @@ def test_benchmark_refuses_a_batch_that_devices_cannot_share(monkeypatch):
         tiny.get_config(), mode='train', image_size=(64, 64), batch_size=4,
         num_steps=1, num_objects=1, num_classes=4,
     )
+
+
+def loader_arguments(data, *more):
+  return (
+      '--mode=loader', f'--images={data / "images"}',
+      f'--annotations={data / "instances_train.json"}', '--batch_size=2',
+      '--steps=2', *more,
+  )
+
+
+def test_benchmark_times_the_loader(tiny_data, monkeypatch, capsys):
+  run(monkeypatch, *loader_arguments(tiny_data, '--workers=0,1'))
+  text, _, threads, workers, line = capsys.readouterr().out.splitlines()
+  assert re.fullmatch(
+      r'loader: 8 images, batches of 2, 1 static sizes, \d\.\d % of the pixels'
+      ' are padding', text,
+  )
+  assert threads.split()[:2] == ['0', '2']
+  assert workers.split()[:2] == ['1', '2']
+  speeds = json.loads(line)['speeds']
+  for speed in speeds:
+    assert speed['images_per_s'] > 0
+    assert speed['bytes_per_image'] > 64 * 64 * 3
+  assert speeds[1]['worker_mib'] > 10
+
+
+@pytest.mark.parametrize(
+    ('argument', 'what'),
+    [
+        ('--annotations=', '--mode=loader needs --images=DIR'),
+        ('--annotations=none.json', 'none.json'),
+        ('--images=/nowhere', 'no folder of images /nowhere'),
+        ('--workers=two', '--workers=two: give whole numbers'),
+        ('--workers=-1', '--workers at least 0'),
+        ('--batch_size=0', '--batch_size, --steps and --threads must be'),
+        ('--step_seconds=-1', '--step_seconds=-1.0 must be 0 or more'),
+    ],
+)
+def test_benchmark_of_the_loader_refuses_wrong_arguments(
+    argument, what, tiny_data, monkeypatch, capsys
+):
+  with pytest.raises(SystemExit) as exit_:
+    run(monkeypatch, *loader_arguments(tiny_data, argument))
+  assert exit_.value.code == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert what in line

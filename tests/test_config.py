@@ -230,3 +230,33 @@ def test_scaled_to_batch_does_nothing_unasked(why):
   assert lines == []
   assert scaled.optimizer.learning_rate == config.optimizer.learning_rate
   assert scaled.train.num_steps == config.train.num_steps
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'what'),
+    [
+        ('short_sides', (640, 801), 'short_sides is .640, 801.; give whole'),
+        ('short_sides', (0,), 'give whole numbers up to'),
+        ('scale_jitter', (0.1,), 'give the least and the greatest'),
+        ('scale_jitter', (0.0, 2.0), 'give the least and the greatest'),
+        ('scale_jitter', (2.0, 0.1), 'give the least and the greatest'),
+        ('color_jitter', (0.4, 0.4), 'give three numbers'),
+        ('color_jitter', (0.4, 0.4, 1.5), 'give three numbers'),
+    ],
+)
+def test_check_config_refuses_augmentation_that_makes_no_sense(
+    key, value, what
+):
+  config = default_config()
+  config.data[key] = value
+  with pytest.raises(InputError, match=what):
+    check_config(config)
+
+
+def test_check_config_refuses_two_ways_to_size_an_image():
+  config = default_config()
+  config.data.short_sides = (640, 800)
+  check_config(config)
+  config.data.scale_jitter = (0.1, 2.0)
+  with pytest.raises(InputError, match='so give one'):
+    check_config(config)

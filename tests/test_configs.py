@@ -6,7 +6,13 @@ import pathlib
 from ml_collections import ConfigDict
 import pytest
 
-from maskrcnn_jax.config import check_config, config_difference, default_config
+from maskrcnn_jax import fine_tuning
+from maskrcnn_jax.config import (
+  check_config,
+  config_difference,
+  default_config,
+  plain,
+)
 from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
@@ -19,6 +25,17 @@ def load(path):
   return module
 
 
+def complete(config):
+  """Fills in what a fine-tuning learns from its checkpoint and data."""
+  if config.train.fine_tune:
+    stored = load_named('r50_fpn').get_config()
+    config, _ = fine_tuning.fit(
+        fine_tuning.adopt(config, plain(stored)), num_images=500,
+        most_objects=20,
+    )
+  return config
+
+
 def load_named(name):
   return load(CONFIGS[0].parent / f'{name}.py')
 
@@ -29,7 +46,7 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_a_recipe_is_complete_and_locked(path):
-  config = load(path).get_config()
+  config = complete(load(path).get_config())
   check_config(config)
   assert config.is_locked
   assert config.optimizer.is_locked
@@ -61,7 +78,7 @@ def test_a_recipe_says_how_it_is_run(path):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_a_recipe_has_a_canvas_for_pictures_lying_and_standing(path):
-  data = load(path).get_config().data
+  data = complete(load(path).get_config()).data
   sides = data.short_side, data.long_side
   for height, width in (sides, sides[::-1]):
     assert any(h >= height and w >= width for h, w in data.padded_sizes)
@@ -69,7 +86,7 @@ def test_a_recipe_has_a_canvas_for_pictures_lying_and_standing(path):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_a_recipe_decays_within_its_steps_and_after_its_warmup(path):
-  config = load(path).get_config()
+  config = complete(load(path).get_config())
   steps = [
       config.optimizer.warmup_steps, *config.optimizer.decay_steps,
       config.train.num_steps,

@@ -12,12 +12,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROWS = (
   ('main',),
   # The tools that have a `main` of their own.
-  ('benchmark', 'convert_weights'),
+  ('benchmark', 'build_tfds', 'convert_weights'),
   ('train', 'predict', 'export_weights'),
   ('train_loop',),
   ('train_evaluation', 'train_start', 'train_step'),
   ('train_state',),
   ('evaluate', 'peer_models'),
+  ('fine_tuning', 'loader_speed'),
   ('config',),
   (
     'data.*',
@@ -47,7 +48,8 @@ ROWS = (
 
 CONFIG_READERS = (
   'main', 'train', 'train_loop', 'train_evaluation', 'train_start',
-  'train_step', 'train_state', 'evaluate', 'predict', 'peer_models', 'config',
+  'train_step', 'train_state', 'evaluate', 'predict', 'peer_models',
+  'fine_tuning', 'config',
 )
 
 

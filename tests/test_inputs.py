@@ -9,7 +9,17 @@ from numpy.testing import assert_allclose, assert_array_equal
 import pytest
 
 from maskrcnn_jax.array_types import Batch, Outlines
-from maskrcnn_jax.inputs import draw_flips, prepare_inputs
+from maskrcnn_jax.data.outlines import mask_to_outline
+from maskrcnn_jax.inputs import (
+  Placement,
+  adjust_colors,
+  draw_color_factors,
+  draw_flips,
+  draw_scale_jitter,
+  draw_short_sides,
+  prepare_inputs,
+)
+from maskrcnn_jax.ops.outlines import rasterize_outlines
 
 PADDED = (8, 8)
 prepare = jax.jit(
@@ -174,3 +184,262 @@ def test_draw_flips_depends_on_the_key_of_the_row_alone(key):
   assert_array_equal(flips[:5], draw_flips(keys[:5], probability=0.5))
   # 64 fair coins: 32 heads, four standard deviations are 16.
   assert 16 <= int(flips.sum()) <= 48
+
+
+LARGE = (48, 64)
+
+
+augment_with = jax.jit(
+    functools.partial(
+        prepare_inputs, padded_size=LARGE, pixel_mean=(0.0, 0.0, 0.0),
+        pixel_std=(1.0, 1.0, 1.0), antialias=True,
+    ),
+    static_argnames='max_object_vertices',
+)
+
+
+def augment(batch, flips=None, **arguments):
+  """Prepares a batch on a canvas of LARGE; pixels stay as they are."""
+  if flips is None:
+    flips = jnp.zeros(len(batch.images), bool)
+  return augment_with(batch, flips, **arguments)
+
+
+def scene(count, seed=0):
+  """Pictures whose pixels show their objects: bitmaps, as outlines too."""
+  rng = np.random.default_rng(seed)
+  height, width = 30, 40
+  rows, slots = [], 4
+  y, x = np.mgrid[:height, :width]
+  for _ in range(count):
+    masks = []
+    for _ in range(slots):
+      center = rng.uniform(0, [height, width])
+      radius = rng.uniform(3, 14, 2)
+      inside = ((y - center[0]) / radius[0]) ** 2 + (
+          (x - center[1]) / radius[1]
+      ) ** 2 < 1
+      masks.append(inside & (rng.random((height, width)) < 0.995))
+    rows.append(masks)
+  vertices = np.zeros((count, 512, 2), np.float32)
+  parts = np.full((count, 512), -1, np.int32)
+  starts = np.zeros((count, slots + 1), np.int32)
+  boxes = np.zeros((count, slots, 4), np.float32)
+  valid = np.zeros((count, slots), bool)
+  for i, masks in enumerate(rows):
+    end = 0
+    for j, mask in enumerate(masks):
+      points, part = mask_to_outline(mask)
+      vertices[i, end : end + len(part)] = points
+      parts[i, end : end + len(part)] = part
+      end += len(part)
+      starts[i, j + 1] = end
+      if mask.any():
+        rows_, columns = np.nonzero(mask)
+        boxes[i, j] = (
+            columns.min(), rows_.min(), columns.max() + 1, rows_.max() + 1
+        )
+        valid[i, j] = True
+  # One picture an object: 255 where it is.
+  images = np.zeros((slots, count, 48, 48, 3), np.uint8)
+  for i, masks in enumerate(rows):
+    for j, mask in enumerate(masks):
+      images[j, i, :height, :width] = 255 * mask[..., None]
+  sizes = np.tile(np.array([[height, width]], np.int32), (count, 1))
+  batch = Batch(
+      images[0], sizes, sizes, np.ones(count, bool), boxes,
+      valid.astype(np.int32), valid, Outlines(vertices, parts, starts),
+  )
+  return batch, images
+
+
+@pytest.mark.parametrize('kind', ['jitter', 'short sides'])
+def test_augmented_outlines_lie_on_the_augmented_bitmaps(key, kind):
+  count = 12
+  batch, images = scene(count)
+  keys = jax.random.split(key, count)
+  flips = draw_flips(keys, probability=0.5)
+  if kind == 'jitter':
+    arguments = dict(
+        placement=draw_scale_jitter(
+            keys, jnp.asarray(batch.source_sizes), scales=(0.3, 3.0),
+            padded_size=LARGE,
+        ),
+        max_object_vertices=256,
+    )
+  else:
+    arguments = dict(
+        placement=draw_short_sides(
+            keys, jnp.asarray(batch.source_sizes), choices=(20, 30, 37, 48),
+            long_side=64, resize_rule='nearest', padded_size=LARGE,
+        ),
+    )
+  run = functools.partial(augment, **arguments)
+  whole = jnp.array([[0, 0, LARGE[1], LARGE[0]]], jnp.float32)
+  square = max(LARGE)
+  fill = jax.jit(lambda outlines, i: rasterize_outlines(
+      outlines, jnp.array([i]),
+      whole.at[0, 3].set(square), side=square, max_object_vertices=256,
+      max_parts=1,
+  )[0, : LARGE[0]])
+  seen = 0
+  for j in range(images.shape[0]):
+    inputs = run(batch._replace(images=images[j]), flips)
+    for i in range(count):
+      pixels = np.asarray(inputs.images[i, ..., 0])
+      drawn = np.asarray(
+          fill(jax.tree.map(lambda x, i=i: x[i], inputs.outlines), j)
+      )
+      height, width = inputs.image_sizes[i].tolist()
+      drawn = drawn[:height, :width]
+      pixels = pixels[:height, :width]
+      # Where a pixel is wholly of the object or of the rest, the outline must
+      # say the same; grey ones are on its border.
+      assert drawn[pixels > 254].all()
+      assert not drawn[pixels < 1].any()
+      if not inputs.gt_valid[i, j]:
+        assert (pixels < 128).all()
+        assert_array_equal(inputs.gt_boxes[i, j], np.zeros(4))
+        assert inputs.gt_classes[i, j] == 0
+        continue
+      seen += 1
+      x1, y1, x2, y2 = np.asarray(inputs.gt_boxes[i, j])
+      assert -1e-3 <= x1 < x2 <= width + 1e-3
+      assert -1e-3 <= y1 < y2 <= height + 1e-3
+      # The box holds all that is drawn; that it is no larger is tested with
+      # `visible_boxes`, for slivers may lie between the centres of pixels.
+      rows, columns = np.nonzero(drawn)
+      if len(rows):
+        assert x1 <= columns.min() + 0.5 and columns.max() + 0.5 <= x2
+        assert y1 <= rows.min() + 0.5 and rows.max() + 0.5 <= y2
+  assert seen > 20
+
+
+def test_an_object_that_leaves_the_canvas_is_not_valid():
+  # 6x6 pixels made 16 times as large; the canvas shows the right bottom part.
+  pixels = grey(np.zeros((6, 6)))
+  corner = [(0, 0), (2, 0), (2, 2), (0, 2), (0, 0)]
+  batch = make_batch([(pixels, (6, 6), [(0, 0, 2, 2), (1, 1, 6, 6)], corner)])
+  batch.outlines.starts[0] = [0, 5, 5]  # the second has no outline
+  inputs = augment(
+      batch, max_object_vertices=8,
+      placement=Placement(jnp.array([[96, 96]]), jnp.array([[40, 20]])),
+  )
+  assert inputs.gt_valid.tolist() == [[False, True]]
+  assert inputs.gt_classes.tolist() == [[0, 1]]
+  assert_array_equal(inputs.gt_boxes[0, 0], np.zeros(4))
+  # (16, 16, 96, 96) less (20, 40), within 64x48.
+  assert_allclose(inputs.gt_boxes[0, 1], [0, 0, 64, 48])
+  assert_array_equal(inputs.image_sizes, [[48, 64]])
+
+
+def test_an_object_that_is_cut_has_the_box_of_what_is_visible():
+  pixels = grey(np.zeros((6, 6)))
+  diamond = [(3, 0), (6, 3), (3, 6), (0, 3), (3, 0)]
+  batch = make_batch([(pixels, (6, 6), [(0, 0, 6, 6)], diamond)])
+  inputs = augment(
+      batch, max_object_vertices=8,
+      # 60x60 pixels less the first 50 rows: the diamond's lowest tip.
+      placement=Placement(jnp.array([[60, 60]]), jnp.array([[50, 0]])),
+  )
+  assert_allclose(inputs.gt_boxes[0, 0], [20, 0, 40, 10], atol=1e-4)
+
+
+def test_a_placement_as_the_batch_has_it_changes_nothing(ramp):
+  flips = jnp.array([True])
+  plain = prepare(ramp, flips)
+  placed = prepare(
+      ramp, flips, placement=Placement(
+          jnp.asarray(ramp.image_sizes), jnp.zeros((1, 2), jnp.int32)
+      ),
+  )
+  jax.tree.map(assert_array_equal, plain, placed)
+
+
+def test_draw_scale_jitter_fits_the_scale_to_the_canvas(key):
+  keys = jax.random.split(key, 200)
+  sizes = jnp.tile(jnp.array([[30, 80]]), (200, 1))
+  placed = draw_scale_jitter(
+      keys, sizes, scales=(0.1, 2.0), padded_size=LARGE
+  )
+  # At 1, 80 pixels become 64.
+  scales = np.asarray(placed.resized_sizes[:, 1]) / 64
+  assert 0.1 - 0.01 <= scales.min() < 0.2
+  assert 1.9 < scales.max() <= 2.0 + 0.01
+  assert_allclose(scales.mean(), 1.05, atol=0.15)  # 4 sigma of 200
+  assert_allclose(
+      placed.resized_sizes[:, 0], 30 * 0.8 * scales, atol=1.01
+  )
+  beyond = np.maximum(np.asarray(placed.resized_sizes) - LARGE, 0)
+  offsets = np.asarray(placed.offsets)
+  assert (0 <= offsets).all() and (offsets <= beyond).all()
+  assert (offsets[beyond > 8] > 0).any()
+  # 48 pixels at most: a canvas of 48 rows cuts nothing.
+  assert not offsets[:, 0].any()
+
+
+def test_draw_short_sides_takes_each_choice(key):
+  keys = jax.random.split(key, 64)
+  sizes = jnp.tile(jnp.array([[480, 640]]), (64, 1))
+  placed = draw_short_sides(
+      keys, sizes, choices=(640, 672, 800), long_side=1333,
+      resize_rule='nearest', padded_size=(800, 1088),
+  )
+  found = {tuple(size) for size in placed.resized_sizes.tolist()}
+  assert found == {(640, 853), (672, 896), (800, 1067)}
+  assert not placed.offsets.any()
+
+
+@pytest.mark.parametrize(
+    'draw',
+    [
+        lambda keys, sizes: draw_scale_jitter(
+            keys, sizes, scales=(0.1, 2.0), padded_size=LARGE
+        ),
+        lambda keys, sizes: draw_short_sides(
+            keys, sizes, choices=(8, 9, 10), long_side=99,
+            resize_rule='nearest', padded_size=LARGE,
+        ),
+        lambda keys, _: draw_color_factors(keys, strengths=(0.4, 0.4, 0.4)),
+    ],
+)
+def test_what_is_drawn_depends_on_the_key_of_the_row_alone(key, draw):
+  keys = jax.random.split(key, 16)
+  sizes = jnp.tile(jnp.array([[20, 30]]), (16, 1))
+  jax.tree.map(
+      lambda all_, part: assert_array_equal(all_[3:5], part),
+      draw(keys, sizes), draw(keys[3:5], sizes[3:5]),
+  )
+
+
+def test_adjust_colors_by_hand():
+  pixels = jnp.array([[[100.0, 50, 0], [200, 100, 60]]])
+  real = jnp.array([[True, False]])
+
+  def adjust(*factors):
+    return np.asarray(adjust_colors(pixels, real, jnp.array(factors)))[0, 0]
+
+  assert_allclose(adjust(1.0, 1.0, 1.0), [100, 50, 0], atol=1e-4)
+  assert_allclose(adjust(2.0, 1.0, 1.0), [200, 100, 0], atol=1e-4)
+  # The mean of the real pixel is 50.
+  assert_allclose(adjust(1.0, 0.5, 1.0), [75, 50, 25], atol=1e-4)
+  assert_allclose(adjust(1.0, 1.5, 1.0), [125, 50, 0], atol=1e-4)  # not -25
+  # Its grey is 0.299 * 100 + 0.587 * 50 = 59.25.
+  assert_allclose(adjust(1.0, 1.0, 0.0), [59.25] * 3, atol=1e-3)
+  assert_allclose(adjust(1.0, 1.0, 1.4), [116.3, 46.3, 0], atol=1e-3)
+
+
+def test_draw_color_factors_stay_within_their_strengths(key):
+  factors = np.asarray(draw_color_factors(
+      jax.random.split(key, 500), strengths=(0.4, 0.1, 0.0)
+  ))
+  assert_allclose(factors.min(axis=0), [0.6, 0.9, 1], atol=0.02)
+  assert_allclose(factors.max(axis=0), [1.4, 1.1, 1], atol=0.02)
+
+
+def test_color_factors_leave_the_padding_zero(ramp):
+  inputs = prepare(
+      ramp, jnp.array([False]), color_factors=jnp.array([[1.2, 0.9, 1.1]])
+  )
+  assert not inputs.images[0, 4:].any()
+  assert not inputs.images[0, :, 6:].any()

@@ -10,6 +10,7 @@ from pycocotools import mask as mask_api
 import pytest
 
 from maskrcnn_jax.array_types import Outlines
+from maskrcnn_jax.data.outlines import mask_to_outline
 from maskrcnn_jax.ops import outlines as ops
 
 rasterize = jax.jit(
@@ -293,3 +294,116 @@ def test_rasterize_outlines_of_no_objects_is_empty():
   )
   boxes = [[0, 0, 0, 0], [0, 0, 9, 9], [-5, -5, 5, 5]]
   assert not _fill(outlines, boxes, [0, 1, 2], side=14).any()
+
+
+visible = jax.jit(ops.visible_boxes, static_argnames='max_object_vertices')
+
+
+def _see(outlines, height, width, max_vertices=MAX_VERTICES):
+  return np.asarray(visible(
+      outlines, jnp.array([height, width]), max_object_vertices=max_vertices
+  ))
+
+
+@pytest.mark.parametrize(
+    ('polygons', 'box'),
+    [
+        ([_rectangle(2, 3, 6, 7)], [2, 3, 6, 7]),  # all of it
+        ([_rectangle(-2, 3, 6, 17)], [0, 3, 6, 10]),
+        ([_rectangle(-5, -5, 15, 15)], [0, 0, 10, 10]),  # fills the image
+        ([_rectangle(11, 2, 15, 4)], [0, 0, 0, 0]),  # beyond
+        ([_rectangle(10, 2, 15, 4)], [0, 0, 0, 0]),  # touches
+        ([_rectangle(-3, 2, 0, 4)], [0, 0, 0, 0]),
+        ([_rectangle(0, 0, 10, 10)], [0, 0, 10, 10]),  # fits
+        # The line from (-10, 0) to (10, 10) is at 5 when it comes in.
+        ([[(-10, 0), (10, 10), (-10, 10)]], [0, 5, 10, 10]),
+        # A diamond around the corner: its box would reach to 4 and 4.
+        ([[(-1, -5), (4, 0), (-1, 5), (-6, 0)]], [0, 0, 4, 4]),
+        ([[(0, 14), (14, 0), (14, 14)]], [4, 4, 10, 10]),
+        # A C whose back is outside: its box is cut to x = 0, but of what is
+        # visible, the arms, both reach there; and one whose arms do not.
+        ([[(-4, 1), (5, 1), (5, 2), (-3, 2), (-3, 8), (5, 8), (5, 9),
+           (-4, 9)]], [0, 1, 5, 9]),
+        ([_rectangle(-4, 1, -1, 9), _rectangle(3, 4, 5, 6)], [3, 4, 5, 6]),
+        # A hole by the even-odd rule, as large as the image.
+        ([[*_rectangle(-5, -5, 15, 15), (-5, -5), *_rectangle(-1, -1, 11, 11),
+           (-1, -1)]], [0, 0, 0, 0]),
+    ],
+)
+def test_visible_boxes_by_hand(polygons, box):
+  outlines = _outlines(_closed(_rectangle(1, 1, 2, 2)), _closed(*polygons))
+  np.testing.assert_allclose(
+      _see(outlines, 10, 10), [[1, 1, 2, 2], box], atol=1e-5
+  )
+
+
+def test_visible_boxes_of_no_outline_are_zero():
+  nothing = (np.zeros((0, 2), np.float32), np.zeros(0, np.int16))
+  outlines = _outlines(_closed(_rectangle(1, 1, 2, 2)), nothing, nothing)
+  np.testing.assert_array_equal(
+      _see(outlines, 10, 10), [[1, 1, 2, 2], [0] * 4, [0] * 4]
+  )
+
+
+def test_visible_boxes_of_bitmaps_are_those_of_the_cut_bitmaps():
+  rng = np.random.default_rng(0)
+  objects, expected = [], []
+  height, width = 9, 11
+  for _ in range(60):
+    mask = rng.random((16, 18)) < rng.choice([0.02, 0.1, 0.5, 0.95])
+    vertices, parts = mask_to_outline(mask)
+    top, left = rng.integers(0, 6, 2)
+    objects.append((vertices - np.float32([left, top]), parts))
+    seen = mask[top : top + height, left : left + width]
+    y, x = np.nonzero(seen)
+    expected.append(
+        [x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0] * 4
+    )
+  np.testing.assert_array_equal(
+      _see(_outlines(*objects), height, width, max_vertices=512), expected
+  )
+
+
+def _scanned_box(vertices, parts, height, width, lines_per_pixel=200):
+  """The box of what many scan lines find inside, by the even-odd rule."""
+  lines = (np.arange(height * lines_per_pixel) + 0.5) / lines_per_pixel
+  found = []
+  for line in lines:
+    for part in range(parts.max() + 1):
+      at = []
+      for i in np.flatnonzero(parts == part):
+        (x1, y1), (x2, y2) = vertices[i : i + 2].astype(np.float64)
+        if (y1 <= line) != (y2 <= line):
+          at.append(x1 + (line - y1) * (x2 - x1) / (y2 - y1))
+      at = np.clip(np.sort(at), 0, width).reshape(-1, 2)
+      found += [(x1, line, x2, line) for x1, x2 in at if x2 > x1]
+  if not found:
+    return np.zeros(4)
+  found = np.array(found)
+  return np.concatenate([found[:, :2].min(axis=0), found[:, 2:].max(axis=0)])
+
+
+def test_visible_boxes_agree_with_scan_lines():
+  rng = np.random.default_rng(1)
+  objects = [_random_outline(rng) for _ in range(20)]
+  boxes = _see(_outlines(*objects), 20, 24)
+  cut = 0
+  for (vertices, parts), box in zip(objects, boxes, strict=True):
+    scanned = _scanned_box(vertices, parts, 20, 24, lines_per_pixel=40)
+    # Lines miss the tips of corners, so the box may be larger by a little.
+    low, high = box[:2] - scanned[:2], scanned[2:] - box[2:]
+    assert (low <= 1e-3).all() and (high <= 1e-3).all()
+    assert (low >= -0.5).all() and (high >= -0.5).all()
+    cut += vertices.max() > 24 and box.any()
+  assert cut > 5
+
+
+def test_visible_boxes_ignore_padding():
+  outlines = _outlines(*[_random_outline(np.random.default_rng(2))] * 2)
+  padded = Outlines(
+      jnp.pad(outlines.vertices, ((0, 30), (0, 0))),
+      jnp.pad(outlines.parts, (0, 30), constant_values=-1), outlines.starts,
+  )
+  np.testing.assert_array_equal(
+      _see(outlines, 20, 24), _see(padded, 20, 24, max_vertices=96)
+  )

@@ -1,5 +1,7 @@
 """Resizing: against a loop and PIL; nothing from outside the source."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import oracles
 from PIL import Image
 import pytest
 
+from maskrcnn_jax.data import loader
 from maskrcnn_jax.ops import resize as ops
 
 resize = jax.jit(
@@ -41,10 +44,14 @@ def _image(source_size, *, outside=0, seed=0):
   return canvas
 
 
-def _resize(image, source_size, image_size, *, antialias=False, flip=False):
+def _resize(
+    image, source_size, image_size, *, antialias=False, flip=False,
+    offset=(0, 0),
+):
   return np.asarray(resize(
       jnp.asarray(image), jnp.array(source_size), jnp.array(image_size),
       padded_size=PADDED, antialias=antialias, flip=jnp.array(flip),
+      offset=jnp.array(offset),
   ))
 
 
@@ -177,3 +184,68 @@ def test_resize_image_of_an_empty_row_of_a_batch_is_zero(
     assert not _resize(
         _image((24, 32)), source_size, image_size, antialias=antialias
     ).any()
+
+
+@pytest.mark.parametrize('flip', [False, True])
+@pytest.mark.parametrize('antialias', [False, True])
+def test_resize_image_cuts_what_it_would_have_shown_elsewhere(antialias, flip):
+  image = jnp.asarray(_image((17, 23)))
+  arguments = dict(antialias=antialias, flip=flip)
+  whole = np.asarray(ops.resize_image(
+      image, jnp.array((17, 23)), jnp.array((61, 83)), padded_size=(64, 96),
+      **arguments,
+  ))
+  cut = _resize(image, (17, 23), (61, 83), offset=(30, 50), **arguments)
+  expected = np.zeros((*PADDED, 3))
+  expected[: 61 - 30, : 83 - 50] = whole[30:61, 50:83]
+  np.testing.assert_allclose(cut, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize('rule', ['nearest', 'legacy'])
+def test_resized_size_is_what_the_host_says(rule):
+  rng = np.random.default_rng(0)
+  sizes = rng.integers(1, 3000, (2000, 2))
+  sizes[:100, 1] = sizes[:100, 0] * 3 // 2  # has halves to round
+  short_sides = rng.integers(200, 900, len(sizes))
+  found = jax.jit(jax.vmap(functools.partial(
+      ops.resized_size, long_side=1333, rule=rule
+  )))(jnp.asarray(sizes), jnp.asarray(short_sides))
+  expected = [
+      loader.resized_size(
+          h, w, short_side=short, long_side=1333, rule=rule
+      )
+      for (h, w), short in zip(
+          sizes.tolist(), short_sides.tolist(), strict=True
+      )
+  ]
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_resized_size_down_is_at_most_a_pixel_above_the_host():
+  # Whole numbers divide exactly; the host's 49 * (800 / 49) may be 799.99...
+  rng = np.random.default_rng(0)
+  sizes = rng.integers(1, 3000, (2000, 2))
+  found = np.asarray(jax.vmap(lambda size: ops.resized_size(
+      size, jnp.int32(800), long_side=1333, rule='down'
+  ))(jnp.asarray(sizes)))
+  expected = np.array([
+      loader.resized_size(h, w, short_side=800, long_side=1333, rule='down')
+      for h, w in sizes.tolist()
+  ])
+  assert set(np.unique(found - expected)) <= {0, 1}
+  assert (found == expected).mean() > 0.9
+
+
+def test_resized_size_by_hand():
+  for size, short, expected in [
+      ((480, 640), 800, (800, 1067)),
+      ((480, 640), 640, (640, 853)),
+      ((400, 1000), 800, (533, 1333)),
+      ((1000, 400), 800, (1333, 533)),
+      ((1, 5000), 800, (1, 1333)),
+      ((500, 500), 640, (640, 640)),
+  ]:
+    found = ops.resized_size(
+        jnp.array(size), jnp.int32(short), long_side=1333
+    )
+    assert tuple(found.tolist()) == expected

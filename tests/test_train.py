@@ -146,7 +146,9 @@ def test_profile_steps_beyond_the_run_are_left_out(
 def test_log_has_a_line_for_each_report_and_each_compilation(tiny_run):
   lines = (tiny_run[0] / 'log.txt').read_text().splitlines()
   assert lines[0].startswith('Training on 8 images of 3 classes, 2 a step on 1')
-  assert 'Static sizes (images): 64x64 (8)' in lines
+  assert re.fullmatch(
+      r'Static sizes \(images\): 64x64 \(8\); \d\.\d % padding', lines[1]
+  )
   figure = r'\d+\.\d{4} \(\d+\.\d{4}\)'
   reports = [line for line in lines if line.startswith('eta: ')]
   for step, line in enumerate(reports, start=1):
@@ -521,3 +523,23 @@ def test_a_killed_run_given_again_ends_the_same(tiny_data, tmp_path):
   tiny.assert_same_arrays(
       tiny.saved_arrays(killed, 12), tiny.saved_arrays(straight, 12)
   )
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'scale_jitter': (0.1, 2.0), 'color_jitter': (0.4, 0.4, 0.4)},
+        {'short_sides': (48, 64)},
+    ],
+)
+def test_training_with_augmentation_is_finite_and_repeats(
+    changes, tiny_data, tmp_path, compilation_cache
+):
+  config = tiny.with_data(tiny.get_config(), tiny_data)
+  config.data.update(changes)
+  config.train.num_steps = 2
+  figures = [
+      tiny.run_training(config, tmp_path / name) for name in ('a', 'b')
+  ]
+  assert figures[0] == figures[1]
+  assert all(np.isfinite(x) for step in figures[0] for x in step.values())

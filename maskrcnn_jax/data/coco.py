@@ -79,7 +79,27 @@ def read_coco(
     InputError: If the file is not COCO, or contradicts itself.
   """
   path = pathlib.Path(path)
-  content = read_json(path)
+  return index_coco(
+      read_json(path), str(path), require_masks=require_masks,
+      width_offset=width_offset,
+  )
+
+
+def index_coco(
+    content: dict[str, Any],
+    name: str,
+    *,
+    require_masks: bool = True,
+    width_offset: float = 0.0,
+) -> CocoIndex:
+  """Does what `read_coco` does with a JSON that is loaded already.
+
+  Args:
+    content: The JSON; its annotations are taken out to save memory.
+    name: What to call it in errors.
+    require_masks: See `read_coco`.
+    width_offset: See `read_coco`.
+  """
   try:
     categories = _read_categories(content['categories'])
     image_ids, file_names, heights, widths = _read_images(content['images'])
@@ -93,7 +113,7 @@ def read_coco(
         width_offset=width_offset,
     )
   except errors.InputError as error:
-    raise errors.InputError(f'{path}: {error}') from error
+    raise errors.InputError(f'{name}: {error}') from error
   return CocoIndex(
       categories=categories,
       image_ids=image_ids,

@@ -1,6 +1,7 @@
 """Image files as uint8 RGB arrays."""
 
 import glob
+import io
 import os
 import pathlib
 import struct
@@ -54,6 +55,7 @@ def decode_image(
     *,
     expected_size: tuple[int, int] | None = None,
     reduce: int = 1,
+    content: bytes | None = None,
 ) -> UInt8[np.ndarray, 'h w 3']:
   """Decodes an image file.
 
@@ -68,12 +70,13 @@ def decode_image(
       EXIF orientation, that is applied. None: the orientation is applied.
     reduce: Averages blocks of so many pixels squared; blocks at the right and
       bottom may be partial, so sides become ceil(side / reduce).
+    content: Of the file, if it is not on disk; `path` is then its name only.
 
   Raises:
     InputError: If the file is no such image, or not of that size.
   """
   try:
-    with Image.open(path) as image:
+    with Image.open(path if content is None else io.BytesIO(content)) as image:
       turn = _transposition(image)
       raw_size = image.height, image.width
       upright_size = raw_size if turn is None else _turned(raw_size, turn)
@@ -109,7 +112,7 @@ def decode_image(
   except errors.InputError:
     raise
   except _DECODE_ERRORS as error:
-    raise _unreadable(path, error) from error
+    raise _unreadable(path, error, content) from error
   if turn is not None:
     rgb = rgb.transpose(turn)
   if reduce > 1:
@@ -204,7 +207,9 @@ def _shown(size: tuple[int, int]) -> str:
   return f'{size[0]}x{size[1]} (height x width)'
 
 
-def _unreadable(path: Path, error: Exception) -> errors.InputError:
+def _unreadable(
+    path: Path, error: Exception, content: bytes | None = None
+) -> errors.InputError:
   """Makes one line of what went wrong with a file."""
   reason = ' '.join(str(error).split())
   match error:
@@ -215,7 +220,7 @@ def _unreadable(path: Path, error: Exception) -> errors.InputError:
     case Image.DecompressionBombError():
       return errors.InputError(f'I12: {path} is too large: {reason}')
     case Image.UnidentifiedImageError():
-      empty = os.path.getsize(path) == 0
+      empty = not (os.path.getsize(path) if content is None else content)
       return errors.InputError(
           f'I03: {path} is {"empty" if empty else "no image of a known kind"}.'
       )

@@ -19,7 +19,7 @@ from jaxtyping import Int
 import numpy as np
 
 from maskrcnn_jax import array_types, errors
-from maskrcnn_jax.data import coco, images
+from maskrcnn_jax.data import coco, images, records
 
 # Coarsest stride of the pyramid up to level 5; level 6 takes every second cell.
 _STRIDE = 32
@@ -34,6 +34,9 @@ _IMAGES, _BATCHES = 0, 1
 
 # In the rows of a batch: only fills it.
 NO_ROW = -1
+
+# Where images are: a folder, or records that hold them.
+Images = str | pathlib.Path | records.RecordImages
 
 
 class Canvas(NamedTuple):
@@ -203,6 +206,18 @@ def plan_canvases(
   )
 
 
+def share_padding(plan: CanvasPlan, rows: Int[np.ndarray, 'n']) -> float:
+  """Returns how much of the pixels that the network sees is padding, [0, 1].
+
+  Args:
+    plan: Says how large each image and its canvas are.
+    rows: Of the images, at least one.
+  """
+  padded = np.array([canvas.padded for canvas in plan.canvases])
+  seen = padded[plan.canvas_of_image[rows]].prod(axis=1).sum()
+  return float(1 - plan.image_sizes[rows].prod(axis=1).sum() / seen)
+
+
 class TrainOrder(NamedTuple):
   """The images of each training step, a pure function of (seed, step).
 
@@ -290,9 +305,34 @@ def _permutation(n: int, seed: int, *stream: int) -> np.ndarray:
   return permutation
 
 
+def read_set(
+    annotations: str | pathlib.Path,
+    images_dir: str | pathlib.Path,
+    found: records.Records | None = None,
+    **options: Any,
+) -> tuple[coco.CocoIndex, Images]:
+  """Reads the index of a set and says where its images are.
+
+  Args:
+    annotations: COCO JSON, unless `found` is given.
+    images_dir: The folder of its images.
+    found: Records to read instead.
+    **options: Of `coco.read_coco`.
+  """
+  if found is None:
+    return coco.read_coco(annotations, **options), pathlib.Path(images_dir)
+  content, in_records = records.read_records(found)
+  return coco.index_coco(content, str(found), **options), in_records
+
+
 def count_objects_over(index: coco.CocoIndex, max_objects: int) -> int:
   """Counts the objects that go untrained as their image has more than that."""
   return int(np.maximum(_objects_per_image(index) - max_objects, 0).sum())
+
+
+def most_objects(index: coco.CocoIndex) -> int:
+  """Counts the objects of the image that has most; crowds are none."""
+  return int(_objects_per_image(index).max(initial=0))
 
 
 def find_limits(index: coco.CocoIndex, *, max_objects: int) -> Limits:
@@ -376,14 +416,16 @@ def format_waterfall(waterfall: list[tuple[str, int]]) -> str:
   return '\n'.join(f'{count:>9,} {what}' for what, count in waterfall)
 
 
-def check_images_exist(
-    index: coco.CocoIndex, images_dir: str | pathlib.Path
-) -> None:
+def check_images_exist(index: coco.CocoIndex, images_dir: Images) -> None:
   """Checks that each image file of the index is there.
+
+  Records hold their images by construction.
 
   Raises:
     InputError: If some are missing, or named outside of the folder.
   """
+  if isinstance(images_dir, records.RecordImages):
+    return
   images_dir = os.fspath(images_dir)
   if not os.path.isdir(images_dir):
     raise errors.InputError(f'I01: there is no folder of images {images_dir}.')
@@ -409,7 +451,7 @@ def check_images_exist(
 def load_row(
     index: coco.CocoIndex,
     plan: CanvasPlan,
-    images_dir: str | pathlib.Path,
+    images_dir: Images,
     row: int,
     limits: Limits,
     *,
@@ -421,7 +463,7 @@ def load_row(
   Args:
     index: Images and objects.
     plan: Of the same index.
-    images_dir: The folder that file names are relative to.
+    images_dir: The folder that file names are relative to, or records.
     row: Of the index.
     limits: Static sizes of the truth. Of more objects than that the largest
       are taken; their order stays.
@@ -434,11 +476,16 @@ def load_row(
   """
   size = int(index.heights[row]), int(index.widths[row])
   reduce = int(plan.reduce[row])
+  if isinstance(images_dir, records.RecordImages):
+    path, content = index.file_names[row], images_dir.read(row)
+  else:
+    path, content = os.path.join(images_dir, index.file_names[row]), None
   try:
     image = images.decode_image(
-        os.path.join(images_dir, index.file_names[row]),
+        path,
         expected_size=None if upright else size,
         reduce=reduce,
+        content=content,
     )
     source_size = tuple(-(-side // reduce) for side in size)
     if image.shape[:2] != source_size:
@@ -464,7 +511,7 @@ def train_batches(
     plan: CanvasPlan,
     rows: Int[np.ndarray, 'n'],
     *,
-    images_dir: str | pathlib.Path,
+    images_dir: Images,
     limits: Limits,
     seed: int,
     start_step: int,
@@ -481,7 +528,7 @@ def train_batches(
     index: Images and objects.
     plan: Of the same index.
     rows: Of the images to train on.
-    images_dir: The folder that file names are relative to.
+    images_dir: The folder that file names are relative to, or records.
     limits: Static sizes of the truth.
     seed: Of the order; step s has the same batch whatever `start_step` is.
     start_step: The first step to load.
@@ -536,7 +583,7 @@ def eval_batches(
     index: coco.CocoIndex,
     plan: CanvasPlan,
     *,
-    images_dir: str | pathlib.Path,
+    images_dir: Images,
     batch_size: int,
     rows: Int[np.ndarray, 'm'] | None = None,
     num_threads: int = 2,
@@ -547,7 +594,7 @@ def eval_batches(
   Args:
     index: The images; objects are not looked at.
     plan: Of the same index.
-    images_dir: The folder that file names are relative to.
+    images_dir: The folder that file names are relative to, or records.
     batch_size: Of this process.
     rows: Of the images to load; None: all.
     num_threads: Batches loaded at a time.

@@ -1,4 +1,4 @@
-"""Mask targets: outlines drawn into the grid of a RoI."""
+"""Outlines drawn into the grid of a RoI; the boxes of what is visible."""
 
 import functools
 
@@ -110,17 +110,147 @@ def pool_outlines(
   return jax.lax.map(pool, (objects, boxes))
 
 
-def _fill_object(
-    outlines, object_, box, *, grid, min_box_side, max_vertices, max_parts
-):
-  """Fills one object on a grid of (rows, columns) over one box."""
-  num_rows, num_columns = grid
+def visible_boxes(
+    outlines: Outlines,
+    image_size: Int[Array, '2'],
+    *,
+    max_object_vertices: int,
+) -> Float[Array, 'g 4']:
+  """Finds the box of what an image shows of each object.
+
+  Not the part of an object's box inside the image: an object that is cut may
+  be visible in less than that.
+
+  Args:
+    outlines: Of one image, in pixels; they may leave it.
+    image_size: (height, width) of the image.
+    max_object_vertices: No object has more vertices than this.
+
+  Returns:
+    Boxes inside the image, in pixels; all 0 for an object without an outline,
+    or with none of its area in the image.
+  """
+  height, width = image_size[0], image_size[1]
+  objects = jnp.arange(outlines.starts.shape[0] - 1)
+  return jax.vmap(
+      lambda object_: _visible_box(
+          *_edges(outlines, object_, max_object_vertices),
+          jnp.float32(height), jnp.float32(width),
+      )
+  )(objects)
+
+
+def _visible_box(vertices, nexts, parts, height, width):
+  """The box of one object; see `visible_boxes`."""
+  x, y = vertices[:, 0], vertices[:, 1]
+  next_x, next_y = nexts[:, 0], nexts[:, 1]
+  # Level edges say nothing that those beside them do not, and an outline made
+  # of a bitmap has none.
+  real = (parts >= 0) & (y != next_y)
+
+  # What of each edge is inside, as a range of its length.
+  low, high = _range_within(x, next_x, 0, width)
+  y_low, y_high = _range_within(y, next_y, 0, height)
+  low, high = jnp.maximum(low, y_low), jnp.minimum(high, y_high)
+  inside = real & (high > low)
+  # An edge along the border of the image belongs to the borders, below.
+  inside &= (x != next_x) | ((x > 0) & (x < width))
+  ends_x = jnp.stack([x + low * (next_x - x), x + high * (next_x - x)])
+  ends_y = jnp.stack([y + low * (next_y - y), y + high * (next_y - y)])
+
+  def extent(values, limit):
+    values = jnp.clip(values, 0, limit)
+    return (
+        jnp.min(jnp.where(inside, values, jnp.inf)),
+        jnp.max(jnp.where(inside, values, -jnp.inf)),
+    )
+
+  x1, x2 = extent(ends_x, width)
+  y1, y2 = extent(ends_y, height)
+  left = _covered(
+      vertices, nexts, parts, real, height, line=0.0, upright=x <= 0,
+  )
+  right = _covered(
+      vertices, nexts, parts, real, height, line=width, upright=x < width,
+  )
+  x1 = jnp.where(left[0] < left[1], 0, x1)
+  x2 = jnp.where(right[0] < right[1], width, x2)
+  y1, y2 = jnp.minimum(y1, left[0]), jnp.maximum(y2, left[1])
+  box = jnp.stack([x1, y1, x2, y2])
+  return jnp.where((x2 > x1) & (y2 > y1), box, 0)
+
+
+def _range_within(start, end, low, high):
+  """The range of t in [0, 1] where start + t (end - start) is in [low, high].
+
+  It is empty, its end not beyond its start, where there is none.
+  """
+  step = end - start
+  safe = jnp.where(step == 0, 1, step)
+  one, other = (low - start) / safe, (high - start) / safe
+  within = (start >= low) & (start <= high)
+  from_ = jnp.where(step == 0, jnp.where(within, 0, 2), jnp.minimum(one, other))
+  to = jnp.where(step == 0, jnp.where(within, 1, -1), jnp.maximum(one, other))
+  return jnp.maximum(from_, 0), jnp.minimum(to, 1)
+
+
+def _covered(vertices, nexts, parts, real, height, *, line, upright):
+  """First and last y in [0, height] at which x = `line` is inside.
+
+  By the even-odd rule: where an odd number of edges of a part is to the left.
+
+  Args:
+    vertices: [v, 2] starts of edges.
+    nexts: [v, 2] their ends.
+    parts: [v] the part of each.
+    real: [v] whether it is an edge to look at.
+    height: Of the image.
+    line: Where to look.
+    upright: [v] whether an upright edge is to the left of the line.
+  """
+  x, y = vertices[:, 0], vertices[:, 1]
+  next_x, next_y = nexts[:, 0], nexts[:, 1]
+  from_, to = _range_within(x, next_x, -jnp.inf, line)
+  real &= (to > from_) & ((x != next_x) | upright)
+  # Ends that are the same vertex must be the same number.
+  start = jnp.where(from_ > 0, y + from_ * (next_y - y), y)
+  end = jnp.where(to < 1, y + to * (next_y - y), next_y)
+  start, end = jnp.clip(start, 0, height), jnp.clip(end, 0, height)
+  count = jnp.where(real, 1, 0)
+  part = jnp.tile(jnp.where(real, parts, jnp.iinfo(parts.dtype).max), 2)
+  part, at, step = jax.lax.sort(
+      (
+          part,
+          jnp.concatenate([jnp.minimum(start, end), jnp.maximum(start, end)]),
+          jnp.concatenate([count, -count]),
+      ),
+      num_keys=2,
+  )
+  odd = jnp.cumsum(step)[:-1] % 2 == 1
+  odd &= (part[1:] == part[:-1]) & (at[1:] > at[:-1])
+  return (
+      jnp.min(jnp.where(odd, at[:-1], jnp.inf)),
+      jnp.max(jnp.where(odd, at[1:], -jnp.inf)),
+  )
+
+
+def _edges(outlines, object_, max_vertices):
+  """Starts, ends and parts of the edges of an object; part -1: none."""
   start, end = outlines.starts[object_], outlines.starts[object_ + 1]
   index = start + jnp.arange(max_vertices)
   last = outlines.parts.shape[0] - 1
   vertices = outlines.vertices[jnp.minimum(index, last)]
   nexts = outlines.vertices[jnp.minimum(index + 1, last)]
   parts = jnp.where(index < end, outlines.parts[jnp.minimum(index, last)], -1)
+  return vertices, nexts, parts
+
+
+def _fill_object(
+    outlines, object_, box, *, grid, min_box_side, max_vertices, max_parts
+):
+  """Fills one object on a grid of (rows, columns) over one box."""
+  num_rows, num_columns = grid
+  vertices, nexts, parts = _edges(outlines, object_, max_vertices)
 
   sides = jnp.maximum(box[2:] - box[:2], min_box_side)
   cells_per_pixel = jnp.array([num_columns, num_rows]) / sides

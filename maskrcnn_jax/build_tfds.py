@@ -1,0 +1,68 @@
+"""Writes a COCO-format set as a tensorflow-datasets set, with its masks.
+
+  python -m maskrcnn_jax.build_tfds --manual_dir=data/coco --name=2017 \
+      --tfds_dir=data/tfds
+
+Train from it with --config.data.train.tfds=coco_instances/2017
+--config.data.tfds_dir=data/tfds. TensorFlow is not needed.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from maskrcnn_jax.errors import InputError
+
+
+def main() -> None:
+  """Builds the set and says where it is and what it holds."""
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument(
+      '--manual_dir', type=pathlib.Path, required=True,
+      help='folder with the JSON files (in it or in its annotations/) and\n'
+      'the images (in SPLIT/, images_SPLIT/, images/SPLIT/ or images/)',
+  )
+  parser.add_argument(
+      '--name', choices=('2014', '2017', 'folder'), default='folder',
+      help='COCO 2014, COCO 2017, or any set (the default)',
+  )
+  parser.add_argument(
+      '--tfds_dir', type=pathlib.Path, required=True,
+      help='where tensorflow-datasets keeps its sets',
+  )
+  arguments = parser.parse_args()
+  # Imported late: --help need not wait for it.
+  import tensorflow_datasets as tfds
+
+  from maskrcnn_jax.data.coco_instances import CocoInstances, find_splits
+
+  try:
+    find_splits(arguments.manual_dir, arguments.name)
+    builder = CocoInstances(
+        config=arguments.name, data_dir=str(arguments.tfds_dir)
+    )
+    if builder.data_path.exists():
+      raise InputError(
+          f'{builder.data_path} is there already; remove it to build it anew, '
+          'or give another --tfds_dir.'
+      )
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(
+            manual_dir=str(arguments.manual_dir)
+        )
+    )
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  except OSError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(1)
+  for split, info in builder.info.splits.items():
+    print(f'{split}: {info.num_examples} images, {info.num_bytes:,} bytes')
+  print(f'Built {builder.data_path}.')
+
+
+if __name__ == '__main__':
+  main()
