@@ -1,5 +1,7 @@
 """Devices: one mesh over all of them, images spread along its only axis."""
 
+from collections.abc import Callable
+
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
@@ -49,4 +51,24 @@ def replicated_shapes(tree, mesh: Mesh):
           leaf.shape, leaf.dtype, sharding=sharding
       ),
       tree,
+  )
+
+
+def each_image(function: Callable, *, mesh: Mesh, split: bool) -> Callable:
+  """Returns a function of one image as a function of a batch.
+
+  Args:
+    function: Of arrays of one image. What it refers to beside its arguments
+      must be the same for all images.
+    mesh: That the batch is spread over.
+    split: Whether every device is given its own images to work on, rather than
+      one program for all that the compiler splits; it cannot split a kernel.
+  """
+  batched = jax.vmap(function)
+  if not split or mesh.size == 1:
+    return batched
+  rows = PartitionSpec(mesh.axis_names)
+  # A kernel does not say over which axes its results vary.
+  return jax.shard_map(
+      batched, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
   )

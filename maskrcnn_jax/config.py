@@ -22,6 +22,7 @@ FREE_KEYS = (
     'data.train.images',
     'detections',
     'eval',
+    'kernels',
     'predict',
     'train.checkpoint_every',
     'train.keep_checkpoints',
@@ -41,6 +42,9 @@ def default_config() -> ml_collections.ConfigDict:
   # Of convolutions and matmuls: fp32 | tf32 | bf16. Parameters, boxes, logits
   # and losses are always float32.
   config.precision = 'fp32'
+  # What works out boxes, NMS and RoIAlign: 'xla' plain JAX; 'pallas' the GPU
+  # kernels of pallas_kernels; 'auto' those known to be faster on the device.
+  config.kernels = 'auto'
 
   # Arguments of model.MaskRCNN; the number of classes comes from the data.
   config.model = ml_collections.ConfigDict({
@@ -218,6 +222,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   """Raises an InputError for values that no run could use."""
   _one_of('geometry', config.geometry, tuple(geometry.PRESETS))
   _one_of('precision', config.precision, ('fp32', 'tf32', 'bf16'))
+  _one_of('kernels', config.kernels, ('auto', 'xla', 'pallas'))
   _one_of('model.depth', config.model.depth, (18, 34, 50, 101))
   _one_of(
       'model.norm', config.model.norm,

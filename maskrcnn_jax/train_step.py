@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 import ml_collections
 import optax
 
-from maskrcnn_jax import losses
+from maskrcnn_jax import cluster, losses
 from maskrcnn_jax.array_types import Batch, Inputs
 from maskrcnn_jax.config import geometry_of
 from maskrcnn_jax.data import loader
@@ -17,10 +18,13 @@ from maskrcnn_jax.evaluate import (
   image_anchors,
   init_variables,
   input_arguments,
+  kernels_of,
   pool,
 )
 from maskrcnn_jax.inputs import draw_flips, prepare_inputs
+from maskrcnn_jax.kernels import XLA
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN, frozen_prefixes
+from maskrcnn_jax.ops.anchors import make_anchors
 from maskrcnn_jax.ops.chosen_rows import apply_to_chosen
 from maskrcnn_jax.optimizer import join_parameters, split_parameters
 from maskrcnn_jax.proposals import make_proposals
@@ -48,6 +52,7 @@ def make_losses(
     model: MaskRCNN,
     config: ml_collections.ConfigDict,
     limits: loader.Limits,
+    mesh: Mesh | None = None,
     *,
     skip_background: bool = False,
 ):
@@ -57,6 +62,7 @@ def make_losses(
     model: The network.
     config: The recipe.
     limits: Of the truth: how many vertices and parts an object has at most.
+    mesh: Of devices that batches are spread over; None: all there are.
     skip_background: Whether the mask head runs on the RoIs that have a mask to
       learn only, in chunks, instead of on all slots for them. The losses are
       the same; it pays on a single CPU.
@@ -68,6 +74,14 @@ def make_losses(
   """
   shape = geometry_of(config)
   max_foreground = int(config.roi.num_samples * config.roi.foreground_fraction)
+  mesh = mesh or cluster.make_mesh()
+  kernels, _ = kernels_of(config, mesh)
+  each_image = functools.partial(
+      cluster.each_image, mesh=mesh, split=kernels != XLA
+  )
+  pool_batch = functools.partial(
+      pool, shape=shape, kernels=kernels.roi_align, each_image=each_image
+  )
 
   def segment(variables, pooled, has_mask):
     if not skip_background:
@@ -86,20 +100,24 @@ def make_losses(
     rpn = model.apply(variables, pyramid, method='propose')
     padded_size = inputs.images.shape[1:3]
 
-    rpn_targets = jax.vmap(
-        lambda size, boxes, valid, key: make_rpn_targets(
-            jnp.concatenate(image_anchors(config, padded_size, size)), size,
-            boxes, valid, key,
-            num_samples=config.rpn.num_samples,
-            foreground_fraction=config.rpn.foreground_fraction,
-            foreground_iou=config.rpn.foreground_iou,
-            background_iou=config.rpn.background_iou,
-            delta_weights=shape.anchor_delta_weights,
-            padding_multiple=shape.padding_multiple,
-            ignore_straddling=shape.ignore_straddling,
-            width_offset=shape.width_offset,
-        )
-    )(inputs.image_sizes, inputs.gt_boxes, inputs.gt_valid, keys[:, 0])
+    def find_rpn_targets(size, boxes, valid, key):
+      levels, fit_to = image_anchors(config, padded_size, size)
+      return make_rpn_targets(
+          jnp.concatenate(make_anchors(levels, fit_to=fit_to)), size,
+          boxes, valid, key,
+          num_samples=config.rpn.num_samples,
+          foreground_fraction=config.rpn.foreground_fraction,
+          foreground_iou=config.rpn.foreground_iou,
+          background_iou=config.rpn.background_iou,
+          delta_weights=shape.anchor_delta_weights,
+          padding_multiple=shape.padding_multiple,
+          ignore_straddling=shape.ignore_straddling,
+          width_offset=shape.width_offset, kernels=kernels,
+      )
+
+    rpn_targets = each_image(find_rpn_targets)(
+        inputs.image_sizes, inputs.gt_boxes, inputs.gt_valid, keys[:, 0]
+    )
     rpn_losses = {
         'loss_objectness': losses.objectness_loss(
             rpn.objectness_logits, rpn_targets,
@@ -114,34 +132,36 @@ def make_losses(
     if config.model.output == 'proposals':
       return rpn_losses
 
-    proposals = jax.vmap(
-        lambda logits, deltas, size: make_proposals(
-            logits, deltas, image_anchors(config, padded_size, size), size,
-            iou_threshold=config.rpn.iou_threshold,
-            delta_weights=shape.anchor_delta_weights,
-            padding_multiple=shape.padding_multiple,
-            min_size=shape.proposal_min_size,
-            width_offset=shape.width_offset,
-            **config.rpn.train,
-        )
-    )(rpn.objectness_logits, rpn.anchor_deltas, inputs.image_sizes)
+    def propose(logits, deltas, size):
+      levels, fit_to = image_anchors(config, padded_size, size)
+      return make_proposals(
+          logits, deltas, levels, size, fit_to=fit_to,
+          iou_threshold=config.rpn.iou_threshold,
+          delta_weights=shape.anchor_delta_weights,
+          padding_multiple=shape.padding_multiple,
+          min_size=shape.proposal_min_size,
+          width_offset=shape.width_offset, kernels=kernels,
+          **config.rpn.train,
+      )
 
-    roi_targets = jax.vmap(
+    proposals = each_image(propose)(
+        rpn.objectness_logits, rpn.anchor_deltas, inputs.image_sizes
+    )
+
+    roi_targets = each_image(
         lambda p, boxes, classes, valid, key: make_roi_targets(
             p, boxes, classes, valid, key,
             num_samples=config.roi.num_samples,
             foreground_fraction=config.roi.foreground_fraction,
             foreground_iou=config.roi.foreground_iou,
             delta_weights=shape.roi_delta_weights,
-            width_offset=shape.width_offset,
+            width_offset=shape.width_offset, kernels=kernels,
         )
     )(
         proposals, inputs.gt_boxes, inputs.gt_classes, inputs.gt_valid,
         keys[:, 1],
     )
-    pooled = pool(
-        pyramid, roi_targets.rois, side=config.roi.box_side, shape=shape
-    )
+    pooled = pool_batch(pyramid, roi_targets.rois, side=config.roi.box_side)
     heads = model.apply(variables, pooled, method='classify')
     box_losses = {
         'loss_classifier': losses.classification_loss(
@@ -157,22 +177,20 @@ def make_losses(
 
     # Foreground comes first, so that the rest needs no mask head.
     foreground = jax.tree.map(lambda x: x[:, :max_foreground], roi_targets)
-    pooled = pool(
-        pyramid, foreground.rois, side=config.roi.mask_side, shape=shape
-    )
+    pooled = pool_batch(pyramid, foreground.rois, side=config.roi.mask_side)
     # An object without an outline has a box to learn but no mask.
     starts = inputs.outlines.starts
     has_mask = foreground.foreground & jnp.take_along_axis(
         starts[:, 1:] > starts[:, :-1], foreground.objects, axis=1
     )
     mask_logits = segment(variables, pooled, has_mask)
-    mask_targets = jax.vmap(
+    mask_targets = each_image(
         lambda outlines, rois, objects, real, size: make_mask_targets(
             outlines, rois, objects, real, side=mask_logits.shape[2],
             max_object_vertices=limits.max_object_vertices,
             max_parts=limits.max_parts, min_roi_side=shape.mask_min_side,
             image_size=size if shape.mask_targets == 'bitmap' else None,
-            padded_size=padded_size,
+            padded_size=padded_size, kernels=kernels,
         )
     )(
         inputs.outlines, foreground.rois, foreground.objects,
@@ -204,6 +222,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     config: ml_collections.ConfigDict,
     limits: loader.Limits,
+    mesh: Mesh | None = None,
     *,
     skip_background: bool = False,
 ):
@@ -213,7 +232,7 @@ def make_train_step(
   of the step: the losses, their sum 'loss' and 'grad_norm'.
   """
   compute_losses = make_losses(
-      model, config, limits, skip_background=skip_background
+      model, config, limits, mesh, skip_background=skip_background
   )
   frozen = frozen_prefixes(config.freeze_at)
 

@@ -38,7 +38,7 @@ ROWS = (
     'weight_names',
   ),
   ('ops.*', 'safe_pickle'),
-  ('geometry', 'array_types', 'errors', 'pallas_kernels.*'),
+  ('geometry', 'array_types', 'errors', 'kernels', 'pallas_kernels.*'),
 )
 
 CONFIG_READERS = (

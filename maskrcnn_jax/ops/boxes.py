@@ -37,8 +37,23 @@ def pairwise_iou(
     others: Float[Array, 'm 4'],
     *,
     width_offset: float = 0.0,
+    kernels: str = 'xla',
 ) -> Float[Array, 'n m']:
-  """Returns intersection over union of each box with each other; 0 if empty."""
+  """Returns intersection over union of each box with each other; 0 if empty.
+
+  Args:
+    boxes: One list.
+    others: The other.
+    width_offset: See the top of this file.
+    kernels: See `kernels.py`.
+  """
+  if kernels != 'xla':
+    from pallas_kernels import boxes as kernel
+
+    return kernel.pairwise_iou(
+        boxes, others, width_offset=width_offset,
+        interpret=kernels == 'interpret',
+    )
   corner = jnp.maximum(boxes[:, None, :2], others[None, :, :2])
   far_corner = jnp.minimum(boxes[:, None, 2:], others[None, :, 2:])
   sides = jnp.maximum(far_corner - corner + width_offset, 0)

@@ -62,6 +62,7 @@ def roi_align(
     sampling_ratio: int,
     offset: float,
     min_side: float = 0.0,
+    kernels: str = 'xla',
 ) -> Float[Array, 'r {side} {side} c']:
   """Pools every box into a square of features, from one level each.
 
@@ -83,6 +84,7 @@ def roi_align(
       comes out as NaN.
     offset: Subtracted from coordinates in cells; 0.5 is "aligned".
     min_side: A smaller side of a box, in cells, is taken to be this long.
+    kernels: See `kernels.py`.
 
   Returns:
     In the dtype of the features; sums are made in float32.
@@ -91,6 +93,13 @@ def roi_align(
     Mask R-CNN (arXiv:1703.06870), section 3; edge rules of detectron2
     `layers/csrc/ROIAlign`, version 2 with offset 0.5.
   """
+  if kernels != 'xla':
+    from pallas_kernels import roi_align as kernel
+
+    return kernel.roi_align(
+        pyramid, boxes, levels, side=side, sampling_ratio=sampling_ratio,
+        offset=offset, min_side=min_side, interpret=kernels == 'interpret',
+    )
   names = sorted(pyramid)
   shapes = jnp.array([pyramid[n].shape[:2] for n in names], jnp.int32)
   sizes = [pyramid[n].shape[0] * pyramid[n].shape[1] for n in names]
