@@ -22,6 +22,8 @@ def launch(
 ):
   """Runs a kernel once for each point of the grid.
 
+  No gradient flows through it.
+
   Args:
     kernel: Takes references to whole arrays, the arguments' and then the
       results', and by name `interpret` and `statics`. It must write every
@@ -43,7 +45,7 @@ def launch(
       compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=1),
       interpret=interpret,
       name=name,
-  )(*arguments)
+  )(*map(jax.lax.stop_gradient, arguments))
 
 
 def load(ref, *index, mask=None, other=0) -> Array:
@@ -70,7 +72,8 @@ def divide(x: Array, y: Array, *, interpret: bool) -> Array:
   """Returns x / y, rounded to nearest.
 
   Triton's own division may be off in the last bit, which turns an overlap of
-  exactly a threshold into one below it.
+  exactly a threshold into one below it. Both must be float32 arrays of the
+  same shape, and not scalars.
   """
   if interpret:
     return x / y
