@@ -14,7 +14,6 @@ overlaps is in memory; of the n * n overlaps only n * kept are computed.
 
 import jax
 from jax import Array
-from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
 from pallas_kernels.boxes import iou_tile, load_boxes

@@ -22,8 +22,8 @@ match = functools.partial(
     jax.jit(
         match_by_overlap,
         static_argnames=(
-            'foreground_iou', 'background_iou', 'rescue', 'block_size',
-            'width_offset', 'kernels',
+            'foreground_iou', 'background_iou', 'rescue', 'width_offset',
+            'kernels',
         ),
     ),
     foreground_iou=0.7, background_iou=0.3,
@@ -64,17 +64,15 @@ def test_iou_kernel_of_each_image_of_a_batch():
 
 
 @pytest.mark.parametrize(
-    ('n', 'g', 'block_size', 'rescue', 'width_offset'),
+    ('n', 'g', 'rescue', 'width_offset'),
     [
-        (200, 40, 64, True, 0.0),
-        (128, 32, 128, False, 0.0),
-        (300, 5, 7, True, 1.0),
-        (5, 70, 8192, True, 0.0),
+        (200, 40, True, 0.0),
+        (128, 32, False, 0.0),
+        (300, 5, True, 1.0),
+        (5, 70, True, 0.0),
     ],
 )
-def test_match_by_overlap_is_iou_and_matching(
-    n, g, block_size, rescue, width_offset
-):
+def test_match_by_overlap_is_iou_and_matching(n, g, rescue, width_offset):
   rng = np.random.default_rng([n, g])
   boxes, gt_boxes = whole_boxes(rng, 3, n), whole_boxes(rng, 3, g)
   valid = jnp.asarray(rng.random((3, n)) < 0.8)
@@ -92,8 +90,7 @@ def test_match_by_overlap_is_iou_and_matching(
   for kernels in ('xla', 'interpret'):
     ours = jax.vmap(
         functools.partial(
-            match, rescue=rescue, block_size=block_size,
-            width_offset=width_offset, kernels=kernels,
+            match, rescue=rescue, width_offset=width_offset, kernels=kernels
         )
     )(*arguments)
     assert_array_equal(ours[0], expected[0], err_msg=kernels)
@@ -120,7 +117,7 @@ def test_match_by_overlap_rescues_equals_of_different_blocks(kernels):
   )
   _, labels = match(
       boxes, jnp.ones(300, bool), jnp.array([[0.0, 0, 20, 20]]),
-      jnp.ones(1, bool), rescue=True, block_size=100, kernels=kernels,
+      jnp.ones(1, bool), rescue=True, kernels=kernels,
   )
   assert_array_equal(np.flatnonzero(labels), [0, 150, 299])
 
