@@ -66,7 +66,7 @@ def choose_kernels(
           'Kernels: pallas, as configured; on a CPU they are interpreted, '
           'which is right but very slow'
       )
-    if platform != 'gpu':
+    if platform not in ('gpu', 'cuda'):
       reason = f'they are for NVIDIA GPUs, not {platform}'
     elif not present:
       reason = f'jax {jax_version} has no {BACKEND}'

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROWS = (
   ('main',),
   # The tools that have a `main` of their own.
-  ('benchmark', 'convert_weights'),
+  ('benchmark', 'convert_weights', 'doctor'),
   ('train', 'predict', 'export_weights'),
   ('train_step',),
   ('evaluate', 'peer_models'),
@@ -36,9 +36,13 @@ ROWS = (
     'draw',
     'torch_files',
     'weight_names',
+    'kernel_check',
   ),
   ('ops.*', 'safe_pickle'),
-  ('geometry', 'array_types', 'errors', 'kernels', 'pallas_kernels.*'),
+  (
+    'geometry', 'array_types', 'errors', 'kernels', 'numerics',
+    'pallas_kernels.*',
+  ),
 )
 
 CONFIG_READERS = (
