@@ -8,10 +8,11 @@
 #   doctor.txt   versions, devices, numerics, small cases of each kernel
 #   check.txt    each kernel against its reference at the sizes of training
 #   kernels.txt  scripts/benchmark_kernels.py; kernels.json the same as numbers
-#   train.txt, inference.txt  images/s of configs/r50_fpn.py in bf16 at 800x1344,
-#                batch 8, with the ten largest costs; with and without kernels
+#   train-*.txt, inference-*.txt  images/s of configs/r50_fpn.py in bf16 at
+#                800x1344, batch 8, with the ten largest costs; with kernels
+#                (pallas) and without (xla)
 # The last needs the packages of setup.cfg, and is left out without them.
-# Exit status: 0 all ran and agreed, 1 something did not.
+# Exit status: 0 all ran and agreed, 1 something did not, 2 no JAX.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
