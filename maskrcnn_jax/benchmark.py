@@ -16,6 +16,7 @@ each number of workers; and whether a step that takes 1.25 times as long (or
 """
 
 import argparse
+import collections
 import functools
 import importlib.util
 import json
@@ -23,6 +24,7 @@ import math
 import pathlib
 import statistics
 import sys
+import tempfile
 import time
 
 import jax
@@ -93,7 +95,7 @@ def made_up_batch(
 
 def benchmark(
     config, *, mode: str, image_size: tuple[int, int], batch_size: int,
-    num_steps: int, num_objects: int, num_classes: int,
+    num_steps: int, num_objects: int, num_classes: int, num_costs: int = 0,
 ) -> dict:
   """Compiles and times one program.
 
@@ -105,16 +107,18 @@ def benchmark(
     num_steps: Steps timed, after two that are not.
     num_objects: Objects in an image.
     num_classes: With background.
+    num_costs: How many of the operations that take most are to be named.
 
   Returns:
-    Seconds a step (median, least, most), seconds to compile, images a second
-    and peak memory in MiB.
+    Seconds a step (median, least, most), seconds to compile, images a second,
+    peak memory in MiB, and what `largest_costs` does.
   """
   for name, value, least, most in (
       ('batch_size', batch_size, 1, math.inf),
       ('steps', num_steps, 1, math.inf),
       ('objects', num_objects, 0, config.data.max_objects),
       ('classes', num_classes - 1, 1, math.inf),
+      ('costs', num_costs, 0, math.inf),
   ):
     if not least <= value <= most:
       raise InputError(f'--{name}={value} must be from {least} to {most}.')
@@ -142,25 +146,29 @@ def benchmark(
   state = cluster.replicate(
       train_state.initial_state(model, optimizer, config), mesh
   )
-  times = []
   if mode == 'train':
     limits = loader.Limits(config.data.max_objects, 512, 64, 1)
     run = train_step.make_train_step(
         model, optimizer, config, limits, mesh=mesh,
         skip_background=cluster.is_single_cpu(mesh),
     )
-    for _ in range(num_steps + 2):
-      started = time.monotonic()
+
+    def step():
+      nonlocal state
       state, figures = run(state, batch, padded_size=padded_size)
       jax.block_until_ready(figures)
-      times.append(time.monotonic() - started)
   else:
-    run = make_detect(model, config, mesh=mesh)
+    detect = make_detect(model, config, mesh=mesh)
     variables = train_state.variables_of(state)
-    for _ in range(num_steps + 2):
-      started = time.monotonic()
-      jax.block_until_ready(run(variables, batch, padded_size=padded_size))
-      times.append(time.monotonic() - started)
+
+    def step():
+      jax.block_until_ready(detect(variables, batch, padded_size=padded_size))
+
+  times = []
+  for _ in range(num_steps + 2):
+    started = time.monotonic()
+    step()
+    times.append(time.monotonic() - started)
   timed = times[2:]
   median = statistics.median(timed)
   return {
@@ -176,6 +184,7 @@ def benchmark(
       'images_per_s': batch_size / median,
       'compile_s': times[0] - median,
       'peak_memory_mib': peak_memory(),
+      'costs': largest_costs(step, num_costs) if num_costs else [],
   }
 
 
@@ -235,6 +244,66 @@ def benchmark_loader(
   }
 
 
+def largest_costs(step, count: int) -> list[dict]:
+  """Profiles a step and returns the operations that took most of it.
+
+  Args:
+    step: To be run once.
+    count: How many operations.
+
+  Returns:
+    For each its name in the compiled program, the one that it has in the source
+    where that is known, its milliseconds, and its share of all operations'.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      step()
+    (file,) = pathlib.Path(folder).rglob('*.xplane.pb')
+    planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
+  on_gpu = [plane for plane in planes if plane.name.startswith('/device:GPU')]
+  spent, sources = collections.Counter(), {}
+  for plane in on_gpu or planes:
+    for line in plane.lines:
+      # Of a GPU other lines than its streams tell the same again.
+      if on_gpu and not line.name.startswith('Stream'):
+        continue
+      for name, source, nanoseconds in _own_times(line.events):
+        spent[name] += nanoseconds
+        sources[name] = source
+  total = sum(spent.values())
+  return [
+      {
+          'operation': name, 'source': sources[name],
+          'ms': nanoseconds / 1e6, 'share': nanoseconds / total,
+      }
+      for name, nanoseconds in spent.most_common(count)
+  ]
+
+
+def _own_times(events):
+  """Yields (operation, source, nanoseconds without those of its parts)."""
+  open_ = []  # [end, own time, operation, source], each inside the one before
+
+  def close(until):
+    while open_ and open_[-1][0] <= until:
+      _, own, name, source = open_.pop()
+      yield name, source, max(own, 0)
+
+  for event in sorted(events, key=lambda e: (e.start_ns, -e.duration_ns)):
+    stats = dict(event.stats)
+    name = stats.get('hlo_op')
+    if name is None:
+      continue
+    yield from close(event.start_ns)
+    if open_:
+      open_[-1][1] -= event.duration_ns
+    source = stats.get('tf_op') or stats.get('name') or event.name
+    open_.append(
+        [event.start_ns + event.duration_ns, event.duration_ns, name, source]
+    )
+  yield from close(math.inf)
+
+
 def main() -> None:
   """Prints the figures of one benchmark, for people and as a line of JSON."""
   parser = argparse.ArgumentParser(
@@ -262,6 +331,11 @@ def main() -> None:
   parser.add_argument(
       '--step_seconds', type=float, help='loader: that a step is to take'
   )
+  parser.add_argument('--kernels', choices=('auto', 'xla', 'pallas'))
+  parser.add_argument(
+      '--costs', type=int, default=0,
+      help='profile one more step, and name so many operations that take most',
+  )
   arguments = parser.parse_args()
   try:
     if arguments.mode == 'loader':
@@ -272,6 +346,7 @@ def main() -> None:
         image_size=_parse_size(arguments.size),
         batch_size=arguments.batch_size, num_steps=arguments.steps,
         num_objects=arguments.objects, num_classes=arguments.classes + 1,
+        num_costs=arguments.costs,
     )
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
@@ -285,6 +360,11 @@ def main() -> None:
       f'{figures["compile_s"]:.0f} s; peak memory '
       f'{figures["peak_memory_mib"]:.0f} MiB'
   )
+  for cost in figures['costs']:
+    print(
+        f'{cost["share"]:6.1%} {cost["ms"]:9.2f} ms {cost["operation"]}: '
+        f'{cost["source"]}'
+    )
   print(json.dumps(figures))
 
 
@@ -325,6 +405,8 @@ def _read_config(arguments):
   config = module.get_config()
   if arguments.precision:
     config.precision = arguments.precision
+  if arguments.kernels:
+    config.kernels = arguments.kernels
   check_config(config)
   return config
 

@@ -27,6 +27,7 @@ FREE_KEYS = (
     'detections',
     'eval',
     'expected',
+    'kernels',
     'mesh',
     'predict',
     'train.auto_scale',
@@ -55,6 +56,9 @@ def default_config() -> ml_collections.ConfigDict:
   # Of convolutions and matmuls: fp32 | tf32 | bf16 | fp16. Parameters, boxes,
   # logits and losses are always float32.
   config.precision = 'fp32'
+  # What works out boxes, NMS and RoIAlign: 'xla' plain JAX; 'pallas' the GPU
+  # kernels of pallas_kernels; 'auto' those known to be faster on the device.
+  config.kernels = 'auto'
 
   # Axes of all devices of all processes, (name, size); -1: all that are left.
   config.mesh = (('data', -1),)
@@ -371,6 +375,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     return
   _one_of('geometry', config.geometry, tuple(geometry.PRESETS))
   _one_of('precision', config.precision, ('fp32', 'tf32', 'bf16', 'fp16'))
+  _one_of('kernels', config.kernels, ('auto', 'xla', 'pallas'))
   _one_of('model.depth', config.model.depth, (18, 34, 50, 101))
   _one_of(
       'model.norm', config.model.norm,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from maskrcnn_jax.array_types import Proposals
+from maskrcnn_jax.kernels import XLA, Kernels
 from maskrcnn_jax.ops.boxes import clip_boxes, decode_boxes, has_area
 from maskrcnn_jax.ops.nms import nms
 
@@ -25,6 +26,7 @@ def detect_boxes(
     delta_weights: Weights,
     min_size: float = 0.0,
     width_offset: float = 0.0,
+    kernels: Kernels = XLA,
 ) -> tuple[
     Float[Array, 'd 4'], Int[Array, 'd'], Float[Array, 'd'], Bool[Array, 'd']
 ]:
@@ -44,6 +46,7 @@ def detect_boxes(
     delta_weights: See `decode_boxes`.
     min_size: See `has_area`.
     width_offset: See `ops/boxes.py`.
+    kernels: What works it out.
 
   Returns:
     boxes, classes, scores and valid, best first; zeros where not valid.
@@ -78,6 +81,7 @@ def detect_boxes(
   kept, kept_valid = nms(
       boxes, scores, valid, iou_threshold=iou_threshold,
       limit=max_detections, groups=classes, width_offset=width_offset,
+      kernels=kernels.nms,
   )
   return (
       jnp.where(kept_valid[:, None], boxes[kept], 0),

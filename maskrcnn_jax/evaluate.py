@@ -47,9 +47,10 @@ from maskrcnn_jax.data.records import Records, read_records
 from maskrcnn_jax.detections import detect_boxes, select_masks
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.inputs import prepare_inputs
+from maskrcnn_jax.kernels import Kernels, choose_kernels
 from maskrcnn_jax.mask_paste import paste_masks
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN
-from maskrcnn_jax.ops.anchors import make_anchors, pad_size
+from maskrcnn_jax.ops.anchors import AnchorLevel, anchor_levels, pad_size
 from maskrcnn_jax.ops.roi_align import assign_levels, roi_align
 from maskrcnn_jax.precision import set_precision
 from maskrcnn_jax.proposals import make_proposals
@@ -93,28 +94,28 @@ def make_model(
   )
 
 
-def anchor_arguments(config: ml_collections.ConfigDict) -> dict:
-  """Returns the arguments of `make_anchors` that a recipe asks for."""
-  first_level = {'fpn': 2, 'c4': 4}[config.model.body]
-  sizes = dict(enumerate(map(tuple, config.anchors.sizes), start=first_level))
-  return {
-      'sizes': sizes,
-      'ratios': tuple(config.anchors.ratios),
-      'rounding': geometry_of(config).anchor_rounding,
-  }
-
-
 def image_anchors(
     config: ml_collections.ConfigDict,
     padded_size: tuple[int, int],
     image_size: Int[Array, '2'],
-) -> tuple[Float[Array, '_ 4'], ...]:
-  """Returns the anchors of each level for one image on its canvas."""
+) -> tuple[tuple[AnchorLevel, ...], Int[Array, '2'] | None]:
+  """Returns where the anchors of one image on its canvas are.
+
+  Returns:
+    The levels, and the `fit_to` of `make_anchors`.
+  """
   shape = geometry_of(config)
-  fit_to = None
-  if shape.fit_strides:
-    fit_to = pad_size(image_size, padding_multiple=shape.padding_multiple)
-  return make_anchors(padded_size, fit_to=fit_to, **anchor_arguments(config))
+  first_level = {'fpn': 2, 'c4': 4}[config.model.body]
+  sizes = dict(enumerate(map(tuple, config.anchors.sizes), start=first_level))
+  levels = anchor_levels(
+      padded_size, sizes=sizes, ratios=tuple(config.anchors.ratios),
+      rounding=shape.anchor_rounding,
+  )
+  if not shape.fit_strides:
+    return levels, None
+  return levels, pad_size(
+      image_size, padding_multiple=shape.padding_multiple
+  )
 
 
 def input_arguments(config: ml_collections.ConfigDict) -> dict:
@@ -135,8 +136,19 @@ def pool(
     *,
     side: int,
     shape: geometry.Geometry,
+    kernels: str = 'xla',
+    mesh: Mesh | None = None,
 ) -> Float[Array, 'b r {side} {side} c']:
-  """Pools each image's boxes from the level that suits their size."""
+  """Pools each image's boxes from the level that suits their size.
+
+  Args:
+    pyramid: Of a batch.
+    boxes: In pixels.
+    side: Cells along each side of the result.
+    shape: How RoIs are measured.
+    kernels: See `kernels.py`.
+    mesh: Over which the images are spread; None for one device.
+  """
   features = {
       level: x for level, x in pyramid.items() if level <= MAX_ROI_LEVEL
   }
@@ -147,9 +159,25 @@ def pool(
   )
   pool_image = functools.partial(
       roi_align, side=side, sampling_ratio=shape.sampling_ratio,
-      offset=shape.roi_offset, min_side=shape.roi_min_side,
+      offset=shape.roi_offset, min_side=shape.roi_min_side, kernels=kernels,
   )
-  return jax.vmap(pool_image)(features, boxes, levels)
+  # XLA spreads what it compiles itself; a kernel it cannot split.
+  pool_batch = cluster.each_image(
+      pool_image, mesh if kernels != 'xla' else None
+  )
+  return pool_batch(features, boxes, levels)
+
+
+def kernels_of(
+    config: ml_collections.ConfigDict, mesh: Mesh | None
+) -> tuple[Kernels, str]:
+  """Returns the implementations for a recipe on these devices, and why."""
+  device = mesh.devices.flat[0] if mesh else jax.local_devices()[0]
+  return choose_kernels(
+      config.kernels, platform=device.platform,
+      device_kind=device.device_kind, jax_version=jax.__version__,
+      compute_capability=float(getattr(device, 'compute_capability', 8)),
+  )
 
 
 def make_detect(
@@ -174,6 +202,10 @@ def make_detect(
   """
   shape = geometry_of(config)
   output = config.model.output
+  kernels, _ = kernels_of(config, mesh)
+  pool_batch = functools.partial(
+      pool, shape=shape, kernels=kernels.roi_align, mesh=mesh
+  )
 
   @functools.partial(jax.jit, static_argnames='padded_size')
   def prepare(batch: Batch, padded_size) -> Inputs:
@@ -186,40 +218,42 @@ def make_detect(
   def run(variables, images, image_sizes) -> Detections:
     pyramid = model.apply(variables, images, method='extract')
     rpn = model.apply(variables, pyramid, method='propose')
-    proposals = cluster.each_image(
-        lambda logits, deltas, size: make_proposals(
-            logits, deltas,
-            image_anchors(config, images.shape[1:3], size), size,
-            iou_threshold=config.rpn.iou_threshold,
-            delta_weights=shape.anchor_delta_weights,
-            padding_multiple=shape.padding_multiple,
-            min_size=shape.proposal_min_size,
-            width_offset=shape.width_offset,
-            **config.rpn.eval,
-        ),
-        mesh,
-    )(rpn.objectness_logits, rpn.anchor_deltas, image_sizes)
+
+    def propose(logits, deltas, size):
+      levels, fit_to = image_anchors(config, images.shape[1:3], size)
+      return make_proposals(
+          logits, deltas, levels, size, fit_to=fit_to,
+          iou_threshold=config.rpn.iou_threshold,
+          delta_weights=shape.anchor_delta_weights,
+          padding_multiple=shape.padding_multiple,
+          min_size=shape.proposal_min_size,
+          width_offset=shape.width_offset, kernels=kernels,
+          **config.rpn.eval,
+      )
+
+    proposals = cluster.each_image(propose, mesh)(
+        rpn.objectness_logits, rpn.anchor_deltas, image_sizes
+    )
     if output == 'proposals':
       return Detections(
           proposals.boxes, proposals.valid.astype(jnp.int32),
           proposals.scores, None, proposals.valid,
       )
-    pooled = pool(
-        pyramid, proposals.boxes, side=config.roi.box_side, shape=shape
-    )
+    pooled = pool_batch(pyramid, proposals.boxes, side=config.roi.box_side)
     heads = model.apply(variables, pooled, method='classify')
     boxes, classes, scores, valid = cluster.each_image(
         lambda logits, deltas, p, size: detect_boxes(
             logits, deltas, p, size,
             delta_weights=shape.roi_delta_weights,
             min_size=shape.detection_min_size,
-            width_offset=shape.width_offset, **config.detections,
+            width_offset=shape.width_offset, kernels=kernels,
+            **config.detections,
         ),
         mesh,
     )(heads.class_logits, heads.box_deltas, proposals, image_sizes)
     if output == 'boxes':
       return Detections(boxes, classes, scores, None, valid)
-    pooled = pool(pyramid, boxes, side=config.roi.mask_side, shape=shape)
+    pooled = pool_batch(pyramid, boxes, side=config.roi.mask_side)
     mask_logits = model.apply(variables, pooled, method='segment')
     masks = jax.vmap(select_masks)(mask_logits, classes)
     return Detections(boxes, classes, scores, masks, valid)
@@ -321,6 +355,7 @@ def load_detector(
   target = cluster.replicated_shapes(shapes, mesh)
   variables = checkpoint.restore_model(path, target)
   logging.info('Restored step %d from %s.', metadata.step, path)
+  logging.info('%s', kernels_of(config, local_mesh)[1])
   return Detector(
       make_detect(model, config, mesh=local_mesh),
       cluster.to_mesh(variables, local_mesh), config, categories, local_mesh,

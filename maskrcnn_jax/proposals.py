@@ -5,15 +5,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from maskrcnn_jax.array_types import Proposals
-from maskrcnn_jax.ops.anchors import anchors_in_image
-from maskrcnn_jax.ops.boxes import clip_boxes, decode_boxes, has_area
+from maskrcnn_jax.kernels import XLA, Kernels
+from maskrcnn_jax.ops.anchors import (
+  AnchorLevel,
+  anchors_in_image,
+  make_anchors,
+)
+from maskrcnn_jax.ops.boxes import has_area
 from maskrcnn_jax.ops.nms import nms
+from maskrcnn_jax.ops.selection import select_boxes
 
 
 def make_proposals(
     objectness_logits: Float[Array, 'a'],
     anchor_deltas: Float[Array, 'a 4'],
-    anchors: tuple[Float[Array, '_ 4'], ...],
+    levels: tuple[AnchorLevel, ...],
     image_size: Int[Array, '2'],
     *,
     pre_nms: int,
@@ -24,6 +30,8 @@ def make_proposals(
     padding_multiple: int,
     min_size: float = 0.0,
     width_offset: float = 0.0,
+    fit_to: Int[Array, '2'] | None = None,
+    kernels: Kernels = XLA,
 ) -> Proposals:
   """Selects the proposals of one image.
 
@@ -31,9 +39,9 @@ def make_proposals(
   to the image, then NMS; then the best of all levels together.
 
   Args:
-    objectness_logits: Levels in the order of `anchors`.
+    objectness_logits: Levels in the order of `levels`.
     anchor_deltas: In the same order.
-    anchors: One array a level.
+    levels: Where the anchors are.
     image_size: (height, width) before padding.
     pre_nms: Boxes of a level that enter its NMS.
     post_nms: Boxes of a level that leave it, at most.
@@ -43,6 +51,8 @@ def make_proposals(
     padding_multiple: See `anchors_in_image`.
     min_size: See `has_area`.
     width_offset: See `ops/boxes.py`.
+    fit_to: See `make_anchors`.
+    kernels: What works it out.
 
   Source:
     FPN (arXiv:1612.03144), section 4.1; detectron2
@@ -53,33 +63,24 @@ def make_proposals(
   """
   objectness_logits = jax.lax.stop_gradient(objectness_logits)
   anchor_deltas = jax.lax.stop_gradient(anchor_deltas)
-  boxes, logits = [], []
-  end = 0
-  for level_anchors in anchors:
-    start, end = end, end + level_anchors.shape[0]
-    present = anchors_in_image(
-        level_anchors, image_size, padding_multiple=padding_multiple
-    )
-    masked = jnp.where(present, objectness_logits[start:end], -jnp.inf)
-    count = min(pre_nms, level_anchors.shape[0])
-    best, index = jax.lax.top_k(masked, count)
-    decoded = decode_boxes(
-        anchor_deltas[start:end][index], level_anchors[index],
-        weights=delta_weights, width_offset=width_offset,
-    )
-    clipped = clip_boxes(decoded, image_size, width_offset=width_offset)
-    fill = pre_nms - count
-    boxes.append(jnp.pad(clipped, ((0, fill), (0, 0))))
-    logits.append(jnp.pad(best, (0, fill), constant_values=-jnp.inf))
-
-  boxes, logits = jnp.stack(boxes), jnp.stack(logits)
+  present = jnp.concatenate([
+      anchors_in_image(
+          level_anchors, image_size, padding_multiple=padding_multiple
+      )
+      for level_anchors in make_anchors(levels, fit_to=fit_to)
+  ])
+  boxes, logits = select_boxes(
+      jnp.where(present, objectness_logits, -jnp.inf), anchor_deltas, levels,
+      image_size, limit=pre_nms, weights=delta_weights,
+      width_offset=width_offset, fit_to=fit_to, kernels=kernels.select_boxes,
+  )
   valid = jnp.isfinite(logits) & has_area(
       boxes, min_size=min_size, width_offset=width_offset
   )
   kept, kept_valid = jax.vmap(
       lambda b, s, v: nms(
           b, s, v, iou_threshold=iou_threshold, limit=post_nms,
-          width_offset=width_offset,
+          width_offset=width_offset, kernels=kernels.nms,
       )
   )(boxes, logits, valid)
   boxes = jnp.take_along_axis(boxes, kept[..., None], axis=1).reshape(-1, 4)

@@ -9,9 +9,10 @@ from maskrcnn_jax.array_types import (
   RoiTargets,
   RpnTargets,
 )
+from maskrcnn_jax.kernels import XLA, Kernels
 from maskrcnn_jax.ops.anchors import anchors_in_image, anchors_inside_image
 from maskrcnn_jax.ops.boxes import encode_boxes, pairwise_iou
-from maskrcnn_jax.ops.matching import match_boxes
+from maskrcnn_jax.ops.matching import match_boxes, match_by_overlap
 from maskrcnn_jax.ops.outlines import pool_outlines, rasterize_outlines
 from maskrcnn_jax.ops.sampling import sample_labels
 
@@ -33,6 +34,7 @@ def make_rpn_targets(
     padding_multiple: int,
     ignore_straddling: bool = False,
     width_offset: float = 0.0,
+    kernels: Kernels = XLA,
 ) -> RpnTargets:
   """Chooses the anchors of one image to learn from.
 
@@ -52,6 +54,7 @@ def make_rpn_targets(
       neither foreground nor background. They keep their part in the matching:
       a truth that such an anchor overlaps most rescues no other.
     width_offset: See `ops/boxes.py`.
+    kernels: What works it out.
 
   Source:
     Faster R-CNN (arXiv:1506.01497), section 3.1.2; straddling anchors as in
@@ -60,11 +63,10 @@ def make_rpn_targets(
   present = anchors_in_image(
       anchors, image_size, padding_multiple=padding_multiple
   )
-  iou = pairwise_iou(anchors, gt_boxes, width_offset=width_offset)
-  iou = jnp.where(present[:, None], iou, -1)
-  matches, labels = match_boxes(
-      iou, gt_valid, foreground_iou=foreground_iou,
-      background_iou=background_iou, rescue=True,
+  matches, labels = match_by_overlap(
+      anchors, present, gt_boxes, gt_valid, foreground_iou=foreground_iou,
+      background_iou=background_iou, rescue=True, width_offset=width_offset,
+      kernels=kernels.match_by_overlap,
   )
   if ignore_straddling:
     present &= anchors_inside_image(anchors, image_size)
@@ -97,6 +99,7 @@ def make_roi_targets(
     foreground_iou: float,
     delta_weights: Weights,
     width_offset: float = 0.0,
+    kernels: Kernels = XLA,
 ) -> RoiTargets:
   """Chooses the RoIs of one image to learn from.
 
@@ -116,6 +119,7 @@ def make_roi_targets(
       foreground, all others background.
     delta_weights: See `encode_boxes`.
     width_offset: See `ops/boxes.py`.
+    kernels: What works it out.
 
   Source:
     Fast R-CNN (arXiv:1504.08083), section 2.3; Mask R-CNN (arXiv:1703.06870),
@@ -124,7 +128,10 @@ def make_roi_targets(
   # In this order, for more slots of truth then change no element's luck.
   candidates = jnp.concatenate([proposals.boxes, gt_boxes])
   valid = jnp.concatenate([proposals.valid, gt_valid])
-  iou = pairwise_iou(candidates, gt_boxes, width_offset=width_offset)
+  iou = pairwise_iou(
+      candidates, gt_boxes, width_offset=width_offset,
+      kernels=kernels.pairwise_iou,
+  )
   iou = jnp.where(valid[:, None], iou, -1)
   matches, labels = match_boxes(
       iou, gt_valid, foreground_iou=foreground_iou,
@@ -163,6 +170,7 @@ def make_mask_targets(
     min_roi_side: float = 0.1,
     image_size: Int[Array, '2'] | None = None,
     padded_size: tuple[int, int] | None = None,
+    kernels: Kernels = XLA,
 ) -> Float[Array, 'r {side} {side}']:
   """Draws the object of every foreground RoI, as seen through the RoI.
 
@@ -179,6 +187,7 @@ def make_mask_targets(
       the image's pixels and these are pooled; if not, they are drawn on the
       cells of the mask.
     padded_size: (height, width) of the canvas; needed with `image_size`.
+    kernels: What works it out.
 
   Returns:
     1 inside, 0 outside; of a bitmap also what lies between.
@@ -191,7 +200,10 @@ def make_mask_targets(
       min_box_side=min_roi_side,
   )
   if image_size is None:
-    masks = rasterize_outlines(outlines, objects, rois, side=side, **limits)
+    masks = rasterize_outlines(
+        outlines, objects, rois, side=side,
+        kernels=kernels.rasterize_outlines, **limits
+    )
   else:
     masks = pool_outlines(
         outlines, objects, rois, side=side, image_size=image_size,

@@ -20,6 +20,7 @@ from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import (
   Detector,
   canvas_arguments,
+  kernels_of,
   make_detect,
   make_model,
 )
@@ -266,6 +267,7 @@ def _describe(run: Run, first_step: int):
       f'({int(np.sum(run.plan.canvas_of_image[rows] == k))})'
       for k, c in enumerate(run.plan.canvases)
   )
+  log.line(kernels_of(config, run.mesh)[1])
   log.line(
       f'Static sizes (images): {sizes}; '
       f'{100 * loader.share_padding(run.plan, rows):.1f} % padding'

@@ -24,6 +24,7 @@ from maskrcnn_jax.data import loader
 from maskrcnn_jax.evaluate import (
   image_anchors,
   input_arguments,
+  kernels_of,
   pool,
 )
 from maskrcnn_jax.inputs import (
@@ -35,6 +36,7 @@ from maskrcnn_jax.inputs import (
 )
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN, frozen_prefixes
 from maskrcnn_jax.model.rpn_head import RpnOutput
+from maskrcnn_jax.ops.anchors import make_anchors
 from maskrcnn_jax.ops.chosen_rows import apply_to_chosen
 from maskrcnn_jax.optimizer import (
   join_parameters,
@@ -81,39 +83,45 @@ def make_sampler(config: ml_collections.ConfigDict, mesh: Mesh | None):
     mesh: See `make_losses`.
   """
   shape = geometry_of(config)
+  kernels, _ = kernels_of(config, mesh)
 
   def draw_samples(rpn: RpnOutput, inputs: Inputs, keys) -> Samples:
     padded_size = inputs.images.shape[1:3]
-    rpn_targets = each_image(
-        lambda size, boxes, valid, key: make_rpn_targets(
-            jnp.concatenate(image_anchors(config, padded_size, size)), size,
-            boxes, valid, key,
-            num_samples=config.rpn.num_samples,
-            foreground_fraction=config.rpn.foreground_fraction,
-            foreground_iou=config.rpn.foreground_iou,
-            background_iou=config.rpn.background_iou,
-            delta_weights=shape.anchor_delta_weights,
-            padding_multiple=shape.padding_multiple,
-            ignore_straddling=shape.ignore_straddling,
-            width_offset=shape.width_offset,
-        ),
-        mesh,
-    )(inputs.image_sizes, inputs.gt_boxes, inputs.gt_valid, keys[:, 0])
+
+    def find_rpn_targets(size, boxes, valid, key):
+      levels, fit_to = image_anchors(config, padded_size, size)
+      return make_rpn_targets(
+          jnp.concatenate(make_anchors(levels, fit_to=fit_to)), size,
+          boxes, valid, key,
+          num_samples=config.rpn.num_samples,
+          foreground_fraction=config.rpn.foreground_fraction,
+          foreground_iou=config.rpn.foreground_iou,
+          background_iou=config.rpn.background_iou,
+          delta_weights=shape.anchor_delta_weights,
+          padding_multiple=shape.padding_multiple,
+          ignore_straddling=shape.ignore_straddling,
+          width_offset=shape.width_offset, kernels=kernels,
+      )
+
+    rpn_targets = each_image(find_rpn_targets, mesh)(
+        inputs.image_sizes, inputs.gt_boxes, inputs.gt_valid, keys[:, 0]
+    )
     if config.model.output == 'proposals':
       return Samples(rpn_targets, None)
 
-    proposals = each_image(
-        lambda logits, deltas, size: make_proposals(
-            logits, deltas, image_anchors(config, padded_size, size), size,
-            iou_threshold=config.rpn.iou_threshold,
-            delta_weights=shape.anchor_delta_weights,
-            padding_multiple=shape.padding_multiple,
-            min_size=shape.proposal_min_size,
-            width_offset=shape.width_offset,
-            **config.rpn.train,
-        ),
-        mesh,
-    )(
+    def propose(logits, deltas, size):
+      levels, fit_to = image_anchors(config, padded_size, size)
+      return make_proposals(
+          logits, deltas, levels, size, fit_to=fit_to,
+          iou_threshold=config.rpn.iou_threshold,
+          delta_weights=shape.anchor_delta_weights,
+          padding_multiple=shape.padding_multiple,
+          min_size=shape.proposal_min_size,
+          width_offset=shape.width_offset, kernels=kernels,
+          **config.rpn.train,
+      )
+
+    proposals = each_image(propose, mesh)(
         # Cut here, lest the gradient of a mesh's each_image is built.
         jax.lax.stop_gradient(rpn.objectness_logits),
         jax.lax.stop_gradient(rpn.anchor_deltas), inputs.image_sizes,
@@ -126,7 +134,7 @@ def make_sampler(config: ml_collections.ConfigDict, mesh: Mesh | None):
             foreground_fraction=config.roi.foreground_fraction,
             foreground_iou=config.roi.foreground_iou,
             delta_weights=shape.roi_delta_weights,
-            width_offset=shape.width_offset,
+            width_offset=shape.width_offset, kernels=kernels,
         ),
         mesh,
     )(
@@ -166,6 +174,10 @@ def make_losses(
   shape = geometry_of(config)
   max_foreground = int(config.roi.num_samples * config.roi.foreground_fraction)
   draw_samples = make_sampler(config, mesh)
+  kernels, _ = kernels_of(config, mesh)
+  pool_batch = functools.partial(
+      pool, shape=shape, kernels=kernels.roi_align, mesh=mesh
+  )
 
   def segment(variables, pooled, has_mask):
     if not skip_background:
@@ -205,9 +217,7 @@ def make_losses(
     if config.model.output == 'proposals':
       return rpn_losses
 
-    pooled = pool(
-        pyramid, roi_targets.rois, side=config.roi.box_side, shape=shape
-    )
+    pooled = pool_batch(pyramid, roi_targets.rois, side=config.roi.box_side)
     heads = model.apply(variables, pooled, method='classify')
     box_losses = {
         'loss_classifier': losses.classification_loss(
@@ -223,9 +233,7 @@ def make_losses(
 
     # Foreground comes first, so that the rest needs no mask head.
     foreground = jax.tree.map(lambda x: x[:, :max_foreground], roi_targets)
-    pooled = pool(
-        pyramid, foreground.rois, side=config.roi.mask_side, shape=shape
-    )
+    pooled = pool_batch(pyramid, foreground.rois, side=config.roi.mask_side)
     has_mask = rois_with_mask(foreground, inputs.outlines)
     mask_logits = segment(variables, pooled, has_mask)
     mask_targets = each_image(
@@ -234,7 +242,7 @@ def make_losses(
             max_object_vertices=limits.max_object_vertices,
             max_parts=limits.max_parts, min_roi_side=shape.mask_min_side,
             image_size=size if shape.mask_targets == 'bitmap' else None,
-            padded_size=padded_size,
+            padded_size=padded_size, kernels=kernels,
         ),
         mesh,
     )(

@@ -11,6 +11,10 @@ RATIOS = (0.5, 1.0, 2.0)
 SIZES = {2: (32.0,), 3: (64.0,), 4: (128.0,), 5: (256.0,), 6: (512.0,)}
 
 
+def make_anchors(padded_size, **arguments):
+  return ops.make_anchors(ops.anchor_levels(padded_size, **arguments))
+
+
 @pytest.mark.parametrize('size, wide, narrow', [
     # An area of size**2 with height = ratio * width: half of size * sqrt(2)
     # and half of size / sqrt(2), as detectron2 prints them.
@@ -42,7 +46,7 @@ def test_cell_anchors_go_through_the_ratios_of_a_size_first():
 
 def test_make_anchors_goes_through_rows_then_columns_then_the_cell():
   # Two rows and three columns of stride 4; a square of side 8, and 4x16.
-  (anchors,) = ops.make_anchors((8, 12), sizes={2: (8.0,)}, ratios=(1.0, 4.0))
+  (anchors,) = make_anchors((8, 12), sizes={2: (8.0,)}, ratios=(1.0, 4.0))
   np.testing.assert_array_equal(anchors, [
       [-4, -4, 4, 4], [-2, -8, 2, 8],  # about (0, 0)
       [0, -4, 8, 4], [2, -8, 6, 8],  # about (4, 0)
@@ -54,7 +58,7 @@ def test_make_anchors_goes_through_rows_then_columns_then_the_cell():
 
 
 def test_make_anchors_has_three_to_a_cell_of_every_level_finest_first():
-  levels = ops.make_anchors((96, 160), sizes=SIZES, ratios=RATIOS)
+  levels = make_anchors((96, 160), sizes=SIZES, ratios=RATIOS)
   # Level 6 has half the cells of level 5's 3x5, rounded up.
   cells = [24 * 40, 12 * 20, 6 * 10, 3 * 5, 2 * 3]
   assert [len(level) for level in levels] == [3 * count for count in cells]
@@ -65,15 +69,15 @@ def test_make_anchors_has_three_to_a_cell_of_every_level_finest_first():
 def test_make_anchors_ignores_the_order_of_the_sizes():
   shuffled = dict(sorted(SIZES.items(), reverse=True))
   for ours, theirs in zip(
-      ops.make_anchors((64, 64), sizes=SIZES, ratios=RATIOS),
-      ops.make_anchors((64, 64), sizes=shuffled, ratios=RATIOS),
+      make_anchors((64, 64), sizes=SIZES, ratios=RATIOS),
+      make_anchors((64, 64), sizes=shuffled, ratios=RATIOS),
       strict=True,
   ):
     np.testing.assert_array_equal(ours, theirs)
 
 
 def test_anchors_in_image_by_hand():
-  (anchors,) = ops.make_anchors((16, 16), sizes={2: (8.0,)}, ratios=(1.0,))
+  (anchors,) = make_anchors((16, 16), sizes={2: (8.0,)}, ratios=(1.0,))
   present = ops.anchors_in_image(
       anchors, jnp.array([5, 12]), padding_multiple=8
   )
@@ -84,13 +88,13 @@ def test_anchors_in_image_by_hand():
 
 
 def test_anchors_in_image_of_a_multiple_pads_nothing():
-  (anchors,) = ops.make_anchors((16, 16), sizes={2: (8.0,)}, ratios=(1.0,))
+  (anchors,) = make_anchors((16, 16), sizes={2: (8.0,)}, ratios=(1.0,))
   present = ops.anchors_in_image(anchors, jnp.array([8, 8]), padding_multiple=8)
   assert present.sum() == 4
 
 
 def test_anchors_in_image_without_an_image_is_none():
-  (anchors,) = ops.make_anchors((16, 16), sizes={2: (8.0,)}, ratios=(1.0,))
+  (anchors,) = make_anchors((16, 16), sizes={2: (8.0,)}, ratios=(1.0,))
   present = ops.anchors_in_image(anchors, jnp.array([0, 0]), padding_multiple=8)
   assert not present.any()
 
@@ -101,8 +105,8 @@ def test_anchors_in_image_makes_the_canvas_change_nothing(factor, image_size):
   sizes = {level: (factor * size,) for level, (size,) in SIZES.items()}
   ratios = (1 / 3, 0.5, 1.0, 2.0, 3.0)
   padded = tuple(-(-side // 32) * 32 for side in image_size)
-  tight = ops.make_anchors(padded, sizes=sizes, ratios=ratios)
-  canvas = ops.make_anchors((512, 1024), sizes=sizes, ratios=ratios)
+  tight = make_anchors(padded, sizes=sizes, ratios=ratios)
+  canvas = make_anchors((512, 1024), sizes=sizes, ratios=ratios)
   present = jax.jit(ops.anchors_in_image, static_argnames='padding_multiple')
   for ours, theirs in zip(canvas, tight, strict=True):
     kept = present(ours, jnp.array(image_size), padding_multiple=32)
@@ -112,7 +116,7 @@ def test_anchors_in_image_makes_the_canvas_change_nothing(factor, image_size):
 def test_anchors_in_image_leaves_out_centres_that_rounding_moves_inside():
   # About (32, 32), the mean of the rounded corners of the first is below 32
   # across, that of the second down.
-  (anchors,) = ops.make_anchors(
+  (anchors,) = make_anchors(
       (64, 64), sizes={5: (48.0,)}, ratios=(1 / 3, 3.0)
   )
   corner = np.asarray(anchors[-2:])
@@ -123,3 +127,21 @@ def test_anchors_in_image_leaves_out_centres_that_rounding_moves_inside():
   )
   # Cells (0, 0), (0, 1), (1, 0), (1, 1), two anchors each.
   np.testing.assert_array_equal(present, [True] * 2 + [False] * 6)
+
+
+@pytest.mark.parametrize('fit_to', [None, (256, 352)])
+def test_anchors_at_any_numbers_are_those_of_the_whole_level(fit_to):
+  fit_to = None if fit_to is None else jnp.array(fit_to)
+  levels = ops.anchor_levels((288, 416), sizes=SIZES, ratios=RATIOS)
+  rng = np.random.default_rng(0)
+  for level, anchors in zip(
+      levels, ops.make_anchors(levels, fit_to=fit_to), strict=True
+  ):
+    index = rng.integers(0, ops.count_anchors(level), 40)
+    for kernels in ('xla', 'interpret'):
+      np.testing.assert_array_equal(
+          ops.anchors_at(
+              level, jnp.asarray(index), fit_to=fit_to, kernels=kernels
+          ),
+          anchors[index],
+      )

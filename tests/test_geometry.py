@@ -95,10 +95,13 @@ def test_fitted_strides_divide_the_padded_image():
 
   @jax.jit
   def left(fit_to):
-    levels = anchor_ops.make_anchors(
-        (384, 448), sizes={5: (2.0,), 6: (2.0,)}, ratios=(1.0,), fit_to=fit_to
+    levels = anchor_ops.anchor_levels(
+        (384, 448), sizes={5: (2.0,), 6: (2.0,)}, ratios=(1.0,)
     )
-    return [level[:, :2] + 1 for level in levels]
+    return [
+        level[:, :2] + 1
+        for level in anchor_ops.make_anchors(levels, fit_to=fit_to)
+    ]
 
   fine, coarse = left(padded)
   assert_array_equal(fine[:14, 0], 32 * np.arange(14))

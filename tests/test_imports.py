@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROWS = (
   ('main',),
   # The tools that have a `main` of their own.
-  ('benchmark', 'build_tfds', 'convert_weights'),
+  ('benchmark', 'build_tfds', 'convert_weights', 'doctor'),
   ('train', 'predict', 'export_weights'),
   ('train_loop',),
   ('train_evaluation', 'train_start', 'train_step'),
@@ -41,9 +41,13 @@ ROWS = (
     'draw',
     'torch_files',
     'weight_names',
+    'kernel_check',
   ),
   ('ops.*', 'safe_pickle'),
-  ('geometry', 'array_types', 'errors', 'pallas_kernels.*'),
+  (
+    'geometry', 'array_types', 'errors', 'kernels', 'numerics',
+    'pallas_kernels.*',
+  ),
 )
 
 CONFIG_READERS = (

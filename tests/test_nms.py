@@ -90,7 +90,7 @@ def _valid(rng, n):
 
 
 @functools.cache
-def _many_sets(n):
+def _many_sets(n, num_sets=SETS):
   """Sets of every kind of boxes, scores and validity."""
   sets = []
   for place, make in enumerate(KINDS.values()):
@@ -102,7 +102,7 @@ def _many_sets(n):
             _valid(rng, n),
             rng.integers(0, rng.integers(1, 5), n).astype(np.int32),
         )
-        for _ in range(SETS)
+        for _ in range(num_sets)
     ]
   return tuple(np.stack(arrays) for arrays in zip(*sets, strict=True))
 
@@ -216,6 +216,44 @@ def test_nms_keeps_what_the_greedy_definition_keeps(
     assert kept[i].tolist() == [j < len(expected) for j in range(limit)]
     padded = expected + [0] * (limit - len(expected))
     assert indices[i].tolist() == padded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('n', [20, 60])
+def test_nms_is_greedy_on_ten_thousand_sets(n):
+  # Two times six kinds of 834 make 10,008.
+  boxes, scores, valid, groups = _many_sets(n, 834)
+  indices, kept = map(np.asarray, nms_of_many(boxes, scores, valid, groups))
+  for i in range(len(boxes)):
+    expected = oracles.greedy_nms(
+        oracles.pairwise_iou(boxes[i]), scores[i], valid[i],
+        groups=groups[i], iou_threshold=0.5, limit=40,
+    )
+    assert indices[i][kept[i]].tolist() == expected
+
+
+@pytest.mark.parametrize('n, limit, iou_threshold, grouped', [
+    (40, 40, 0.5, True),  # part of a block
+    (150, 150, 0.5, False),
+    (150, 70, 1 / 3, True),  # no multiple of a block, less than are kept
+    (64, 5, 0.7, False),
+])
+def test_nms_kernel_keeps_what_the_plain_one_keeps(
+    n, limit, iou_threshold, grouped
+):
+  boxes, scores, valid, groups = _many_sets(n, 12)
+  results = [
+      jax.jit(jax.vmap(
+          lambda b, s, v, g: nms(
+              b, s, v, groups=g if grouped else None,
+              iou_threshold=iou_threshold, limit=limit,
+              kernels=kernels,  # noqa: B023
+          )
+      ))(boxes, scores, valid, groups)
+      for kernels in ('interpret', 'xla')
+  ]
+  for ours, theirs in zip(*results, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_nms_is_not_changed_by_padding():

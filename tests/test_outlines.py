@@ -407,3 +407,44 @@ def test_visible_boxes_ignore_padding():
   np.testing.assert_array_equal(
       _see(outlines, 20, 24), _see(padded, 20, 24, max_vertices=96)
   )
+def test_rasterize_outlines_kernel_is_the_plain_one():
+  rng = np.random.default_rng(0)
+  images = []
+  for _ in range(2):
+    # Integer corners lie on scan lines of the 8-pixel box; holes, several
+    # parts that overlap, and an object without an outline.
+    objects = [
+        _closed(*(
+            rng.integers(-2, 20, (rng.integers(3, 9), 2)) / 2
+            for _ in range(num_parts)
+        ))
+        for num_parts in (1, 3, 2)
+    ]
+    vertices = [(0, 0), (0, 4), (1, 1), (1, 3), (3, 1), (3, 3), (4, 0), (4, 4)]
+    objects.append((np.float32(vertices), np.array([0, -1] * 4)))
+    objects.append((np.zeros((0, 2), np.float32), np.zeros(0, np.int16)))
+    outlines = _outlines(*objects)
+    room = 120 - len(outlines.parts)
+    images.append(Outlines(
+        jnp.pad(outlines.vertices, ((0, room), (0, 0))),
+        jnp.pad(outlines.parts, (0, room), constant_values=-1),
+        outlines.starts,
+    ))
+  batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *images)
+  boxes = np.concatenate([
+      np.tile(np.float32([0, 0, 8, 8]), (5, 1)),
+      np.sort(rng.uniform(-3, 12, (5, 2, 2)), axis=1).reshape(5, 4),
+      [[3, 3, 3, 3]],
+  ]).astype(np.float32)
+  objects = jnp.arange(11) % 5
+
+  def draw(kernels):
+    return jax.jit(jax.vmap(lambda outlines: ops.rasterize_outlines(
+        outlines, objects, jnp.asarray(boxes), side=7,
+        max_object_vertices=MAX_VERTICES, max_parts=MAX_PARTS,
+        kernels=kernels,
+    )))(batch)
+
+  drawn = draw('interpret')
+  np.testing.assert_array_equal(drawn, draw('xla'))
+  assert 0.1 < np.mean(drawn) < 0.9

@@ -54,10 +54,11 @@ def test_inference_equals_detectron2(path):
     )
     pyramid = model.apply(variables, inputs.images, method='extract')
     rpn = model.apply(variables, pyramid, method='propose')
+    levels, fit_to = image_anchors(config, padded, inputs.image_sizes[0])
     found = make_proposals(
-        rpn.objectness_logits[0], rpn.anchor_deltas[0],
-        image_anchors(config, padded, inputs.image_sizes[0]),
-        inputs.image_sizes[0], iou_threshold=config.rpn.iou_threshold,
+        rpn.objectness_logits[0], rpn.anchor_deltas[0], levels,
+        inputs.image_sizes[0], fit_to=fit_to,
+        iou_threshold=config.rpn.iou_threshold,
         delta_weights=shape.anchor_delta_weights,
         padding_multiple=shape.padding_multiple,
         min_size=shape.proposal_min_size, width_offset=shape.width_offset,

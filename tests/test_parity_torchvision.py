@@ -11,14 +11,15 @@ import pytest
 from maskrcnn_jax.config import geometry_of
 from maskrcnn_jax.data import loader
 from maskrcnn_jax.evaluate import (
-    image_anchors,
-    input_arguments,
-    make_detect,
-    pool,
-    to_original,
+  image_anchors,
+  input_arguments,
+  make_detect,
+  pool,
+  to_original,
 )
 from maskrcnn_jax.inputs import prepare_inputs
 from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
+from maskrcnn_jax.ops.anchors import make_anchors
 from maskrcnn_jax.optimizer import join_parameters, split_parameters
 from maskrcnn_jax.proposals import make_proposals
 from maskrcnn_jax.train_step import make_losses
@@ -67,10 +68,14 @@ def test_inference_equals_torchvision(path):
     )
     pyramid = model.apply(variables, inputs.images, method='extract')
     rpn = model.apply(variables, pyramid, method='propose')
-    anchors = image_anchors(config, ours.padded, inputs.image_sizes[0])
+    levels, fit_to = image_anchors(
+        config, ours.padded, inputs.image_sizes[0]
+    )
+    anchors = make_anchors(levels, fit_to=fit_to)
     found = make_proposals(
-        rpn.objectness_logits[0], rpn.anchor_deltas[0], anchors,
-        inputs.image_sizes[0], iou_threshold=config.rpn.iou_threshold,
+        rpn.objectness_logits[0], rpn.anchor_deltas[0], levels,
+        inputs.image_sizes[0], fit_to=fit_to,
+        iou_threshold=config.rpn.iou_threshold,
         delta_weights=shape.anchor_delta_weights,
         padding_multiple=shape.padding_multiple,
         min_size=shape.proposal_min_size, width_offset=shape.width_offset,

@@ -9,24 +9,34 @@ import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 import pytest
 
-from maskrcnn_jax.ops.anchors import make_anchors
+from maskrcnn_jax.ops.anchors import (
+  AnchorLevel,
+  anchor_levels,
+  make_anchors,
+)
 from maskrcnn_jax.proposals import make_proposals
 
 UNIT = (1.0, 1.0, 1.0, 1.0)
-ANCHORS = make_anchors(
+LEVELS = anchor_levels(
     (64, 96), sizes={3: (12.0,), 4: (24.0,), 5: (48.0,)}, ratios=(0.5, 2.0)
 )
+ANCHORS = make_anchors(LEVELS)
 NUM_ANCHORS = sum(level.shape[0] for level in ANCHORS)
 make = jax.jit(
     make_proposals,
     static_argnames=(
         'pre_nms', 'post_nms', 'num_proposals', 'iou_threshold',
-        'delta_weights', 'padding_multiple',
+        'delta_weights', 'padding_multiple', 'levels', 'kernels',
     ),
 )
 propose = functools.partial(
     make, iou_threshold=0.7, delta_weights=UNIT, padding_multiple=32
 )
+
+
+def one_cell(*anchors):
+  """A level of a single cell with these anchors."""
+  return AnchorLevel(1, (1, 1), anchors)
 
 
 def iou(box, other):
@@ -102,7 +112,7 @@ def test_make_proposals_is_the_definition(
   sizes = dict(
       pre_nms=pre_nms, post_nms=post_nms, num_proposals=num_proposals
   )
-  proposals = propose(*rpn, ANCHORS, jnp.array(image_size), **sizes)
+  proposals = propose(*rpn, LEVELS, jnp.array(image_size), **sizes)
   boxes, scores = proposals_by_definition(
       *map(np.asarray, rpn), [np.asarray(level) for level in ANCHORS],
       image_size, iou_threshold=0.7, padding_multiple=32, **sizes,
@@ -117,8 +127,8 @@ def test_make_proposals_is_the_definition(
 
 def test_make_proposals_suppresses_inside_a_level_only():
   # Two identical boxes of one level, and the same box on another level.
-  box = jnp.array([[10.0, 10, 20, 20]])
-  anchors = (jnp.concatenate([box, box]), box)
+  box = (10.0, 10.0, 20.0, 20.0)
+  anchors = (one_cell(box, box), one_cell(box))
   proposals = propose(
       jnp.array([1.0, 2.0, 0.0]), jnp.zeros((3, 4)), anchors,
       jnp.array([32, 32]), pre_nms=4, post_nms=4, num_proposals=3,
@@ -129,7 +139,7 @@ def test_make_proposals_suppresses_inside_a_level_only():
 
 
 def test_make_proposals_clips_to_the_image_and_drops_what_is_outside():
-  anchors = (jnp.array([[-5.0, -5, 15, 15], [40, 40, 50, 50]]),)
+  anchors = (one_cell((-5.0, -5.0, 15.0, 15.0), (40.0, 40.0, 50.0, 50.0)),)
   # The image is 30 wide, 20 high; its padded canvas is 32x32. The second
   # anchor's centre is beyond that; moved by -1 of its width, the first is
   # outside the image too.
@@ -148,7 +158,8 @@ def test_make_proposals_clips_to_the_image_and_drops_what_is_outside():
 def test_a_larger_canvas_gives_the_same_proposals(rpn):
   logits, deltas = rpn
   sizes = {3: (12.0,), 4: (24.0,), 5: (48.0,)}
-  large = make_anchors((96, 128), sizes=sizes, ratios=(0.5, 2.0))
+  large_levels = anchor_levels((96, 128), sizes=sizes, ratios=(0.5, 2.0))
+  large = make_anchors(large_levels)
   # What the larger canvas adds is very sure of itself, and must not count.
   large_logits, large_deltas, start = [], [], 0
   for level, (small, big) in enumerate(zip(ANCHORS, large, strict=True)):
@@ -167,17 +178,17 @@ def test_a_larger_canvas_gives_the_same_proposals(rpn):
     start += count
     assert big.shape[0] == math.prod(shape)
   limits = dict(pre_nms=40, post_nms=20, num_proposals=30)
-  one = propose(logits, deltas, ANCHORS, jnp.array([60, 90]), **limits)
+  one = propose(logits, deltas, LEVELS, jnp.array([60, 90]), **limits)
   other = propose(
-      jnp.concatenate(large_logits), jnp.concatenate(large_deltas), large,
-      jnp.array([60, 90]), **limits,
+      jnp.concatenate(large_logits), jnp.concatenate(large_deltas),
+      large_levels, jnp.array([60, 90]), **limits,
   )
   assert_allclose(one.boxes, other.boxes, rtol=1e-6, atol=1e-5)
   assert_array_equal(one.valid, other.valid)
 
 
 def test_equal_scores_are_ranked_by_index():
-  anchors = (jnp.array([[0.0, 0, 4, 4], [8, 8, 12, 12]]),) * 2
+  anchors = (one_cell((0.0, 0.0, 4.0, 4.0), (8.0, 8.0, 12.0, 12.0)),) * 2
   proposals = propose(
       jnp.zeros(4), jnp.zeros((4, 4)), anchors, jnp.array([32, 32]),
       pre_nms=2, post_nms=2, num_proposals=3,
@@ -190,7 +201,7 @@ def test_equal_scores_are_ranked_by_index():
 def test_no_gradient_flows_through_proposals(rpn):
   def total(logits, deltas):
     proposals = propose(
-        logits, deltas, ANCHORS, jnp.array([64, 96]), pre_nms=10, post_nms=5,
+        logits, deltas, LEVELS, jnp.array([64, 96]), pre_nms=10, post_nms=5,
         num_proposals=8,
     )
     return jnp.sum(proposals.boxes) + jnp.sum(proposals.scores)
@@ -202,7 +213,7 @@ def test_no_gradient_flows_through_proposals(rpn):
 def test_nan_is_never_proposed(rpn):
   logits, deltas = rpn
   proposals = propose(
-      jnp.full_like(logits, jnp.nan), deltas, ANCHORS, jnp.array([64, 96]),
+      jnp.full_like(logits, jnp.nan), deltas, LEVELS, jnp.array([64, 96]),
       pre_nms=40, post_nms=20, num_proposals=30,
   )
   assert not proposals.valid.any()

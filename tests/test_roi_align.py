@@ -332,3 +332,65 @@ def test_roi_align_gives_boxes_no_gradient(key):
       lambda b: align(pyramid, b, levels, side=7, **MODERN).sum()
   )(jnp.asarray(BOXES))
   assert not gradient.any()
+
+
+@pytest.mark.parametrize('side, sampling_ratio, offset, min_side, channels', [
+    (3, 2, 0.5, 0.0, 3),
+    (2, 0, 0.0, 1.0, 1),
+])
+def test_roi_align_kernel_is_the_plain_one(
+    key, side, sampling_ratio, offset, min_side, channels
+):
+  # Two images; of one the boxes are in another order.
+  pyramids = jax.tree.map(
+      lambda *leaves: jnp.stack(leaves), _pyramid(key, channels),
+      _pyramid(jax.random.fold_in(key, 9), channels),
+  )
+  # With adaptive samples, a box must be on the level of its size.
+  levels = np.full_like(LEVELS, 4) if sampling_ratio == 0 else LEVELS
+  boxes = jnp.stack([BOXES, BOXES[::-1]])
+  levels = jnp.stack([levels, levels[::-1]])
+  probe = jax.random.normal(
+      jax.random.fold_in(key, 10), (2, len(BOXES), side, side, channels)
+  )
+
+  def pool(kernels):
+    def weighed(pyramids):
+      pooled = jax.vmap(
+          lambda pyramid, boxes, levels: ops.roi_align(
+              pyramid, boxes, levels, side=side, offset=offset,
+              sampling_ratio=sampling_ratio, min_side=min_side,
+              kernels=kernels,
+          )
+      )(pyramids, boxes, levels)
+      return jnp.sum(pooled * probe), pooled
+
+    return jax.jit(jax.grad(weighed, has_aux=True))(pyramids)
+
+  gradient, pooled = pool('interpret')
+  expected_gradient, expected = pool('xla')
+  np.testing.assert_allclose(pooled, expected, atol=1e-5)
+  for level in SHAPES:
+    np.testing.assert_allclose(
+        gradient[level], expected_gradient[level], atol=1e-4
+    )
+
+
+def test_roi_align_kernel_sums_half_precision_in_full(key):
+  pyramid = {2: jax.random.normal(key, (12, 16, 2)).astype(jnp.bfloat16)}
+  boxes = jnp.tile(jnp.array([[8.0, 8, 40, 40]]), (9, 1))
+
+  def total(pyramid, kernels):
+    pooled = ops.roi_align(
+        pyramid, boxes, jnp.full(9, 2), side=2, sampling_ratio=2, offset=0.5,
+        kernels=kernels,
+    )
+    return jnp.sum(pooled.astype(jnp.float32))
+
+  ours = jax.grad(total)(pyramid, 'interpret')[2]
+  exact = jax.grad(total)(
+      {2: pyramid[2].astype(jnp.float32)}, 'xla'
+  )[2]
+  assert ours.dtype == jnp.bfloat16
+  # Rounded once, at the end.
+  np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=2**-8)

@@ -115,12 +115,13 @@ def test_canvas_does_not_matter_to_the_anchors_of_a_c4_model():
   # 40 pixels are 3 cells of 16, however large the canvas is.
   from maskrcnn_jax.config import geometry_of
   from maskrcnn_jax.evaluate import image_anchors
-  from maskrcnn_jax.ops.anchors import anchors_in_image
+  from maskrcnn_jax.ops.anchors import anchors_in_image, make_anchors
 
   config = c4_config()
   for geometry in ('modern', 'legacy'):
     config.geometry = geometry
-    anchors, = image_anchors(config, (64, 96), jnp.array([40, 33]))
+    levels, fit_to = image_anchors(config, (64, 96), jnp.array([40, 33]))
+    anchors, = make_anchors(levels, fit_to=fit_to)
     assert anchors.shape == (4 * 6 * 15, 4)
     inside = anchors_in_image(
         anchors, jnp.array([40, 33]),

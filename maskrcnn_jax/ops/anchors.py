@@ -1,8 +1,22 @@
 """Anchors: the boxes that every cell of every pyramid level starts from."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
+
+
+class AnchorLevel(NamedTuple):
+  """Where the anchors of a level are; all of it static.
+
+  They go through the rows of cells, the columns, the anchors of a cell; cell
+  (row, column) starts at (column * stride, row * stride).
+  """
+
+  stride: int  # pixels per cell
+  size: tuple[int, int]  # rows and columns of cells
+  around: tuple[tuple[float, ...], ...]  # anchors of the cell at the origin
 
 
 def cell_anchors(
@@ -60,17 +74,14 @@ def cell_anchors(
   )
 
 
-def make_anchors(
+def anchor_levels(
     padded_size: tuple[int, int],
     *,
     sizes: dict[int, tuple[float, ...]],
     ratios: tuple[float, ...],
     rounding: str = 'none',
-    fit_to: Int[Array, '2'] | None = None,
-) -> tuple[Float[Array, '_ 4'], ...]:
-  """Returns the anchors of each level, finest first; (row, column, anchor).
-
-  Cell (row, column) starts at (column * stride, row * stride).
+) -> tuple[AnchorLevel, ...]:
+  """Returns where the anchors of each level are, finest first.
 
   Args:
     padded_size: (height, width) in pixels, multiples of the coarsest stride's
@@ -78,46 +89,90 @@ def make_anchors(
     sizes: For each level, the square roots of the areas of its anchors.
     ratios: Height over width.
     rounding: See `cell_anchors`.
+
+  Source:
+    FPN (arXiv:1612.03144), section 4.1; order and origin as detectron2's
+    `modeling/anchor_generator.py` with offset 0.
+  """
+  levels = []
+  for level in sorted(sizes):
+    stride = 2**level
+    around = cell_anchors(
+        sizes[level], ratios, rounding=rounding, stride=stride
+    )
+    height, width = padded_size
+    levels.append(AnchorLevel(
+        stride, (-(-height // stride), -(-width // stride)),
+        tuple(map(tuple, around.tolist())),
+    ))
+  return tuple(levels)
+
+
+def make_anchors(
+    levels: tuple[AnchorLevel, ...], *, fit_to: Int[Array, '2'] | None = None
+) -> tuple[Float[Array, '_ 4'], ...]:
+  """Returns the anchors of each level.
+
+  Args:
+    levels: Where they are.
     fit_to: (height, width) of one image, padded. Where its cells do not come
       out even, they are moved together to fit into it: the stride is its side
       over the number of its cells, rounded down. None: strides are powers of
       two.
 
   Source:
-    FPN (arXiv:1612.03144), section 4.1; order and origin as detectron2's
-    `modeling/anchor_generator.py` with offset 0. `fit_to`: torchvision
-    `models/detection/anchor_utils.py`, `AnchorGenerator.forward`; only level 6
-    of an image with an odd number of cells of 32 px differs by it.
+    `fit_to`: torchvision `models/detection/anchor_utils.py`,
+    `AnchorGenerator.forward`; only level 6 of an image with an odd number of
+    cells of 32 px differs by it.
   """
-  levels = []
-  for level in sorted(sizes):
-    stride = 2**level
-    y, x = (
-        _cell_starts(-(-side // stride), stride, fit_side)
-        for side, fit_side in zip(
-            padded_size, (None, None) if fit_to is None else fit_to,
-            strict=True,
-        )
-    )
-    y, x = y[:, None], x[None, :]
-    corners = jnp.stack(jnp.broadcast_arrays(x, y, x, y), axis=-1)
-    around = cell_anchors(
-        sizes[level], ratios, rounding=rounding, stride=stride
-    )
-    around = jnp.asarray(around, jnp.float32)
-    levels.append((corners[:, :, None, :] + around).reshape(-1, 4))
-  return tuple(levels)
+  return tuple(
+      anchors_at(level, jnp.arange(count_anchors(level)), fit_to=fit_to)
+      for level in levels
+  )
 
 
-def _cell_starts(count, stride, fit_side):
-  """Where each of `count` cells along an axis starts, in pixels."""
-  cells = jnp.arange(count, dtype=jnp.float32)
-  if fit_side is None:
-    return cells * stride
-  # Cells beyond the image stay where they are, so that they stay beyond it.
-  present = -(-fit_side // stride)
-  fitted = (fit_side // present).astype(jnp.float32)
-  return cells * jnp.where(cells < present, fitted, stride)
+def count_anchors(level: AnchorLevel) -> int:
+  """Returns how many anchors a level has."""
+  return level.size[0] * level.size[1] * len(level.around)
+
+
+def anchors_at(
+    level: AnchorLevel,
+    index: Int[Array, 'n'],
+    *,
+    fit_to: Int[Array, '2'] | None = None,
+    kernels: str = 'xla',
+) -> Float[Array, 'n 4']:
+  """Returns anchors of a level, made from their numbers alone.
+
+  Args:
+    level: Where its anchors are.
+    index: From 0 to `count_anchors(level)` - 1.
+    fit_to: See `make_anchors`.
+    kernels: See `kernels.py`.
+  """
+  if kernels != 'xla':
+    from pallas_kernels import anchors as kernel
+
+    return kernel.anchors_at(
+        level, index, fit_to=fit_to, interpret=kernels == 'interpret'
+    )
+  per_cell = len(level.around)
+  cell = index // per_cell
+  fit_rows, fit_columns = (None, None) if fit_to is None else fit_to
+  y = _cell_starts(cell // level.size[1], level.stride, fit_rows)
+  x = _cell_starts(cell % level.size[1], level.stride, fit_columns)
+  around = jnp.asarray(level.around, jnp.float32)
+  return jnp.stack([x, y, x, y], axis=-1) + around[index % per_cell]
+
+
+def _cell_starts(cells, stride, fit_side):
+  """Where cells along an axis start, in pixels."""
+  if fit_side is not None:
+    # Cells beyond the image stay where they are, so that they stay beyond it.
+    present = -(-fit_side // stride)
+    stride = jnp.where(cells < present, fit_side // present, stride)
+  return (cells * stride).astype(jnp.float32)
 
 
 def pad_size(

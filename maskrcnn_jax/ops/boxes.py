@@ -37,15 +37,53 @@ def pairwise_iou(
     others: Float[Array, 'm 4'],
     *,
     width_offset: float = 0.0,
+    kernels: str = 'xla',
 ) -> Float[Array, 'n m']:
-  """Returns intersection over union of each box with each other; 0 if empty."""
-  corner = jnp.maximum(boxes[:, None, :2], others[None, :, :2])
-  far_corner = jnp.minimum(boxes[:, None, 2:], others[None, :, 2:])
-  sides = jnp.maximum(far_corner - corner + width_offset, 0)
-  intersection = sides[..., 0] * sides[..., 1]
-  area = box_area(boxes, width_offset=width_offset)
-  other_area = box_area(others, width_offset=width_offset)
-  union = area[:, None] + other_area[None, :] - intersection
+  """Returns intersection over union of each box with each other; 0 if empty.
+
+  Args:
+    boxes: One list.
+    others: The other.
+    width_offset: See the top of this file.
+    kernels: See `kernels.py`.
+  """
+  if kernels != 'xla':
+    from pallas_kernels import boxes as kernel
+
+    return kernel.pairwise_iou(
+        boxes, others, width_offset=width_offset,
+        interpret=kernels == 'interpret',
+    )
+  return iou_of_corners(
+      boxes.T[:, :, None], others.T[:, None, :], width_offset=width_offset
+  )
+
+
+def iou_of_corners(
+    corners: Float[Array, '4 ...'],
+    others: Float[Array, '4 ...'],
+    *,
+    width_offset: float = 0.0,
+) -> Float[Array, '...']:
+  """Returns intersection over union of boxes whose axes are broadcast.
+
+  Args:
+    corners: x1, y1, x2, y2, each an array of its own: a loop over numbers that
+      lie side by side is several times as fast on a CPU.
+    others: Likewise.
+    width_offset: See the top of this file.
+  """
+  def area(x1, y1, x2, y2):
+    width = jnp.maximum(x2 - x1 + width_offset, 0)
+    return width * jnp.maximum(y2 - y1 + width_offset, 0)
+
+  x1, y1, x2, y2 = corners
+  u1, v1, u2, v2 = others
+  intersection = area(
+      jnp.maximum(x1, u1), jnp.maximum(y1, v1),
+      jnp.minimum(x2, u2), jnp.minimum(y2, v2),
+  )
+  union = area(*corners) + area(*others) - intersection
   return jnp.where(
       intersection > 0, intersection / jnp.where(union > 0, union, 1), 0
   )

@@ -19,6 +19,7 @@ def nms(
     groups: Int[Array, 'n'] | None = None,
     block_size: int = 256,
     width_offset: float = 0.0,
+    kernels: str = 'xla',
 ) -> tuple[Int[Array, 'd'], Bool[Array, 'd']]:
   """Keeps the best boxes, each of which suppresses the worse that overlap it.
 
@@ -38,11 +39,20 @@ def nms(
     block_size: Boxes looked at together; memory is
       block_size * (block_size + limit) overlaps.
     width_offset: See `ops/boxes.py`.
+    kernels: See `kernels.py`.
 
   Returns:
     indices: Of the kept boxes, best first; 0 where there are fewer.
     kept: Which of the slots hold a box.
   """
+  if kernels != 'xla':
+    from pallas_kernels import nms as kernel
+
+    return kernel.nms(
+        boxes, scores, valid, iou_threshold=iou_threshold, limit=limit,
+        groups=groups, width_offset=width_offset,
+        interpret=kernels == 'interpret',
+    )
   n = boxes.shape[0]
   block_size = max(1, min(block_size, n))
   num_blocks = -(-n // block_size)

@@ -19,6 +19,7 @@ def rasterize_outlines(
     max_object_vertices: int,
     max_parts: int,
     min_box_side: float = 0.1,
+    kernels: str = 'xla',
 ) -> Bool[Array, 'r {side} {side}']:
   """Fills the outline of one object for every box, on a grid over the box.
 
@@ -34,6 +35,7 @@ def rasterize_outlines(
     max_parts: No object has more parts than this.
     min_box_side: A smaller side of a box, in pixels, is taken to be this long.
       0.1 is that of detectron2 `structures/masks.py`, 1 maskrcnn-benchmark's.
+    kernels: See `kernels.py`.
 
   Source:
     Even-odd filling by scan lines: Foley et al., "Computer Graphics", 2nd
@@ -41,6 +43,14 @@ def rasterize_outlines(
     Differs: the COCO API fills on a grid five times as fine and rounds the
     outline to it first, so that cells on the border may come out differently.
   """
+  if kernels != 'xla':
+    from pallas_kernels import outlines as kernel
+
+    return kernel.rasterize_outlines(
+        outlines, objects, boxes, side=side,
+        max_object_vertices=max_object_vertices, max_parts=max_parts,
+        min_box_side=min_box_side, interpret=kernels == 'interpret',
+    )
   fill = functools.partial(
       _fill_object, outlines, grid=(side, side), min_box_side=min_box_side,
       max_vertices=max_object_vertices, max_parts=max_parts,

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+import numpy as np
 
 from maskrcnn_jax.ops.boxes import box_area
 
@@ -62,6 +63,7 @@ def roi_align(
     sampling_ratio: int,
     offset: float,
     min_side: float = 0.0,
+    kernels: str = 'xla',
 ) -> Float[Array, 'r {side} {side} c']:
   """Pools every box into a square of features, from one level each.
 
@@ -83,6 +85,7 @@ def roi_align(
       comes out as NaN.
     offset: Subtracted from coordinates in cells; 0.5 is "aligned".
     min_side: A smaller side of a box, in cells, is taken to be this long.
+    kernels: See `kernels.py`.
 
   Returns:
     In the dtype of the features; sums are made in float32.
@@ -91,6 +94,13 @@ def roi_align(
     Mask R-CNN (arXiv:1703.06870), section 3; edge rules of detectron2
     `layers/csrc/ROIAlign`, version 2 with offset 0.5.
   """
+  if kernels != 'xla':
+    from pallas_kernels import roi_align as kernel
+
+    return kernel.roi_align(
+        pyramid, boxes, levels, side=side, sampling_ratio=sampling_ratio,
+        offset=offset, min_side=min_side, interpret=kernels == 'interpret',
+    )
   names = sorted(pyramid)
   shapes = jnp.array([pyramid[n].shape[:2] for n in names], jnp.int32)
   sizes = [pyramid[n].shape[0] * pyramid[n].shape[1] for n in names]
@@ -116,24 +126,108 @@ def roi_align(
   columns, column_weights = _bilinear_taps(
       x, width, shapes[index, 1], side=side, sampling_ratio=sampling_ratio,
   )
-  where = (
-      starts[index][:, None, None]
-      + rows[:, :, None] * shapes[index, 1][:, None, None]
-      + columns[:, None, :]
+  shape = (-1, side, 2 * sampling_ratio)
+  starts_of_rows = (
+      starts[index][:, None] + rows * shapes[index, 1][:, None]
   )
-  taps = 2 * sampling_ratio
-  corners = cells.at[where].get(mode='clip').reshape(
-      -1, side, taps, side, taps, cells.shape[-1]
+  return _pool_samples(
+      cells, starts_of_rows.reshape(shape), row_weights.reshape(shape),
+      columns.reshape(shape), column_weights.reshape(shape),
   )
-  row_weights = row_weights.reshape(-1, side, taps)
-  column_weights = column_weights.reshape(-1, side, taps)
-  weights = (
-      row_weights[:, :, :, None, None] * column_weights[:, None, None, :, :]
+
+
+@jax.custom_vjp
+def _pool_samples(cells, rows, row_weights, columns, column_weights):
+  """Adds up weighted cells for every output cell of every box.
+
+  Sample by sample, so that the samples are never in memory: they are 16 times
+  as large as the result.
+
+  Args:
+    cells: [n, c] of all levels.
+    rows: [r, side, taps], where the rows start in `cells`.
+    row_weights: Likewise.
+    columns: [r, side, taps], from the start of a row.
+    column_weights: Likewise.
+
+  Returns:
+    [r, side, side, c].
+  """
+  total = 0.0
+  for i, j in np.ndindex(rows.shape[2], columns.shape[2]):
+    place, weight = _sample(i, j, rows, row_weights, columns, column_weights)
+    features = cells.at[place].get(mode='promise_in_bounds')
+    total += weight[..., None] * features.astype(jnp.float32)
+  return total.astype(cells.dtype)
+
+
+def _sample(i, j, rows, row_weights, columns, column_weights):
+  """Where a sample's cell is for every output cell, and its weight."""
+  return (
+      rows[:, :, None, i] + columns[:, None, :, j],
+      row_weights[:, :, None, i] * column_weights[:, None, :, j],
   )
-  pooled = jnp.sum(
-      corners.astype(jnp.float32) * weights[..., None], axis=(2, 4)
+
+
+def _pool_samples_forward(cells, *samples):
+  # An array without elements tells how many cells there are, and their type.
+  return _pool_samples(cells, *samples), (cells[:, :0], samples)
+
+
+def _pool_samples_backward(residuals, gradient):
+  likeness, samples = residuals
+  spread = functools.partial(_spread, likeness.shape[0])
+  total = jax.lax.platform_dependent(
+      gradient.astype(jnp.float32), *samples,
+      # Elsewhere sums by index are fast, and one after the other is slow.
+      cpu=jax.custom_batching.sequential_vmap(
+          functools.partial(_spread_in_order, likeness.shape[0])
+      ),
+      default=spread,
   )
-  return pooled.astype(cells.dtype)
+  return total.astype(likeness.dtype), None, None, None, None
+
+
+_pool_samples.defvjp(_pool_samples_forward, _pool_samples_backward)
+
+
+def _spread(num_cells, gradient, *samples):
+  """Adds the weighted gradient of every output cell to its samples' cells."""
+  rows, _, columns, _ = samples
+  taps = columns.shape[2]
+
+  def add(k, total):
+    place, weight = _sample(k // taps, k % taps, *samples)
+    return total.at[place].add(
+        weight[..., None] * gradient, mode='promise_in_bounds'
+    )
+
+  return jax.lax.fori_loop(
+      0, rows.shape[2] * taps, add,
+      jnp.zeros((num_cells, gradient.shape[-1])),
+  )
+
+
+def _spread_in_order(num_cells, gradient, *samples):
+  """The same, one output cell after the other."""
+  rows, row_weights, columns, column_weights = samples
+  num_boxes, side, taps = rows.shape
+  channels = gradient.shape[-1]
+
+  def add(k, total):
+    box, i, j = k // side**2, k // side % side, k % side
+    for m, n in np.ndindex(taps, taps):
+      place = rows[box, i, m] + columns[box, j, n]
+      weight = row_weights[box, i, m] * column_weights[box, j, n]
+      before = jax.lax.dynamic_slice(total, (place, 0), (1, channels))
+      total = jax.lax.dynamic_update_slice(
+          total, before + weight * gradient[box, i, j], (place, 0)
+      )
+    return total
+
+  return jax.lax.fori_loop(
+      0, num_boxes * side**2, add, jnp.zeros((num_cells, channels))
+  )
 
 
 def adaptive_weights(

@@ -1,0 +1,64 @@
+"""Holds every kernel against its plain JAX reference on fresh random input.
+
+  python scripts/check_kernels.py [--size=training|quick|tiny] [--seed=N]
+      [--repeat=3] [--only=WORD]
+
+Values, and for RoIAlign gradients. On a CPU the kernels are interpreted, which
+is slow: take --size=tiny. Exit status: 0 all agree, 1 some do not.
+"""
+
+import argparse
+import sys
+import time
+import warnings
+
+import jax
+
+from maskrcnn_jax import kernel_check
+
+SIZES = {
+    'training': kernel_check.TRAINING,
+    'quick': kernel_check.QUICK,
+    'tiny': kernel_check.TINY,
+}
+
+
+def main() -> None:
+  """Prints a line for each operation."""
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('--size', choices=SIZES, default='training')
+  parser.add_argument('--seed', type=int, default=int(time.time()))
+  parser.add_argument('--repeat', type=int, default=3, help='inputs of each')
+  parser.add_argument('--only', default='', help='operations named like this')
+  arguments = parser.parse_args()
+  # Pallas's Triton backend says that it will go one day.
+  warnings.simplefilter('ignore', DeprecationWarning)
+  device = jax.devices()[0]
+  kernels = 'pallas' if device.platform in ('gpu', 'cuda') else 'interpret'
+  print(
+      f'{device.device_kind}, jax {jax.__version__}, {kernels}, '
+      f'size {arguments.size}, seed {arguments.seed}', flush=True,
+  )
+  key = jax.random.key(arguments.seed)
+  well = True
+  for case in kernel_check.make_cases(SIZES[arguments.size]):
+    if arguments.only not in case.name:
+      continue
+    check = kernel_check.make_check(case, kernels)
+    found = (
+        check(jax.random.fold_in(key, i)) for i in range(arguments.repeat)
+    )
+    faults = [fault for fault in found if fault]
+    print(
+        f'{case.name} ({case.detail}): {"; ".join(faults) or "equal"}',
+        flush=True,
+    )
+    well &= not faults
+  if not well:
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  main()
