@@ -116,7 +116,7 @@ def for_use(
     stored: The recipe of the checkpoint, a plain dict.
   """
   stored = stored_config(stored)
-  for key in ('data.eval', 'data.tfds_dir', 'eval', 'predict'):
+  for key in ('data.eval', 'data.tfds_dir', 'eval', 'expected', 'predict'):
     _set(stored, key, operator.attrgetter(key)(config))
   return stored
 

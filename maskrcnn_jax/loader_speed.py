@@ -75,9 +75,12 @@ def measure(
   time.sleep(min(buffered * seconds / num_steps, 10))
   waits, total = _waits(batches, mesh, num_steps=num_steps, step_s=step_s)
   worker_mib = max(map(_peak_mib, workers), default=0.0)
-  # What workers have put into shared memory stays there until it is read.
+  # What workers have put into shared memory stays there until it is read. A
+  # thread of Grain's then frees it, which the end of the program would cut off.
   for _ in batches:
     pass
+  if num_workers:
+    time.sleep(1)
   num_images = num_steps * batch_size
   return LoaderSpeed(
       num_workers=num_workers,

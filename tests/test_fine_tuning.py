@@ -124,9 +124,11 @@ def test_fine_tuning_needs_paths_and_a_checkpoint_only(
   config.train.checkpoint_every = 1
   with pytest.raises(InputError, match='decay_steps'):
     tiny.run_training(config, workdir, init_from=tiny_run[0])
+  config.expected.box_ap = (30.0, 1.0)
   detector = load_detector(workdir, config)
   assert detector.config.model.width == 8
   assert detector.config.data.eval.annotations == config.data.eval.annotations
+  assert detector.config.expected.box_ap == (30.0, 1.0)
 
 
 def test_fine_tuning_without_a_checkpoint_is_refused(tiny_data, tmp_path):
