@@ -18,25 +18,27 @@ import jax, numpy as np, tiny
 from jax.sharding import Mesh
 from maskrcnn_jax import cluster
 
-data, workdir, num_steps, *counts = sys.argv[1:]
+data, workdir, num_steps, *cases = sys.argv[1:]
 figures = {}
-for count in map(int, counts):
+for case in cases:
+  count, parts = map(int, case.split('x'))
   mesh = Mesh(np.array(jax.devices()[:count]), ('data',))
   cluster.make_mesh = lambda axes: mesh
   config = tiny.with_data(tiny.get_config(), pathlib.Path(data))
   config.train.batch_size = 8
+  config.train.micro_batches = parts
   config.train.num_steps = int(num_steps)
   config.train.checkpoint_every = 1000
-  figures[count] = tiny.run_training(config, pathlib.Path(workdir, str(count)))
+  figures[case] = tiny.run_training(config, pathlib.Path(workdir, case))
 print(json.dumps(figures))
 '''
 
 
-def train_on(counts, *, num_steps, data, workdir):
-  """Trains on so many devices each, and compares with the first."""
+def train_on(cases, *, num_steps, data, workdir):
+  """Trains in each case, devices x micro-batches; compares with the first."""
   done = subprocess.run(
       [sys.executable, '-c', PROGRAM, data, workdir, str(num_steps),
-       *map(str, counts)],
+       *cases],
       cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True,
       env=os.environ | {
           'JAX_PLATFORMS': 'cpu',
@@ -47,24 +49,30 @@ def train_on(counts, *, num_steps, data, workdir):
   one, *others = json.loads(done.stdout.splitlines()[-1]).values()
   assert len(one) == num_steps
   assert len({step['loss'] for step in one}) == num_steps
-  for count, other in zip(counts[1:], others, strict=True):
+  for case, other in zip(cases[1:], others, strict=True):
+    largest = 0.0
     for step, (wanted, got) in enumerate(zip(one, other, strict=True)):
       assert wanted.keys() == got.keys()
       for name in wanted:
+        largest = max(largest, abs(got[name] / wanted[name] - 1))
         assert_allclose(
             got[name], wanted[name], rtol=1e-5,
-            err_msg=f'{name} of step {step} on {count} devices',
+            err_msg=f'{name} of step {step}, {case}',
         )
+    print(f'{case}: {num_steps} steps within {largest:.1e}')
 
 
 def test_eight_devices_train_as_one_does(
     tiny_data, tmp_path, compilation_cache
 ):
-  train_on([1, 8], num_steps=3, data=tiny_data, workdir=tmp_path)
+  train_on(['1x1', '8x1'], num_steps=3, data=tiny_data, workdir=tmp_path)
 
 
 @pytest.mark.slow
-def test_any_number_of_devices_trains_as_one_does(
+def test_any_number_of_devices_and_micro_batches_trains_as_one_does(
     tiny_data, tmp_path, compilation_cache
 ):
-  train_on([1, 2, 4, 8], num_steps=20, data=tiny_data, workdir=tmp_path)
+  train_on(
+      ['1x1', '2x1', '4x1', '8x1', '1x2', '1x4', '2x2', '2x4', '4x2'],
+      num_steps=20, data=tiny_data, workdir=tmp_path,
+  )

@@ -249,7 +249,9 @@ def test_a_stuck_process_ends_the_others_by_the_watchdog(data, tmp_path):
   text = run.logs[0].read_text()
   assert 'error: no progress for 6' in text
   assert 'the last was ' in text
-  assert 'maskrcnn_jax/train.py", line' in text.partition('no progress')[2]
+  assert 'maskrcnn_jax/train_loop.py", line' in text.partition(
+      'no progress'
+  )[2]
 
 
 @pytest.mark.slow
@@ -272,6 +274,31 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
     assert_allclose(
         saved[name], wanted[name], rtol=1e-3, atol=1e-5, err_msg=name
     )
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_all_after_the_same_step(
+    data, tmp_path, compilation_cache
+):
+  workdir = tmp_path / 'run'
+  options = (*OPTIONS, '--skip_test', '--config.train.eval_every=2')
+  endless = Run(2, workdir, data, *options, '--config.train.num_steps=100000')
+  endless.wait_for(workdir / 'evaluations.json')
+  endless.processes[1].send_signal(signal.SIGTERM)
+  one, two = endless.finish()
+  assert one == two
+  done = checkpoint.saved_steps(workdir / 'checkpoints')[-1]
+  assert done == len(one)
+  assert 'SIGTERM' in (workdir / 'interrupted').read_text()
+  evaluated = json.loads((workdir / 'evaluations.json').read_text())
+  assert [e['step'] for e in evaluated] == list(range(2, done + 1, 2))
+  assert len(checkpoint.saved_steps(workdir / 'best')) == 1
+
+  rest, = Run(
+      1, workdir, data, *options, f'--config.train.num_steps={done + 2}'
+  ).finish()
+  assert len(rest) == 2
+  assert not (workdir / 'interrupted').exists()
 
 
 def test_processes_that_disagree_are_told_apart(data, tmp_path):

@@ -1,5 +1,6 @@
 """Tests of whole runs: evaluated on the way, stopped, damaged, out of room."""
 
+import gc
 import json
 import os
 import pathlib
@@ -26,7 +27,8 @@ from maskrcnn_jax.train_loop import _Pending, _take_figures
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
-# Where one array is damaged, orbax never awaits what it began for the others.
+# Where one array is damaged, orbax never awaits what it began for the others,
+# which must be collected before the next test.
 leaves_tasks_behind = pytest.mark.filterwarnings(
     'ignore::pytest.PytestUnraisableExceptionWarning',
     'ignore::pytest.PytestUnhandledThreadExceptionWarning',
@@ -297,6 +299,7 @@ def test_a_truncated_newest_checkpoint_is_set_aside(
   tiny.assert_same_arrays(
       tiny.saved_arrays(workdir, 4), tiny.saved_arrays(tiny_run[0], 4)
   )
+  gc.collect()
 
 
 @leaves_tasks_behind
@@ -307,6 +310,7 @@ def test_a_run_does_not_start_anew_where_nothing_can_be_read(workdir, config):
   with pytest.raises(InputError, match='C08 None of the checkpoints'):
     tiny.run_training(config, workdir)
   assert steps_of(workdir) == [2, 4]
+  gc.collect()
 
 
 def test_a_changed_recipe_goes_on_where_that_is_allowed(

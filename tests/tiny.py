@@ -131,10 +131,18 @@ class IdleStep:
 def saved_arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
   """Returns {name: array} of the model and optimizer of a saved step."""
   path = (workdir / 'checkpoints' / str(step)).absolute()
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   arrays = {}
   for item in ('model', 'optimizer'):
     with ocp.StandardCheckpointer() as checkpointer:
-      stored = checkpointer.restore(path / item)
+      # The devices that it was saved from need not be there.
+      target = jax.tree.map(
+          lambda leaf: jax.ShapeDtypeStruct(
+              leaf.shape, leaf.dtype, sharding=here
+          ),
+          checkpointer.metadata(path / item).item_metadata.tree,
+      )
+      stored = checkpointer.restore(path / item, target)
     for name, leaf in checkpoint.named_leaves(stored).items():
       arrays[f'{item}/{name}'] = np.asarray(leaf)
   return arrays
