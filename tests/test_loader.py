@@ -13,7 +13,7 @@ from PIL import Image
 import pytest
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.data import coco, findings, loader
 
 SHARED = pathlib.Path(__file__).parents[2] / 'shared'
 
@@ -59,7 +59,8 @@ def dataset(tmp_path):
         )
     path = tmp_path / 'instances.json'
     path.write_text(json.dumps(content))
-    return coco.read_coco(path), folder
+    report = findings.Report(stop=False)
+    return coco.read_coco(path, report=report), folder
 
   return write
 
@@ -284,7 +285,7 @@ def test_check_images_exist_lists_the_missing(dataset):
 def test_check_images_exist_refuses_names_that_leave_the_folder(dataset, name):
   index, folder = dataset([(20, 40)])
   index = index._replace(file_names=[name])
-  with pytest.raises(errors.InputError, match='I15: .*image 0 leads out'):
+  with pytest.raises(errors.InputError, match='image 0: I15: .* leads out'):
     loader.check_images_exist(index, folder)
 
 
@@ -470,7 +471,7 @@ WORKERS = """
 import sys
 import numpy as np
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.data import coco, findings, loader
 
 def main(annotations, folder):
   index = coco.read_coco(annotations)

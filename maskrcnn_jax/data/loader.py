@@ -19,7 +19,7 @@ from jaxtyping import Int
 import numpy as np
 
 from maskrcnn_jax import array_types, errors
-from maskrcnn_jax.data import coco, images
+from maskrcnn_jax.data import coco, findings, images
 
 # Coarsest stride of the pyramid up to level 5; level 6 takes every second cell.
 _STRIDE = 32
@@ -377,33 +377,58 @@ def format_waterfall(waterfall: list[tuple[str, int]]) -> str:
 
 
 def check_images_exist(
-    index: coco.CocoIndex, images_dir: str | pathlib.Path
-) -> None:
+    index: coco.CocoIndex,
+    images_dir: str | pathlib.Path,
+    *,
+    report: findings.Report | None = None,
+) -> list[int]:
   """Checks that each image file of the index is there.
 
+  Args:
+    index: Has the file names.
+    images_dir: The folder that they are relative to.
+    report: Gets what is wrong. None: the first error is raised.
+
+  Returns:
+    The rows of those that are missing.
+
   Raises:
-    InputError: If some are missing, or named outside of the folder.
+    InputError: Without a report, if some are missing, or named outside of the
+      folder.
   """
+  report = report or findings.Report(stop=True)
   images_dir = os.fspath(images_dir)
   if not os.path.isdir(images_dir):
-    raise errors.InputError(f'I01: there is no folder of images {images_dir}.')
-  missing = []
-  for id_, name in zip(index.image_ids, index.file_names, strict=True):
-    inside = os.path.normpath(name)
-    if os.path.isabs(inside) or inside.split(os.sep)[0] == os.pardir:
-      raise errors.InputError(
-          f'I15: the file_name {name!r} of image {id_!r} leads out of the'
-          f' folder {images_dir}; it must be relative to it.'
-      )
-    if not os.path.isfile(os.path.join(images_dir, name)):
-      missing.append(name)
-  if missing:
-    shown = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
-    hint = images.case_hint(os.path.join(images_dir, missing[0]))
-    raise errors.InputError(
-        f'I01: {len(missing)} of {len(index.file_names)} images are not in'
-        f' {images_dir}: {shown}{hint}.'
+    report.error(
+        'I01', '', '', f'there is no folder of images {images_dir}.'
     )
+    return list(range(len(index.file_names)))
+  outside, missing = [], []
+  for row, name in enumerate(index.file_names):
+    if coco.is_outside(name):
+      outside.append(row)
+      report.error(
+          'I15', '', f'image {index.image_ids[row]!r}',
+          f'its file_name {name!r} leads out of the folder {images_dir}; it'
+          ' must be relative to it.',
+      )
+    elif not os.path.isfile(os.path.join(images_dir, name)):
+      missing.append(row)
+  if missing:
+    names = [index.file_names[row] for row in missing[:5]]
+    shown = ', '.join(names) + (', ...' if len(missing) > 5 else '')
+    hint = images.case_hint(os.path.join(images_dir, names[0]))
+    report.error(
+        'I01', '', '',
+        f'{len(missing)} of {len(index.file_names)} images are not in'
+        f' {images_dir}: {shown}{hint}.', count=0,
+    )
+    for row in missing:
+      report.error(
+          'I01', '', f'image {index.image_ids[row]!r}',
+          f'there is no {index.file_names[row]}.', row=row,
+      )
+  return sorted(outside + missing)
 
 
 def load_row(
