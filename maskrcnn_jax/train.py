@@ -22,7 +22,7 @@ from maskrcnn_jax.config import (
     plain,
     stored_config,
 )
-from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.data import coco, findings, loader
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import (
   Detector,
@@ -286,10 +286,13 @@ def _read_training_set(config):
         '--config.data.train.annotations=FILE.json.'
     )
   folder = pathlib.Path(config.data.train.images)
+  report = findings.Report(stop=True)
   index = coco.read_coco(
       pathlib.Path(annotations),
-      width_offset=geometry_of(config).width_offset,
+      width_offset=geometry_of(config).width_offset, report=report,
   )
+  for line in report.warnings():
+    logging.warning('%s', line)
   rows, waterfall = loader.filter_images(
       index, keep_empty=config.data.keep_empty
   )

@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROWS = (
   ('main',),
   # The tools that have a `main` of their own.
-  ('benchmark', 'convert_weights'),
-  ('train', 'predict', 'export_weights'),
+  ('benchmark', 'check_data', 'convert_weights'),
+  ('contact_sheet', 'train', 'predict', 'export_weights'),
   ('train_step',),
   ('evaluate', 'peer_models'),
   ('config',),

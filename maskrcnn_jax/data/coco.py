@@ -197,6 +197,12 @@ def is_outside(name: str) -> bool:
   return os.path.isabs(inside) or inside.split(os.sep)[0] == os.pardir
 
 
+def shared_images(index: CocoIndex, other: CocoIndex) -> list[str]:
+  """Returns the file names that two sets have in common, sorted."""
+  names = set(map(same_image, index.file_names))
+  return sorted(names.intersection(map(same_image, other.file_names)))
+
+
 def same_image(name: str) -> str:
   """Returns the file name that all spellings of it share."""
   return os.path.normpath(name)
@@ -485,7 +491,7 @@ class ObjectColumns:
     self._images = images
     self._report = images.report
     self._require_masks = require_masks
-    self._width_offset = width_offset
+    self.width_offset = width_offset
     self._num_entries = 0
     self._dropped = dict.fromkeys(_REASONS, 0)
     # Of cases that are no error while they are few, and of those that are none
@@ -579,7 +585,7 @@ class ObjectColumns:
     self._beyond_as_corners += (
         w > width + _ROUNDING or h > height + _ROUNDING or w <= x or h <= y
     )
-    offset = self._width_offset
+    offset = self.width_offset
     box = (
         max(x, 0.0),
         max(y, 0.0),
@@ -680,11 +686,11 @@ class ObjectColumns:
     rows = rows[order]
     outline_areas, bounds = outline_figures(starts, vertices, parts)
     mask_areas = np.where(np.isnan(mask_areas), outline_areas, mask_areas)
-    sides = boxes[:, 2:] - boxes[:, :2] + self._width_offset
+    sides = boxes[:, 2:] - boxes[:, :2] + self.width_offset
     computed = np.where(
         has_mask | crowd & (mask_areas > 0), mask_areas, sides.prod(axis=1)
     )
-    is_wrong = has_mask & _far_apart(areas, mask_areas)
+    is_wrong = has_mask & far_apart(areas, mask_areas)
     index.areas[:] = np.where(np.isnan(areas), computed, areas)
     labels = functools.partial(self._label, order)
     self._check_masks(has_mask, mask_areas, rows, labels)
@@ -738,7 +744,7 @@ class ObjectColumns:
 
   def _check_boxes(self, index, rows, bounds, has_mask, label) -> None:
     """Reports boxes that are not those of their masks."""
-    overlaps = box_mask_iou(index, rows, bounds, self._width_offset)
+    overlaps = box_mask_iou(index, rows, bounds, self.width_offset)
     apart = np.flatnonzero(has_mask & (overlaps < MIN_BOX_IOU))
     apart = apart[np.argsort(overlaps[apart], kind='stable')]
     for j in apart.tolist():
@@ -921,7 +927,7 @@ def box_mask_iou(
   return np.where(np.isnan(bounds[:, 0]), 1, best)
 
 
-def _far_apart(
+def far_apart(
     areas: Float[np.ndarray, 'm'], mask_areas: Float[np.ndarray, 'm']
 ) -> Bool[np.ndarray, 'm']:
   """Tells which areas are off by more than a factor and rounding explain."""

@@ -119,8 +119,14 @@ class Report:
     return sorted(self._errors)
 
   def warnings(self) -> list[str]:
-    """The lines that are kept of warnings."""
-    return [str(found) for found in self.kept if not found.is_error]
+    """One line for each code that has warnings only: how many, the first."""
+    lines = []
+    for code, count in sorted(self.counts.items()):
+      if code not in self._errors:
+        first = next(found for found in self.kept if found.code == code)
+        more = f' ({count} such cases)' if count > first.count else ''
+        lines.append(f'{first}{more}')
+    return lines
 
   def _add(self, found: Finding) -> None:
     if found.is_error and self._stop:

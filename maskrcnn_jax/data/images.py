@@ -208,16 +208,22 @@ def _notes(path: Path, height: int, width: int) -> tuple[str, ...]:
 
 
 def _looks_like(path: Path) -> str:
-  """Says what a file is that is no image."""
+  """Says what a file is that Pillow does not know, code first."""
   with open(path, 'rb') as file:
     head = file.read(512).lstrip().lower()
-  if not os.path.getsize(path):
-    return 'empty'
-  if head.startswith((b'<!doctype html', b'<html', b'<head')):
-    return 'no image of a known kind but a web page; download it anew'
-  if head.startswith(b'version https://git-lfs'):
-    return 'no image of a known kind but a pointer of git-lfs; run git lfs pull'
-  return 'no image of a known kind'
+  if head.startswith((b'ii*\0', b'mm\0*')):
+    return (
+        f'I11: {path} is a TIFF of an unusual kind, for example of more than 4'
+        ' channels; convert it to RGB.'
+    )
+  what = 'no image of a known kind'
+  if not head:
+    what = 'empty'
+  elif head.startswith((b'<!doctype html', b'<html', b'<head')):
+    what += ' but a web page; download it anew'
+  elif head.startswith(b'version https://git-lfs'):
+    what += ' but a pointer of git-lfs; run git lfs pull'
+  return f'I03: {path} is {what}.'
 
 
 def list_images(pattern: Path) -> list[pathlib.Path]:
@@ -307,7 +313,7 @@ def _unreadable(path: Path, error: Exception) -> errors.InputError:
           ' or shrink it.'
       )
     case Image.UnidentifiedImageError():
-      return errors.InputError(f'I03: {path} is {_looks_like(path)}.')
+      return errors.InputError(_looks_like(path))
     case PermissionError() | IsADirectoryError():
       return errors.InputError(f'I01: cannot read {path}: {error.strerror}.')
     case _:

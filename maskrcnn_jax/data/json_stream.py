@@ -104,6 +104,11 @@ class _Window:
         yield None, LIST, None
         for position, element in enumerate(self._elements()):
           yield None, position, element
+      case '<':
+        raise self._error(
+            'it looks like XML, such as that of Pascal VOC or CVAT; convert it'
+            ' to COCO'
+        )
       case _:
         yield None, OTHER, self._value()
     if self._peek():

@@ -104,6 +104,42 @@ def mask_to_outline(
   return vertices.reshape(-1, 2), parts
 
 
+def fill_outline(
+    vertices: Vertices, parts: Parts, height: int, width: int
+) -> Bool[np.ndarray, 'h w']:
+  """Fills an outline: all pixels whose centre is inside of any part of it.
+
+  The host's twin of `ops.outlines.rasterize_outlines`.
+
+  Args:
+    vertices: In pixels of the mask to be filled.
+    parts: As in `array_types.Outlines`.
+    height: Of the mask.
+    width: Of the mask.
+  """
+  mask = np.zeros((height, width), bool)
+  starts = np.flatnonzero(parts >= 0)
+  begin = vertices[starts].astype(np.float64)
+  end = vertices[starts + 1].astype(np.float64)
+  for part in np.unique(parts[starts]):
+    here = parts[starts] == part
+    (xa, ya), (xb, yb) = begin[here].T, end[here].T
+    # The rows whose centre lies on or beyond one end and before the other.
+    first = np.clip(np.ceil(np.minimum(ya, yb) - 0.5), 0, height).astype(int)
+    last = np.clip(np.ceil(np.maximum(ya, yb) - 0.5), 0, height).astype(int)
+    counts = last - first
+    edge = np.repeat(np.arange(len(counts)), counts)
+    before = np.repeat(np.cumsum(counts) - counts, counts)
+    row = first[edge] + np.arange(len(edge)) - before
+    slope = (xb - xa)[edge] / (yb - ya)[edge]
+    x = xa[edge] + (row + 0.5 - ya[edge]) * slope
+    column = np.clip(np.ceil(x - 0.5), 0, width).astype(int)
+    turns = np.zeros((height, width + 1), np.int32)
+    np.add.at(turns, (row, column), 1)
+    mask |= np.cumsum(turns, axis=1)[:, :width] % 2 == 1
+  return mask
+
+
 def rle_to_outline(
     counts: Int[np.ndarray, ' runs'], height: int
 ) -> tuple[Vertices, Parts]:
