@@ -144,6 +144,7 @@ def train(
         process_count=jax.process_count(),
         num_workers=config.data.num_workers,
         num_threads=config.data.num_threads,
+        scratch_dir=workdir,
     )
     train_step = make_train_step(
         model, optimizer, config, limits,

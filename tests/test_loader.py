@@ -13,7 +13,7 @@ from PIL import Image
 import pytest
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import coco, findings, loader
+from maskrcnn_jax.data import coco, columns, findings, loader
 
 SHARED = pathlib.Path(__file__).parents[2] / 'shared'
 
@@ -368,6 +368,29 @@ def test_load_row_turns_upright_when_the_sizes_say_so(dataset):
   assert_array_equal(load(upright=True), pixels[::-1, ::-1])
 
 
+def test_a_stored_index_gives_the_same_rows(dataset, tmp_path):
+  squares = [(0, 2, 2, 4), (2, 20, 3, 8), (2, 1, 1, 5)]
+  sizes = [(24, 48), (20, 40), (22, 41)]
+  index, folder = dataset(sizes, squares, [(2, 0, 0, 9)])
+  index = index._replace(image_ids=['ä', 2**60, 1.5])
+  plan, limits = plan_of(index), loader.find_limits(index, max_objects=3)
+  (tmp_path / 'stored').mkdir()
+  stored = columns.store(index, tmp_path / 'stored')
+  stored = pickle.loads(pickle.dumps(stored))
+  for row in (2, 0, 1):
+    a, b = columns.one_image(index, row), stored.image(row)
+    for name in ('image_ids', 'file_names'):
+      assert getattr(a, name) == getattr(b, name)
+    for name in a._fields:
+      if isinstance(getattr(a, name), np.ndarray):
+        assert_array_equal(getattr(a, name), getattr(b, name))
+    assert_same(
+        (loader.load_row(index, plan, folder, row, limits), [row]),
+        (loader.load_row(stored, plan, folder, row, limits), [row]),
+    )
+  assert len(pickle.dumps(stored)) < 1000
+
+
 MIXED = [(20, 40)] * 5 + [(40, 20)] * 3
 
 
@@ -471,7 +494,7 @@ WORKERS = """
 import sys
 import numpy as np
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import coco, findings, loader
+from maskrcnn_jax.data import coco, columns, findings, loader
 
 def main(annotations, folder):
   index = coco.read_coco(annotations)

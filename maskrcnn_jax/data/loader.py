@@ -6,10 +6,12 @@ images of a batch share; the jitted step compiles once for each.
 
 import bisect
 from collections.abc import Callable, Iterator
+import contextlib
 import functools
 import os
 import pathlib
 import sys
+import tempfile
 import traceback
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from jaxtyping import Int
 import numpy as np
 
 from maskrcnn_jax import array_types, errors
-from maskrcnn_jax.data import coco, findings, images
+from maskrcnn_jax.data import coco, columns, findings, images
 
 # Coarsest stride of the pyramid up to level 5; level 6 takes every second cell.
 _STRIDE = 32
@@ -432,7 +434,7 @@ def check_images_exist(
 
 
 def load_row(
-    index: coco.CocoIndex,
+    index: coco.CocoIndex | columns.StoredIndex,
     plan: CanvasPlan,
     images_dir: str | pathlib.Path,
     row: int,
@@ -457,22 +459,23 @@ def load_row(
   Raises:
     InputError: If the file is not the image that the index speaks of.
   """
-  size = int(index.heights[row]), int(index.widths[row])
+  one = columns.one_image(index, row)
+  size = int(one.heights[0]), int(one.widths[0])
   reduce = int(plan.reduce[row])
   try:
     image = images.decode_image(
-        os.path.join(images_dir, index.file_names[row]),
+        os.path.join(images_dir, one.file_names[0]),
         expected_size=None if upright else size,
         reduce=reduce,
     )
     source_size = tuple(-(-side // reduce) for side in size)
     if image.shape[:2] != source_size:
       raise errors.InputError(
-          f'I05: {index.file_names[row]} changed its size while running.'
+          f'I05: {one.file_names[0]} changed its size while running.'
       )
   except errors.InputError as error:
     raise errors.InputError(
-        f'{str(error).removesuffix(".")} (image id {index.image_ids[row]!r}).'
+        f'{str(error).removesuffix(".")} (image id {one.image_ids[0]!r}).'
     ) from error
   batch = _empty_row(plan, int(plan.canvas_of_image[row]), limits)
   batch.images[0, : image.shape[0], : image.shape[1]] = image
@@ -480,7 +483,7 @@ def load_row(
   batch.image_sizes[0] = plan.image_sizes[row]
   batch.image_valid[0] = True
   if with_truth:
-    _fill_truth(batch, index, row, limits, reduce)
+    _fill_truth(batch, one, 0, limits, reduce)
   return batch
 
 
@@ -499,6 +502,7 @@ def train_batches(
     process_count: int = 1,
     num_workers: int = 0,
     num_threads: int = 2,
+    scratch_dir: str | pathlib.Path | None = None,
 ) -> Iterator[tuple[array_types.Batch, Int[np.ndarray, 'b']]]:
   """Loads the batches of `num_steps` steps from `start_step` on.
 
@@ -517,6 +521,8 @@ def train_batches(
     num_workers: Processes that load; 0 loads in threads of this one. Workers
       are spawned, so the main module must be guarded by `__name__`.
     num_threads: Batches loaded at a time, in each worker.
+    scratch_dir: Where workers find the index while they load; None: where
+      temporary files go. As large as the index in memory.
 
   Yields:
     This process's part of the batch of each step, and its rows of the index.
@@ -526,7 +532,6 @@ def train_batches(
   """
   load = functools.partial(
       _load_train_step,
-      index=index,
       plan=plan,
       images_dir=images_dir,
       limits=limits,
@@ -537,7 +542,41 @@ def train_batches(
       start_step=start_step,
       part=_part(batch_size, process_index, process_count),
   )
-  return _stream(load, num_steps, num_threads, num_workers)
+  if not num_workers:
+    return _stream(
+        functools.partial(load, index=index), num_steps, num_threads, 0
+    )
+  return _stream_from_workers(
+      load, index, num_steps, num_threads, num_workers, scratch_dir
+  )
+
+
+def _stream_from_workers(
+    load, index, count, num_threads, num_workers, scratch_dir
+):
+  """Does what `_stream` does, with the index in files.
+
+  Each worker would be sent, and hold, a copy of its own.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      if scratch_dir is not None:
+        pathlib.Path(scratch_dir).mkdir(parents=True, exist_ok=True)
+      folder = stack.enter_context(
+          tempfile.TemporaryDirectory(
+              prefix='index_', dir=scratch_dir, ignore_cleanup_errors=True
+          )
+      )
+      stored = columns.store(index, folder)
+    except OSError as error:
+      raise errors.InputError(
+          'C10: cannot write the index that workers read to'
+          f' {scratch_dir or tempfile.gettempdir()}: {error.strerror or error};'
+          ' make room, or set --config.data.num_workers=0.'
+      ) from error
+    yield from _stream(
+        functools.partial(load, index=stored), count, num_threads, num_workers
+    )
 
 
 def eval_batches(
