@@ -4,8 +4,8 @@ from collections.abc import Hashable, Iterable
 import contextlib
 import importlib.util
 import io
-import math
 import numbers
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -414,7 +414,10 @@ def _notes(
 
 
 def _is_finite(value: Any) -> bool:
-  return isinstance(value, numbers.Real) and math.isfinite(value)
+  # An integer may be too large for math.isfinite.
+  return isinstance(value, numbers.Real) and (
+      abs(value) <= sys.float_info.max
+  )
 
 
 def _clean_box(box: Any, who: str) -> list[float]:

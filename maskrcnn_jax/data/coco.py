@@ -36,6 +36,9 @@ MAX_OBJECT_VERTICES = 1 << 15
 # A box may stick out by as much as rounding explains.
 _ROUNDING = 1.0
 
+# Pixels squared; no image has as many.
+_MAX_AREA = 1e18
+
 # Share of boxes that stick out from which on they are taken for corners.
 _MAX_BEYOND = 0.2
 
@@ -597,7 +600,11 @@ class ObjectColumns:
     )
     has_mask = mask_area is not None
     area = entry.get('area')
-    if type(area) not in _NUMBERS or not 0 < area < math.inf:
+    if is_strange_area(area):
+      raise errors.InputError(
+          f'A04: area is {_short(area)}; it must be a positive finite number.'
+      )
+    if not area:
       area = math.nan
       notes.append(('A26', 'area is missing'))
 
@@ -933,6 +940,11 @@ def far_apart(
   """Tells which areas are off by more than a factor and rounding explain."""
   ratio = np.maximum(areas, 1e-9) / np.maximum(mask_areas, 1e-9)
   return ((ratio > 2) | (ratio < 0.5)) & (np.abs(areas - mask_areas) > 16)
+
+
+def is_strange_area(area: Any) -> bool:
+  """Tells whether an area is given, but as nothing that can be one."""
+  return bool(area) and not (type(area) in _NUMBERS and 0 < area < _MAX_AREA)
 
 
 def _annotation(id_: Any, position: int) -> str:

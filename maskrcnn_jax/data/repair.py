@@ -166,9 +166,13 @@ class _Repair:
   def _annotation(self, position: int, entry: Any) -> Iterator[dict]:
     """Yields the annotation as it should be, if it stays."""
     where = f'annotation {position} of the list'
+    area_code = 'A26'
     if isinstance(entry, dict):
       where += f' (id {entry.get("id")!r})'
       entry = self._nest(entry, where)
+      if coco.is_strange_area(entry.get('area')):
+        area_code = 'A04'
+        entry = entry | {'area': None}
     try:
       found, notes = self._objects.read(entry)
       if entry.get('category_id') in self._background:
@@ -206,7 +210,7 @@ class _Repair:
         case 'A12':
           entry['iscrowd'] = 0
           self._change(code, where, 'iscrowd set to 0.')
-    self._fix_area(entry, found, where)
+    self._fix_area(entry, found, where, area_code)
     id_ = entry.get('id')
     if type(id_) not in (int, float, str) or id_ in self._ids:
       entry['id'] = self._next_id
@@ -226,7 +230,9 @@ class _Repair:
       return entry | {'segmentation': [flat]}
     return entry
 
-  def _fix_area(self, entry: dict, found: coco.Object, where: str) -> None:
+  def _fix_area(
+      self, entry: dict, found: coco.Object, where: str, code: str
+  ) -> None:
     """Sets an area that is missing or far from that of the mask."""
     area = found.mask_area
     if math.isnan(area) and len(found.parts):
@@ -237,7 +243,7 @@ class _Repair:
     one = np.array([found.area]), np.array([float(area)])
     if math.isnan(found.area) or found.has_mask and coco.far_apart(*one)[0]:
       entry['area'] = float(area)
-      self._change('A26', where, f'area set to {area:g}.')
+      self._change(code, where, f'area set to {area:g}.')
 
   def _change(self, code: str, where: str, what: str) -> None:
     self.made.append(Change(code, where, what))
