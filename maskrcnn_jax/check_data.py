@@ -119,6 +119,9 @@ def check_data(
     loader.plan_canvases(index.heights, index.widths, **canvas)
   except InputError as error:
     result['canvas'] = str(error)
+  problem = _evaluation_problem(annotations, report, boxes_only)
+  if problem:
+    result['evaluation'] = problem
   figures, ious = _figures(index, sizes, config)
   if other is not None:
     figures['classes_against'] = survey.class_table(other)
@@ -194,6 +197,26 @@ def _look_at_images(index, images_dir, report, num_workers):
           f'{path} has the same bytes as {index.file_names[first]}.', row=row,
       )
   return bad
+
+
+def _evaluation_problem(annotations, report, boxes_only):
+  """Says why no AP can be computed with a set that can be trained on.
+
+  Training leaves out a few objects, and says so; an AP must not.
+  """
+  from maskrcnn_jax.average_precision import check_truth
+  from maskrcnn_jax.data import coco
+
+  # The whole file in memory is much: not without a reason.
+  if report.error_codes or not {'A01', 'A05', 'A06'} & set(report.counts):
+    return ''
+  content = coco.read_json(annotations)
+  try:
+    for kind in ('bbox',) if boxes_only else ('bbox', 'segm'):
+      check_truth(content, kind=kind)
+  except InputError as error:
+    return str(error)
+  return ''
 
 
 def _decode_all(paths, sizes, num_workers):
@@ -406,6 +429,10 @@ def format_report(result: dict) -> str:
       lines.append(f'       and {more} more lines in the JSON')
   if 'canvas' in result:
     lines.append(f'With this recipe: {result["canvas"]}')
+  if 'evaluation' in result:
+    lines.append(
+        f'Fit to train on, but not to evaluate with: {result["evaluation"]}'
+    )
   if 'fix' in result:
     lines += _format_fix(result['fix'])
   codes = [f['code'] for f in result['findings'] if f['level'] == 'error']

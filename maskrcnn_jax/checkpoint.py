@@ -45,8 +45,8 @@ def open_checkpoints(
   for step in _step_directories(directory):
     if int(step.name) > newest:
       raise InputError(
-          f'{step} is not a whole checkpoint, and no training can continue '
-          'beside it; move it away.'
+          f'C08: {step} is not a whole checkpoint, and no training can '
+          'continue beside it; move it away.'
       )
   return ocp.CheckpointManager(
       directory.absolute(),
@@ -96,7 +96,7 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
   """
   if not path.is_dir():
     raise InputError(
-        f'{path} is not a checkpoint directory; give the --workdir of a '
+        f'C08: {path} is not a checkpoint directory; give the --workdir of a '
         'training run, or one of the numbered directories in its '
         'checkpoints/.'
     )
@@ -107,7 +107,7 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
     if steps:
       return parent / str(steps[-1])
   raise InputError(
-      f'{path} holds no finished checkpoint; train first, or give another '
+      f'C08: {path} holds no finished checkpoint; train first, or give another '
       'directory with --checkpoint.'
   )
 
@@ -142,7 +142,7 @@ def read_metadata(path: pathlib.Path) -> Metadata:
   found = stored.get('format') if isinstance(stored, dict) else None
   if found != FORMAT:
     raise InputError(
-        f'{path} is not a checkpoint of this program (format {found}, '
+        f'C08: {path} is not a checkpoint of this program (format {found}, '
         f'expected {FORMAT}).'
     )
   try:
@@ -238,7 +238,7 @@ def _restore_item(path, item, target):
       _signature(_stored_leaves(path, item)), _signature(named_leaves(target))
   )
   if difference:
-    raise InputError(f'{path} does not fit this model: {difference}.')
+    raise InputError(f'C02: {path} does not fit this model: {difference}.')
   try:
     with _reader(item, ocp.StandardCheckpointHandler()) as reader:
       return reader.restore(
@@ -266,8 +266,8 @@ def _stored_leaves(path, item):
 
 def _damaged(path, item, error) -> InputError:
   return InputError(
-      f'{path} cannot be read as a checkpoint ({item}: {_first_line(error)}); '
-      'it may be damaged: try an earlier step.'
+      f'C08: {path} cannot be read as a checkpoint ({item}: '
+      f'{_first_line(error)}); it may be damaged: try an earlier step.'
   )
 
 

@@ -216,6 +216,13 @@ def geometry_of(config: ml_collections.ConfigDict) -> geometry.Geometry:
 
 def check_config(config: ml_collections.ConfigDict) -> None:
   """Raises an InputError for values that no run could use."""
+  try:
+    _check_values(config)
+  except InputError as error:
+    raise InputError(f'C05: {error}') from error
+
+
+def _check_values(config: ml_collections.ConfigDict) -> None:
   _one_of('geometry', config.geometry, tuple(geometry.PRESETS))
   _one_of('precision', config.precision, ('fp32', 'tf32', 'bf16'))
   _one_of('model.depth', config.model.depth, (18, 34, 50, 101))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 import functools
 import json
 import pathlib
+import tempfile
 import time
 from typing import NamedTuple
 
@@ -268,7 +269,7 @@ def load_detector(
   metadata = checkpoint.read_metadata(path)
   if metadata.is_partial:
     raise InputError(
-        f'{path} holds a part of a model only; train one from it with '
+        f'C08: {path} holds a part of a model only; train one from it with '
         '--mode=train --init_from.'
     )
   stored = stored_config(metadata.config)
@@ -282,9 +283,9 @@ def load_detector(
   ]
   if different:
     raise InputError(
-        f'{path} was trained with another recipe than --config gives (here | '
-        f'there): {"; ".join(different)}. Give the config that it was trained '
-        'with.'
+        f'C02: {path} was trained with another recipe than --config gives '
+        f'(here | there): {"; ".join(different)}. Give the config that it was '
+        'trained with.'
     )
   mesh = cluster.make_mesh()
   categories = tuple(coco.Category(*pair) for pair in metadata.categories)
@@ -389,12 +390,14 @@ def evaluate(
   # Proposals have no class.
   if difference and output != 'proposals':
     raise InputError(
-        f'A21 {annotations} has other classes than the checkpoint: '
+        f'C01: {annotations} has other classes than the checkpoint: '
         f'{"; ".join(difference[:10])}. Evaluate on a set with the classes '
         'that it was trained on.'
     )
   if not index.image_ids:
-    raise InputError(f'{annotations} lists no images; nothing to evaluate.')
+    raise InputError(
+        f'A23: {annotations} lists no images; nothing to evaluate.'
+    )
   folder = pathlib.Path(images)
   loader.check_images_exist(index, folder)
   cluster.check_batch_size(
@@ -403,6 +406,8 @@ def evaluate(
   plan = loader.plan_canvases(
       index.heights, index.widths, **canvas_arguments(config)
   )
+  directory = workdir / 'inference'
+  make_writable(directory)
   results = {}
   if output != 'proposals':
     results = _detect_set(detector, index, plan, folder, config)
@@ -411,8 +416,6 @@ def evaluate(
         _proposer(detector), index, plan, folder, config
     )['bbox']
 
-  directory = workdir / 'inference'
-  directory.mkdir(parents=True, exist_ok=True)
   for kind, found in results.items():
     write_json(directory / f'{kind}.json', found)
   logging.info('Predictions are in %s.', directory)
@@ -439,6 +442,22 @@ def evaluate(
       | {'step': detector.step},
   )
   return scores
+
+
+def make_writable(directory: pathlib.Path) -> None:
+  """Makes a directory, and finds out early whether it can be written to.
+
+  Raises:
+    InputError: If it cannot.
+  """
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory) as file:
+      file.write(bytes(1 << 16))
+  except OSError as error:
+    raise InputError(
+        f'C10: cannot write to {directory}: {error.strerror or error}.'
+    ) from error
 
 
 def _detect_set(detector, index, plan, folder, config) -> dict[str, list[dict]]:

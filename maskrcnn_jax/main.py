@@ -7,8 +7,11 @@ Exit status: 0 done, 1 failed while running, 2 wrong input.
 """
 
 import difflib
+import errno
+import importlib.util
 import itertools
 import logging as standard_logging
+import os
 import pathlib
 import re
 import sys
@@ -73,12 +76,12 @@ def main(arguments: list[str]) -> int:
     raise InputError('--workdir=DIR is missing: the directory of the run.')
   workdir = pathlib.Path(_WORKDIR.value)
   if workdir.exists() and not workdir.is_dir():
-    raise InputError(f'--workdir={workdir} is a file; give a directory.')
+    raise InputError(f'C10: --workdir={workdir} is a file; give a directory.')
   config = _CONFIG.value
   if config is not None:
     check_config(config)
   logging.info(
-      'JAX %s on %s', jax.__version__, ', '.join(map(str, jax.devices()))
+      'JAX %s on %s', jax.__version__, ', '.join(map(str, _devices()))
   )
 
   if _MODE.value == 'train':
@@ -120,6 +123,36 @@ def main(arguments: list[str]) -> int:
   return 0
 
 
+def _devices() -> list:
+  """Returns JAX's devices.
+
+  Raises:
+    InputError: If there is none of the kind that was asked for; JAX itself
+      goes on with a CPU where a GPU was meant.
+  """
+  import jax
+
+  asked = os.environ.get('JAX_PLATFORMS', '')
+  try:
+    devices = jax.devices()
+  # JAX has an assertion for what it asked for and did not get.
+  except (RuntimeError, AssertionError) as error:
+    raise InputError(
+        f'C12: JAX finds no device of the kind JAX_PLATFORMS={asked}: '
+        f'{" ".join(str(error).split())[:200] or "no reason given"}. '
+        'JAX_PLATFORMS=cpu runs on the CPU.'
+    ) from error
+  if not asked and devices[0].platform == 'cpu' and any(
+      importlib.util.find_spec(f'jax_cuda{version}_plugin')
+      for version in (12, 13)
+  ):
+    raise InputError(
+        'C12: JAX is installed for GPUs, but finds none that it can use; see '
+        'nvidia-smi and the warnings above. JAX_PLATFORMS=cpu runs on the CPU.'
+    )
+  return devices
+
+
 def run() -> None:
   """Entry point: turns errors into one line and an exit status."""
   _set_up_console()
@@ -130,6 +163,15 @@ def run() -> None:
     _fail(str(error), 2)
   except FloatingPointError as error:
     _fail(str(error), 1)
+  # Of Python as an OSError, of what writes checkpoints as text in another.
+  except Exception as error:
+    if os.strerror(errno.ENOSPC) not in str(error):
+      raise
+    _fail(
+        'C10: the disk is full. What was saved before is whole; make room and '
+        f'give the same command again ({" ".join(str(error).split())[:300]}).',
+        1,
+    )
   sys.exit(status)
 
 
@@ -185,6 +227,8 @@ def _explain_flag_error(error: Exception, argv: list[str]) -> str:
   if 'Error whilst parsing config file' in lines[0]:
     return lines[-1].partition(': ')[2]
   text = ' '.join(' '.join(lines).split())
+  if '--config.' in text:
+    text = f'C05: {text}'
   overrides = [a for a in argv if re.match(r'--config\.', a)]
   if isinstance(error, flags.UnrecognizedFlagError) and (
       error.flagname.startswith('config.')
@@ -198,7 +242,7 @@ def _explain_flag_error(error: Exception, argv: list[str]) -> str:
       if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         hint = f'; did you mean --config.{near[0]}?' if near else ''
-        return f'C05 There is no config key {name!r}{hint}'
+        return f'C05: There is no config key {name!r}{hint}'
   return text
 
 

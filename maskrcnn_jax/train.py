@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax import checkpoint, cluster
-from maskrcnn_jax.average_precision import check_backend
+from maskrcnn_jax.average_precision import check_backend, check_truth
 from maskrcnn_jax.config import (
     config_difference,
     geometry_of,
@@ -30,6 +30,7 @@ from maskrcnn_jax.evaluate import (
   evaluate,
   make_detect,
   make_model,
+  make_writable,
 )
 from maskrcnn_jax.optimizer import learning_rate, make_optimizer
 from maskrcnn_jax.precision import set_precision
@@ -110,12 +111,12 @@ def train(
       schedule=schedule,
   )
 
-  workdir.mkdir(parents=True, exist_ok=True)
+  make_writable(workdir)
   directory = workdir / 'checkpoints'
   steps = checkpoint.saved_steps(directory)
   if steps and not resume:
     raise InputError(
-        f'{workdir} already holds a checkpoint of step {steps[-1]}; give '
+        f'C10: {workdir} already holds a checkpoint of step {steps[-1]}; give '
         'another --workdir, or leave --noresume out to continue.'
     )
   state = initial_state(model, optimizer, config)
@@ -268,8 +269,8 @@ def _take_figures(pending, log, index, schedule):
     ids = [index.image_ids[row] for row in batch_rows]
     rate = float(schedule(np.int32(step)))
     message = (
-        f'{", ".join(wrong)} at step {step} (learning rate {rate:g}, images '
-        f'{ids}). The last checkpoint is from before this. Lower '
+        f'C04: {", ".join(wrong)} at step {step} (learning rate {rate:g}, '
+        f'images {ids}). The last checkpoint is from before this. Lower '
         '--config.optimizer.learning_rate or look at these images.'
     )
     log.line(message)
@@ -320,10 +321,13 @@ def _check_eval_set(config, index, skip_test):
   difference = coco.class_table_difference(truth.categories, index.categories)
   if difference:
     raise InputError(
-        f'A21 {config.data.eval.annotations} has other classes than '
+        f'A21: {config.data.eval.annotations} has other classes than '
         f'{config.data.train.annotations}: {"; ".join(difference[:10])}.'
     )
   loader.check_images_exist(truth, pathlib.Path(config.data.eval.images))
+  content = coco.read_json(pathlib.Path(config.data.eval.annotations))
+  for kind in ('bbox', 'segm')[: 2 if config.model.output == 'masks' else 1]:
+    check_truth(content, kind=kind)
 
 
 def _describe_training_set(index, rows) -> str:
@@ -348,25 +352,25 @@ def _resume(path, state, metadata, config, mesh) -> TrainState:
   ]
   if different:
     raise InputError(
-        f'{path.parent.parent} holds a run of another recipe (here | there): '
-        f'{"; ".join(different)}. Give another --workdir, or start from its '
-        f'weights alone with --init_from={path}.'
+        f'C07: {path.parent.parent} holds a run of another recipe (here | '
+        f'there): {"; ".join(different)}. Give another --workdir, or start '
+        f'from its weights alone with --init_from={path}.'
     )
   if stored.categories != metadata.categories:
     raise InputError(
-        f'{path.parent.parent} holds a run on other classes than '
+        f'C07: {path.parent.parent} holds a run on other classes than '
         f'{config.data.train.annotations} has. Give another --workdir.'
     )
   if stored.training_set != metadata.training_set:
     raise InputError(
-        f'{path.parent.parent} holds a run on {stored.training_set}, but '
+        f'C07: {path.parent.parent} holds a run on {stored.training_set}, but '
         f'{config.data.train.annotations} has {metadata.training_set}. Give '
         f'another --workdir, or go on with --init_from={path}.'
     )
   if stored.step > config.train.num_steps:
     raise InputError(
-        f'{path} has {stored.step} steps, more than config.train.num_steps '
-        f'({config.train.num_steps}).'
+        f'C07: {path} has {stored.step} steps, more than '
+        f'config.train.num_steps ({config.train.num_steps}).'
     )
   variables = checkpoint.restore_model(
       path, cluster.replicated_shapes(variables_of(state), mesh)
@@ -396,7 +400,7 @@ def _take_weights(path, state: TrainState, config) -> TrainState:
   ]
   if different:
     logging.warning(
-        'C13 The weights of %s expect other values (here | there): %s. Set '
+        'C13: The weights of %s expect other values (here | there): %s. Set '
         'these keys to theirs, unless you mean to train them anew.', path,
         '; '.join(different),
     )
@@ -418,7 +422,7 @@ def _take_weights(path, state: TrainState, config) -> TrainState:
       {n: tuple(x.shape) for n, x in expected.items() if n not in fresh},
   )
   if difference:
-    raise InputError(f'{path} does not fit this model: {difference}.')
+    raise InputError(f'C02: {path} does not fit this model: {difference}.')
   weights = checkpoint.named_leaves(checkpoint.restore_model(
       path, checkpoint.nested({
           name: jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -464,7 +468,7 @@ def _describe(log, index, rows, plan, limits, config, mesh, first_step):
   over = loader.count_objects_over(index, config.data.max_objects)
   if over:
     log.line(
-        f'A24 {over} objects are beyond the {config.data.max_objects} slots '
+        f'A24: {over} objects are beyond the {config.data.max_objects} slots '
         'of their image and are not trained on; '
         'raise --config.data.max_objects to have them all'
     )
