@@ -4,8 +4,8 @@ from collections.abc import Hashable, Iterable
 import contextlib
 import importlib.util
 import io
-import math
 import numbers
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,39 +82,22 @@ def evaluate_detections(
         f'max_detections ({max_detections}) must be three rising numbers, '
         'such as (1, 10, 100).'
     )
-  for key in ('images', 'annotations', 'categories'):
-    if not isinstance(truth, dict) or not isinstance(truth.get(key), list):
-      raise InputError(
-          f'The ground truth has no list of {key}; give a COCO instances JSON.'
-      )
-  if not isinstance(results, list) or not all(
-      isinstance(record, dict) for record in [*truth['annotations'], *results]
-  ):
-    raise InputError(
-        'Results and annotations must be lists of JSON objects; give a COCO '
-        'instances JSON and COCO results.'
-    )
-  image_numbers = _number_ids('image', truth['images'])
-  class_numbers = _number_ids('category', truth['categories'])
-  names = [str(c.get('name', c['id'])) for c in truth['categories']]
-  if len(set(names)) < len(names):
-    twice = next(name for name in names if names.count(name) > 1)
-    raise InputError(
-        f'Two categories of the ground truth are named {twice!r}; rename one.'
-    )
-  sizes = {
-      image_numbers[i['id']]: (i.get('height'), i.get('width'))
-      for i in truth['images']
-  }
-
+  image_numbers, class_numbers, sizes, names = _read_tables(truth)
   objects = [
       _clean_annotation(annotation, image_numbers, class_numbers, sizes, kind)
       for annotation in truth['annotations']
   ]
-  detections = [
-      _clean_result(result, index, image_numbers, class_numbers, sizes, kind)
-      for index, result in enumerate(results)
-  ]
+  try:
+    if not isinstance(results, list) or not all(
+        isinstance(record, dict) for record in results
+    ):
+      raise InputError('A25: Results must be a list of JSON objects.')
+    detections = [
+        _clean_result(result, index, image_numbers, class_numbers, sizes, kind)
+        for index, result in enumerate(results)
+    ]
+  except InputError as error:
+    raise InputError(f'C11: {str(error).partition(": ")[2]}') from error
 
   coco_class, evaluation_class = _backend_classes(backend)
   with contextlib.redirect_stdout(io.StringIO()):
@@ -216,6 +199,44 @@ def _mean(values: np.ndarray) -> float | None:
   return float(np.mean(there)) if there.size else None
 
 
+def check_truth(truth: dict[str, Any], *, kind: str) -> None:
+  """Raises the InputError that `evaluate_detections` would for its truth.
+
+  Args:
+    truth: A COCO JSON as loaded.
+    kind: 'bbox' or 'segm'.
+  """
+  image_numbers, class_numbers, sizes, _ = _read_tables(truth)
+  for annotation in truth['annotations']:
+    _clean_annotation(annotation, image_numbers, class_numbers, sizes, kind)
+
+
+def _read_tables(truth: Any) -> tuple[dict, dict, dict, list[str]]:
+  """Numbers images and classes; returns also sizes of images, and names."""
+  for key in ('images', 'annotations', 'categories'):
+    if not isinstance(truth, dict) or not isinstance(truth.get(key), list):
+      raise InputError(
+          f'A25: The ground truth has no list of {key}; give a COCO instances '
+          'JSON.'
+      )
+  if not all(isinstance(record, dict) for record in truth['annotations']):
+    raise InputError('A25: Annotations must be a list of JSON objects.')
+  image_numbers = _number_ids('image', truth['images'])
+  class_numbers = _number_ids('category', truth['categories'])
+  names = [str(c.get('name', c['id'])) for c in truth['categories']]
+  if len(set(names)) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise InputError(
+        f'A15: Two categories of the ground truth are named {twice!r}; rename '
+        'one.'
+    )
+  sizes = {
+      image_numbers[i['id']]: (i.get('height'), i.get('width'))
+      for i in truth['images']
+  }
+  return image_numbers, class_numbers, sizes, names
+
+
 def _count(count: int, noun: str) -> str:
   return f'{count} {noun}' if count == 1 else f'{count} {noun}s'
 
@@ -227,21 +248,24 @@ def _number_ids(
 
   The order matters: pycocotools breaks ties of scores by the order of images.
   """
+  missing, twice_code = {'image': ('A19', 'A17'), 'category': ('A13', 'A15')}[
+      what
+  ]
   ids = []
   for index, record in enumerate(records):
     value = record.get('id') if isinstance(record, dict) else None
     if not isinstance(value, str | int | float):
       raise InputError(
-          f'The ground truth\'s {what} number {index} has id {value!r}; '
-          'an id must be a number or a string.'
+          f'{missing}: The ground truth\'s {what} number {index} has id '
+          f'{value!r}; an id must be a number or a string.'
       )
     ids.append(value)
   if len(set(ids)) < len(ids):
     seen = set()
     twice = next(v for v in ids if v in seen or seen.add(v))
     raise InputError(
-        f'The {what} id {twice!r} is used more than once in the ground truth; '
-        'make the ids unique.'
+        f'{twice_code}: The {what} id {twice!r} is used more than once in the '
+        'ground truth; make the ids unique.'
     )
   if not any(isinstance(v, str) for v in ids) or all(
       isinstance(v, str) for v in ids
@@ -253,8 +277,8 @@ def _number_ids(
 def _look_up(numbers_of: dict[Hashable, int], what: str, value: Any, who: str):
   if not isinstance(value, str | numbers.Real) or value not in numbers_of:
     raise InputError(
-        f'{who} has {what} {value!r}, which the ground truth does not have; '
-        'evaluate with the annotations that the images came from.'
+        f'A14: {who} has {what} {value!r}, which the ground truth does not '
+        'have; evaluate with the annotations that the images came from.'
     )
   return numbers_of[value]
 
@@ -278,7 +302,9 @@ def _clean_annotation(
   )
   area = annotation.get('area') or None
   if area is not None and not (_is_finite(area) and area > 0):
-    raise InputError(f'{who} has area {area!r}; it must be a finite number.')
+    raise InputError(
+        f'A04: {who} has area {area!r}; it must be a finite number.'
+    )
   clean = {
       'image_id': image,
       'category_id': category,
@@ -316,8 +342,8 @@ def _clean_result(
   score = result.get('score')
   if not _is_finite(score):
     raise InputError(
-        f'{who} has score {score!r}; it must be a finite number. Check the '
-        'weights that the detections were made with.'
+        f'A04: {who} has score {score!r}; it must be a finite number. Check '
+        'the weights that the detections were made with.'
     )
   clean = {
       'image_id': image,
@@ -414,7 +440,10 @@ def _notes(
 
 
 def _is_finite(value: Any) -> bool:
-  return isinstance(value, numbers.Real) and math.isfinite(value)
+  # An integer may be too large for math.isfinite.
+  return isinstance(value, numbers.Real) and (
+      abs(value) <= sys.float_info.max
+  )
 
 
 def _clean_box(box: Any, who: str) -> list[float]:
@@ -427,8 +456,8 @@ def _clean_box(box: Any, who: str) -> list[float]:
       or min(box[2:]) < 0
   ):
     raise InputError(
-        f'{who} has bbox {box!r}; it must be four finite numbers x, y, width, '
-        'height, no size below 0.'
+        f'A04: {who} has bbox {box!r}; it must be four finite numbers x, y, '
+        'width, height, no size below 0.'
     )
   return [float(v) for v in box]
 
@@ -437,18 +466,18 @@ def _clean_rle(
     segmentation: Any, size: tuple[Any, Any], who: str
 ) -> dict[str, Any]:
   """Turns polygons or RLE, once checked, into compressed RLE."""
-  height, width = size
-  if not all(isinstance(v, int) and v > 0 for v in size):
+  if not all(_is_finite(v) and v > 0 and v == int(v) for v in size):
     raise InputError(
-        f'{who} has a mask, but its image has no height and width in the '
+        f'I05: {who} has a mask, but its image has no height and width in the '
         'ground truth; add them.'
     )
+  height, width = map(int, size)
   if isinstance(segmentation, dict):
     return _checked_rle(segmentation, height, width, who)
   if not isinstance(segmentation, list) or not segmentation:
     raise InputError(
-        f'{who} has segmentation {str(segmentation)[:40]}; it must be polygons '
-        'or RLE. Without masks, evaluate boxes only.'
+        f'A06: {who} has segmentation {str(segmentation)[:40]}; it must be '
+        'polygons or RLE. Without masks, evaluate boxes only.'
     )
   for polygon in segmentation:
     if (
@@ -458,8 +487,8 @@ def _clean_rle(
         or not all(_is_finite(v) and abs(v) < MAX_COORDINATE for v in polygon)
     ):
       raise InputError(
-          f'{who} has the polygon {str(polygon)[:60]}; a polygon must be a '
-          'list x, y, x, y, ... of at least 6 finite numbers.'
+          f'A05: {who} has the polygon {str(polygon)[:60]}; a polygon must be '
+          'a list x, y, x, y, ... of at least 6 finite numbers.'
       )
   rles = mask_api.frPyObjects(segmentation, height, width)
   return mask_api.merge(rles)
@@ -471,7 +500,7 @@ def _checked_rle(
   counts = rle.get('counts')
   if list(rle.get('size') or ()) != [height, width]:
     raise InputError(
-        f'{who} has an RLE of size {rle.get("size")!r}, but its image has '
+        f'A09: {who} has an RLE of size {rle.get("size")!r}, but its image has '
         f'[{height}, {width}] (height, width); they must agree.'
     )
   compressed = isinstance(counts, str | bytes)
@@ -483,7 +512,7 @@ def _checked_rle(
     runs = None
   if runs is None or (runs < 0).any() or runs.sum() != height * width:
     raise InputError(
-        f'{who} has an RLE whose counts are broken: they must add up to '
+        f'A09: {who} has an RLE whose counts are broken: they must add up to '
         f'{height} * {width} pixels.'
     )
   if compressed:

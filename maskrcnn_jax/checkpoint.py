@@ -53,8 +53,8 @@ def open_checkpoints(directory: pathlib.Path) -> ocp.CheckpointManager:
   for step in _step_directories(directory):
     if int(step.name) > newest:
       raise InputError(
-          f'{step} is not a whole checkpoint, and no training can continue '
-          'beside it; move it away.'
+          f'C08: {step} is not a whole checkpoint, and no training can '
+          'continue beside it; move it away.'
       )
   return _open(directory)
 
@@ -183,7 +183,7 @@ class RunCheckpoints:
       whole = [s for s in saved_steps(self.directory) if s != self._started]
       kept = f'step {whole[-1]} is whole' if whole else 'no step was saved yet'
       raise SaveError(
-          f'C10 Saving step {self._started} in {self.directory} failed '
+          f'C10: Saving step {self._started} in {self.directory} failed '
           f'({_first_line(error)}); {kept}. Make room, then give the same '
           'command again.'
       ) from error
@@ -225,7 +225,7 @@ def save_best(
     _stored_leaves(path, 'model')
   except Exception as error:
     raise SaveError(
-        f'C10 Saving the best model in {path} failed ({_first_line(error)}). '
+        f'C10: Saving the best model in {path} failed ({_first_line(error)}). '
         'Make room, then give the same command again.'
     ) from error
   if jax.process_index() == 0:
@@ -255,19 +255,19 @@ def check_room(directory: pathlib.Path, *, size: int, count: int) -> str:
     free = shutil.disk_usage(directory).free
   except OSError as error:
     raise InputError(
-        f'C10 {directory} cannot be written ({error.strerror}); give another '
+        f'C10: {directory} cannot be written ({error.strerror}); give another '
         '--workdir.'
     ) from error
   needed = size * max(count - len(saved_steps(directory)), 1)
   if free < size:
     raise InputError(
-        f'C10 {directory} has {free / 2**20:.0f} MiB left, but a checkpoint '
+        f'C10: {directory} has {free / 2**20:.0f} MiB left, but a checkpoint '
         f'needs {size / 2**20:.0f}; make room, or give another --workdir.'
     )
   if free < needed:
     return (
-        f'C10 {directory} has {free / 2**20:.0f} MiB left, but the checkpoints '
-        f'of this run will need {needed / 2**20:.0f}.'
+        f'C10: {directory} has {free / 2**20:.0f} MiB left, but the '
+        f'checkpoints of this run will need {needed / 2**20:.0f}.'
     )
   return ''
 
@@ -312,7 +312,7 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
   """
   if not path.is_dir():
     raise InputError(
-        f'{path} is not a checkpoint directory; give the --workdir of a '
+        f'C08: {path} is not a checkpoint directory; give the --workdir of a '
         'training run, or one of the numbered directories in its '
         'checkpoints/.'
     )
@@ -323,7 +323,7 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
     if steps:
       return parent / str(steps[-1])
   raise InputError(
-      f'{path} holds no finished checkpoint; train first, or give another '
+      f'C08: {path} holds no finished checkpoint; train first, or give another '
       'directory with --checkpoint.'
   )
 
@@ -356,7 +356,7 @@ def read_metadata(path: pathlib.Path) -> Metadata:
   found = stored.get('format') if isinstance(stored, dict) else None
   if found != FORMAT:
     raise InputError(
-        f'{path} is not a checkpoint of this program (format {found}, '
+        f'C08: {path} is not a checkpoint of this program (format {found}, '
         f'expected {FORMAT}).'
     )
   try:
@@ -477,7 +477,7 @@ def _restore_item(path, item, target):
       _signature(_stored_leaves(path, item)), _signature(named_leaves(target))
   )
   if difference:
-    raise InputError(f'{path} does not fit this model: {difference}.')
+    raise InputError(f'C02: {path} does not fit this model: {difference}.')
   try:
     with _reader(item, ocp.StandardCheckpointHandler()) as reader:
       return reader.restore(
@@ -505,8 +505,8 @@ def _stored_leaves(path, item):
 
 def _damaged(path, item, error) -> DamagedCheckpoint:
   return DamagedCheckpoint(
-      f'{path} cannot be read as a checkpoint ({item}: {_first_line(error)}); '
-      'it may be damaged: try an earlier step.'
+      f'C08: {path} cannot be read as a checkpoint ({item}: '
+      f'{_first_line(error)}); it may be damaged: try an earlier step.'
   )
 
 

@@ -341,7 +341,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, key: str) -> None:
   if batch_size % mesh.size:
     rounded = max(mesh.size, batch_size // mesh.size * mesh.size)
     raise InputError(
-        f'{key} ({batch_size}) must be a multiple of the device count '
+        f'C06: {key} ({batch_size}) must be a multiple of the device count '
         f'({mesh.size}); try --{key}={rounded}.'
     )
 

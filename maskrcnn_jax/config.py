@@ -365,6 +365,13 @@ def has_eval_set(config: ml_collections.ConfigDict) -> bool:
 
 def check_config(config: ml_collections.ConfigDict) -> None:
   """Raises an InputError for values that no run could use."""
+  try:
+    _check_values(config)
+  except InputError as error:
+    raise InputError(f'C05: {error}') from error
+
+
+def _check_values(config: ml_collections.ConfigDict) -> None:
   if config.train.fine_tune:
     # Not complete yet; `train` checks it when it is.
     if config.train.batch_size < 1:

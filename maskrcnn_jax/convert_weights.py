@@ -73,7 +73,9 @@ def convert(
   if destination.exists() and (
       not destination.is_dir() or any(destination.iterdir())
   ):
-    raise InputError(f'{destination} is there already; give a new directory.')
+    raise InputError(
+        f'C10: {destination} is there already; give a new directory.'
+    )
   if source.is_dir():
     raise InputError(
         f'{source} is a directory; to write a checkpoint for another program, '
@@ -100,7 +102,7 @@ def convert(
         arrays, naming, guessed, config, len(categories) + 1, rows
     )
   except InputError as error:
-    raise InputError(f'{source} {error}') from error
+    raise InputError(f'C02: {source} {error}') from error
 
   with contextlib.closing(
       checkpoint.open_checkpoints(destination)

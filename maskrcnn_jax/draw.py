@@ -29,7 +29,7 @@ def draw_detections(
     image: UInt8[np.ndarray, 'h w 3'],
     boxes: Float[np.ndarray, 'd 4'],
     class_names: list[str],
-    scores: Float[np.ndarray, 'd'],
+    scores: Float[np.ndarray, 'd'] | None,
     masks: list[dict[str, Any]] | None,
     *,
     min_score: float = 0.5,
@@ -47,7 +47,8 @@ def draw_detections(
     boxes: In pixels of the image; may reach out of it.
     class_names: One a detection.  The font has ASCII only: accents are left
       out, and other letters become question marks.
-    scores: Probabilities; what is below `min_score` is not drawn.
+    scores: Probabilities; what is below `min_score` is not drawn. None: the
+      boxes are the truth, and labels have the class name alone.
     masks: COCO RLE of the size of the image, one a detection, or None.
     min_score: Of the detections to draw.
     line_width: In pixels of the picture; by default it grows with the picture.
@@ -57,6 +58,9 @@ def draw_detections(
     multiple of it.  Without detections to draw, the image as it is.
   """
   count = len(boxes)
+  is_truth = scores is None
+  if is_truth:
+    scores = np.ones(count)
   lengths = {count, len(class_names), len(scores)}
   if masks is not None:
     lengths.add(len(masks))
@@ -87,8 +91,11 @@ def draw_detections(
   limits = np.array([width, height] * 2)
   shown = {i: np.clip(boxes[i], 0, limits) * factor for i in chosen}
   colors = {i: instance_color(i) for i in chosen}
-  names = {i: _printable(class_names[i]) for i in chosen}
-  texts = {i: f'{names[i]} {scores[i]:.2f}' for i in chosen}
+  names = {i: printable(class_names[i]) for i in chosen}
+  texts = {
+      i: names[i] if is_truth else f'{names[i]} {scores[i]:.2f}'
+      for i in chosen
+  }
   plates = {i: _plate_size(texts[i], font) for i in chosen}
   crowded = len(chosen) >= CROWD
   tiny = {i for i in chosen if crowded and _hides(plates[i], shown[i])}
@@ -165,7 +172,7 @@ def _oklch_to_linear_rgb(
   return to_rgb @ cones**3
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
   """Spells a name in the letters that Pillow's own font has."""
   plain = unicodedata.normalize('NFKD', text)
   plain = ''.join(c for c in plain if not unicodedata.combining(c))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import functools
 import json
 import pathlib
+import tempfile
 import time
 import types
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ from maskrcnn_jax.config import (
     stored_config,
 )
 from maskrcnn_jax.data import coco, loader
-from maskrcnn_jax.data.records import Records, read_records
+from maskrcnn_jax.data.records import Records
 from maskrcnn_jax.detections import detect_boxes, select_masks
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.inputs import prepare_inputs
@@ -321,7 +322,7 @@ def load_detector(
   metadata = checkpoint.read_metadata(path)
   if metadata.is_partial:
     raise InputError(
-        f'{path} holds a part of a model only; train one from it with '
+        f'C08: {path} holds a part of a model only; train one from it with '
         '--mode=train --init_from.'
     )
   stored = stored_config(metadata.config)
@@ -340,8 +341,8 @@ def load_detector(
   ]
   if different:
     raise InputError(
-        f'{path} was trained with another recipe than --config gives (here | '
-        f'there): {"; ".join(different)}. Leave --config=FILE out: the '
+        f'C02: {path} was trained with another recipe than --config gives '
+        f'(here | there): {"; ".join(different)}. Leave --config=FILE out: the '
         'checkpoint has its own recipe.'
     )
   mesh = cluster.make_mesh()
@@ -458,16 +459,20 @@ def evaluate(
   # Proposals have no class.
   if difference and output != 'proposals':
     raise InputError(
-        f'A21 {annotations} has other classes than the checkpoint: '
+        f'C01: {annotations} has other classes than the checkpoint: '
         f'{"; ".join(difference[:10])}. Evaluate on a set with the classes '
         'that it was trained on.'
     )
   if not index.image_ids:
-    raise InputError(f'{annotations} lists no images; nothing to evaluate.')
+    raise InputError(
+        f'A23: {annotations} lists no images; nothing to evaluate.'
+    )
   loader.check_images_exist(index, folder)
   plan = loader.plan_canvases(
       index.heights, index.widths, **canvas_arguments(config)
   )
+  if cluster.is_main():
+    make_writable(workdir / 'inference')
   results = {}
   if output != 'proposals':
     found = _detect_set(detector, index, plan, folder, config)
@@ -495,17 +500,14 @@ def evaluate(
 def _score(results, annotations, workdir, config, detector, skip_eval):
   """Writes results and, unless `skip_eval`, computes and prints their AP."""
   directory = workdir / 'inference'
-  directory.mkdir(parents=True, exist_ok=True)
   for kind, found in results.items():
     write_json(directory / f'{kind}.json', found)
   logging.info('Predictions are in %s.', directory)
   if skip_eval:
     return {}
 
-  truth = (
-      read_records(annotations)[0] if isinstance(annotations, Records)
-      else coco.read_json(pathlib.Path(annotations))
-  )
+  is_records = isinstance(annotations, Records)
+  truth = loader.read_content(annotations, annotations if is_records else None)
   largest = max(100, config.detections.max_detections)
   scores = {
       kind: evaluate_detections(
@@ -524,6 +526,22 @@ def _score(results, annotations, workdir, config, detector, skip_eval):
       directory / 'coco_results.json', scores | {'step': detector.step}
   )
   return scores
+
+
+def make_writable(directory: pathlib.Path) -> None:
+  """Makes a directory, and finds out early whether it can be written to.
+
+  Raises:
+    InputError: If it cannot.
+  """
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory) as file:
+      file.write(bytes(1 << 16))
+  except OSError as error:
+    raise InputError(
+        f'C10: cannot write to {directory}: {error.strerror or error}.'
+    ) from error
 
 
 def _without(result, key):

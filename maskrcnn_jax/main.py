@@ -9,6 +9,8 @@ one that is done.
 """
 
 import difflib
+import errno
+import importlib.util
 import itertools
 import logging as standard_logging
 import os
@@ -107,7 +109,7 @@ def main(arguments: list[str]) -> int:
     raise InputError('--workdir=DIR is missing: the directory of the run.')
   workdir = pathlib.Path(_WORKDIR.value)
   if workdir.exists() and not workdir.is_dir():
-    raise InputError(f'--workdir={workdir} is a file; give a directory.')
+    raise InputError(f'C10: --workdir={workdir} is a file; give a directory.')
   config = _CONFIG.value
   changes = {}
   if config is not None:
@@ -139,7 +141,7 @@ def main(arguments: list[str]) -> int:
       logging.set_verbosity(logging.WARNING)
   logging.info(
       'JAX %s on %s; process %d of %d', jax.__version__,
-      ', '.join(map(str, jax.devices())), jax.process_index(),
+      ', '.join(map(str, _devices())), jax.process_index(),
       jax.process_count(),
   )
   # Not before the processes know each other: only one of them writes there.
@@ -197,6 +199,36 @@ def _use(config, changes, workdir) -> int:
   return 0
 
 
+def _devices() -> list:
+  """Returns JAX's devices.
+
+  Raises:
+    InputError: If there is none of the kind that was asked for; JAX itself
+      goes on with a CPU where a GPU was meant.
+  """
+  import jax
+
+  asked = os.environ.get('JAX_PLATFORMS', '')
+  try:
+    devices = jax.devices()
+  # JAX has an assertion for what it asked for and did not get.
+  except (RuntimeError, AssertionError) as error:
+    raise InputError(
+        f'C12: JAX finds no device of the kind JAX_PLATFORMS={asked}: '
+        f'{" ".join(str(error).split())[:200] or "no reason given"}. '
+        'JAX_PLATFORMS=cpu runs on the CPU.'
+    ) from error
+  if not asked and devices[0].platform == 'cpu' and any(
+      importlib.util.find_spec(f'jax_cuda{version}_plugin')
+      for version in (12, 13)
+  ):
+    raise InputError(
+        'C12: JAX is installed for GPUs, but finds none that it can use; see '
+        'nvidia-smi and the warnings above. JAX_PLATFORMS=cpu runs on the CPU.'
+    )
+  return devices
+
+
 def run() -> None:
   """Entry point: turns errors into one line and an exit status."""
   _set_up_console()
@@ -207,7 +239,14 @@ def run() -> None:
     _fail(str(error), 2)
   except (FloatingPointError, SaveError) as error:
     _fail(str(error), 1)
-  except Exception:
+  except Exception as error:
+    # Of Python as an OSError, of what writes checkpoints as text in another.
+    if os.strerror(errno.ENOSPC) in str(error):
+      _fail(
+          'C10: the disk is full. What was saved before is whole; make room '
+          'and give the same command again '
+          f'({" ".join(str(error).split())[:300]}).', 1,
+      )
     traceback.print_exc()
     # Of several processes that lose one, all the others come here.
     _fail('this process failed; what went wrong is above.', 1)
@@ -282,6 +321,8 @@ def _explain_flag_error(error: Exception, argv: list[str]) -> str:
   if 'Error whilst parsing config file' in lines[0]:
     return lines[-1].partition(': ')[2]
   text = ' '.join(' '.join(lines).split())
+  if '--config.' in text:
+    text = f'C05: {text}'
   overrides = [a for a in argv if re.match(r'--config\.', a)]
   if isinstance(error, AttributeError | KeyError) and overrides:
     names = [a[len('--config.'):].split('=')[0] for a in overrides]
@@ -291,7 +332,7 @@ def _explain_flag_error(error: Exception, argv: list[str]) -> str:
       if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         hint = f'; did you mean --config.{near[0]}?' if near else ''
-        return f'C05 There is no config key {name!r}{hint}'
+        return f'C05: There is no config key {name!r}{hint}'
   return text
 
 

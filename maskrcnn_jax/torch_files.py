@@ -61,7 +61,7 @@ def read_weights(path: pathlib.Path) -> WeightFile:
   """
   if not path.is_file():
     raise InputError(
-        f'{path} is not a file; give a weight file on this machine.'
+        f'C09: {path} is not a file; give a weight file on this machine.'
     )
   try:
     with path.open('rb') as file:
@@ -75,13 +75,13 @@ def read_weights(path: pathlib.Path) -> WeightFile:
         return _pick(_read_safetensors(file, path.stat().st_size), None)
       return _pick(Unpickler(file).load(), None)
   except InputError as error:
-    raise InputError(f'{path} {_printable(str(error))}') from error
+    raise InputError(f'C08: {path} {_printable(str(error))}') from error
   # A damaged or hostile pickle makes the unpickler raise all kinds of things.
   except Exception as error:
     reason = _printable(str(error) or type(error).__name__)[:200]
     raise InputError(
-        f'{path} cannot be read as a weight file ({reason}); is it whole, and '
-        'a .pth, .pkl or .safetensors file?'
+        f'C08: {path} cannot be read as a weight file ({reason}); is it whole, '
+        'and a .pth, .pkl or .safetensors file?'
     ) from error
 
 

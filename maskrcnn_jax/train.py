@@ -275,7 +275,7 @@ def _describe(run: Run, first_step: int):
   over = loader.count_objects_over(index, config.data.max_objects)
   if over:
     log.line(
-        f'A24 {over} objects are beyond the {config.data.max_objects} slots '
+        f'A24: {over} objects are beyond the {config.data.max_objects} slots '
         'of their image and are not trained on; '
         'raise --config.data.max_objects to have them all'
     )

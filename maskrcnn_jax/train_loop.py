@@ -222,6 +222,7 @@ def _load_batches(run: Run, first_step: int) -> Iterator[Batch]:
         batch_size=run.config.train.batch_size,
         process_index=jax.process_index(), process_count=jax.process_count(),
         num_workers=num_workers, num_threads=run.config.data.num_threads,
+        scratch_dir=run.workdir,
     )
     try:
       for batch, _ in batches:
@@ -324,9 +325,9 @@ def _take_figures(pending: _Pending, log, index, schedule, precision) -> int:
       return skipped
     rate = float(schedule(np.int32(step)))
     message = (
-        f'{text} (learning rate {rate:g}, images {ids}). The last checkpoint '
-        'is from before this. Lower --config.optimizer.learning_rate or look '
-        'at these images.'
+        f'C04: {text} (learning rate {rate:g}, images {ids}). The last '
+        'checkpoint is from before this. Lower '
+        '--config.optimizer.learning_rate or look at these images.'
     )
     if precision == 'fp16':
       message += (

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax import checkpoint, cluster, fine_tuning
-from maskrcnn_jax.average_precision import check_backend
+from maskrcnn_jax.average_precision import check_backend, check_truth
 from maskrcnn_jax.config import (
     config_difference,
     geometry_of,
@@ -22,7 +22,7 @@ from maskrcnn_jax.config import (
     records_of,
     stored_config,
 )
-from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.data import coco, findings, loader
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.train_state import (
   TrainState,
@@ -86,10 +86,13 @@ def read_training_set(
         '--config.data.train.tfds=NAME and --config.data.tfds_dir=DIR.'
     )
   logging.info('Training set: %s', found or source.annotations)
+  report = findings.Report(stop=True)
   index, folder = loader.read_set(
       source.annotations, source.images, found,
-      width_offset=geometry_of(config).width_offset,
+      width_offset=geometry_of(config).width_offset, report=report,
   )
+  for line in report.warnings():
+    logging.warning('%s', line)
   rows, waterfall = loader.filter_images(
       index, keep_empty=config.data.keep_empty
   )
@@ -118,10 +121,13 @@ def check_eval_set(
   difference = coco.class_table_difference(truth.categories, index.categories)
   if difference:
     raise InputError(
-        f'A21 {found or source.annotations} has other classes than the '
+        f'A21: {found or source.annotations} has other classes than the '
         f'training set: {"; ".join(difference[:10])}.'
     )
   loader.check_images_exist(truth, folder)
+  content = loader.read_content(source.annotations, found)
+  for kind in ('bbox', 'segm')[: 2 if config.model.output == 'masks' else 1]:
+    check_truth(content, kind=kind)
 
 
 def describe_training_set(index: coco.CocoIndex, rows: np.ndarray) -> str:
@@ -165,7 +171,7 @@ def first_state(
   steps = checkpoint.saved_steps(directory)
   if steps and not resume:
     raise InputError(
-        f'{workdir} already holds a checkpoint of step {steps[-1]}; give '
+        f'C10: {workdir} already holds a checkpoint of step {steps[-1]}; give '
         'another --workdir, or leave --noresume out to continue.'
     )
   cluster.check_agreement(
@@ -194,19 +200,19 @@ def first_state(
     # What one process cannot read, none goes on from.
     damages = [text for text in cluster.gather(damage) if text]
     if damages:
-      logging.warning('C08 %s', damages[0])
+      logging.warning('C08: %s', damages[0])
       continue
     moved = checkpoint.set_aside(directory, after=step)
     # Before it is over, no process opens the directory.
     multihost_utils.sync_global_devices('damaged checkpoints are set aside')
     for path in moved:
       logging.warning(
-          'C08 A damaged checkpoint is now in %s; going on from step %d.',
+          'C08: A damaged checkpoint is now in %s; going on from step %d.',
           path, step,
       )
     return cluster.replicate(restored, mesh)
   raise InputError(
-      f'C08 None of the checkpoints in {directory} can be read. Give another '
+      f'C08: None of the checkpoints in {directory} can be read. Give another '
       '--workdir to start anew.'
   )
 
@@ -226,24 +232,24 @@ def _resume(
   ]
   if different and allow_changes:
     logging.warning(
-        'C07 Going on with another recipe (here | there): %s.',
+        'C07: Going on with another recipe (here | there): %s.',
         '; '.join(different),
     )
   elif different:
     raise InputError(
-        f'C07 {path.parent.parent} holds a run of another recipe (here | '
+        f'C07: {path.parent.parent} holds a run of another recipe (here | '
         f'there): {"; ".join(different)}. Give another --workdir, start from '
         f'its weights alone with --init_from={path}, or go on all the same '
         'with --allow_changes.'
     )
   if stored.categories != metadata.categories:
     raise InputError(
-        f'{path.parent.parent} holds a run on other classes than '
+        f'C07: {path.parent.parent} holds a run on other classes than '
         f'{config.data.train.annotations} has. Give another --workdir.'
     )
   if stored.training_set != metadata.training_set:
     text = (
-        f'C07 {path.parent.parent} holds a run on {stored.training_set}, but '
+        f'C07: {path.parent.parent} holds a run on {stored.training_set}, but '
         f'{config.data.train.annotations} has {metadata.training_set}.'
     )
     if not allow_changes:
@@ -254,8 +260,8 @@ def _resume(
     logging.warning('%s', text)
   if stored.step > config.train.num_steps:
     raise InputError(
-        f'{path} has {stored.step} steps, more than config.train.num_steps '
-        f'({config.train.num_steps}).'
+        f'C07: {path} has {stored.step} steps, more than '
+        f'config.train.num_steps ({config.train.num_steps}).'
     )
   variables = checkpoint.restore_model(
       path, cluster.replicated_shapes(variables_of(state), mesh)
@@ -284,7 +290,7 @@ def _take_weights(path, state: TrainState, config, mesh) -> TrainState:
   ]
   if different:
     logging.warning(
-        'C13 The weights of %s expect other values (here | there): %s. Set '
+        'C13: The weights of %s expect other values (here | there): %s. Set '
         'these keys to theirs, unless you mean to train them anew.', path,
         '; '.join(different),
     )
@@ -306,7 +312,7 @@ def _take_weights(path, state: TrainState, config, mesh) -> TrainState:
       {n: tuple(x.shape) for n, x in expected.items() if n not in fresh},
   )
   if difference:
-    raise InputError(f'{path} does not fit this model: {difference}.')
+    raise InputError(f'C02: {path} does not fit this model: {difference}.')
   weights = checkpoint.named_leaves(checkpoint.restore_model(
       path, checkpoint.nested({
           name: jax.ShapeDtypeStruct(

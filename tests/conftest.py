@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sys
 
 import pytest
 
@@ -66,3 +67,43 @@ def tiny_run(tmp_path_factory, tiny_data, compilation_cache):
   with open(compilation_cache / 'lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     return workdir, tiny.run_training(config, workdir, skip_test=False)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+  """Runs the program in this process: (exit status, stdout, stderr)."""
+  from absl import flags
+  from absl.testing import flagsaver
+
+  from maskrcnn_jax import main
+
+  # Handlers of the console would outlive the test.
+  monkeypatch.setattr(main, '_set_up_console', lambda: None)
+
+  def run_with(*arguments):
+    monkeypatch.setattr(sys, 'argv', ['main', *map(str, arguments)])
+    capsys.readouterr()
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_:
+      main.run()
+    out, err = capsys.readouterr()
+    return exit_.value.code, out, err
+
+  yield run_with
+  # Overriding a key of the recipe defines a flag for it.
+  for name in list(flags.FLAGS):
+    if name.startswith('config.'):
+      delattr(flags.FLAGS, name)
+
+
+@pytest.fixture
+def refuse(run):
+  """Runs what is wrong, and returns the one line that says so."""
+
+  def refuse_with(*arguments, status=2):
+    code, out, err = run(*arguments)
+    assert code == status, err
+    assert 'Traceback' not in out + err
+    line, = (line for line in err.splitlines() if line.startswith('error: '))
+    return line
+
+  return refuse_with

@@ -369,7 +369,7 @@ def test_read_counts_inverts_the_codes_of_pycocotools():
 def test_evaluate_detections_refuses_what_is_not_coco():
   with pytest.raises(InputError, match='no list of annotations'):
     ap.evaluate_detections({'images': []}, [], kind='bbox')
-  with pytest.raises(InputError, match='lists of JSON objects'):
+  with pytest.raises(InputError, match='list of JSON objects'):
     ap.evaluate_detections({**TWO, 'annotations': [1]}, [], kind='bbox')
 
 

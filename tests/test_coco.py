@@ -14,7 +14,7 @@ from pycocotools import mask as mask_api
 import pytest
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import coco
+from maskrcnn_jax.data import coco, findings
 
 SHARED = pathlib.Path(__file__).parents[2] / 'shared'
 
@@ -147,7 +147,7 @@ def test_read_coco_accepts_a_byte_order_mark_and_files_without_objects(
 def test_read_coco_sorts_categories_if_all_ids_are_integers(read, ids, order):
   content = example()
   content['categories'] = [{'id': i, 'name': f'n{i}'} for i in ids]
-  content['annotations'] = [annotation(1, ids[0], [0, 0, 4, 4], [SQUARE])]
+  content['annotations'] = [annotation(1, ids[0], [2, 3, 4, 4], [SQUARE])]
   index = read(content)
   assert [category.id for category in index.categories] == order
   assert index.classes[0] == order.index(ids[0]) + 1
@@ -176,9 +176,14 @@ def test_read_coco_clips_boxes_and_drops_those_without_area(read):
   content['annotations'] = [
       annotation(i, 3, box, [SQUARE]) for i, box in enumerate(boxes)
   ]
-  index = read(content)
+  report = findings.Report(stop=False)
+  index = read(content, report=report)
   assert_array_equal(index.boxes, [[0, 0, 3, 4], [8, 8, 12, 10]])
   assert index.dropped == {coco.NO_AREA: 3}
+  # Two without a size; one outside and two clipped, half a pixel being none.
+  assert report.counts['A01'] == 2
+  assert report.counts['A02'] == 2
+  assert {'A01', 'A02'} <= set(report.error_codes)
 
 
 def test_read_coco_drops_what_has_no_mask(read):
@@ -193,19 +198,25 @@ def test_read_coco_drops_what_has_no_mask(read):
       annotation(6, 3, box, [], iscrowd=1),
       annotation(7, 3, [0, 0, 0, 0], []),
   ]
-  index = read(content)
+  def read_all(**options):
+    report = findings.Report(stop=False)
+    return read(content, report=report, **options), report
+
+  index, report = read_all()
+  assert report.counts['A05'] == 2
+  assert report.counts['A06'] == 3
   assert index.annotation_ids == [1, 6]
   assert_array_equal(index.parts, [0, 0, 0, 0, -1])
   # In the order of the module, whatever that of the file.
   assert list(index.dropped.items()) == [
       (coco.NO_AREA, 1),
-      (coco.NO_SEGMENTATION, 2),
-      (coco.BAD_POLYGON, 4),
-      (coco.NO_POLYGON, 2),
+      (coco.NO_SEGMENTATION, 3),
+      (coco.BAD_POLYGON, 3),
+      (coco.NO_POLYGON, 1),
   ]
-  index = read(content, require_masks=False)
+  index, _ = read_all(require_masks=False)
   assert index.annotation_ids == [1, 2, 3, 4, 5, 6]
-  assert index.dropped == {coco.NO_AREA: 1, coco.BAD_POLYGON: 4}
+  assert index.dropped == {coco.NO_AREA: 1, coco.BAD_POLYGON: 3}
 
 
 def changed(path, value):
@@ -228,13 +239,13 @@ ANNS, IMGS, CATS = 'annotations', 'images', 'categories'
 @pytest.mark.parametrize(
     ('path', 'value', 'complaint'),
     [
-        ((ANNS, 0), 3, 'annotation 0 of the list: it is not an object'),
+        ((ANNS, 0), 3, 'annotation 0 of the list: A25: it is not an object'),
         ((ANNS, 0, 'image_id'), 8, '501: A14: image_id 8 is no image'),
         ((ANNS, 0, 'image_id'), '7', r"image_id '7' is no .*there is 7; "),
         ((ANNS, 0, 'image_id'), ..., 'A14: image_id None'),
         ((ANNS, 0, 'image_id'), [7], r'A14: image_id \[7\]'),
         ((ANNS, 0, 'category_id'), 0, 'A14: category_id 0 is no category'),
-        ((ANNS, 0, 'iscrowd'), 2, 'annotation 501: iscrowd is 2'),
+        ((ANNS, 0, 'iscrowd'), 2, 'annotation 501: A12: iscrowd is 2'),
         ((ANNS, 0, 'iscrowd'), [], r'iscrowd is \[\]'),
         ((ANNS, 0, 'bbox'), ..., 'annotation 501: A04: bbox is None'),
         ((ANNS, 0, 'bbox'), [1, 2, 3], r'A04: bbox is \[1, 2, 3\]'),
@@ -247,26 +258,26 @@ ANNS, IMGS, CATS = 'annotations', 'images', 'categories'
         ((ANNS, 0, 'segmentation', 0, 3), '3', "501: A04: .*'3'.*not a number"),
         ((ANNS, 0, 'segmentation'), SQUARE, '501: A07: .*flat'),
         ((ANNS, 0, 'segmentation'), [[[2, 3], [4, 5]] * 3], '501: A04'),
-        ((ANNS, 0, 'segmentation'), 'x', '501: segmentation is a str'),
+        ((ANNS, 0, 'segmentation'), 'x', '501: A07: segmentation is a str'),
         ((ANNS, 1, 'segmentation', 'size'), [9, 9], r'502: A09: .*\[10, 12\]'),
         ((ANNS, 1, 'segmentation', 'counts'), [9], '502: A09: .* sum to 9'),
         ((ANNS, 2, 'segmentation', 'counts'), [9], '503: A09: .* sum to 9'),
-        ((IMGS, 0), None, 'image 0 of the list is not'),
+        ((IMGS, 0), None, 'image 0 of the list: A19: it is not'),
         ((IMGS, 0, 'id'), 7, 'A17: two images have the id 7'),
-        ((IMGS, 0, 'id'), ..., 'A19: image 0 .*None'),
-        ((IMGS, 0, 'id'), [1], 'A19: image 0'),
-        ((IMGS, 0, 'height'), ..., r'I05: image 30 \(b.jpg\) has height None'),
-        ((IMGS, 0, 'width'), 0, 'I05: image 30'),
-        ((IMGS, 0, 'width'), '8', 'I05: image 30'),
-        ((IMGS, 0, 'width'), 7.5, 'I05: image 30'),
-        ((IMGS, 0, 'width'), float('nan'), 'I05: image 30'),
-        ((IMGS, 0, 'file_name'), ..., "image 30 has no 'file_name'"),
+        ((IMGS, 0, 'id'), ..., 'image 0 of the list: A19: .*None'),
+        ((IMGS, 0, 'id'), [1], 'image 0 of the list: A19'),
+        ((IMGS, 0, 'height'), ..., 'image 30: I05: b.jpg has height None'),
+        ((IMGS, 0, 'width'), 0, 'image 30: I05'),
+        ((IMGS, 0, 'width'), '8', 'image 30: I05'),
+        ((IMGS, 0, 'width'), 7.5, 'image 30: I05'),
+        ((IMGS, 0, 'width'), float('nan'), 'image 30: I05'),
+        ((IMGS, 0, 'file_name'), ..., "image 30: I01: it has no 'file_name'"),
         ((CATS, 0, 'id'), 3, 'A15: two categories have the id 3'),
         ((CATS, 0, 'name'), 'car', "A15: two categories have the name 'car'"),
-        ((CATS, 0, 'name'), ..., 'A13: category 0 .*None'),
-        ((CATS, 0, 'id'), 1.5, 'A13: category 0'),
-        ((CATS, 0), 'dog', 'category 0 of the list is not'),
-        ((CATS,), [], "'categories' is empty"),
+        ((CATS, 0, 'name'), ..., 'category 0 of the list: A13: .*None'),
+        ((CATS, 0, 'id'), 1.5, 'category 0 of the list: A13'),
+        ((CATS, 0), 'dog', 'category 0 of the list: A13: it is not'),
+        ((CATS,), [], "A23: 'categories' is empty"),
         ((ANNS,), ..., "A25: .*no list 'annotations'"),
         ((ANNS,), {}, "A25: .*no list 'annotations'"),
     ],
@@ -278,6 +289,28 @@ def test_read_coco_refuses_what_contradicts_itself(
     read(changed(path, value))
   assert 'instances.json' in str(caught.value)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('key', [IMGS, CATS, ANNS])
+def test_read_coco_reads_the_lists_in_any_order(read, key):
+  content = example()
+  moved = {k: v for k, v in content.items() if k != key} | {key: content[key]}
+  first, second = read(content), read(moved)
+  for a, b in zip(first, second, strict=True):
+    assert_array_equal(a, b) if isinstance(a, np.ndarray) else None
+    assert isinstance(a, np.ndarray) or a == b
+
+
+def test_index_coco_gives_what_read_coco_gives(read):
+  report = findings.Report(stop=False)
+  for a, b in zip(
+      read(example()),
+      coco.index_coco(example(), 'memory', report=report), strict=True,
+  ):
+    assert (np.array_equal if isinstance(a, np.ndarray) else (a.__eq__))(
+        *((a, b) if isinstance(a, np.ndarray) else (b,))
+    )
+  assert not report.error_codes
 
 
 @pytest.mark.parametrize(
@@ -324,11 +357,16 @@ def test_read_coco_names_a_file_that_is_not_there(tmp_path):
 def test_read_coco_sees_boxes_given_by_their_corners(read):
   content = example()
   boxes = [[2, 3, 6, 7], [6, 5, 12, 10], [3, 2, 12, 9]]
-  content[ANNS] = [annotation(i, 3, b, [SQUARE]) for i, b in enumerate(boxes)]
+  content[ANNS] = [
+      annotation(i, 3, [x, y, x2, y2], [[x, y, x2, y, x2, y2, x, y2]])
+      for i, (x, y, x2, y2) in enumerate(boxes)
+  ]
   with pytest.raises(errors.InputError, match='A03: 2 of 3 boxes stick out'):
     read(content)
   # A box that cannot be two corners excuses the others.
-  content[ANNS].append(annotation(9, 3, [6, 5, 3, 3], [SQUARE]))
+  content[ANNS].append(
+      annotation(9, 3, [6, 5, 3, 3], [[6, 5, 9, 5, 9, 8, 6, 8]])
+  )
   assert len(read(content).boxes) == 4
 
 

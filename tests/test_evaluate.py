@@ -266,7 +266,7 @@ def test_evaluate_on_other_classes_is_refused(detector, tiny_data, tmp_path):
   content['categories'][1]['name'] = 'dog'
   path = tmp_path / 'dogs.json'
   path.write_text(json.dumps(content))
-  with pytest.raises(InputError, match="A21 .*'dog' here"):
+  with pytest.raises(InputError, match="C01: .*'dog' here"):
     evaluate(
         detector, images=str(tiny_data / 'images'), annotations=str(path),
         workdir=tmp_path, config=detector.config,

@@ -18,7 +18,7 @@ from maskrcnn_jax.config import (
     geometry_of,
     plain,
 )
-from maskrcnn_jax.data import coco
+from maskrcnn_jax.data import coco, findings
 from maskrcnn_jax.data.loader import resized_size
 from maskrcnn_jax.evaluate import load_detector, to_xywh
 from maskrcnn_jax.inputs import prepare_inputs
@@ -207,13 +207,14 @@ def test_legacy_truth_ends_at_its_last_pixel(tmp_path):
       'categories': [{'id': 1, 'name': 'a'}],
       'annotations': [
           {'id': i, 'image_id': 1, 'category_id': 1, 'bbox': box,
-           'segmentation': [[1, 1, 5, 1, 5, 5]]}
-          for i, box in enumerate(boxes)
+           'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]]}
+          for i, box in enumerate(boxes) for x, y, w, h in [box]
       ],
   }
   path = tmp_path / 'truth.json'
   path.write_text(json.dumps(content))
-  index = coco.read_coco(path, **LEGACY)
+  report = findings.Report(stop=False)
+  index = coco.read_coco(path, report=report, **LEGACY)
   assert_array_equal(index.boxes, [[10, 20, 20, 40], [90, 50, 99, 59]])
   assert index.dropped == {coco.NO_AREA: 1}
   assert len(coco.read_coco(path).boxes) == 3

@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROWS = (
   ('main',),
   # The tools that have a `main` of their own.
-  ('benchmark', 'build_tfds', 'convert_weights', 'doctor'),
-  ('train', 'predict', 'export_weights'),
+  ('benchmark', 'build_tfds', 'check_data', 'convert_weights', 'doctor'),
+  ('contact_sheet', 'train', 'predict', 'export_weights'),
   ('train_loop',),
   ('train_evaluation', 'train_start', 'train_step'),
   ('train_state',),

@@ -14,7 +14,7 @@ import pytest
 
 from maskrcnn_jax import errors
 from maskrcnn_jax.config import default_config
-from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.data import coco, columns, findings, loader
 from maskrcnn_jax.evaluate import canvas_arguments
 
 SHARED = pathlib.Path(__file__).parents[2] / 'shared'
@@ -61,7 +61,8 @@ def dataset(tmp_path):
         )
     path = tmp_path / 'instances.json'
     path.write_text(json.dumps(content))
-    return coco.read_coco(path), folder
+    report = findings.Report(stop=False)
+    return coco.read_coco(path, report=report), folder
 
   return write
 
@@ -331,7 +332,7 @@ def test_check_images_exist_lists_the_missing(dataset):
 def test_check_images_exist_refuses_names_that_leave_the_folder(dataset, name):
   index, folder = dataset([(20, 40)])
   index = index._replace(file_names=[name])
-  with pytest.raises(errors.InputError, match='I15: .*image 0 leads out'):
+  with pytest.raises(errors.InputError, match='image 0: I15: .* leads out'):
     loader.check_images_exist(index, folder)
 
 
@@ -412,6 +413,29 @@ def test_load_row_turns_upright_when_the_sizes_say_so(dataset):
 
   assert_array_equal(load(), pixels)
   assert_array_equal(load(upright=True), pixels[::-1, ::-1])
+
+
+def test_a_stored_index_gives_the_same_rows(dataset, tmp_path):
+  squares = [(0, 2, 2, 4), (2, 20, 3, 8), (2, 1, 1, 5)]
+  sizes = [(24, 48), (20, 40), (22, 41)]
+  index, folder = dataset(sizes, squares, [(2, 0, 0, 9)])
+  index = index._replace(image_ids=['ä', 2**60, 1.5])
+  plan, limits = plan_of(index), loader.find_limits(index, max_objects=3)
+  (tmp_path / 'stored').mkdir()
+  stored = columns.store(index, tmp_path / 'stored')
+  stored = pickle.loads(pickle.dumps(stored))
+  for row in (2, 0, 1):
+    a, b = columns.one_image(index, row), stored.image(row)
+    for name in ('image_ids', 'file_names'):
+      assert getattr(a, name) == getattr(b, name)
+    for name in a._fields:
+      if isinstance(getattr(a, name), np.ndarray):
+        assert_array_equal(getattr(a, name), getattr(b, name))
+    assert_same(
+        (loader.load_row(index, plan, folder, row, limits), [row]),
+        (loader.load_row(stored, plan, folder, row, limits), [row]),
+    )
+  assert len(pickle.dumps(stored)) < 1000
 
 
 MIXED = [(20, 40)] * 5 + [(40, 20)] * 3
@@ -518,7 +542,7 @@ import sys
 import numpy as np
 from maskrcnn_jax import errors
 from maskrcnn_jax.config import default_config
-from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.data import coco, columns, findings, loader
 from maskrcnn_jax.evaluate import canvas_arguments
 
 def main(annotations, folder):

@@ -85,6 +85,31 @@ def test_mask_to_outline_of_a_rectangle_is_its_two_vertical_sides():
   assert_array_equal(parts, [0, -1, 0, -1])
 
 
+@pytest.mark.parametrize('seed', range(30))
+def test_rle_to_outline_gives_what_the_mask_gives(seed):
+  rng = np.random.default_rng(seed)
+  mask = random_mask(seed, *rng.integers(1, 12, 2).tolist())
+  counts = uncompressed(mask)
+  # Runs of nothing are allowed anywhere.
+  place = rng.integers(0, len(counts) + 1)
+  counts = np.insert(counts, place, [0, 0]).astype(np.int64)
+  expected = outlines.mask_to_outline(mask)
+  for a, b in zip(
+      outlines.rle_to_outline(counts, len(mask)), expected, strict=True
+  ):
+    assert_array_equal(a, b, strict=True)
+
+
+def test_rle_to_outline_takes_the_time_of_the_runs():
+  # All of an image of 10^14 pixels but its first column.
+  counts = np.array([10**7, 10**14 - 10**7])
+  vertices, parts = outlines.rle_to_outline(counts, 10**7)
+  assert_array_equal(
+      vertices, [[1, 0], [1, 10**7], [10**7, 0], [10**7, 10**7]]
+  )
+  assert_array_equal(parts, [0, -1, 0, -1])
+
+
 @pytest.mark.parametrize('seed', range(20))
 def test_mask_to_outline_fills_back_to_the_mask(seed):
   mask = random_mask(seed)

@@ -471,7 +471,7 @@ def test_the_class_table_of_the_evaluation_set_is_checked_first(
   content['categories'][0]['name'] = 'circle'
   config.data.eval.annotations = str(tmp_path / 'val.json')
   (tmp_path / 'val.json').write_text(json.dumps(content))
-  with pytest.raises(InputError, match="A21 .*'circle'"):
+  with pytest.raises(InputError, match="A21: .*'circle'"):
     train(config, tmp_path / 'run')
 
 

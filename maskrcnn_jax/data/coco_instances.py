@@ -192,7 +192,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
       )
       if difference:
         raise errors.InputError(
-            f'A21 {file} has other classes: {"; ".join(difference[:10])}.'
+            f'A21: {file} has other classes: {"; ".join(difference[:10])}.'
         )
     categories = next(iter(tables.values()))
     self.info.metadata['categories'] = [list(c) for c in categories]

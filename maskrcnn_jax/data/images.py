@@ -1,10 +1,13 @@
 """Image files as uint8 RGB arrays."""
 
 import glob
+import hashlib
 import io
 import os
 import pathlib
 import struct
+from typing import NamedTuple
+import warnings
 import zlib
 
 from jaxtyping import UInt8
@@ -18,6 +21,20 @@ Path = str | pathlib.Path
 EXTENSIONS = frozenset(
     ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 )
+
+# Of all that Pillow knows: its EPS runs Ghostscript, and each parser more is
+# one that a hostile file can try.  Those that Pillow knows from the start come
+# first: for the others it loads all its parsers.
+_FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP', 'JPEG2000')
+
+# Pillow refuses more than twice MAX_IMAGE_PIXELS, with an error that we pass
+# on; its warning from the single number on would only be noise.
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+
+# A side this short leaves few cells, and one this many times as long as the
+# other is mostly padding.
+_TINY_SIDE = 32
+_LONG = 20
 
 # What Pillow's decoders raise on damaged files; its UnidentifiedImageError is
 # an OSError.
@@ -76,7 +93,8 @@ def decode_image(
     InputError: If the file is no such image, or not of that size.
   """
   try:
-    with Image.open(path if content is None else io.BytesIO(content)) as image:
+    source = path if content is None else io.BytesIO(content)
+    with Image.open(source, formats=_FORMATS) as image:
       turn = _transposition(image)
       raw_size = image.height, image.width
       upright_size = raw_size if turn is None else _turned(raw_size, turn)
@@ -127,12 +145,91 @@ def image_size(path: Path) -> tuple[int, int]:
     InputError: If the file is no image.
   """
   try:
-    with Image.open(path) as image:
+    with Image.open(path, formats=_FORMATS) as image:
       turn = _transposition(image)
       size = image.height, image.width
       return size if turn is None else _turned(size, turn)
   except _DECODE_ERRORS as error:
     raise _unreadable(path, error) from error
+
+
+class ImageFacts(NamedTuple):
+  """What there is to know of an image file."""
+
+  problem: str  # why it cannot be used, code first; '' if it can
+  notes: tuple[str, ...]  # what a person should know, code first
+  digest: bytes  # of the file; b'' if it cannot be read
+  megabytes: float  # of the file
+
+
+def look_at_image(
+    path: Path, expected_size: tuple[int, int] | None = None
+) -> ImageFacts:
+  """Decodes an image file to find out whether it can be used.
+
+  Args:
+    path: The file.
+    expected_size: See `decode_image`.
+  """
+  with warnings.catch_warnings():
+    # Of damage, which raises or does no harm.
+    warnings.simplefilter('ignore')
+    try:
+      height, width, _ = decode_image(path, expected_size=expected_size).shape
+      notes = _notes(path, height, width)
+      with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'blake2b').digest()
+      return ImageFacts('', notes, digest, os.path.getsize(path) / 1e6)
+    except errors.InputError as error:
+      return ImageFacts(str(error), (), b'', 0.0)
+    except MemoryError:
+      return ImageFacts(
+          f'I12: {path} is too large for the memory there is.', (), b'', 0.0
+      )
+
+
+def _notes(path: Path, height: int, width: int) -> tuple[str, ...]:
+  """Says what is unusual about an image that can be decoded."""
+  notes = []
+  with Image.open(path, formats=_FORMATS) as image:
+    alpha = 'A' in image.mode or 'transparency' in image.info
+    if alpha and image.convert('RGBA').getextrema()[3][0] < 255:
+      notes.append(
+          f'I07: {path} is transparent in places; the colours behind are used.'
+      )
+    # A telephone's MPO holds its picture once more, smaller.
+    count = getattr(image, 'n_frames', 1)
+    if count > 1 and image.format != 'MPO':
+      notes.append(f'I14: {path} holds {count} pictures; the first is used.')
+  if min(height, width) < _TINY_SIDE:
+    notes.append(f'I13: {path} is only {_shown((height, width))} pixels.')
+  elif max(height, width) > _LONG * min(height, width):
+    notes.append(
+        f'I13: {path} is {_shown((height, width))} pixels, which is mostly'
+        ' padding once it is on a canvas.'
+    )
+  return tuple(notes)
+
+
+def _looks_like(path: Path, content: bytes | None = None) -> str:
+  """Says what a file is that Pillow does not know, code first."""
+  if content is None:
+    with open(path, 'rb') as file:
+      content = file.read(512)
+  head = content[:512].lstrip().lower()
+  if head.startswith((b'ii*\0', b'mm\0*')):
+    return (
+        f'I11: {path} is a TIFF of an unusual kind, for example of more than 4'
+        ' channels; convert it to RGB.'
+    )
+  what = 'no image of a known kind'
+  if not head:
+    what = 'empty'
+  elif head.startswith((b'<!doctype html', b'<html', b'<head')):
+    what += ' but a web page; download it anew'
+  elif head.startswith(b'version https://git-lfs'):
+    what += ' but a pointer of git-lfs; run git lfs pull'
+  return f'I03: {path} is {what}.'
 
 
 def list_images(pattern: Path) -> list[pathlib.Path]:
@@ -218,12 +315,13 @@ def _unreadable(
           f'I01: there is no image {path}{case_hint(path)}.'
       )
     case Image.DecompressionBombError():
-      return errors.InputError(f'I12: {path} is too large: {reason}')
-    case Image.UnidentifiedImageError():
-      empty = not (os.path.getsize(path) if content is None else content)
       return errors.InputError(
-          f'I03: {path} is {"empty" if empty else "no image of a known kind"}.'
+          f'I12: {path} is too large: {reason.split(",")[0]}; at most'
+          f' {2 * Image.MAX_IMAGE_PIXELS} pixels are decoded. Cut it into tiles'
+          ' or shrink it.'
       )
+    case Image.UnidentifiedImageError():
+      return errors.InputError(_looks_like(path, content))
     case PermissionError() | IsADirectoryError():
       return errors.InputError(f'I01: cannot read {path}: {error.strerror}.')
     case _:

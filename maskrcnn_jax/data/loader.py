@@ -6,10 +6,12 @@ images of a batch share; the jitted step compiles once for each.
 
 import bisect
 from collections.abc import Callable, Iterator
+import contextlib
 import functools
 import os
 import pathlib
 import sys
+import tempfile
 import traceback
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from jaxtyping import Int
 import numpy as np
 
 from maskrcnn_jax import array_types, errors
-from maskrcnn_jax.data import coco, images, records
+from maskrcnn_jax.data import coco, columns, findings, images, records
 
 # Coarsest stride of the pyramid up to level 5; level 6 takes every second cell.
 _STRIDE = 32
@@ -325,6 +327,15 @@ def read_set(
   return coco.index_coco(content, str(found), **options), in_records
 
 
+def read_content(
+    annotations: str | pathlib.Path, found: records.Records | None = None
+) -> dict[str, Any]:
+  """Reads what a COCO JSON holds, or what records stand for."""
+  if found is None:
+    return coco.read_json(pathlib.Path(annotations))
+  return records.read_records(found)[0]
+
+
 def count_objects_over(index: coco.CocoIndex, max_objects: int) -> int:
   """Counts the objects that go untrained as their image has more than that."""
   return int(np.maximum(_objects_per_image(index) - max_objects, 0).sum())
@@ -416,40 +427,66 @@ def format_waterfall(waterfall: list[tuple[str, int]]) -> str:
   return '\n'.join(f'{count:>9,} {what}' for what, count in waterfall)
 
 
-def check_images_exist(index: coco.CocoIndex, images_dir: Images) -> None:
+def check_images_exist(
+    index: coco.CocoIndex,
+    images_dir: Images,
+    *,
+    report: findings.Report | None = None,
+) -> list[int]:
   """Checks that each image file of the index is there.
 
-  Records hold their images by construction.
+  Args:
+    index: Has the file names.
+    images_dir: The folder that they are relative to; records hold their images
+      by construction.
+    report: Gets what is wrong. None: the first error is raised.
+
+  Returns:
+    The rows of those that are missing.
 
   Raises:
-    InputError: If some are missing, or named outside of the folder.
+    InputError: Without a report, if some are missing, or named outside of the
+      folder.
   """
   if isinstance(images_dir, records.RecordImages):
-    return
+    return []
+  report = report or findings.Report(stop=True)
   images_dir = os.fspath(images_dir)
   if not os.path.isdir(images_dir):
-    raise errors.InputError(f'I01: there is no folder of images {images_dir}.')
-  missing = []
-  for id_, name in zip(index.image_ids, index.file_names, strict=True):
-    inside = os.path.normpath(name)
-    if os.path.isabs(inside) or inside.split(os.sep)[0] == os.pardir:
-      raise errors.InputError(
-          f'I15: the file_name {name!r} of image {id_!r} leads out of the'
-          f' folder {images_dir}; it must be relative to it.'
-      )
-    if not os.path.isfile(os.path.join(images_dir, name)):
-      missing.append(name)
-  if missing:
-    shown = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
-    hint = images.case_hint(os.path.join(images_dir, missing[0]))
-    raise errors.InputError(
-        f'I01: {len(missing)} of {len(index.file_names)} images are not in'
-        f' {images_dir}: {shown}{hint}.'
+    report.error(
+        'I01', '', '', f'there is no folder of images {images_dir}.'
     )
+    return list(range(len(index.file_names)))
+  outside, missing = [], []
+  for row, name in enumerate(index.file_names):
+    if coco.is_outside(name):
+      outside.append(row)
+      report.error(
+          'I15', '', f'image {index.image_ids[row]!r}',
+          f'its file_name {name!r} leads out of the folder {images_dir}; it'
+          ' must be relative to it.',
+      )
+    elif not os.path.isfile(os.path.join(images_dir, name)):
+      missing.append(row)
+  if missing:
+    names = [index.file_names[row] for row in missing[:5]]
+    shown = ', '.join(names) + (', ...' if len(missing) > 5 else '')
+    hint = images.case_hint(os.path.join(images_dir, names[0]))
+    report.error(
+        'I01', '', '',
+        f'{len(missing)} of {len(index.file_names)} images are not in'
+        f' {images_dir}: {shown}{hint}.', count=0,
+    )
+    for row in missing:
+      report.error(
+          'I01', '', f'image {index.image_ids[row]!r}',
+          f'there is no {index.file_names[row]}.', row=row,
+      )
+  return sorted(outside + missing)
 
 
 def load_row(
-    index: coco.CocoIndex,
+    index: coco.CocoIndex | columns.StoredIndex,
     plan: CanvasPlan,
     images_dir: Images,
     row: int,
@@ -474,12 +511,13 @@ def load_row(
   Raises:
     InputError: If the file is not the image that the index speaks of.
   """
-  size = int(index.heights[row]), int(index.widths[row])
+  one = columns.one_image(index, row)
+  size = int(one.heights[0]), int(one.widths[0])
   reduce = int(plan.reduce[row])
   if isinstance(images_dir, records.RecordImages):
-    path, content = index.file_names[row], images_dir.read(row)
+    path, content = one.file_names[0], images_dir.read(row)
   else:
-    path, content = os.path.join(images_dir, index.file_names[row]), None
+    path, content = os.path.join(images_dir, one.file_names[0]), None
   try:
     image = images.decode_image(
         path,
@@ -490,11 +528,11 @@ def load_row(
     source_size = tuple(-(-side // reduce) for side in size)
     if image.shape[:2] != source_size:
       raise errors.InputError(
-          f'I05: {index.file_names[row]} changed its size while running.'
+          f'I05: {one.file_names[0]} changed its size while running.'
       )
   except errors.InputError as error:
     raise errors.InputError(
-        f'{str(error).removesuffix(".")} (image id {index.image_ids[row]!r}).'
+        f'{str(error).removesuffix(".")} (image id {one.image_ids[0]!r}).'
     ) from error
   batch = _empty_row(plan, int(plan.canvas_of_image[row]), limits)
   batch.images[0, : image.shape[0], : image.shape[1]] = image
@@ -502,7 +540,7 @@ def load_row(
   batch.image_sizes[0] = plan.image_sizes[row]
   batch.image_valid[0] = True
   if with_truth:
-    _fill_truth(batch, index, row, limits, reduce)
+    _fill_truth(batch, one, 0, limits, reduce)
   return batch
 
 
@@ -521,6 +559,7 @@ def train_batches(
     process_count: int = 1,
     num_workers: int = 0,
     num_threads: int = 2,
+    scratch_dir: str | pathlib.Path | None = None,
 ) -> Iterator[tuple[array_types.Batch, Int[np.ndarray, 'b']]]:
   """Loads the batches of `num_steps` steps from `start_step` on.
 
@@ -539,6 +578,8 @@ def train_batches(
     num_workers: Processes that load; 0 loads in threads of this one. Workers
       are spawned, so the main module must be guarded by `__name__`.
     num_threads: Batches loaded at a time, in each worker.
+    scratch_dir: Where workers find the index while they load; None: where
+      temporary files go. As large as the index in memory.
 
   Yields:
     This process's part of the batch of each step, and its rows of the index.
@@ -548,7 +589,6 @@ def train_batches(
   """
   load = functools.partial(
       _load_train_step,
-      index=index,
       plan=plan,
       images_dir=images_dir,
       limits=limits,
@@ -559,7 +599,41 @@ def train_batches(
       start_step=start_step,
       part=_part(batch_size, process_index, process_count),
   )
-  return _stream(load, num_steps, num_threads, num_workers)
+  if not num_workers:
+    return _stream(
+        functools.partial(load, index=index), num_steps, num_threads, 0
+    )
+  return _stream_from_workers(
+      load, index, num_steps, num_threads, num_workers, scratch_dir
+  )
+
+
+def _stream_from_workers(
+    load, index, count, num_threads, num_workers, scratch_dir
+):
+  """Does what `_stream` does, with the index in files.
+
+  Each worker would be sent, and hold, a copy of its own.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      if scratch_dir is not None:
+        pathlib.Path(scratch_dir).mkdir(parents=True, exist_ok=True)
+      folder = stack.enter_context(
+          tempfile.TemporaryDirectory(
+              prefix='index_', dir=scratch_dir, ignore_cleanup_errors=True
+          )
+      )
+      stored = columns.store(index, folder)
+    except OSError as error:
+      raise errors.InputError(
+          'C10: cannot write the index that workers read to'
+          f' {scratch_dir or tempfile.gettempdir()}: {error.strerror or error};'
+          ' make room, or set --config.data.num_workers=0.'
+      ) from error
+    yield from _stream(
+        functools.partial(load, index=stored), count, num_threads, num_workers
+    )
 
 
 def share_of_process(

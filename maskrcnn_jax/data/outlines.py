@@ -38,7 +38,8 @@ def polygons_to_outline(
   """
   if len(polygons) > _MAX_PARTS:
     raise errors.InputError(
-        f'{len(polygons)} polygons in one object; at most {_MAX_PARTS} can be.'
+        f'A27: {len(polygons)} polygons in one object; at most {_MAX_PARTS} can'
+        ' be.'
     )
   coordinates = []
   parts = []
@@ -101,6 +102,84 @@ def mask_to_outline(
   vertices[:, 1, 1] = bottom
   parts = np.tile(np.array([0, -1], np.int16), len(x))
   return vertices.reshape(-1, 2), parts
+
+
+def fill_outline(
+    vertices: Vertices, parts: Parts, height: int, width: int
+) -> Bool[np.ndarray, 'h w']:
+  """Fills an outline: all pixels whose centre is inside of any part of it.
+
+  The host's twin of `ops.outlines.rasterize_outlines`.
+
+  Args:
+    vertices: In pixels of the mask to be filled.
+    parts: As in `array_types.Outlines`.
+    height: Of the mask.
+    width: Of the mask.
+  """
+  mask = np.zeros((height, width), bool)
+  starts = np.flatnonzero(parts >= 0)
+  begin = vertices[starts].astype(np.float64)
+  end = vertices[starts + 1].astype(np.float64)
+  for part in np.unique(parts[starts]):
+    here = parts[starts] == part
+    (xa, ya), (xb, yb) = begin[here].T, end[here].T
+    # The rows whose centre lies on or beyond one end and before the other.
+    first = np.clip(np.ceil(np.minimum(ya, yb) - 0.5), 0, height).astype(int)
+    last = np.clip(np.ceil(np.maximum(ya, yb) - 0.5), 0, height).astype(int)
+    counts = last - first
+    edge = np.repeat(np.arange(len(counts)), counts)
+    before = np.repeat(np.cumsum(counts) - counts, counts)
+    row = first[edge] + np.arange(len(edge)) - before
+    slope = (xb - xa)[edge] / (yb - ya)[edge]
+    x = xa[edge] + (row + 0.5 - ya[edge]) * slope
+    column = np.clip(np.ceil(x - 0.5), 0, width).astype(int)
+    turns = np.zeros((height, width + 1), np.int32)
+    np.add.at(turns, (row, column), 1)
+    mask |= np.cumsum(turns, axis=1)[:, :width] % 2 == 1
+  return mask
+
+
+def rle_to_outline(
+    counts: Int[np.ndarray, ' runs'], height: int
+) -> tuple[Vertices, Parts]:
+  """Does what `mask_to_outline` does, in the time of the runs, not the pixels.
+
+  A run is at most three rectangles: the end of a column, whole columns, the
+  start of a column. A piece of an edge that two of them share is none.
+
+  Args:
+    counts: As `rle_counts` returns them.
+    height: Of the image.
+
+  Returns:
+    As `mask_to_outline`.
+  """
+  ends = np.cumsum(counts)
+  first, last = ends[:-1:2], ends[1::2]  # of the runs inside
+  first, last = first[: len(last)], last[: len(first)]
+  filled = last > first
+  first, last = first[filled], last[filled]
+  if not len(first):
+    return np.zeros((0, 2), np.float32), np.zeros(0, np.int16)
+  (left, top), (right, bottom) = (np.divmod(x, height) for x in (first, last))
+  one = left == right
+  rectangles = [
+      (left, top, left + 1, np.where(one, bottom, height)),
+      (left + 1, 0 * top, right, np.full_like(top, height)),
+      (right, 0 * top, right + 1, np.where(one, 0, bottom)),
+  ]
+  edges = []
+  for x1, y1, x2, y2 in rectangles:
+    some = (x2 > x1) & (y2 > y1)
+    x, y = np.stack([x1, x2], 1)[some], np.stack([y1, y2], 1)[some]
+    edges.append((x[:, :, None] * (height + 1) + y[:, None, :]).ravel())
+  # Two edges on one line cancel where they overlap: an end that comes twice
+  # is none, and the rest are ends of what is left, in turn.
+  places, times = np.unique(np.concatenate(edges), return_counts=True)
+  x, y = np.divmod(places[times % 2 == 1], height + 1)
+  parts = np.tile(np.array([0, -1], np.int16), len(x) // 2)
+  return np.stack([x, y], axis=1).astype(np.float32), parts
 
 
 def rle_counts(

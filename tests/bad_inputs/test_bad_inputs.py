@@ -1,0 +1,185 @@
+"""Each bad input gives its code and exit status, and never a traceback."""
+
+import json
+import warnings
+
+import cases
+import numpy as np
+import pytest
+
+from maskrcnn_jax import check_data, train
+from maskrcnn_jax.config import default_config
+from maskrcnn_jax.data import coco, findings, loader
+from maskrcnn_jax.errors import InputError
+
+BY_NAME = {case.name: case for case in cases.CASES}
+
+
+@pytest.fixture(autouse=True)
+def few_examples(monkeypatch):
+  """Drawing takes longer than all the rest."""
+  monkeypatch.setattr(check_data, 'NUM_EXAMPLES', 1)
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+  """Makes the set of a case and returns it."""
+
+  def make_set(case):
+    data = cases.Set(tmp_path / 'set', **case.size)
+    case.spoil(data)
+    data.write()
+    # What `options` names lies beside the annotations.
+    monkeypatch.chdir(data.folder)
+    return data
+
+  return make_set
+
+
+def run(data, *options):
+  """Runs check_data and returns (exit status, report)."""
+  status = check_data.main([
+      f'--images={data.images_dir}', f'--annotations={data.annotations}',
+      f'--out={data.folder / "out"}', '--workers=1', *options,
+  ])
+  return status, json.loads((data.folder / 'out/report.json').read_text())
+
+
+@pytest.mark.parametrize('name', BY_NAME)
+def test_check_data_gives_the_code_and_the_status(make, name, capsys):
+  case = BY_NAME[name]
+  data = make(case)
+  status, report = run(data, *case.options)
+  found = {f['code']: f for f in report['findings']}
+  errors = {code for code, f in found.items() if f['level'] == 'error'}
+  printed = capsys.readouterr()
+  assert status == (2 if case.is_error else 0)
+  # What is left out orphans what belongs to it.
+  assert errors - {'A14'} == (
+      {case.code} - {'A14'} if case.is_error else set()
+  ), printed.out
+  if case.code:
+    assert found[case.code]['count'] >= 1
+    assert found[case.code]['examples'][0]['reason']
+    assert f'{case.code}  ' in printed.out
+  else:
+    assert not found
+  assert 'Traceback' not in printed.err
+
+
+@pytest.mark.parametrize('name', [c.name for c in cases.CASES if c.is_fixable])
+def test_fix_leaves_no_error(make, name, capsys):
+  case = BY_NAME[name]
+  data = make(case)
+  fixed = data.folder / 'fixed.json'
+  status, report = run(data, f'--fix={fixed}', *case.options)
+  assert status == 0
+  changes = report['fix']['changes']
+  assert changes
+  out = capsys.readouterr().out
+  for change in changes:
+    assert change['where'] in out
+    assert change['code'] == case.code or change['code'] in ('A14', 'I01')
+  data.annotations = fixed
+  status, report = run(data, *case.options)
+  assert status == 0
+  # What only a person can decide stays a warning.
+  assert not report['findings'], report['findings']
+
+
+def test_fix_changes_nothing_of_a_clean_set(make):
+  data = make(BY_NAME['clean'])
+  fixed = data.folder / 'fixed.json'
+  status, report = run(data, f'--fix={fixed}')
+  assert status == 0
+  assert report['fix']['changes'] == []
+  assert json.loads(fixed.read_text()) == data.content
+  assert run_status(data, f'--fix={fixed}') == 2
+
+
+def run_status(data, *options):
+  """Runs check_data where it writes no report."""
+  return check_data.main([
+      f'--images={data.images_dir}', f'--annotations={data.annotations}',
+      f'--out={data.folder / "out"}', '--workers=1', *options,
+  ])
+
+
+@pytest.mark.parametrize(
+    'name', [c.name for c in cases.CASES if c.found_at != 'never']
+)
+def test_training_stops_at_errors_and_goes_on_with_the_rest(make, name):
+  case = BY_NAME[name]
+  data = make(case)
+  config = default_config()
+  config.data.train.images = str(data.images_dir)
+  config.data.train.annotations = str(data.annotations)
+  config.data.padded_sizes = (
+      *config.data.padded_sizes, (32, 1344), (1344, 1344)
+  )
+
+  def start():
+    index, rows, folder = train._read_training_set(config)
+    return index, folder, loader.find_limits(index, max_objects=100)
+
+  def load(index, folder, limits):
+    plan = loader.plan_canvases(
+        index.heights, index.widths, short_side=800, long_side=1333,
+        padded_sizes=config.data.padded_sizes, max_source_side=2666,
+    )
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # Pillow's, of damage
+      for row in range(len(index.heights)):
+        batch = loader.load_row(index, plan, folder, row, limits)
+        assert np.isfinite(batch.outlines.vertices).all()
+
+  if case.is_error and case.found_at == 'start':
+    with pytest.raises(InputError, match=rf'\b{case.code}: ') as caught:
+      start()
+    assert '\n' not in str(caught.value)
+    assert len(str(caught.value)) < 700
+    return
+  index, folder, limits = start()
+  if case.is_error:
+    with pytest.raises(InputError, match=rf'\b{case.code}: '):
+      load(index, folder, limits)
+  else:
+    load(index, folder, limits)
+
+
+@pytest.mark.parametrize('name', ['rle_compressed', 'rle_uncompressed'])
+def test_an_rle_trains_as_the_polygon_that_it_was(make, name):
+  data = make(BY_NAME[name])
+  of_rle = coco.read_coco(data.annotations)
+  data.first['segmentation'] = [cases.SQUARE]
+  data.write()
+  of_polygon = coco.read_coco(data.annotations)
+  from maskrcnn_jax.data.outlines import fill_outline
+
+  masks = [
+      fill_outline(
+          index.vertices[: index.outline_starts[1]],
+          index.parts[: index.outline_starts[1]], cases.HEIGHT, cases.WIDTH,
+      )
+      for index in (of_rle, of_polygon)
+  ]
+  assert (masks[0] == cases.mask().view(bool)).all()
+  assert (masks[1] == masks[0]).all()
+
+
+def test_every_row_of_data_has_a_case():
+  there = {case.code for case in cases.CASES}
+  # A08, A13, I04, I06 and I08 accept; their cases have no code.
+  assert set(findings.MEANINGS) <= there
+
+
+def test_warnings_are_few_lines_in_the_log(make, caplog):
+  data = make(BY_NAME['iscrowd_missing'])
+  config = default_config()
+  config.data.train.images = str(data.images_dir)
+  config.data.train.annotations = str(data.annotations)
+  with caplog.at_level('WARNING'):
+    train._read_training_set(config)
+  lines = [r.getMessage() for r in caplog.records if 'A12' in r.getMessage()]
+  assert len(lines) == 1
+  assert '18 annotations' in lines[0]

@@ -1,0 +1,312 @@
+"""Each bad recipe, checkpoint or machine gives its code and exit status.
+
+Those of the data are in test_bad_inputs.py; that the weights of each program
+keep its conventions (C13), in test_convert_weights.py.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+import pytest
+import tiny
+
+from maskrcnn_jax import checkpoint, convert_weights, main, train
+from maskrcnn_jax.average_precision import evaluate_detections
+from maskrcnn_jax.errors import InputError
+
+pytestmark = [
+    pytest.mark.usefixtures('compilation_cache'),
+    # How ml_collections 1.1 loads a recipe.
+    pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning'),
+]
+
+RECIPE = f'--config={tiny.__file__}'
+
+
+@pytest.fixture
+def flags_of_run(tiny_data, tmp_path):
+  return [RECIPE, f'--workdir={tmp_path / "run"}', *tiny.data_flags(tiny_data)]
+
+
+@pytest.fixture
+def workdir(tiny_run, tmp_path):
+  return shutil.copytree(tiny_run[0], tmp_path / 'run')
+
+
+@pytest.fixture
+def change(tiny_data, tmp_path):
+  """Writes annotations with something changed, and returns their file."""
+
+  def write(function, split='val'):
+    content = json.loads((tiny_data / f'instances_{split}.json').read_text())
+    function(content)
+    path = tmp_path / f'{split}.json'
+    path.write_text(json.dumps(content))
+    return path
+
+  return write
+
+
+def more_classes(content):
+  content['categories'].append({'id': 50, 'name': 'star'})
+
+
+def test_c01_a_checkpoint_of_other_classes(
+    refuse, flags_of_run, tiny_run, change
+):
+  line = refuse(
+      *flags_of_run, '--mode=eval', f'--checkpoint={tiny_run[0]}',
+      f'--config.data.eval.annotations={change(more_classes)}',
+  )
+  assert 'C01: ' in line
+
+
+@pytest.mark.parametrize('option', ['--mode=eval', '--mode=train'])
+def test_c02_a_checkpoint_of_another_architecture(
+    refuse, flags_of_run, tiny_run, option
+):
+  line = refuse(
+      *flags_of_run, option, '--config.model.fpn_channels=32',
+      f'--checkpoint={tiny_run[0]}', f'--init_from={tiny_run[0]}',
+  )
+  assert 'C02: ' in line
+  assert 'fpn' in line
+
+
+def test_c03_a_class_that_the_table_lacks(refuse, flags_of_run, change):
+  # Class numbers come from the table alone, so one beyond it is such an id.
+  def spoil(content):
+    content['annotations'][0]['category_id'] = 81
+
+  line = refuse(
+      *flags_of_run,
+      f'--config.data.train.annotations={change(spoil, "train")}',
+  )
+  assert 'A14: ' in line
+  assert '81' in line
+
+
+def test_c04_a_loss_that_is_not_finite(
+    refuse, flags_of_run, tiny_run, tmp_path
+):
+  tiny.save_with_nan(tiny_run[0], tmp_path / 'nan', 'mask_fcn_logits')
+  line = refuse(
+      *flags_of_run, '--skip_test', f'--init_from={tmp_path / "nan"}', status=1
+  )
+  assert 'C04: ' in line
+
+
+@pytest.mark.parametrize(
+    'override',
+    ['optimiser.learning_rate=1', 'train.batch_size=abc', 'train.batch_size=0',
+     'data.keep_empty=perhaps', 'model.depth=20'],
+)
+def test_c05_a_key_or_value_that_is_none(refuse, flags_of_run, override):
+  line = refuse(*flags_of_run, f'--config.{override}')
+  assert line.startswith('error: C05: ')
+
+
+def test_c06_a_batch_that_devices_cannot_share(
+    refuse, flags_of_run, monkeypatch
+):
+  mesh = Mesh(np.array(jax.devices()[:1] * 4), ('data',))
+  monkeypatch.setattr('maskrcnn_jax.cluster.make_mesh', lambda: mesh)
+  assert 'C06: ' in refuse(*flags_of_run, '--config.train.batch_size=6')
+
+
+@pytest.mark.parametrize(
+    'override', ['optimizer.learning_rate=0.5', 'train.num_steps=2']
+)
+def test_c07_a_run_that_is_continued_with_another_recipe(
+    refuse, flags_of_run, workdir, override
+):
+  assert 'C07: ' in refuse(*flags_of_run, f'--config.{override}')
+
+
+def remove_an_object(content):
+  content['annotations'].pop()
+
+
+@pytest.mark.parametrize('function', [more_classes, remove_an_object])
+def test_c07_a_run_that_is_continued_on_other_data(
+    refuse, flags_of_run, workdir, change, function
+):
+  line = refuse(
+      *flags_of_run, '--skip_test',
+      f'--config.data.train.annotations={change(function, "train")}',
+  )
+  assert 'C07: ' in line
+
+
+def remove_steps(workdir):
+  shutil.rmtree(workdir / 'checkpoints')
+
+
+def leave_an_unfinished_step(workdir):
+  for step in (workdir / 'checkpoints').iterdir():
+    shutil.rmtree(step)
+  (workdir / 'checkpoints/4.orbax-checkpoint-tmp').mkdir()
+
+
+def cut_the_arrays(workdir):
+  largest = max(
+      (p for p in workdir.rglob('checkpoints/4/model/**/*') if p.is_file()),
+      key=lambda p: p.stat().st_size,
+  )
+  os.truncate(largest, largest.stat().st_size // 2)
+
+
+def damage_metadata(workdir):
+  for path in workdir.rglob('checkpoints/4/metadata/*'):
+    path.write_text('{')
+
+
+def remove_all(workdir):
+  shutil.rmtree(workdir)
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [remove_steps, leave_an_unfinished_step, cut_the_arrays, damage_metadata,
+     remove_all],
+)
+def test_c08_a_checkpoint_that_is_not_whole(
+    refuse, flags_of_run, workdir, spoil
+):
+  spoil(workdir)
+  assert 'C08: ' in refuse(*flags_of_run, '--mode=eval')
+
+
+def test_c08_c09_weights_that_are_damaged_or_not_there(tmp_path):
+  (tmp_path / 'a.pth').write_bytes(b'PK\3\4' + bytes(100))
+  with pytest.raises(InputError, match='C08: '):
+    convert_weights.convert(tmp_path / 'a.pth', tmp_path / 'out')
+  url = pathlib.Path('https://example.com/r50.pth')
+  with pytest.raises(InputError, match='C09: .*on this machine'):
+    convert_weights.convert(url, tmp_path / 'out')
+
+
+def test_c10_a_folder_that_cannot_be_written_to(
+    refuse, flags_of_run, monkeypatch, tmp_path
+):
+  (tmp_path / 'file').touch()
+  line = refuse(*flags_of_run, f'--workdir={tmp_path / "file"}')
+  assert 'C10: ' in line
+  line = refuse(*flags_of_run, f'--workdir={tmp_path / "file/run"}')
+  assert 'C10: ' in line
+
+  def fail(**_):
+    raise OSError(30, os.strerror(30))
+
+  # As root, who runs tests, one may write anywhere.
+  monkeypatch.setattr(tempfile, 'TemporaryFile', fail)
+  line = refuse(*flags_of_run)
+  assert 'C10: cannot write to' in line
+  assert 'Read-only file system' in line
+
+
+def test_c10_a_disk_that_gets_full(
+    refuse, flags_of_run, workdir, monkeypatch
+):
+  before = checkpoint.saved_steps(workdir / 'checkpoints')
+
+  def fail(*_, **__):
+    # As tensorstore says it.
+    raise ValueError('RESOURCE_EXHAUSTED: [28: No space left on device]')
+
+  monkeypatch.setattr(train.checkpoint, 'save_checkpoint', fail)
+  line = refuse(
+      *flags_of_run, '--skip_test', '--config.train.num_steps=6', status=1
+  )
+  assert 'C10: ' in line
+  assert checkpoint.saved_steps(workdir / 'checkpoints') == before
+
+
+def test_c10_a_workdir_that_is_taken(refuse, flags_of_run, workdir):
+  assert 'C10: ' in refuse(*flags_of_run, '--noresume')
+
+
+@pytest.mark.parametrize(
+    'result',
+    [{'image_id': -7}, {'score': float('nan')}, {'category_id': 99},
+     {'bbox': [0, 0, 1]}, {'bbox': None}],
+)
+def test_c11_results_that_do_not_fit(tiny_data, result):
+  truth = json.loads((tiny_data / 'instances_val.json').read_text())
+  entry = truth['annotations'][0]
+  sound = {key: entry[key] for key in ('image_id', 'category_id', 'bbox')}
+  sound['score'] = 0.5
+  assert evaluate_detections(truth, [sound], kind='bbox').stats['AP'] > 0
+  with pytest.raises(InputError, match='^C11: '):
+    evaluate_detections(truth, [sound | result], kind='bbox')
+
+
+def test_c11_no_results_have_an_ap_of_zero(tiny_data):
+  truth = json.loads((tiny_data / 'instances_val.json').read_text())
+  assert evaluate_detections(truth, [], kind='bbox').stats['AP'] == 0
+
+
+def test_c12_a_gpu_that_is_asked_for_and_not_there(
+    refuse, flags_of_run, monkeypatch
+):
+  def fail():
+    raise RuntimeError("Unable to initialize backend 'cuda'")
+
+  monkeypatch.setattr(jax, 'devices', fail)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  assert 'C12: ' in refuse(*flags_of_run)
+
+
+def test_c12_a_gpu_that_was_meant_and_is_not_there(
+    refuse, flags_of_run, monkeypatch
+):
+  monkeypatch.delenv('JAX_PLATFORMS')
+  monkeypatch.setattr(
+      main.importlib.util, 'find_spec', lambda name: 'cuda' in name
+  )
+  assert 'C12: ' in refuse(*flags_of_run)
+
+
+def test_c13_weights_that_expect_other_pixels(
+    tiny_run, config, tmp_path, caplog, monkeypatch
+):
+  def stop(*_, **__):
+    raise InputError('before the first step')
+
+  monkeypatch.setattr(train, 'TrainingLog', stop)
+  config.data.pixel_mean = (1.0, 2.0, 3.0)
+  with caplog.at_level('WARNING'), pytest.raises(InputError, match='before'):
+    train.train(config, tmp_path / 'new', init_from=tiny_run[0], skip_test=True)
+  assert any('C13: ' in r.getMessage() for r in caplog.records)
+
+
+@pytest.fixture
+def config(tiny_data):
+  return tiny.with_data(tiny.get_config(), tiny_data)
+
+
+@pytest.mark.parametrize(
+    'segmentation', [[], [[1, 1, 9, 1, 9, 9], [1, 1, 2, 2]]]
+)
+def test_what_would_stop_the_evaluation_stops_the_training(
+    refuse, flags_of_run, change, segmentation
+):
+  def spoil(content):
+    # So few that an index leaves them out.
+    while len(content['annotations']) < 150:
+      content['annotations'] += [
+          entry | {'id': entry['id'] + 1000 + len(content['annotations'])}
+          for entry in content['annotations']
+      ]
+    content['annotations'][0]['segmentation'] = segmentation
+
+  line = refuse(
+      *flags_of_run, f'--config.data.eval.annotations={change(spoil)}'
+  )
+  assert 'A06: ' in line or 'A05: ' in line

@@ -1,0 +1,217 @@
+"""Random damage to data ends in a clear message or in a correct run."""
+
+import collections
+import contextlib
+import json
+import pathlib
+import re
+import shutil
+import signal
+import warnings
+
+import cases
+import numpy as np
+import pytest
+
+from maskrcnn_jax import average_precision, check_data
+from maskrcnn_jax.data import coco, findings, loader
+from maskrcnn_jax.errors import InputError
+
+COCO_MINI = pathlib.Path(__file__).parents[3] / 'shared/data/coco_mini'
+
+# Seconds that one set may take; the sound one takes a tenth.
+LIMIT = 20
+
+NUMBER = re.compile(rb'-?\d+(\.\d+)?([eE][-+]?\d+)?')
+STRANGE = (
+    b'0', b'-1', b'1e308', b'NaN', b'Infinity', b'-Infinity', b'0.5', b'""',
+    b'null', b'true', b'[]', b'{}', b'9223372036854775808', b'1' * 400, b'"1"',
+    b'1e-320', b'4294967296', b'-0.0',
+)
+
+
+class TooLong(Exception):
+  """The time is over."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds):
+  """Raises TooLong in what takes longer."""
+
+  def stop(*_):
+    raise TooLong
+
+  before = signal.signal(signal.SIGALRM, stop)
+  signal.alarm(seconds)
+  try:
+    yield
+  finally:
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def damage_bytes(rng, content):
+  """Flips, cuts, doubles or inserts bytes somewhere."""
+  content = bytearray(content)
+  start = int(rng.integers(len(content)))
+  length = int(2 ** rng.uniform(0, 9))
+  match rng.integers(5):
+    case 0:
+      for place in rng.integers(len(content), size=max(1, length // 16)):
+        content[place] = rng.integers(256)
+    case 1:
+      del content[start : start + length]
+    case 2:
+      content[start:start] = content[start : start + length]
+    case 3:
+      content[start:start] = rng.bytes(length)
+    case 4:
+      del content[start:]
+  return bytes(content)
+
+
+def damage_numbers(rng, content):
+  """Puts something strange in place of one to three numbers."""
+  for _ in range(rng.integers(1, 4)):
+    numbers = list(NUMBER.finditer(content, int(rng.integers(len(content)))))
+    if numbers:
+      number = numbers[0]
+      strange = STRANGE[rng.integers(len(STRANGE))]
+      content = content[: number.start()] + strange + content[number.end() :]
+  return content
+
+
+def use(folder, row):
+  """Does what a training and an evaluation do; says why that fails.
+
+  Args:
+    folder: Of the set.
+    row: Of the image whose file was damaged, if one was.
+  """
+  try:
+    index = coco.read_coco(folder / 'instances.json')
+    loader.check_images_exist(index, folder / 'images')
+    rows, _ = loader.filter_images(index, keep_empty=True)
+    limits = loader.find_limits(index, max_objects=100)
+    plan = loader.plan_canvases(
+        index.heights, index.widths, short_side=128, long_side=256,
+        padded_sizes=((256, 256),), max_source_side=2666,
+    )
+    for row_ in {row % len(rows), 0}:
+      batch = loader.load_row(index, plan, folder / 'images', row_, limits)
+      assert np.isfinite(batch.gt_boxes).all()
+      assert np.isfinite(batch.outlines.vertices).all()
+      boxes = batch.gt_boxes[batch.gt_valid]
+      assert (boxes[:, 2:] > boxes[:, :2]).all()
+      assert (batch.gt_classes[batch.gt_valid] <= len(index.categories)).all()
+    truth = coco.read_json(folder / 'instances.json')
+    left_out = sum(
+        count for reason, count in index.dropped.items()
+        if reason != coco.BAD_POLYGON  # of objects that stay
+    )
+    assert len(index.classes) + left_out == len(truth['annotations'])
+    for kind in ('bbox', 'segm'):
+      ap = average_precision.evaluate_detections(truth, [], kind=kind)
+      assert ap.stats['AP'] in (0.0, None)
+  except InputError as error:
+    assert re.search(r'\b[AIC]\d\d: ', str(error)), error
+    assert '\n' not in str(error)
+    return str(error)
+  return ''
+
+
+def check(folder):
+  """Runs all of check_data but the sheet; True if all is well."""
+  result = check_data.check_data(
+      folder / 'images', folder / 'instances.json', num_workers=1
+  )
+  check_data.format_report(result)
+  json.dumps(result)
+  return result['is_ok'] and 'evaluation' not in result
+
+
+def damage_and_use(folder, sound, count, seed):
+  """Damages a set in `count` ways; returns {(what, is it used): how often}.
+
+  Args:
+    folder: Where the damaged sets are.
+    sound: The set.
+    count: How often.
+    seed: Of the damage.
+  """
+  rng = np.random.default_rng(seed)
+  content = (sound / 'instances.json').read_bytes()
+  names = [image['file_name'] for image in json.loads(content)['images']]
+  shutil.copytree(sound, folder, dirs_exist_ok=True)
+  outcomes = collections.Counter()
+  for i in range(count):
+    row = int(rng.integers(len(names)))
+    image = folder / 'images' / names[row]
+    damaged = content
+    what = ('image', 'JSON', 'numbers')[i % 3]
+    match what:
+      case 'image':
+        image.write_bytes(damage_bytes(rng, image.read_bytes()))
+      case 'JSON':
+        damaged = damage_bytes(rng, content)
+      case 'numbers':
+        damaged = damage_numbers(rng, content)
+    (folder / 'instances.json').write_bytes(damaged)
+    with time_limit(LIMIT), warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # Pillow's, of damage
+      problem = use(folder, row)
+      # Evaluation looks at less, and check_data at all images.
+      if check(folder):
+        assert not problem, (i, seed, problem)
+    outcomes[what, not problem] += 1
+    shutil.copy(sound / 'images' / names[row], image)
+  return outcomes
+
+
+def test_damage_to_a_drawn_set_is_found_out_or_harmless(tmp_path):
+  data = cases.Set(tmp_path / 'sound')
+  data.write()
+  outcomes = damage_and_use(tmp_path / 'damaged', data.folder, 60, seed=0)
+  assert outcomes['numbers', True]
+  for what in ('image', 'JSON', 'numbers'):
+    assert outcomes[what, False] > 5
+
+
+@pytest.mark.slow
+def test_damage_to_real_data_is_found_out_or_harmless(tmp_path):
+  if not COCO_MINI.exists():
+    pytest.skip(f'{COCO_MINI} is not here.')
+  sound = tmp_path / 'sound'
+  content = json.loads((COCO_MINI / 'instances_val.json').read_text())
+  content['images'] = content['images'][:12]
+  ids = {image['id'] for image in content['images']}
+  content['annotations'] = [
+      a for a in content['annotations'] if a['image_id'] in ids
+  ]
+  (sound / 'images').mkdir(parents=True)
+  for image in content['images']:
+    name = image['file_name']
+    shutil.copy(COCO_MINI / 'images' / name, sound / 'images' / name)
+  (sound / 'instances.json').write_text(json.dumps(content))
+  outcomes = damage_and_use(tmp_path / 'damaged', sound, 500, seed=1)
+  print(outcomes)
+  assert outcomes.total() == 500
+  for what in ('image', 'JSON', 'numbers'):
+    assert outcomes[what, False] > 20
+    assert outcomes[what, True] > 5
+
+
+def test_a_report_keeps_few_lines_of_many_findings():
+  report = findings.Report(stop=False, keep=5)
+  for i in range(1000):
+    report.warn('A05', 'a.json', f'annotation {i}', 'odd.')
+  report.error('A04', 'a.json', '', 'not\na number \x1b[31m' + 'x' * 5000)
+  assert report.counts == {'A05': 1000, 'A04': 1}
+  assert len(report.kept) == 6
+  assert report.error_codes == ['A04']
+  assert report.warnings() == [
+      'a.json: annotation 0: A05: odd. (1000 such cases)'
+  ]
+  line = str(report.kept[-1])
+  assert line.startswith('a.json: A04: not?a number ?[31mxxx')
+  assert len(line) < 600
