@@ -307,7 +307,7 @@ def test_a_run_does_not_start_anew_where_nothing_can_be_read(workdir, config):
   for step in (2, 4):
     path = workdir / 'checkpoints' / str(step) / 'metadata' / 'metadata'
     path.write_text('garbage')
-  with pytest.raises(InputError, match='C08 None of the checkpoints'):
+  with pytest.raises(InputError, match='C08: None of the checkpoints'):
     tiny.run_training(config, workdir)
   assert steps_of(workdir) == [2, 4]
   gc.collect()
@@ -377,7 +377,7 @@ def test_a_save_that_fails_costs_nothing(
   config.train.keep_checkpoints = 1
   with pytest.raises(SaveError) as error:
     tiny.run_training(config, tmp_path)
-  assert 'C10 Saving step 4 in' in str(error.value)
+  assert 'C10: Saving step 4 in' in str(error.value)
   assert 'No space left on device' in str(error.value)
   assert 'step 2 is whole' in str(error.value)
   # The last good one is neither removed nor forgotten.
