@@ -95,6 +95,18 @@ def make_model(
   )
 
 
+def anchor_arguments(config: ml_collections.ConfigDict) -> dict:
+  """Returns the arguments of `anchor_levels` that a recipe asks for."""
+  first_level = {'fpn': 2, 'c4': 4}[config.model.body]
+  return {
+      'sizes': dict(
+          enumerate(map(tuple, config.anchors.sizes), start=first_level)
+      ),
+      'ratios': tuple(config.anchors.ratios),
+      'rounding': geometry_of(config).anchor_rounding,
+  }
+
+
 def image_anchors(
     config: ml_collections.ConfigDict,
     padded_size: tuple[int, int],
@@ -106,12 +118,7 @@ def image_anchors(
     The levels, and the `fit_to` of `make_anchors`.
   """
   shape = geometry_of(config)
-  first_level = {'fpn': 2, 'c4': 4}[config.model.body]
-  sizes = dict(enumerate(map(tuple, config.anchors.sizes), start=first_level))
-  levels = anchor_levels(
-      padded_size, sizes=sizes, ratios=tuple(config.anchors.ratios),
-      rounding=shape.anchor_rounding,
-  )
+  levels = anchor_levels(padded_size, **anchor_arguments(config))
   if not shape.fit_strides:
     return levels, None
   return levels, pad_size(
