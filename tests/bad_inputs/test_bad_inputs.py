@@ -7,7 +7,7 @@ import cases
 import numpy as np
 import pytest
 
-from maskrcnn_jax import check_data, train
+from maskrcnn_jax import check_data, train_start
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.data import coco, findings, loader
 from maskrcnn_jax.errors import InputError
@@ -119,7 +119,7 @@ def test_training_stops_at_errors_and_goes_on_with_the_rest(make, name):
   )
 
   def start():
-    index, rows, folder = train._read_training_set(config)
+    index, rows, folder = train_start.read_training_set(config)
     return index, folder, loader.find_limits(index, max_objects=100)
 
   def load(index, folder, limits):
@@ -179,7 +179,7 @@ def test_warnings_are_few_lines_in_the_log(make, caplog):
   config.data.train.images = str(data.images_dir)
   config.data.train.annotations = str(data.annotations)
   with caplog.at_level('WARNING'):
-    train._read_training_set(config)
+    train_start.read_training_set(config)
   lines = [r.getMessage() for r in caplog.records if 'A12' in r.getMessage()]
   assert len(lines) == 1
   assert '18 annotations' in lines[0]

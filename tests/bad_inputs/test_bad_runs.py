@@ -116,7 +116,7 @@ def test_c06_a_batch_that_devices_cannot_share(
     refuse, flags_of_run, monkeypatch
 ):
   mesh = Mesh(np.array(jax.devices()[:1] * 4), ('data',))
-  monkeypatch.setattr('maskrcnn_jax.cluster.make_mesh', lambda: mesh)
+  monkeypatch.setattr('maskrcnn_jax.cluster.make_mesh', lambda _: mesh)
   assert 'C06: ' in refuse(*flags_of_run, '--config.train.batch_size=6')
 
 
