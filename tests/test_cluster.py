@@ -40,7 +40,7 @@ def test_check_batch_size_suggests_one_that_fits(
   with pytest.raises(InputError) as error:
     cluster.check_batch_size(batch_size, mesh_of(devices), key=KEY)
   assert str(error.value) == (
-      f'{KEY} ({batch_size}) must be a multiple of the device count '
+      f'C06: {KEY} ({batch_size}) must be a multiple of the device count '
       f'({devices}); try --{KEY}={suggestion}.'
   )
 
