@@ -513,8 +513,7 @@ def _score(results, annotations, workdir, config, detector, skip_eval):
   if skip_eval:
     return {}
 
-  is_records = isinstance(annotations, Records)
-  truth = loader.read_content(annotations, annotations if is_records else None)
+  truth = loader.read_content(annotations)
   largest = max(100, config.detections.max_detections)
   scores = {
       kind: evaluate_detections(

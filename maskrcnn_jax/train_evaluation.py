@@ -8,6 +8,7 @@ import ml_collections
 
 from maskrcnn_jax import checkpoint, cluster
 from maskrcnn_jax.average_precision import ApResult
+from maskrcnn_jax.average_recall import RecallResult
 from maskrcnn_jax.config import records_of
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import Detector, evaluate, write_json
@@ -52,7 +53,9 @@ class TrainEvaluations:
     self._file = workdir / 'evaluations.json'
     self.done = [e for e in _read(self._file) if e.step <= first_step]
 
-  def run(self, state: TrainState, step: int) -> dict[str, ApResult]:
+  def run(
+      self, state: TrainState, step: int
+  ) -> dict[str, ApResult | RecallResult]:
     """Evaluates the model of a step, prints its AP and keeps it if it is best.
 
     Args:
@@ -118,7 +121,7 @@ def reaches(
 
 
 def expected_lines(
-    aps: dict[str, ApResult],
+    aps: dict[str, ApResult | RecallResult],
     *,
     box_ap: tuple[float, float] | None,
     mask_ap: tuple[float, float] | None,

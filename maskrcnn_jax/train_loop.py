@@ -15,6 +15,7 @@ import numpy as np
 from maskrcnn_jax import checkpoint, cluster, watchdog
 from maskrcnn_jax.array_types import Batch
 from maskrcnn_jax.average_precision import ApResult
+from maskrcnn_jax.average_recall import RecallResult
 from maskrcnn_jax.data import coco, loader
 from maskrcnn_jax.optimizer import Schedule
 from maskrcnn_jax.precision import MIN_SCALE
@@ -174,7 +175,7 @@ def is_over(run: Run, step: int) -> bool:
 
 def evaluate_state(
     run: Run, state: TrainState, step: int
-) -> dict[str, ApResult]:
+) -> dict[str, ApResult | RecallResult]:
   """Evaluates a state, which all processes do together, and logs its AP.
 
   SIGTERM ends that at once if there is one process, with `Stopped`; several

@@ -125,7 +125,7 @@ def check_eval_set(
         f'training set: {"; ".join(difference[:10])}.'
     )
   loader.check_images_exist(truth, folder)
-  content = loader.read_content(source.annotations, found)
+  content = loader.read_content(found or source.annotations)
   for kind in ('bbox', 'segm')[: 2 if config.model.output == 'masks' else 1]:
     check_truth(content, kind=kind)
 

@@ -29,12 +29,25 @@ COMPRESSED['counts'] = COMPRESSED['counts'].decode()
 # All that an annotation may be, and what is counted and left out.
 MASKS = [
     [[1.1, 2.3, 9.7, 2.3, 9.7, 11.9]],
-    [[1, 1, 5, 1, 5, 5], [6, 6, 9, 6, 9, 9.5], [3, 3, 4]],  # the last is bad
+    [[1, 1, 5, 1, 5, 5], [6, 6, 9, 6, 9, 9.5]],
     {'size': [12, 16], 'counts': [30, 5, 157]},
     COMPRESSED,
     [],
-    [[2, 2, 3, 3]],  # no polygon left
 ]
+
+
+def box_of(segmentation):
+  """The COCO box of a mask; some box where there is none."""
+  if not segmentation:
+    return [4.1, 1.7, 4.3, 5.9]
+  if isinstance(segmentation, dict):
+    counts = segmentation['counts']
+    if isinstance(counts, list):
+      segmentation = mask.frPyObjects(segmentation, 12, 16)
+    return mask.toBbox(segmentation).tolist()
+  points = np.concatenate([np.reshape(p, (-1, 2)) for p in segmentation])
+  low, high = points.min(axis=0), points.max(axis=0)
+  return [*low.tolist(), *(high - low).tolist()]
 
 
 def write_set(folder, *, ids=(7, 'b', 2.5)):
@@ -50,14 +63,14 @@ def write_set(folder, *, ids=(7, 'b', 2.5)):
     )
   annotations = [
       {'id': 100 - i, 'image_id': ids[0], 'category_id': 9 if i % 2 else 3,
-       'bbox': [0.1 + i, 1.7, 4.3, 5.9], 'area': 0.1 * i, 'iscrowd': 0,
+       'bbox': box_of(masks), 'area': 0.1 * i, 'iscrowd': 0,
        'segmentation': masks}
       for i, masks in enumerate(MASKS)
   ]
   del annotations[1]['area'], annotations[2]['id'], annotations[3]['iscrowd']
   annotations.append({
       'id': 'x', 'image_id': ids[2], 'category_id': 3, 'iscrowd': 1,
-      'bbox': [1, 1, 3, 3], 'area': 9, 'segmentation': MASKS[2],
+      'bbox': box_of(MASKS[2]), 'area': 9, 'segmentation': MASKS[2],
   })
   content = {
       'images': images, 'annotations': annotations,

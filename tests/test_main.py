@@ -154,7 +154,7 @@ def test_annotations_that_are_not_coco_are_named(
   path = tmp_path / 'other.json'
   path.write_text(text)
   line = refuse(*train_flags, f'--config.data.train.annotations={path}')
-  assert f'A25: {path}' in line
+  assert 'A25: ' in line and str(path) in line
 
 
 def test_a_batch_that_the_devices_cannot_share_is_named(

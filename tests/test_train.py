@@ -147,7 +147,7 @@ def test_log_has_a_line_for_each_report_and_each_compilation(tiny_run):
   lines = (tiny_run[0] / 'log.txt').read_text().splitlines()
   assert lines[0].startswith('Training on 8 images of 3 classes, 2 a step on 1')
   assert re.fullmatch(
-      r'Static sizes \(images\): 64x64 \(8\); \d\.\d % padding', lines[1]
+      r'Static sizes \(images\): 64x64 \(8\); \d\.\d % padding', lines[2]
   )
   figure = r'\d+\.\d{4} \(\d+\.\d{4}\)'
   reports = [line for line in lines if line.startswith('eta: ')]
@@ -271,7 +271,7 @@ def test_train_stops_at_numbers_that_are_not_finite(config, tmp_path):
     tiny.run_training(config, tmp_path)
   message = str(error.value)
   step = int(re.search(r' at step (\d+) ', message).group(1))
-  assert re.match(r'(loss|grad)\w* is (nan|inf)', message)
+  assert re.match(r'C04: (loss|grad)\w* is (nan|inf)', message)
   assert 'learning rate 1e+12' in message
   ids = json.loads(re.search(r'images (\[.*?\])', message).group(1))
   assert len(ids) == 2

@@ -337,7 +337,7 @@ def test_a_cosine_may_not_end_elsewhere(config, tmp_path, idle_step):
 
 
 def test_a_workdir_that_cannot_be_written_is_found_at_the_start(config):
-  with pytest.raises(InputError, match='C10 /proc/run/checkpoints cannot be'):
+  with pytest.raises(InputError, match='C10: /proc/run/checkpoints cannot be'):
     tiny.run_training(config, pathlib.Path('/proc/run'))
 
 
@@ -345,7 +345,7 @@ def test_a_full_disk_is_found_at_the_start(config, tmp_path, monkeypatch):
   monkeypatch.setattr(
       'shutil.disk_usage', lambda path: types.SimpleNamespace(free=2**10)
   )
-  with pytest.raises(InputError, match='C10 .* has 0 MiB left'):
+  with pytest.raises(InputError, match='C10: .* has 0 MiB left'):
     tiny.run_training(config, tmp_path)
   assert steps_of(tmp_path) == []
 

@@ -166,7 +166,7 @@ def test_c4_heads_see_the_last_stage_of_the_resnet():
 def test_a_model_that_there_is_not_is_refused(sizes):
   config = tiny.get_config()
   config.model.update(sizes)
-  with pytest.raises(InputError, match=r'^config\.'):
+  with pytest.raises(InputError, match=r'^C05: config\.'):
     check_config(config)
 
 

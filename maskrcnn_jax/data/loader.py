@@ -328,12 +328,12 @@ def read_set(
 
 
 def read_content(
-    annotations: str | pathlib.Path, found: records.Records | None = None
+    source: str | pathlib.Path | records.Records
 ) -> dict[str, Any]:
   """Reads what a COCO JSON holds, or what records stand for."""
-  if found is None:
-    return coco.read_json(pathlib.Path(annotations))
-  return records.read_records(found)[0]
+  if isinstance(source, records.Records):
+    return records.read_records(source)[0]
+  return coco.read_json(pathlib.Path(source))
 
 
 def count_objects_over(index: coco.CocoIndex, max_objects: int) -> int:
