@@ -367,23 +367,30 @@ def _write_sheet(index, images_dir, report, bad_images, ious, path):
       key=lambda f: _DRAWN_CODES.index(f.code),
   ):
     if found.row in drawable:
-      worst.setdefault(
-          found.row, f'{found.code} {found.where}: {found.reason}'
-      )
+      named = [
+          j for j in range(*index.object_starts[found.row : found.row + 2])
+          if found.where == f'annotation {index.annotation_ids[j]!r}'
+      ]
+      worst.setdefault(found.row, Example(
+          found.row, f'{found.code} {found.where}: {found.reason}',
+          named[0] if named else -1,
+      ))
   rows = survey.object_rows(index)
   for j in np.argsort(ious, kind='stable')[: 20 * NUM_EXAMPLES].tolist():
     if ious[j] < 0.5 and not index.crowd[j] and rows[j] in drawable:
-      worst.setdefault(
+      worst.setdefault(int(rows[j]), Example(
           int(rows[j]),
           f'{index.file_names[rows[j]]}: best anchor IoU {ious[j]:.2f}, a'
-          f' {index.categories[index.classes[j] - 1].name}',
-      )
-  worst_ = [Example(*pair) for pair in list(worst.items())[:NUM_EXAMPLES]]
+          f' {index.categories[index.classes[j] - 1].name}', j,
+      ))
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_sheet(
         index, images_dir,
-        {'Random images': random_, 'Worst examples': worst_},
+        {
+            'Random images': random_,
+            'Worst examples': list(worst.values())[:NUM_EXAMPLES],
+        },
     ).save(path)
   except OSError as error:
     raise InputError(
@@ -422,7 +429,10 @@ def format_report(result: dict) -> str:
         f'{found["meaning"]}'
     )
     for example in found['examples'][:SHOW]:
-      where = f'{example["id"]}: ' if example['id'] else ''
+      places = [example['id']]
+      if example['file'] not in ('', result['annotations']):
+        places.insert(0, example['file'])
+      where = ''.join(f'{place}: ' for place in places if place)
       lines.append(f'       {where}{example["reason"]}')
     more = len(found['examples']) - SHOW
     if more > 0:

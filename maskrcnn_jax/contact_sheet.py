@@ -17,6 +17,7 @@ _MARGIN = 8
 _COLUMNS = 4
 _PAPER = (246, 246, 244)
 _INK = (20, 20, 20)
+_FRAME = (255, 225, 0)
 
 
 class Example(NamedTuple):
@@ -24,6 +25,7 @@ class Example(NamedTuple):
 
   row: int  # of the index
   caption: str
+  object: int = -1  # of the index: what the caption speaks of, to be framed
 
 
 def draw_sheet(
@@ -40,35 +42,43 @@ def draw_sheet(
   """
   font = ImageFont.load_default(14)
   title_font = ImageFont.load_default(20)
-  cell_width, cell_height = _SIDE + _MARGIN, _SIDE + _STRIP + _MARGIN
-  groups = {title: found for title, found in groups.items() if found}
-  rows = sum(-(-len(found) // _COLUMNS) for found in groups.values())
+  cell_width = _SIDE + _MARGIN
+  # Cut to what was used in the end: rows are as high as their pictures.
+  num_rows = sum(-(-len(found) // _COLUMNS) for found in groups.values())
   sheet = Image.new(
       'RGB',
       (
           _COLUMNS * cell_width + _MARGIN,
-          rows * cell_height + len(groups) * _STRIP + _MARGIN,
+          num_rows * (_SIDE + _STRIP + _MARGIN) + len(groups) * _STRIP
+          + _MARGIN,
       ),
       _PAPER,
   )
   pen = ImageDraw.Draw(sheet)
   y = _MARGIN
   for title, found in groups.items():
+    if not found:
+      continue
     pen.text((_MARGIN, y + 8), title, fill=_INK, font=title_font)
     y += _STRIP
-    for i, example in enumerate(found):
-      x = _MARGIN + i % _COLUMNS * cell_width
-      picture = draw_truth(index, images_dir, example.row, side=_SIDE)
-      sheet.paste(picture, (x, y))
-      text = _wrap(draw.printable(example.caption), font, _SIDE)
-      pen.text((x, y + _SIDE + 2), text, fill=_INK, font=font)
-      if i % _COLUMNS == _COLUMNS - 1 or i == len(found) - 1:
-        y += cell_height
-  return sheet
+    for first in range(0, len(found), _COLUMNS):
+      highest = 0
+      for i, example in enumerate(found[first : first + _COLUMNS]):
+        x = _MARGIN + i * cell_width
+        picture = draw_truth(
+            index, images_dir, example.row, side=_SIDE, framed=example.object
+        )
+        sheet.paste(picture, (x, y))
+        text = _wrap(draw.printable(example.caption), font, _SIDE)
+        pen.text((x, y + picture.height + 2), text, fill=_INK, font=font)
+        highest = max(highest, picture.height)
+      y += highest + _STRIP + _MARGIN
+  return sheet.crop((0, 0, sheet.width, max(y, 1)))
 
 
 def draw_truth(
-    index: coco.CocoIndex, images_dir: pathlib.Path, row: int, *, side: int
+    index: coco.CocoIndex, images_dir: pathlib.Path, row: int, *, side: int,
+    framed: int = -1,
 ) -> Image.Image:
   """Draws an image, no larger than `side`, with its objects and crowds.
 
@@ -77,6 +87,7 @@ def draw_truth(
     images_dir: The folder that file names are relative to.
     row: Of the index.
     side: Pixels of the longer side.
+    framed: Object of the index to draw a second frame around; -1: none.
   """
   size = int(index.heights[row]), int(index.widths[row])
   pixels = images.decode_image(
@@ -100,11 +111,18 @@ def draw_truth(
       + (' (crowd)' if index.crowd[j] else '')
       for j in objects
   ]
-  return draw.draw_detections(
+  drawn = draw.draw_detections(
       np.asarray(picture),
       index.boxes[objects.start : objects.stop] * np.tile(factors, 2),
       names, None, masks, line_width=2,
   )
+  if framed >= 0:
+    pen = ImageDraw.Draw(drawn)
+    box = index.boxes[framed] * np.tile(factors, 2)
+    for distance, colour in ((7, _INK), (5, _FRAME), (3, _INK)):
+      around = box + np.array([-1, -1, 1, 1]) * distance
+      pen.rectangle(around.tolist(), outline=colour, width=2)
+  return drawn
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
