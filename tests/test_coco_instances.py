@@ -26,20 +26,17 @@ COMPRESSED = mask.frPyObjects(
 )
 COMPRESSED['counts'] = COMPRESSED['counts'].decode()
 
-# All that an annotation may be, and what is counted and left out.
+# All that a mask may be.
 MASKS = [
     [[1.1, 2.3, 9.7, 2.3, 9.7, 11.9]],
     [[1, 1, 5, 1, 5, 5], [6, 6, 9, 6, 9, 9.5]],
     {'size': [12, 16], 'counts': [30, 5, 157]},
     COMPRESSED,
-    [],
 ]
 
 
 def box_of(segmentation):
-  """The COCO box of a mask; some box where there is none."""
-  if not segmentation:
-    return [4.1, 1.7, 4.3, 5.9]
+  """The COCO box of a mask."""
   if isinstance(segmentation, dict):
     counts = segmentation['counts']
     if isinstance(counts, list):
@@ -51,7 +48,7 @@ def box_of(segmentation):
 
 
 def write_set(folder, *, ids=(7, 'b', 2.5)):
-  """Three images: six objects, none, a crowd; sparse, unsorted categories."""
+  """Three images: four objects, none, a crowd; sparse, unsorted categories."""
   (folder / 'images').mkdir(parents=True)
   rng = np.random.default_rng(0)
   images = []
@@ -140,7 +137,6 @@ def test_records_give_the_index_and_the_batches_of_the_json(built):
   folder, out, _ = built
   one = loader.read_set(folder / 'instances_train.json', folder / 'images')
   other = loader.read_set('', '', of(out))
-  assert one[0].dropped  # there is something to count
   assert_same_index(one[0], other[0])
   assert_same_batches(one, other, canvas=SMALL)
 
