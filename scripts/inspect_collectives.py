@@ -76,7 +76,9 @@ def compile_step(config, mesh, *, image_size, num_classes):
   dtype = set_precision(config.precision)
   model = make_model(config, num_classes=num_classes, dtype=dtype)
   _, optimizer = train_state.make_recipe_optimizer(config)
-  state = train_state.initial_state(model, optimizer, config)
+  state = train_state.start_average(
+      train_state.initial_state(model, optimizer, config), config
+  )
   trainable, _ = split_parameters(
       state.params, frozen_prefixes(config.freeze_at)
   )
