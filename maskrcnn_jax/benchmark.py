@@ -150,7 +150,7 @@ def benchmark(
     limits = loader.Limits(config.data.max_objects, 512, 64, 1)
     run = train_step.make_train_step(
         model, optimizer, config, limits, mesh=mesh,
-        skip_background=cluster.is_single_cpu(mesh),
+        skip_background=train_step.skips_background(config, mesh),
     )
 
     def step():

@@ -51,7 +51,7 @@ from maskrcnn_jax.train_state import (
   training_state,
   variables_of,
 )
-from maskrcnn_jax.train_step import make_train_step
+from maskrcnn_jax.train_step import make_train_step, skips_background
 from maskrcnn_jax.training_log import TrainingLog
 
 # Is in the workdir of a run that SIGTERM ended, until it goes on.
@@ -201,7 +201,7 @@ def _train(
       _describe(run, first_step)
       train_step = make_train_step(
           model, optimizer, config, limits, mesh=mesh,
-          skip_background=cluster.is_single_cpu(mesh),
+          skip_background=skips_background(config, mesh),
       )
       state = run_steps(run, state, train_step)
       if not is_over(run, int(state.step)):

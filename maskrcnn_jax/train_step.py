@@ -18,7 +18,7 @@ from maskrcnn_jax.array_types import (
   RoiTargets,
   RpnTargets,
 )
-from maskrcnn_jax.cluster import each_image, replicated
+from maskrcnn_jax.cluster import each_image, is_single_cpu, replicated
 from maskrcnn_jax.config import geometry_of
 from maskrcnn_jax.data import loader
 from maskrcnn_jax.evaluate import (
@@ -34,6 +34,7 @@ from maskrcnn_jax.inputs import (
   draw_short_sides,
   prepare_inputs,
 )
+from maskrcnn_jax.model.layers import WIDE_CHANNELS
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN, frozen_prefixes
 from maskrcnn_jax.model.rpn_head import RpnOutput
 from maskrcnn_jax.ops.anchors import make_anchors
@@ -144,6 +145,15 @@ def make_sampler(config: ml_collections.ConfigDict, mesh: Mesh | None):
     return Samples(rpn_targets, roi_targets)
 
   return draw_samples
+
+
+def skips_background(config: ml_collections.ConfigDict, mesh: Mesh) -> bool:
+  """Tells whether `skip_background` of `make_losses` pays.
+
+  It does on a single CPU with a wide mask head. Of a narrow one, XLA runs the
+  convolutions several times slower inside the loop over the chunks.
+  """
+  return is_single_cpu(mesh) and config.model.mask_channels >= WIDE_CHANNELS
 
 
 def make_losses(

@@ -32,7 +32,11 @@ from maskrcnn_jax.train_state import (
   training_state,
   variables_of,
 )
-from maskrcnn_jax.train_step import make_train_step, split_rows
+from maskrcnn_jax.train_step import (
+  make_train_step,
+  skips_background,
+  split_rows,
+)
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
@@ -245,3 +249,14 @@ def test_the_average_is_what_is_saved_for_use(config):
   again = restored_state(state, 1, variables_of(state), kept)
   assert jax.tree.structure(again) == jax.tree.structure(state)
   assert_same(arrays_of(again), arrays_of(state))
+
+
+def test_a_wide_mask_head_on_one_cpu_skips_background(config):
+  one, two = (
+      jax.sharding.Mesh(np.array(jax.devices()[:1] * count), ('data',))
+      for count in (1, 2)
+  )
+  assert not skips_background(config, one)
+  config.model.mask_channels = 256
+  assert skips_background(config, one)
+  assert not skips_background(config, two)
