@@ -165,6 +165,9 @@ def _convolution_fault():
   return None
 
 
+# Of the check that concerns half precision alone.
+CONVOLUTIONS_CHECK = 'convolutions'
+
 OTHER_VERSION = 'take another version of jax (setup.cfg has the range)'
 
 CHECKS = (
@@ -173,7 +176,7 @@ CHECKS = (
     Check('sums by index', _scatter_fault, OTHER_VERSION),
     Check('joined arrays', _concatenate_fault, OTHER_VERSION),
     Check(
-        'convolutions', _convolution_fault,
+        CONVOLUTIONS_CHECK, _convolution_fault,
         'train with --config.precision=fp32, or ' + OTHER_VERSION,
     ),
 )

@@ -40,6 +40,7 @@ from maskrcnn_jax.train_loop import (
 )
 from maskrcnn_jax.train_start import (
   adopt_checkpoint,
+  check_device,
   check_eval_set,
   describe_training_set,
   first_state,
@@ -122,6 +123,7 @@ def _train(
       config.train.batch_size, mesh, key='config.train.batch_size'
   )
   _check_micro_batches(config, mesh)
+  check_device(config.precision)
   index, rows, folder = read_training_set(config)
   if fine_tune:
     config, remark = fine_tuning.fit(

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax import checkpoint, cluster, fine_tuning
+from maskrcnn_jax import checkpoint, cluster, fine_tuning, numerics
 from maskrcnn_jax.average_precision import check_backend, check_truth
 from maskrcnn_jax.config import (
     config_difference,
@@ -67,6 +67,33 @@ def adopt_checkpoint(
     )
   path = checkpoint.find_checkpoint(init_from)
   return fine_tuning.adopt(config, checkpoint.read_metadata(path).config)
+
+
+def check_device(precision: str) -> None:
+  """Refuses to train on a device that gives wrong numbers: see `numerics`.
+
+  Such faults were seen on GPUs only, so a CPU is not asked to prove itself.
+
+  Args:
+    precision: Of the recipe; without half precision its convolutions need not
+      be right.
+
+  Raises:
+    InputError: Something is wrong.
+  """
+  if jax.default_backend() == 'cpu':
+    return
+  logging.info('Numerics self-test (seconds)')
+  faults = numerics.check_numerics()
+  if precision in ('fp32', 'tf32'):
+    faults.pop(numerics.CONVOLUTIONS_CHECK, None)
+  if faults:
+    name, fault = next(iter(faults.items()))
+    raise InputError(
+        f'{jax.devices()[0].device_kind} computes wrongly with jax '
+        f'{jax.__version__} ({name}): {fault}. Nothing was trained; '
+        'python -m maskrcnn_jax.doctor shows all that is wrong.'
+    )
 
 
 def read_training_set(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from maskrcnn_jax import checkpoint
+from maskrcnn_jax import checkpoint, numerics, train_start
 from maskrcnn_jax.average_precision import ApResult
 from maskrcnn_jax.errors import InputError, SaveError
 from maskrcnn_jax.stop_signal import Stopped, StopSignal
@@ -343,6 +343,34 @@ def test_a_cosine_may_not_end_elsewhere(config, tmp_path, idle_step):
 def test_a_workdir_that_cannot_be_written_is_found_at_the_start(config):
   with pytest.raises(InputError, match='C10: /proc/run/checkpoints cannot be'):
     tiny.run_training(config, pathlib.Path('/proc/run'))
+
+
+@pytest.mark.parametrize(
+    ('check', 'precision', 'is_refused'),
+    [
+        ('sums by index', 'fp32', True),
+        (numerics.CONVOLUTIONS_CHECK, 'bf16', True),
+        (numerics.CONVOLUTIONS_CHECK, 'fp32', False),
+    ],
+)
+def test_a_device_that_computes_wrongly_is_refused(
+    config, tmp_path, monkeypatch, idle_step, check, precision, is_refused
+):
+  monkeypatch.setattr(
+      numerics, 'check_numerics', lambda: {check: 'it is wrong; take another'}
+  )
+  config.precision = precision
+  # A CPU is not checked.
+  tiny.run_training(config, tmp_path / 'cpu')
+  monkeypatch.setattr(train_start.jax, 'default_backend', lambda: 'gpu')
+  if is_refused:
+    with pytest.raises(
+        InputError, match=f'wrongly with jax .*{check}.*: it is wrong; take'
+    ):
+      tiny.run_training(config, tmp_path / 'gpu')
+    assert not (tmp_path / 'gpu' / 'checkpoints').exists()
+  else:
+    tiny.run_training(config, tmp_path / 'gpu')
 
 
 def test_a_full_disk_is_found_at_the_start(config, tmp_path, monkeypatch):
