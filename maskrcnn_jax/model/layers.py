@@ -21,9 +21,8 @@ GROUP_NORM_EPS = 1e-5
 
 
 # From so many channels on, a 3x3 convolution is a `wide_conv`; with fewer,
-# XLA's own gradients are as fast on the CPU. With 256 here, a step of
-# configs/nuclei.py took 2.6 times as long, one of configs/shapes.py 1.7.
-WIDE_CHANNELS = 64
+# XLA's own gradients are as fast on the CPU.
+WIDE_CHANNELS = 256
 
 # Positions whose products are summed at once in the weight gradient of a
 # convolution: 2 MB of 256 channels, which stay in a core's cache.
