@@ -8,6 +8,7 @@ table), so that a model can be used without what training needs beside it.
 
 import contextlib
 import pathlib
+import re
 import shutil
 from typing import Any, NamedTuple
 
@@ -310,6 +311,13 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
     path: That directory itself, or one that holds saved steps, or a workdir
       that holds `checkpoints`; of several steps the newest.
   """
+  # As a path, http://a is http:/a.
+  if re.match(r'[a-z0-9]+:/', str(path)):
+    raise InputError(
+        f'C09: {path} is an address, and nothing is downloaded here; give a '
+        'checkpoint on this machine. python -m maskrcnn_jax.convert_weights '
+        'makes one of a weight file.'
+    )
   if not path.is_dir():
     raise InputError(
         f'C08: {path} is not a checkpoint directory; give the --workdir of a '

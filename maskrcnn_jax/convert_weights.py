@@ -16,6 +16,7 @@ import argparse
 import collections
 import contextlib
 import functools
+import hashlib
 import pathlib
 import sys
 
@@ -81,6 +82,11 @@ def convert(
         f'{source} is a directory; to write a checkpoint for another program, '
         'say which with --to.'
     )
+  if source.is_file():
+    # Tells a damaged download, whatever else is wrong with it.
+    with source.open('rb') as file:
+      checksum = hashlib.file_digest(file, 'sha256').hexdigest()
+    print(f'{source}: sha256 {checksum}')
   arrays, facts = torch_files.read_weights(source)
   try:
     guessed = guess_format(arrays)

@@ -1,6 +1,7 @@
 """How fast batches come from disk to the device, and whether a step waits."""
 
 from collections.abc import Callable, Iterator
+import contextlib
 import multiprocessing
 import os
 import pathlib
@@ -55,32 +56,27 @@ def measure(
   """
   # What the buffers hold was loaded before its time was taken.
   buffered = 2 * num_threads + 3 * num_workers
-  batches = load(
+  loading = load(
       # More than will be asked for, that loading goes on to the end.
       num_steps=2 * (num_steps + buffered) + 1, num_workers=num_workers,
       num_threads=num_threads,
   )
-  for _ in range(buffered + 1):
-    batch = _next_on_device(batches, mesh)
-  num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
-  workers = [child.pid for child in multiprocessing.active_children()]
-  cpu, started = _cpu_seconds(workers), time.monotonic()
-  for _ in range(num_steps):
-    _next_on_device(batches, mesh)
-  seconds = time.monotonic() - started
-  cpu = _cpu_seconds(workers) - cpu
-  if step_s is None:
-    step_s = _SLACK * seconds / num_steps
-  # From full buffers, as a training starts that has compiled.
-  time.sleep(min(buffered * seconds / num_steps, 10))
-  waits, total = _waits(batches, mesh, num_steps=num_steps, step_s=step_s)
-  worker_mib = max(map(_peak_mib, workers), default=0.0)
-  # What workers have put into shared memory stays there until it is read. A
-  # thread of Grain's then frees it, which the end of the program would cut off.
-  for _ in batches:
-    pass
-  if num_workers:
-    time.sleep(1)
+  with contextlib.closing(loading) as batches:
+    for _ in range(buffered + 1):
+      batch = _next_on_device(batches, mesh)
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
+    workers = [child.pid for child in multiprocessing.active_children()]
+    cpu, started = _cpu_seconds(workers), time.monotonic()
+    for _ in range(num_steps):
+      _next_on_device(batches, mesh)
+    seconds = time.monotonic() - started
+    cpu = _cpu_seconds(workers) - cpu
+    if step_s is None:
+      step_s = _SLACK * seconds / num_steps
+    # From full buffers, as a training starts that has compiled.
+    time.sleep(min(buffered * seconds / num_steps, 10))
+    waits, total = _waits(batches, mesh, num_steps=num_steps, step_s=step_s)
+    worker_mib = max(map(_peak_mib, workers), default=0.0)
   num_images = num_steps * batch_size
   return LoaderSpeed(
       num_workers=num_workers,

@@ -24,6 +24,10 @@ from maskrcnn_jax.train_evaluation import TrainEvaluations, reaches
 from maskrcnn_jax.train_state import TrainState, training_state, variables_of
 from maskrcnn_jax.training_log import TrainingLog
 
+# A loss that is not finite before so many steps is one of a learning rate that
+# is too high for the batch; later the data is as likely.
+_EARLY = 100
+
 
 class Run(NamedTuple):
   """What every step of a run needs."""
@@ -65,6 +69,12 @@ def run_steps(run: Run, state: TrainState, train_step) -> TrainState:
     state: Whole on every device.
     train_step: As `make_train_step` gives it.
   """
+  with contextlib.closing(_load_batches(run, int(state.step))) as batches:
+    return _run_steps(run, state, train_step, batches)
+
+
+def _run_steps(run, state, train_step, batches):
+  """Does what `run_steps` says, with the batches of the steps that are left."""
   num_steps = run.config.train.num_steps
   compiled = {}
   pending = None
@@ -72,7 +82,6 @@ def run_steps(run: Run, state: TrainState, train_step) -> TrainState:
   stops = False
   first_step = done = int(state.step)
   last_saved = first_step if first_step else None
-  batches = _load_batches(run, first_step)
   order = loader.train_order(
       run.plan.canvas_of_image[run.rows], seed=run.config.seed,
       batch_size=run.config.train.batch_size,
@@ -141,7 +150,6 @@ def run_steps(run: Run, state: TrainState, train_step) -> TrainState:
       evaluate_state(run, state, done)
       apart += time.monotonic() - before
       last += time.monotonic() - before
-  trace.end(done - 1, state, stops=True)
   take_pending()
   if last_saved != done and done > first_step:
     _save(run, state, done)
@@ -227,13 +235,15 @@ def _load_batches(run: Run, first_step: int) -> Iterator[Batch]:
         scratch_dir=run.workdir,
     )
     try:
-      for batch, _ in batches:
-        step += 1
-        yield batch
+      with contextlib.closing(batches):
+        for batch, _ in batches:
+          step += 1
+          yield batch
       return
     except RuntimeError:
-      # Some clusters send SIGTERM to the worker processes too, which end. What
-      # is needed until all have stopped is loaded here.
+      # Some clusters send SIGTERM to the worker processes too, which end if
+      # they have only just started. What is needed until all have stopped is
+      # loaded here.
       if not run.stop.requested or not num_workers:
         raise
       num_workers = 0
@@ -257,20 +267,17 @@ class _Trace:
         max(run.profile_steps.start, first_step),
         min(run.profile_steps.stop, run.config.train.num_steps),
     ) if cluster.is_main() else range(0)
-    self._runs = False
 
   def begin(self, step):
     """Starts it, if this is the first of the steps."""
     if self._steps and step == self._steps[0]:
       jax.profiler.start_trace(self._directory, create_perfetto_trace=True)
-      self._runs = True
 
-  def end(self, step, results, *, stops=False):
-    """Writes it, if this is the last of the steps or the training stops."""
-    if self._runs and (stops or step == self._steps[-1]):
-      jax.block_until_ready(results)
+  def end(self, step, figures):
+    """Writes it, if this is the last of the steps."""
+    if self._steps and step == self._steps[-1]:
+      jax.block_until_ready(figures)
       jax.profiler.stop_trace()
-      self._runs = False
       self._log.line(
           f'Traced steps {self._steps[0]} to {step}: {self._directory}; '
           'TensorBoard shows it, and ui.perfetto.dev its '
@@ -331,8 +338,7 @@ def _take_figures(pending: _Pending, log, index, schedule, precision) -> int:
     rate = float(schedule(np.int32(step)))
     message = (
         f'C04: {text} (learning rate {rate:g}, images {ids}). The last '
-        'checkpoint is from before this. Lower '
-        '--config.optimizer.learning_rate or look at these images.'
+        f'checkpoint is from before this. {_likely_cause(step, rate, len(ids))}'
     )
     if precision == 'fp16':
       message += (
@@ -346,3 +352,20 @@ def _take_figures(pending: _Pending, log, index, schedule, precision) -> int:
     figures['loss_scale'] = scale
   log.add(**figures, grad_norm=norm, time=step_time, data=data_time)
   return skipped
+
+
+def _likely_cause(step: int, rate: float, batch_size: int) -> str:
+  """Says what to do about a loss that is not finite."""
+  if step == 0:
+    return (
+        'No update was made yet: look at these images, and at the weights '
+        'that the run began with.'
+    )
+  if step < _EARLY:
+    return (
+        f'Within the first {_EARLY} steps the likely cause is the learning '
+        f'rate, for {batch_size} images a step: lower '
+        '--config.optimizer.learning_rate or raise '
+        '--config.optimizer.warmup_steps; else look at these images.'
+    )
+  return 'Lower --config.optimizer.learning_rate or look at these images.'

@@ -22,7 +22,7 @@ from maskrcnn_jax.config import (
     records_of,
     stored_config,
 )
-from maskrcnn_jax.data import coco, findings, loader
+from maskrcnn_jax.data import coco, findings, loader, records
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.train_state import (
   TrainState,
@@ -140,19 +140,23 @@ def check_eval_set(
         '.tfds): there will be no evaluation at the end.'
     )
     return
-  source = config.data.eval
-  found = records_of(config, 'eval')
-  truth, folder = loader.read_set(
-      source.annotations, source.images, found, require_masks=False
+  images = pathlib.Path(config.data.eval.images)
+  source = records_of(config, 'eval') or config.data.eval.annotations
+  content = loader.read_content(source)
+  truth = coco.index_coco(
+      # The list is emptied; its objects are looked at once more.
+      content | {'annotations': list(content['annotations'])},
+      str(source), require_masks=False,
   )
   difference = coco.class_table_difference(truth.categories, index.categories)
   if difference:
     raise InputError(
-        f'A21: {found or source.annotations} has other classes than the '
-        f'training set: {"; ".join(difference[:10])}.'
+        f'A21: {source} has other classes than the training set: '
+        f'{"; ".join(difference[:10])}.'
     )
-  loader.check_images_exist(truth, folder)
-  content = loader.read_content(found or source.annotations)
+  # Records hold theirs.
+  if not isinstance(source, records.Records):
+    loader.check_images_exist(truth, images)
   for kind in ('bbox', 'segm')[: 2 if config.model.output == 'masks' else 1]:
     check_truth(content, kind=kind)
 

@@ -10,6 +10,7 @@ that no other process shares (USS). Linux.
 
 import argparse
 import json
+import multiprocessing
 import pathlib
 import resource
 import threading
@@ -17,7 +18,6 @@ import time
 
 import numpy as np
 from PIL import Image
-import psutil
 
 from maskrcnn_jax.data import coco, loader
 
@@ -71,6 +71,21 @@ def peak_mib():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def memory_mib(pid):
+  """The memory of a process in MiB: (all, what no other process shares)."""
+  text = pathlib.Path(f'/proc/{pid}/smaps_rollup').read_text()
+  kib = {
+      name: int(rest.split()[0])
+      for name, _, rest in (line.partition(':') for line in text.splitlines())
+      if name in ('Rss', 'Private_Clean', 'Private_Dirty')
+  }
+  if not kib:  # it is a zombie
+    raise ProcessLookupError(pid)
+  return kib['Rss'] / 2**10, (
+      kib['Private_Clean'] + kib['Private_Dirty']
+  ) / 2**10
+
+
 def main():
   """Prints the figures."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -106,15 +121,12 @@ def main():
 
   def watch():
     while not done.wait(0.2):
-      for child in psutil.Process().children(recursive=True):
+      for child in multiprocessing.active_children():
         try:
-          memory = child.memory_full_info()
-          name = ' '.join(child.cmdline())
-        except psutil.Error:
+          memory = memory_mib(child.pid)
+        except OSError:  # it has ended
           continue
-        if 'resource_tracker' not in name:
-          rss, uss = most.get(child.pid, (0, 0))
-          most[child.pid] = max(rss, memory.rss), max(uss, memory.uss)
+        most[child.pid] = np.maximum(most.get(child.pid, 0), memory)
 
   done = threading.Event()
   watcher = threading.Thread(target=watch)
@@ -126,8 +138,7 @@ def main():
   watcher.join()
   for pid, (rss, uss) in most.items():
     print(
-        f'process {pid}: at most {rss / 2**20:.0f} MiB RSS,'
-        f' {uss / 2**20:.0f} MiB USS'
+        f'process {pid}: at most {rss:.0f} MiB RSS, {uss:.0f} MiB USS'
     )
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import pathlib
 import pickle
 import subprocess
@@ -413,6 +414,83 @@ def test_load_row_turns_upright_when_the_sizes_say_so(dataset):
 
   assert_array_equal(load(), pixels)
   assert_array_equal(load(upright=True), pixels[::-1, ::-1])
+
+
+def test_an_index_is_stored_no_longer_than_needed(dataset, tmp_path):
+  index, _ = dataset([(20, 40)])
+  parent = tmp_path / 'run'
+  parent.mkdir()
+  with pytest.raises(KeyboardInterrupt):
+    with columns.temporarily_stored(index, parent) as stored:
+      assert stored.image(0).heights.tolist() == [20]
+      raise KeyboardInterrupt
+  assert list(parent.iterdir()) == []
+
+
+# Holds an index until it is killed.
+HOLDER = """
+import pathlib, sys, time
+from maskrcnn_jax.data import coco, columns
+
+with columns.temporarily_stored(
+    coco.read_coco('instances.json'), pathlib.Path(sys.argv[1])
+):
+  print('stored', flush=True)
+  time.sleep(100)
+"""
+
+
+def test_the_index_of_a_killed_process_is_removed_and_no_other(
+    dataset, tmp_path
+):
+  index, _ = dataset([(20, 40)])
+  parent = tmp_path / 'run'
+  theirs = parent / 'loader_index_of another machine_abc'
+  theirs.mkdir(parents=True)
+  (theirs / 'lock').touch()
+  (parent / 'checkpoints').mkdir()
+
+  def hold():
+    process = subprocess.Popen(
+        [sys.executable, '-c', HOLDER, str(parent)], cwd=tmp_path, text=True,
+        env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == 'stored\n'
+    return process
+
+  with hold() as killed, hold() as alive:
+    try:
+      assert len(list(parent.iterdir())) == 4
+      killed.kill()
+      killed.wait()
+      for _ in range(2):
+        with columns.temporarily_stored(index, parent) as mine:
+          # The other's, this one's and what was there before.
+          assert len(list(parent.iterdir())) == 4
+          assert mine.image(0).heights.tolist() == [20]
+        assert len(list(parent.iterdir())) == 3
+      assert theirs.exists()
+    finally:
+      alive.kill()
+
+
+def test_an_index_is_stored_where_there_are_no_locks(
+    dataset, tmp_path, monkeypatch
+):
+  def fail(*_):
+    raise OSError(37, 'No locks available')
+
+  monkeypatch.setattr(columns.fcntl, 'flock', fail)
+  index, _ = dataset([(20, 40)])
+  parent = tmp_path / 'run'
+  parent.mkdir()
+  with columns.temporarily_stored(index, parent):
+    # It may be in use.
+    with columns.temporarily_stored(index, parent) as second:
+      assert second.image(0).heights.tolist() == [20]
+      assert len(list(parent.iterdir())) == 2
+  assert list(parent.iterdir()) == []
 
 
 def test_a_stored_index_gives_the_same_rows(dataset, tmp_path):

@@ -28,9 +28,6 @@ for case in cases:
   config.train.micro_batches = parts
   config.train.num_steps = int(num_steps)
   config.train.checkpoint_every = 1000
-  # At a larger rate, training from nothing multiplies differences of rounding
-  # until another proposal is drawn.
-  config.optimizer.learning_rate = 0.001
   figures[case] = tiny.run_training(config, pathlib.Path(workdir, case))
 print(json.dumps(figures))
 '''

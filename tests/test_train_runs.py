@@ -261,11 +261,7 @@ def test_sigterm_finishes_the_step_and_saves_it(config, tmp_path, idle_step):
   idle_step.__class__ = type(
       'StoppingStep', (tiny.IdleStep,), {'__call__': stop_in_step_3}
   )
-  tiny.run_training(
-      config, tmp_path, skip_test=False, profile_steps=range(1, 9)
-  )
-  assert 'Traced steps 1 to 2: ' in (tmp_path / 'log.txt').read_text()
-  assert len(list((tmp_path / 'profile').rglob('*.xplane.pb'))) == 1
+  tiny.run_training(config, tmp_path, skip_test=False)
   assert steps_of(tmp_path) == [3]
   assert 'SIGTERM' in (tmp_path / 'interrupted').read_text()
   assert not (tmp_path / 'evaluations.json').exists()

@@ -205,9 +205,6 @@ def test_micro_batches_train_as_the_batch_does(config, geometry, tmp_path):
   config.train.batch_size = 4
   config.train.num_steps = 20
   config.train.checkpoint_every = 20
-  # At a larger rate, training from nothing multiplies differences of rounding
-  # until another proposal is drawn.
-  config.optimizer.learning_rate = 0.001
   figures = {}
   for parts in (1, 2, 4):
     config.train.micro_batches = parts

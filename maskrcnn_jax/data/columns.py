@@ -3,10 +3,16 @@
 A worker is sent the name of a folder, and reads from it what one image has.
 """
 
+from collections.abc import Iterator
+import contextlib
+import fcntl
 import functools
 import json
 import os
 import pathlib
+import platform
+import shutil
+import tempfile
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +24,9 @@ _OF_IMAGES = 'heights', 'widths', 'object_starts'
 _OF_OBJECTS = 'boxes', 'classes', 'crowd', 'areas', 'outline_starts'
 _OF_VERTICES = 'vertices', 'parts'
 _TEXTS = 'image_ids', 'file_names'
+
+# In the folder of an index: locked by the process that made it.
+_LOCK = 'lock'
 
 
 class StoredIndex(NamedTuple):
@@ -54,7 +63,7 @@ def store(index: coco.CocoIndex, folder: str | pathlib.Path) -> StoredIndex:
 
   Args:
     index: All of it is written but for annotation ids and the class table.
-    folder: Must exist; whoever made it removes it.
+    folder: Must exist.
   """
   folder = os.fspath(folder)
   columns = {
@@ -74,6 +83,45 @@ def store(index: coco.CocoIndex, folder: str | pathlib.Path) -> StoredIndex:
   }
   pathlib.Path(folder, 'layout.json').write_text(json.dumps(layout))
   return StoredIndex(folder)
+
+
+@contextlib.contextmanager
+def temporarily_stored(
+    index: coco.CocoIndex, parent: pathlib.Path
+) -> Iterator[StoredIndex]:
+  """Keeps an index in a folder of its own, which is removed in the end.
+
+  Those of processes that were killed before are removed at the start.
+
+  Args:
+    index: See `store`.
+    parent: Where to make the folder. Other processes may do so too.
+  """
+  # Of other machines one cannot tell: not every file system shares its locks.
+  prefix = f'loader_index_{platform.node()}_'
+  for lock in parent.glob('loader_index_*/' + _LOCK):
+    if lock.parent.name.startswith(prefix):
+      _remove_unless_locked(lock)
+  folder = pathlib.Path(tempfile.mkdtemp(prefix=f'new_{prefix}', dir=parent))
+  try:
+    with open(folder / _LOCK, 'w') as lock:
+      with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(lock, fcntl.LOCK_EX)
+      # Before it is locked, nobody must find it.
+      folder = folder.rename(
+          folder.with_name(folder.name.removeprefix('new_'))
+      )
+      yield store(index, folder)
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_unless_locked(lock: pathlib.Path) -> None:
+  """Removes the folder of a lock that no living process holds."""
+  # Either it is held, or there are no locks, or another was faster.
+  with contextlib.suppress(OSError), open(lock, 'r+') as file:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def one_image(

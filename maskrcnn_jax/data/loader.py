@@ -5,23 +5,26 @@ images of a batch share; the jitted step compiles once for each.
 """
 
 import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
 import functools
 import os
 import pathlib
-import sys
 import tempfile
-import traceback
 from typing import Any, NamedTuple
 
-from absl import flags
-import grain
 from jaxtyping import Int
 import numpy as np
 
 from maskrcnn_jax import array_types, errors
-from maskrcnn_jax.data import coco, columns, findings, images, records
+from maskrcnn_jax.data import (
+  coco,
+  columns,
+  findings,
+  images,
+  prefetch,
+  records,
+)
 
 # Coarsest stride of the pyramid up to level 5; level 6 takes every second cell.
 _STRIDE = 32
@@ -600,39 +603,36 @@ def train_batches(
       part=_part(batch_size, process_index, process_count),
   )
   if not num_workers:
-    return _stream(
-        functools.partial(load, index=index), num_steps, num_threads, 0
+    return prefetch.load_ahead(
+        functools.partial(load, index=index), num_steps,
+        num_threads=num_threads,
     )
-  return _stream_from_workers(
+  return _load_in_workers(
       load, index, num_steps, num_threads, num_workers, scratch_dir
   )
 
 
-def _stream_from_workers(
+def _load_in_workers(
     load, index, count, num_threads, num_workers, scratch_dir
 ):
-  """Does what `_stream` does, with the index in files.
+  """Does what `load_ahead` does, with the index in files.
 
   Each worker would be sent, and hold, a copy of its own.
   """
+  folder = pathlib.Path(scratch_dir or tempfile.gettempdir())
   with contextlib.ExitStack() as stack:
     try:
-      if scratch_dir is not None:
-        pathlib.Path(scratch_dir).mkdir(parents=True, exist_ok=True)
-      folder = stack.enter_context(
-          tempfile.TemporaryDirectory(
-              prefix='index_', dir=scratch_dir, ignore_cleanup_errors=True
-          )
-      )
-      stored = columns.store(index, folder)
+      folder.mkdir(parents=True, exist_ok=True)
+      stored = stack.enter_context(columns.temporarily_stored(index, folder))
     except OSError as error:
       raise errors.InputError(
-          'C10: cannot write the index that workers read to'
-          f' {scratch_dir or tempfile.gettempdir()}: {error.strerror or error};'
-          ' make room, or set --config.data.num_workers=0.'
+          f'C10: cannot write the index that workers read to {folder}:'
+          f' {error.strerror or error}; make room, or set'
+          ' --config.data.num_workers=0.'
       ) from error
-    yield from _stream(
-        functools.partial(load, index=stored), count, num_threads, num_workers
+    yield from prefetch.load_ahead(
+        functools.partial(load, index=stored), count, num_threads=num_threads,
+        num_workers=num_workers,
     )
 
 
@@ -699,7 +699,7 @@ def eval_batches(
       images_dir=images_dir,
       upright=upright,
   )
-  return _stream(load, len(steps), num_threads, num_workers=0)
+  return prefetch.load_ahead(load, len(steps), num_threads=num_threads)
 
 
 def _load_train_step(
@@ -736,48 +736,6 @@ def _load_eval_step(
       for row in chosen
   ]
   return _concatenate(batch), chosen
-
-
-def _stream(
-    load: Callable[[int], Any], count: int, num_threads: int, num_workers: int
-) -> Iterator[Any]:
-  """Yields load(0), ..., load(count - 1), in order, loaded ahead."""
-  if count <= 0:
-    return
-  dataset = grain.MapDataset.range(count).map(functools.partial(_try, load))
-  dataset = dataset.to_iter_dataset(
-      grain.ReadOptions(
-          num_threads=num_threads, prefetch_buffer_size=2 * num_threads
-      )
-  )
-  if num_workers:
-    # Grain reads its own flags, which a program that parses none leaves raw.
-    if not flags.FLAGS.is_parsed():
-      flags.FLAGS(sys.argv[:1])
-    dataset = dataset.mp_prefetch(
-        grain.MultiprocessingOptions(
-            num_workers=num_workers, per_worker_buffer_size=2
-        )
-    )
-  for value, wrong_input, failure in dataset:
-    if wrong_input:
-      raise errors.InputError(wrong_input)
-    if failure:
-      raise RuntimeError(f'Loading failed in a worker:\n{failure}')
-    yield value
-
-
-def _try(load: Callable[[int], Any], i: int) -> tuple[Any, str, str]:
-  """Returns (value, wrong input, failure), of which the last two are text.
-
-  A worker that raises what cannot be pickled would hang its reader.
-  """
-  try:
-    return load(i), '', ''
-  except errors.InputError as error:
-    return None, str(error), ''
-  except Exception:
-    return None, '', traceback.format_exc()
 
 
 def _empty_row(

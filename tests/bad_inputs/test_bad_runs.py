@@ -8,7 +8,10 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
+import types
 
 import jax
 from jax.sharding import Mesh
@@ -18,7 +21,9 @@ import tiny
 
 from maskrcnn_jax import checkpoint, convert_weights, main, train
 from maskrcnn_jax.average_precision import evaluate_detections
+from maskrcnn_jax.config import scaled_to_batch
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.train_loop import _Pending, _take_figures
 
 pytestmark = [
     pytest.mark.usefixtures('compilation_cache'),
@@ -100,6 +105,33 @@ def test_c04_a_loss_that_is_not_finite(
       *flags_of_run, '--skip_test', f'--init_from={tmp_path / "nan"}', status=1
   )
   assert 'C04: ' in line
+  # No learning rate is to blame for the first step.
+  assert 'the weights that the run began with' in line
+
+
+@pytest.mark.parametrize('step', [1, 99, 100])
+def test_c04_a_loss_that_is_not_finite_early_on(step):
+  figures = {'loss': np.nan, 'grad_norm': 1.0}
+  pending = _Pending(step, figures, [1, 0], False, 0.5, 0.1)
+  index = types.SimpleNamespace(image_ids=[7, 8])
+  log = types.SimpleNamespace(line=lambda text: None)
+  with pytest.raises(FloatingPointError) as error:
+    _take_figures(pending, log, index, lambda step: 0.25, 'fp32')
+  message = str(error.value)
+  assert message.startswith(f'C04: loss is nan at step {step} (learning rate')
+  assert 'learning rate 0.25, images [8, 7]' in message
+  assert ('the likely cause is the learning rate, for 2 images a step' in
+          message) == (step < 100)
+
+
+def test_c04_the_learning_rate_follows_the_batch():
+  config = tiny.get_config()
+  config.train.reference_batch_size = 8
+  config.optimizer.learning_rate = 0.02
+  config.train.batch_size = 2
+  scaled, (line,) = scaled_to_batch(config)
+  assert scaled.optimizer.learning_rate == pytest.approx(0.005)
+  assert 'optimizer.learning_rate = 0.005 (recipe: 0.02)' in line
 
 
 @pytest.mark.parametrize(
@@ -127,6 +159,47 @@ def test_c07_a_run_that_is_continued_with_another_recipe(
     refuse, flags_of_run, workdir, override
 ):
   assert 'C07: ' in refuse(*flags_of_run, f'--config.{override}')
+
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ('devices', 'overrides', 'code'),
+    [
+        pytest.param(
+            2, ['train.num_steps=6', 'data.num_workers=1'], '',
+            marks=pytest.mark.slow,  # another device count compiles anew
+        ),
+        (4, ['train.num_steps=6'], 'C06: '),
+    ],
+)
+def test_c07_a_run_that_is_continued_on_other_devices_and_workers(
+    flags_of_run, workdir, tiny_run, devices, overrides, code
+):
+  done = subprocess.run(
+      [sys.executable, '-m', 'maskrcnn_jax.main', *flags_of_run, '--skip_test',
+       *(f'--config.{override}' for override in overrides)],
+      cwd=ROOT, stderr=subprocess.PIPE, text=True,
+      env=os.environ | {
+          'JAX_PLATFORMS': 'cpu',
+          'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
+                       '--xla_backend_optimization_level=0',
+      },
+  )
+  if code:
+    assert done.returncode == 2, done.stderr
+    assert f'error: {code}' in done.stderr
+    steps = 4
+  else:
+    # It goes on, and leaves nothing else behind.
+    assert done.returncode == 0, done.stderr
+    assert 'Resuming from step 4 of ' in done.stderr
+    assert '2 cpu device(s), from step 4 to 6' in done.stderr
+    assert 'leaked' not in done.stderr
+    assert not list(workdir.glob('*index_*'))
+    steps = 6
+  assert checkpoint.saved_steps(workdir / 'checkpoints')[-1] == steps
 
 
 def remove_an_object(content):
@@ -190,6 +263,29 @@ def test_c08_c09_weights_that_are_damaged_or_not_there(tmp_path):
   url = pathlib.Path('https://example.com/r50.pth')
   with pytest.raises(InputError, match='C09: .*on this machine'):
     convert_weights.convert(url, tmp_path / 'out')
+
+
+@pytest.mark.parametrize(
+    'option', ['--init_from', '--mode=eval --checkpoint']
+)
+def test_c09_weights_at_an_address(refuse, flags_of_run, option):
+  url = 'https://example.com/r50.pth'
+  line = refuse(*flags_of_run, *f'{option}={url}'.split())
+  assert 'C09: ' in line
+  assert 'example.com/r50.pth' in line
+  assert 'on this machine' in line
+
+
+def test_c09_the_checksum_of_weights_is_told(tmp_path, capsys):
+  # That of a damaged download, above all.
+  (tmp_path / 'a.pth').write_bytes(b'abc')
+  with pytest.raises(InputError, match='C08: '):
+    convert_weights.convert(tmp_path / 'a.pth', tmp_path / 'out')
+  # FIPS 180-2, appendix B.1: the SHA-256 of 'abc'.
+  assert (
+      'a.pth: sha256 ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f2'
+      '0015ad' in capsys.readouterr().out
+  )
 
 
 def test_c10_a_folder_that_cannot_be_written_to(
