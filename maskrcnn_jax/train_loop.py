@@ -150,6 +150,7 @@ def _run_steps(run, state, train_step, batches):
       evaluate_state(run, state, done)
       apart += time.monotonic() - before
       last += time.monotonic() - before
+  trace.end(done - 1, state, stops=True)
   take_pending()
   if last_saved != done and done > first_step:
     _save(run, state, done)
@@ -267,17 +268,20 @@ class _Trace:
         max(run.profile_steps.start, first_step),
         min(run.profile_steps.stop, run.config.train.num_steps),
     ) if cluster.is_main() else range(0)
+    self._runs = False
 
   def begin(self, step):
     """Starts it, if this is the first of the steps."""
     if self._steps and step == self._steps[0]:
       jax.profiler.start_trace(self._directory, create_perfetto_trace=True)
+      self._runs = True
 
-  def end(self, step, figures):
-    """Writes it, if this is the last of the steps."""
-    if self._steps and step == self._steps[-1]:
-      jax.block_until_ready(figures)
+  def end(self, step, results, *, stops=False):
+    """Writes it, if this is the last of the steps or the training stops."""
+    if self._runs and (stops or step == self._steps[-1]):
+      jax.block_until_ready(results)
       jax.profiler.stop_trace()
+      self._runs = False
       self._log.line(
           f'Traced steps {self._steps[0]} to {step}: {self._directory}; '
           'TensorBoard shows it, and ui.perfetto.dev its '

@@ -205,15 +205,19 @@ def test_micro_batches_train_as_the_batch_does(config, geometry, tmp_path):
   config.train.batch_size = 4
   config.train.num_steps = 20
   config.train.checkpoint_every = 20
+  # At a larger rate, training from nothing multiplies differences of rounding
+  # until another proposal is drawn.
+  config.optimizer.learning_rate = 0.0001
   figures = {}
   for parts in (1, 2, 4):
     config.train.micro_batches = parts
     figures[parts] = tiny.run_training(config, tmp_path / str(parts))
   for parts in (2, 4):
     for one, other in zip(figures[1], figures[parts], strict=True):
-      assert_allclose(
-          [other[k] for k in one], list(one.values()), rtol=1e-5
-      )
+      assert other['grad_norm'] == pytest.approx(one['grad_norm'], rel=1e-3)
+      for name in one.keys() - {'grad_norm'}:
+        # Of the sum: a small term is rounded as its large parts are.
+        assert abs(other[name] - one[name]) < 1e-5 * one['loss'], name
 
 
 def test_micro_batches_must_divide_the_batch(config, tmp_path):
