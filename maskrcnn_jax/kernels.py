@@ -3,14 +3,17 @@
 An operation of `ops/` that has a kernel takes `kernels='xla'|'pallas'|
 'interpret'`: plain JAX, which runs anywhere; the kernel in `pallas_kernels/`
 that is its drop-in; and that kernel run as plain JAX, which is slow, for tests.
+NMS also takes 'triton': the same kernel through jax-triton, which is an extra.
 """
 
+import importlib.metadata
 import importlib.util
+import re
 from typing import NamedTuple
 
 
 class Kernels(NamedTuple):
-  """The implementation of each operation: 'xla', 'pallas' or 'interpret'."""
+  """The implementation of each operation: 'xla', 'pallas', ...; see above."""
 
   pairwise_iou: str = 'xla'
   match_by_overlap: str = 'xla'
@@ -29,6 +32,44 @@ MEASURED: dict[str, dict[tuple[int, int], tuple[str, ...]]] = {}
 
 # What `pallas_kernels` is compiled by. JAX has announced that it will go.
 BACKEND = 'jax.experimental.pallas.triton'
+
+# jax-triton's rule for dead code takes two arguments, up to this version; JAX
+# has given it three since this one. Whatever is jitted raises a TypeError.
+LAST_WITH_OLD_RULE, NEW_RULE_SINCE = (0, 4, 1), (0, 12)
+
+
+def version_of(text: str) -> tuple[int, ...]:
+  """Returns the first three parts of a version, or fewer."""
+  return tuple(int(part) for part in re.findall(r'\d+', text)[:3])
+
+
+def lack_of_jax_triton(jax_version: str) -> str | None:
+  """Says why jax-triton cannot be used, or returns None."""
+  try:
+    installed = importlib.metadata.version('jax-triton')
+  except importlib.metadata.PackageNotFoundError:
+    return 'jax-triton is not installed'
+  if (
+      version_of(installed) <= LAST_WITH_OLD_RULE
+      and version_of(jax_version) >= NEW_RULE_SINCE
+  ):
+    return f'jax-triton {installed} fails with jax {jax_version}'
+  return None
+
+
+def kernels_on_gpu(operation: str, *, jax_version: str) -> tuple[str, ...]:
+  """Returns the kernels that there are of an operation, the first to be used.
+
+  Args:
+    operation: A field of `Kernels`, or 'anchors_at', a part of selection.
+    jax_version: For example '0.12.0'.
+  """
+  kernels = []
+  if importlib.util.find_spec(BACKEND) is not None:
+    kernels.append('pallas')
+  if operation == 'nms' and not lack_of_jax_triton(jax_version):
+    kernels.append('triton')
+  return tuple(kernels)
 
 
 def all_kernels(implementation: str) -> Kernels:
@@ -59,34 +100,47 @@ def choose_kernels(
   """
   if wanted == 'xla':
     return XLA, 'Kernels: xla, as configured'
-  present = importlib.util.find_spec(BACKEND) is not None
+  offered = {
+      name: kernels[0]
+      for name in Kernels._fields
+      if (kernels := kernels_on_gpu(name, jax_version=jax_version))
+  }
+  lack = None
+  if 'pallas' not in offered.values():
+    lack = f'jax {jax_version} has no {BACKEND}'
+    if not offered:
+      lack += f', and {lack_of_jax_triton(jax_version)}'
   if wanted == 'pallas':
-    if platform == 'cpu':
+    if platform == 'cpu' and not lack:
       return all_kernels('interpret'), (
           'Kernels: pallas, as configured; on a CPU they are interpreted, '
           'which is right but very slow'
       )
-    if platform not in ('gpu', 'cuda'):
+    if platform not in ('gpu', 'cuda', 'cpu'):
       reason = f'they are for NVIDIA GPUs, not {platform}'
-    elif not present:
-      reason = f'jax {jax_version} has no {BACKEND}'
+    elif platform == 'cpu' or not offered:
+      reason = lack
     elif compute_capability is not None and compute_capability < 8:
       reason = (
           f'{device_kind} has compute capability {compute_capability}, and '
           'they need 8.0'
       )
+    elif lack:
+      return Kernels(**offered), (
+          f'Kernels: jax-triton for {", ".join(offered)}, xla instead of '
+          f'pallas for the rest: {lack}'
+      )
     else:
-      return all_kernels('pallas'), 'Kernels: pallas, as configured'
+      return Kernels(**offered), 'Kernels: pallas, as configured'
     return XLA, f'Kernels: xla instead of pallas: {reason}'
   if wanted != 'auto':
     raise ValueError(f'kernels must be auto, xla or pallas, not {wanted!r}.')
-  version = tuple(int(part) for part in jax_version.split('.')[:2])
-  operations = MEASURED.get(device_kind, {}).get(version, ())
-  if not operations or not present:
+  measured = MEASURED.get(device_kind, {}).get(version_of(jax_version)[:2], ())
+  chosen = {name: offered[name] for name in measured if name in offered}
+  if not chosen:
     return XLA, (
         f'Kernels: xla; none is known to be faster on {device_kind} with jax '
         f'{jax_version}'
     )
-  return Kernels(**dict.fromkeys(operations, 'pallas')), (
-      f'Kernels: pallas for {", ".join(operations)}, measured on {device_kind}'
-  )
+  listed = ', '.join(f'{way} for {name}' for name, way in chosen.items())
+  return Kernels(**chosen), f'Kernels: {listed}, measured on {device_kind}'
