@@ -146,14 +146,16 @@ def _nms_of_many(
     b, n = order.shape
     indices, count, _, _ = jax_triton.triton_call(
         boxes, order, groups, num_valid, kernel=_nms_kernel, name='nms',
-        out_shape=(
+        out_type=(
             jax.ShapeDtypeStruct((b, limit), jnp.int32),
             jax.ShapeDtypeStruct((b,), jnp.int32),
             jax.ShapeDtypeStruct((b, limit, 4), jnp.float32),
             jax.ShapeDtypeStruct((b, limit if grouped else 1), jnp.int32),
         ),
-        # With one stage no load is moved ahead of a barrier.
+        # With one stage no load is moved ahead of a barrier. Each product is
+        # rounded, whatever Triton's default is.
         grid=(b,), num_warps=8, num_stages=1,
+        backend_options={'enable_fp_fusion': False},
         n=n, limit=limit, iou_threshold=iou_threshold,
         width_offset=width_offset, grouped=grouped, block=BLOCK,
     )

@@ -270,26 +270,22 @@ def interpreted_triton(monkeypatch):
   """Runs what goes to jax-triton in Triton's interpreter, in this process."""
   # Read at the first import, which nothing else in this process does.
   monkeypatch.setenv('TRITON_INTERPRET', '1')
-  import triton
-  import triton.language as tl
-
-  types_of = {'float32': tl.float32, 'int32': tl.int32}
 
   def triton_call(
-      *arguments, kernel, out_shape, grid, name, num_warps, num_stages,
-      **statics,
+      *arguments, kernel, out_type, grid, name, num_warps, num_stages,
+      backend_options, **statics,
   ):
     def run(*arguments):
       arrays = [np.ascontiguousarray(x) for x in arguments]
       # Garbage, as on a GPU.
       results = [
           np.full(x.shape, np.nan if x.dtype == np.float32 else -77, x.dtype)
-          for x in out_shape
+          for x in out_type
       ]
       kernel[grid](*map(_Tensor, arrays + results), **statics)
       return results
 
-    return jax.pure_callback(run, list(out_shape), *arguments)
+    return jax.pure_callback(run, list(out_type), *arguments)
 
   monkeypatch.setitem(
       sys.modules, 'jax_triton', types.SimpleNamespace(triton_call=triton_call)
@@ -297,7 +293,20 @@ def interpreted_triton(monkeypatch):
 
 
 class _Tensor:
-  """What Triton's interpreter asks of an array in torch."""
+  """A NumPy array with what Triton's interpreter asks of one of torch."""
+
+  def __init__(self, array):
+    self.array, self.dtype = array, array.dtype
+
+  def data_ptr(self):
+    return self.array.ctypes.data
+
+  def _itself(self, *_, **__):
+    # It is on the CPU already: each of its copies is itself.
+    return self
+
+  untyped_storage = cpu = new_empty = set_ = copy_ = _itself
+  storage_offset = size = stride = _itself
 
 
 @needs_triton
@@ -337,11 +346,11 @@ def test_nms_in_triton_keeps_what_the_greedy_definition_keeps(
 
 @needs_triton
 def test_nms_in_triton_batches_what_is_shared(interpreted_triton):
-  boxes, scores, valid, _ = (x[:5] for x in _many_sets(40, 6))
+  boxes, scores, _, _ = (jnp.asarray(x[:5]) for x in _many_sets(40, 6))
   results = [
       jax.vmap(
           lambda s: nms(
-              boxes[0], s, valid[3] | True, iou_threshold=0.5, limit=40,
+              boxes[0], s, jnp.ones(40, bool), iou_threshold=0.5, limit=40,
               kernels=kernels,  # noqa: B023
           )
       )(scores)
