@@ -6,9 +6,7 @@ that is its drop-in; and that kernel run as plain JAX, which is slow, for tests.
 NMS also takes 'triton': the same kernel through jax-triton, which is an extra.
 """
 
-import importlib.metadata
 import importlib.util
-import re
 from typing import NamedTuple
 
 
@@ -33,41 +31,23 @@ MEASURED: dict[str, dict[tuple[int, int], tuple[str, ...]]] = {}
 # What `pallas_kernels` is compiled by. JAX has announced that it will go.
 BACKEND = 'jax.experimental.pallas.triton'
 
-# jax-triton's rule for dead code takes two arguments, up to this version; JAX
-# has given it three since this one. Whatever is jitted raises a TypeError.
-LAST_WITH_OLD_RULE, NEW_RULE_SINCE = (0, 4, 1), (0, 12)
+# What NMS is compiled by without it, where it is installed.
+OTHER_BACKEND = 'jax_triton'
 
 
-def version_of(text: str) -> tuple[int, ...]:
-  """Returns the first three parts of a version, or fewer."""
-  return tuple(int(part) for part in re.findall(r'\d+', text)[:3])
-
-
-def lack_of_jax_triton(jax_version: str) -> str | None:
-  """Says why jax-triton cannot be used, or returns None."""
-  try:
-    installed = importlib.metadata.version('jax-triton')
-  except importlib.metadata.PackageNotFoundError:
-    return 'jax-triton is not installed'
-  if (
-      version_of(installed) <= LAST_WITH_OLD_RULE
-      and version_of(jax_version) >= NEW_RULE_SINCE
-  ):
-    return f'jax-triton {installed} fails with jax {jax_version}'
-  return None
-
-
-def kernels_on_gpu(operation: str, *, jax_version: str) -> tuple[str, ...]:
+def kernels_on_gpu(operation: str) -> tuple[str, ...]:
   """Returns the kernels that there are of an operation, the first to be used.
 
   Args:
     operation: A field of `Kernels`, or 'anchors_at', a part of selection.
-    jax_version: For example '0.12.0'.
   """
   kernels = []
   if importlib.util.find_spec(BACKEND) is not None:
     kernels.append('pallas')
-  if operation == 'nms' and not lack_of_jax_triton(jax_version):
+  if (
+      operation == 'nms'
+      and importlib.util.find_spec(OTHER_BACKEND) is not None
+  ):
     kernels.append('triton')
   return tuple(kernels)
 
@@ -103,13 +83,13 @@ def choose_kernels(
   offered = {
       name: kernels[0]
       for name in Kernels._fields
-      if (kernels := kernels_on_gpu(name, jax_version=jax_version))
+      if (kernels := kernels_on_gpu(name))
   }
   lack = None
   if 'pallas' not in offered.values():
     lack = f'jax {jax_version} has no {BACKEND}'
     if not offered:
-      lack += f', and {lack_of_jax_triton(jax_version)}'
+      lack += ', and jax-triton is not installed'
   if wanted == 'pallas':
     if platform == 'cpu' and not lack:
       return all_kernels('interpret'), (
@@ -135,7 +115,8 @@ def choose_kernels(
     return XLA, f'Kernels: xla instead of pallas: {reason}'
   if wanted != 'auto':
     raise ValueError(f'kernels must be auto, xla or pallas, not {wanted!r}.')
-  measured = MEASURED.get(device_kind, {}).get(version_of(jax_version)[:2], ())
+  version = tuple(int(part) for part in jax_version.split('.')[:2])
+  measured = MEASURED.get(device_kind, {}).get(version, ())
   chosen = {name: offered[name] for name in measured if name in offered}
   if not chosen:
     return XLA, (

@@ -140,7 +140,9 @@ def _nms_of_many(
 ):
   """Returns indices [b, limit] and counts [b] of many lists at once."""
 
-  # jax-triton does not batch; this batches by more programs, at any depth.
+  # jax-triton does not batch; this batches by more programs, at any depth. It
+  # also keeps jax-triton 0.4.1's rule for dead code, which JAX 0.12 calls with
+  # an argument too many, from being called: bare, the kernel would not trace.
   @jax.custom_batching.custom_vmap
   def of_many(boxes, order, groups, num_valid):
     b, n = order.shape

@@ -155,7 +155,7 @@ def main() -> None:
       continue
     ways = (None,)
     if device.platform in ('gpu', 'cuda'):
-      ways = kernels_on_gpu(case.name, jax_version=jax.__version__) or ways
+      ways = kernels_on_gpu(case.name) or ways
     for kernels in ways:
       rows.append(measure(
           case, kernels=kernels, bandwidth=bandwidth, repeat=arguments.repeat

@@ -4,7 +4,7 @@
       [--repeat=3] [--only=WORD]
 
 Values, and for RoIAlign gradients. On a CPU the kernels are interpreted, which
-is slow: take --size=tiny. NMS by jax-triton is held against it too, on a GPU and
+is slow: take --size=tiny. NMS by jax-triton is held against it too, on a GPU
 where that is installed. Exit status: 0 all agree, 1 some do not.
 """
 
@@ -16,7 +16,7 @@ import warnings
 import jax
 
 from maskrcnn_jax import kernel_check
-from maskrcnn_jax.kernels import kernels_on_gpu, lack_of_jax_triton
+from maskrcnn_jax.kernels import kernels_on_gpu
 
 SIZES = {
     'training': kernel_check.TRAINING,
@@ -43,8 +43,8 @@ def main() -> None:
       f'{device.device_kind}, jax {jax.__version__}, size {arguments.size}, '
       f'seed {arguments.seed}', flush=True,
   )
-  if on_gpu and (lack := lack_of_jax_triton(jax.__version__)):
-    print(f'NMS by jax-triton is left out: {lack}', flush=True)
+  if on_gpu and 'triton' not in kernels_on_gpu('nms'):
+    print('NMS by jax-triton is left out: it is not installed', flush=True)
   key = jax.random.key(arguments.seed)
   well = True
   for case in kernel_check.make_cases(SIZES[arguments.size]):
@@ -52,7 +52,7 @@ def main() -> None:
       continue
     ways = ('interpret',)
     if on_gpu:
-      ways = kernels_on_gpu(case.name, jax_version=jax.__version__)
+      ways = kernels_on_gpu(case.name)
     for kernels in ways:
       check = kernel_check.make_check(case, kernels)
       found = (
