@@ -9,7 +9,8 @@ arguments and results; and the share of the device's memory bandwidth that plain
 JAX and the kernel would have reached by reading each argument and writing each
 result once. The bandwidth is that of a copy, measured here.
 
-On a CPU the kernels are left out: they would be interpreted.
+On a CPU the kernels are left out: they would be interpreted. On a GPU where
+jax-triton is installed NMS has a second row each, with the kernel by that.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from maskrcnn_jax import kernel_check
+from maskrcnn_jax.kernels import kernels_on_gpu
 
 SIZES = {
     'training': kernel_check.TRAINING,
@@ -62,16 +64,17 @@ def num_bytes(tree) -> int:
 
 
 def measure(
-    case: kernel_check.Case, *, on_gpu: bool, bandwidth: float, repeat: int
+    case: kernel_check.Case, *, kernels: str | None, bandwidth: float,
+    repeat: int,
 ) -> dict:
-  """Returns the figures of one operation."""
+  """Returns the figures of one operation, and of a kernel if one is named."""
   arguments = jax.jit(case.make)(jax.random.key(0))
   ways = {'xla': functools.partial(case.call, kernels='xla')}
-  if on_gpu:
-    ways['pallas'] = functools.partial(case.call, kernels='pallas')
+  if kernels:
+    ways['kernel'] = functools.partial(case.call, kernels=kernels)
   if case.define:
     ways['torchvision'] = case.define
-  figures = {'name': case.name, 'detail': case.detail}
+  figures = {'name': case.name, 'detail': case.detail, 'kernels': kernels}
   for way, function in ways.items():
     compiled = jax.jit(function).lower(*arguments).compile()
     figures[f'{way}_s'] = time_of(compiled, arguments, repeat)
@@ -81,8 +84,8 @@ def measure(
       moved = num_bytes(arguments) + num_bytes(compiled(*arguments))
       figures['moved_mib'] = moved / 2**20
     figures[f'{way}_share'] = moved / bandwidth / figures[f'{way}_s']
-  if on_gpu:
-    figures['xla_over_pallas'] = figures['xla_s'] / figures['pallas_s']
+  if kernels:
+    figures['xla_over_kernel'] = figures['xla_s'] / figures['kernel_s']
   if case.define:
     ratio = figures['torchvision_s'] / figures['xla_s']
     figures['torchvision_over_xla'] = ratio
@@ -95,13 +98,14 @@ def row_of(figures: dict) -> str:
     return form.format(figures[key] * scale) if key in figures else ''
 
   return '| ' + ' | '.join([
-      f'{figures["name"]}: {figures["detail"]}',
+      f'{figures["name"]}: {figures["detail"]}'
+      + (', jax-triton' if figures['kernels'] == 'triton' else ''),
       *(cell(f'{way}_s', '{:.2f}', 1e3)
-        for way in ('pallas', 'xla', 'torchvision')),
-      cell('xla_over_pallas', '{:.2f}'), cell('torchvision_over_xla', '{:.2f}'),
+        for way in ('kernel', 'xla', 'torchvision')),
+      cell('xla_over_kernel', '{:.2f}'), cell('torchvision_over_xla', '{:.2f}'),
       *(cell(f'{way}_mib', '{:.0f}')
-        for way in ('pallas', 'xla', 'torchvision')),
-      cell('pallas_share', '{:.1%}'), cell('xla_share', '{:.1%}'),
+        for way in ('kernel', 'xla', 'torchvision')),
+      cell('kernel_share', '{:.1%}'), cell('xla_share', '{:.1%}'),
   ]) + ' |'
 
 
@@ -147,10 +151,14 @@ def main() -> None:
   )
   rows = []
   for case in kernel_check.make_cases(size):
-    if arguments.only in case.name:
+    if arguments.only not in case.name:
+      continue
+    ways = (None,)
+    if device.platform in ('gpu', 'cuda'):
+      ways = kernels_on_gpu(case.name) or ways
+    for kernels in ways:
       rows.append(measure(
-          case, on_gpu=device.platform in ('gpu', 'cuda'), bandwidth=bandwidth,
-          repeat=arguments.repeat,
+          case, kernels=kernels, bandwidth=bandwidth, repeat=arguments.repeat
       ))
       print(row_of(rows[-1]), flush=True)
   if arguments.json:

@@ -6,7 +6,8 @@
       python scripts/compile_kernels.py [--only=WORD] [--targets=h200,a100]
 
 XLA needs no more than the description of a GPU (scripts/gpu_targets) to compile
-for it. Prints the memory of each program, for the kernels and for plain JAX.
+for it. Prints the memory of each program, for the kernels and for plain JAX;
+for NMS by jax-triton too, where that is installed.
 Nothing is run: speed and results it cannot tell.
 """
 
@@ -28,6 +29,7 @@ from maskrcnn_jax import benchmark, kernel_check, train_state, train_step
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.data import loader
 from maskrcnn_jax.evaluate import make_detect, make_model
+from maskrcnn_jax.kernels import kernels_on_gpu
 from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.precision import set_precision
 
@@ -94,7 +96,7 @@ def compile_cases(target: str, size: kernel_check.Size, only: str) -> None:
     if only not in case.name:
       continue
     arguments = shapes_on(mesh, jax.eval_shape(case.make, jax.random.key(0)))
-    for kernels in ('pallas', 'xla'):
+    for kernels in (*kernels_on_gpu(case.name), 'xla'):
       started = time.monotonic()
       compiled = compile_for(
           mesh, jax.jit(functools.partial(case.call, kernels=kernels)),
@@ -169,6 +171,8 @@ def main() -> None:
         'scripts/compile_kernels.py --help.', file=sys.stderr,
     )
     sys.exit(2)
+  if 'triton' not in kernels_on_gpu('nms'):
+    print('NMS by jax-triton is left out: it is not installed', flush=True)
   size = kernel_check.QUICK if arguments.quick else kernel_check.TRAINING
   for target in arguments.targets.split(','):
     compile_cases(target, size, arguments.only)

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+HAS_JAX_TRITON = importlib.util.find_spec('jax_triton') is not None
 SCRIPT = ROOT / 'scripts' / 'compile_kernels.py'
 
 
@@ -46,6 +47,13 @@ def test_kernels_and_training_step_compile_for_h200_and_a100():
       found = [line for line in lines if line.startswith(what)]
       assert len(found) >= 2, what  # as kernel and as plain JAX
       assert all(' MiB; compiled in ' in line for line in found)
+    by_triton = [
+        line for line in lines
+        if line.startswith(f'{target} nms') and ' triton: ' in line
+    ]
+    assert len(by_triton) == (2 if HAS_JAX_TRITON else 0)
+  left_out = 'NMS by jax-triton is left out: it is not installed'
+  assert (left_out in lines) != HAS_JAX_TRITON
   what = 'training step, 8 x h200, pallas'
   assert any(line.startswith(what) for line in lines)
 

@@ -1,6 +1,9 @@
 """NMS: exactly what the greedy definition keeps, in its order."""
 
 import functools
+import importlib.util
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -258,6 +261,107 @@ def test_nms_kernel_keeps_what_the_plain_one_keeps(
           )
       ))(boxes, scores, valid, groups)
       for kernels in ('interpret', 'xla')
+  ]
+  for ours, theirs in zip(*results, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec('triton') is None,
+    reason='triton is not installed (it comes with the extra jax-triton)',
+)
+
+
+@pytest.fixture
+def interpreted_triton(monkeypatch):
+  """Runs what goes to jax-triton in Triton's interpreter, in this process."""
+  # Read at the first import, which nothing else in this process does.
+  monkeypatch.setenv('TRITON_INTERPRET', '1')
+
+  def triton_call(
+      *arguments, kernel, out_type, grid, name, num_warps, num_stages,
+      backend_options, **statics,
+  ):
+    def run(*arguments):
+      arrays = [np.ascontiguousarray(x) for x in arguments]
+      # Garbage, as on a GPU.
+      results = [
+          np.full(x.shape, np.nan if x.dtype == np.float32 else -77, x.dtype)
+          for x in out_type
+      ]
+      kernel[grid](*map(_Tensor, arrays + results), **statics)
+      return results
+
+    return jax.pure_callback(run, list(out_type), *arguments)
+
+  monkeypatch.setitem(
+      sys.modules, 'jax_triton', types.SimpleNamespace(triton_call=triton_call)
+  )
+
+
+class _Tensor:
+  """A NumPy array with what Triton's interpreter asks of one of torch."""
+
+  def __init__(self, array):
+    self.array, self.dtype = array, array.dtype
+
+  def data_ptr(self):
+    return self.array.ctypes.data
+
+  def _itself(self, *_, **__):
+    # It is on the CPU already: each of its copies is itself.
+    return self
+
+  untyped_storage = cpu = new_empty = set_ = copy_ = _itself
+  storage_offset = size = stride = _itself
+
+
+@needs_triton
+@pytest.mark.parametrize('n, limit, iou_threshold, grouped', [
+    (40, 40, 0.5, True),  # part of a block
+    (150, 150, 0.5, False),
+    (150, 70, 1 / 3, True),  # no multiple of a block, less than are kept
+    (64, 5, 0.7, False),
+    (1, 3, 0.5, True),
+])
+def test_nms_in_triton_keeps_what_the_greedy_definition_keeps(
+    interpreted_triton, n, limit, iou_threshold, grouped
+):
+  boxes, scores, valid, groups = _many_sets(n, 6)
+  groups = groups if grouped else None
+  options = {'iou_threshold': iou_threshold, 'limit': limit}
+  # As of 12 images with three levels each.
+  indices, kept = jax.jit(jax.vmap(jax.vmap(
+      lambda *lists: nms(
+          *lists[:3], groups=lists[3] if grouped else None, kernels='triton',
+          **options,
+      )
+  )))(*(
+      x.reshape(12, 3, *x.shape[1:])
+      for x in (boxes, scores, valid) + ((groups,) if grouped else ())
+  ))
+  indices, kept = (np.reshape(x, (36, limit)) for x in (indices, kept))
+  for i in range(36):
+    expected = oracles.greedy_nms(
+        oracles.pairwise_iou(boxes[i]), scores[i], valid[i],
+        groups=groups[i] if grouped else None, **options,
+    )
+    assert kept[i].tolist() == [j < len(expected) for j in range(limit)]
+    padded = expected + [0] * (limit - len(expected))
+    assert indices[i].tolist() == padded
+
+
+@needs_triton
+def test_nms_in_triton_batches_what_is_shared(interpreted_triton):
+  boxes, scores, _, _ = (jnp.asarray(x[:5]) for x in _many_sets(40, 6))
+  results = [
+      jax.vmap(
+          lambda s: nms(
+              boxes[0], s, jnp.ones(40, bool), iou_threshold=0.5, limit=40,
+              kernels=kernels,  # noqa: B023
+          )
+      )(scores)
+      for kernels in ('triton', 'xla')
   ]
   for ours, theirs in zip(*results, strict=True):
     np.testing.assert_array_equal(ours, theirs)

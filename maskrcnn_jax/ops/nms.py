@@ -45,6 +45,13 @@ def nms(
     indices: Of the kept boxes, best first; 0 where there are fewer.
     kept: Which of the slots hold a box.
   """
+  if kernels == 'triton':
+    from pallas_kernels import nms_triton
+
+    return nms_triton.nms(
+        boxes, scores, valid, iou_threshold=iou_threshold, limit=limit,
+        groups=groups, width_offset=width_offset,
+    )
   if kernels != 'xla':
     from pallas_kernels import nms as kernel
 
