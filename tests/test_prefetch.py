@@ -140,7 +140,7 @@ def test_workers_leave_nothing_in_shared_memory(start, end):
     else:
       os.killpg(process.pid, end)
   # The end of the pipes is that of the workers.
-  out, err = process.communicate(timeout=60)
+  out, err = process.communicate(timeout=600)
   match end:
     case signal.SIGINT:
       assert process.returncode == -signal.SIGINT
