@@ -39,7 +39,7 @@ options=(
   --config.data.eval.annotations="$data/instances_val.json"
 )
 tell "Training in $run, then evaluating on held-out images" \
-  '(about 7 minutes on 2 cores)'
+  '(about 8 minutes on 2 cores)'
 $python -m maskrcnn_jax.main "${options[@]}"
 
 tell "Predicting on the images in $data/samples (under a minute)"
