@@ -214,7 +214,7 @@ def test_micro_batches_train_as_the_batch_does(config, geometry, tmp_path):
     figures[parts] = tiny.run_training(config, tmp_path / str(parts))
   for parts in (2, 4):
     for one, other in zip(figures[1], figures[parts], strict=True):
-      assert other['grad_norm'] == pytest.approx(one['grad_norm'], rel=1e-3)
+      assert other['grad_norm'] == pytest.approx(one['grad_norm'], rel=2e-4)
       for name in one.keys() - {'grad_norm'}:
         # Of the sum: a small term is rounded as its large parts are.
         assert abs(other[name] - one[name]) < 1e-5 * one['loss'], name
