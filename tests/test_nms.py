@@ -120,6 +120,20 @@ compiled_nms = jax.jit(
 )
 
 
+def assert_greedy(indices, kept, sets, *, iou_threshold, limit):
+  """Holds the results of NMS of many sets against the definition."""
+  boxes, scores, valid, groups = sets
+  for i in range(len(boxes)):
+    expected = oracles.greedy_nms(
+        oracles.pairwise_iou(boxes[i]), scores[i], valid[i],
+        groups=None if groups is None else groups[i],
+        iou_threshold=iou_threshold, limit=limit,
+    )
+    assert kept[i].tolist() == [j < len(expected) for j in range(limit)]
+    padded = expected + [0] * (limit - len(expected))
+    assert indices[i].tolist() == padded
+
+
 def _one(boxes, scores, valid=None, *, groups=None, iou_threshold=0.5):
   """Of up to eight boxes; the rest is padding."""
   n = len(scores)
@@ -211,14 +225,7 @@ def test_nms_keeps_what_the_greedy_definition_keeps(
       )
   ))(boxes, scores, valid, groups)
   indices, kept = np.asarray(indices), np.asarray(kept)
-  for i in range(len(boxes)):
-    expected = oracles.greedy_nms(
-        oracles.pairwise_iou(boxes[i]), scores[i], valid[i],
-        groups=groups[i] if grouped else None, **options,
-    )
-    assert kept[i].tolist() == [j < len(expected) for j in range(limit)]
-    padded = expected + [0] * (limit - len(expected))
-    assert indices[i].tolist() == padded
+  assert_greedy(indices, kept, (boxes, scores, valid, groups), **options)
 
 
 @pytest.mark.slow
@@ -234,12 +241,9 @@ def test_nms_is_greedy_on_ten_thousand_sets(n, kernels):
       )
   ))
   indices, kept = map(np.asarray, nms_of_all(boxes, scores, valid, groups))
-  for i in range(len(boxes)):
-    expected = oracles.greedy_nms(
-        oracles.pairwise_iou(boxes[i]), scores[i], valid[i],
-        groups=groups[i], iou_threshold=0.5, limit=40,
-    )
-    assert indices[i][kept[i]].tolist() == expected
+  assert_greedy(
+      indices, kept, (boxes, scores, valid, groups), iou_threshold=0.5, limit=40
+  )
 
 
 @pytest.mark.parametrize('n, limit, iou_threshold, grouped', [
@@ -341,14 +345,7 @@ def test_nms_in_triton_keeps_what_the_greedy_definition_keeps(
       for x in (boxes, scores, valid) + ((groups,) if grouped else ())
   ))
   indices, kept = (np.reshape(x, (36, limit)) for x in (indices, kept))
-  for i in range(36):
-    expected = oracles.greedy_nms(
-        oracles.pairwise_iou(boxes[i]), scores[i], valid[i],
-        groups=groups[i] if grouped else None, **options,
-    )
-    assert kept[i].tolist() == [j < len(expected) for j in range(limit)]
-    padded = expected + [0] * (limit - len(expected))
-    assert indices[i].tolist() == padded
+  assert_greedy(indices, kept, (boxes, scores, valid, groups), **options)
 
 
 @needs_triton
