@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Workers import the main module anew, which pytest's is not made for.
 PROGRAM = '''
-import contextlib, sys
+import contextlib, signal, sys
 import numpy as np
 from maskrcnn_jax.data import prefetch
 from maskrcnn_jax.stop_signal import StopSignal
@@ -28,6 +28,8 @@ def load(i):
   return np.full((300, 400), i), np.arange(i), str(i)
 
 def main(count, taken):
+  # What a shell starts in the background would inherit that it is ignored.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   kept = []
   with StopSignal() as stop, contextlib.closing(
       prefetch.load_ahead(load, int(count), num_threads=2, num_workers=2)
