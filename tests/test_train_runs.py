@@ -318,8 +318,9 @@ def test_a_run_does_not_start_anew_where_nothing_can_be_read(workdir, config):
 
 
 def test_a_changed_recipe_goes_on_where_that_is_allowed(
-    workdir, config, caplog
+    workdir, config, caplog, idle_step
 ):
+  del idle_step
   config.optimizer.momentum = 0.5
   config.train.num_steps = 5
   with pytest.raises(InputError, match='momentum: 0.5 | 0.9.*allow_changes'):

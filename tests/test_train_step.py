@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import pytest
 import tiny
 
-from maskrcnn_jax.data import loader
+from maskrcnn_jax.data import image_sets
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import make_model
 from maskrcnn_jax.optimizer import make_optimizer
@@ -63,7 +63,7 @@ def make_step(config):
       bias_schedule=lambda step: 0.02,
   )
   state = start_average(initial_state(model, optimizer, config), config)
-  limits = loader.Limits(config.data.max_objects, 64, 16, 1)
+  limits = image_sets.Limits(config.data.max_objects, 64, 16, 1)
   step = make_train_step(model, optimizer, config, limits)
   return state, functools.partial(step, padded_size=(64, 64))
 
@@ -130,7 +130,7 @@ def test_loss_scale_has_limits(scale, is_finite):
 
 def test_an_overflow_in_fp16_skips_the_step_and_the_next_recovers(config):
   config.precision = 'fp16'
-  config.train.ema_decay = 0.9
+  config.train.ema_decay = 0.5
   state, step = make_step(config)
   # No gradient of float16 holds as much: its largest number is 65504.
   state = state._replace(
@@ -186,16 +186,14 @@ def test_micro_batches_give_the_losses_and_the_gradients_of_the_batch(config):
   # Images without objects have fewer samples: parts must not count alike.
   batch.gt_valid[1] = False
   batch.gt_valid[2, 1:] = False
-  whole = None
-  for parts in (1, 2, 4):
+  results = []
+  for parts in (1, 2):
     config.train.micro_batches = parts
     state, step = make_step(config)
     state, figures = step(state, batch)
-    result = arrays_of(state.params, figures)
-    if whole is None:
-      whole = result
-    for one, other in zip(whole, result, strict=True):
-      assert_allclose(other, one, rtol=1e-5, atol=1e-7)
+    results.append(arrays_of(state.params, figures))
+  for whole, parts in zip(*results, strict=True):
+    assert_allclose(parts, whole, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.slow
@@ -227,6 +225,8 @@ def test_micro_batches_must_divide_the_batch(config, tmp_path):
 
 
 def test_the_average_is_what_is_saved_for_use(config):
+  # The program of the overflow above, which is compiled already.
+  config.precision = 'fp16'
   config.train.ema_decay = 0.5
   state, step = make_step(config)
   first = arrays_of(variables_of(state))
