@@ -1,6 +1,6 @@
 """Times every operation that has a kernel, beside plain JAX.
 
-  python scripts/benchmark_kernels.py [--size=training|quick] [--images=8]
+  python scripts/benchmark_kernels.py [--size=training|quick|tiny] [--images=8]
       [--dtype=bfloat16|float32] [--only=WORD] [--repeat=10] [--json=FILE]
 
 Prints a table: median times; the ratio of plain JAX's time to the kernel's, and

@@ -2,6 +2,7 @@
 # Proof of the kernels on a GPU, in one call:
 #
 #   bash scripts/gpu_check.sh [FOLDER]
+#   JAX_PLATFORMS=cpu bash scripts/gpu_check.sh FOLDER tiny    a rehearsal
 #
 # For a machine whose Python ($PYTHON, else python3) has JAX for GPUs; nothing is
 # downloaded or installed. FOLDER (default: gpu_check) gets the tables and logs:
@@ -12,11 +13,22 @@
 #                800x1344, batch 8, with the ten largest costs; with kernels
 #                (pallas) and without (xla)
 # The last needs the packages of setup.cfg, and is left out without them.
-# Exit status: 0 all ran and agreed, 1 something did not, 2 no JAX.
+# The rehearsal runs all of it on next to nothing, to see that it runs: kernels
+# are interpreted, and times say nothing.
+# Exit status: 0 all ran and agreed, 1 something did not, 2 no JAX, or no such size.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
 folder="${1:-gpu_check}"
+size="${2:-training}"
+case "$size" in
+  training) model=(--size=800x1344 --batch_size=8 --costs=10) ;;
+  tiny) model=(--size=64x96 --batch_size=1 --costs=10 --steps=1) ;;
+  *)
+    echo "error: the size is training or tiny, not $size" >&2
+    exit 2
+    ;;
+esac
 mkdir -p "$folder" || exit 1
 export PYTHONPATH="$PWD" JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}"
 
@@ -61,8 +73,8 @@ step() {
 }
 
 step doctor "$python" -m maskrcnn_jax.doctor
-step check "$python" scripts/check_kernels.py
-step kernels "$python" scripts/benchmark_kernels.py \
+step check "$python" scripts/check_kernels.py --size="$size"
+step kernels "$python" scripts/benchmark_kernels.py --size="$size" \
   --json="$folder/kernels.json"
 missing=""
 for package in flax optax ml_collections orbax.checkpoint grain absl PIL \
@@ -75,8 +87,8 @@ else
   for mode in train inference; do
     for kernels in xla pallas; do
       step "$mode-$kernels" "$python" -m maskrcnn_jax.benchmark \
-        --config=configs/r50_fpn.py --mode="$mode" --size=800x1344 \
-        --batch_size=8 --precision=bf16 --kernels="$kernels" --costs=10
+        --config=configs/r50_fpn.py --mode="$mode" --precision=bf16 \
+        --kernels="$kernels" "${model[@]}"
     done
   done
 fi
