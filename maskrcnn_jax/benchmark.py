@@ -33,7 +33,7 @@ import numpy as np
 from maskrcnn_jax import cluster, loader_speed, train_state, train_step
 from maskrcnn_jax.array_types import Batch, Outlines
 from maskrcnn_jax.config import check_config
-from maskrcnn_jax.data import loader
+from maskrcnn_jax.data import canvases, image_sets, loader
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import canvas_arguments, make_detect, make_model
 from maskrcnn_jax.optimizer import make_optimizer
@@ -147,7 +147,7 @@ def benchmark(
       train_state.initial_state(model, optimizer, config), mesh
   )
   if mode == 'train':
-    limits = loader.Limits(config.data.max_objects, 512, 64, 1)
+    limits = image_sets.Limits(config.data.max_objects, 512, 64, 1)
     run = train_step.make_train_step(
         model, optimizer, config, limits, mesh=mesh,
         skip_background=train_step.skips_background(config, mesh),
@@ -217,15 +217,15 @@ def benchmark_loader(
     raise InputError(f'--step_seconds={step_s} must be 0 or more.')
   mesh = cluster.make_mesh()
   cluster.check_batch_size(batch_size, mesh, key='batch_size')
-  index, folder = loader.read_set(annotations, images)
-  loader.check_images_exist(index, folder)
-  rows, _ = loader.filter_images(index, keep_empty=config.data.keep_empty)
-  plan = loader.plan_canvases(
+  index, folder = image_sets.read_set(annotations, images)
+  image_sets.check_images_exist(index, folder)
+  rows, _ = image_sets.filter_images(index, keep_empty=config.data.keep_empty)
+  plan = canvases.plan_canvases(
       index.heights, index.widths, **canvas_arguments(config)
   )
   load = functools.partial(
       loader.train_batches, index, plan, rows, images_dir=folder,
-      limits=loader.find_limits(index, max_objects=config.data.max_objects),
+      limits=image_sets.find_limits(index, max_objects=config.data.max_objects),
       seed=config.seed, start_step=0, batch_size=batch_size,
   )
   return {
@@ -233,7 +233,7 @@ def benchmark_loader(
       'num_images': len(rows),
       'batch_size': batch_size,
       'static_sizes': len(np.unique(plan.canvas_of_image[rows])),
-      'share_padding': loader.share_padding(plan, rows),
+      'share_padding': canvases.share_padding(plan, rows),
       'speeds': [
           loader_speed.measure(
               load, mesh, batch_size=batch_size, num_steps=num_steps,

@@ -89,15 +89,15 @@ def check_data(
   bad_images = _look_at_images(index, images_dir, report, num_workers)
 
   # Only now: it imports JAX, and the workers are done.
-  from maskrcnn_jax.data import loader
+  from maskrcnn_jax.data import canvases, image_sets
   from maskrcnn_jax.evaluate import canvas_arguments
 
   try:
-    loader.filter_images(index, keep_empty=config.data.keep_empty)
-    loader.find_limits(index, max_objects=config.data.max_objects)
+    image_sets.filter_images(index, keep_empty=config.data.keep_empty)
+    image_sets.find_limits(index, max_objects=config.data.max_objects)
   except InputError as error:
     report.error_of(annotations, '', error)
-  over = loader.count_objects_over(index, config.data.max_objects)
+  over = image_sets.count_objects_over(index, config.data.max_objects)
   if over and 'A24' not in report.error_codes:
     report.warn(
         'A24', annotations, '',
@@ -108,7 +108,7 @@ def check_data(
   canvas = canvas_arguments(config)
   sizes = np.array(
       [
-          loader.resized_size(
+          canvases.resized_size(
               int(height), int(width), rule=canvas['resize_rule'],
               short_side=canvas['short_side'], long_side=canvas['long_side'],
           )
@@ -116,7 +116,7 @@ def check_data(
       ], np.int32,
   ).reshape(-1, 2)
   try:
-    loader.plan_canvases(index.heights, index.widths, **canvas)
+    canvases.plan_canvases(index.heights, index.widths, **canvas)
   except InputError as error:
     result['canvas'] = str(error)
   problem = _evaluation_problem(annotations, report, boxes_only)
@@ -165,10 +165,10 @@ def _compare(index, annotations, against, report, options):
 
 def _look_at_images(index, images_dir, report, num_workers):
   """Decodes all images; returns {row: why it cannot be used, code first}."""
-  from maskrcnn_jax.data import coco, findings, loader
+  from maskrcnn_jax.data import coco, findings, image_sets
 
   bad = {}
-  for row in loader.check_images_exist(index, images_dir, report=report):
+  for row in image_sets.check_images_exist(index, images_dir, report=report):
     name = index.file_names[row]
     bad[row] = (
         f'I15: {name!r} leads out of the folder.' if coco.is_outside(name)

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_api
 
 from maskrcnn_jax import draw
-from maskrcnn_jax.data import coco, images, outlines
+from maskrcnn_jax.data import coco_index, images, outlines
 
 # Pixels of a picture's longer side, and of the strip with its caption.
 _SIDE = draw.LEGIBLE_SIDE
@@ -29,7 +29,7 @@ class Example(NamedTuple):
 
 
 def draw_sheet(
-    index: coco.CocoIndex,
+    index: coco_index.CocoIndex,
     images_dir: pathlib.Path,
     groups: dict[str, list[Example]],
 ) -> Image.Image:
@@ -77,7 +77,11 @@ def draw_sheet(
 
 
 def draw_truth(
-    index: coco.CocoIndex, images_dir: pathlib.Path, row: int, *, side: int,
+    index: coco_index.CocoIndex,
+    images_dir: pathlib.Path,
+    row: int,
+    *,
+    side: int,
     framed: int = -1,
 ) -> Image.Image:
   """Draws an image, no larger than `side`, with its objects and crowds.

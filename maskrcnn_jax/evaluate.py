@@ -43,7 +43,7 @@ from maskrcnn_jax.config import (
     plain,
     stored_config,
 )
-from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.data import canvases, coco, coco_index, image_sets, loader
 from maskrcnn_jax.data.records import Records
 from maskrcnn_jax.detections import detect_boxes, select_masks
 from maskrcnn_jax.errors import InputError
@@ -77,7 +77,7 @@ class Detector(NamedTuple):
   detect: Callable[..., Detections]  # (variables, Batch, padded_size=)
   variables: dict
   config: ml_collections.ConfigDict  # that it was trained with
-  categories: tuple[coco.Category, ...]
+  categories: tuple[coco_index.Category, ...]
   mesh: Mesh  # of the devices of this process
   step: int
 
@@ -354,7 +354,7 @@ def load_detector(
     )
   mesh = cluster.make_mesh()
   local_mesh = cluster.make_local_mesh()
-  categories = tuple(coco.Category(*pair) for pair in metadata.categories)
+  categories = tuple(coco_index.Category(*pair) for pair in metadata.categories)
   dtype = set_precision(config.precision)
   model = make_model(config, num_classes=len(categories) + 1, dtype=dtype)
   shapes = jax.eval_shape(
@@ -387,8 +387,8 @@ def init_variables(
 def detect_batches(
     detector: Detector,
     batches: Iterable[tuple[Batch, np.ndarray]],
-    index: coco.CocoIndex,
-    plan: loader.CanvasPlan,
+    index: coco_index.CocoIndex,
+    plan: canvases.CanvasPlan,
 ) -> Iterator[ImageDetections]:
   """Yields the detections of each image of each batch.
 
@@ -456,7 +456,7 @@ def evaluate(
   """
   check_backend(config.eval.backend)
   output = detector.config.model.output
-  index, folder = loader.read_set(
+  index, folder = image_sets.read_set(
       annotations, images, records, require_masks=False
   )
   annotations = records or annotations
@@ -474,8 +474,8 @@ def evaluate(
     raise InputError(
         f'A23: {annotations} lists no images; nothing to evaluate.'
     )
-  loader.check_images_exist(index, folder)
-  plan = loader.plan_canvases(
+  image_sets.check_images_exist(index, folder)
+  plan = canvases.plan_canvases(
       index.heights, index.widths, **canvas_arguments(config)
   )
   if cluster.is_main():
@@ -513,7 +513,7 @@ def _score(results, annotations, workdir, config, detector, skip_eval):
   if skip_eval:
     return {}
 
-  truth = loader.read_content(annotations)
+  truth = image_sets.read_content(annotations)
   largest = max(100, config.detections.max_detections)
   scores = {
       kind: evaluate_detections(
@@ -559,7 +559,7 @@ def _detect_set(detector, index, plan, folder, config) -> list[dict]:
   # What it finds in an image does not depend on the other images.
   num_devices = detector.mesh.size
   batch_size = -(-config.eval.batch_size // num_devices) * num_devices
-  share = loader.share_of_process(
+  share = canvases.share_of_process(
       plan, jax.process_index(), jax.process_count()
   )
   batches = loader.eval_batches(
@@ -613,10 +613,10 @@ def _proposer(detector: Detector) -> Detector:
 
 def category_of(
     detector: Detector, class_: int | np.integer
-) -> coco.Category:
+) -> coco_index.Category:
   """Returns COCO's id and the name of a class; proposals are of 1, 'object'."""
   if detector.config.model.output == 'proposals':
-    return coco.Category(1, 'object')
+    return coco_index.Category(1, 'object')
   return detector.categories[class_ - 1]
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from maskrcnn_jax.array_types import Batch, Outlines
 from maskrcnn_jax.config import geometry_of
+from maskrcnn_jax.data import canvases
 from maskrcnn_jax.data import images as image_files
-from maskrcnn_jax.data import loader
 from maskrcnn_jax.draw import draw_detections
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import (
@@ -66,7 +66,7 @@ def predict(
   results = []
   if readable:
     heights, widths = np.array(sizes, np.int32).T
-    plan = loader.plan_canvases(heights, widths, **canvas_arguments(config))
+    plan = canvases.plan_canvases(heights, widths, **canvas_arguments(config))
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
       waiting = [reader.submit(_read, readable[0], plan, 0)]
       for row in progress(

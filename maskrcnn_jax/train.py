@@ -15,7 +15,7 @@ from maskrcnn_jax.config import (
     plain,
     scaled_to_batch,
 )
-from maskrcnn_jax.data import loader
+from maskrcnn_jax.data import canvases, image_sets
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import (
   Detector,
@@ -127,7 +127,9 @@ def _train(
   index, rows, folder = read_training_set(config)
   if fine_tune:
     config, remark = fine_tuning.fit(
-        config, num_images=len(rows), most_objects=loader.most_objects(index)
+        config,
+        num_images=len(rows),
+        most_objects=image_sets.most_objects(index),
     )
     check_config(config)
     remarks.append(remark)
@@ -141,8 +143,8 @@ def _train(
     )
   if eval_every or not skip_test:
     check_eval_set(config, index)
-  limits = loader.find_limits(index, max_objects=config.data.max_objects)
-  plan = loader.plan_canvases(
+  limits = image_sets.find_limits(index, max_objects=config.data.max_objects)
+  plan = canvases.plan_canvases(
       index.heights, index.widths, **canvas_arguments(config)
   )
 
@@ -272,9 +274,9 @@ def _describe(run: Run, first_step: int):
   log.line(kernels_of(config, run.mesh)[1])
   log.line(
       f'Static sizes (images): {sizes}; '
-      f'{100 * loader.share_padding(run.plan, rows):.1f} % padding'
+      f'{100 * canvases.share_padding(run.plan, rows):.1f} % padding'
   )
-  over = loader.count_objects_over(index, config.data.max_objects)
+  over = image_sets.count_objects_over(index, config.data.max_objects)
   if over:
     log.line(
         f'A24: {over} objects are beyond the {config.data.max_objects} slots '

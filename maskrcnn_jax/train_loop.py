@@ -16,7 +16,13 @@ from maskrcnn_jax import checkpoint, cluster, watchdog
 from maskrcnn_jax.array_types import Batch
 from maskrcnn_jax.average_precision import ApResult
 from maskrcnn_jax.average_recall import RecallResult
-from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.data import (
+    canvases,
+    coco_index,
+    image_sets,
+    loader,
+    train_order,
+)
 from maskrcnn_jax.optimizer import Schedule
 from maskrcnn_jax.precision import MIN_SCALE
 from maskrcnn_jax.stop_signal import StopSignal
@@ -34,11 +40,11 @@ class Run(NamedTuple):
 
   config: ml_collections.ConfigDict
   workdir: pathlib.Path
-  index: coco.CocoIndex
+  index: coco_index.CocoIndex
   rows: np.ndarray  # of the index, to be trained on
   images_dir: pathlib.Path
-  limits: loader.Limits
-  plan: loader.CanvasPlan
+  limits: image_sets.Limits
+  plan: canvases.CanvasPlan
   schedule: Schedule
   mesh: Mesh
   log: TrainingLog
@@ -82,7 +88,7 @@ def _run_steps(run, state, train_step, batches):
   stops = False
   first_step = done = int(state.step)
   last_saved = first_step if first_step else None
-  order = loader.train_order(
+  order = train_order.make_order(
       run.plan.canvas_of_image[run.rows], seed=run.config.seed,
       batch_size=run.config.train.batch_size,
   )

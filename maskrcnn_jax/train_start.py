@@ -22,7 +22,7 @@ from maskrcnn_jax.config import (
     records_of,
     stored_config,
 )
-from maskrcnn_jax.data import coco, findings, loader, records
+from maskrcnn_jax.data import coco, coco_index, findings, image_sets, records
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.train_state import (
   TrainState,
@@ -98,7 +98,7 @@ def check_device(precision: str) -> None:
 
 def read_training_set(
     config: ml_collections.ConfigDict,
-) -> tuple[coco.CocoIndex, np.ndarray, loader.Images]:
+) -> tuple[coco_index.CocoIndex, np.ndarray, image_sets.Images]:
   """Reads, filters and checks the training set; logs what was dropped.
 
   Returns:
@@ -114,23 +114,23 @@ def read_training_set(
     )
   logging.info('Training set: %s', found or source.annotations)
   report = findings.Report(stop=True)
-  index, folder = loader.read_set(
+  index, folder = image_sets.read_set(
       source.annotations, source.images, found,
       width_offset=geometry_of(config).width_offset, report=report,
   )
   for line in report.warnings():
     logging.warning('%s', line)
-  rows, waterfall = loader.filter_images(
+  rows, waterfall = image_sets.filter_images(
       index, keep_empty=config.data.keep_empty
   )
-  for line in loader.format_waterfall(waterfall).splitlines():
+  for line in image_sets.format_waterfall(waterfall).splitlines():
     logging.info('%s', line)
-  loader.check_images_exist(index, folder)
+  image_sets.check_images_exist(index, folder)
   return index, rows, folder
 
 
 def check_eval_set(
-    config: ml_collections.ConfigDict, index: coco.CocoIndex
+    config: ml_collections.ConfigDict, index: coco_index.CocoIndex
 ) -> None:
   """Finds out before training what would stop the evaluation after it."""
   check_backend(config.eval.backend)
@@ -142,7 +142,7 @@ def check_eval_set(
     return
   images = pathlib.Path(config.data.eval.images)
   source = records_of(config, 'eval') or config.data.eval.annotations
-  content = loader.read_content(source)
+  content = image_sets.read_content(source)
   truth = coco.index_coco(
       # The list is emptied; its objects are looked at once more.
       content | {'annotations': list(content['annotations'])},
@@ -156,12 +156,12 @@ def check_eval_set(
     )
   # Records hold theirs.
   if not isinstance(source, records.Records):
-    loader.check_images_exist(truth, images)
+    image_sets.check_images_exist(truth, images)
   for kind in ('bbox', 'segm')[: 2 if config.model.output == 'masks' else 1]:
     check_truth(content, kind=kind)
 
 
-def describe_training_set(index: coco.CocoIndex, rows: np.ndarray) -> str:
+def describe_training_set(index: coco_index.CocoIndex, rows: np.ndarray) -> str:
   """Says what is trained on, so that a resume on other data is noticed."""
   checksum = zlib.crc32(repr(index.file_names).encode())
   for array in (rows, index.boxes, index.classes, index.vertices):

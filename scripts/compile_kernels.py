@@ -27,7 +27,7 @@ import numpy as np
 
 from maskrcnn_jax import benchmark, kernel_check, train_state, train_step
 from maskrcnn_jax.config import default_config
-from maskrcnn_jax.data import loader
+from maskrcnn_jax.data import image_sets
 from maskrcnn_jax.evaluate import make_detect, make_model
 from maskrcnn_jax.kernels import kernels_on_gpu
 from maskrcnn_jax.optimizer import make_optimizer
@@ -131,7 +131,7 @@ def compile_model(
       bias_schedule=lambda step: 1e-6,
   )
   state = shapes_on(mesh, train_state.initial_state(model, optimizer, config))
-  limits = loader.Limits(config.data.max_objects, 512, 64, 1)
+  limits = image_sets.Limits(config.data.max_objects, 512, 64, 1)
   for kernels in ('pallas', 'xla'):
     config.kernels = kernels
     title = (

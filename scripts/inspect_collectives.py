@@ -34,7 +34,7 @@ import numpy as np  # noqa: E402
 
 from maskrcnn_jax import cluster, train_state, train_step  # noqa: E402
 from maskrcnn_jax.benchmark import made_up_batch  # noqa: E402
-from maskrcnn_jax.data import loader  # noqa: E402
+from maskrcnn_jax.data import image_sets  # noqa: E402
 from maskrcnn_jax.evaluate import make_model  # noqa: E402
 from maskrcnn_jax.model.mask_rcnn import frozen_prefixes  # noqa: E402
 from maskrcnn_jax.optimizer import split_parameters  # noqa: E402
@@ -93,7 +93,7 @@ def compile_step(config, mesh, *, image_size, num_classes):
       ),
       one,
   )
-  limits = loader.Limits(config.data.max_objects, 512, 64, 1)
+  limits = image_sets.Limits(config.data.max_objects, 512, 64, 1)
   step = train_step.make_train_step(
       model, optimizer, config, limits, mesh=mesh
   )

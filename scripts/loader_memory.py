@@ -19,7 +19,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.data import canvases, coco, image_sets, loader
 
 SIZE = 480, 640  # of the images, as most of COCO's
 NUM_FILES = 32
@@ -106,16 +106,17 @@ def main():
       f'reading: {time.monotonic() - started:.1f} s, peak {peak_mib():.0f} MiB'
       f' ({before:.0f} before)', flush=True,
   )
-  plan = loader.plan_canvases(
+  plan = canvases.plan_canvases(
       index.heights, index.widths, short_side=800, long_side=1333,
       padded_sizes=((800, 1088),), max_source_side=2666,
   )
-  rows, _ = loader.filter_images(index, keep_empty=False)
+  rows, _ = image_sets.filter_images(index, keep_empty=False)
   started = time.monotonic()
   batches = loader.train_batches(
       index, plan, rows, images_dir=folder / 'images',
-      limits=loader.find_limits(index, max_objects=100), seed=0, start_step=0,
-      num_steps=arguments.steps, batch_size=4, num_workers=arguments.workers,
+      limits=image_sets.find_limits(index, max_objects=100), seed=0,
+      start_step=0, num_steps=arguments.steps, batch_size=4,
+      num_workers=arguments.workers,
   )
   most = {}
 

@@ -14,7 +14,7 @@ from pycocotools import mask as mask_api
 import pytest
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import coco, findings
+from maskrcnn_jax.data import coco, coco_index, findings
 
 SHARED = pathlib.Path(__file__).parents[2] / 'shared'
 
@@ -179,7 +179,7 @@ def test_read_coco_clips_boxes_and_drops_those_without_area(read):
   report = findings.Report(stop=False)
   index = read(content, report=report)
   assert_array_equal(index.boxes, [[0, 0, 3, 4], [8, 8, 12, 10]])
-  assert index.dropped == {coco.NO_AREA: 3}
+  assert index.dropped == {coco_index.NO_AREA: 3}
   # Two without a size; one outside and two clipped, half a pixel being none.
   assert report.counts['A01'] == 2
   assert report.counts['A02'] == 2
@@ -209,14 +209,14 @@ def test_read_coco_drops_what_has_no_mask(read):
   assert_array_equal(index.parts, [0, 0, 0, 0, -1])
   # In the order of the module, whatever that of the file.
   assert list(index.dropped.items()) == [
-      (coco.NO_AREA, 1),
-      (coco.NO_SEGMENTATION, 3),
-      (coco.BAD_POLYGON, 3),
-      (coco.NO_POLYGON, 1),
+      (coco_index.NO_AREA, 1),
+      (coco_index.NO_SEGMENTATION, 3),
+      (coco_index.BAD_POLYGON, 3),
+      (coco_index.NO_POLYGON, 1),
   ]
   index, _ = read_all(require_masks=False)
   assert index.annotation_ids == [1, 2, 3, 4, 5, 6]
-  assert index.dropped == {coco.NO_AREA: 1, coco.BAD_POLYGON: 3}
+  assert index.dropped == {coco_index.NO_AREA: 1, coco_index.BAD_POLYGON: 3}
 
 
 def changed(path, value):
@@ -371,8 +371,8 @@ def test_read_coco_sees_boxes_given_by_their_corners(read):
 
 
 def test_class_table_difference_says_what_differs():
-  here = coco.Category(1, 'dog'), coco.Category(7, 'cat')
-  there = coco.Category(1, 'dog'), coco.Category(7, 'Cat')
+  here = coco_index.Category(1, 'dog'), coco_index.Category(7, 'cat')
+  there = coco_index.Category(1, 'dog'), coco_index.Category(7, 'Cat')
   assert coco.class_table_difference(here, here) == []
   assert coco.class_table_difference(here, there) == [
       "class 2: id 7 'cat' here, id 7 'Cat' in the checkpoint"

@@ -16,7 +16,7 @@ import tiny
 
 from maskrcnn_jax import build_tfds, train
 from maskrcnn_jax.config import records_of
-from maskrcnn_jax.data import coco, loader, records
+from maskrcnn_jax.data import canvases, coco_index, image_sets, loader, records
 from maskrcnn_jax.errors import InputError
 
 SHARED = pathlib.Path(__file__).parents[2] / 'shared'
@@ -112,11 +112,11 @@ def assert_same_batches(one, other, *, canvas, num_steps=3):
   """Compares the batches of two (index, images) to the bit."""
   streams = []
   for index, images in (one, other):
-    rows, _ = loader.filter_images(index, keep_empty=True)
+    rows, _ = image_sets.filter_images(index, keep_empty=True)
     streams.append(loader.train_batches(
-        index, loader.plan_canvases(index.heights, index.widths, **canvas),
+        index, canvases.plan_canvases(index.heights, index.widths, **canvas),
         rows, images_dir=images,
-        limits=loader.find_limits(index, max_objects=64), seed=3,
+        limits=image_sets.find_limits(index, max_objects=64), seed=3,
         start_step=1, num_steps=num_steps, batch_size=2,
     ))
   for (a, rows_a), (b, rows_b) in zip(*streams, strict=True):
@@ -135,8 +135,8 @@ SMALL = dict(
 
 def test_records_give_the_index_and_the_batches_of_the_json(built):
   folder, out, _ = built
-  one = loader.read_set(folder / 'instances_train.json', folder / 'images')
-  other = loader.read_set('', '', of(out))
+  one = image_sets.read_set(folder / 'instances_train.json', folder / 'images')
+  other = image_sets.read_set('', '', of(out))
   assert_same_index(one[0], other[0])
   assert_same_batches(one, other, canvas=SMALL)
 
@@ -146,8 +146,8 @@ def test_records_of_coco_give_the_batches_of_the_json(tmp_path):
   if not folder.is_dir():
     pytest.skip('needs the shared folder with real images')
   build(folder, tmp_path)
-  one = loader.read_set(folder / 'instances_val.json', folder / 'images')
-  other = loader.read_set('', '', of(tmp_path, split='val'))
+  one = image_sets.read_set(folder / 'instances_val.json', folder / 'images')
+  other = image_sets.read_set('', '', of(tmp_path, split='val'))
   assert_same_index(one[0], other[0])
   canvas = dict(
       short_side=100, long_side=200, padded_sizes=((224, 224),),
@@ -183,10 +183,12 @@ def test_a_damaged_image_in_a_record_is_named(built, tmp_path):
   shutil.copytree(built[0], folder)
   (folder / 'images' / '1.png').write_bytes(b'')
   build(folder, tmp_path / 'tfds')
-  index, images = loader.read_set('', '', of(tmp_path / 'tfds'))
-  plan = loader.plan_canvases(index.heights, index.widths, **SMALL)
+  index, images = image_sets.read_set('', '', of(tmp_path / 'tfds'))
+  plan = canvases.plan_canvases(index.heights, index.widths, **SMALL)
   with pytest.raises(InputError, match=r'I03: 1.png is empty .image id .b.'):
-    loader.load_row(index, plan, images, 1, loader.NO_TRUTH, with_truth=False)
+    loader.load_row(
+        index, plan, images, 1, image_sets.NO_TRUTH, with_truth=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -353,8 +355,8 @@ def test_records_come_before_the_json_of_the_recipe(tiny_data, tmp_path):
 
 
 def test_read_set_reads_json_and_folder(built):
-  index, images = loader.read_set(
+  index, images = image_sets.read_set(
       built[0] / 'instances_val.json', built[0] / 'images'
   )
-  assert isinstance(index, coco.CocoIndex)
+  assert isinstance(index, coco_index.CocoIndex)
   assert images == built[0] / 'images'

@@ -15,7 +15,7 @@ import tiny
 
 from maskrcnn_jax import cluster
 from maskrcnn_jax.array_types import Detections
-from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.data import canvases, coco, loader
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import (
   Detector,
@@ -205,7 +205,7 @@ def test_detect_batches_yields_each_image_once(
 ):
   config = tiny.get_config()
   index = coco.read_coco(rectangles)
-  plan = loader.plan_canvases(
+  plan = canvases.plan_canvases(
       index.heights, index.widths, **canvas_arguments(config)
   )
   batches = loader.eval_batches(

@@ -18,7 +18,7 @@ from maskrcnn_jax.config import (
     geometry_of,
     plain,
 )
-from maskrcnn_jax.data import coco, findings
+from maskrcnn_jax.data import coco, coco_index, findings
 from maskrcnn_jax.data.loader import resized_size
 from maskrcnn_jax.evaluate import load_detector, to_xywh
 from maskrcnn_jax.inputs import prepare_inputs
@@ -216,7 +216,7 @@ def test_legacy_truth_ends_at_its_last_pixel(tmp_path):
   report = findings.Report(stop=False)
   index = coco.read_coco(path, report=report, **LEGACY)
   assert_array_equal(index.boxes, [[10, 20, 20, 40], [90, 50, 99, 59]])
-  assert index.dropped == {coco.NO_AREA: 1}
+  assert index.dropped == {coco_index.NO_AREA: 1}
   assert len(coco.read_coco(path).boxes) == 3
 
 

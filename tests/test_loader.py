@@ -15,7 +15,16 @@ import pytest
 
 from maskrcnn_jax import errors
 from maskrcnn_jax.config import default_config
-from maskrcnn_jax.data import coco, columns, findings, loader
+from maskrcnn_jax.data import (
+    canvases,
+    coco,
+    coco_index,
+    columns,
+    findings,
+    image_sets,
+    loader,
+    train_order,
+)
 from maskrcnn_jax.evaluate import canvas_arguments
 
 SHARED = pathlib.Path(__file__).parents[2] / 'shared'
@@ -69,7 +78,7 @@ def dataset(tmp_path):
 
 
 def plan_of(index, **changes):
-  return loader.plan_canvases(
+  return canvases.plan_canvases(
       index.heights, index.widths, **(SIZES | changes)
   )
 
@@ -86,12 +95,12 @@ def plan_of(index, **changes):
     ],
 )
 def test_resized_size_follows_the_shorter_side(height, width, expected):
-  size = loader.resized_size(height, width, short_side=800, long_side=1333)
+  size = canvases.resized_size(height, width, short_side=800, long_side=1333)
   assert size == expected
 
 
 def test_plan_canvases_picks_the_smallest_that_fits():
-  plan = loader.plan_canvases(
+  plan = canvases.plan_canvases(
       np.array([480, 640, 500, 480, 200], np.int32),
       np.array([640, 480, 500, 640, 320], np.int32),
       short_side=800,
@@ -100,9 +109,9 @@ def test_plan_canvases_picks_the_smallest_that_fits():
       max_source_side=10_000,
   )
   assert plan.canvases == (
-      loader.Canvas(padded=(960, 960), source=(512, 512)),
-      loader.Canvas(padded=(800, 1344), source=(480, 640)),
-      loader.Canvas(padded=(1344, 800), source=(640, 480)),
+      canvases.Canvas(padded=(960, 960), source=(512, 512)),
+      canvases.Canvas(padded=(800, 1344), source=(480, 640)),
+      canvases.Canvas(padded=(1344, 800), source=(640, 480)),
   )
   assert_array_equal(plan.canvas_of_image, [1, 2, 0, 1, 1])
   assert_array_equal(
@@ -112,19 +121,19 @@ def test_plan_canvases_picks_the_smallest_that_fits():
 
 
 def test_plan_canvases_reduces_images_that_are_too_long():
-  plan = loader.plan_canvases(
+  plan = canvases.plan_canvases(
       np.array([100, 101, 250, 100], np.int32),
       np.array([60, 60, 200, 100], np.int32),
       **(SIZES | dict(max_source_side=100, padded_sizes=((64, 64),))),
   )
   assert_array_equal(plan.reduce, [1, 2, 3, 1])
   # 100 x 100 is the largest of 100 x 60, 51 x 30, 84 x 67, 100 x 100.
-  assert plan.canvases == (loader.Canvas(padded=(64, 64), source=(128, 128)),)
+  assert plan.canvases == (canvases.Canvas(padded=(64, 64), source=(128, 128)),)
 
 
 def test_plan_canvases_of_no_images():
   none = np.zeros(0, np.int32)
-  plan = loader.plan_canvases(none, none, **SIZES)
+  plan = canvases.plan_canvases(none, none, **SIZES)
   assert plan.canvases == ()
   assert len(plan.canvas_of_image) == 0
 
@@ -135,14 +144,14 @@ def test_plan_canvases_suggests_a_size_when_none_fits():
   with pytest.raises(
       errors.InputError, match=r'100x100 .* to 40x40, .*add \(64, 64\)'
   ):
-    loader.plan_canvases(size, size, **changed)
+    canvases.plan_canvases(size, size, **changed)
 
 
 @pytest.mark.parametrize('size', [(32, 33), (0, 32)])
 def test_plan_canvases_refuses_sizes_that_are_no_multiples(size):
   some = np.array([100], np.int32)
   with pytest.raises(errors.InputError, match='multiples of 32'):
-    loader.plan_canvases(some, some, **(SIZES | dict(padded_sizes=(size,))))
+    canvases.plan_canvases(some, some, **(SIZES | dict(padded_sizes=(size,))))
 
 
 CANVASES = {
@@ -180,45 +189,45 @@ def coco_sizes():
 
 
 def test_share_padding_by_hand():
-  plan = loader.plan_canvases(
+  plan = canvases.plan_canvases(
       np.array([24, 32, 32], np.int32), np.array([64, 32, 64], np.int32),
       **(SIZES | dict(short_side=24)),
   )
   # Resized to 24x64, 24x24 and 24x48, all on 32x64.
-  assert plan.canvases == (loader.Canvas((32, 64), (32, 64)),)
-  share = loader.share_padding(plan, np.array([0, 1, 2]))
+  assert plan.canvases == (canvases.Canvas((32, 64), (32, 64)),)
+  share = canvases.share_padding(plan, np.array([0, 1, 2]))
   assert share == pytest.approx(1 - 24 * (64 + 24 + 48) / (3 * 32 * 64))
-  assert loader.share_padding(plan, np.array([0])) == 0.25
+  assert canvases.share_padding(plan, np.array([0])) == 0.25
 
 
 def test_the_recipe_of_coco_pads_little_with_few_static_sizes():
   heights, widths = coco_sizes()
   assert len(heights) == 215
   config = default_config()
-  plan = loader.plan_canvases(heights, widths, **canvas_arguments(config))
+  plan = canvases.plan_canvases(heights, widths, **canvas_arguments(config))
   assert len(plan.canvases) <= 6
-  assert loader.share_padding(plan, np.arange(215)) <= 0.12
+  assert canvases.share_padding(plan, np.arange(215)) <= 0.12
 
 
-@pytest.mark.parametrize('canvases', CANVASES.values(), ids=CANVASES)
-def test_train_order_is_fair_and_never_mixes_canvases(canvases):
-  canvases = np.array(canvases, np.int32)
-  n, batch = len(canvases), 4
-  order = loader.train_order(canvases, seed=3, batch_size=batch)
+@pytest.mark.parametrize('placed', CANVASES.values(), ids=CANVASES)
+def test_train_order_is_fair_and_never_mixes_canvases(placed):
+  placed = np.array(placed, np.int32)
+  n, batch = len(placed), 4
+  order = train_order.make_order(placed, seed=3, batch_size=batch)
   counts = collections.Counter()
   # In as many epochs as a batch has images, each canvas of any size fills a
   # whole number of batches: n in all.
   for step in range(3 * n):
     rows = order.rows(step)
     assert rows.shape == (batch,)
-    assert len(set(canvases[rows])) == 1
+    assert len(set(placed[rows])) == 1
     counts.update(rows.tolist())
     if (step + 1) % n == 0:
       assert set(counts.values()) == {(step + 1) // n * batch}
 
 
 def test_train_order_shows_each_image_once_an_epoch_if_batches_divide():
-  order = loader.train_order(np.zeros(12, np.int32), seed=0, batch_size=4)
+  order = train_order.make_order(np.zeros(12, np.int32), seed=0, batch_size=4)
   epochs = [
       np.concatenate([order.rows(3 * epoch + i) for i in range(3)])
       for epoch in range(3)
@@ -229,29 +238,29 @@ def test_train_order_shows_each_image_once_an_epoch_if_batches_divide():
 
 
 def test_train_order_is_a_pure_function_of_seed_and_step():
-  canvases = np.array(CANVASES['three'], np.int32)
+  placed = np.array(CANVASES['three'], np.int32)
   steps = [1000, 3, 77, 3, 0, 10**12]
-  first = loader.train_order(canvases, seed=1, batch_size=4)
+  first = train_order.make_order(placed, seed=1, batch_size=4)
   forward = {step: first.rows(step) for step in sorted(set(steps))}
-  again = loader.train_order(canvases, seed=1, batch_size=4)
+  again = train_order.make_order(placed, seed=1, batch_size=4)
   again = pickle.loads(pickle.dumps(again))
   for step in steps:
     assert_array_equal(again.rows(step), forward[step])
-  other = loader.train_order(canvases, seed=2, batch_size=4)
+  other = train_order.make_order(placed, seed=2, batch_size=4)
   assert any((other.rows(s) != forward[s]).any() for s in steps)
 
 
 def test_train_order_does_not_depend_on_the_numpy_version():
   # Philox(SeedSequence([7, 0, 0, 0])).random_raw(6), argsorted.
-  order = loader.train_order(np.zeros(6, np.int32), seed=7, batch_size=6)
+  order = train_order.make_order(np.zeros(6, np.int32), seed=7, batch_size=6)
   raw = np.random.Philox(np.random.SeedSequence([7, 0, 0, 0])).random_raw(6)
   assert_array_equal(order.rows(0), np.argsort(raw))
 
 
 def test_train_order_mixes_the_canvases_of_an_epoch():
-  canvases = np.repeat([0, 1], 40)
-  order = loader.train_order(canvases, seed=0, batch_size=4)
-  seen = [canvases[order.rows(step)[0]] for step in range(20)]
+  placed = np.repeat([0, 1], 40)
+  order = train_order.make_order(placed, seed=0, batch_size=4)
+  seen = [placed[order.rows(step)[0]] for step in range(20)]
   assert sum(seen) == 10
   assert np.count_nonzero(np.diff(seen)) > 3
 
@@ -260,27 +269,27 @@ def test_find_limits_holds_every_kept_object(dataset):
   # 5 vertices a square, the first once more.
   squares = [(0, i, 0, 4) for i in range(20)] + [(1, 0, 0, 4)]
   index, _ = dataset([(20, 40)] * 2, squares, crowds=[(1, 0, 0, 9)])
-  assert loader.find_limits(index, max_objects=20) == loader.Limits(
+  assert image_sets.find_limits(index, max_objects=20) == image_sets.Limits(
       max_objects=20,
       max_image_vertices=128,  # 100
       max_object_vertices=64,  # 5
       max_parts=1,
   )
-  assert loader.count_objects_over(index, 20) == 0
+  assert image_sets.count_objects_over(index, 20) == 0
 
 
 def test_find_limits_counts_only_the_largest_objects(dataset):
   squares = [(0, i, 0, 4) for i in range(26)]
   squares += [(1 + i, 0, 0, 4) for i in range(3)]
   index, _ = dataset([(20, 40)] * 4, squares)
-  assert loader.count_objects_over(index, 25) == 1
+  assert image_sets.count_objects_over(index, 25) == 1
   # 25 * 5 = 125 and 26 * 5 = 130 lie on both sides of 128.
-  assert loader.find_limits(index, max_objects=25).max_image_vertices == 128
-  assert loader.find_limits(index, max_objects=26).max_image_vertices == 256
+  assert image_sets.find_limits(index, max_objects=25).max_image_vertices == 128
+  assert image_sets.find_limits(index, max_objects=26).max_image_vertices == 256
   with pytest.raises(
       errors.InputError, match='A24: .*max_objects=20, 6 of 29.* set it to 26'
   ):
-    loader.find_limits(index, max_objects=20)
+    image_sets.find_limits(index, max_objects=20)
 
 
 def test_filter_images_counts_what_is_left(dataset):
@@ -289,21 +298,21 @@ def test_filter_images_counts_what_is_left(dataset):
       [(0, 0, 0, 4), (0, 5, 5, 4), (2, 0, 0, 4), (2, 60, 0, 4)],
       crowds=[(2, 0, 0, 9), (3, 0, 0, 9)],
   )
-  rows, waterfall = loader.filter_images(index, keep_empty=False)
+  rows, waterfall = image_sets.filter_images(index, keep_empty=False)
   assert_array_equal(rows, [0, 2])
   assert waterfall == [
       ('images in the file', 4),
       ('images without objects, left out', 2),
       ('images trained on', 2),
       ('objects in the file', 6),
-      (coco.NO_AREA, 1),
+      (coco_index.NO_AREA, 1),
       ('crowd regions, not trained on', 2),
       ('objects trained on', 3),
   ]
-  rows, waterfall = loader.filter_images(index, keep_empty=True)
+  rows, waterfall = image_sets.filter_images(index, keep_empty=True)
   assert_array_equal(rows, [0, 1, 2, 3])
   assert ('images without objects, kept as background', 2) in waterfall
-  lines = loader.format_waterfall(waterfall).splitlines()
+  lines = image_sets.format_waterfall(waterfall).splitlines()
   assert lines[0].split() == ['4', 'images', 'in', 'the', 'file']
 
 
@@ -311,12 +320,12 @@ def test_filter_images_counts_what_is_left(dataset):
 def test_filter_images_refuses_data_without_objects(dataset, keep_empty):
   index, _ = dataset([(20, 40)], crowds=[(0, 0, 0, 9)])
   with pytest.raises(errors.InputError, match='A23: .*1 crowd regions.*; 0 o'):
-    loader.filter_images(index, keep_empty=keep_empty)
+    image_sets.filter_images(index, keep_empty=keep_empty)
 
 
 def test_check_images_exist_lists_the_missing(dataset):
   index, folder = dataset([(20, 40)] * 9)
-  loader.check_images_exist(index, folder)
+  image_sets.check_images_exist(index, folder)
   for i in range(7):
     (folder / f'{i}.png').unlink()
   (folder / '0.PNG').write_bytes(b'')
@@ -324,9 +333,9 @@ def test_check_images_exist_lists_the_missing(dataset):
       errors.InputError,
       match=r'I01: 7 of 9 .*images: 0.png, .* 4.png, \.\.\. \(there is 0.PNG',
   ):
-    loader.check_images_exist(index, folder)
+    image_sets.check_images_exist(index, folder)
   with pytest.raises(errors.InputError, match='I01: .*no folder .*nowhere'):
-    loader.check_images_exist(index, folder / 'nowhere')
+    image_sets.check_images_exist(index, folder / 'nowhere')
 
 
 @pytest.mark.parametrize('name', ['../a.png', 'a/../../b.png', '/etc/a.png'])
@@ -334,13 +343,13 @@ def test_check_images_exist_refuses_names_that_leave_the_folder(dataset, name):
   index, folder = dataset([(20, 40)])
   index = index._replace(file_names=[name])
   with pytest.raises(errors.InputError, match='image 0: I15: .* leads out'):
-    loader.check_images_exist(index, folder)
+    image_sets.check_images_exist(index, folder)
 
 
 def test_load_row_pads_the_image_and_the_objects(dataset):
   squares = [(1, 2, 2, 4), (1, 20, 3, 8)]
   index, folder = dataset([(24, 48), (20, 40)], squares, [(1, 0, 0, 9)])
-  limits = loader.Limits(3, 64, 64, 1)
+  limits = image_sets.Limits(3, 64, 64, 1)
   batch = loader.load_row(index, plan_of(index), folder, 1, limits)
   assert batch.images.shape == (1, 32, 64, 3)
   assert (batch.images[0, :20, :40] == 2).all()
@@ -364,7 +373,7 @@ def test_load_row_pads_the_image_and_the_objects(dataset):
 def test_load_row_speaks_of_the_reduced_image(dataset):
   index, folder = dataset([(21, 40)], [(0, 2, 4, 8)])
   plan = plan_of(index, max_source_side=20)
-  limits = loader.find_limits(index, max_objects=1)
+  limits = image_sets.find_limits(index, max_objects=1)
   batch = loader.load_row(index, plan, folder, 0, limits)
   assert_array_equal(batch.source_sizes, [[11, 20]])
   assert (batch.images[0, :11, :20] == 1).all()
@@ -376,7 +385,7 @@ def test_load_row_speaks_of_the_reduced_image(dataset):
 def test_load_row_keeps_the_largest_objects_in_their_order(dataset):
   squares = [(0, 0, 0, side) for side in (3, 5, 5, 9, 5, 2)]
   index, folder = dataset([(20, 40)], squares)
-  limits = loader.Limits(3, 64, 64, 1)
+  limits = image_sets.Limits(3, 64, 64, 1)
   batch = loader.load_row(index, plan_of(index), folder, 0, limits)
   # Of the three of 5 the first two stay.
   assert_array_equal(batch.gt_boxes[0, :, 2], [5, 5, 9])
@@ -393,7 +402,7 @@ def test_load_row_names_file_and_image_of_an_error(dataset):
           plan_of(index),
           folder,
           1,
-          loader.NO_TRUTH,
+          image_sets.NO_TRUTH,
           with_truth=False,
           upright=upright,
       )
@@ -408,7 +417,7 @@ def test_load_row_turns_upright_when_the_sizes_say_so(dataset):
 
   def load(**options):
     batch = loader.load_row(
-        index, plan_of(index), folder, 0, loader.NO_TRUTH, **options
+        index, plan_of(index), folder, 0, image_sets.NO_TRUTH, **options
     )
     return batch.images[0, :20, :20]
 
@@ -498,7 +507,7 @@ def test_a_stored_index_gives_the_same_rows(dataset, tmp_path):
   sizes = [(24, 48), (20, 40), (22, 41)]
   index, folder = dataset(sizes, squares, [(2, 0, 0, 9)])
   index = index._replace(image_ids=['ä', 2**60, 1.5])
-  plan, limits = plan_of(index), loader.find_limits(index, max_objects=3)
+  plan, limits = plan_of(index), image_sets.find_limits(index, max_objects=3)
   (tmp_path / 'stored').mkdir()
   stored = columns.store(index, tmp_path / 'stored')
   stored = pickle.loads(pickle.dumps(stored))
@@ -522,13 +531,13 @@ MIXED = [(20, 40)] * 5 + [(40, 20)] * 3
 def train(index, folder, **changes):
   options = dict(
       images_dir=folder,
-      limits=loader.find_limits(index, max_objects=2),
+      limits=image_sets.find_limits(index, max_objects=2),
       seed=4,
       start_step=0,
       num_steps=6,
       batch_size=2,
   )
-  rows, _ = loader.filter_images(index, keep_empty=False)
+  rows, _ = image_sets.filter_images(index, keep_empty=False)
   return list(
       loader.train_batches(index, plan_of(index), rows, **(options | changes))
   )
@@ -609,7 +618,7 @@ def test_train_batches_names_an_image_that_cannot_be_read(mixed):
 
 def test_train_batches_does_not_hide_a_failure_of_the_program(mixed):
   index, folder = mixed
-  too_small = loader.Limits(2, 1, 1, 1)
+  too_small = image_sets.Limits(2, 1, 1, 1)
   with pytest.raises(RuntimeError, match='more than max_image_vertices'):
     train(index, folder, limits=too_small)
 
@@ -625,12 +634,12 @@ from maskrcnn_jax.evaluate import canvas_arguments
 
 def main(annotations, folder):
   index = coco.read_coco(annotations)
-  plan = loader.plan_canvases(
+  plan = canvases.plan_canvases(
       index.heights, index.widths, short_side=32, long_side=64,
       padded_sizes=((32, 64), (64, 32)), max_source_side=1000)
-  rows, _ = loader.filter_images(index, keep_empty=False)
+  rows, _ = image_sets.filter_images(index, keep_empty=False)
   options = dict(
-      images_dir=folder, limits=loader.find_limits(index, max_objects=2),
+      images_dir=folder, limits=image_sets.find_limits(index, max_objects=2),
       seed=4, start_step=1, num_steps=5, batch_size=2)
   batches = [
       list(loader.train_batches(index, plan, rows, num_workers=n, **options))
@@ -697,7 +706,7 @@ def test_share_of_process_gives_each_image_to_one(dataset, process_count):
   index, _ = dataset(MIXED)
   plan = plan_of(index)
   shares = [
-      loader.share_of_process(plan, i, process_count)
+      canvases.share_of_process(plan, i, process_count)
       for i in range(process_count)
   ]
   assert sorted(np.concatenate(shares).tolist()) == list(range(8))
@@ -731,20 +740,20 @@ def test_train_batches_loads_real_data(folder, name):
   if not folder.exists():
     pytest.skip(f'{folder} is not here.')
   index = coco.read_coco(folder / name)
-  loader.check_images_exist(index, folder / 'images')
+  image_sets.check_images_exist(index, folder / 'images')
   plan = plan_of(
       index,
       short_side=128,
       long_side=224,
       padded_sizes=((128, 224), (224, 128)),
   )
-  rows, _ = loader.filter_images(index, keep_empty=False)
+  rows, _ = image_sets.filter_images(index, keep_empty=False)
   batches = loader.train_batches(
       index,
       plan,
       rows,
       images_dir=folder / 'images',
-      limits=loader.find_limits(index, max_objects=100),
+      limits=image_sets.find_limits(index, max_objects=100),
       seed=0,
       start_step=0,
       num_steps=4,

@@ -9,7 +9,7 @@ import oracles
 from PIL import Image
 import pytest
 
-from maskrcnn_jax.data import loader
+from maskrcnn_jax.data import canvases
 from maskrcnn_jax.ops import resize as ops
 
 resize = jax.jit(
@@ -211,7 +211,7 @@ def test_resized_size_is_what_the_host_says(rule):
       ops.resized_size, long_side=1333, rule=rule
   )))(jnp.asarray(sizes), jnp.asarray(short_sides))
   expected = [
-      loader.resized_size(
+      canvases.resized_size(
           h, w, short_side=short, long_side=1333, rule=rule
       )
       for (h, w), short in zip(
@@ -229,7 +229,7 @@ def test_resized_size_down_is_at_most_a_pixel_above_the_host():
       size, jnp.int32(800), long_side=1333, rule='down'
   ))(jnp.asarray(sizes)))
   expected = np.array([
-      loader.resized_size(h, w, short_side=800, long_side=1333, rule='down')
+      canvases.resized_size(h, w, short_side=800, long_side=1333, rule='down')
       for h, w in sizes.tolist()
   ])
   assert set(np.unique(found - expected)) <= {0, 1}

@@ -33,7 +33,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import coco, loader
+from maskrcnn_jax.data import coco, image_sets
 
 NAME = 'coco_instances'
 
@@ -184,7 +184,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
     for split, (file, images) in found.items():
       # All that reading checks, before the first record is written.
       index = coco.read_coco(file, require_masks=False)
-      loader.check_images_exist(index, images)
+      image_sets.check_images_exist(index, images)
       tables[split] = index.categories
       first = next(iter(tables))
       difference = coco.class_table_difference(

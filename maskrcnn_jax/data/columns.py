@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maskrcnn_jax.data import coco
+from maskrcnn_jax.data import coco_index
 
 # Columns of CocoIndex by what they have a row for.
 _OF_IMAGES = 'heights', 'widths', 'object_starts'
@@ -34,7 +34,7 @@ class StoredIndex(NamedTuple):
 
   folder: str
 
-  def image(self, row: int) -> coco.CocoIndex:
+  def image(self, row: int) -> coco_index.CocoIndex:
     """Reads what the index has of one image; see `one_image`."""
     columns = _open(self.folder)
     first, last = columns['object_starts'].read(row, row + 2).tolist()
@@ -47,7 +47,7 @@ class StoredIndex(NamedTuple):
         for name in _OF_VERTICES
     }
     texts = {name: [_read_text(columns, name, row)] for name in _TEXTS}
-    return coco.CocoIndex(
+    return coco_index.CocoIndex(
         categories=(),
         heights=columns['heights'].read(row, row + 1),
         widths=columns['widths'].read(row, row + 1),
@@ -58,7 +58,9 @@ class StoredIndex(NamedTuple):
     )
 
 
-def store(index: coco.CocoIndex, folder: str | pathlib.Path) -> StoredIndex:
+def store(
+    index: coco_index.CocoIndex, folder: str | pathlib.Path
+) -> StoredIndex:
   """Writes an index into a folder.
 
   Args:
@@ -87,7 +89,7 @@ def store(index: coco.CocoIndex, folder: str | pathlib.Path) -> StoredIndex:
 
 @contextlib.contextmanager
 def temporarily_stored(
-    index: coco.CocoIndex, parent: pathlib.Path
+    index: coco_index.CocoIndex, parent: pathlib.Path
 ) -> Iterator[StoredIndex]:
   """Keeps an index in a folder of its own, which is removed in the end.
 
@@ -125,8 +127,8 @@ def _remove_unless_locked(lock: pathlib.Path) -> None:
 
 
 def one_image(
-    index: coco.CocoIndex | StoredIndex, row: int
-) -> coco.CocoIndex:
+    index: coco_index.CocoIndex | StoredIndex, row: int
+) -> coco_index.CocoIndex:
   """Returns the index of a single image, with its objects; no class table."""
   if isinstance(index, StoredIndex):
     return index.image(row)

@@ -9,7 +9,13 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import coco, findings, json_stream
+from maskrcnn_jax.data import (
+    coco_index,
+    coco_objects,
+    coco_tables,
+    findings,
+    json_stream,
+)
 
 # Of images, what leaving them out repairs.  What is left (an id twice, sizes
 # that are wrong) nobody but the owner of the file can decide.
@@ -84,7 +90,7 @@ class _Repair:
     self._bad_images = bad_images
     self.made: list[Change] = []
     report = findings.Report(stop=False)
-    self._images = coco.ImageTable(str(source), report)
+    self._images = coco_tables.ImageTable(str(source), report)
     self._categories = set()
     self._background = set()
     self._left_out: dict[int, str] = {}  # position of an image: why
@@ -98,7 +104,7 @@ class _Repair:
         id_, name = entry.get('id'), entry.get('name')
         if type(id_) in (int, str) and isinstance(name, str):
           self._categories.add(id_)
-          if coco.is_background(coco.Category(id_, name)):
+          if coco_index.is_background(coco_index.Category(id_, name)):
             self._background.add(id_)
       elif key == 'annotations' and isinstance(entry, dict):
         if type(entry.get('id')) in (int, float, str):
@@ -106,7 +112,7 @@ class _Repair:
     integers = [id_ for id_ in ids if type(id_) is int]
     self._next_id = max([0, *integers]) + 1
     self._ids: set = {0}
-    self._objects = coco.ObjectColumns(
+    self._objects = coco_objects.ObjectColumns(
         self._images, require_masks=require_masks, width_offset=width_offset
     )
 
@@ -170,7 +176,7 @@ class _Repair:
     if isinstance(entry, dict):
       where += f' (id {entry.get("id")!r})'
       entry = self._nest(entry, where)
-      if coco.is_strange_area(entry.get('area')):
+      if coco_objects.is_strange_area(entry.get('area')):
         area_code = 'A04'
         entry = entry | {'area': None}
     try:
@@ -231,17 +237,22 @@ class _Repair:
     return entry
 
   def _fix_area(
-      self, entry: dict, found: coco.Object, where: str, code: str
+      self, entry: dict, found: coco_objects.Object, where: str, code: str
   ) -> None:
     """Sets an area that is missing or far from that of the mask."""
     area = found.mask_area
     if math.isnan(area) and len(found.parts):
       starts = np.array([0, len(found.parts)])
-      area = coco.outline_figures(starts, found.vertices, found.parts)[0][0]
+      areas, _ = coco_objects.outline_figures(
+          starts, found.vertices, found.parts
+      )
+      area = areas[0]
     if math.isnan(area) or not area:
       area = entry['bbox'][2] * entry['bbox'][3]
     one = np.array([found.area]), np.array([float(area)])
-    if math.isnan(found.area) or found.has_mask and coco.far_apart(*one)[0]:
+    if math.isnan(found.area) or (
+        found.has_mask and coco_objects.far_apart(*one)[0]
+    ):
       entry['area'] = float(area)
       self._change(code, where, f'area set to {area:g}.')
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int
 import numpy as np
 
-from maskrcnn_jax.data import coco
+from maskrcnn_jax.data import coco_index
 
 # Bins of the histograms: from this to before the next.  Objects by the square
 # root of their area after resizing, in pixels; images by their objects.
@@ -16,14 +16,14 @@ SIZE_BINS = (0, 8, 16, 32, 64, 128, 256, 512)
 COUNT_BINS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
-def object_rows(index: coco.CocoIndex) -> Int[np.ndarray, 'm']:
+def object_rows(index: coco_index.CocoIndex) -> Int[np.ndarray, 'm']:
   """Returns the image of each object."""
   return np.repeat(
       np.arange(len(index.heights)), np.diff(index.object_starts)
   )
 
 
-def class_table(index: coco.CocoIndex) -> list[dict]:
+def class_table(index: coco_index.CocoIndex) -> list[dict]:
   """Counts objects, crowd regions and images of each class."""
   rows = object_rows(index)
   table = []
@@ -53,7 +53,7 @@ def histogram(values: np.ndarray, bins: Sequence[int]) -> dict[str, int]:
 
 
 def resized_boxes(
-    index: coco.CocoIndex, image_sizes: Int[np.ndarray, 'n 2']
+    index: coco_index.CocoIndex, image_sizes: Int[np.ndarray, 'n 2']
 ) -> Float[np.ndarray, 'm 4']:
   """Returns the boxes of all objects in pixels of the resized images."""
   rows = object_rows(index)

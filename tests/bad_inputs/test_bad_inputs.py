@@ -9,7 +9,7 @@ import pytest
 
 from maskrcnn_jax import check_data, train_start
 from maskrcnn_jax.config import default_config
-from maskrcnn_jax.data import coco, findings, loader
+from maskrcnn_jax.data import canvases, coco, findings, image_sets, loader
 from maskrcnn_jax.errors import InputError
 
 BY_NAME = {case.name: case for case in cases.CASES}
@@ -120,10 +120,10 @@ def test_training_stops_at_errors_and_goes_on_with_the_rest(make, name):
 
   def start():
     index, rows, folder = train_start.read_training_set(config)
-    return index, folder, loader.find_limits(index, max_objects=100)
+    return index, folder, image_sets.find_limits(index, max_objects=100)
 
   def load(index, folder, limits):
-    plan = loader.plan_canvases(
+    plan = canvases.plan_canvases(
         index.heights, index.widths, short_side=800, long_side=1333,
         padded_sizes=config.data.padded_sizes, max_source_side=2666,
     )

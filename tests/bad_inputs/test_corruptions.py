@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 
 from maskrcnn_jax import average_precision, check_data
-from maskrcnn_jax.data import coco, findings, loader
+from maskrcnn_jax.data import (
+    canvases,
+    coco,
+    coco_index,
+    findings,
+    image_sets,
+    loader,
+)
 from maskrcnn_jax.errors import InputError
 
 COCO_MINI = pathlib.Path(__file__).parents[3] / 'shared/data/coco_mini'
@@ -90,10 +97,10 @@ def use(folder, row):
   """
   try:
     index = coco.read_coco(folder / 'instances.json')
-    loader.check_images_exist(index, folder / 'images')
-    rows, _ = loader.filter_images(index, keep_empty=True)
-    limits = loader.find_limits(index, max_objects=100)
-    plan = loader.plan_canvases(
+    image_sets.check_images_exist(index, folder / 'images')
+    rows, _ = image_sets.filter_images(index, keep_empty=True)
+    limits = image_sets.find_limits(index, max_objects=100)
+    plan = canvases.plan_canvases(
         index.heights, index.widths, short_side=128, long_side=256,
         padded_sizes=((256, 256),), max_source_side=2666,
     )
@@ -107,7 +114,7 @@ def use(folder, row):
     truth = coco.read_json(folder / 'instances.json')
     left_out = sum(
         count for reason, count in index.dropped.items()
-        if reason != coco.BAD_POLYGON  # of objects that stay
+        if reason != coco_index.BAD_POLYGON  # of objects that stay
     )
     assert len(index.classes) + left_out == len(truth['annotations'])
     for kind in ('bbox', 'segm'):
