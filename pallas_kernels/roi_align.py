@@ -302,6 +302,9 @@ def roi_align(
     rois = in_cells(boxes, levels)
     index = (levels - names[0]).astype(jnp.int32)
     lengths = jnp.asarray(np.array(shapes, np.int32))[index]
+    # Empty slots are boxes of zeros, and background has no mask: a tile would
+    # go through all their cells in vain.
+    index = jnp.where(jnp.any(gradient != 0, axis=(1, 2, 3)), index, -1)
     row_weights, column_weights = (
         _axis_weights(
             rois[2 * axis], rois[2 * axis + 1], lengths[:, axis],

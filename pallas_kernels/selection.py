@@ -26,6 +26,9 @@ from pallas_kernels.launch import divide, launch, load, store
 
 # Logits of a chunk: 16 to a thread of 16 warps.
 CHUNK = 8192
+# What a level may keep. For more a chunk must be larger, and its numbers spill
+# out of the registers: compiled for 12,000, 5.6 KB a thread.
+MAX_LIMIT = CHUNK // 2
 # Boxes ranked by one program, against as many others at a time.
 BLOCK = 128
 LOWEST = np.int32(-(2**31))
@@ -130,13 +133,17 @@ def _decode_kernel(
   for axis, (near, far) in enumerate(((x1, x2), (y1, y2))):
     side = far - near + width_offset
     center = near + 0.5 * side
-    center = scaled(axis) * side + center
-    side = jnp.exp(jnp.minimum(scaled(2 + axis), MAX_LOG_SCALE)) * side
-    corners[axis] = center - 0.5 * side
-    corners[2 + axis] = center + 0.5 * side - width_offset
-  for i, corner in enumerate(corners):
+    shift, scale = scaled(axis), scaled(2 + axis)
+    center = shift * side + center
+    side = jnp.exp(jnp.minimum(scale, MAX_LOG_SCALE)) * side
+    is_nan = jnp.isnan(shift) | jnp.isnan(scale)
+    corners[axis] = center - 0.5 * side, is_nan
+    corners[2 + axis] = center + 0.5 * side - width_offset, is_nan
+  for i, (corner, is_nan) in enumerate(corners):
     edge = load(far_ref, i)
     clipped = jnp.minimum(jnp.maximum(corner, 0), edge)
+    # On a GPU the smaller of NaN and a number is the number.
+    clipped = jnp.where(is_nan, jnp.nan, clipped)
     store(
         boxes_ref, level, rank, i, mask=mask,
         value=jnp.where(found, clipped, 0),
@@ -174,7 +181,7 @@ def select_boxes(
     anchor_deltas: [a, 4].
     levels: See `anchor_layout`.
     image_size: (height, width); boxes are clipped to it.
-    limit: Boxes of a level, at most.
+    limit: Boxes of a level, at most. Above `MAX_LIMIT` right, but slow.
     weights: Factors of (dx, dy, dw, dh).
     width_offset: What a box is wider than x2 - x1.
     fit_to: See `anchor_layout`.

@@ -16,6 +16,7 @@ jax-triton is installed NMS has a second row each, with the kernel by that.
 import argparse
 import functools
 import json
+import math
 import pathlib
 import statistics
 import sys
@@ -40,15 +41,25 @@ DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 COPIED = 2**27
 
 
+# Seconds that calls are timed over: to start one and to wait for it takes as
+# long as a small kernel, so that many are started, and only the last is waited
+# for.
+TIMED = 0.02
+
+
 def time_of(compiled, arguments, repeat: int) -> float:
   """Returns the median of the seconds that a compiled function takes."""
-  jax.block_until_ready(compiled(*arguments))
-  times = []
-  for _ in range(repeat):
+
+  def run(count):
     started = time.perf_counter()
-    jax.block_until_ready(compiled(*arguments))
-    times.append(time.perf_counter() - started)
-  return statistics.median(times)
+    for _ in range(count):
+      results = compiled(*arguments)
+    jax.block_until_ready(results)
+    return (time.perf_counter() - started) / count
+
+  run(1)
+  count = max(math.ceil(TIMED / run(1)), 1)
+  return statistics.median(run(count) for _ in range(repeat))
 
 
 def copy_bandwidth(repeat: int) -> float:

@@ -154,6 +154,7 @@ def test_selection_kernel_is_top_k_and_decoding(monkeypatch, limit):
   chunked(monkeypatch, 128)
   logits = logits_of_all_kinds()
   deltas = np.random.default_rng(1).normal(size=(*logits.shape, 4))
+  deltas[0, ::5, 0] = deltas[1, ::7, 3] = np.nan
   sizes = jnp.array([[72, 96], [40, 50]] * 3)
 
   def select(kernels):
@@ -169,6 +170,25 @@ def test_selection_kernel_is_top_k_and_decoding(monkeypatch, limit):
   assert_array_equal(best, expected)
   assert_allclose(boxes, expected_boxes, rtol=1e-5, atol=1e-4)
   assert not np.isnan(best).any()
+
+
+def test_plain_selection_serves_limits_that_the_kernel_is_slow_for(
+    monkeypatch
+):
+  from pallas_kernels import selection
+
+  monkeypatch.setattr(selection, 'MAX_LIMIT', 10)
+  # Nothing but the interpreter would run the kernel here.
+  plain, other = (
+      select_boxes(
+          jnp.arange(NUM_ANCHORS) % 97.0, jnp.zeros((NUM_ANCHORS, 4)), LEVELS,
+          jnp.array([72, 96]), limit=11, weights=(1.0, 1.0, 1.0, 1.0),
+          kernels=kernels,
+      )
+      for kernels in ('xla', 'pallas')
+  )
+  for a, b in zip(plain, other, strict=True):
+    assert_array_equal(a, b)
 
 
 def test_selection_kernel_takes_the_presets_of_peers(monkeypatch):

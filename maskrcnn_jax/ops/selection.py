@@ -31,7 +31,8 @@ def select_boxes(
     weights: See `decode_boxes`.
     width_offset: See `ops/boxes.py`.
     fit_to: See `make_anchors`.
-    kernels: See `kernels.py`.
+    kernels: See `kernels.py`. Plain JAX serves limits that the kernel is slow
+      for.
 
   Returns:
     boxes: Best first; zeros where there are fewer.
@@ -40,11 +41,12 @@ def select_boxes(
   if kernels != 'xla':
     from pallas_kernels import selection as kernel
 
-    return kernel.select_boxes(
-        objectness_logits, anchor_deltas, levels, image_size, limit=limit,
-        weights=weights, width_offset=width_offset, fit_to=fit_to,
-        interpret=kernels == 'interpret',
-    )
+    if limit <= kernel.MAX_LIMIT:
+      return kernel.select_boxes(
+          objectness_logits, anchor_deltas, levels, image_size, limit=limit,
+          weights=weights, width_offset=width_offset, fit_to=fit_to,
+          interpret=kernels == 'interpret',
+      )
   # top_k would rank NaN first.
   objectness_logits = jnp.where(
       jnp.isnan(objectness_logits), -jnp.inf, objectness_logits
