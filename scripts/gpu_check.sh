@@ -19,8 +19,8 @@
 #
 #   JAX_PLATFORMS=cpu bash scripts/gpu_check.sh --size=tiny
 #
-# is a rehearsal: all of it on next to nothing, to see that it runs. Kernels are
-# interpreted, and times say nothing.
+# is a rehearsal: all of it on next to nothing, with the recipe of the tests, to
+# see that it runs. Kernels are interpreted, and times say nothing.
 # Exit status: 0 all ran and agreed, 1 something did not, 2 no JAX, or wrong
 # arguments.
 set -uo pipefail
@@ -51,9 +51,10 @@ for part in $parts; do
     exit 2
   fi
 done
-model=(--size=800x1344 --batch_size=8 --costs=10)
+model=(--config=configs/r50_fpn.py --size=800x1344 --batch_size=8 --costs=10)
 if [ "$size" = tiny ]; then
-  model=(--size=64x96 --batch_size=1 --costs=10 --steps=1)
+  model=(--config=tests/tiny.py --size=64x96 --batch_size=1 --costs=10
+    --objects=3 --steps=1)
 fi
 mkdir -p "$folder" || exit 1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
@@ -121,8 +122,7 @@ for part in $parts; do
       fi
       for kernels in xla pallas; do
         step "$part-$kernels" "$python" -m maskrcnn_jax.benchmark \
-          --config=configs/r50_fpn.py --mode="$part" --precision=bf16 \
-          --kernels="$kernels" "${model[@]}"
+          --mode="$part" --precision=bf16 --kernels="$kernels" "${model[@]}"
       done
       ;;
   esac
