@@ -85,26 +85,15 @@ def check_data(
 
   other = None
   if against is not None:
-    other = _compare(index, annotations, against, report, options)
+    other = _read_other(against, report, options)
+    _compare(index, annotations, other, against, report)
   bad_images = _look_at_images(index, images_dir, report, num_workers)
 
   # Only now: it imports JAX, and the workers are done.
-  from maskrcnn_jax.data import canvases, image_sets
+  from maskrcnn_jax.data import canvases
   from maskrcnn_jax.evaluate import canvas_arguments
 
-  try:
-    image_sets.filter_images(index, keep_empty=config.data.keep_empty)
-    image_sets.find_limits(index, max_objects=config.data.max_objects)
-  except InputError as error:
-    report.error_of(annotations, '', error)
-  over = image_sets.count_objects_over(index, config.data.max_objects)
-  if over and 'A24' not in report.error_codes:
-    report.warn(
-        'A24', annotations, '',
-        f'{over} objects are beyond the {config.data.max_objects} slots of'
-        ' their image (config.data.max_objects) and would not be trained on.',
-        count=over,
-    )
+  _check_objects(index, annotations, config, report)
   canvas = canvas_arguments(config)
   sizes = np.array(
       [
@@ -130,19 +119,54 @@ def check_data(
     _write_sheet(index, images_dir, report, bad_images, ious, sheet)
     result['contact_sheet'] = str(sheet)
   if fix is not None:
-    result['fix'] = _repair(annotations, fix, bad_images, options, index)
+    changes = _repair(annotations, fix, bad_images, index, report, options)
+    result['fix'] = {
+        'file': str(fix),
+        'changes': [change._asdict() for change in changes],
+        'left': _errors_left(
+            fix, changes, bad_images, index, report, config, options, against,
+            other,
+        ),
+    }
   return result
 
 
-def _compare(index, annotations, against, report, options):
-  """Compares with another split and returns its index, None if it has none."""
+def _check_objects(index, annotations, config, report):
+  """Reports what training would stop at once all objects are read."""
+  from maskrcnn_jax.data import image_sets
+
+  try:
+    image_sets.filter_images(index, keep_empty=config.data.keep_empty)
+    image_sets.find_limits(index, max_objects=config.data.max_objects)
+  except InputError as error:
+    report.error_of(annotations, '', error)
+  over = image_sets.count_objects_over(index, config.data.max_objects)
+  if over and 'A24' not in report.error_codes:
+    report.warn(
+        'A24', annotations, '',
+        f'{over} objects are beyond the {config.data.max_objects} slots of'
+        ' their image (config.data.max_objects) and would not be trained on.',
+        count=over,
+    )
+
+
+def _read_other(against, report, options):
+  """Returns the index of another split, None if it has none."""
   from maskrcnn_jax.data import coco
 
   try:
-    other = coco.read_coco(against, report=report, **options)
+    return coco.read_coco(against, report=report, **options)
   except InputError as error:
     report.error_of('', '', error)
     return None
+
+
+def _compare(index, annotations, other, against, report):
+  """Reports what two splits must not have in common, or must."""
+  from maskrcnn_jax.data import coco
+
+  if other is None:
+    return
   difference = coco.class_table_difference(
       other.categories, index.categories, there_name=str(annotations)
   )
@@ -160,7 +184,6 @@ def _compare(index, annotations, against, report, options):
         f'{len(shared)} of its images are in {annotations} too: {shown}.',
         count=len(shared),
     )
-  return other
 
 
 def _look_at_images(index, images_dir, report, num_workers):
@@ -398,23 +421,38 @@ def _write_sheet(index, images_dir, report, bad_images, ious, path):
     ) from error
 
 
-def _repair(annotations, fix, bad_images, options, index):
-  """Writes the repaired copy and says what it has otherwise."""
-  from maskrcnn_jax.data import coco, findings
+def _repair(annotations, fix, bad_images, index, report, options):
+  """Writes the repaired copy and returns what it has otherwise."""
   from maskrcnn_jax.data.repair import repair
 
-  changes = repair(
+  return repair(
       annotations, fix,
       bad_images={index.file_names[r]: why for r, why in bad_images.items()},
-      **options,
+      has_corner_boxes='A03' in report.error_codes, **options,
   )
+
+
+def _errors_left(
+    fix, changes, bad_images, index, report, config, options, against, other
+):
+  """Checks the repaired copy as the file was; returns the codes of errors."""
+  from maskrcnn_jax.data import coco, findings
+
   left = findings.Report(stop=False, keep=KEEP)
-  coco.read_coco(fix, report=left, **options)
-  return {
-      'file': str(fix),
-      'changes': [change._asdict() for change in changes],
-      'left': left.error_codes,
+  copy = coco.read_coco(fix, report=left, **options)
+  _check_objects(copy, fix, config, left)
+  _compare(copy, fix, other, against, left)
+  # What of the files of images is wrong, and could not be left out.
+  names = set(copy.file_names)
+  codes = {
+      findings.split_code(why)[0] for row, why in bad_images.items()
+      if index.file_names[row] in names
   }
+  if 'A03' in report.error_codes and not any(
+      change.code == 'A03' for change in changes
+  ):
+    codes.add('A03')
+  return sorted({*left.error_codes, *codes})
 
 
 def format_report(result: dict) -> str:

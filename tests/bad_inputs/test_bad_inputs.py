@@ -87,6 +87,77 @@ def test_fix_leaves_no_error(make, name, capsys):
   assert not report['findings'], report['findings']
 
 
+def fix(data, *options):
+  """Runs check_data with --fix; returns (status, report, what was written)."""
+  fixed = data.folder / 'fixed.json'
+  status, report = run(data, f'--fix={fixed}', *options)
+  return status, report['fix'], json.loads(fixed.read_text())
+
+
+def test_fix_writes_corners_as_width_and_height(make):
+  data = make(BY_NAME['boxes_as_corners'])
+  _, report, fixed = fix(data, '--boxes_only')
+  # From (50, 40) to (70, 60).
+  assert all(a['bbox'] == [50, 40, 20, 20] for a in fixed['annotations'])
+  assert [c['code'] for c in report['changes']] == ['A03'] * 18
+
+
+def test_fix_leaves_boxes_alone_that_cannot_all_be_corners(make):
+  data = make(BY_NAME['boxes_as_corners'])
+  # As corners it would end below its image; it does not stick out far enough
+  # to speak against the others.
+  data.first['bbox'] = [-20, 40, 70, 60]
+  data.write()
+  status, report, fixed = fix(data)
+  assert status == 2
+  assert 'A03' in report['left']
+  assert fixed['annotations'] == data.objects
+
+
+@pytest.mark.parametrize(
+    ('name', 'code'),
+    [
+        ('crowds_only', 'A23'),
+        ('many_beyond_slots', 'A24'),
+        ('size_wrong', 'I05'),
+        ('size_0', 'I05'),
+        ('image_id_twice', 'A17'),
+        ('image_in_both_splits', 'A20'),
+        ('other_classes', 'A21'),
+    ],
+)
+def test_fix_names_the_errors_that_are_left(make, name, code):
+  case = BY_NAME[name]
+  status, report, _ = fix(make(case), *case.options)
+  assert status == 2
+  assert report['left'] == [code]
+
+
+def test_fix_of_objects_without_masks_leaves_nothing_to_train_on(make):
+  data = make(BY_NAME['boxes_only'])
+  status, report, _ = fix(data)
+  assert status == 2
+  assert report['left'] == ['A23']
+
+
+def test_fix_leaves_out_all_of_many_images(make):
+  data = make(BY_NAME['clean'])
+  data.images.extend({'file_name': 'x.png'} for _ in range(30))
+  data.write()
+  status, report, _ = fix(data)
+  assert status == 0
+  assert [c['code'] for c in report['changes']] == ['A19'] * 30
+
+
+def test_fix_leaves_the_objects_of_an_image_of_wrong_size_alone(make):
+  data = make(BY_NAME['size_wrong'])
+  data.first['segmentation'] = cases.compressed(cases.mask())
+  data.write()
+  _, report, fixed = fix(data)
+  assert report['changes'] == []
+  assert fixed == data.content
+
+
 def test_fix_changes_nothing_of_a_clean_set(make):
   data = make(BY_NAME['clean'])
   fixed = data.folder / 'fixed.json'
