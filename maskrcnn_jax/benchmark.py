@@ -217,7 +217,9 @@ def benchmark_loader(
     raise InputError(f'--step_seconds={step_s} must be 0 or more.')
   mesh = cluster.make_mesh()
   cluster.check_batch_size(batch_size, mesh, key='batch_size')
-  index, folder = image_sets.read_set(annotations, images)
+  index, folder = image_sets.read_set(
+      annotations, images, require_masks=config.model.output == 'masks'
+  )
   image_sets.check_images_exist(index, folder)
   rows, _ = image_sets.filter_images(index, keep_empty=config.data.keep_empty)
   plan = canvases.plan_canvases(

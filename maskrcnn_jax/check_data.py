@@ -56,7 +56,8 @@ def check_data(
     annotations: COCO JSON.
     config: A recipe; None for the default one.
     against: COCO JSON of another split of the same data.
-    boxes_only: Accept objects without masks.
+    boxes_only: Accept objects without masks, as for a recipe whose model has
+      none.
     fix: Where to write a repaired copy of the annotations; None: nowhere.
     num_workers: Processes that decode; None: as many as cores.
     sheet: Where to write the contact sheet, a PNG; None: nowhere.
@@ -71,6 +72,7 @@ def check_data(
   from maskrcnn_jax.data import coco, findings, survey
 
   config = default_config() if config is None else config
+  boxes_only |= config.model.output != 'masks'
   offset = geometry_of(config).width_offset
   report = findings.Report(stop=False, keep=KEEP)
   result = {
@@ -609,7 +611,8 @@ def _arguments(argv: list[str] | None):
       '--config.data.short_side=640',
   )
   parser.add_argument(
-      '--boxes_only', action='store_true', help='accept objects without masks'
+      '--boxes_only', action='store_true', help='accept objects without masks,\n'
+      "as with --config.model.output=boxes",
   )
   parser.add_argument('--fix', help='file to write a repaired copy to')
   parser.add_argument(

@@ -116,6 +116,7 @@ def read_training_set(
   report = findings.Report(stop=True)
   index, folder = image_sets.read_set(
       source.annotations, source.images, found,
+      require_masks=config.model.output == 'masks',
       width_offset=geometry_of(config).width_offset, report=report,
   )
   for line in report.warnings():

@@ -229,11 +229,15 @@ class ObjectColumns:
     total = self._num_entries
     for code, count in self._shares.items():
       if count > findings.MAX_SHARE * total:
+        advice = '' if code != 'A06' else (
+            ' A model of boxes alone (config.model.output=boxes) needs no'
+            ' masks.'
+        )
         report.error(
             code, name, '',
             f'{count} of {total} objects: {findings.MEANINGS[code]}. So many'
             ' are no accident; python -m maskrcnn_jax.check_data lists them,'
-            ' and with --fix=OUT.json leaves them out.', count=0,
+            f' and with --fix=OUT.json leaves them out.{advice}', count=0,
         )
     # Boxes (x, y, width, height) of objects right of the middle cannot be read
     # as corners, so that all can be is no chance.

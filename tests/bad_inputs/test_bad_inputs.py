@@ -218,6 +218,21 @@ def test_training_stops_at_errors_and_goes_on_with_the_rest(make, name):
     load(index, folder, limits)
 
 
+@pytest.mark.parametrize('output', ['boxes', 'proposals'])
+def test_a_model_without_masks_trains_on_objects_without_masks(make, output):
+  data = make(BY_NAME['boxes_only'])
+  config = default_config()
+  config.data.train.images = str(data.images_dir)
+  config.data.train.annotations = str(data.annotations)
+  with pytest.raises(InputError, match=r'A06: .*config.model.output=boxes'):
+    train_start.read_training_set(config)
+  config.model.output = output
+  index, _, _ = train_start.read_training_set(config)
+  assert len(index.classes) == len(data.objects)
+  status, report = run(data, f'--config.model.output={output}')
+  assert status == 0, report['findings']
+
+
 @pytest.mark.parametrize('name', ['rle_compressed', 'rle_uncompressed'])
 def test_an_rle_trains_as_the_polygon_that_it_was(make, name):
   data = make(BY_NAME[name])
