@@ -611,8 +611,9 @@ def _arguments(argv: list[str] | None):
       '--config.data.short_side=640',
   )
   parser.add_argument(
-      '--boxes_only', action='store_true', help='accept objects without masks,\n'
-      "as with --config.model.output=boxes",
+      '--boxes_only', action='store_true',
+      help='accept objects without masks, as a recipe with\n'
+      '--config.model.output=boxes does',
   )
   parser.add_argument('--fix', help='file to write a repaired copy to')
   parser.add_argument(

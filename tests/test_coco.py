@@ -301,6 +301,18 @@ def test_read_coco_reads_the_lists_in_any_order(read, key):
     assert isinstance(a, np.ndarray) or a == b
 
 
+def test_read_coco_reads_images_and_classes_alone_where_it_may(read):
+  content = example()
+  whole = read(content)
+  del content['annotations']
+  with pytest.raises(errors.InputError, match='A25: .*--skip_eval'):
+    read(content)
+  index = read(content, require_annotations=False)
+  assert index.file_names == whole.file_names
+  assert index.categories == whole.categories
+  assert len(index.classes) == 0
+
+
 def test_index_coco_gives_what_read_coco_gives(read):
   report = findings.Report(stop=False)
   for a, b in zip(

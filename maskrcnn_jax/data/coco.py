@@ -21,6 +21,7 @@ def read_coco(
     path: str | pathlib.Path,
     *,
     require_masks: bool = True,
+    require_annotations: bool = True,
     width_offset: float = 0.0,
     report: findings.Report | None = None,
 ) -> CocoIndex:
@@ -30,6 +31,8 @@ def read_coco(
     path: The JSON file.
     require_masks: Leave out the objects that have no segmentation. Crowd
       regions, which nobody trains on, may lack it.
+    require_annotations: Refuse a file without the list of annotations, as
+      those of images to be detected in have none.
     width_offset: What a box is wider than x2 - x1; 1 where (x2, y2) is the
       last pixel inside. A box whose corners then fall together has no area.
     report: Gets what is wrong with the file, and what a person should know.
@@ -47,7 +50,8 @@ def read_coco(
   path = pathlib.Path(path)
   return _index(
       functools.partial(json_stream.walk, path), str(path),
-      report or findings.Report(stop=True), require_masks, width_offset,
+      report or findings.Report(stop=True), require_masks,
+      require_annotations, width_offset,
   )
 
 
@@ -56,6 +60,7 @@ def index_coco(
     name: str,
     *,
     require_masks: bool = True,
+    require_annotations: bool = True,
     width_offset: float = 0.0,
     report: findings.Report | None = None,
 ) -> CocoIndex:
@@ -65,12 +70,14 @@ def index_coco(
     content: The JSON; its annotations are taken out to save memory.
     name: What to call it in errors.
     require_masks: See `read_coco`.
+    require_annotations: See `read_coco`.
     width_offset: See `read_coco`.
     report: See `read_coco`.
   """
   return _index(
       functools.partial(_walk_loaded, content), name,
-      report or findings.Report(stop=True), require_masks, width_offset,
+      report or findings.Report(stop=True), require_masks,
+      require_annotations, width_offset,
   )
 
 
@@ -140,7 +147,8 @@ def shared_images(index: CocoIndex, other: CocoIndex) -> list[str]:
 class _Clues:
   """What to tell a COCO file from others by."""
 
-  def __init__(self):
+  def __init__(self, needed: tuple[str, ...] = _LISTS):
+    self._needed = needed
     self._firsts: dict[str | None, Any] = {}  # lists, and their first element
     self._others: dict[str | None, Any] = {}  # what else there is
     self._is_via = False
@@ -177,7 +185,7 @@ class _Clues:
       return 'it is a list, not an object with images and annotations'
     if None in self._others:
       return f'it holds a {self._others[None]}, not an object'
-    missing = [f"'{key}'" for key in _LISTS if key not in self._firsts]
+    missing = [f"'{key}'" for key in self._needed if key not in self._firsts]
     if missing:
       problem = f'no list {" or ".join(missing)} in it'
       if self._is_via:
@@ -185,6 +193,11 @@ class _Clues:
       elif 'shapes' in self._firsts and 'imagePath' in self._others:
         problem += (
             '; it looks like a LabelMe file: convert it, e.g. labelme2coco'
+        )
+      elif missing == ["'annotations'"]:
+        problem += (
+            '; images without a truth can only be detected in, by --mode=eval'
+            ' --skip_eval'
         )
       return problem
     return ''
@@ -219,10 +232,14 @@ def _index(
     name: str,
     report: findings.Report,
     require_masks: bool,
+    require_annotations: bool,
     width_offset: float,
 ) -> CocoIndex:
   """Makes the index of what `walk` yields."""
-  clues = _Clues()
+  clues = _Clues(
+      _LISTS if require_annotations
+      else tuple(key for key in _LISTS if key != 'annotations')
+  )
   images = ImageTable(name, report)
   categories = []
   objects = ObjectColumns(
