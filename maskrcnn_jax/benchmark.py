@@ -30,7 +30,13 @@ import time
 import jax
 import numpy as np
 
-from maskrcnn_jax import cluster, loader_speed, train_state, train_step
+from maskrcnn_jax import (
+    cluster,
+    fine_tuning,
+    loader_speed,
+    train_state,
+    train_step,
+)
 from maskrcnn_jax.array_types import Batch, Outlines
 from maskrcnn_jax.config import check_config
 from maskrcnn_jax.data import canvases, image_sets, loader
@@ -113,6 +119,7 @@ def benchmark(
     Seconds a step (median, least, most), seconds to compile, images a second,
     peak memory in MiB, and what `largest_costs` does.
   """
+  config = _complete(config, num_images=batch_size, most_objects=num_objects)
   for name, value, least, most in (
       ('batch_size', batch_size, 1, math.inf),
       ('steps', num_steps, 1, math.inf),
@@ -222,6 +229,10 @@ def benchmark_loader(
   )
   image_sets.check_images_exist(index, folder)
   rows, _ = image_sets.filter_images(index, keep_empty=config.data.keep_empty)
+  config = _complete(
+      config, num_images=len(rows),
+      most_objects=image_sets.most_objects(index),
+  )
   plan = canvases.plan_canvases(
       index.heights, index.widths, **canvas_arguments(config)
   )
@@ -395,6 +406,15 @@ def _print_loader(arguments):
   )
   print(loader_speed.format_speeds(speeds))
   print(json.dumps(figures | {'speeds': [s._asdict() for s in speeds]}))
+
+
+def _complete(config, **facts):
+  """Fills in what a fine-tuning leaves open, but for the checkpoint's part."""
+  if not config.train.fine_tune:
+    return config
+  config, _ = fine_tuning.fit(fine_tuning.adopt_defaults(config), **facts)
+  check_config(config)
+  return config
 
 
 def _read_config(arguments):

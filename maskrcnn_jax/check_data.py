@@ -68,10 +68,13 @@ def check_data(
   """
   import numpy as np
 
-  from maskrcnn_jax.config import default_config, geometry_of
-  from maskrcnn_jax.data import coco, findings, survey
+  from maskrcnn_jax import fine_tuning
+  from maskrcnn_jax.config import check_config, default_config, geometry_of
+  from maskrcnn_jax.data import coco, findings, image_sets, survey
 
   config = default_config() if config is None else config
+  if config.train.fine_tune:
+    config = fine_tuning.adopt_defaults(config)
   boxes_only |= config.model.output != 'masks'
   offset = geometry_of(config).width_offset
   report = findings.Report(stop=False, keep=KEEP)
@@ -84,6 +87,16 @@ def check_data(
   except InputError as error:
     report.error_of('', '', error)
     return result | _findings(report)
+  if config.train.fine_tune:
+    config, _ = fine_tuning.fit(
+        config, num_images=len(index.image_ids),
+        most_objects=image_sets.most_objects(index),
+    )
+    check_config(config)
+    result['fine_tuning'] = (
+        'A fine-tuning takes its image sizes, anchors and numbers of boxes from'
+        ' its checkpoint; here they are the defaults, unless given.'
+    )
 
   other = None
   if against is not None:
@@ -477,6 +490,8 @@ def format_report(result: dict) -> str:
     more = len(found['examples']) - SHOW
     if more > 0:
       lines.append(f'       and {more} more lines in the JSON')
+  if 'fine_tuning' in result:
+    lines.append(result['fine_tuning'])
   if 'canvas' in result:
     lines.append(f'With this recipe: {result["canvas"]}')
   if 'evaluation' in result:
@@ -560,21 +575,29 @@ def read_config(path: str | None, overrides: list[str]):
   """Reads a recipe and changes some of its keys.
 
   Args:
-    path: Of the recipe; None for the default one.
+    path: Of the recipe, or FILE:ARGUMENT as for training; None for the default
+      one.
     overrides: '--config.KEY=VALUE', as for training.
   """
   import importlib.util
+  import inspect
 
   from maskrcnn_jax.config import check_config, default_config
 
   config = default_config()
   if path is not None:
-    if not pathlib.Path(path).is_file():
-      raise InputError(f'{path} is not a file; give a recipe of configs/.')
-    spec = importlib.util.spec_from_file_location('recipe', path)
+    file, colon, argument = path.partition(':')
+    if not pathlib.Path(file).is_file():
+      raise InputError(f'{file} is not a file; give a recipe of configs/.')
+    spec = importlib.util.spec_from_file_location('recipe', file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config()
+    if colon and not inspect.signature(module.get_config).parameters:
+      raise InputError(f'{file} takes no argument; leave :{argument} out.')
+    try:
+      config = module.get_config(*[argument] * bool(colon))
+    except ValueError as error:  # what a recipe says of its argument
+      raise InputError(str(error)) from error
   for override in overrides:
     key, equals, value = override.removeprefix('--config.').partition('=')
     if not override.startswith('--config.') or not equals:

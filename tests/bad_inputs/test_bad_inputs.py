@@ -1,6 +1,7 @@
 """Each bad input gives its code and exit status, and never a traceback."""
 
 import json
+import pathlib
 import warnings
 
 import cases
@@ -251,6 +252,34 @@ def test_an_rle_trains_as_the_polygon_that_it_was(make, name):
   ]
   assert (masks[0] == cases.mask().view(bool)).all()
   assert (masks[1] == masks[0]).all()
+
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+
+
+def test_check_data_completes_the_recipe_of_a_fine_tuning(make, capsys):
+  data = make(BY_NAME['clean'])
+  status, _ = run(data, f'--config={CONFIGS / "finetune.py"}')
+  assert status == 0
+  assert 'A fine-tuning takes' in capsys.readouterr().out
+  # Slots that are given stay: 3 objects in each image are too many for 2.
+  status, report = run(
+      data, f'--config={CONFIGS / "finetune.py"}',
+      '--config.data.max_objects=2',
+  )
+  assert status == 2
+  assert [f['code'] for f in report['findings']] == ['A24']
+
+
+def test_check_data_takes_a_recipe_with_an_argument(make, capsys):
+  data = make(BY_NAME['clean'])
+  status, _ = run(data, f'--config={CONFIGS / "r50_fpn.py"}:2014')
+  assert status == 0
+  capsys.readouterr()
+  assert run_status(data, f'--config={CONFIGS / "r50_fpn.py"}:1999') == 2
+  assert 'give the year of COCO, 2014 or 2017' in capsys.readouterr().err
+  assert run_status(data, f'--config={CONFIGS / "shapes.py"}:2014') == 2
+  assert 'takes no argument; leave :2014 out' in capsys.readouterr().err
 
 
 def test_every_row_of_data_has_a_case():
