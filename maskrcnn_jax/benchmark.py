@@ -39,7 +39,7 @@ from maskrcnn_jax import (
 )
 from maskrcnn_jax.array_types import Batch, Outlines
 from maskrcnn_jax.config import check_config
-from maskrcnn_jax.data import canvases, image_sets, loader
+from maskrcnn_jax.data import canvases, coco, image_sets, loader
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import canvas_arguments, make_detect, make_model
 from maskrcnn_jax.optimizer import make_optimizer
@@ -224,6 +224,7 @@ def benchmark_loader(
     raise InputError(f'--step_seconds={step_s} must be 0 or more.')
   mesh = cluster.make_mesh()
   cluster.check_batch_size(batch_size, mesh, key='batch_size')
+  coco.check_is_there(annotations, '--annotations')
   index, folder = image_sets.read_set(
       annotations, images, require_masks=config.model.output == 'masks'
   )

@@ -83,6 +83,7 @@ def check_data(
   }
   options = dict(require_masks=not boxes_only, width_offset=offset)
   try:
+    coco.check_is_there(annotations, '--annotations')
     index = coco.read_coco(annotations, report=report, **options)
   except InputError as error:
     report.error_of('', '', error)
@@ -170,6 +171,7 @@ def _read_other(against, report, options):
   from maskrcnn_jax.data import coco
 
   try:
+    coco.check_is_there(against, '--against')
     return coco.read_coco(against, report=report, **options)
   except InputError as error:
     report.error_of('', '', error)

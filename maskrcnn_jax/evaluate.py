@@ -458,6 +458,8 @@ def evaluate(
   """
   check_backend(config.eval.backend)
   output = detector.config.model.output
+  if records is None:
+    coco.check_is_there(annotations, '--config.data.eval.annotations')
   index, folder = image_sets.read_set(
       annotations, images, records, require_masks=False,
       require_annotations=not skip_eval,

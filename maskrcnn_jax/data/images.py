@@ -56,6 +56,11 @@ _TO_RGB = frozenset(
     ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
 )
 
+_OR_LEAVE_OUT = (
+    'Of a set, python -m maskrcnn_jax.check_data --fix=OUT.json leaves such'
+    ' images out.'
+)
+
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -120,7 +125,9 @@ def decode_image(
         )
       if image.mode not in _TO_RGB:
         raise errors.InputError(
-            f'I11: {path} has the pixel format {image.mode}; convert it to RGB.'
+            f'I11: {path} has the pixel format {image.mode}; convert it to RGB,'
+            f' for example with ImageMagick: magick FILE -colorspace sRGB'
+            f' NEW.png. {_OR_LEAVE_OUT}'
         )
       # Pillow warns when it drops the alpha of a palette in one go.
       if image.mode == 'P' and 'transparency' in image.info:
@@ -184,7 +191,9 @@ def look_at_image(
       return ImageFacts(str(error), (), b'', 0.0)
     except MemoryError:
       return ImageFacts(
-          f'I12: {path} is too large for the memory there is.', (), b'', 0.0
+          f'I12: {path} is too large for the memory there is. Give'
+          ' --workers=1, or cut it into tiles or shrink it, and its annotations'
+          f' alike. {_OR_LEAVE_OUT}', (), b'', 0.0
       )
 
 
@@ -220,7 +229,8 @@ def _looks_like(path: Path, content: bytes | None = None) -> str:
   if head.startswith((b'ii*\0', b'mm\0*')):
     return (
         f'I11: {path} is a TIFF of an unusual kind, for example of more than 4'
-        ' channels; convert it to RGB.'
+        ' channels; write three of them, or one, as RGB or gray of 8 bits.'
+        f' {_OR_LEAVE_OUT}'
     )
   what = 'no image of a known kind'
   if not head:
@@ -318,7 +328,7 @@ def _unreadable(
       return errors.InputError(
           f'I12: {path} is too large: {reason.split(",")[0]}; at most'
           f' {2 * Image.MAX_IMAGE_PIXELS} pixels are decoded. Cut it into tiles'
-          ' or shrink it.'
+          f' or shrink it, and its annotations alike. {_OR_LEAVE_OUT}'
       )
     case Image.UnidentifiedImageError():
       return errors.InputError(_looks_like(path, content))

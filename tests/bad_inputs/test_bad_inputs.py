@@ -254,6 +254,24 @@ def test_an_rle_trains_as_the_polygon_that_it_was(make, name):
   assert (masks[1] == masks[0]).all()
 
 
+def test_annotations_that_are_not_there_are_named_with_their_option(
+    make, capsys
+):
+  data = make(BY_NAME['clean'])
+  config = default_config()
+  config.data.train.images = config.data.eval.images = str(data.images_dir)
+  config.data.train.annotations = 'none.json'
+  config.data.eval.annotations = 'data/coco/annotations/instances_val2017.json'
+  with pytest.raises(
+      InputError, match=r'none\.json; --config\.data\.train\.annotations says'
+  ):
+    train_start.read_training_set(config)
+  with pytest.raises(InputError, match='download_dataset.sh data/coco down'):
+    train_start.check_eval_set(config, coco.read_coco(data.annotations))
+  assert run_status(data, '--against=none.json') == 2
+  assert 'none.json; --against says where' in capsys.readouterr().out
+
+
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
 
