@@ -38,7 +38,7 @@ from maskrcnn_jax import (
     train_step,
 )
 from maskrcnn_jax.array_types import Batch, Outlines
-from maskrcnn_jax.config import check_config
+from maskrcnn_jax.config import check_config, pixel_range_of
 from maskrcnn_jax.data import canvases, coco, image_sets, loader
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import canvas_arguments, make_detect, make_model
@@ -241,6 +241,7 @@ def benchmark_loader(
       loader.train_batches, index, plan, rows, images_dir=folder,
       limits=image_sets.find_limits(index, max_objects=config.data.max_objects),
       seed=config.seed, start_step=0, batch_size=batch_size,
+      pixel_range=pixel_range_of(config),
   )
   return {
       'mode': 'loader',

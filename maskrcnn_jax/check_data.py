@@ -69,7 +69,12 @@ def check_data(
   import numpy as np
 
   from maskrcnn_jax import fine_tuning
-  from maskrcnn_jax.config import check_config, default_config, geometry_of
+  from maskrcnn_jax.config import (
+      check_config,
+      default_config,
+      geometry_of,
+      pixel_range_of,
+  )
   from maskrcnn_jax.data import coco, findings, image_sets, survey
 
   config = default_config() if config is None else config
@@ -103,7 +108,10 @@ def check_data(
   if against is not None:
     other = _read_other(against, report, options)
     _compare(index, annotations, other, against, report)
-  bad_images = _look_at_images(index, images_dir, report, num_workers)
+  pixel_range = pixel_range_of(config)
+  bad_images = _look_at_images(
+      index, images_dir, report, num_workers, pixel_range
+  )
 
   # Only now: it imports JAX, and the workers are done.
   from maskrcnn_jax.data import canvases
@@ -132,7 +140,9 @@ def check_data(
     figures['classes_against'] = survey.class_table(other)
   result |= figures | _findings(report)
   if sheet is not None:
-    _write_sheet(index, images_dir, report, bad_images, ious, sheet)
+    _write_sheet(
+        index, images_dir, report, bad_images, ious, sheet, pixel_range
+    )
     result['contact_sheet'] = str(sheet)
   if fix is not None:
     changes = _repair(annotations, fix, bad_images, index, report, options)
@@ -203,7 +213,7 @@ def _compare(index, annotations, other, against, report):
     )
 
 
-def _look_at_images(index, images_dir, report, num_workers):
+def _look_at_images(index, images_dir, report, num_workers, pixel_range):
   """Decodes all images; returns {row: why it cannot be used, code first}."""
   from maskrcnn_jax.data import coco, findings, image_sets
 
@@ -219,7 +229,8 @@ def _look_at_images(index, images_dir, report, num_workers):
   sizes = [(int(index.heights[row]), int(index.widths[row])) for row in rows]
   digests = {}
   for row, path, facts in zip(
-      rows, paths, _decode_all(paths, sizes, num_workers), strict=True
+      rows, paths, _decode_all(paths, sizes, num_workers, pixel_range),
+      strict=True,
   ):
     where = f'image {index.image_ids[row]!r}'
     if facts.problem:
@@ -259,19 +270,20 @@ def _evaluation_problem(annotations, report, boxes_only):
   return ''
 
 
-def _decode_all(paths, sizes, num_workers):
+def _decode_all(paths, sizes, num_workers, pixel_range):
   """Yields the facts of each image, in order, under a progress bar."""
   import tqdm
 
   from maskrcnn_jax.data import images
 
+  look = functools.partial(images.look_at_image, pixel_range=pixel_range)
   num_workers = os.cpu_count() if num_workers is None else num_workers
   bar = functools.partial(
       tqdm.tqdm, total=len(paths), desc='Decoding', unit='image',
       mininterval=0.1 if sys.stderr.isatty() else 30,
   )
   if num_workers < 2 or len(paths) < MIN_PARALLEL:
-    yield from bar(map(images.look_at_image, paths, sizes))
+    yield from bar(map(look, paths, sizes))
     return
   with concurrent.futures.ProcessPoolExecutor(
       min(num_workers, len(paths)),
@@ -280,7 +292,7 @@ def _decode_all(paths, sizes, num_workers):
   ) as pool:
     try:
       yield from bar(
-          pool.map(images.look_at_image, paths, sizes, chunksize=8)
+          pool.map(look, paths, sizes, chunksize=8)
       )
     except concurrent.futures.process.BrokenProcessPool as error:
       raise InputError(
@@ -386,7 +398,9 @@ def _findings(report):
   }
 
 
-def _write_sheet(index, images_dir, report, bad_images, ious, path):
+def _write_sheet(
+    index, images_dir, report, bad_images, ious, path, pixel_range
+):
   """Draws the contact sheet: random pictures, and the worst."""
   import numpy as np
 
@@ -431,6 +445,7 @@ def _write_sheet(index, images_dir, report, bad_images, ious, path):
             'Random images': random_,
             'Worst examples': list(worst.values())[:NUM_EXAMPLES],
         },
+        pixel_range=pixel_range,
     ).save(path)
   except OSError as error:
     raise InputError(

@@ -41,6 +41,7 @@ from maskrcnn_jax.config import (
     check_config,
     config_difference,
     geometry_of,
+    pixel_range_of,
     plain,
     stored_config,
 )
@@ -341,8 +342,10 @@ def load_detector(
     check_config(config)
   elif config.train.fine_tune:
     config = fine_tuning.for_use(config, metadata.config)
-  fixed = ('model.', 'geometry', 'anchors.', 'data.pixel_', 'roi.box_side',
-           'roi.mask_side', 'roi.sampling_ratio')
+  # data.pixel_range tells of the images, not of the weights.
+  fixed = ('model.', 'geometry', 'anchors.', 'data.pixel_mean',
+           'data.pixel_std', 'roi.box_side', 'roi.mask_side',
+           'roi.sampling_ratio')
   different = [
       line for line in config_difference(config, plain(stored))
       if line.startswith(fixed)
@@ -578,7 +581,7 @@ def _detect_set(detector, index, plan, folder, config) -> list[dict]:
   )
   batches = loader.eval_batches(
       index, plan, images_dir=folder, batch_size=batch_size, rows=share,
-      num_threads=config.data.num_threads,
+      num_threads=config.data.num_threads, pixel_range=pixel_range_of(config),
   )
   started = time.monotonic()
   width_offset = geometry_of(detector.config).width_offset

@@ -261,6 +261,21 @@ def test_skip_eval_writes_predictions_alone(detector, tmp_path, capsys):
   assert capsys.readouterr().out == ''
 
 
+def test_evaluate_decodes_with_the_pixel_range(
+    tiny_run, tmp_path, pixel_ranges, monkeypatch
+):
+  # Of a checkpoint that was trained without.
+  detector = load_detector(
+      tiny_run[0], None, {'data.pixel_range': (0, 4095)}
+  )
+  monkeypatch.setattr(
+      'maskrcnn_jax.evaluate.detect_batches',
+      lambda detector, batches, *_: [None for _ in batches][:0],
+  )
+  evaluate_tiny(detector, tmp_path, skip_eval=True)
+  assert pixel_ranges == [(0, 4095)] * tiny.NUM_VAL
+
+
 def test_skip_eval_needs_no_annotations(detector, tiny_data, tmp_path):
   content = read_json(tiny_data / 'instances_val.json')
   del content['annotations']

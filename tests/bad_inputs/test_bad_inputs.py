@@ -272,6 +272,14 @@ def test_annotations_that_are_not_there_are_named_with_their_option(
   assert 'none.json; --against says where' in capsys.readouterr().out
 
 
+def test_check_data_takes_gray_of_16_bits_with_a_pixel_range(make, capsys):
+  data = make(BY_NAME['image_16_bit'])
+  status, report = run(data, '--config.data.pixel_range=(0,65535)')
+  assert status == 0, report['findings']
+  assert run_status(data) == 2
+  assert 'here from 40000 to 40000' in capsys.readouterr().out
+
+
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
 
