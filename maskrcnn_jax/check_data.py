@@ -93,6 +93,8 @@ def check_data(
   except InputError as error:
     report.error_of('', '', error)
     return result | _findings(report)
+  # Before another file has a say.
+  has_corner_boxes = 'A03' in report.error_codes
   if config.train.fine_tune:
     config, _ = fine_tuning.fit(
         config, num_images=len(index.image_ids),
@@ -145,13 +147,15 @@ def check_data(
     )
     result['contact_sheet'] = str(sheet)
   if fix is not None:
-    changes = _repair(annotations, fix, bad_images, index, report, options)
+    changes = _repair(
+        annotations, fix, bad_images, index, has_corner_boxes, options
+    )
     result['fix'] = {
         'file': str(fix),
         'changes': [change._asdict() for change in changes],
         'left': _errors_left(
-            fix, changes, bad_images, index, report, config, options, against,
-            other,
+            fix, bad_images, index, config, options, against, other,
+            has_corner_boxes and all(c.code != 'A03' for c in changes),
         ),
     }
   return result
@@ -453,19 +457,19 @@ def _write_sheet(
     ) from error
 
 
-def _repair(annotations, fix, bad_images, index, report, options):
+def _repair(annotations, fix, bad_images, index, has_corner_boxes, options):
   """Writes the repaired copy and returns what it has otherwise."""
   from maskrcnn_jax.data.repair import repair
 
   return repair(
       annotations, fix,
       bad_images={index.file_names[r]: why for r, why in bad_images.items()},
-      has_corner_boxes='A03' in report.error_codes, **options,
+      has_corner_boxes=has_corner_boxes, **options,
   )
 
 
 def _errors_left(
-    fix, changes, bad_images, index, report, config, options, against, other
+    fix, bad_images, index, config, options, against, other, keeps_corners
 ):
   """Checks the repaired copy as the file was; returns the codes of errors."""
   from maskrcnn_jax.data import coco, findings
@@ -480,9 +484,8 @@ def _errors_left(
       findings.split_code(why)[0] for row, why in bad_images.items()
       if index.file_names[row] in names
   }
-  if 'A03' in report.error_codes and not any(
-      change.code == 'A03' for change in changes
-  ):
+  # Of fewer images they may not stick out any more.
+  if keeps_corners:
     codes.add('A03')
   return sorted({*left.error_codes, *codes})
 

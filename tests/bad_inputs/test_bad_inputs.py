@@ -103,6 +103,20 @@ def test_fix_writes_corners_as_width_and_height(make):
   assert [c['code'] for c in report['changes']] == ['A03'] * 18
 
 
+def test_fix_leaves_boxes_alone_when_those_of_another_file_are_corners(make):
+  data = make(BY_NAME['boxes_as_corners'])
+  data.annotations.rename(data.folder / 'other.json')
+  # Sizes that could be corners.
+  for entry in data.objects:
+    entry['bbox'] = [10, 10, 30, 30]
+    entry['segmentation'] = [[10, 10, 40, 10, 40, 40, 10, 40]]
+    entry['area'] = 900
+  data.write()
+  _, report, fixed = fix(data, '--against=other.json')
+  assert report['changes'] == []
+  assert fixed == data.content
+
+
 def test_fix_leaves_boxes_alone_that_cannot_all_be_corners(make):
   data = make(BY_NAME['boxes_as_corners'])
   # As corners it would end below its image; it does not stick out far enough
