@@ -19,6 +19,11 @@ from maskrcnn_jax.errors import InputError
 # take its time and memory, and nan never ends.
 MAX_COORDINATE = 1e6
 
+_ADVICE = (
+    'python -m maskrcnn_jax.check_data lists such objects, and with '
+    '--fix=OUT.json leaves them out.'
+)
+
 # More classes than this, and the table leaves out their rows.
 MAX_CLASS_ROWS = 20
 
@@ -477,7 +482,8 @@ def _clean_rle(
   if not isinstance(segmentation, list) or not segmentation:
     raise InputError(
         f'A06: {who} has segmentation {str(segmentation)[:40]}; it must be '
-        'polygons or RLE. Without masks, evaluate boxes only.'
+        f'polygons or RLE. {_ADVICE} Without any masks a set is for a model '
+        'of boxes alone (config.model.output=boxes).'
     )
   for polygon in segmentation:
     if (
@@ -488,7 +494,7 @@ def _clean_rle(
     ):
       raise InputError(
           f'A05: {who} has the polygon {str(polygon)[:60]}; a polygon must be '
-          'a list x, y, x, y, ... of at least 6 finite numbers.'
+          f'a list x, y, x, y, ... of at least 6 finite numbers. {_ADVICE}'
       )
   rles = mask_api.frPyObjects(segmentation, height, width)
   return mask_api.merge(rles)

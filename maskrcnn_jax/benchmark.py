@@ -30,10 +30,16 @@ import time
 import jax
 import numpy as np
 
-from maskrcnn_jax import cluster, loader_speed, train_state, train_step
+from maskrcnn_jax import (
+    cluster,
+    fine_tuning,
+    loader_speed,
+    train_state,
+    train_step,
+)
 from maskrcnn_jax.array_types import Batch, Outlines
-from maskrcnn_jax.config import check_config
-from maskrcnn_jax.data import canvases, image_sets, loader
+from maskrcnn_jax.config import check_config, pixel_range_of
+from maskrcnn_jax.data import canvases, coco, image_sets, loader
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import canvas_arguments, make_detect, make_model
 from maskrcnn_jax.optimizer import make_optimizer
@@ -113,6 +119,7 @@ def benchmark(
     Seconds a step (median, least, most), seconds to compile, images a second,
     peak memory in MiB, and what `largest_costs` does.
   """
+  config = _complete(config, num_images=batch_size, most_objects=num_objects)
   for name, value, least, most in (
       ('batch_size', batch_size, 1, math.inf),
       ('steps', num_steps, 1, math.inf),
@@ -217,9 +224,16 @@ def benchmark_loader(
     raise InputError(f'--step_seconds={step_s} must be 0 or more.')
   mesh = cluster.make_mesh()
   cluster.check_batch_size(batch_size, mesh, key='batch_size')
-  index, folder = image_sets.read_set(annotations, images)
+  coco.check_is_there(annotations, '--annotations')
+  index, folder = image_sets.read_set(
+      annotations, images, require_masks=config.model.output == 'masks'
+  )
   image_sets.check_images_exist(index, folder)
   rows, _ = image_sets.filter_images(index, keep_empty=config.data.keep_empty)
+  config = _complete(
+      config, num_images=len(rows),
+      most_objects=image_sets.most_objects(index),
+  )
   plan = canvases.plan_canvases(
       index.heights, index.widths, **canvas_arguments(config)
   )
@@ -227,6 +241,7 @@ def benchmark_loader(
       loader.train_batches, index, plan, rows, images_dir=folder,
       limits=image_sets.find_limits(index, max_objects=config.data.max_objects),
       seed=config.seed, start_step=0, batch_size=batch_size,
+      pixel_range=pixel_range_of(config),
   )
   return {
       'mode': 'loader',
@@ -393,6 +408,15 @@ def _print_loader(arguments):
   )
   print(loader_speed.format_speeds(speeds))
   print(json.dumps(figures | {'speeds': [s._asdict() for s in speeds]}))
+
+
+def _complete(config, **facts):
+  """Fills in what a fine-tuning leaves open, but for the checkpoint's part."""
+  if not config.train.fine_tune:
+    return config
+  config, _ = fine_tuning.fit(fine_tuning.adopt_defaults(config), **facts)
+  check_config(config)
+  return config
 
 
 def _read_config(arguments):

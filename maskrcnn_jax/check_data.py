@@ -56,7 +56,8 @@ def check_data(
     annotations: COCO JSON.
     config: A recipe; None for the default one.
     against: COCO JSON of another split of the same data.
-    boxes_only: Accept objects without masks.
+    boxes_only: Accept objects without masks, as for a recipe whose model has
+      none.
     fix: Where to write a repaired copy of the annotations; None: nowhere.
     num_workers: Processes that decode; None: as many as cores.
     sheet: Where to write the contact sheet, a PNG; None: nowhere.
@@ -67,10 +68,19 @@ def check_data(
   """
   import numpy as np
 
-  from maskrcnn_jax.config import default_config, geometry_of
-  from maskrcnn_jax.data import coco, findings, survey
+  from maskrcnn_jax import fine_tuning
+  from maskrcnn_jax.config import (
+      check_config,
+      default_config,
+      geometry_of,
+      pixel_range_of,
+  )
+  from maskrcnn_jax.data import coco, findings, image_sets, survey
 
   config = default_config() if config is None else config
+  if config.train.fine_tune:
+    config = fine_tuning.adopt_defaults(config)
+  boxes_only |= config.model.output != 'masks'
   offset = geometry_of(config).width_offset
   report = findings.Report(stop=False, keep=KEEP)
   result = {
@@ -78,33 +88,38 @@ def check_data(
   }
   options = dict(require_masks=not boxes_only, width_offset=offset)
   try:
+    coco.check_is_there(annotations, '--annotations')
     index = coco.read_coco(annotations, report=report, **options)
   except InputError as error:
     report.error_of('', '', error)
     return result | _findings(report)
+  # Before another file has a say.
+  has_corner_boxes = 'A03' in report.error_codes
+  if config.train.fine_tune:
+    config, _ = fine_tuning.fit(
+        config, num_images=len(index.image_ids),
+        most_objects=image_sets.most_objects(index),
+    )
+    check_config(config)
+    result['fine_tuning'] = (
+        'A fine-tuning takes its image sizes, anchors and numbers of boxes from'
+        ' its checkpoint; here they are the defaults, unless given.'
+    )
 
   other = None
   if against is not None:
-    other = _compare(index, annotations, against, report, options)
-  bad_images = _look_at_images(index, images_dir, report, num_workers)
+    other = _read_other(against, report, options)
+    _compare(index, annotations, other, against, report)
+  pixel_range = pixel_range_of(config)
+  bad_images = _look_at_images(
+      index, images_dir, report, num_workers, pixel_range
+  )
 
   # Only now: it imports JAX, and the workers are done.
-  from maskrcnn_jax.data import canvases, image_sets
+  from maskrcnn_jax.data import canvases
   from maskrcnn_jax.evaluate import canvas_arguments
 
-  try:
-    image_sets.filter_images(index, keep_empty=config.data.keep_empty)
-    image_sets.find_limits(index, max_objects=config.data.max_objects)
-  except InputError as error:
-    report.error_of(annotations, '', error)
-  over = image_sets.count_objects_over(index, config.data.max_objects)
-  if over and 'A24' not in report.error_codes:
-    report.warn(
-        'A24', annotations, '',
-        f'{over} objects are beyond the {config.data.max_objects} slots of'
-        ' their image (config.data.max_objects) and would not be trained on.',
-        count=over,
-    )
+  _check_objects(index, annotations, config, report)
   canvas = canvas_arguments(config)
   sizes = np.array(
       [
@@ -127,22 +142,62 @@ def check_data(
     figures['classes_against'] = survey.class_table(other)
   result |= figures | _findings(report)
   if sheet is not None:
-    _write_sheet(index, images_dir, report, bad_images, ious, sheet)
+    _write_sheet(
+        index, images_dir, report, bad_images, ious, sheet, pixel_range
+    )
     result['contact_sheet'] = str(sheet)
   if fix is not None:
-    result['fix'] = _repair(annotations, fix, bad_images, options, index)
+    changes = _repair(
+        annotations, fix, bad_images, index, has_corner_boxes, options
+    )
+    result['fix'] = {
+        'file': str(fix),
+        'changes': [change._asdict() for change in changes],
+        'left': _errors_left(
+            fix, bad_images, index, config, options, against, other,
+            has_corner_boxes and all(c.code != 'A03' for c in changes),
+        ),
+    }
   return result
 
 
-def _compare(index, annotations, against, report, options):
-  """Compares with another split and returns its index, None if it has none."""
+def _check_objects(index, annotations, config, report):
+  """Reports what training would stop at once all objects are read."""
+  from maskrcnn_jax.data import image_sets
+
+  try:
+    image_sets.filter_images(index, keep_empty=config.data.keep_empty)
+    image_sets.find_limits(index, max_objects=config.data.max_objects)
+  except InputError as error:
+    report.error_of(annotations, '', error)
+  over = image_sets.count_objects_over(index, config.data.max_objects)
+  if over and 'A24' not in report.error_codes:
+    report.warn(
+        'A24', annotations, '',
+        f'{over} objects are beyond the {config.data.max_objects} slots of'
+        ' their image (config.data.max_objects) and would not be trained on.',
+        count=over,
+    )
+
+
+def _read_other(against, report, options):
+  """Returns the index of another split, None if it has none."""
   from maskrcnn_jax.data import coco
 
   try:
-    other = coco.read_coco(against, report=report, **options)
+    coco.check_is_there(against, '--against')
+    return coco.read_coco(against, report=report, **options)
   except InputError as error:
     report.error_of('', '', error)
     return None
+
+
+def _compare(index, annotations, other, against, report):
+  """Reports what two splits must not have in common, or must."""
+  from maskrcnn_jax.data import coco
+
+  if other is None:
+    return
   difference = coco.class_table_difference(
       other.categories, index.categories, there_name=str(annotations)
   )
@@ -160,10 +215,9 @@ def _compare(index, annotations, against, report, options):
         f'{len(shared)} of its images are in {annotations} too: {shown}.',
         count=len(shared),
     )
-  return other
 
 
-def _look_at_images(index, images_dir, report, num_workers):
+def _look_at_images(index, images_dir, report, num_workers, pixel_range):
   """Decodes all images; returns {row: why it cannot be used, code first}."""
   from maskrcnn_jax.data import coco, findings, image_sets
 
@@ -179,7 +233,8 @@ def _look_at_images(index, images_dir, report, num_workers):
   sizes = [(int(index.heights[row]), int(index.widths[row])) for row in rows]
   digests = {}
   for row, path, facts in zip(
-      rows, paths, _decode_all(paths, sizes, num_workers), strict=True
+      rows, paths, _decode_all(paths, sizes, num_workers, pixel_range),
+      strict=True,
   ):
     where = f'image {index.image_ids[row]!r}'
     if facts.problem:
@@ -219,19 +274,20 @@ def _evaluation_problem(annotations, report, boxes_only):
   return ''
 
 
-def _decode_all(paths, sizes, num_workers):
+def _decode_all(paths, sizes, num_workers, pixel_range):
   """Yields the facts of each image, in order, under a progress bar."""
   import tqdm
 
   from maskrcnn_jax.data import images
 
+  look = functools.partial(images.look_at_image, pixel_range=pixel_range)
   num_workers = os.cpu_count() if num_workers is None else num_workers
   bar = functools.partial(
       tqdm.tqdm, total=len(paths), desc='Decoding', unit='image',
       mininterval=0.1 if sys.stderr.isatty() else 30,
   )
   if num_workers < 2 or len(paths) < MIN_PARALLEL:
-    yield from bar(map(images.look_at_image, paths, sizes))
+    yield from bar(map(look, paths, sizes))
     return
   with concurrent.futures.ProcessPoolExecutor(
       min(num_workers, len(paths)),
@@ -240,7 +296,7 @@ def _decode_all(paths, sizes, num_workers):
   ) as pool:
     try:
       yield from bar(
-          pool.map(images.look_at_image, paths, sizes, chunksize=8)
+          pool.map(look, paths, sizes, chunksize=8)
       )
     except concurrent.futures.process.BrokenProcessPool as error:
       raise InputError(
@@ -346,7 +402,9 @@ def _findings(report):
   }
 
 
-def _write_sheet(index, images_dir, report, bad_images, ious, path):
+def _write_sheet(
+    index, images_dir, report, bad_images, ious, path, pixel_range
+):
   """Draws the contact sheet: random pictures, and the worst."""
   import numpy as np
 
@@ -391,6 +449,7 @@ def _write_sheet(index, images_dir, report, bad_images, ious, path):
             'Random images': random_,
             'Worst examples': list(worst.values())[:NUM_EXAMPLES],
         },
+        pixel_range=pixel_range,
     ).save(path)
   except OSError as error:
     raise InputError(
@@ -398,23 +457,37 @@ def _write_sheet(index, images_dir, report, bad_images, ious, path):
     ) from error
 
 
-def _repair(annotations, fix, bad_images, options, index):
-  """Writes the repaired copy and says what it has otherwise."""
-  from maskrcnn_jax.data import coco, findings
+def _repair(annotations, fix, bad_images, index, has_corner_boxes, options):
+  """Writes the repaired copy and returns what it has otherwise."""
   from maskrcnn_jax.data.repair import repair
 
-  changes = repair(
+  return repair(
       annotations, fix,
       bad_images={index.file_names[r]: why for r, why in bad_images.items()},
-      **options,
+      has_corner_boxes=has_corner_boxes, **options,
   )
+
+
+def _errors_left(
+    fix, bad_images, index, config, options, against, other, keeps_corners
+):
+  """Checks the repaired copy as the file was; returns the codes of errors."""
+  from maskrcnn_jax.data import coco, findings
+
   left = findings.Report(stop=False, keep=KEEP)
-  coco.read_coco(fix, report=left, **options)
-  return {
-      'file': str(fix),
-      'changes': [change._asdict() for change in changes],
-      'left': left.error_codes,
+  copy = coco.read_coco(fix, report=left, **options)
+  _check_objects(copy, fix, config, left)
+  _compare(copy, fix, other, against, left)
+  # What of the files of images is wrong, and could not be left out.
+  names = set(copy.file_names)
+  codes = {
+      findings.split_code(why)[0] for row, why in bad_images.items()
+      if index.file_names[row] in names
   }
+  # Of fewer images they may not stick out any more.
+  if keeps_corners:
+    codes.add('A03')
+  return sorted({*left.error_codes, *codes})
 
 
 def format_report(result: dict) -> str:
@@ -437,6 +510,8 @@ def format_report(result: dict) -> str:
     more = len(found['examples']) - SHOW
     if more > 0:
       lines.append(f'       and {more} more lines in the JSON')
+  if 'fine_tuning' in result:
+    lines.append(result['fine_tuning'])
   if 'canvas' in result:
     lines.append(f'With this recipe: {result["canvas"]}')
   if 'evaluation' in result:
@@ -520,21 +595,29 @@ def read_config(path: str | None, overrides: list[str]):
   """Reads a recipe and changes some of its keys.
 
   Args:
-    path: Of the recipe; None for the default one.
+    path: Of the recipe, or FILE:ARGUMENT as for training; None for the default
+      one.
     overrides: '--config.KEY=VALUE', as for training.
   """
   import importlib.util
+  import inspect
 
   from maskrcnn_jax.config import check_config, default_config
 
   config = default_config()
   if path is not None:
-    if not pathlib.Path(path).is_file():
-      raise InputError(f'{path} is not a file; give a recipe of configs/.')
-    spec = importlib.util.spec_from_file_location('recipe', path)
+    file, colon, argument = path.partition(':')
+    if not pathlib.Path(file).is_file():
+      raise InputError(f'{file} is not a file; give a recipe of configs/.')
+    spec = importlib.util.spec_from_file_location('recipe', file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config()
+    if colon and not inspect.signature(module.get_config).parameters:
+      raise InputError(f'{file} takes no argument; leave :{argument} out.')
+    try:
+      config = module.get_config(*[argument] * bool(colon))
+    except ValueError as error:  # what a recipe says of its argument
+      raise InputError(str(error)) from error
   for override in overrides:
     key, equals, value = override.removeprefix('--config.').partition('=')
     if not override.startswith('--config.') or not equals:
@@ -571,7 +654,9 @@ def _arguments(argv: list[str] | None):
       '--config.data.short_side=640',
   )
   parser.add_argument(
-      '--boxes_only', action='store_true', help='accept objects without masks'
+      '--boxes_only', action='store_true',
+      help='accept objects without masks, as a recipe with\n'
+      '--config.model.output=boxes does',
   )
   parser.add_argument('--fix', help='file to write a repaired copy to')
   parser.add_argument(

@@ -145,6 +145,9 @@ def default_config() -> ml_collections.ConfigDict:
       'pixel_mean': config_dict.placeholder(tuple),
       'pixel_std': config_dict.placeholder(tuple),
       'antialias': config_dict.placeholder(bool),
+      # Of gray images of 16 or 32 bits, the values that become 0 and 255; None:
+      # there are no such images.
+      'pixel_range': config_dict.placeholder(tuple),
       # What training changes at random, images and truth together, on the
       # device. Short sides to choose from instead of short_side, none longer:
       'short_sides': (),
@@ -358,6 +361,16 @@ def records_of(
   return records.Records(source.tfds, source.split, config.data.tfds_dir)
 
 
+def pixel_range_of(
+    config: ml_collections.ConfigDict,
+) -> tuple[float, float] | None:
+  """Returns `data.pixel_range`; a stored recipe has it as a list."""
+  if config.data.pixel_range is None:
+    return None
+  low, high = map(float, config.data.pixel_range)
+  return low, high
+
+
 def has_eval_set(config: ml_collections.ConfigDict) -> bool:
   """Tells whether a recipe names a set to evaluate on."""
   return bool(config.data.eval.tfds or config.data.eval.annotations)
@@ -490,6 +503,14 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
           f'config.{key} is {tuple(value)}; give three numbers, of red, green '
           'and blue in [0, 255].'
       )
+  pixel_range = config.data.pixel_range
+  if pixel_range is not None and not (
+      len(pixel_range) == 2 and -1e10 < pixel_range[0] < pixel_range[1] < 1e10
+  ):
+    raise InputError(
+        f'config.data.pixel_range is {tuple(pixel_range)}; give the values that'
+        ' become black and white, the first the lower.'
+    )
   for key in (
       'rpn.foreground_fraction', 'rpn.foreground_iou', 'rpn.background_iou',
       'rpn.iou_threshold', 'roi.foreground_fraction', 'roi.foreground_iou',

@@ -32,6 +32,8 @@ def draw_sheet(
     index: coco_index.CocoIndex,
     images_dir: pathlib.Path,
     groups: dict[str, list[Example]],
+    *,
+    pixel_range: tuple[float, float] | None = None,
 ) -> Image.Image:
   """Draws groups of examples, each under its title.
 
@@ -39,6 +41,7 @@ def draw_sheet(
     index: Images and objects.
     images_dir: The folder that file names are relative to.
     groups: {title: examples}; all of them can be decoded.
+    pixel_range: See `images.decode_image`.
   """
   font = ImageFont.load_default(14)
   title_font = ImageFont.load_default(20)
@@ -66,7 +69,8 @@ def draw_sheet(
       for i, example in enumerate(found[first : first + _COLUMNS]):
         x = _MARGIN + i * cell_width
         picture = draw_truth(
-            index, images_dir, example.row, side=_SIDE, framed=example.object
+            index, images_dir, example.row, side=_SIDE, framed=example.object,
+            pixel_range=pixel_range,
         )
         sheet.paste(picture, (x, y))
         text = _wrap(draw.printable(example.caption), font, _SIDE)
@@ -83,6 +87,7 @@ def draw_truth(
     *,
     side: int,
     framed: int = -1,
+    pixel_range: tuple[float, float] | None = None,
 ) -> Image.Image:
   """Draws an image, no larger than `side`, with its objects and crowds.
 
@@ -92,10 +97,12 @@ def draw_truth(
     row: Of the index.
     side: Pixels of the longer side.
     framed: Object of the index to draw a second frame around; -1: none.
+    pixel_range: See `images.decode_image`.
   """
   size = int(index.heights[row]), int(index.widths[row])
   pixels = images.decode_image(
-      images_dir / index.file_names[row], expected_size=size
+      images_dir / index.file_names[row], expected_size=size,
+      pixel_range=pixel_range,
   )
   scale = side / max(size)
   height, width = (max(1, round(x * scale)) for x in size)

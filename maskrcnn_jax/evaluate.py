@@ -28,6 +28,7 @@ from maskrcnn_jax.array_types import Batch, Detections, Inputs
 from maskrcnn_jax.average_precision import (
   ApResult,
   check_backend,
+  check_truth,
   evaluate_detections,
   format_table,
 )
@@ -40,6 +41,7 @@ from maskrcnn_jax.config import (
     check_config,
     config_difference,
     geometry_of,
+    pixel_range_of,
     plain,
     stored_config,
 )
@@ -340,8 +342,10 @@ def load_detector(
     check_config(config)
   elif config.train.fine_tune:
     config = fine_tuning.for_use(config, metadata.config)
-  fixed = ('model.', 'geometry', 'anchors.', 'data.pixel_', 'roi.box_side',
-           'roi.mask_side', 'roi.sampling_ratio')
+  # data.pixel_range tells of the images, not of the weights.
+  fixed = ('model.', 'geometry', 'anchors.', 'data.pixel_mean',
+           'data.pixel_std', 'roi.box_side', 'roi.mask_side',
+           'roi.sampling_ratio')
   different = [
       line for line in config_difference(config, plain(stored))
       if line.startswith(fixed)
@@ -444,7 +448,8 @@ def evaluate(
   Args:
     detector: The model.
     images: Folder of the images.
-    annotations: Their COCO JSON. Its class table must be the model's.
+    annotations: Their COCO JSON. Its class table must be the model's. With
+      `skip_eval` it may have images and classes alone.
     workdir: Where to write.
     config: The recipe; says how images are batched.
     skip_eval: Whether to stop before the AP.
@@ -456,8 +461,11 @@ def evaluate(
   """
   check_backend(config.eval.backend)
   output = detector.config.model.output
+  if records is None:
+    coco.check_is_there(annotations, '--config.data.eval.annotations')
   index, folder = image_sets.read_set(
-      annotations, images, records, require_masks=False
+      annotations, images, records, require_masks=False,
+      require_annotations=not skip_eval,
   )
   annotations = records or annotations
   difference = coco.class_table_difference(
@@ -475,11 +483,21 @@ def evaluate(
         f'A23: {annotations} lists no images; nothing to evaluate.'
     )
   image_sets.check_images_exist(index, folder)
+  truth = None
+  if not skip_eval:
+    # All processes look, so that none waits for one that has stopped.
+    truth = image_sets.read_content(annotations)
+    for kind in ('bbox', 'segm')[: 2 if output == 'masks' else 1]:
+      check_truth(truth, kind=kind)
   plan = canvases.plan_canvases(
       index.heights, index.widths, **canvas_arguments(config)
   )
   if cluster.is_main():
     make_writable(workdir / 'inference')
+    # Of other predictions than those that are about to be written.
+    (workdir / 'inference' / 'coco_results.json').unlink(missing_ok=True)
+  else:
+    truth = None
   results = {}
   if output != 'proposals':
     found = _detect_set(detector, index, plan, folder, config)
@@ -492,7 +510,7 @@ def evaluate(
     )
   scores = {}
   if cluster.is_main():
-    scores = _score(results, annotations, workdir, config, detector, skip_eval)
+    scores = _score(results, truth, workdir, config, detector)
   # Process 0's, everywhere. JSON makes tuples lists.
   return {
       kind: RecallResult(**score) if kind == 'proposals' else ApResult(
@@ -504,16 +522,15 @@ def evaluate(
   }
 
 
-def _score(results, annotations, workdir, config, detector, skip_eval):
-  """Writes results and, unless `skip_eval`, computes and prints their AP."""
+def _score(results, truth, workdir, config, detector):
+  """Writes results and, if there is a truth, computes and prints their AP."""
   directory = workdir / 'inference'
   for kind, found in results.items():
     write_json(directory / f'{kind}.json', found)
   logging.info('Predictions are in %s.', directory)
-  if skip_eval:
+  if truth is None:
     return {}
 
-  truth = image_sets.read_content(annotations)
   largest = max(100, config.detections.max_detections)
   scores = {
       kind: evaluate_detections(
@@ -564,7 +581,7 @@ def _detect_set(detector, index, plan, folder, config) -> list[dict]:
   )
   batches = loader.eval_batches(
       index, plan, images_dir=folder, batch_size=batch_size, rows=share,
-      num_threads=config.data.num_threads,
+      num_threads=config.data.num_threads, pixel_range=pixel_range_of(config),
   )
   started = time.monotonic()
   width_offset = geometry_of(detector.config).width_offset

@@ -8,7 +8,7 @@ import operator
 
 import ml_collections
 
-from maskrcnn_jax.config import stored_config
+from maskrcnn_jax.config import default_config, plain, stored_config
 
 # Without these the weights would see something else than they were trained on.
 FROM_CHECKPOINT = (
@@ -55,6 +55,23 @@ def adopt(
           f'{_RATE_FACTOR * rate * config.train.batch_size:.3g}'
       )
   return config
+
+
+def adopt_defaults(
+    config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """Does what `adopt` does where there is no checkpoint to ask.
+
+  What the recipe leaves open becomes the default; all else stays.
+
+  Args:
+    config: A recipe with `train.fine_tune`.
+  """
+  stored = default_config()
+  with stored.ignore_type():
+    for key in FROM_CHECKPOINT:
+      _set(stored, key, operator.attrgetter(key)(config))
+  return adopt(config, plain(stored))
 
 
 def fit(

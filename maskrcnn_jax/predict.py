@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax.array_types import Batch, Outlines
-from maskrcnn_jax.config import geometry_of
+from maskrcnn_jax.config import geometry_of, pixel_range_of
 from maskrcnn_jax.data import canvases
 from maskrcnn_jax.data import images as image_files
 from maskrcnn_jax.draw import draw_detections
@@ -67,14 +67,19 @@ def predict(
   if readable:
     heights, widths = np.array(sizes, np.int32).T
     plan = canvases.plan_canvases(heights, widths, **canvas_arguments(config))
+    pixel_range = pixel_range_of(config)
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
-      waiting = [reader.submit(_read, readable[0], plan, 0)]
+      waiting = [reader.submit(_read, readable[0], plan, 0, pixel_range)]
       for row in progress(
           range(len(readable)), total=len(readable), description='Predicting'
       ):
         reading = waiting.pop()
         if row + 1 < len(readable):
-          waiting.append(reader.submit(_read, readable[row + 1], plan, row + 1))
+          waiting.append(
+              reader.submit(
+                  _read, readable[row + 1], plan, row + 1, pixel_range
+              )
+          )
         try:
           pixels, batch = reading.result()
         except InputError as error:
@@ -134,12 +139,13 @@ def _predict_image(
   return records
 
 
-def _read(file, plan, row):
+def _read(file, plan, row, pixel_range):
   """Decodes a picture whole, and as a batch of one for the network."""
-  pixels = image_files.decode_image(file)
+  pixels = image_files.decode_image(file, pixel_range=pixel_range)
   reduce = int(plan.reduce[row])
   small = (
-      image_files.decode_image(file, reduce=reduce) if reduce > 1 else pixels
+      image_files.decode_image(file, reduce=reduce, pixel_range=pixel_range)
+      if reduce > 1 else pixels
   )
   canvas = plan.canvases[plan.canvas_of_image[row]]
   padded = np.zeros((1, *canvas.source, 3), np.uint8)

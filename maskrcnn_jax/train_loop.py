@@ -16,6 +16,7 @@ from maskrcnn_jax import checkpoint, cluster, watchdog
 from maskrcnn_jax.array_types import Batch
 from maskrcnn_jax.average_precision import ApResult
 from maskrcnn_jax.average_recall import RecallResult
+from maskrcnn_jax.config import pixel_range_of
 from maskrcnn_jax.data import (
     canvases,
     coco_index,
@@ -239,6 +240,7 @@ def _load_batches(run: Run, first_step: int) -> Iterator[Batch]:
         batch_size=run.config.train.batch_size,
         process_index=jax.process_index(), process_count=jax.process_count(),
         num_workers=num_workers, num_threads=run.config.data.num_threads,
+        pixel_range=pixel_range_of(run.config),
         scratch_dir=run.workdir,
     )
     try:

@@ -113,9 +113,14 @@ def read_training_set(
         '--config.data.train.tfds=NAME and --config.data.tfds_dir=DIR.'
     )
   logging.info('Training set: %s', found or source.annotations)
+  if found is None:
+    coco.check_is_there(
+        source.annotations, '--config.data.train.annotations'
+    )
   report = findings.Report(stop=True)
   index, folder = image_sets.read_set(
       source.annotations, source.images, found,
+      require_masks=config.model.output == 'masks',
       width_offset=geometry_of(config).width_offset, report=report,
   )
   for line in report.warnings():
@@ -142,6 +147,8 @@ def check_eval_set(
     return
   images = pathlib.Path(config.data.eval.images)
   source = records_of(config, 'eval') or config.data.eval.annotations
+  if not isinstance(source, records.Records):
+    coco.check_is_there(source, '--config.data.eval.annotations')
   content = image_sets.read_content(source)
   truth = coco.index_coco(
       # The list is emptied; its objects are looked at once more.

@@ -70,6 +70,22 @@ def tiny_run(tmp_path_factory, tiny_data, compilation_cache):
 
 
 @pytest.fixture
+def pixel_ranges(monkeypatch):
+  """Gives a list that gets the pixel_range of each image that is decoded."""
+  from maskrcnn_jax.data import images
+
+  ranges = []
+  decode_image = images.decode_image
+
+  def record(path, **options):
+    ranges.append(options.get('pixel_range'))
+    return decode_image(path, **options)
+
+  monkeypatch.setattr(images, 'decode_image', record)
+  return ranges
+
+
+@pytest.fixture
 def run(monkeypatch, capsys):
   """Runs the program in this process: (exit status, stdout, stderr)."""
   from absl import flags

@@ -15,6 +15,7 @@ from maskrcnn_jax import benchmark
 from maskrcnn_jax.errors import InputError
 
 RECIPE = str(pathlib.Path(tiny.__file__))
+FINE_TUNING = pathlib.Path(__file__).parents[1] / 'configs' / 'finetune.py'
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
@@ -110,6 +111,32 @@ def loader_arguments(data, *more):
       f'--annotations={data / "instances_train.json"}', '--batch_size=2',
       '--steps=2', *more,
   )
+
+
+@pytest.mark.parametrize('mode', ['train', 'inference'])
+def test_benchmark_completes_the_recipe_of_a_fine_tuning(
+    mode, monkeypatch, capsys
+):
+  completed = []
+
+  def stop(config, **_):
+    completed.append(config)
+    raise InputError('That is all.')
+
+  monkeypatch.setattr('maskrcnn_jax.benchmark.make_model', stop)
+  with pytest.raises(SystemExit):
+    run(monkeypatch, f'--mode={mode}', f'--config={FINE_TUNING}')
+  assert capsys.readouterr().err == 'error: That is all.\n'
+  # Slots for the 8 objects of a made-up image.
+  assert completed[0].data.max_objects == 8
+  assert completed[0].rpn.num_samples == 256
+
+
+def test_benchmark_times_the_loader_of_a_fine_tuning(
+    tiny_data, monkeypatch, capsys
+):
+  run(monkeypatch, *loader_arguments(tiny_data, f'--config={FINE_TUNING}'))
+  assert json.loads(capsys.readouterr().out.splitlines()[-1])['num_images'] == 8
 
 
 def test_benchmark_times_the_loader(tiny_data, monkeypatch, capsys):

@@ -301,6 +301,18 @@ def test_read_coco_reads_the_lists_in_any_order(read, key):
     assert isinstance(a, np.ndarray) or a == b
 
 
+def test_read_coco_reads_images_and_classes_alone_where_it_may(read):
+  content = example()
+  whole = read(content)
+  del content['annotations']
+  with pytest.raises(errors.InputError, match='A25: .*--skip_eval'):
+    read(content)
+  index = read(content, require_annotations=False)
+  assert index.file_names == whole.file_names
+  assert index.categories == whole.categories
+  assert len(index.classes) == 0
+
+
 def test_index_coco_gives_what_read_coco_gives(read):
   report = findings.Report(stop=False)
   for a, b in zip(
@@ -319,9 +331,17 @@ def test_index_coco_gives_what_read_coco_gives(read):
         ([{'image_id': 1, 'score': 0.5}], 'detection results'),
         ([], 'it is a list'),
         (3, 'holds a int'),
-        ({'_via_settings': {}}, 'VIA export'),
+        (
+            {'_via_settings': {}},
+            r'VIA export: python scripts/convert_to_coco.py via --images=DIR'
+            r' --annotations=\S*\.json --out=COCO.json',
+        ),
         ({'a.jpg12': {'filename': 'a.jpg', 'regions': []}}, 'VIA export'),
-        ({'shapes': [], 'imagePath': 'a.jpg'}, 'LabelMe'),
+        (
+            {'shapes': [], 'imagePath': 'a.jpg'},
+            r'LabelMe file: python scripts/convert_to_coco.py labelme'
+            r' --images=DIR --annotations=\S*[^n] --out=COCO.json',
+        ),
         (example() | {ANNS: [{'segments_info': []}]}, 'panoptic'),
         (example() | {ANNS: [{'caption': 'A dog.'}]}, 'captions'),
     ],
@@ -352,6 +372,37 @@ def test_read_coco_names_a_file_that_is_not_there(tmp_path):
     coco.read_coco(tmp_path / 'none.json')
   with pytest.raises(errors.InputError, match='Cannot read .*directory'):
     coco.read_coco(str(tmp_path))
+
+
+def test_check_is_there_says_where_a_missing_file_is_named(tmp_path):
+  (tmp_path / 'A.json').write_text('{}')
+  coco.check_is_there(tmp_path / 'A.json', '--annotations')
+  with pytest.raises(
+      errors.InputError, match=r'A25: .*b\.json; --annotations says where'
+  ) as caught:
+    coco.check_is_there(tmp_path / 'b.json', '--annotations')
+  assert 'download' not in str(caught.value)
+  with pytest.raises(errors.InputError, match=r'a\.json \(there is A\.json'):
+    coco.check_is_there(tmp_path / 'a.json', '--annotations')
+
+
+@pytest.mark.parametrize(
+    ('path', 'command'),
+    [
+        ('data/coco/annotations/instances_val2017.json', 'data/coco'),
+        ('data/coco/annotations/instances_val2014.json', 'data/coco 2014'),
+        ('/disk/data/coco/train2014', '/disk/data/coco 2014'),
+    ],
+)
+def test_download_hint_names_the_command_for_coco(path, command):
+  assert coco.download_hint(path) == (
+      f'; bash scripts/download_dataset.sh {command} downloads COCO'
+  )
+
+
+@pytest.mark.parametrize('path', ['coco/data/a.json', 'data/mine/a.json', ''])
+def test_download_hint_is_for_coco_alone(path):
+  assert coco.download_hint(path) == ''
 
 
 def test_read_coco_sees_boxes_given_by_their_corners(read):

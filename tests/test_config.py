@@ -97,6 +97,8 @@ def test_a_value_of_another_type_is_refused(section, name, value):
         ('optimizer.warmup', 'slow', r"warmup is 'slow'; .*'mlperf_linear'"),
         ('optimizer.schedule', 'step', r"schedule is 'step'; .*'cosine'"),
         ('roi.num_samples', -4, r'roi.num_samples is -4'),
+        ('data.pixel_range', (0,), r'pixel_range is .0,.; give the values'),
+        ('data.pixel_range', (9, 9), r'pixel_range is .9, 9.; give the val'),
         ('data.padded_sizes', ((800, 1333),), r'\(800, 1333\); .*multiples'),
         ('data.padded_sizes', ((0, 32),), r'\(0, 32\)'),
         ('data.padded_sizes', ((32,),), r'\(32,\)'),

@@ -261,6 +261,88 @@ def test_skip_eval_writes_predictions_alone(detector, tmp_path, capsys):
   assert capsys.readouterr().out == ''
 
 
+def test_evaluate_decodes_with_the_pixel_range(
+    tiny_run, tmp_path, pixel_ranges, monkeypatch
+):
+  # Of a checkpoint that was trained without.
+  detector = load_detector(
+      tiny_run[0], None, {'data.pixel_range': (0, 4095)}
+  )
+  monkeypatch.setattr(
+      'maskrcnn_jax.evaluate.detect_batches',
+      lambda detector, batches, *_: [None for _ in batches][:0],
+  )
+  evaluate_tiny(detector, tmp_path, skip_eval=True)
+  assert pixel_ranges == [(0, 4095)] * tiny.NUM_VAL
+
+
+def test_skip_eval_needs_no_annotations(detector, tiny_data, tmp_path):
+  content = read_json(tiny_data / 'instances_val.json')
+  del content['annotations']
+  path = tmp_path / 'images_alone.json'
+  path.write_text(json.dumps(content))
+  options = dict(
+      images=str(tiny_data / 'images'), annotations=str(path),
+      config=detector.config,
+  )
+  with pytest.raises(InputError, match='A25: .*annotations'):
+    evaluate(detector, workdir=tmp_path / 'a', **options)
+  evaluate(detector, workdir=tmp_path / 'b', skip_eval=True, **options)
+  evaluate_tiny(detector, tmp_path / 'c', skip_eval=True)
+  for name in ('bbox.json', 'segm.json'):
+    assert read_json(tmp_path / 'b' / 'inference' / name) == read_json(
+        tmp_path / 'c' / 'inference' / name
+    )
+
+
+def test_skip_eval_leaves_no_score_of_older_predictions(detector, tmp_path):
+  (tmp_path / 'inference').mkdir()
+  score = tmp_path / 'inference' / 'coco_results.json'
+  score.write_text('{}')
+  evaluate_tiny(detector, tmp_path, skip_eval=True)
+  assert not score.exists()
+
+
+def test_evaluate_that_breaks_off_leaves_no_older_score(
+    detector, tmp_path, monkeypatch
+):
+  (tmp_path / 'inference').mkdir()
+  score = tmp_path / 'inference' / 'coco_results.json'
+  score.write_text('{}')
+
+  def break_off(*_, **__):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr('maskrcnn_jax.evaluate.detect_batches', break_off)
+  with pytest.raises(KeyboardInterrupt):
+    evaluate_tiny(detector, tmp_path)
+  assert not score.exists()
+
+
+@pytest.mark.parametrize(
+    ('segmentation', 'code'), [([], 'A06'), ([[1, 2, 3, 4]], 'A05')]
+)
+def test_evaluate_looks_at_the_truth_before_it_detects(
+    detector, tiny_data, tmp_path, monkeypatch, segmentation, code
+):
+  content = read_json(tiny_data / 'instances_val.json')
+  content['annotations'] *= 10  # one of so many is no error to train with
+  content['annotations'][0]['segmentation'] = segmentation
+  path = tmp_path / 'bad.json'
+  path.write_text(json.dumps(content))
+
+  def detect(*_, **__):
+    raise AssertionError('It detects.')
+
+  monkeypatch.setattr('maskrcnn_jax.evaluate.detect_batches', detect)
+  with pytest.raises(InputError, match=f'{code}: .*--fix=OUT.json'):
+    evaluate(
+        detector, images=str(tiny_data / 'images'), annotations=str(path),
+        workdir=tmp_path, config=detector.config,
+    )
+  assert not (tmp_path / 'inference').exists()
+
+
 def test_evaluate_on_other_classes_is_refused(detector, tiny_data, tmp_path):
   content = read_json(tiny_data / 'instances_val.json')
   content['categories'][1]['name'] = 'dog'

@@ -53,6 +53,19 @@ def test_fit_takes_the_steps_from_the_number_of_images(num_images, num_steps):
   assert not config.train.fine_tune
 
 
+def test_adopt_defaults_fills_what_is_open_and_keeps_the_rest():
+  given = recipe()
+  given.model.output = 'boxes'
+  given.data.short_side = 320
+  config = fine_tuning.adopt_defaults(given)
+  assert config.model.output == 'boxes'
+  assert config.data.short_side == 320
+  assert config.data.long_side == default_config().data.long_side
+  assert len(config.anchors.sizes) == 5
+  config, _ = fine_tuning.fit(config, num_images=10, most_objects=3)
+  check_config(config)
+
+
 def test_fit_keeps_what_is_given():
   given = recipe()
   given.train.num_steps = 30

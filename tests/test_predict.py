@@ -70,6 +70,30 @@ def assert_drawn_on(tmp_path, overlay, width, height):
   assert drawn == (times * width, times * height)
 
 
+def test_predict_reads_gray_of_16_bits(detector, tmp_path):
+  values = np.zeros((64, 64), np.uint16)
+  values[10:40, 20:50] = 4000
+  Image.fromarray(values).save(tmp_path / 'a.png')
+  options = dict(pattern=str(tmp_path / 'a.png'), workdir=tmp_path / 'run')
+  config = detector.config.copy_and_resolve_references()
+  assert predict(detector, config=config, **options) == 1
+  config.data.pixel_range = (0, 4000)
+  assert predict(detector, config=config, **options) == 0
+  # 8 bits of the same picture give the same.
+  gray = np.where(values > 0, 255, 0).astype(np.uint8)
+  Image.fromarray(gray).save(tmp_path / 'b.png')
+  path = tmp_path / 'run' / 'predictions' / 'predictions.json'
+  found = json.loads(path.read_text(encoding='utf-8'))
+  predict(
+      detector, config=config,
+      **options | {'pattern': str(tmp_path / 'b.png')},
+  )
+  of_8_bits = json.loads(path.read_text(encoding='utf-8'))
+  assert [f | {'file_name': ''} for f in found] == [
+      f | {'file_name': ''} for f in of_8_bits
+  ]
+
+
 def test_predict_writes_coco_results_with_names(
     run, detector, pictures, tiny_data
 ):

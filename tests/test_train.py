@@ -136,6 +136,14 @@ def test_profile_steps_writes_a_trace(config, tmp_path, idle_step):
   assert 'Traced steps 1 to 2: ' in (tmp_path / 'log.txt').read_text()
 
 
+@pytest.mark.usefixtures('idle_step')
+def test_train_decodes_with_the_pixel_range(config, tmp_path, pixel_ranges):
+  config.data.pixel_range = (0, 4095)
+  tiny.run_training(config, tmp_path)
+  assert len(pixel_ranges) >= 8  # 4 steps of 2 images
+  assert set(pixel_ranges) == {(0, 4095)}
+
+
 def test_profile_steps_beyond_the_run_are_left_out(
     config, tmp_path, idle_step
 ):

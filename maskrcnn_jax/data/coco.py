@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 import functools
 import os
 import pathlib
+import shlex
 from typing import Any
 
 from maskrcnn_jax import errors
@@ -11,6 +12,7 @@ from maskrcnn_jax.data import findings, json_stream
 from maskrcnn_jax.data.coco_index import Category, CocoIndex, same_image
 from maskrcnn_jax.data.coco_objects import ObjectColumns
 from maskrcnn_jax.data.coco_tables import ImageTable, read_categories
+from maskrcnn_jax.data.images import case_hint
 
 _LISTS = 'images', 'annotations', 'categories'
 
@@ -21,6 +23,7 @@ def read_coco(
     path: str | pathlib.Path,
     *,
     require_masks: bool = True,
+    require_annotations: bool = True,
     width_offset: float = 0.0,
     report: findings.Report | None = None,
 ) -> CocoIndex:
@@ -30,6 +33,8 @@ def read_coco(
     path: The JSON file.
     require_masks: Leave out the objects that have no segmentation. Crowd
       regions, which nobody trains on, may lack it.
+    require_annotations: Refuse a file without the list of annotations, as
+      those of images to be detected in have none.
     width_offset: What a box is wider than x2 - x1; 1 where (x2, y2) is the
       last pixel inside. A box whose corners then fall together has no area.
     report: Gets what is wrong with the file, and what a person should know.
@@ -47,7 +52,8 @@ def read_coco(
   path = pathlib.Path(path)
   return _index(
       functools.partial(json_stream.walk, path), str(path),
-      report or findings.Report(stop=True), require_masks, width_offset,
+      report or findings.Report(stop=True), require_masks,
+      require_annotations, width_offset,
   )
 
 
@@ -56,6 +62,7 @@ def index_coco(
     name: str,
     *,
     require_masks: bool = True,
+    require_annotations: bool = True,
     width_offset: float = 0.0,
     report: findings.Report | None = None,
 ) -> CocoIndex:
@@ -65,12 +72,14 @@ def index_coco(
     content: The JSON; its annotations are taken out to save memory.
     name: What to call it in errors.
     require_masks: See `read_coco`.
+    require_annotations: See `read_coco`.
     width_offset: See `read_coco`.
     report: See `read_coco`.
   """
   return _index(
       functools.partial(_walk_loaded, content), name,
-      report or findings.Report(stop=True), require_masks, width_offset,
+      report or findings.Report(stop=True), require_masks,
+      require_annotations, width_offset,
   )
 
 
@@ -116,10 +125,38 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         clues.note(key, 0, value[0])
     else:
       clues.note(key, json_stream.OTHER, value)
-  problem = clues.why_not_coco()
+  problem = clues.why_not_coco(str(path))
   if problem:
     raise errors.InputError(f'{path}: A25: {problem}')
   return content
+
+
+def check_is_there(path: str | pathlib.Path, option: str) -> None:
+  """Checks that there is such an annotation file.
+
+  Args:
+    path: Of the JSON.
+    option: Of the command line, that gives the path.
+
+  Raises:
+    InputError: If there is nothing.
+  """
+  if not os.path.exists(path):
+    raise errors.InputError(
+        f'A25: there is no file of annotations {path}{case_hint(path)};'
+        f' {option} says where it is{download_hint(path)}.'
+    )
+
+
+def download_hint(path: str | pathlib.Path) -> str:
+  """Says how COCO is downloaded, of a path where the recipes expect it."""
+  parts = pathlib.Path(path).parts
+  for i in range(len(parts) - 1):
+    if parts[i : i + 2] == ('data', 'coco'):
+      folder = pathlib.Path(*parts[: i + 2])
+      year = ' 2014' if '2014' in parts[-1] else ''
+      return f'; bash scripts/download_dataset.sh {folder}{year} downloads COCO'
+  return ''
 
 
 def is_outside(name: str) -> bool:
@@ -140,7 +177,8 @@ def shared_images(index: CocoIndex, other: CocoIndex) -> list[str]:
 class _Clues:
   """What to tell a COCO file from others by."""
 
-  def __init__(self):
+  def __init__(self, needed: tuple[str, ...] = _LISTS):
+    self._needed = needed
     self._firsts: dict[str | None, Any] = {}  # lists, and their first element
     self._others: dict[str | None, Any] = {}  # what else there is
     self._is_via = False
@@ -161,12 +199,18 @@ class _Clues:
     """Tells whether a list of that name has begun."""
     return key in self._firsts
 
-  def why_not_coco(self) -> str:
-    """Says what keeps a JSON document from being COCO; '' if nothing does."""
-    problem = _other_task(self._firsts.get('annotations')) or self._problem()
+  def why_not_coco(self, name: str) -> str:
+    """Says what keeps a JSON document from being COCO; '' if nothing does.
+
+    Args:
+      name: Of the file.
+    """
+    problem = _other_task(self._firsts.get('annotations')) or self._problem(
+        name
+    )
     return problem and f'this is not a COCO instances file: {problem}.'
 
-  def _problem(self) -> str:
+  def _problem(self, name: str) -> str:
     if None in self._firsts:
       first = self._firsts[None]
       if isinstance(first, dict) and 'score' in first:
@@ -177,17 +221,31 @@ class _Clues:
       return 'it is a list, not an object with images and annotations'
     if None in self._others:
       return f'it holds a {self._others[None]}, not an object'
-    missing = [f"'{key}'" for key in _LISTS if key not in self._firsts]
+    missing = [f"'{key}'" for key in self._needed if key not in self._firsts]
     if missing:
       problem = f'no list {" or ".join(missing)} in it'
       if self._is_via:
-        problem += '; it looks like a VIA export: export it from VIA as COCO'
+        problem += _convert_hint('a VIA export', 'via', name)
       elif 'shapes' in self._firsts and 'imagePath' in self._others:
+        problem += _convert_hint(
+            'a LabelMe file', 'labelme', pathlib.Path(name).parent
+        )
+      elif missing == ["'annotations'"]:
         problem += (
-            '; it looks like a LabelMe file: convert it, e.g. labelme2coco'
+            '; images without a truth can only be detected in, by --mode=eval'
+            ' --skip_eval'
         )
       return problem
     return ''
+
+
+def _convert_hint(what: str, kind: str, path: str | pathlib.Path) -> str:
+  """Names the command that makes COCO of annotations of another kind."""
+  return (
+      f'; it looks like {what}: python scripts/convert_to_coco.py {kind}'
+      f' --images=DIR --annotations={shlex.quote(str(path))} --out=COCO.json'
+      ' converts it'
+  )
 
 
 def _other_task(annotation: Any) -> str:
@@ -219,10 +277,14 @@ def _index(
     name: str,
     report: findings.Report,
     require_masks: bool,
+    require_annotations: bool,
     width_offset: float,
 ) -> CocoIndex:
   """Makes the index of what `walk` yields."""
-  clues = _Clues()
+  clues = _Clues(
+      _LISTS if require_annotations
+      else tuple(key for key in _LISTS if key != 'annotations')
+  )
   images = ImageTable(name, report)
   categories = []
   objects = ObjectColumns(
@@ -244,7 +306,7 @@ def _index(
       postponed |= not clues.has_list('images')
       if not postponed:
         objects.add(position, entry)
-  problem = clues.why_not_coco()
+  problem = clues.why_not_coco(name)
   if problem:
     raise errors.InputError(f'{name}: A25: {problem}')
   table = read_categories(categories, name, report)

@@ -32,7 +32,8 @@ MAX_OBJECT_VERTICES = 1 << 15
 # A box may stick out by as much as rounding explains.
 _ROUNDING = 1.0
 
-# Pixels squared; no image has as many.
+# Pixels, and pixels squared; no image has as many.
+_MAX_SIDE = 1e9
 _MAX_AREA = 1e18
 
 # Share of boxes that stick out from which on they are taken for corners.
@@ -228,11 +229,15 @@ class ObjectColumns:
     total = self._num_entries
     for code, count in self._shares.items():
       if count > findings.MAX_SHARE * total:
+        advice = '' if code != 'A06' else (
+            ' A model of boxes alone (config.model.output=boxes) needs no'
+            ' masks.'
+        )
         report.error(
             code, name, '',
             f'{count} of {total} objects: {findings.MEANINGS[code]}. So many'
             ' are no accident; python -m maskrcnn_jax.check_data lists them,'
-            ' and with --fix=OUT.json leaves them out.', count=0,
+            f' and with --fix=OUT.json leaves them out.{advice}', count=0,
         )
     # Boxes (x, y, width, height) of objects right of the middle cannot be read
     # as corners, so that all can be is no chance.
@@ -241,7 +246,8 @@ class ObjectColumns:
           'A03', name, '',
           f'{self._beyond} of {total} boxes stick out of their images, and all'
           ' fit when read as (x1, y1, x2, y2); COCO boxes are (x, y, width,'
-          ' height).', count=self._beyond,
+          ' height). python -m maskrcnn_jax.check_data --fix=OUT.json turns'
+          ' them.', count=self._beyond,
       )
     classes = self._find_classes(categories)
     self._check_ids()
@@ -533,6 +539,34 @@ def is_strange_area(area: Any) -> bool:
   return bool(area) and not (type(area) in _NUMBERS and 0 < area < _MAX_AREA)
 
 
+def has_box(entry: Any) -> bool:
+  """Tells whether an entry of the JSON's list has a box of four numbers."""
+  box = entry.get('bbox') if isinstance(entry, dict) else None
+  return isinstance(box, list) and len(box) == 4 and all(
+      type(side) in _NUMBERS and -_MAX_SIDE < side < _MAX_SIDE for side in box
+  )
+
+
+def can_be_corners(entry: Any, images: ImageTable) -> bool:
+  """Tells whether a box may be (x1, y1, x2, y2), inside of its image.
+
+  Args:
+    entry: Of the JSON's list. One that has no box, or is of no image that can
+      be used, has nothing against it.
+    images: Of the file.
+  """
+  if not has_box(entry) or type(entry.get('image_id')) not in _SCALARS:
+    return True
+  row = images.rows.get(entry['image_id'], -1)
+  if row < 0:
+    return True
+  x1, y1, x2, y2 = entry['bbox']
+  return (
+      -_ROUNDING <= x1 < x2 <= images.widths[row] + _ROUNDING
+      and -_ROUNDING <= y1 < y2 <= images.heights[row] + _ROUNDING
+  )
+
+
 def _annotation(id_: Any, position: int) -> str:
   """Names an annotation."""
   if id_ is None:
@@ -563,7 +597,7 @@ def _read_box(entry: dict) -> tuple[float, float, float, float]:
         f'A04: bbox is {_short(box)}; there must be [x, y, width, height].'
     )
   for side in box:
-    if type(side) not in _NUMBERS or not -1e9 < side < 1e9:
+    if type(side) not in _NUMBERS or not -_MAX_SIDE < side < _MAX_SIDE:
       raise errors.InputError(
           f'A04: bbox is {_short(box)}; it must hold finite numbers, in pixels.'
       )

@@ -139,6 +139,7 @@ class ImageTable:
     if height * width > MAX_PIXELS:
       raise errors.InputError(
           f'I12: {name} has {height}x{width} pixels, more than the {MAX_PIXELS}'
-          ' that can be decoded; cut or shrink it.'
+          ' that can be decoded; cut or shrink it, and its annotations alike.'
+          ' python -m maskrcnn_jax.check_data --fix=OUT.json leaves it out.'
       )
     return name, height, width

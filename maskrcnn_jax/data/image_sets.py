@@ -87,7 +87,9 @@ def check_images_exist(
   images_dir = os.fspath(images_dir)
   if not os.path.isdir(images_dir):
     report.error(
-        'I01', '', '', f'there is no folder of images {images_dir}.'
+        'I01', '', '',
+        f'there is no folder of images {images_dir}'
+        f'{coco.download_hint(images_dir)}.',
     )
     return list(range(len(index.file_names)))
   outside, missing = [], []

@@ -56,6 +56,11 @@ _TO_RGB = frozenset(
     ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
 )
 
+_OR_LEAVE_OUT = (
+    'Of a set, python -m maskrcnn_jax.check_data --fix=OUT.json leaves such'
+    ' images out.'
+)
+
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -73,6 +78,7 @@ def decode_image(
     expected_size: tuple[int, int] | None = None,
     reduce: int = 1,
     content: bytes | None = None,
+    pixel_range: tuple[float, float] | None = None,
 ) -> UInt8[np.ndarray, 'h w 3']:
   """Decodes an image file.
 
@@ -88,6 +94,9 @@ def decode_image(
     reduce: Averages blocks of so many pixels squared; blocks at the right and
       bottom may be partial, so sides become ceil(side / reduce).
     content: Of the file, if it is not on disk; `path` is then its name only.
+    pixel_range: Of gray of 16 or 32 bits, the values that become 0 and 255;
+      those between are mapped linearly, those beyond clipped. None: such images
+      are refused. Images of 8 bits are not touched.
 
   Raises:
     InputError: If the file is no such image, or not of that size.
@@ -110,17 +119,24 @@ def decode_image(
             )
             + f', but the annotations say {_shown(expected_size)}.'
         )
-      if image.mode.startswith(('I', 'F')):
-        code, kind = ('I10', 'floating-point') if image.mode == 'F' else (
-            'I09', '16- or 32-bit'
-        )
+      if image.mode == 'F':
         raise errors.InputError(
-            f'{code}: {path} has {kind} pixels, whose range is anybody\'s'
+            f'I10: {path} has floating-point pixels, whose range is anybody\'s'
             ' guess; convert it to 8 bits a channel.'
+        )
+      if image.mode.startswith('I'):
+        image = _in_8_bits(path, np.asarray(image), pixel_range)
+      elif pixel_range not in (None, (0, 65_535)) and _had_16_bits(image):
+        raise errors.InputError(
+            f'I09: {path} has colours of 16 bits, of which the upper 8 are read'
+            f' whatever config.data.pixel_range is ({pixel_range}); convert it'
+            ' to 8 bits a channel.'
         )
       if image.mode not in _TO_RGB:
         raise errors.InputError(
-            f'I11: {path} has the pixel format {image.mode}; convert it to RGB.'
+            f'I11: {path} has the pixel format {image.mode}; convert it to RGB,'
+            f' for example with ImageMagick: magick FILE -colorspace sRGB'
+            f' NEW.png. {_OR_LEAVE_OUT}'
         )
       # Pillow warns when it drops the alpha of a palette in one go.
       if image.mode == 'P' and 'transparency' in image.info:
@@ -136,6 +152,29 @@ def decode_image(
   if reduce > 1:
     rgb = rgb.reduce(reduce)
   return np.array(rgb)
+
+
+def _in_8_bits(
+    path: Path, values: np.ndarray, pixel_range: tuple[float, float] | None
+) -> Image.Image:
+  """Maps gray of more bits to 0..255."""
+  if pixel_range is None:
+    least, most = int(values.min()), int(values.max())
+    example = f'({least},{most})' if least < most else '(0,65535)'
+    raise errors.InputError(
+        f'I09: {path} has pixels of 16 or 32 bits, here from {least} to {most};'
+        ' say which values are black and white in all images, for example'
+        f" --config.data.pixel_range='{example}', or convert it to 8 bits a"
+        ' channel.'
+    )
+  low, high = pixel_range
+  share = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
+  return Image.fromarray(np.rint(255 * share).astype(np.uint8))
+
+
+def _had_16_bits(image: Image.Image) -> bool:
+  """Tells whether Pillow drops the lower 8 bits of what it decodes."""
+  return any(';16' in str(tile.args) for tile in getattr(image, 'tile', ()))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -163,19 +202,24 @@ class ImageFacts(NamedTuple):
 
 
 def look_at_image(
-    path: Path, expected_size: tuple[int, int] | None = None
+    path: Path,
+    expected_size: tuple[int, int] | None = None,
+    pixel_range: tuple[float, float] | None = None,
 ) -> ImageFacts:
   """Decodes an image file to find out whether it can be used.
 
   Args:
     path: The file.
     expected_size: See `decode_image`.
+    pixel_range: See `decode_image`.
   """
   with warnings.catch_warnings():
     # Of damage, which raises or does no harm.
     warnings.simplefilter('ignore')
     try:
-      height, width, _ = decode_image(path, expected_size=expected_size).shape
+      height, width, _ = decode_image(
+          path, expected_size=expected_size, pixel_range=pixel_range
+      ).shape
       notes = _notes(path, height, width)
       with open(path, 'rb') as file:
         digest = hashlib.file_digest(file, 'blake2b').digest()
@@ -184,7 +228,9 @@ def look_at_image(
       return ImageFacts(str(error), (), b'', 0.0)
     except MemoryError:
       return ImageFacts(
-          f'I12: {path} is too large for the memory there is.', (), b'', 0.0
+          f'I12: {path} is too large for the memory there is. Give'
+          ' --workers=1, or cut it into tiles or shrink it, and its annotations'
+          f' alike. {_OR_LEAVE_OUT}', (), b'', 0.0
       )
 
 
@@ -220,7 +266,8 @@ def _looks_like(path: Path, content: bytes | None = None) -> str:
   if head.startswith((b'ii*\0', b'mm\0*')):
     return (
         f'I11: {path} is a TIFF of an unusual kind, for example of more than 4'
-        ' channels; convert it to RGB.'
+        ' channels; write three of them, or one, as RGB or gray of 8 bits.'
+        f' {_OR_LEAVE_OUT}'
     )
   what = 'no image of a known kind'
   if not head:
@@ -318,7 +365,7 @@ def _unreadable(
       return errors.InputError(
           f'I12: {path} is too large: {reason.split(",")[0]}; at most'
           f' {2 * Image.MAX_IMAGE_PIXELS} pixels are decoded. Cut it into tiles'
-          ' or shrink it.'
+          f' or shrink it, and its annotations alike. {_OR_LEAVE_OUT}'
       )
     case Image.UnidentifiedImageError():
       return errors.InputError(_looks_like(path, content))

@@ -36,6 +36,7 @@ def load_row(
     *,
     with_truth: bool = True,
     upright: bool = False,
+    pixel_range: tuple[float, float] | None = None,
 ) -> array_types.Batch:
   """Decodes an image of the index into a batch of one.
 
@@ -49,6 +50,7 @@ def load_row(
     with_truth: Fill in the objects; else all their slots are padding.
     upright: The sizes in the index are those after the EXIF orientation, as
       `images.image_size` gives them, and not those of annotations.
+    pixel_range: See `images.decode_image`.
 
   Raises:
     InputError: If the file is not the image that the index speaks of.
@@ -66,6 +68,7 @@ def load_row(
         expected_size=None if upright else size,
         reduce=reduce,
         content=content,
+        pixel_range=pixel_range,
     )
     source_size = tuple(-(-side // reduce) for side in size)
     if image.shape[:2] != source_size:
@@ -101,6 +104,7 @@ def train_batches(
     process_count: int = 1,
     num_workers: int = 0,
     num_threads: int = 2,
+    pixel_range: tuple[float, float] | None = None,
     scratch_dir: str | pathlib.Path | None = None,
 ) -> Iterator[tuple[array_types.Batch, Int[np.ndarray, 'b']]]:
   """Loads the batches of `num_steps` steps from `start_step` on.
@@ -120,6 +124,7 @@ def train_batches(
     num_workers: Processes that load; 0 loads in threads of this one. Workers
       are spawned, so the main module must be guarded by `__name__`.
     num_threads: Batches loaded at a time, in each worker.
+    pixel_range: See `images.decode_image`.
     scratch_dir: Where workers find the index while they load; None: where
       temporary files go. As large as the index in memory.
 
@@ -134,6 +139,7 @@ def train_batches(
       plan=plan,
       images_dir=images_dir,
       limits=limits,
+      pixel_range=pixel_range,
       rows=rows,
       order=train_order.make_order(
           plan.canvas_of_image[rows], seed=seed, batch_size=batch_size
@@ -183,6 +189,7 @@ def eval_batches(
     batch_size: int,
     rows: Int[np.ndarray, 'm'] | None = None,
     num_threads: int = 2,
+    pixel_range: tuple[float, float] | None = None,
     upright: bool = False,
 ) -> Iterator[tuple[array_types.Batch, Int[np.ndarray, 'b']]]:
   """Loads every image once, without its objects, canvas after canvas.
@@ -194,6 +201,7 @@ def eval_batches(
     batch_size: Of this process.
     rows: Of the images to load; None: all.
     num_threads: Batches loaded at a time.
+    pixel_range: See `images.decode_image`.
     upright: See `load_row`.
 
   Yields:
@@ -219,6 +227,7 @@ def eval_batches(
       index=index,
       plan=plan,
       images_dir=images_dir,
+      pixel_range=pixel_range,
       upright=upright,
   )
   return prefetch.load_ahead(load, len(steps), num_threads=num_threads)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import json
 import math
 import pathlib
+import sys
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
@@ -43,6 +44,7 @@ def repair(
     bad_images: dict[str, str],
     require_masks: bool,
     width_offset: float = 0.0,
+    has_corner_boxes: bool = False,
 ) -> list[Change]:
   """Writes a copy of a COCO file without what can be repaired.
 
@@ -52,6 +54,9 @@ def repair(
     bad_images: {file_name: why it cannot be used, code first}.
     require_masks: See `coco.read_coco`.
     width_offset: See `coco.read_coco`.
+    has_corner_boxes: Whether the boxes look like (x1, y1, x2, y2). If every
+      one can be that, all become (x, y, width, height); if not, none is
+      changed.
 
   Returns:
     Every change, in the order of the file.
@@ -67,7 +72,9 @@ def repair(
   try:
     destination.parent.mkdir(parents=True, exist_ok=True)
     with open(partial, 'w', encoding='utf-8') as file:
-      changes = _Repair(source, bad_images, require_masks, width_offset)
+      changes = _Repair(
+          source, bad_images, require_masks, width_offset, has_corner_boxes
+      )
       changes.write(file)
     partial.replace(destination)
   except OSError as error:
@@ -84,16 +91,18 @@ class _Repair:
 
   def __init__(
       self, source: pathlib.Path, bad_images: dict[str, str],
-      require_masks: bool, width_offset: float,
+      require_masks: bool, width_offset: float, has_corner_boxes: bool,
   ):
     self._source = source
     self._bad_images = bad_images
     self.made: list[Change] = []
-    report = findings.Report(stop=False)
+    # Of each image that is wrong the reason is looked up.
+    report = findings.Report(stop=False, keep=sys.maxsize)
     self._images = coco_tables.ImageTable(str(source), report)
     self._categories = set()
     self._background = set()
     self._left_out: dict[int, str] = {}  # position of an image: why
+    self._undecided: set = set()  # ids of images that are wrong and stay
     ids = []
     for key, position, entry in json_stream.walk(source):
       if position < 0:
@@ -115,20 +124,29 @@ class _Repair:
     self._objects = coco_objects.ObjectColumns(
         self._images, require_masks=require_masks, width_offset=width_offset
     )
+    self._turns_corners = has_corner_boxes and all(
+        coco_objects.can_be_corners(entry, self._images)
+        for key, position, entry in json_stream.walk(source)
+        if key == 'annotations' and position >= 0
+    )
+    # What a box says that is no (x, y, width, height) is good for nothing.
+    self._are_boxes_right = self._turns_corners or not has_corner_boxes
 
   def _note_image(self, position: int, entry: Any) -> None:
     """Decides whether an image stays."""
     before = len(self._images.report.kept)
     name = entry.get('file_name') if isinstance(entry, dict) else None
     why = self._bad_images.get(name, '') if isinstance(name, str) else ''
-    if self._images.add(position, entry):
-      if why:
-        self._images.rows[entry['id']] = -1
-    elif len(self._images.report.kept) > before:
+    is_usable = self._images.add(position, entry)
+    if not is_usable and len(self._images.report.kept) > before:
       found = self._images.report.kept[-1]
       why = f'{found.code}: {found.reason}'
     if why and findings.split_code(why)[0] in _IMAGE_CODES:
       self._left_out[position] = why
+      if is_usable:
+        self._images.rows[entry['id']] = -1
+    elif why:
+      self._undecided.add(entry['id'])
 
   def write(self, file: TextIO) -> None:
     """Writes the copy."""
@@ -175,7 +193,14 @@ class _Repair:
     area_code = 'A26'
     if isinstance(entry, dict):
       where += f' (id {entry.get("id")!r})'
+      image_id = entry.get('image_id')
+      if type(image_id) in (int, float, str) and image_id in self._undecided:
+        # Whether it is right cannot be told.
+        yield entry
+        return
       entry = self._nest(entry, where)
+      if self._turns_corners:
+        entry = self._turn_corners(entry, where)
       if coco_objects.is_strange_area(entry.get('area')):
         area_code = 'A04'
         entry = entry | {'area': None}
@@ -208,7 +233,7 @@ class _Repair:
               if len(p) >= 6 and len(p) % 2 == 0
           ]
           self._change(code, where, f'polygons left out: {why}')
-        case 'A02':
+        case 'A02' if self._are_boxes_right:
           x1, y1, x2, y2 = found.box
           offset = self._objects.width_offset
           entry['bbox'] = [x1, y1, x2 - x1 + offset, y2 - y1 + offset]
@@ -216,7 +241,8 @@ class _Repair:
         case 'A12':
           entry['iscrowd'] = 0
           self._change(code, where, 'iscrowd set to 0.')
-    self._fix_area(entry, found, where, area_code)
+    if self._are_boxes_right or found.has_mask:
+      self._fix_area(entry, found, where, area_code)
     id_ = entry.get('id')
     if type(id_) not in (int, float, str) or id_ in self._ids:
       entry['id'] = self._next_id
@@ -235,6 +261,19 @@ class _Repair:
       self._change('A07', where, 'its flat polygon put into a list.')
       return entry | {'segmentation': [flat]}
     return entry
+
+  def _turn_corners(self, entry: dict, where: str) -> dict:
+    """Writes a box that has its corners as COCO does."""
+    if not coco_objects.has_box(entry):
+      return entry
+    x1, y1, x2, y2 = entry['bbox']
+    box = [x1, y1, x2 - x1, y2 - y1]
+    self._change(
+        'A03', where,
+        f'its box {entry["bbox"]} taken for corners and written as (x, y,'
+        f' width, height): {box}.',
+    )
+    return entry | {'bbox': box}
 
   def _fix_area(
       self, entry: dict, found: coco_objects.Object, where: str, code: str

@@ -419,7 +419,7 @@ CASES = [
     Case('box_partly_outside', 'A02', False,
          set_first(bbox=[6, 8, 18, 60], area=18 * 56,
                    segmentation=[[6, 8, 24, 8, 24, 64, 6, 64]]), True),
-    Case('boxes_as_corners', 'A03', True, as_corners),
+    Case('boxes_as_corners', 'A03', True, as_corners, True),
     Case('box_nan', 'A04', True, set_first(bbox=[6, 8, NAN, 9]), True),
     Case('box_inf', 'A04', True, set_first(bbox=[6, 8, math.inf, 9]), True),
     Case('box_text', 'A04', True, set_first(bbox=['6', 8, 9, 9]), True),

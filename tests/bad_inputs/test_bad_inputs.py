@@ -1,6 +1,7 @@
 """Each bad input gives its code and exit status, and never a traceback."""
 
 import json
+import pathlib
 import warnings
 
 import cases
@@ -87,6 +88,91 @@ def test_fix_leaves_no_error(make, name, capsys):
   assert not report['findings'], report['findings']
 
 
+def fix(data, *options):
+  """Runs check_data with --fix; returns (status, report, what was written)."""
+  fixed = data.folder / 'fixed.json'
+  status, report = run(data, f'--fix={fixed}', *options)
+  return status, report['fix'], json.loads(fixed.read_text())
+
+
+def test_fix_writes_corners_as_width_and_height(make):
+  data = make(BY_NAME['boxes_as_corners'])
+  _, report, fixed = fix(data, '--boxes_only')
+  # From (50, 40) to (70, 60).
+  assert all(a['bbox'] == [50, 40, 20, 20] for a in fixed['annotations'])
+  assert [c['code'] for c in report['changes']] == ['A03'] * 18
+
+
+def test_fix_leaves_boxes_alone_when_those_of_another_file_are_corners(make):
+  data = make(BY_NAME['boxes_as_corners'])
+  data.annotations.rename(data.folder / 'other.json')
+  # Sizes that could be corners.
+  for entry in data.objects:
+    entry['bbox'] = [10, 10, 30, 30]
+    entry['segmentation'] = [[10, 10, 40, 10, 40, 40, 10, 40]]
+    entry['area'] = 900
+  data.write()
+  _, report, fixed = fix(data, '--against=other.json')
+  assert report['changes'] == []
+  assert fixed == data.content
+
+
+def test_fix_leaves_boxes_alone_that_cannot_all_be_corners(make):
+  data = make(BY_NAME['boxes_as_corners'])
+  # As corners it would end below its image; it does not stick out far enough
+  # to speak against the others.
+  data.first['bbox'] = [-20, 40, 70, 60]
+  data.write()
+  status, report, fixed = fix(data)
+  assert status == 2
+  assert 'A03' in report['left']
+  assert fixed['annotations'] == data.objects
+
+
+@pytest.mark.parametrize(
+    ('name', 'code'),
+    [
+        ('crowds_only', 'A23'),
+        ('many_beyond_slots', 'A24'),
+        ('size_wrong', 'I05'),
+        ('size_0', 'I05'),
+        ('image_id_twice', 'A17'),
+        ('image_in_both_splits', 'A20'),
+        ('other_classes', 'A21'),
+    ],
+)
+def test_fix_names_the_errors_that_are_left(make, name, code):
+  case = BY_NAME[name]
+  status, report, _ = fix(make(case), *case.options)
+  assert status == 2
+  assert report['left'] == [code]
+
+
+def test_fix_of_objects_without_masks_leaves_nothing_to_train_on(make):
+  data = make(BY_NAME['boxes_only'])
+  status, report, _ = fix(data)
+  assert status == 2
+  assert report['left'] == ['A23']
+
+
+def test_fix_leaves_out_all_of_many_images(make):
+  data = make(BY_NAME['clean'])
+  data.images.extend({'file_name': 'x.png'} for _ in range(30))
+  data.write()
+  status, report, _ = fix(data)
+  assert status == 0
+  assert [c['code'] for c in report['changes']] == ['A19'] * 30
+
+
+def test_fix_leaves_the_objects_of_an_image_of_wrong_size_alone(make):
+  data = make(BY_NAME['size_wrong'])
+  data.first['segmentation'] = cases.compressed(cases.mask())
+  data.write()
+  _, report, fixed = fix(data)
+  assert report['changes'] == []
+  assert fixed == data.content
+
+
 def test_fix_changes_nothing_of_a_clean_set(make):
   data = make(BY_NAME['clean'])
   fixed = data.folder / 'fixed.json'
@@ -147,6 +233,21 @@ def test_training_stops_at_errors_and_goes_on_with_the_rest(make, name):
     load(index, folder, limits)
 
 
+@pytest.mark.parametrize('output', ['boxes', 'proposals'])
+def test_a_model_without_masks_trains_on_objects_without_masks(make, output):
+  data = make(BY_NAME['boxes_only'])
+  config = default_config()
+  config.data.train.images = str(data.images_dir)
+  config.data.train.annotations = str(data.annotations)
+  with pytest.raises(InputError, match=r'A06: .*config.model.output=boxes'):
+    train_start.read_training_set(config)
+  config.model.output = output
+  index, _, _ = train_start.read_training_set(config)
+  assert len(index.classes) == len(data.objects)
+  status, report = run(data, f'--config.model.output={output}')
+  assert status == 0, report['findings']
+
+
 @pytest.mark.parametrize('name', ['rle_compressed', 'rle_uncompressed'])
 def test_an_rle_trains_as_the_polygon_that_it_was(make, name):
   data = make(BY_NAME[name])
@@ -165,6 +266,60 @@ def test_an_rle_trains_as_the_polygon_that_it_was(make, name):
   ]
   assert (masks[0] == cases.mask().view(bool)).all()
   assert (masks[1] == masks[0]).all()
+
+
+def test_annotations_that_are_not_there_are_named_with_their_option(
+    make, capsys
+):
+  data = make(BY_NAME['clean'])
+  config = default_config()
+  config.data.train.images = config.data.eval.images = str(data.images_dir)
+  config.data.train.annotations = 'none.json'
+  config.data.eval.annotations = 'data/coco/annotations/instances_val2017.json'
+  with pytest.raises(
+      InputError, match=r'none\.json; --config\.data\.train\.annotations says'
+  ):
+    train_start.read_training_set(config)
+  with pytest.raises(InputError, match='download_dataset.sh data/coco down'):
+    train_start.check_eval_set(config, coco.read_coco(data.annotations))
+  assert run_status(data, '--against=none.json') == 2
+  assert 'none.json; --against says where' in capsys.readouterr().out
+
+
+def test_check_data_takes_gray_of_16_bits_with_a_pixel_range(make, capsys):
+  data = make(BY_NAME['image_16_bit'])
+  status, report = run(data, '--config.data.pixel_range=(0,65535)')
+  assert status == 0, report['findings']
+  assert run_status(data) == 2
+  assert 'here from 40000 to 40000' in capsys.readouterr().out
+
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+
+
+def test_check_data_completes_the_recipe_of_a_fine_tuning(make, capsys):
+  data = make(BY_NAME['clean'])
+  status, _ = run(data, f'--config={CONFIGS / "finetune.py"}')
+  assert status == 0
+  assert 'A fine-tuning takes' in capsys.readouterr().out
+  # Slots that are given stay: 3 objects in each image are too many for 2.
+  status, report = run(
+      data, f'--config={CONFIGS / "finetune.py"}',
+      '--config.data.max_objects=2',
+  )
+  assert status == 2
+  assert [f['code'] for f in report['findings']] == ['A24']
+
+
+def test_check_data_takes_a_recipe_with_an_argument(make, capsys):
+  data = make(BY_NAME['clean'])
+  status, _ = run(data, f'--config={CONFIGS / "r50_fpn.py"}:2014')
+  assert status == 0
+  capsys.readouterr()
+  assert run_status(data, f'--config={CONFIGS / "r50_fpn.py"}:1999') == 2
+  assert 'give the year of COCO, 2014 or 2017' in capsys.readouterr().err
+  assert run_status(data, f'--config={CONFIGS / "shapes.py"}:2014') == 2
+  assert 'takes no argument; leave :2014 out' in capsys.readouterr().err
 
 
 def test_every_row_of_data_has_a_case():
