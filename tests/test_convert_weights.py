@@ -348,9 +348,10 @@ def save_own(directory, **changes):
   config.model.update(SMALL)
   config.update_from_flattened_dict(changes)
   leaves = random_leaves(SMALL)
-  # Background has no box, and detectron2 no row for it.
+  # Background has no box and no mask, and detectron2 no rows for them.
   for name in ('kernel', 'bias'):
     leaves[f'params/box_head/bbox_pred/{name}'][..., :4] = 0
+    leaves[f'params/mask_head/mask_fcn_logits/{name}'][..., 0] = 0
   with contextlib.closing(checkpoint.open_checkpoints(directory)) as manager:
     checkpoint.save_checkpoint(
         manager, model=checkpoint.nested(leaves), optimizer=None,
