@@ -89,6 +89,21 @@ _PROFILE_STEPS = flags.DEFINE_string(
     'profile_steps', None, 'For train: A:B writes a trace of steps A to B-1 '
     'into WORKDIR/profile.',
 )
+# Those of a mode, which another would pass over in silence.
+_MODES_OF_FLAGS = {
+    'allow_changes': ('train',),
+    'checkpoint': ('eval', 'predict'),
+    'init_from': ('train',),
+    'input': ('predict',),
+    'profile_steps': ('train',),
+    'resume': ('train',),
+    'skip_eval': ('eval',),
+    'skip_test': ('train',),
+}
+_MEANT = {
+    'checkpoint': '; --init_from=CHECKPOINT trains from its weights',
+    'init_from': '; --checkpoint=CHECKPOINT is what is used',
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -105,6 +120,7 @@ def main(arguments: list[str]) -> int:
     raise InputError(
         f'Unexpected argument {arguments[1]!r}; options start with --.'
     )
+  _check_flags_of_mode()
   if not _WORKDIR.value:
     raise InputError('--workdir=DIR is missing: the directory of the run.')
   workdir = pathlib.Path(_WORKDIR.value)
@@ -197,6 +213,21 @@ def _use(config, changes, workdir) -> int:
     for line in expected_lines(aps, **detector.config.expected):
       print(line, flush=True)
   return 0
+
+
+def _check_flags_of_mode() -> None:
+  """Refuses a flag that says something, but to another mode."""
+  for name, modes in _MODES_OF_FLAGS.items():
+    flag = flags.FLAGS[name]
+    if _MODE.value in modes or flag.value in (flag.default, ''):
+      continue
+    text = f'--{name}={flag.value}'
+    if isinstance(flag.value, bool):
+      text = f'--{"" if flag.value else "no"}{name}'
+    raise InputError(
+        f'{text} is for --mode={" or ".join(modes)}, not for '
+        f'{_MODE.value}{_MEANT.get(name, "")}.'
+    )
 
 
 def _devices() -> list:

@@ -24,6 +24,7 @@ from maskrcnn_jax.config import (
 )
 from maskrcnn_jax.data import coco, coco_index, findings, image_sets, records
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
 from maskrcnn_jax.train_state import (
   TrainState,
   restored_state,
@@ -213,10 +214,12 @@ def first_state(
       }
   )
   if not steps:
+    random = list(checkpoint.named_leaves(variables_of(state)))
     if init_from is not None:
-      state = _take_weights(
+      state, random = _take_weights(
           checkpoint.find_checkpoint(init_from), state, config, mesh
       )
+    _warn_of_frozen(random, config.freeze_at)
     return cluster.replicate(start_average(state, config), mesh)
   state = start_average(state, config)
   for step in reversed(steps):
@@ -306,11 +309,35 @@ def _resume(
   return restored_state(state, stored.step, variables, kept)
 
 
-def _take_weights(path, state: TrainState, config, mesh) -> TrainState:
+def _warn_of_frozen(random: list[str], freeze_at: int) -> None:
+  """Warns of stages that are neither trained nor taken from a checkpoint.
+
+  Args:
+    random: Names of the arrays that start afresh.
+    freeze_at: Stages that are not trained.
+  """
+  frozen = [
+      '/'.join(prefix) for prefix in frozen_prefixes(freeze_at)
+      if any(f'params/{"/".join(prefix)}/' in name for name in random)
+  ]
+  if frozen:
+    logging.warning(
+        'FROZEN AND RANDOM: %s start with random weights, and '
+        'config.freeze_at=%d keeps them so for the whole training. Give '
+        'pretrained weights, --init_from=CHECKPOINT, or train all: '
+        '--config.freeze_at=0 (from nothing, with '
+        '--config.model.norm=group).', ', '.join(frozen), freeze_at,
+    )
+
+
+def _take_weights(
+    path, state: TrainState, config, mesh
+) -> tuple[TrainState, list[str]]:
   """A state of step 0 with a checkpoint's weights, heads of classes aside.
 
   Of a partial checkpoint, layers that it lacks start afresh too; of any, heads
-  that it lacks as a whole. Heads that only it has are left out.
+  that it lacks as a whole. Heads that only it has are left out. Also returns
+  the names of the arrays that start afresh.
   """
   metadata = checkpoint.read_metadata(path)
   different = [
@@ -365,7 +392,7 @@ def _take_weights(path, state: TrainState, config, mesh) -> TrainState:
     logging.info('Left out, for this model: %s.', ', '.join(unused))
   return state._replace(
       params=taken['params'], constants=taken.get('constants', {})
-  )
+  ), fresh
 
 
 def _head_of(name: str) -> str | None:

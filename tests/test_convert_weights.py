@@ -496,7 +496,7 @@ def get_config():
     monkeypatch.setattr(sys, 'argv', [
         'main', f'--config={recipe}', f'--mode={mode}',
         f'--workdir={weight_files / "run"}', f'--checkpoint={converted}',
-        f'--input={tiny_data / "images"}',
+        *([f'--input={tiny_data / "images"}'] if mode == 'predict' else []),
         *(x for x in tiny.data_flags(tiny_data) if '.eval.' in x),
     ])
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_:

@@ -113,6 +113,28 @@ def test_a_wrong_argument_is_named(
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize(
+    ('mode', 'flag', 'what'),
+    [
+        ('train', '--checkpoint=runs/1', '--mode=eval or predict, not for tra'),
+        ('train', '--checkpoint=runs/1', '--init_from=CHECKPOINT trains from'),
+        ('train', '--input=pictures', '--mode=predict, not for train.'),
+        ('train', '--skip_eval', '--skip_eval is for --mode=eval, not for tra'),
+        ('eval', '--init_from=runs/1', '--checkpoint=CHECKPOINT is what'),
+        ('eval', '--input=pictures', '--input=pictures is for --mode=predict'),
+        ('eval', '--noresume', '--noresume is for --mode=train, not for eval'),
+        ('predict', '--skip_test', '--skip_test is for --mode=train'),
+        ('predict', '--profile_steps=1:2', 'for --mode=train, not for predict'),
+    ],
+)
+def test_a_flag_of_another_mode_is_refused(refuse, tmp_path, mode, flag, what):
+  line = refuse(
+      RECIPE, f'--workdir={tmp_path / "run"}', f'--mode={mode}', flag,
+      *(['--input=x'] if mode == 'predict' else []),
+  )
+  assert what in line
+
+
 def test_a_missing_workdir_is_named(refuse):
   assert '--workdir=DIR is missing' in refuse(RECIPE)
 

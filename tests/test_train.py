@@ -401,12 +401,12 @@ def test_init_from_another_architecture_is_refused(tiny_run, config, tmp_path):
     train(config, tmp_path, init_from=tiny_run[0], skip_test=True)
 
 
-def save_backbone(workdir, target, config):
+def save_backbone(workdir, target, config, *, without=None):
   """Makes a checkpoint of the backbone of a run; returns its arrays."""
   taken = {
       name.removeprefix('model/'): array
       for name, array in saved_model(workdir, 4).items()
-      if '/backbone/' in name
+      if '/backbone/' in name and not (without and without in name)
   }
   with contextlib.closing(checkpoint.open_checkpoints(target)) as manager:
     checkpoint.save_checkpoint(
@@ -434,6 +434,37 @@ def test_init_from_a_backbone_starts_the_rest_afresh(
   for name, array in saved_model(tmp_path / 'run', 4).items():
     wanted = taken.get(name.removeprefix('model/'), fresh[name])
     assert_array_equal(array, wanted, err_msg=name)
+
+
+@pytest.mark.usefixtures('idle_step')
+@pytest.mark.parametrize(
+    ('source', 'freeze_at', 'warns'),
+    [
+        ('nothing', 2, True), ('nothing', 0, False), ('a run', 2, False),
+        ('a backbone', 2, False), ('a part of a backbone', 2, True),
+    ],
+)
+def test_stages_that_are_frozen_and_random_are_warned_of(
+    tiny_run, config, tmp_path, caplog, source, freeze_at, warns
+):
+  config.freeze_at = freeze_at
+  init_from = {'nothing': None, 'a run': tiny_run[0]}.get(
+      source, tmp_path / 'backbone'
+  )
+  if 'backbone' in source:
+    save_backbone(
+        tiny_run[0], tmp_path / 'backbone', plain(config),
+        without='/layer1/' if 'part' in source else None,
+    )
+  with caplog.at_level('WARNING', 'absl'):
+    tiny.run_training(config, tmp_path / 'run', init_from=init_from)
+  lines = [x for x in caplog.messages if x.startswith('FROZEN AND RANDOM')]
+  assert len(lines) == warns
+  if warns:
+    assert 'backbone/layer1 start with random weights' in lines[0]
+    assert ('backbone/conv1' in lines[0]) == (source == 'nothing')
+    assert '--init_from=CHECKPOINT' in lines[0]
+    assert '--config.freeze_at=0' in lines[0]
 
 
 def test_init_from_a_part_of_another_architecture_is_refused(
