@@ -3,9 +3,9 @@
   python -m maskrcnn_jax.main --config=configs/r50_fpn.py --workdir=DIR
       [--mode=train|eval|predict] [--config.KEY=VALUE ...]
 
-Exit status: 0 done, 1 failed while running, 2 wrong input. A training that
-SIGTERM ended is saved and has status 0 too; WORKDIR/interrupted tells it from
-one that is done.
+Exit status: 0 done, 1 failed while running, 2 wrong input, 130 ended by Ctrl-C.
+A training that SIGTERM or the first Ctrl-C ended is saved and has status 0;
+WORKDIR/interrupted tells it from one that is done.
 """
 
 import difflib
@@ -89,6 +89,9 @@ _PROFILE_STEPS = flags.DEFINE_string(
     'profile_steps', None, 'For train: A:B writes a trace of steps A to B-1 '
     'into WORKDIR/profile.',
 )
+# As shells give it for what SIGINT ended.
+_INTERRUPTED = 130
+
 # Those of a mode, which another would pass over in silence.
 _MODES_OF_FLAGS = {
     'allow_changes': ('train',),
@@ -263,9 +266,10 @@ def _devices() -> list:
 def run() -> None:
   """Entry point: turns errors into one line and an exit status."""
   _set_up_console()
-  arguments = _parse_flags(sys.argv)
   try:
-    status = main(arguments)
+    status = main(_parse_flags(sys.argv))
+  except KeyboardInterrupt:
+    _fail('ended by Ctrl-C.', _INTERRUPTED)
   except InputError as error:
     _fail(str(error), 2)
   except (FloatingPointError, SaveError) as error:

@@ -355,6 +355,22 @@ def test_a_save_that_fails_is_a_failure(refuse, train_flags, monkeypatch):
   assert refuse(*train_flags, status=1) == 'error: C10 no room'
 
 
+@pytest.mark.parametrize('mode', ['train', 'eval', 'predict'])
+def test_ctrl_c_is_one_line_and_status_130(
+    refuse, train_flags, monkeypatch, mode
+):
+  def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr('maskrcnn_jax.train.train', interrupt)
+  monkeypatch.setattr('maskrcnn_jax.evaluate.load_detector', interrupt)
+  line = refuse(
+      *train_flags, f'--mode={mode}',
+      *(['--input=x'] if mode == 'predict' else []), status=130,
+  )
+  assert line == 'error: ended by Ctrl-C.'
+
+
 def test_train_through_the_command_line_continues(
     run, refuse, train_flags, tiny_run, tmp_path
 ):
