@@ -10,7 +10,6 @@ WORKDIR/interrupted tells it from one that is done.
 
 import difflib
 import errno
-import importlib.util
 import itertools
 import logging as standard_logging
 import os
@@ -160,7 +159,7 @@ def main(arguments: list[str]) -> int:
       logging.set_verbosity(logging.WARNING)
   logging.info(
       'JAX %s on %s; process %d of %d', jax.__version__,
-      ', '.join(map(str, _devices())), jax.process_index(),
+      ', '.join(map(str, cluster.find_devices())), jax.process_index(),
       jax.process_count(),
   )
   # Not before the processes know each other: only one of them writes there.
@@ -231,36 +230,6 @@ def _check_flags_of_mode() -> None:
         f'{text} is for --mode={" or ".join(modes)}, not for '
         f'{_MODE.value}{_MEANT.get(name, "")}.'
     )
-
-
-def _devices() -> list:
-  """Returns JAX's devices.
-
-  Raises:
-    InputError: If there is none of the kind that was asked for; JAX itself
-      goes on with a CPU where a GPU was meant.
-  """
-  import jax
-
-  asked = os.environ.get('JAX_PLATFORMS', '')
-  try:
-    devices = jax.devices()
-  # JAX has an assertion for what it asked for and did not get.
-  except (RuntimeError, AssertionError) as error:
-    raise InputError(
-        f'C12: JAX finds no device of the kind JAX_PLATFORMS={asked}: '
-        f'{" ".join(str(error).split())[:200] or "no reason given"}. '
-        'JAX_PLATFORMS=cpu runs on the CPU.'
-    ) from error
-  if not asked and devices[0].platform == 'cpu' and any(
-      importlib.util.find_spec(f'jax_cuda{version}_plugin')
-      for version in (12, 13)
-  ):
-    raise InputError(
-        'C12: JAX is installed for GPUs, but finds none that it can use; see '
-        'nvidia-smi and the warnings above. JAX_PLATFORMS=cpu runs on the CPU.'
-    )
-  return devices
 
 
 def run() -> None:

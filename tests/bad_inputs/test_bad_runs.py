@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tiny
 
-from maskrcnn_jax import checkpoint, convert_weights, main, train
+from maskrcnn_jax import checkpoint, cluster, convert_weights, train
 from maskrcnn_jax.average_precision import evaluate_detections
 from maskrcnn_jax.config import scaled_to_batch
 from maskrcnn_jax.errors import InputError
@@ -364,7 +364,7 @@ def test_c12_a_gpu_that_was_meant_and_is_not_there(
 ):
   monkeypatch.delenv('JAX_PLATFORMS')
   monkeypatch.setattr(
-      main.importlib.util, 'find_spec', lambda name: 'cuda' in name
+      cluster.importlib.util, 'find_spec', lambda name: 'cuda' in name
   )
   assert 'C12: ' in refuse(*flags_of_run)
 
