@@ -218,6 +218,24 @@ def test_expected_lines_say_pass_or_fail():
       'FAIL: mask AP 0.3369, expected 0.3420 within 0.0040 (config.expected)',
   ]
   assert expected_lines(aps, box_ap=None, mask_ap=None) == []
+  assert expected_lines(
+      {'bbox': ap_result(None)}, box_ap=(0.377, 0.004), mask_ap=(0.342, 0.004)
+  ) == ['FAIL: box AP n/a, expected 0.3770 within 0.0040 (config.expected)']
+
+
+@pytest.mark.parametrize(
+    ('ap', 'status', 'is_above'),
+    [
+        (0.3725, 'FAIL', False), (0.3735, 'PASS', False),
+        (0.3805, 'PASS', False), (0.3815, 'PASS', True), (0.5, 'PASS', True),
+    ],
+)
+def test_a_better_ap_than_expected_passes(ap, status, is_above):
+  line, = expected_lines(
+      {'bbox': ap_result(ap)}, box_ap=(0.377, 0.004), mask_ap=None
+  )
+  assert line.startswith(f'{status}: box AP {ap:.4f}, expected 0.3770 within ')
+  assert line.endswith('; it is above that') == is_above
 
 
 @pytest.fixture
