@@ -4,7 +4,6 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from maskrcnn_jax import checkpoint, torch_files
@@ -130,12 +129,7 @@ def _spread_rows(name, array) -> np.ndarray:
   return rows.reshape(-1, *array.shape[2:])
 
 
-def _settings(
-    to: str,
-    config: ml_collections.ConfigDict,
-    shape: Geometry,
-    num_classes: int,
-) -> list[str]:
+def _settings(to, config, shape: Geometry, num_classes: int) -> list[str]:
   """What the other program must be told."""
   mean, std = shape.input_format.mean, shape.input_format.std
   usual = default_config()
