@@ -15,6 +15,7 @@ from maskrcnn_jax.config import (
 )
 from maskrcnn_jax.data.coco_classes import COCO_CLASSES
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.evaluate import make_writable
 from maskrcnn_jax.geometry import PRESETS, Geometry
 from maskrcnn_jax.peer_models import NOTES, coco_rows
 from maskrcnn_jax.weight_names import (
@@ -72,6 +73,7 @@ def export(
         f"--coco_rows=91 is for torchvision and COCO's 80 classes; {path} has "
         f'{len(ids)} classes, to {to}.'
     )
+  make_writable(destination.parent)
   naming = NAMINGS[to]
   leaves = checkpoint.named_leaves(checkpoint.restore_model(
       path, checkpoint.nested({
@@ -103,7 +105,6 @@ def export(
         'model': arrays, '__author__': 'maskrcnn_jax',
         'matching_heuristics': False, NOTES: conventions,
     }
-  destination.parent.mkdir(parents=True, exist_ok=True)
   write = {
       '.pth': torch_files.write_torch, '.pkl': torch_files.write_pickle
   }[destination.suffix]

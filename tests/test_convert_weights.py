@@ -414,6 +414,18 @@ def test_an_export_says_what_the_other_program_computes_otherwise(
     assert text in out
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='writes to /proc')
+def test_a_place_that_cannot_be_written_to_is_named(refuse, tmp_path):
+  save_own(tmp_path / 'own')
+  line = refuse(tmp_path / 'own', '/proc/new/file.pth', '--to=torchvision')
+  assert 'C10: cannot write to /proc/new' in line
+  write_torch(
+      tmp_path / 'file.pth', peer_arrays(random_leaves(SMALL), 'torchvision')
+  )
+  line = refuse(tmp_path / 'file.pth', '/proc/new')
+  assert 'C10: cannot write to /proc/new' in line
+
+
 def test_an_export_names_other_anchors_and_sides(run, tmp_path):
   save_own(tmp_path / 'own', **{
       'anchors.sizes': ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,)),

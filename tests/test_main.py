@@ -330,6 +330,15 @@ def test_predict_without_pictures_is_wrong_input(refuse, tiny_run, tmp_path):
   assert f'{tmp_path}/none' in line
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='writes to /proc')
+def test_predict_into_what_cannot_be_written_to(refuse, tiny_run, tiny_data):
+  line = refuse(
+      '--mode=predict', f'--checkpoint={tiny_run[0]}', '--workdir=/proc/new',
+      f'--input={tiny_data / "images" / "val_00000.jpg"}',
+  )
+  assert 'C10: cannot write to /proc/new/predictions' in line
+
+
 def test_keys_that_are_given_are_not_scaled_with_the_batch(
     refuse, train_flags, monkeypatch
 ):
