@@ -8,6 +8,7 @@ A training that SIGTERM or the first Ctrl-C ended is saved and has status 0;
 WORKDIR/interrupted tells it from one that is done.
 """
 
+from collections.abc import Iterator
 import difflib
 import errno
 import itertools
@@ -292,17 +293,22 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _check_recipe_exists(argv: list[str]) -> None:
   """Fails if --config names no file, which config_flags tells much later."""
-  for argument, following in itertools.pairwise([*argv, '']):
-    name, equals, value = argument.partition('=')
+  for name, text in _given(argv):
     if name not in ('--config', '-config'):
       continue
-    text = value if equals else following
     path = pathlib.Path(text.split(':')[0])
     if text and (path.suffix != '.py' or not path.is_file()):
       _fail(
           f'--config={path} is not a Python file; give a recipe, for example '
           'configs/r50_fpn.py.', 2,
       )
+
+
+def _given(argv: list[str]) -> Iterator[tuple[str, str]]:
+  """Yields (name, value) of each argument, as far as it is a flag."""
+  for argument, following in itertools.pairwise([*argv, '']):
+    name, equals, value = argument.partition('=')
+    yield name, value if equals else following
 
 
 def _parse_profile_steps(text: str | None) -> range:
@@ -337,7 +343,47 @@ def _explain_flag_error(error: Exception, argv: list[str]) -> str:
         near = difflib.get_close_matches(name, known, 1)
         hint = f'; did you mean --config.{near[0]}?' if near else ''
         return f'C05: There is no config key {name!r}{hint}'
-  return text
+  return _explain_misspelt_recipe(error, argv) or text
+
+
+def _explain_misspelt_recipe(error: Exception, argv: list[str]) -> str | None:
+  """One line on a key that the recipe misspells; None if it is not that."""
+  found = re.search(
+      r'Key "(\w+)" does not exist'  # written to
+      r'|instead of "(\w+)"'  # read
+      r'|^[\'"\\]*(\w+)[\'"\\]*$',  # read, and none is like it
+      str(error),
+  )
+  recipe = next((
+      value for name, value in _given(argv) if name in ('--config', '-config')
+  ), None)
+  if not found or recipe is None or not isinstance(
+      error, AttributeError | KeyError
+  ):
+    return None
+  name = next(filter(None, found.groups()))
+  path = recipe.split(':')[0]
+  lines = [
+      frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+      if os.path.realpath(frame.filename) == os.path.realpath(path)
+  ]
+  where = path
+  if lines:
+    where = f'{path}, line {lines[-1]}'
+    source = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+    # With the group that it is in, as far as the line tells.
+    group = re.search(rf'\w\.((?:\w+\.)+){name}\b', source[lines[-1] - 1])
+    name = group[1] + name if group else name
+  from maskrcnn_jax.config import default_config
+  known = _key_names(default_config())
+  if '.' not in name:
+    near = difflib.get_close_matches(
+        name, {key.split('.')[-1] for key in known}, 1
+    )
+  else:
+    near = difflib.get_close_matches(name, known, 1)
+  hint = f'; did you mean {near[0]!r}?' if near else ''
+  return f'C05: {where}: there is no config key {name!r}{hint}'
 
 
 def _key_names(config, prefix: str = '') -> list[str]:

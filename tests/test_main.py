@@ -87,6 +87,61 @@ def test_a_misspelt_key_is_named_with_the_nearest(
 
 
 @pytest.mark.parametrize(
+    ('line', 'name', 'hint'),
+    [
+        ('c.train.batchsize = 8', 'train.batchsize', 'train.batch_size'),
+        ('c.optimiser = 8', 'optimiser', None),
+        ('c.sead = 8', 'sead', 'seed'),
+        ('c.rpn.train.pre_mns = 8', 'rpn.train.pre_mns', 'rpn.train.pre_nms'),
+        ('c.train.num_steps = c.train.steps_num', 'train.steps_num', None),
+        ('c.train.update(batchsize=8)', 'batchsize', 'batch_size'),
+        ('c.seed = c.zzz', 'zzz', None),
+    ],
+)
+@pytest.mark.parametrize('override', [(), ('--config.train.num_steps=3',)])
+def test_a_key_that_a_recipe_misspells_is_one_line(
+    refuse, tmp_path, line, name, hint, override
+):
+  recipe = tmp_path / 'mine.py'
+  recipe.write_text(f'''from maskrcnn_jax.config import default_config
+def get_config():
+  c = default_config()
+  {line}
+  return c
+''')
+  text = refuse(f'--config={recipe}', f'--workdir={tmp_path}', *override)
+  assert f'C05: {recipe}, line 4: there is no config key {name!r}' in text
+  if hint:
+    assert text.endswith(f'; did you mean {hint!r}?')
+  assert len(text) < 300
+
+
+@pytest.mark.parametrize(
+    ('argument', 'what'),
+    [
+        ('anchors.sizes=(8,16,32,64,128)', 'is (8, 16, 32, 64, 128); give a '),
+        ('data.padded_sizes=64', 'give (height, width) pairs'),
+        ('optimizer.decay_steps=abc', 'give whole numbers, for example (60000'),
+        ('anchors.ratios=abc', 'give ratios, for example (0.5'),
+        ('mesh=abc', 'give (name, size) pairs'),
+        ('data.scale_jitter=((0.1,2),(1,2))', 'give the least and the greates'),
+        ('optimizer.learning_rate=nan', 'is nan; give what is a finite number'),
+        ('optimizer.learning_rate=-1', 'is -1.0; it must be at least 0.'),
+        ('model.width=0', 'is 0; it must be at least 1.'),
+        ('model.fpn_channels=-1', 'is -1; it must be at least 1.'),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_one_line(
+    refuse, tmp_path, argument, what
+):
+  line = refuse(
+      RECIPE, f'--workdir={tmp_path / "run"}', f'--config.{argument}'
+  )
+  assert f'C05: config.{argument.split("=")[0]} ' in line
+  assert what in line
+
+
+@pytest.mark.parametrize(
     ('argument', 'what'),
     [
         ('--config.train.batch_size=abc', '--config.train.batch_size=abc'),
