@@ -82,7 +82,7 @@ def train(
     workdir: Gets log.txt, TensorBoard events, checkpoints/, and of evaluations
       inference/, evaluations.json and best/.
     init_from: Checkpoint to take the initial weights from. Layers that depend
-      on the number of classes start afresh where that differs.
+      on the classes start afresh where their number or names differ.
     skip_test: Whether to leave out the evaluation at the end.
     resume: Whether to continue; if not, a workdir with a checkpoint is an
       error.

@@ -1,5 +1,6 @@
 """What a training starts from: its images, and its first state."""
 
+import itertools
 import pathlib
 import zlib
 
@@ -217,7 +218,8 @@ def first_state(
     random = list(checkpoint.named_leaves(variables_of(state)))
     if init_from is not None:
       state, random = _take_weights(
-          checkpoint.find_checkpoint(init_from), state, config, mesh
+          checkpoint.find_checkpoint(init_from), state, config, mesh,
+          categories=metadata.categories,
       )
     _warn_of_frozen(random, config.freeze_at)
     return cluster.replicate(start_average(state, config), mesh)
@@ -330,10 +332,34 @@ def _warn_of_frozen(random: list[str], freeze_at: int) -> None:
     )
 
 
+def _other_classes(here: list, there: list) -> list[str]:
+  """Returns 'number: name here | there' for each class that differs.
+
+  Ids may differ. Where the names of either are not known, nothing does.
+
+  Args:
+    here: [[id, name], ...] by class number.
+    there: Likewise, of a checkpoint.
+  """
+  here, there = ([name for _, name in table] for table in (here, there))
+  # So `convert_weights` names classes that a file does not name.
+  unknown = [f'class {i + 1}' for i in range(len(there))]
+  if not here or not there or there == unknown:
+    return []
+  return [
+      f'{i + 1}: {one!r} | {other!r}'
+      for i, (one, other) in enumerate(
+          itertools.zip_longest(here, there, fillvalue='nothing')
+      ) if one != other
+  ]
+
+
 def _take_weights(
-    path, state: TrainState, config, mesh
+    path, state: TrainState, config, mesh, *, categories: list
 ) -> tuple[TrainState, list[str]]:
-  """A state of step 0 with a checkpoint's weights, heads of classes aside.
+  """A state of step 0 with a checkpoint's weights, layers of classes aside.
+
+  Those start afresh where the classes are others, by number or by name.
 
   Of a partial checkpoint, layers that it lacks start afresh too; of any, heads
   that it lacks as a whole. Heads that only it has are left out. Also returns
@@ -354,11 +380,12 @@ def _take_weights(
     )
   expected = checkpoint.named_leaves(variables_of(state))
   stored = checkpoint.model_shapes(path)
+  other = _other_classes(categories, metadata.categories)
   here, there = ({_head_of(n) for n in names} for names in (expected, stored))
   unused = [n for n in stored if _head_of(n) in there - here]
   fresh = [
       name for name in expected
-      if name in stored and stored[name] != expected[name].shape
+      if name in stored and (other or stored[name] != expected[name].shape)
       and name.split('/')[1] in CLASS_HEADS
       and name.split('/')[2] in CLASS_LAYERS
       or name not in stored and (
@@ -384,6 +411,12 @@ def _take_weights(
           n: x for n, x in weights.items() if n not in fresh and n not in unused
       }
   )
+  if other and any(name.split('/')[2] in CLASS_LAYERS for name in fresh):
+    logging.info(
+        'The classes are not those of %s, so their layers start afresh (here | '
+        'there): %s%s.', path, '; '.join(other[:5]),
+        f'; and {len(other) - 5} more' if len(other) > 5 else '',
+    )
   logging.info(
       'Took %d arrays from %s; started afresh: %s.',
       len(expected) - len(fresh), path, ', '.join(fresh) or 'none',

@@ -26,6 +26,7 @@ from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import make_model
 from maskrcnn_jax.precision import set_precision
 from maskrcnn_jax.train import train
+from maskrcnn_jax.train_start import _other_classes
 from maskrcnn_jax.train_state import initial_state
 from maskrcnn_jax.train_step import image_keys
 
@@ -393,6 +394,53 @@ def test_init_from_other_classes_starts_their_layers_afresh(
     seen.add(layer)
     assert_array_equal(array, (fresh if layer else taken)[name], err_msg=name)
   assert seen == {None, *CLASS_LAYERS}
+
+
+@pytest.mark.usefixtures('idle_step')
+@pytest.mark.parametrize('what', ['names', 'order', 'ids'])
+def test_init_from_as_many_other_classes_starts_their_layers_afresh(
+    tiny_run, config, tiny_data, tmp_path, caplog, what
+):
+  def change(content):
+    first, second, third = content['categories']
+    match what:
+      case 'names':
+        second['name'] = 'star'
+      case 'order':
+        first['name'], third['name'] = third['name'], first['name']
+      case 'ids':
+        for category in (first, second, third):
+          category['id'] += 100
+        for annotation in content['annotations']:
+          annotation['category_id'] += 100
+
+  config.data.train.annotations = edit_annotations(
+      tiny_data, tmp_path / 'other.json', change
+  )
+  with caplog.at_level('INFO', 'absl'):
+    tiny.run_training(config, tmp_path / 'run', init_from=tiny_run[0])
+  taken, fresh = saved_model(tiny_run[0], 4), initial_arrays(config)
+  for name, array in saved_model(tmp_path / 'run', 4).items():
+    is_fresh = what != 'ids' and any(f'/{x}/' in name for x in CLASS_LAYERS)
+    assert_array_equal(
+        array, (fresh if is_fresh else taken)[name], err_msg=name
+    )
+  line = [x for x in caplog.messages if x.startswith('The classes are not')]
+  assert len(line) == (what != 'ids')
+  if what == 'names':
+    assert "2: 'star' | " in line[0]
+
+
+def test_other_classes_go_by_their_names_in_order():
+  here = [[1, 'a'], [2, 'b']]
+  assert _other_classes(here, [[7, 'a'], [9, 'b']]) == []
+  assert _other_classes(here, [[1, 'b'], [2, 'a']]) == [
+      "1: 'a' | 'b'", "2: 'b' | 'a'"
+  ]
+  assert _other_classes(here, [[1, 'a']]) == ["2: 'b' | 'nothing'"]
+  # Not known: a backbone's, and those that a converted file does not name.
+  assert _other_classes(here, []) == []
+  assert _other_classes(here, [[1, 'class 1'], [2, 'class 2']]) == []
 
 
 def test_init_from_another_architecture_is_refused(tiny_run, config, tmp_path):

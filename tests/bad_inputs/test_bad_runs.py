@@ -72,13 +72,15 @@ def test_c01_a_checkpoint_of_other_classes(
   assert 'C01: ' in line
 
 
-@pytest.mark.parametrize('option', ['--mode=eval', '--mode=train'])
+@pytest.mark.parametrize(
+    'options', ['--mode=eval --checkpoint', '--mode=train --init_from']
+)
 def test_c02_a_checkpoint_of_another_architecture(
-    refuse, flags_of_run, tiny_run, option
+    refuse, flags_of_run, tiny_run, options
 ):
   line = refuse(
-      *flags_of_run, option, '--config.model.fpn_channels=32',
-      f'--checkpoint={tiny_run[0]}', f'--init_from={tiny_run[0]}',
+      *flags_of_run, '--config.model.fpn_channels=32',
+      *f'{options}={tiny_run[0]}'.split(),
   )
   assert 'C02: ' in line
   assert 'fpn' in line
