@@ -16,6 +16,7 @@ import logging as standard_logging
 import os
 import pathlib
 import re
+import signal
 import sys
 import traceback
 
@@ -236,10 +237,9 @@ def _check_flags_of_mode() -> None:
 def run() -> None:
   """Entry point: turns errors into one line and an exit status."""
   _set_up_console()
+  _set_up_ctrl_c()
   try:
     status = main(_parse_flags(sys.argv))
-  except KeyboardInterrupt:
-    _fail('ended by Ctrl-C.', _INTERRUPTED)
   except InputError as error:
     _fail(str(error), 2)
   except (FloatingPointError, SaveError) as error:
@@ -272,6 +272,22 @@ def _set_up_console() -> None:
       lambda record: record.levelno >= standard_logging.WARNING
       or record.pathname.startswith(ours)
   )
+
+
+def _set_up_ctrl_c() -> None:
+  """Has Ctrl-C end the program in a line, but while `train` listens.
+
+  Not by a KeyboardInterrupt, which libraries swallow or make other errors of.
+  """
+  # What a shell starts in the background goes on ignoring it.
+  if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, _end)
+
+
+def _end(*_) -> None:
+  # Past Python's buffers, which may be in the middle of a line.
+  os.write(2, b'\nerror: ended by Ctrl-C.\n')
+  os._exit(_INTERRUPTED)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

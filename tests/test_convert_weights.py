@@ -504,6 +504,7 @@ def get_config():
   return config
 ''')
   monkeypatch.setattr(main, '_set_up_console', lambda: None)
+  monkeypatch.setattr(main, '_set_up_ctrl_c', lambda: None)
   for mode in ('predict', 'eval'):
     monkeypatch.setattr(sys, 'argv', [
         'main', f'--config={recipe}', f'--mode={mode}',

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -419,20 +420,32 @@ def test_a_save_that_fails_is_a_failure(refuse, train_flags, monkeypatch):
   assert refuse(*train_flags, status=1) == 'error: C10 no room'
 
 
-@pytest.mark.parametrize('mode', ['train', 'eval', 'predict'])
-def test_ctrl_c_is_one_line_and_status_130(
-    refuse, train_flags, monkeypatch, mode
-):
-  def interrupt(*_, **__):
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr('maskrcnn_jax.train.train', interrupt)
-  monkeypatch.setattr('maskrcnn_jax.evaluate.load_detector', interrupt)
-  line = refuse(
-      *train_flags, f'--mode={mode}',
-      *(['--input=x'] if mode == 'predict' else []), status=130,
+@pytest.mark.parametrize('line', ['', 'JAX '])
+def test_ctrl_c_is_one_line_and_status_130(tiny_run, tmp_path, line):
+  # As a shell starts what is in the foreground.
+  process = subprocess.Popen(
+      [sys.executable, '-c', f'''
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from maskrcnn_jax import main
+begin = main._set_up_ctrl_c
+main._set_up_ctrl_c = lambda: begin() or print('begins', flush=True)
+import sys
+sys.argv = ['main', '--mode=eval', '--workdir={tmp_path}',
+            '--checkpoint={tiny_run[0]}']
+main.run()
+'''], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
   )
-  assert line == 'error: ended by Ctrl-C.'
+  assert process.stdout.readline() == 'begins\n'
+  # At once, while it imports; or when it works.
+  while line and line not in process.stderr.readline():
+    pass
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=300)
+  assert process.returncode == 130
+  assert err.splitlines()[-1] == 'error: ended by Ctrl-C.'
+  assert 'Traceback' not in err
 
 
 def test_train_through_the_command_line_continues(
