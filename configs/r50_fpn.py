@@ -7,8 +7,14 @@ COCO 2017 is expected in data/coco, as its archives unpack; COCO 2014 with
 --config=configs/r50_fpn.py:2014. Other places: --config.data.train.images=DIR
 and so on. The stem and layer1 are frozen, so that it wants pretrained weights.
 
-Hardware: 8 GPUs. Expected: box AP .377, mask AP .342, as published for this
-recipe by maskrcnn-benchmark and NVIDIA; not run here.
+Hardware: 8 GPUs. Not run here, and nothing is published for just this recipe.
+Expected on COCO 2017: at least box AP .378, mask AP .349, what detectron2
+publishes for its `Detectron1-Comparisons/mask_rcnn_R_50_FPN_noaug_1x`: the same
+schedule, sizes and samples a cell, but smooth L1 and RoIAlign that is not
+aligned. (Its .386 and .352 of `mask_rcnn_R_50_FPN_1x` are with short sides from
+640 to 800; maskrcnn-benchmark's .378 and .342 and NVIDIA's .377 and .342 with
+the conventions of `geometry=legacy`.) Of a training on train2014 that is
+evaluated on val2014 nothing is published.
 """
 
 from maskrcnn_jax.config import default_config
@@ -36,7 +42,8 @@ def get_config(year: str = '2017'):
   config.optimizer.warmup_steps = 500
   config.optimizer.warmup_factor = 1 / 3
   config.optimizer.decay_steps = (60_000, 80_000)
-  # NVIDIA's mean of five runs, and four of their deviations.
-  config.expected.box_ap = (0.377, 0.004)
-  config.expected.mask_ap = (0.342, 0.004)
+  if year == '2017':
+    # See above. Four of the deviations of NVIDIA's five runs of such a recipe.
+    config.expected.box_ap = (0.378, 0.004)
+    config.expected.mask_ap = (0.349, 0.004)
   return config

@@ -356,6 +356,7 @@ def main() -> None:
     if arguments.mode == 'loader':
       _print_loader(arguments)
       return
+    cluster.find_devices()
     figures = benchmark(
         _read_config(arguments), mode=arguments.mode,
         image_size=_parse_size(arguments.size),

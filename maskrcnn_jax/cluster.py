@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -198,6 +199,34 @@ def is_loopback(coordinator: str) -> bool:
 def is_main() -> bool:
   """Tells whether this process is the one that writes logs and results."""
   return jax.process_index() == 0
+
+
+def find_devices() -> list[jax.Device]:
+  """Returns JAX's devices.
+
+  Raises:
+    InputError: If there is none of the kind that was asked for; JAX itself
+      goes on with a CPU where a GPU was meant.
+  """
+  asked = os.environ.get('JAX_PLATFORMS', '')
+  try:
+    devices = jax.devices()
+  # JAX has an assertion for what it asked for and did not get.
+  except (RuntimeError, AssertionError) as error:
+    raise InputError(
+        f'C12: JAX finds no device of the kind JAX_PLATFORMS={asked}: '
+        f'{" ".join(str(error).split())[:200] or "no reason given"}. '
+        'JAX_PLATFORMS=cpu runs on the CPU.'
+    ) from error
+  if not asked and devices[0].platform == 'cpu' and any(
+      importlib.util.find_spec(f'jax_cuda{version}_plugin')
+      for version in (12, 13)
+  ):
+    raise InputError(
+        'C12: JAX is installed for GPUs, but finds none that it can use; see '
+        'nvidia-smi and the warnings above. JAX_PLATFORMS=cpu runs on the CPU.'
+    )
+  return devices
 
 
 def leave(status: int) -> NoReturn:

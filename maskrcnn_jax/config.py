@@ -4,6 +4,8 @@ The defaults are Mask R-CNN with a ResNet-50-FPN at COCO's usual sizes; the
 files in `configs/` start here and say what differs.
 """
 
+import math
+import numbers
 import operator
 
 import ml_collections
@@ -43,6 +45,36 @@ FREE_KEYS = (
     'train.reference_batch_size',
     'train.watchdog_seconds',
 )
+
+# What the keys that are tuples hold, in words and as `_fits` has it.
+_TUPLES = {
+    'mesh': (
+        '(name, size) pairs, for example ((\'data\', -1),)', [(str, int)]
+    ),
+    'anchors.sizes': (
+        'a tuple of sizes for each level, for example ((32.0,), (64.0,), '
+        '(128.0,), (256.0,), (512.0,))', [[float]],
+    ),
+    'anchors.ratios': ('ratios, for example (0.5, 1.0, 2.0)', [float]),
+    'data.padded_sizes': (
+        '(height, width) pairs in whole pixels, for example ((800, 1344), '
+        '(1344, 800))', [(int, int)],
+    ),
+    'data.pixel_mean': ('three numbers, of red, green and blue', [float]),
+    'data.pixel_std': ('three numbers, of red, green and blue', [float]),
+    'data.short_sides': ('whole numbers, for example (640, 800)', [int]),
+    'data.scale_jitter': (
+        'the least and the greatest factor, for example (0.1, 2.0)', [float]
+    ),
+    'data.color_jitter': (
+        'three numbers, for brightness, contrast and saturation', [float]
+    ),
+    'optimizer.decay_steps': (
+        'whole numbers, for example (60000, 80000)', [int]
+    ),
+    'expected.box_ap': ('(mean, tolerance)', [float]),
+    'expected.mask_ap': ('(mean, tolerance)', [float]),
+}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -384,7 +416,58 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     raise InputError(f'C05: {error}') from error
 
 
+def _fits(value, form) -> bool:
+  """Tells whether a value has a form.
+
+  Args:
+    value: Of a key, or of an element of a tuple.
+    form: [form] for a tuple of any length, (form, form) for one of that
+      length, or str, int or float.
+  """
+  if isinstance(form, list):
+    return isinstance(value, tuple | list) and all(
+        _fits(item, form[0]) for item in value
+    )
+  if isinstance(form, tuple):
+    return (
+        isinstance(value, tuple | list) and len(value) == len(form)
+        and all(map(_fits, value, form))
+    )
+  if form is str:
+    return isinstance(value, str)
+  if isinstance(value, bool):
+    return False
+  return isinstance(
+      value, numbers.Integral if form is int else numbers.Real
+  )
+
+
+def _check_types(config: ml_collections.ConfigDict) -> None:
+  """Raises an InputError for tuples of what they do not hold, and for nan.
+
+  The types of other keys are those of the defaults, which the config sees to.
+  What is None is left open by the recipe.
+  """
+  for key, (what, form) in _TUPLES.items():
+    value = operator.attrgetter(key)(config)
+    if value is not None and not _fits(value, form):
+      raise InputError(f'config.{key} is {value!r}; give {what}.')
+  for key, value in _flatten(config.to_dict()).items():
+    if not all(map(math.isfinite, _numbers_in(value))):
+      raise InputError(
+          f'config.{key} is {value!r}; give what is a finite number.'
+      )
+
+
+def _numbers_in(value) -> list[numbers.Real]:
+  """The numbers of nested tuples and lists."""
+  if isinstance(value, tuple | list):
+    return [number for item in value for number in _numbers_in(item)]
+  return [value] if isinstance(value, numbers.Real) else []
+
+
 def _check_values(config: ml_collections.ConfigDict) -> None:
+  _check_types(config)
   if config.train.fine_tune:
     # Not complete yet; `train` checks it when it is.
     if config.train.batch_size < 1:
@@ -443,7 +526,8 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
       'roi.num_samples', 'roi.box_side', 'roi.mask_side',
       'detections.max_detections', 'optimizer.warmup_steps',
       'train.watchdog_seconds',
-      'model.groups', 'model.group_width', 'model.rpn_convs',
+      'model.groups', 'model.group_width', 'model.rpn_convs', 'model.width',
+      'model.fpn_channels', 'model.box_features', 'model.mask_channels',
       *(f'rpn.{mode}.{name}' for mode in ('train', 'eval')
         for name in ('pre_nms', 'post_nms', 'num_proposals')),
   ):
@@ -456,11 +540,29 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
           f'config.{key} is {value}; it must be at least {least}.'
       )
   for key in (
-      'optimizer.clip_norm', 'train.eval_every', 'train.eval_every_epochs'
+      'optimizer.clip_norm', 'train.eval_every', 'train.eval_every_epochs',
+      'optimizer.learning_rate', 'optimizer.momentum', 'optimizer.weight_decay',
+      'optimizer.bias_rate_factor', 'optimizer.warmup_factor',
+      'optimizer.decay_factor', 'model.norm_eps', 'model.box_convs',
+      'model.box_fcs', 'model.mask_convs', 'data.num_workers',
   ):
     value = operator.attrgetter(key)(config)
     if value < 0:
       raise InputError(f'config.{key} is {value}; it must be at least 0.')
+  for key in ('anchors.sizes', 'anchors.ratios', 'data.pixel_std'):
+    value = operator.attrgetter(key)(config)
+    if value is not None and (
+        not _numbers_in(value) or min(_numbers_in(value)) <= 0
+    ):
+      raise InputError(
+          f'config.{key} is {plain(value)}; give numbers above 0.'
+      )
+  for key in ('optimizer.decay_steps', 'data.pixel_mean'):
+    value = operator.attrgetter(key)(config)
+    if value is not None and min(value, default=0) < 0:
+      raise InputError(
+          f'config.{key} is {plain(value)}; give numbers of at least 0.'
+      )
   if config.train.ema_decay == 1:
     raise InputError(
         'config.train.ema_decay is 1; the average would never move.'

@@ -29,7 +29,7 @@ from maskrcnn_jax import checkpoint, torch_files
 from maskrcnn_jax.config import plain
 from maskrcnn_jax.data import coco
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluate import init_variables, make_model
+from maskrcnn_jax.evaluate import init_variables, make_model, make_writable
 from maskrcnn_jax.export_weights import export
 from maskrcnn_jax.peer_models import (
   class_table,
@@ -110,6 +110,7 @@ def convert(
   except InputError as error:
     raise InputError(f'C02: {source} {error}') from error
 
+  make_writable(destination)
   with contextlib.closing(
       checkpoint.open_checkpoints(destination)
   ) as manager:

@@ -221,10 +221,15 @@ def examine() -> Iterator[Finding]:
     yield Finding('ok', f'GPU in this machine: {gpu}')
   try:
     devices = jax.devices()
-  except RuntimeError as error:
+  # JAX has an assertion for what it was asked for and knows nothing of.
+  except (RuntimeError, AssertionError) as error:
+    asked = os.environ.get('JAX_PLATFORMS', '')
+    advice = 'there is no GPU, or no driver for it'
+    if gpus or not any(map(installed, PLUGINS)):
+      advice = INSTALL_GPU
     yield Finding(
-        'FAIL', f'devices: JAX does not start: {first_line(error)}; '
-        + (INSTALL_GPU if gpus else 'there is no GPU, or no driver for it'),
+        'FAIL', f'devices: JAX does not start with JAX_PLATFORMS={asked}: '
+        f'{first_line(error)}; {advice} (JAX_PLATFORMS=cpu runs on the CPU)',
     )
     return
   yield from check_devices(devices, gpus)

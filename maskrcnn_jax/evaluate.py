@@ -325,7 +325,8 @@ def load_detector(
     config: The recipe that the user gave, None for the stored one. What it
       says of the model must be what the checkpoint was trained with.
     changes: Values by key ('data.eval.images') that are not to be as in the
-      stored recipe.
+      stored recipe, where that is taken: without `config`, or for a
+      fine-tuning's.
   """
   path = checkpoint.find_checkpoint(path)
   metadata = checkpoint.read_metadata(path)
@@ -335,13 +336,14 @@ def load_detector(
         '--mode=train --init_from.'
     )
   stored = stored_config(metadata.config)
-  if config is None:
+  if config is None or config.train.fine_tune:
+    given = config
     config = stored_config(metadata.config)
+    if given is not None:
+      config = fine_tuning.for_use(given, metadata.config)
     with config.ignore_type():
       config.update_from_flattened_dict(changes)
     check_config(config)
-  elif config.train.fine_tune:
-    config = fine_tuning.for_use(config, metadata.config)
   # data.pixel_range tells of the images, not of the weights.
   fixed = ('model.', 'geometry', 'anchors.', 'data.pixel_mean',
            'data.pixel_std', 'roi.box_side', 'roi.mask_side',

@@ -3,19 +3,20 @@
   python -m maskrcnn_jax.main --config=configs/r50_fpn.py --workdir=DIR
       [--mode=train|eval|predict] [--config.KEY=VALUE ...]
 
-Exit status: 0 done, 1 failed while running, 2 wrong input. A training that
-SIGTERM ended is saved and has status 0 too; WORKDIR/interrupted tells it from
-one that is done.
+Exit status: 0 done, 1 failed while running, 2 wrong input, 130 ended by Ctrl-C.
+A training that SIGTERM or the first Ctrl-C ended is saved and has status 0;
+WORKDIR/interrupted tells it from one that is done.
 """
 
+from collections.abc import Iterator
 import difflib
 import errno
-import importlib.util
 import itertools
 import logging as standard_logging
 import os
 import pathlib
 import re
+import signal
 import sys
 import traceback
 
@@ -89,6 +90,24 @@ _PROFILE_STEPS = flags.DEFINE_string(
     'profile_steps', None, 'For train: A:B writes a trace of steps A to B-1 '
     'into WORKDIR/profile.',
 )
+# As shells give it for what SIGINT ended.
+_INTERRUPTED = 130
+
+# Those of a mode, which another would pass over in silence.
+_MODES_OF_FLAGS = {
+    'allow_changes': ('train',),
+    'checkpoint': ('eval', 'predict'),
+    'init_from': ('train',),
+    'input': ('predict',),
+    'profile_steps': ('train',),
+    'resume': ('train',),
+    'skip_eval': ('eval',),
+    'skip_test': ('train',),
+}
+_MEANT = {
+    'checkpoint': '; --init_from=CHECKPOINT trains from its weights',
+    'init_from': '; --checkpoint=CHECKPOINT is what is used',
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -105,6 +124,7 @@ def main(arguments: list[str]) -> int:
     raise InputError(
         f'Unexpected argument {arguments[1]!r}; options start with --.'
     )
+  _check_flags_of_mode()
   if not _WORKDIR.value:
     raise InputError('--workdir=DIR is missing: the directory of the run.')
   workdir = pathlib.Path(_WORKDIR.value)
@@ -141,7 +161,7 @@ def main(arguments: list[str]) -> int:
       logging.set_verbosity(logging.WARNING)
   logging.info(
       'JAX %s on %s; process %d of %d', jax.__version__,
-      ', '.join(map(str, _devices())), jax.process_index(),
+      ', '.join(map(str, cluster.find_devices())), jax.process_index(),
       jax.process_count(),
   )
   # Not before the processes know each other: only one of them writes there.
@@ -199,42 +219,27 @@ def _use(config, changes, workdir) -> int:
   return 0
 
 
-def _devices() -> list:
-  """Returns JAX's devices.
-
-  Raises:
-    InputError: If there is none of the kind that was asked for; JAX itself
-      goes on with a CPU where a GPU was meant.
-  """
-  import jax
-
-  asked = os.environ.get('JAX_PLATFORMS', '')
-  try:
-    devices = jax.devices()
-  # JAX has an assertion for what it asked for and did not get.
-  except (RuntimeError, AssertionError) as error:
+def _check_flags_of_mode() -> None:
+  """Refuses a flag that says something, but to another mode."""
+  for name, modes in _MODES_OF_FLAGS.items():
+    flag = flags.FLAGS[name]
+    if _MODE.value in modes or flag.value in (flag.default, ''):
+      continue
+    text = f'--{name}={flag.value}'
+    if isinstance(flag.value, bool):
+      text = f'--{"" if flag.value else "no"}{name}'
     raise InputError(
-        f'C12: JAX finds no device of the kind JAX_PLATFORMS={asked}: '
-        f'{" ".join(str(error).split())[:200] or "no reason given"}. '
-        'JAX_PLATFORMS=cpu runs on the CPU.'
-    ) from error
-  if not asked and devices[0].platform == 'cpu' and any(
-      importlib.util.find_spec(f'jax_cuda{version}_plugin')
-      for version in (12, 13)
-  ):
-    raise InputError(
-        'C12: JAX is installed for GPUs, but finds none that it can use; see '
-        'nvidia-smi and the warnings above. JAX_PLATFORMS=cpu runs on the CPU.'
+        f'{text} is for --mode={" or ".join(modes)}, not for '
+        f'{_MODE.value}{_MEANT.get(name, "")}.'
     )
-  return devices
 
 
 def run() -> None:
   """Entry point: turns errors into one line and an exit status."""
   _set_up_console()
-  arguments = _parse_flags(sys.argv)
+  _set_up_ctrl_c()
   try:
-    status = main(arguments)
+    status = main(_parse_flags(sys.argv))
   except InputError as error:
     _fail(str(error), 2)
   except (FloatingPointError, SaveError) as error:
@@ -269,6 +274,22 @@ def _set_up_console() -> None:
   )
 
 
+def _set_up_ctrl_c() -> None:
+  """Has Ctrl-C end the program in a line, but while `train` listens.
+
+  Not by a KeyboardInterrupt, which libraries swallow or make other errors of.
+  """
+  # What a shell starts in the background goes on ignoring it.
+  if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, _end)
+
+
+def _end(*_) -> None:
+  # Past Python's buffers, which may be in the middle of a line.
+  os.write(2, b'\nerror: ended by Ctrl-C.\n')
+  os._exit(_INTERRUPTED)
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; whatever is wrong with them is wrong input."""
   # Not absl's own flag, which exits with status 1.
@@ -288,17 +309,22 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _check_recipe_exists(argv: list[str]) -> None:
   """Fails if --config names no file, which config_flags tells much later."""
-  for argument, following in itertools.pairwise([*argv, '']):
-    name, equals, value = argument.partition('=')
+  for name, text in _given(argv):
     if name not in ('--config', '-config'):
       continue
-    text = value if equals else following
     path = pathlib.Path(text.split(':')[0])
     if text and (path.suffix != '.py' or not path.is_file()):
       _fail(
           f'--config={path} is not a Python file; give a recipe, for example '
           'configs/r50_fpn.py.', 2,
       )
+
+
+def _given(argv: list[str]) -> Iterator[tuple[str, str]]:
+  """Yields (name, value) of each argument, as far as it is a flag."""
+  for argument, following in itertools.pairwise([*argv, '']):
+    name, equals, value = argument.partition('=')
+    yield name, value if equals else following
 
 
 def _parse_profile_steps(text: str | None) -> range:
@@ -333,7 +359,47 @@ def _explain_flag_error(error: Exception, argv: list[str]) -> str:
         near = difflib.get_close_matches(name, known, 1)
         hint = f'; did you mean --config.{near[0]}?' if near else ''
         return f'C05: There is no config key {name!r}{hint}'
-  return text
+  return _explain_misspelt_recipe(error, argv) or text
+
+
+def _explain_misspelt_recipe(error: Exception, argv: list[str]) -> str | None:
+  """One line on a key that the recipe misspells; None if it is not that."""
+  found = re.search(
+      r'Key "(\w+)" does not exist'  # written to
+      r'|instead of "(\w+)"'  # read
+      r'|^[\'"\\]*(\w+)[\'"\\]*$',  # read, and none is like it
+      str(error),
+  )
+  recipe = next((
+      value for name, value in _given(argv) if name in ('--config', '-config')
+  ), None)
+  if not found or recipe is None or not isinstance(
+      error, AttributeError | KeyError
+  ):
+    return None
+  name = next(filter(None, found.groups()))
+  path = recipe.split(':')[0]
+  lines = [
+      frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+      if os.path.realpath(frame.filename) == os.path.realpath(path)
+  ]
+  where = path
+  if lines:
+    where = f'{path}, line {lines[-1]}'
+    source = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+    # With the group that it is in, as far as the line tells.
+    group = re.search(rf'\w\.((?:\w+\.)+){name}\b', source[lines[-1] - 1])
+    name = group[1] + name if group else name
+  from maskrcnn_jax.config import default_config
+  known = _key_names(default_config())
+  if '.' not in name:
+    near = difflib.get_close_matches(
+        name, {key.split('.')[-1] for key in known}, 1
+    )
+  else:
+    near = difflib.get_close_matches(name, known, 1)
+  hint = f'; did you mean {near[0]!r}?' if near else ''
+  return f'C05: {where}: there is no config key {name!r}{hint}'
 
 
 def _key_names(config, prefix: str = '') -> list[str]:

@@ -286,5 +286,8 @@ def _conventions(arrays, facts, source_format, sizes) -> dict:
       usual['stride_in_1x1'] &= usual['pixel_std'] == [1.0, 1.0, 1.0]
     notes = facts.get(NOTES)
     if isinstance(notes, dict):
-      usual |= {key: notes[key] for key in usual.keys() & notes.keys()}
+      usual |= {
+          key: notes[key] for key in usual.keys() & notes.keys()
+          if notes[key] is not None
+      }
   return usual

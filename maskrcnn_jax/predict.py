@@ -19,6 +19,7 @@ from maskrcnn_jax.evaluate import (
     Detector,
     canvas_arguments,
     category_of,
+    make_writable,
     to_original,
     to_xywh,
     write_json,
@@ -49,7 +50,7 @@ def predict(
   """
   files = image_files.list_images(pattern)
   directory = workdir / 'predictions'
-  directory.mkdir(parents=True, exist_ok=True)
+  make_writable(directory)
   root = _common_folder(files)
 
   readable, sizes, broken = [], [], []

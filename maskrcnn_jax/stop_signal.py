@@ -1,38 +1,53 @@
-"""SIGTERM: what a cluster sends before it takes a machine away."""
+"""SIGTERM, which clusters send before they take a machine, and Ctrl-C."""
 
 import contextlib
+import os
 import signal
 import threading
 
+_CTRL_C = (
+    '\nCtrl-C: the step is finished and saved, then the run stops. Ctrl-C once '
+    'more ends it at once; then the last checkpoint is what is left.\n'
+)
+
 
 class Stopped(Exception):
-  """Raised by SIGTERM inside `StopSignal.interrupting`."""
+  """Raised by a signal inside `StopSignal.interrupting`."""
 
 
 class StopSignal:
-  """Takes note of SIGTERM in place of dying of it, as long as it is entered.
+  """Takes note of SIGTERM and SIGINT in place of dying of them while entered.
+
+  A second SIGINT ends the process at once. A SIGINT that is ignored, as by what
+  a shell starts in the background, stays so.
 
   Attributes:
-    requested: Whether the signal has come.
+    requested: Whether a signal has come.
+    name: Of the signal; of several processes, it may have come to another.
   """
 
   def __init__(self):
     """Starts without a signal."""
     self.requested = False
+    self.name = 'SIGTERM or Ctrl-C'
     self._interrupts = False
-    self._before = None
+    self._before = {}
 
   def __enter__(self):
     """Listens, unless in a thread, which no signal reaches."""
     if threading.current_thread() is threading.main_thread():
-      self._before = signal.signal(signal.SIGTERM, self._take)
+      for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.getsignal(number)
+        if number == signal.SIGTERM or before != signal.SIG_IGN:
+          signal.signal(number, self._take)
+          self._before[number] = before
     return self
 
   def __exit__(self, *_):
     """Listens no more."""
-    if self._before is not None:
-      signal.signal(signal.SIGTERM, self._before)
-      self._before = None
+    for number, before in self._before.items():
+      signal.signal(number, before)
+    self._before = {}
 
   @contextlib.contextmanager
   def interrupting(self):
@@ -45,8 +60,15 @@ class StopSignal:
     finally:
       self._interrupts = False
 
-  def _take(self, *_):
+  def _take(self, number, _):
     self.requested = True
+    self.name = 'SIGTERM'
+    if number == signal.SIGINT:
+      self.name = 'Ctrl-C'
+      # Also while XLA compiles, when no handler would be called.
+      signal.signal(signal.SIGINT, signal.SIG_DFL)
+      # Past Python's buffers, which may be in the middle of a line.
+      os.write(2, _CTRL_C.encode())
     if self._interrupts:
       self._interrupts = False
       raise Stopped

@@ -55,7 +55,7 @@ from maskrcnn_jax.train_state import (
 from maskrcnn_jax.train_step import make_train_step, skips_background
 from maskrcnn_jax.training_log import TrainingLog
 
-# Is in the workdir of a run that SIGTERM ended, until it goes on.
+# Is in the workdir of a run that a signal ended, until it goes on.
 INTERRUPTED = 'interrupted'
 
 
@@ -73,16 +73,16 @@ def train(
   """Trains until `config.train.num_steps`, then evaluates.
 
   A workdir with a checkpoint of the same recipe is continued from its newest
-  step, as if it had never stopped. SIGTERM ends the run after the step that it
-  is at, which is saved; `WORKDIR/interrupted` then says so. Of several
-  processes, it ends all if one gets it, after the same step.
+  step, as if it had never stopped. SIGTERM or Ctrl-C ends the run after the
+  step that it is at, which is saved; `WORKDIR/interrupted` then says so. Of
+  several processes, it ends all if one gets it, after the same step.
 
   Args:
     config: The recipe.
     workdir: Gets log.txt, TensorBoard events, checkpoints/, and of evaluations
       inference/, evaluations.json and best/.
     init_from: Checkpoint to take the initial weights from. Layers that depend
-      on the number of classes start afresh where that differs.
+      on the classes start afresh where their number or names differ.
     skip_test: Whether to leave out the evaluation at the end.
     resume: Whether to continue; if not, a workdir with a checkpoint is an
       error.
@@ -101,7 +101,7 @@ def train(
       ends = False
   if not ends:
     text = (
-        'Stopped by SIGTERM; all steps that were done are saved. The same '
+        f'Stopped by {stop.name}; all steps that were done are saved. The same '
         'command goes on from there.'
     )
     logging.info(text)

@@ -195,7 +195,7 @@ def evaluate_state(
 ) -> dict[str, ApResult | RecallResult]:
   """Evaluates a state, which all processes do together, and logs its AP.
 
-  SIGTERM ends that at once if there is one process, with `Stopped`; several
+  A signal ends that at once if there is one process, with `Stopped`; several
   finish it, lest the others wait for one.
   """
   # A state that was evaluated must be there to go on from.
@@ -250,9 +250,9 @@ def _load_batches(run: Run, first_step: int) -> Iterator[Batch]:
           yield batch
       return
     except RuntimeError:
-      # Some clusters send SIGTERM to the worker processes too, which end if
-      # they have only just started. What is needed until all have stopped is
-      # loaded here.
+      # Ctrl-C, and SIGTERM of some clusters, go to the worker processes too,
+      # which end if they have only just started. What is needed until all have
+      # stopped is loaded here.
       if not run.stop.requested or not num_workers:
         raise
       num_workers = 0

@@ -1,5 +1,6 @@
 """What a training starts from: its images, and its first state."""
 
+import itertools
 import pathlib
 import zlib
 
@@ -24,6 +25,7 @@ from maskrcnn_jax.config import (
 )
 from maskrcnn_jax.data import coco, coco_index, findings, image_sets, records
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
 from maskrcnn_jax.train_state import (
   TrainState,
   restored_state,
@@ -220,10 +222,13 @@ def first_state(
       }
   )
   if not steps:
+    random = list(checkpoint.named_leaves(variables_of(state)))
     if init_from is not None:
-      state = _take_weights(
-          checkpoint.find_checkpoint(init_from), state, config, mesh
+      state, random = _take_weights(
+          checkpoint.find_checkpoint(init_from), state, config, mesh,
+          categories=metadata.categories,
       )
+    _warn_of_frozen(random, config.freeze_at)
     return cluster.replicate(start_average(state, config), mesh)
   state = start_average(state, config)
   for step in reversed(steps):
@@ -313,11 +318,59 @@ def _resume(
   return restored_state(state, stored.step, variables, kept)
 
 
-def _take_weights(path, state: TrainState, config, mesh) -> TrainState:
-  """A state of step 0 with a checkpoint's weights, heads of classes aside.
+def _warn_of_frozen(random: list[str], freeze_at: int) -> None:
+  """Warns of stages that are neither trained nor taken from a checkpoint.
+
+  Args:
+    random: Names of the arrays that start afresh.
+    freeze_at: Stages that are not trained.
+  """
+  frozen = [
+      '/'.join(prefix) for prefix in frozen_prefixes(freeze_at)
+      if any(f'params/{"/".join(prefix)}/' in name for name in random)
+  ]
+  if frozen:
+    logging.warning(
+        'FROZEN AND RANDOM: %s start with random weights, and '
+        'config.freeze_at=%d keeps them so for the whole training. Give '
+        'pretrained weights, --init_from=CHECKPOINT, or train all: '
+        '--config.freeze_at=0 (from nothing, with '
+        '--config.model.norm=group).', ', '.join(frozen), freeze_at,
+    )
+
+
+def _other_classes(here: list, there: list) -> list[str]:
+  """Returns 'number: name here | there' for each class that differs.
+
+  Ids may differ. Where the names of either are not known, nothing does.
+
+  Args:
+    here: [[id, name], ...] by class number.
+    there: Likewise, of a checkpoint.
+  """
+  here, there = ([name for _, name in table] for table in (here, there))
+  # So `convert_weights` names classes that a file does not name.
+  unknown = [f'class {i + 1}' for i in range(len(there))]
+  if not here or not there or there == unknown:
+    return []
+  return [
+      f'{i + 1}: {one!r} | {other!r}'
+      for i, (one, other) in enumerate(
+          itertools.zip_longest(here, there, fillvalue='nothing')
+      ) if one != other
+  ]
+
+
+def _take_weights(
+    path, state: TrainState, config, mesh, *, categories: list
+) -> tuple[TrainState, list[str]]:
+  """A state of step 0 with a checkpoint's weights, layers of classes aside.
+
+  Those start afresh where the classes are others, by number or by name.
 
   Of a partial checkpoint, layers that it lacks start afresh too; of any, heads
-  that it lacks as a whole. Heads that only it has are left out.
+  that it lacks as a whole. Heads that only it has are left out. Also returns
+  the names of the arrays that start afresh.
   """
   metadata = checkpoint.read_metadata(path)
   different = [
@@ -334,11 +387,12 @@ def _take_weights(path, state: TrainState, config, mesh) -> TrainState:
     )
   expected = checkpoint.named_leaves(variables_of(state))
   stored = checkpoint.model_shapes(path)
+  other = _other_classes(categories, metadata.categories)
   here, there = ({_head_of(n) for n in names} for names in (expected, stored))
   unused = [n for n in stored if _head_of(n) in there - here]
   fresh = [
       name for name in expected
-      if name in stored and stored[name] != expected[name].shape
+      if name in stored and (other or stored[name] != expected[name].shape)
       and name.split('/')[1] in CLASS_HEADS
       and name.split('/')[2] in CLASS_LAYERS
       or name not in stored and (
@@ -364,6 +418,12 @@ def _take_weights(path, state: TrainState, config, mesh) -> TrainState:
           n: x for n, x in weights.items() if n not in fresh and n not in unused
       }
   )
+  if other and any(name.split('/')[2] in CLASS_LAYERS for name in fresh):
+    logging.info(
+        'The classes are not those of %s, so their layers start afresh (here | '
+        'there): %s%s.', path, '; '.join(other[:5]),
+        f'; and {len(other) - 5} more' if len(other) > 5 else '',
+    )
   logging.info(
       'Took %d arrays from %s; started afresh: %s.',
       len(expected) - len(fresh), path, ', '.join(fresh) or 'none',
@@ -372,7 +432,7 @@ def _take_weights(path, state: TrainState, config, mesh) -> TrainState:
     logging.info('Left out, for this model: %s.', ', '.join(unused))
   return state._replace(
       params=taken['params'], constants=taken.get('constants', {})
-  )
+  ), fresh
 
 
 def _head_of(name: str) -> str | None:

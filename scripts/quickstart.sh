@@ -41,6 +41,11 @@ options=(
 tell "Training in $run, then evaluating on held-out images" \
   '(about 8 minutes on 2 cores)'
 $python -m maskrcnn_jax.main "${options[@]}"
+# Ctrl-C in training is an orderly end, with status 0.
+if [[ -f $run/interrupted ]]; then
+  tell 'Stopped. The same command goes on from there.'
+  exit 130
+fi
 
 tell "Predicting on the images in $data/samples (under a minute)"
 $python -m maskrcnn_jax.main "${options[@]}" \

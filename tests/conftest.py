@@ -95,6 +95,7 @@ def run(monkeypatch, capsys):
 
   # Handlers of the console would outlive the test.
   monkeypatch.setattr(main, '_set_up_console', lambda: None)
+  monkeypatch.setattr(main, '_set_up_ctrl_c', lambda: None)
 
   def run_with(*arguments):
     monkeypatch.setattr(sys, 'argv', ['main', *map(str, arguments)])

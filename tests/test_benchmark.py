@@ -69,6 +69,19 @@ def test_benchmark_refuses_wrong_arguments(
   assert what in line
 
 
+def test_benchmark_without_the_device_that_is_asked_for(monkeypatch, capsys):
+  def fail():
+    raise AssertionError
+
+  monkeypatch.setattr(jax, 'devices', fail)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  with pytest.raises(SystemExit) as exit_:
+    run(monkeypatch, '--mode=train', '--size=64x64')
+  assert exit_.value.code == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: C12: JAX finds no device of the kind JAX_PLAT')
+
+
 def test_benchmark_needs_a_mode(monkeypatch, capsys):
   with pytest.raises(SystemExit) as exit_:
     run(monkeypatch, '--mode=test')

@@ -101,7 +101,23 @@ def test_a_value_of_another_type_is_refused(section, name, value):
         ('data.pixel_range', (9, 9), r'pixel_range is .9, 9.; give the val'),
         ('data.padded_sizes', ((800, 1333),), r'\(800, 1333\); .*multiples'),
         ('data.padded_sizes', ((0, 32),), r'\(0, 32\)'),
-        ('data.padded_sizes', ((32,),), r'\(32,\)'),
+        ('data.padded_sizes', ((32,),), r'\(32,\),\); .*pairs in whole pixels'),
+        ('data.padded_sizes', ((32.0, 64.0),), r'pairs in whole pixels'),
+        ('anchors.sizes', (32.0,) * 5, r'give a tuple of sizes for each level'),
+        ('anchors.sizes', ((),) * 5, r'give numbers above 0'),
+        ('anchors.sizes', ((0.0,),) * 5, r'give numbers above 0'),
+        ('anchors.ratios', ('1',), r'give ratios'),
+        ('data.pixel_std', (0.0, 1.0, 1.0), r'give numbers above 0'),
+        ('data.pixel_mean', (-1.0, 1.0, 1.0), r'numbers of at least 0'),
+        ('optimizer.decay_steps', (-1,), r'numbers of at least 0'),
+        ('optimizer.decay_steps', (1.5,), r'give whole numbers'),
+        ('optimizer.decay_steps', (True,), r'give whole numbers'),
+        ('optimizer.momentum', float('inf'), r'is inf; .*finite number'),
+        ('expected.box_ap', (0.4, float('nan')), r'finite number'),
+        ('expected.box_ap', ('a', 'b'), r'mean, tolerance'),
+        ('optimizer.weight_decay', -1e-4, r'weight_decay is -0.0001'),
+        ('model.mask_convs', -1, r'mask_convs is -1; .*at least 0'),
+        ('mesh', (('data', 1, 2),), r'\(name, size\) pairs'),
     ],
 )
 def test_check_config_says_what_is_wrong(key, value, message):
@@ -252,6 +268,15 @@ def test_check_config_refuses_augmentation_that_makes_no_sense(
   config = default_config()
   config.data[key] = value
   with pytest.raises(InputError, match=what):
+    check_config(config)
+
+
+def test_check_config_looks_at_the_types_of_an_open_recipe_too():
+  config = default_config()
+  config.train.fine_tune = True
+  check_config(config)
+  config.anchors.ratios = ('wide',)
+  with pytest.raises(InputError, match='C05: config.anchors.ratios'):
     check_config(config)
 
 

@@ -154,6 +154,14 @@ def test_r50_fpn_reads_coco_of_either_year(year):
   )
 
 
+def test_r50_fpn_expects_what_is_published_only_where_something_is():
+  expected = load_named('r50_fpn').get_config('2017').expected
+  assert (expected.box_ap[0], expected.mask_ap[0]) == (0.378, 0.349)
+  expected = load_named('r50_fpn').get_config('2014').expected
+  assert expected.box_ap is None
+  assert expected.mask_ap is None
+
+
 def test_r50_fpn_refuses_another_year():
   with pytest.raises(ValueError, match='2014 or 2017'):
     load_named('r50_fpn').get_config('2013')

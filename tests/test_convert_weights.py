@@ -1,5 +1,6 @@
 """Tests of converting weights: there, back, and through the program."""
 
+import contextlib
 import functools
 import gzip
 import importlib.util
@@ -20,7 +21,7 @@ import pytest
 import tiny
 
 from maskrcnn_jax import checkpoint, convert_weights, geometry, main
-from maskrcnn_jax.config import default_config, stored_config
+from maskrcnn_jax.config import default_config, plain, stored_config
 from maskrcnn_jax.data import coco
 from maskrcnn_jax.data.coco_classes import COCO_CLASSES
 from maskrcnn_jax.errors import InputError
@@ -341,6 +342,103 @@ def test_there_and_back_is_the_same_to_the_bit(run, tmp_path, to, end, rows):
   assert one[1].config == other[1].config
 
 
+def save_own(directory, **changes):
+  """Saves a checkpoint as a training does; returns its arrays by name."""
+  config = default_config()
+  config.model.update(SMALL)
+  config.update_from_flattened_dict(changes)
+  leaves = random_leaves(SMALL)
+  # Background has no box and no mask, and detectron2 no rows for them.
+  for name in ('kernel', 'bias'):
+    leaves[f'params/box_head/bbox_pred/{name}'][..., :4] = 0
+    leaves[f'params/mask_head/mask_fcn_logits/{name}'][..., 0] = 0
+  with contextlib.closing(checkpoint.open_checkpoints(directory)) as manager:
+    checkpoint.save_checkpoint(
+        manager, model=checkpoint.nested(leaves), optimizer=None,
+        metadata=checkpoint.Metadata(
+            0, plain(config), [[i, f'class {i}'] for i in (1, 2, 3)], 'drawn'
+        ),
+    )
+    manager.wait_until_finished()
+  return leaves
+
+
+@pytest.mark.parametrize(('to', 'end'), [
+    ('torchvision', 'pth'), ('detectron2', 'pkl'), ('detectron2', 'pth'),
+])
+def test_weights_trained_here_arrive_there_and_come_back(
+    run, tmp_path, to, end
+):
+  leaves = save_own(tmp_path / 'own')
+  code, out, err = run(
+      tmp_path / 'own', tmp_path / f'file.{end}', f'--to={to}'
+  )
+  assert code == 0, err
+  # The recipe leaves these to its geometry. 123.675 / 255 is 0.485.
+  assert {
+      'torchvision': 'image_mean=[0.485, 0.456, 0.406], image_std=[0.229, ',
+      'detectron2': 'MODEL.PIXEL_MEAN [103.53, 116.28, 123.675], ',
+  }[to] in out
+  code, _, err = run(tmp_path / f'file.{end}', tmp_path / 'back')
+  assert code == 0, err
+  arrays, metadata = read_checkpoint(tmp_path / 'back')
+  assert_same(arrays, leaves)
+  assert metadata.config['data']['pixel_std'] == [58.395, 57.12, 57.375]
+  assert metadata.config['geometry'] == (
+      'torchvision' if to == 'torchvision' else 'modern'
+  )
+
+
+@pytest.mark.parametrize(('to', 'geometry_name', 'texts'), [
+    ('torchvision', 'torchvision', ()),
+    ('torchvision', 'modern', (
+        'computes otherwise than geometry modern', 'RoIAlign moves boxes by 0 ',
+        "rounded by the rule 'corners', not 'none'", 'sampling_ratio=0',
+    )),
+    ('detectron2', 'modern', ()),
+    ('detectron2', 'torchvision', (
+        'MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlign',
+        'MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO 2',
+        'stride of its anchors is 2**level',
+    )),
+    ('detectron2', 'legacy', ('x2 - x1 + 0 wide, not x2 - x1 + 1',)),
+])
+def test_an_export_says_what_the_other_program_computes_otherwise(
+    run, tmp_path, to, geometry_name, texts
+):
+  save_own(tmp_path / 'own', geometry=geometry_name)
+  code, out, err = run(tmp_path / 'own', tmp_path / 'file.pth', f'--to={to}')
+  assert code == 0, err
+  assert ('otherwise' in out) == bool(texts)
+  for text in texts:
+    assert text in out
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='writes to /proc')
+def test_a_place_that_cannot_be_written_to_is_named(refuse, tmp_path):
+  save_own(tmp_path / 'own')
+  line = refuse(tmp_path / 'own', '/proc/new/file.pth', '--to=torchvision')
+  assert 'C10: cannot write to /proc/new' in line
+  write_torch(
+      tmp_path / 'file.pth', peer_arrays(random_leaves(SMALL), 'torchvision')
+  )
+  line = refuse(tmp_path / 'file.pth', '/proc/new')
+  assert 'C10: cannot write to /proc/new' in line
+
+
+def test_an_export_names_other_anchors_and_sides(run, tmp_path):
+  save_own(tmp_path / 'own', **{
+      'anchors.sizes': ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,)),
+      'data.short_side': 64,
+  })
+  _, out, _ = run(tmp_path / 'own', tmp_path / 'a.pth', '--to=torchvision')
+  assert 'min_size=64, max_size=1333' in out
+  assert 'AnchorGenerator(sizes=((8.0,), (16.0,), ' in out
+  _, out, _ = run(tmp_path / 'own', tmp_path / 'b.pth', '--to=detectron2')
+  assert 'INPUT.MIN_SIZE_TEST 64, INPUT.MAX_SIZE_TEST 1333' in out
+  assert 'ANCHOR_GENERATOR.SIZES [[8.0], [16.0], ' in out
+
+
 @pytest.mark.parametrize('sizes', [GROUP, SMALL | dict(depth=50)])
 def test_what_torchvision_cannot_compute_is_not_written(
     run, refuse, tmp_path, sizes
@@ -406,11 +504,12 @@ def get_config():
   return config
 ''')
   monkeypatch.setattr(main, '_set_up_console', lambda: None)
+  monkeypatch.setattr(main, '_set_up_ctrl_c', lambda: None)
   for mode in ('predict', 'eval'):
     monkeypatch.setattr(sys, 'argv', [
         'main', f'--config={recipe}', f'--mode={mode}',
         f'--workdir={weight_files / "run"}', f'--checkpoint={converted}',
-        f'--input={tiny_data / "images"}',
+        *([f'--input={tiny_data / "images"}'] if mode == 'predict' else []),
         *(x for x in tiny.data_flags(tiny_data) if '.eval.' in x),
     ])
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_:

@@ -93,19 +93,37 @@ def test_a_plugin_of_another_version_is_a_failure(machine):
   assert 'jax-cuda13-plugin 0.11.2 is not for jaxlib 0.12.0' in found
 
 
-def test_jax_that_does_not_start_is_the_last_line(machine, monkeypatch):
-  machine('cuda')
+@pytest.mark.parametrize(
+    ('plugin', 'gpus', 'advice'),
+    [
+        (True, [], 'there is no GPU, or no driver for it'),
+        (True, AN_H200, doctor.INSTALL_GPU),
+        (False, [], doctor.INSTALL_GPU),
+    ],
+)
+@pytest.mark.parametrize(
+    ('error', 'what'),
+    [
+        (RuntimeError('No backend cuda\nand more'), 'No backend cuda'),
+        (AssertionError(), 'AssertionError'),
+    ],
+)
+def test_jax_that_does_not_start_is_the_last_line(
+    machine, monkeypatch, plugin, gpus, advice, error, what
+):
+  versions = {'jax-cuda13-plugin': '0.11.1'} if plugin else {}
+  machine('cuda', **versions)
 
   def refuse():
-    raise RuntimeError('Unknown backend cuda\nand more')
+    raise error
 
-  monkeypatch.setattr(doctor, 'nvidia_gpus', list)
+  monkeypatch.setattr(doctor, 'nvidia_gpus', lambda: gpus)
   monkeypatch.setattr(jax, 'devices', refuse)
   *_, last = doctor.examine()
   assert last.status == 'FAIL'
   assert last.text == (
-      'devices: JAX does not start: Unknown backend cuda; there is no GPU, or '
-      'no driver for it'
+      f'devices: JAX does not start with JAX_PLATFORMS=cuda: {what}; {advice} '
+      '(JAX_PLATFORMS=cpu runs on the CPU)'
   )
 
 

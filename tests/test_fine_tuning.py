@@ -144,6 +144,25 @@ def test_fine_tuning_needs_paths_and_a_checkpoint_only(
   assert detector.config.expected.box_ap == (30.0, 1.0)
 
 
+def test_what_is_given_holds_for_the_use_of_a_fine_tuned_model(tiny_run):
+  config = recipe()
+  # As --config.KEY=VALUE does: into the recipe too.
+  config.predict.min_score = 0.25
+  changes = {
+      'detections.max_detections': 3, 'data.short_side': 48,
+      'predict.min_score': 0.25,
+  }
+  detector = load_detector(tiny_run[0], config, changes)
+  assert detector.config.detections.max_detections == 3
+  assert detector.config.data.short_side == 48
+  assert detector.config.predict.min_score == 0.25
+  assert detector.config.detections.min_score == 0.0  # the checkpoint's
+  with pytest.raises(InputError, match='max_detections is 0'):
+    load_detector(tiny_run[0], config, {'detections.max_detections': 0})
+  with pytest.raises(InputError, match='geometry: legacy | modern'):
+    load_detector(tiny_run[0], config, {'geometry': 'legacy'})
+
+
 def test_fine_tuning_without_a_checkpoint_is_refused(tiny_data, tmp_path):
   config = tiny.with_data(recipe(), tiny_data)
   with pytest.raises(InputError, match='--init_from=CHECKPOINT is missing'):

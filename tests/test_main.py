@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -87,6 +88,61 @@ def test_a_misspelt_key_is_named_with_the_nearest(
 
 
 @pytest.mark.parametrize(
+    ('line', 'name', 'hint'),
+    [
+        ('c.train.batchsize = 8', 'train.batchsize', 'train.batch_size'),
+        ('c.optimiser = 8', 'optimiser', None),
+        ('c.sead = 8', 'sead', 'seed'),
+        ('c.rpn.train.pre_mns = 8', 'rpn.train.pre_mns', 'rpn.train.pre_nms'),
+        ('c.train.num_steps = c.train.steps_num', 'train.steps_num', None),
+        ('c.train.update(batchsize=8)', 'batchsize', 'batch_size'),
+        ('c.seed = c.zzz', 'zzz', None),
+    ],
+)
+@pytest.mark.parametrize('override', [(), ('--config.train.num_steps=3',)])
+def test_a_key_that_a_recipe_misspells_is_one_line(
+    refuse, tmp_path, line, name, hint, override
+):
+  recipe = tmp_path / 'mine.py'
+  recipe.write_text(f'''from maskrcnn_jax.config import default_config
+def get_config():
+  c = default_config()
+  {line}
+  return c
+''')
+  text = refuse(f'--config={recipe}', f'--workdir={tmp_path}', *override)
+  assert f'C05: {recipe}, line 4: there is no config key {name!r}' in text
+  if hint:
+    assert text.endswith(f'; did you mean {hint!r}?')
+  assert len(text) < 300
+
+
+@pytest.mark.parametrize(
+    ('argument', 'what'),
+    [
+        ('anchors.sizes=(8,16,32,64,128)', 'is (8, 16, 32, 64, 128); give a '),
+        ('data.padded_sizes=64', 'give (height, width) pairs'),
+        ('optimizer.decay_steps=abc', 'give whole numbers, for example (60000'),
+        ('anchors.ratios=abc', 'give ratios, for example (0.5'),
+        ('mesh=abc', 'give (name, size) pairs'),
+        ('data.scale_jitter=((0.1,2),(1,2))', 'give the least and the greates'),
+        ('optimizer.learning_rate=nan', 'is nan; give what is a finite number'),
+        ('optimizer.learning_rate=-1', 'is -1.0; it must be at least 0.'),
+        ('model.width=0', 'is 0; it must be at least 1.'),
+        ('model.fpn_channels=-1', 'is -1; it must be at least 1.'),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_one_line(
+    refuse, tmp_path, argument, what
+):
+  line = refuse(
+      RECIPE, f'--workdir={tmp_path / "run"}', f'--config.{argument}'
+  )
+  assert f'C05: config.{argument.split("=")[0]} ' in line
+  assert what in line
+
+
+@pytest.mark.parametrize(
     ('argument', 'what'),
     [
         ('--config.train.batch_size=abc', '--config.train.batch_size=abc'),
@@ -111,6 +167,28 @@ def test_a_wrong_argument_is_named(
   monkeypatch.chdir(ROOT)
   assert what in refuse(RECIPE, f'--workdir={tmp_path / "run"}', argument)
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    ('mode', 'flag', 'what'),
+    [
+        ('train', '--checkpoint=runs/1', '--mode=eval or predict, not for tra'),
+        ('train', '--checkpoint=runs/1', '--init_from=CHECKPOINT trains from'),
+        ('train', '--input=pictures', '--mode=predict, not for train.'),
+        ('train', '--skip_eval', '--skip_eval is for --mode=eval, not for tra'),
+        ('eval', '--init_from=runs/1', '--checkpoint=CHECKPOINT is what'),
+        ('eval', '--input=pictures', '--input=pictures is for --mode=predict'),
+        ('eval', '--noresume', '--noresume is for --mode=train, not for eval'),
+        ('predict', '--skip_test', '--skip_test is for --mode=train'),
+        ('predict', '--profile_steps=1:2', 'for --mode=train, not for predict'),
+    ],
+)
+def test_a_flag_of_another_mode_is_refused(refuse, tmp_path, mode, flag, what):
+  line = refuse(
+      RECIPE, f'--workdir={tmp_path / "run"}', f'--mode={mode}', flag,
+      *(['--input=x'] if mode == 'predict' else []),
+  )
+  assert what in line
 
 
 def test_a_missing_workdir_is_named(refuse):
@@ -308,6 +386,15 @@ def test_predict_without_pictures_is_wrong_input(refuse, tiny_run, tmp_path):
   assert f'{tmp_path}/none' in line
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='writes to /proc')
+def test_predict_into_what_cannot_be_written_to(refuse, tiny_run, tiny_data):
+  line = refuse(
+      '--mode=predict', f'--checkpoint={tiny_run[0]}', '--workdir=/proc/new',
+      f'--input={tiny_data / "images" / "val_00000.jpg"}',
+  )
+  assert 'C10: cannot write to /proc/new/predictions' in line
+
+
 def test_keys_that_are_given_are_not_scaled_with_the_batch(
     refuse, train_flags, monkeypatch
 ):
@@ -331,6 +418,34 @@ def test_a_save_that_fails_is_a_failure(refuse, train_flags, monkeypatch):
 
   monkeypatch.setattr('maskrcnn_jax.train.train', fail)
   assert refuse(*train_flags, status=1) == 'error: C10 no room'
+
+
+@pytest.mark.parametrize('line', ['', 'JAX '])
+def test_ctrl_c_is_one_line_and_status_130(tiny_run, tmp_path, line):
+  # As a shell starts what is in the foreground.
+  process = subprocess.Popen(
+      [sys.executable, '-c', f'''
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from maskrcnn_jax import main
+begin = main._set_up_ctrl_c
+main._set_up_ctrl_c = lambda: begin() or print('begins', flush=True)
+import sys
+sys.argv = ['main', '--mode=eval', '--workdir={tmp_path}',
+            '--checkpoint={tiny_run[0]}']
+main.run()
+'''], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+  )
+  assert process.stdout.readline() == 'begins\n'
+  # At once, while it imports; or when it works.
+  while line and line not in process.stderr.readline():
+    pass
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=300)
+  assert process.returncode == 130
+  assert err.splitlines()[-1] == 'error: ended by Ctrl-C.'
+  assert 'Traceback' not in err
 
 
 def test_train_through_the_command_line_continues(

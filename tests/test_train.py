@@ -26,6 +26,7 @@ from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import make_model
 from maskrcnn_jax.precision import set_precision
 from maskrcnn_jax.train import train
+from maskrcnn_jax.train_start import _other_classes
 from maskrcnn_jax.train_state import initial_state
 from maskrcnn_jax.train_step import image_keys
 
@@ -403,18 +404,65 @@ def test_init_from_other_classes_starts_their_layers_afresh(
   assert seen == {None, *CLASS_LAYERS}
 
 
+@pytest.mark.usefixtures('idle_step')
+@pytest.mark.parametrize('what', ['names', 'order', 'ids'])
+def test_init_from_as_many_other_classes_starts_their_layers_afresh(
+    tiny_run, config, tiny_data, tmp_path, caplog, what
+):
+  def change(content):
+    first, second, third = content['categories']
+    match what:
+      case 'names':
+        second['name'] = 'star'
+      case 'order':
+        first['name'], third['name'] = third['name'], first['name']
+      case 'ids':
+        for category in (first, second, third):
+          category['id'] += 100
+        for annotation in content['annotations']:
+          annotation['category_id'] += 100
+
+  config.data.train.annotations = edit_annotations(
+      tiny_data, tmp_path / 'other.json', change
+  )
+  with caplog.at_level('INFO', 'absl'):
+    tiny.run_training(config, tmp_path / 'run', init_from=tiny_run[0])
+  taken, fresh = saved_model(tiny_run[0], 4), initial_arrays(config)
+  for name, array in saved_model(tmp_path / 'run', 4).items():
+    is_fresh = what != 'ids' and any(f'/{x}/' in name for x in CLASS_LAYERS)
+    assert_array_equal(
+        array, (fresh if is_fresh else taken)[name], err_msg=name
+    )
+  line = [x for x in caplog.messages if x.startswith('The classes are not')]
+  assert len(line) == (what != 'ids')
+  if what == 'names':
+    assert "2: 'star' | " in line[0]
+
+
+def test_other_classes_go_by_their_names_in_order():
+  here = [[1, 'a'], [2, 'b']]
+  assert _other_classes(here, [[7, 'a'], [9, 'b']]) == []
+  assert _other_classes(here, [[1, 'b'], [2, 'a']]) == [
+      "1: 'a' | 'b'", "2: 'b' | 'a'"
+  ]
+  assert _other_classes(here, [[1, 'a']]) == ["2: 'b' | 'nothing'"]
+  # Not known: a backbone's, and those that a converted file does not name.
+  assert _other_classes(here, []) == []
+  assert _other_classes(here, [[1, 'class 1'], [2, 'class 2']]) == []
+
+
 def test_init_from_another_architecture_is_refused(tiny_run, config, tmp_path):
   config.model.box_features = 64
   with pytest.raises(InputError, match=r'does not fit this model: .*box_head'):
     train(config, tmp_path, init_from=tiny_run[0], skip_test=True)
 
 
-def save_backbone(workdir, target, config):
+def save_backbone(workdir, target, config, *, without=None):
   """Makes a checkpoint of the backbone of a run; returns its arrays."""
   taken = {
       name.removeprefix('model/'): array
       for name, array in saved_model(workdir, 4).items()
-      if '/backbone/' in name
+      if '/backbone/' in name and not (without and without in name)
   }
   with contextlib.closing(checkpoint.open_checkpoints(target)) as manager:
     checkpoint.save_checkpoint(
@@ -442,6 +490,37 @@ def test_init_from_a_backbone_starts_the_rest_afresh(
   for name, array in saved_model(tmp_path / 'run', 4).items():
     wanted = taken.get(name.removeprefix('model/'), fresh[name])
     assert_array_equal(array, wanted, err_msg=name)
+
+
+@pytest.mark.usefixtures('idle_step')
+@pytest.mark.parametrize(
+    ('source', 'freeze_at', 'warns'),
+    [
+        ('nothing', 2, True), ('nothing', 0, False), ('a run', 2, False),
+        ('a backbone', 2, False), ('a part of a backbone', 2, True),
+    ],
+)
+def test_stages_that_are_frozen_and_random_are_warned_of(
+    tiny_run, config, tmp_path, caplog, source, freeze_at, warns
+):
+  config.freeze_at = freeze_at
+  init_from = {'nothing': None, 'a run': tiny_run[0]}.get(
+      source, tmp_path / 'backbone'
+  )
+  if 'backbone' in source:
+    save_backbone(
+        tiny_run[0], tmp_path / 'backbone', plain(config),
+        without='/layer1/' if 'part' in source else None,
+    )
+  with caplog.at_level('WARNING', 'absl'):
+    tiny.run_training(config, tmp_path / 'run', init_from=init_from)
+  lines = [x for x in caplog.messages if x.startswith('FROZEN AND RANDOM')]
+  assert len(lines) == warns
+  if warns:
+    assert 'backbone/layer1 start with random weights' in lines[0]
+    assert ('backbone/conv1' in lines[0]) == (source == 'nothing')
+    assert '--init_from=CHECKPOINT' in lines[0]
+    assert '--config.freeze_at=0' in lines[0]
 
 
 def test_init_from_a_part_of_another_architecture_is_refused(

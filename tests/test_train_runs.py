@@ -6,6 +6,8 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import types
 
@@ -216,23 +218,72 @@ def test_expected_lines_say_pass_or_fail():
       'FAIL: mask AP 0.3369, expected 0.3420 within 0.0040 (config.expected)',
   ]
   assert expected_lines(aps, box_ap=None, mask_ap=None) == []
+  assert expected_lines(
+      {'bbox': ap_result(None)}, box_ap=(0.377, 0.004), mask_ap=(0.342, 0.004)
+  ) == ['FAIL: box AP n/a, expected 0.3770 within 0.0040 (config.expected)']
 
 
-def test_stop_signal_takes_note_and_restores(monkeypatch):
-  before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ('ap', 'status', 'is_above'),
+    [
+        (0.3725, 'FAIL', False), (0.3735, 'PASS', False),
+        (0.3805, 'PASS', False), (0.3815, 'PASS', True), (0.5, 'PASS', True),
+    ],
+)
+def test_a_better_ap_than_expected_passes(ap, status, is_above):
+  line, = expected_lines(
+      {'bbox': ap_result(ap)}, box_ap=(0.377, 0.004), mask_ap=None
+  )
+  assert line.startswith(f'{status}: box AP {ap:.4f}, expected 0.3770 within ')
+  assert line.endswith('; it is above that') == is_above
+
+
+@pytest.fixture
+def hears_ctrl_c():
+  """What a shell starts in the background inherits that SIGINT is ignored."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures('hears_ctrl_c')
+@pytest.mark.parametrize(
+    ('number', 'name'), [(signal.SIGTERM, 'SIGTERM'), (signal.SIGINT, 'Ctrl-C')]
+)
+def test_stop_signal_takes_note_and_restores(capfd, number, name):
+  before = signal.getsignal(number)
   with StopSignal() as stop:
     assert not stop.requested
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), number)
     assert stop.requested
+    assert stop.name == name
     with pytest.raises(Stopped), stop.interrupting():
       raise AssertionError
-  assert signal.getsignal(signal.SIGTERM) == before
+    # The second ends the process.
+    assert (signal.getsignal(signal.SIGINT) == signal.SIG_DFL) == (
+        number == signal.SIGINT
+    )
+  assert signal.getsignal(number) == before
+  assert ('Ctrl-C once more' in capfd.readouterr().err) == (name == 'Ctrl-C')
 
 
-def test_stop_signal_interrupts_what_loses_nothing():
+def test_stop_signal_leaves_ctrl_c_ignored_where_it_is():
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    with StopSignal() as stop:
+      os.kill(os.getpid(), signal.SIGINT)
+      assert not stop.requested
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures('hears_ctrl_c')
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_stop_signal_interrupts_what_loses_nothing(number):
   with StopSignal() as stop:
     with pytest.raises(Stopped), stop.interrupting():
-      os.kill(os.getpid(), signal.SIGTERM)
+      os.kill(os.getpid(), number)
       raise AssertionError
     # No more than once: what cleans up is left in peace.
     os.kill(os.getpid(), signal.SIGTERM)
@@ -273,6 +324,90 @@ def test_sigterm_finishes_the_step_and_saves_it(config, tmp_path, idle_step):
   idle_step.__class__ = tiny.IdleStep
   assert len(tiny.run_training(config, tmp_path)) == 7
   assert not (tmp_path / 'interrupted').exists()
+
+
+# Runs the command line with a step that takes no compiling. The first argument
+# says how long the third step takes. A file of its own, for workers import the
+# main module anew.
+PROGRAM = '''
+import signal, sys, time
+import tiny
+from maskrcnn_jax import main, train
+
+class Step(tiny.IdleStep):
+  def __call__(self, state, batch):
+    if int(state.step) == 2:
+      print('third step', flush=True)
+      time.sleep(self.seconds)
+    return super().__call__(state, batch)
+
+if __name__ == '__main__':
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  Step.seconds = float(sys.argv.pop(1))
+  train.make_train_step = lambda *_, **__: Step()
+  main.run()
+'''
+
+
+@pytest.fixture
+def start_program(tiny_data, tmp_path):
+  """Starts PROGRAM with a worker; it and its workers are a process group."""
+  (tmp_path / 'program.py').write_text(PROGRAM)
+  started = []
+
+  def start(seconds):
+    root = pathlib.Path(__file__).parents[1]
+    started.append(subprocess.Popen(
+        [sys.executable, 'program.py', str(seconds),
+         f'--config={tiny.__file__}', f'--workdir={tmp_path / "run"}',
+         *tiny.data_flags(tiny_data), '--config.data.num_workers=1',
+         '--config.train.num_steps=1000000', '--skip_test',
+         '--config.train.checkpoint_every=1000000'],
+        cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=os.environ | {
+            'PYTHONPATH': f'{root}:{root / "tests"}', 'JAX_PLATFORMS': 'cpu'
+        },
+    ))
+    return started[-1]
+
+  yield start
+  for process in started:
+    if process.poll() is None:
+      os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize('number', [
+    signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)
+])
+def test_a_signal_to_program_and_workers_saves_the_step(
+    start_program, tmp_path, number
+):
+  process = start_program(1)
+  assert process.stdout.readline() == 'third step\n'
+  # As a terminal does for Ctrl-C: to all of the group.
+  os.killpg(process.pid, number)
+  _, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  assert 'Traceback' not in err
+  name = {signal.SIGINT: 'Ctrl-C', signal.SIGTERM: 'SIGTERM'}[number]
+  assert f'Stopped by {name}' in (tmp_path / 'run' / 'interrupted').read_text()
+  assert steps_of(tmp_path / 'run') == [3]
+  assert ('Ctrl-C once more ends it' in err) == (number == signal.SIGINT)
+
+
+def test_a_second_ctrl_c_ends_a_training_at_once(start_program, tmp_path):
+  process = start_program(600)
+  assert process.stdout.readline() == 'third step\n'
+  os.killpg(process.pid, signal.SIGINT)
+  for line in process.stderr:
+    if 'Ctrl-C once more' in line:
+      break
+  os.killpg(process.pid, signal.SIGINT)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == -signal.SIGINT
+  assert 'Traceback' not in err
+  assert steps_of(tmp_path / 'run') == []
 
 
 @pytest.mark.usefixtures('idle_step')

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tiny
 
-from maskrcnn_jax import checkpoint, convert_weights, main, train
+from maskrcnn_jax import checkpoint, cluster, convert_weights, train
 from maskrcnn_jax.average_precision import evaluate_detections
 from maskrcnn_jax.config import scaled_to_batch
 from maskrcnn_jax.errors import InputError
@@ -72,13 +72,15 @@ def test_c01_a_checkpoint_of_other_classes(
   assert 'C01: ' in line
 
 
-@pytest.mark.parametrize('option', ['--mode=eval', '--mode=train'])
+@pytest.mark.parametrize(
+    'options', ['--mode=eval --checkpoint', '--mode=train --init_from']
+)
 def test_c02_a_checkpoint_of_another_architecture(
-    refuse, flags_of_run, tiny_run, option
+    refuse, flags_of_run, tiny_run, options
 ):
   line = refuse(
-      *flags_of_run, option, '--config.model.fpn_channels=32',
-      f'--checkpoint={tiny_run[0]}', f'--init_from={tiny_run[0]}',
+      *flags_of_run, '--config.model.fpn_channels=32',
+      *f'{options}={tiny_run[0]}'.split(),
   )
   assert 'C02: ' in line
   assert 'fpn' in line
@@ -364,7 +366,7 @@ def test_c12_a_gpu_that_was_meant_and_is_not_there(
 ):
   monkeypatch.delenv('JAX_PLATFORMS')
   monkeypatch.setattr(
-      main.importlib.util, 'find_spec', lambda name: 'cuda' in name
+      cluster.importlib.util, 'find_spec', lambda name: 'cuda' in name
   )
   assert 'C12: ' in refuse(*flags_of_run)
 
