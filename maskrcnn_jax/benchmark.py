@@ -18,7 +18,6 @@ each number of workers; and whether a step that takes 1.25 times as long (or
 import argparse
 import collections
 import functools
-import importlib.util
 import json
 import math
 import pathlib
@@ -44,6 +43,7 @@ from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluate import canvas_arguments, make_detect, make_model
 from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.precision import set_precision
+from maskrcnn_jax.recipe import read_recipe
 from maskrcnn_jax.training_log import peak_memory
 
 
@@ -421,13 +421,7 @@ def _complete(config, **facts):
 
 
 def _read_config(arguments):
-  path = pathlib.Path(arguments.config)
-  if not path.is_file():
-    raise InputError(f'{path} is not a file; give a recipe of configs/.')
-  spec = importlib.util.spec_from_file_location('recipe', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config()
+  config = read_recipe(arguments.config)
   if arguments.precision:
     config.precision = arguments.precision
   if arguments.kernels:

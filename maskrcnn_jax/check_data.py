@@ -14,7 +14,6 @@ Exit status: 0 no errors, 1 failed while running, 2 errors or wrong input.
 
 # Workers import this module anew, so that all that is slow is imported late.
 import argparse
-import ast
 import concurrent.futures
 import functools
 import json
@@ -591,52 +590,6 @@ def _format_fix(fix):
   ]
 
 
-def read_config(path: str | None, overrides: list[str]):
-  """Reads a recipe and changes some of its keys.
-
-  Args:
-    path: Of the recipe, or FILE:ARGUMENT as for training; None for the default
-      one.
-    overrides: '--config.KEY=VALUE', as for training.
-  """
-  import importlib.util
-  import inspect
-
-  from maskrcnn_jax.config import check_config, default_config
-
-  config = default_config()
-  if path is not None:
-    file, colon, argument = path.partition(':')
-    if not pathlib.Path(file).is_file():
-      raise InputError(f'{file} is not a file; give a recipe of configs/.')
-    spec = importlib.util.spec_from_file_location('recipe', file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if colon and not inspect.signature(module.get_config).parameters:
-      raise InputError(f'{file} takes no argument; leave :{argument} out.')
-    try:
-      config = module.get_config(*[argument] * bool(colon))
-    except ValueError as error:  # what a recipe says of its argument
-      raise InputError(str(error)) from error
-  for override in overrides:
-    key, equals, value = override.removeprefix('--config.').partition('=')
-    if not override.startswith('--config.') or not equals:
-      raise InputError(
-          f'Unexpected argument {override!r}; --help lists what there is.'
-      )
-    try:
-      value = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      pass  # A word, such as a name of a preset.
-    try:
-      config.update_from_flattened_dict({key: value})
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-      reason = ' '.join(str(error).split())
-      raise InputError(f'C05: --config.{key}: {reason}') from error
-  check_config(config)
-  return config
-
-
 def _arguments(argv: list[str] | None):
   """Parses the command line."""
   parser = argparse.ArgumentParser(
@@ -673,6 +626,8 @@ def _arguments(argv: list[str] | None):
 
 def main(argv: list[str] | None = None) -> int:
   """Prints and writes the report; returns the exit status."""
+  from maskrcnn_jax.recipe import read_recipe
+
   arguments, overrides = _arguments(argv)
   # File names may hold what the terminal cannot show.
   sys.stdout.reconfigure(errors='backslashreplace')
@@ -681,7 +636,7 @@ def main(argv: list[str] | None = None) -> int:
   try:
     result = check_data(
         pathlib.Path(arguments.images), pathlib.Path(arguments.annotations),
-        config=read_config(arguments.config, overrides),
+        config=read_recipe(arguments.config, overrides),
         against=pathlib.Path(arguments.against) if arguments.against else None,
         boxes_only=arguments.boxes_only,
         fix=pathlib.Path(arguments.fix) if arguments.fix else None,

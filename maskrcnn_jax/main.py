@@ -342,6 +342,9 @@ def _parse_profile_steps(text: str | None) -> range:
 
 def _explain_flag_error(error: Exception, argv: list[str]) -> str:
   """One line on what is wrong with the flags."""
+  from maskrcnn_jax import recipe
+  from maskrcnn_jax.config import default_config
+
   lines = str(error).strip().splitlines() or [type(error).__name__]
   # The recipe itself raised, and config_flags gives the traceback as text.
   if 'Error whilst parsing config file' in lines[0]:
@@ -352,64 +355,16 @@ def _explain_flag_error(error: Exception, argv: list[str]) -> str:
   overrides = [a for a in argv if re.match(r'--config\.', a)]
   if isinstance(error, AttributeError | KeyError) and overrides:
     names = [a[len('--config.'):].split('=')[0] for a in overrides]
-    from maskrcnn_jax.config import default_config
-    known = _key_names(default_config())
+    known = recipe.key_names(default_config())
     for name in names:
       if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         hint = f'; did you mean --config.{near[0]}?' if near else ''
         return f'C05: There is no config key {name!r}{hint}'
-  return _explain_misspelt_recipe(error, argv) or text
-
-
-def _explain_misspelt_recipe(error: Exception, argv: list[str]) -> str | None:
-  """One line on a key that the recipe misspells; None if it is not that."""
-  found = re.search(
-      r'Key "(\w+)" does not exist'  # written to
-      r'|instead of "(\w+)"'  # read
-      r'|^[\'"\\]*(\w+)[\'"\\]*$',  # read, and none is like it
-      str(error),
-  )
-  recipe = next((
+  path = next((
       value for name, value in _given(argv) if name in ('--config', '-config')
   ), None)
-  if not found or recipe is None or not isinstance(
-      error, AttributeError | KeyError
-  ):
-    return None
-  name = next(filter(None, found.groups()))
-  path = recipe.split(':')[0]
-  lines = [
-      frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-      if os.path.realpath(frame.filename) == os.path.realpath(path)
-  ]
-  where = path
-  if lines:
-    where = f'{path}, line {lines[-1]}'
-    source = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
-    # With the group that it is in, as far as the line tells.
-    group = re.search(rf'\w\.((?:\w+\.)+){name}\b', source[lines[-1] - 1])
-    name = group[1] + name if group else name
-  from maskrcnn_jax.config import default_config
-  known = _key_names(default_config())
-  if '.' not in name:
-    near = difflib.get_close_matches(
-        name, {key.split('.')[-1] for key in known}, 1
-    )
-  else:
-    near = difflib.get_close_matches(name, known, 1)
-  hint = f'; did you mean {near[0]!r}?' if near else ''
-  return f'C05: {where}: there is no config key {name!r}{hint}'
-
-
-def _key_names(config, prefix: str = '') -> list[str]:
-  names = []
-  for key, value in config.items():
-    if hasattr(value, 'items'):
-      names += _key_names(value, f'{prefix}{key}.')
-    else:
-      names.append(prefix + key)
-  return names
+  return path and recipe.explain_misspelt(error, path) or text
 
 
 def _fail(message: str, status: int) -> None:

@@ -1,6 +1,5 @@
 """Tests of the configuration and of how two are compared."""
 
-import importlib.util
 import json
 import pathlib
 
@@ -17,15 +16,9 @@ from maskrcnn_jax.config import (
   stored_config,
 )
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.recipe import read_recipe
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
-
-
-def read_config(path):
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config()
 
 
 def keys_of(tree, prefix=''):
@@ -43,7 +36,7 @@ def test_the_defaults_pass_their_own_check():
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_each_recipe_passes_the_check(path):
-  check_config(read_config(path))
+  read_recipe(str(path))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +122,7 @@ def test_check_config_says_what_is_wrong(key, value, message):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_a_config_is_the_same_after_json(path):
-  config = read_config(path)
+  config = read_recipe(str(path))
   stored = json.loads(json.dumps(plain(config)))
   assert stored == plain(config)
   assert config_difference(config, stored) == []

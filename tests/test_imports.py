@@ -18,7 +18,7 @@ ROWS = (
   ('train_evaluation', 'train_start', 'train_step'),
   ('train_state',),
   ('evaluate', 'peer_models'),
-  ('fine_tuning', 'loader_speed'),
+  ('fine_tuning', 'loader_speed', 'recipe'),
   ('config',),
   (
     'data.*',
@@ -53,7 +53,7 @@ ROWS = (
 CONFIG_READERS = (
   'main', 'train', 'train_loop', 'train_evaluation', 'train_start',
   'train_step', 'train_state', 'evaluate', 'predict', 'peer_models',
-  'fine_tuning', 'config',
+  'fine_tuning', 'recipe', 'config',
 )
 
 
