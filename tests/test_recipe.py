@@ -58,7 +58,8 @@ def test_what_is_no_recipe_is_said(tmp_path):
   other.write_text('')
   for path, reason in (
       (other, 'it has no get_config'), (tmp_path, 'is not a file'),
-      (tmp_path / 'none.py', 'is not a file'), (CONFIGS.parent / 'README.md', 'is no recipe'),
+      (tmp_path / 'none.py', 'is not a file'),
+      (CONFIGS.parent / 'README.md', 'is no recipe'),
       (f'{CONFIGS}/shapes.py:7', 'takes no argument'),
   ):
     with pytest.raises(InputError, match=reason):
