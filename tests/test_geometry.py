@@ -19,7 +19,7 @@ from maskrcnn_jax.config import (
     plain,
 )
 from maskrcnn_jax.data import coco, coco_index, findings
-from maskrcnn_jax.data.loader import resized_size
+from maskrcnn_jax.data.canvases import resized_size
 from maskrcnn_jax.evaluate import load_detector, to_xywh
 from maskrcnn_jax.inputs import prepare_inputs
 from maskrcnn_jax.mask_paste import paste_masks

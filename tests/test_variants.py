@@ -77,6 +77,7 @@ def test_a_model_of_boxes_trains_and_finds_boxes(tiny_data, tmp_path, capsys):
   assert ' box\n' in out and 'proposals=1000' in out and 'mask' not in out
 
 
+@pytest.mark.slow
 def test_a_model_of_proposals_trains_and_finds_proposals(
     tiny_data, tmp_path, capsys
 ):
