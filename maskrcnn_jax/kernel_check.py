@@ -91,11 +91,14 @@ def make_cases(size: Size) -> tuple[Case, ...]:
     # Overlaps of whole boxes are rounded once only.
     return jnp.round(corners) if whole else corners
 
+  def but_last(valid):
+    """Has the last image without any, where it is not the only one."""
+    return valid.at[-1].set(False) if num_images > 1 else valid
+
   def truth(key):
     keys = jax.random.split(key, 2)
     valid = jax.random.bernoulli(keys[0], 0.5, (num_images, size.num_objects))
-    # The last image has no objects.
-    return boxes(keys[1], num_images, size.num_objects), valid.at[-1].set(False)
+    return boxes(keys[1], num_images, size.num_objects), but_last(valid)
 
   def make_iou(key):
     keys = jax.random.split(key, 2)
@@ -119,16 +122,14 @@ def make_cases(size: Size) -> tuple[Case, ...]:
     return logits, jnp.where(deltas < -1, jnp.nan, deltas), sizes
 
   def make_nms(key, *shape, num_bunches):
-    """Boxes in bunches, each about an object; in the last image none."""
+    """Boxes in bunches, each about an object."""
     keys = jax.random.split(key, 4)
     around = boxes(keys[0], *shape[:-1], num_bunches)
     spread = jnp.repeat(around, -(-shape[-1] // num_bunches), axis=-2)
     spread = spread[..., : shape[-1], :]
     spread += jnp.round(3 * jax.random.normal(keys[1], (*shape, 4)))
     valid = jax.random.bernoulli(keys[3], 0.9, shape)
-    return (
-        spread, jax.random.uniform(keys[2], shape), valid.at[-1].set(False)
-    )
+    return spread, jax.random.uniform(keys[2], shape), but_last(valid)
 
   def make_pooling(key, side, count, num_objects):
     keys = jax.random.split(key, 4)
