@@ -30,17 +30,18 @@ import jax
 import numpy as np
 
 from maskrcnn_jax import (
-    cluster,
-    fine_tuning,
-    loader_speed,
-    train_state,
-    train_step,
+  cluster,
+  fine_tuning,
+  loader_speed,
+  train_state,
+  train_step,
 )
 from maskrcnn_jax.array_types import Batch, Outlines
-from maskrcnn_jax.config import check_config, pixel_range_of
+from maskrcnn_jax.config import pixel_range_of
+from maskrcnn_jax.config_check import check_config
 from maskrcnn_jax.data import canvases, coco, image_sets, loader
+from maskrcnn_jax.detector import canvas_arguments, make_detect, make_model
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluate import canvas_arguments, make_detect, make_model
 from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.precision import set_precision
 from maskrcnn_jax.recipe import read_recipe

@@ -68,12 +68,8 @@ def check_data(
   import numpy as np
 
   from maskrcnn_jax import fine_tuning
-  from maskrcnn_jax.config import (
-      check_config,
-      default_config,
-      geometry_of,
-      pixel_range_of,
-  )
+  from maskrcnn_jax.config import default_config, geometry_of, pixel_range_of
+  from maskrcnn_jax.config_check import check_config
   from maskrcnn_jax.data import coco, findings, image_sets, survey
 
   config = default_config() if config is None else config
@@ -116,7 +112,7 @@ def check_data(
 
   # Only now: it imports JAX, and the workers are done.
   from maskrcnn_jax.data import canvases
-  from maskrcnn_jax.evaluate import canvas_arguments
+  from maskrcnn_jax.detector import canvas_arguments
 
   _check_objects(index, annotations, config, report)
   canvas = canvas_arguments(config)
@@ -310,7 +306,7 @@ def _figures(index, sizes, config):
 
   from maskrcnn_jax.config import geometry_of
   from maskrcnn_jax.data import survey
-  from maskrcnn_jax.evaluate import anchor_arguments
+  from maskrcnn_jax.detector import anchor_arguments
   from maskrcnn_jax.ops.anchors import cell_anchors
 
   rows = survey.object_rows(index)

@@ -28,8 +28,9 @@ import numpy as np
 from maskrcnn_jax import checkpoint, torch_files
 from maskrcnn_jax.config import plain
 from maskrcnn_jax.data import coco
+from maskrcnn_jax.detector import init_variables, make_model
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluate import init_variables, make_model, make_writable
+from maskrcnn_jax.evaluate import make_writable
 from maskrcnn_jax.export_weights import export
 from maskrcnn_jax.peer_models import (
   class_table,

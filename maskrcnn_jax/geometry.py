@@ -18,7 +18,7 @@ class InputFormat(NamedTuple):
   white: float  # the value of a white pixel: 1 or 255
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
-  # How the size to resize to is rounded: see `data.loader.resized_size`.
+  # How the size to resize to is rounded: see `data.canvases.resized_size`.
   resize_rule: str
   # Whether shrinking averages over all the pixels that a new one covers.
   antialias: bool

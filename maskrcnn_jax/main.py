@@ -116,7 +116,8 @@ def main(arguments: list[str]) -> int:
   import jax
 
   from maskrcnn_jax import cluster
-  from maskrcnn_jax.config import check_config, default_config
+  from maskrcnn_jax.config import default_config
+  from maskrcnn_jax.config_check import check_config
   from maskrcnn_jax.train import train
   from maskrcnn_jax.watchdog import watchdog
 
@@ -186,7 +187,8 @@ def _use(config, changes, workdir) -> int:
   """Evaluates a trained model, or predicts with it."""
   from maskrcnn_jax import cluster
   from maskrcnn_jax.config import records_of
-  from maskrcnn_jax.evaluate import evaluate, load_detector
+  from maskrcnn_jax.detector import load_detector
+  from maskrcnn_jax.evaluate import evaluate
   from maskrcnn_jax.predict import predict
   from maskrcnn_jax.train_evaluation import expected_lines
 

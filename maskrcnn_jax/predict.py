@@ -13,17 +13,15 @@ from maskrcnn_jax.array_types import Batch, Outlines
 from maskrcnn_jax.config import geometry_of, pixel_range_of
 from maskrcnn_jax.data import canvases
 from maskrcnn_jax.data import images as image_files
+from maskrcnn_jax.detector import (
+  Detector,
+  canvas_arguments,
+  category_of,
+  to_original,
+)
 from maskrcnn_jax.draw import draw_detections
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluate import (
-    Detector,
-    canvas_arguments,
-    category_of,
-    make_writable,
-    to_original,
-    to_xywh,
-    write_json,
-)
+from maskrcnn_jax.evaluate import make_writable, to_xywh, write_json
 from maskrcnn_jax.training_log import progress
 
 

@@ -12,7 +12,8 @@ import traceback
 
 import ml_collections
 
-from maskrcnn_jax.config import check_config, default_config
+from maskrcnn_jax.config import default_config
+from maskrcnn_jax.config_check import check_config
 from maskrcnn_jax.errors import InputError
 
 

@@ -9,21 +9,17 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax import checkpoint, cluster, fine_tuning
-from maskrcnn_jax.config import (
-    check_config,
-    has_eval_set,
-    plain,
-    scaled_to_batch,
-)
+from maskrcnn_jax.config import has_eval_set, plain, scaled_to_batch
+from maskrcnn_jax.config_check import check_config
 from maskrcnn_jax.data import canvases, image_sets
-from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluate import (
+from maskrcnn_jax.detector import (
   Detector,
   canvas_arguments,
   kernels_of,
   make_detect,
   make_model,
 )
+from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.precision import set_precision
 from maskrcnn_jax.stop_signal import Stopped, StopSignal
 from maskrcnn_jax.train_evaluation import (

@@ -10,8 +10,9 @@ from maskrcnn_jax import checkpoint, cluster
 from maskrcnn_jax.average_precision import ApResult
 from maskrcnn_jax.average_recall import RecallResult
 from maskrcnn_jax.config import records_of
+from maskrcnn_jax.detector import Detector
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluate import Detector, evaluate, write_json
+from maskrcnn_jax.evaluate import evaluate, write_json
 from maskrcnn_jax.train_state import TrainState, variables_of
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 import ml_collections
 import optax
 
-from maskrcnn_jax.evaluate import init_variables
+from maskrcnn_jax.detector import init_variables
 from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
 from maskrcnn_jax.optimizer import (
   Schedule,

@@ -21,11 +21,11 @@ from maskrcnn_jax.array_types import (
 from maskrcnn_jax.cluster import each_image, is_single_cpu, replicated
 from maskrcnn_jax.config import geometry_of
 from maskrcnn_jax.data import image_sets
-from maskrcnn_jax.evaluate import (
-  image_anchors,
-  input_arguments,
-  kernels_of,
-  pool,
+from maskrcnn_jax.detector import (
+    image_anchors,
+    input_arguments,
+    kernels_of,
+    pool,
 )
 from maskrcnn_jax.inputs import (
   draw_color_factors,

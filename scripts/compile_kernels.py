@@ -28,7 +28,7 @@ import numpy as np
 from maskrcnn_jax import benchmark, kernel_check, train_state, train_step
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.data import image_sets
-from maskrcnn_jax.evaluate import make_detect, make_model
+from maskrcnn_jax.detector import make_detect, make_model
 from maskrcnn_jax.kernels import kernels_on_gpu
 from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.precision import set_precision

@@ -35,7 +35,7 @@ import numpy as np  # noqa: E402
 from maskrcnn_jax import cluster, train_state, train_step  # noqa: E402
 from maskrcnn_jax.benchmark import made_up_batch  # noqa: E402
 from maskrcnn_jax.data import image_sets  # noqa: E402
-from maskrcnn_jax.evaluate import make_model  # noqa: E402
+from maskrcnn_jax.detector import make_model  # noqa: E402
 from maskrcnn_jax.model.mask_rcnn import frozen_prefixes  # noqa: E402
 from maskrcnn_jax.optimizer import split_parameters  # noqa: E402
 from maskrcnn_jax.precision import set_precision  # noqa: E402

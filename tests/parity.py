@@ -18,7 +18,7 @@ import pytest
 from maskrcnn_jax.array_types import Batch, Outlines
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.data import outlines as outline_files
-from maskrcnn_jax.evaluate import make_model
+from maskrcnn_jax.detector import make_model
 
 GOLDEN = pathlib.Path(__file__).parents[2] / 'shared' / 'golden'
 FOLDER = pathlib.Path(os.environ.get('MASKRCNN_GOLDEN', GOLDEN))

@@ -6,15 +6,15 @@ import pathlib
 import pytest
 
 from maskrcnn_jax.config import (
-  FREE_KEYS,
-  check_config,
-  config_difference,
-  default_config,
-  is_free,
-  plain,
-  scaled_to_batch,
-  stored_config,
+    FREE_KEYS,
+    config_difference,
+    default_config,
+    is_free,
+    plain,
+    scaled_to_batch,
+    stored_config,
 )
+from maskrcnn_jax.config_check import check_config
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.recipe import read_recipe
 

@@ -7,12 +7,8 @@ from ml_collections import ConfigDict
 import pytest
 
 from maskrcnn_jax import fine_tuning
-from maskrcnn_jax.config import (
-  check_config,
-  config_difference,
-  default_config,
-  plain,
-)
+from maskrcnn_jax.config import config_difference, default_config, plain
+from maskrcnn_jax.config_check import check_config
 from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))

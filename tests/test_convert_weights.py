@@ -24,8 +24,8 @@ from maskrcnn_jax import checkpoint, convert_weights, geometry, main
 from maskrcnn_jax.config import default_config, plain, stored_config
 from maskrcnn_jax.data import coco
 from maskrcnn_jax.data.coco_classes import COCO_CLASSES
+from maskrcnn_jax.detector import init_variables, load_detector, make_model
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluate import init_variables, load_detector, make_model
 from maskrcnn_jax.torch_files import read_weights, write_pickle, write_torch
 from maskrcnn_jax.weight_names import NAMINGS, peer_names, to_peer
 

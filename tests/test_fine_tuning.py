@@ -7,9 +7,10 @@ import pytest
 import tiny
 
 from maskrcnn_jax import checkpoint, fine_tuning
-from maskrcnn_jax.config import check_config, default_config, plain
+from maskrcnn_jax.config import default_config, plain
+from maskrcnn_jax.config_check import check_config
+from maskrcnn_jax.detector import load_detector
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluate import load_detector
 
 RECIPE = pathlib.Path(__file__).parents[1] / 'configs' / 'finetune.py'
 

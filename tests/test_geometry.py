@@ -13,14 +13,15 @@ import tiny
 
 from maskrcnn_jax import geometry
 from maskrcnn_jax.config import (
-    config_difference,
-    default_config,
-    geometry_of,
-    plain,
+  config_difference,
+  default_config,
+  geometry_of,
+  plain,
 )
 from maskrcnn_jax.data import coco, coco_index, findings
 from maskrcnn_jax.data.canvases import resized_size
-from maskrcnn_jax.evaluate import load_detector, to_xywh
+from maskrcnn_jax.detector import load_detector
+from maskrcnn_jax.evaluate import to_xywh
 from maskrcnn_jax.inputs import prepare_inputs
 from maskrcnn_jax.mask_paste import paste_masks
 from maskrcnn_jax.ops import anchors as anchor_ops

@@ -18,7 +18,9 @@ ROWS = (
   ('train_evaluation', 'train_start', 'train_step'),
   ('train_state',),
   ('evaluate', 'peer_models'),
+  ('detector',),
   ('fine_tuning', 'loader_speed', 'recipe'),
+  ('config_check',),
   ('config',),
   (
     'data.*',
@@ -52,8 +54,8 @@ ROWS = (
 
 CONFIG_READERS = (
   'main', 'train', 'train_loop', 'train_evaluation', 'train_start',
-  'train_step', 'train_state', 'evaluate', 'predict', 'peer_models',
-  'fine_tuning', 'recipe', 'config',
+  'train_step', 'train_state', 'evaluate', 'detector', 'predict',
+  'peer_models', 'fine_tuning', 'recipe', 'config_check', 'config',
 )
 
 

@@ -25,7 +25,7 @@ from maskrcnn_jax.data import (
     loader,
     train_order,
 )
-from maskrcnn_jax.evaluate import canvas_arguments
+from maskrcnn_jax.detector import canvas_arguments
 
 SHARED = pathlib.Path(__file__).parents[2] / 'shared'
 
@@ -630,7 +630,7 @@ import numpy as np
 from maskrcnn_jax import errors
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.data import coco, columns, findings, loader
-from maskrcnn_jax.evaluate import canvas_arguments
+from maskrcnn_jax.detector import canvas_arguments
 
 def main(annotations, folder):
   index = coco.read_coco(annotations)

@@ -8,7 +8,7 @@ from pycocotools import mask as mask_api
 import pytest
 
 from maskrcnn_jax.config import geometry_of
-from maskrcnn_jax.evaluate import (
+from maskrcnn_jax.detector import (
     image_anchors,
     input_arguments,
     make_detect,

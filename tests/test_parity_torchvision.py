@@ -10,12 +10,12 @@ import pytest
 
 from maskrcnn_jax.config import geometry_of
 from maskrcnn_jax.data import image_sets
-from maskrcnn_jax.evaluate import (
-  image_anchors,
-  input_arguments,
-  make_detect,
-  pool,
-  to_original,
+from maskrcnn_jax.detector import (
+    image_anchors,
+    input_arguments,
+    make_detect,
+    pool,
+    to_original,
 )
 from maskrcnn_jax.inputs import prepare_inputs
 from maskrcnn_jax.model.mask_rcnn import frozen_prefixes

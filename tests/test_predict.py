@@ -10,8 +10,8 @@ from PIL import ExifTags, Image
 from pycocotools import mask as mask_api
 import pytest
 
+from maskrcnn_jax.detector import load_detector
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluate import load_detector
 from maskrcnn_jax.predict import predict
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')

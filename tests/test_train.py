@@ -22,8 +22,8 @@ import tiny
 from maskrcnn_jax import checkpoint
 from maskrcnn_jax.config import plain
 from maskrcnn_jax.data import coco
+from maskrcnn_jax.detector import make_model
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluate import make_model
 from maskrcnn_jax.precision import set_precision
 from maskrcnn_jax.train import train
 from maskrcnn_jax.train_start import _other_classes

@@ -11,8 +11,8 @@ import pytest
 import tiny
 
 from maskrcnn_jax.data import image_sets
+from maskrcnn_jax.detector import make_model
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluate import make_model
 from maskrcnn_jax.optimizer import make_optimizer
 from maskrcnn_jax.precision import (
   GROWTH_INTERVAL,

@@ -12,14 +12,11 @@ import pytest
 import tiny
 
 from maskrcnn_jax import checkpoint
-from maskrcnn_jax.config import c4_config, check_config
+from maskrcnn_jax.config import c4_config
+from maskrcnn_jax.config_check import check_config
+from maskrcnn_jax.detector import init_variables, load_detector, make_model
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluate import (
-  evaluate,
-  init_variables,
-  load_detector,
-  make_model,
-)
+from maskrcnn_jax.evaluate import evaluate
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN
 from maskrcnn_jax.predict import predict
 from maskrcnn_jax.train import train
@@ -116,7 +113,7 @@ def test_a_c4_model_trains_and_finds_masks(tiny_data, tmp_path):
 def test_canvas_does_not_matter_to_the_anchors_of_a_c4_model():
   # 40 pixels are 3 cells of 16, however large the canvas is.
   from maskrcnn_jax.config import geometry_of
-  from maskrcnn_jax.evaluate import image_anchors
+  from maskrcnn_jax.detector import image_anchors
   from maskrcnn_jax.ops.anchors import anchors_in_image, make_anchors
 
   config = c4_config()

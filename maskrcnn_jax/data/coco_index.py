@@ -18,6 +18,11 @@ BAD_POLYGON = 'polygons with fewer than 6 numbers or an odd count'
 NO_POLYGON = 'objects with no usable polygon left'
 REASONS = (NO_AREA, NO_SEGMENTATION, BAD_POLYGON, NO_POLYGON)
 
+# Of JSON: what a figure is, and what an id may be. A bool is neither, though
+# isinstance says so.
+NUMBERS = (int, float)
+SCALARS = (int, float, str)
+
 _BACKGROUND_NAMES = frozenset(('background', 'bg'))
 
 

@@ -18,7 +18,9 @@ from maskrcnn_jax.data.coco_index import (
     NO_AREA,
     NO_POLYGON,
     NO_SEGMENTATION,
+    NUMBERS,
     REASONS,
+    SCALARS,
     Category,
     CocoIndex,
     is_background,
@@ -46,9 +48,6 @@ _MAX_DISAGREE = 0.2
 
 # Objects whose outlines are moved at a time.
 _BLOCK = 1 << 14
-
-_NUMBERS = (int, float)
-_SCALARS = (int, float, str)
 
 
 class Object(NamedTuple):
@@ -109,7 +108,7 @@ class ObjectColumns:
     """Adds an entry of the JSON's list, or reports what is wrong with it."""
     self._num_entries += 1
     id_ = entry.get('id') if isinstance(entry, dict) else None
-    if type(id_) not in _SCALARS:
+    if type(id_) not in SCALARS:
       id_ = None
     try:
       found, notes = self.read(entry)
@@ -361,20 +360,17 @@ class ObjectColumns:
 
   def _check_tally(self, is_wrong: np.ndarray, label) -> None:
     """Reports what is worth one line however often it comes."""
-    if 'A12' in self._tally:
-      count, first = self._tally['A12']
-      self._report.warn(
-          'A12', self._images.name, '',
-          f'{count} annotations have no iscrowd (first: {first}); it is taken'
-          ' to be 0.', count=count,
-      )
-    if 'A26' in self._tally:
-      count, first = self._tally['A26']
-      self._report.warn(
-          'A26', self._images.name, '',
-          f'{count} annotations have no area (first: {first}); it is computed'
-          ' from the mask.', count=count,
-      )
+    for code, field, instead in (
+        ('A12', 'iscrowd', 'taken to be 0'),
+        ('A26', 'area', 'computed from the mask'),
+    ):
+      count, first = self._tally.get(code, (0, ''))
+      if count:
+        self._report.warn(
+            code, self._images.name, '',
+            f'{count} annotations have no {field} (first: {first}); it is'
+            f' {instead}.', count=count,
+        )
     wrong = np.flatnonzero(is_wrong).tolist()
     if wrong:
       self._report.warn(
@@ -536,14 +532,14 @@ def far_apart(
 
 def is_strange_area(area: Any) -> bool:
   """Tells whether an area is given, but as nothing that can be one."""
-  return bool(area) and not (type(area) in _NUMBERS and 0 < area < _MAX_AREA)
+  return bool(area) and not (type(area) in NUMBERS and 0 < area < _MAX_AREA)
 
 
 def has_box(entry: Any) -> bool:
   """Tells whether an entry of the JSON's list has a box of four numbers."""
   box = entry.get('bbox') if isinstance(entry, dict) else None
   return isinstance(box, list) and len(box) == 4 and all(
-      type(side) in _NUMBERS and -_MAX_SIDE < side < _MAX_SIDE for side in box
+      type(side) in NUMBERS and -_MAX_SIDE < side < _MAX_SIDE for side in box
   )
 
 
@@ -555,7 +551,7 @@ def can_be_corners(entry: Any, images: ImageTable) -> bool:
       be used, has nothing against it.
     images: Of the file.
   """
-  if not has_box(entry) or type(entry.get('image_id')) not in _SCALARS:
+  if not has_box(entry) or type(entry.get('image_id')) not in SCALARS:
     return True
   row = images.rows.get(entry['image_id'], -1)
   if row < 0:
@@ -577,7 +573,7 @@ def _annotation(id_: Any, position: int) -> str:
 def _look_up(entry: dict, field: str, table: dict) -> int:
   """Finds an annotation's image or category."""
   key = entry.get(field)
-  if type(key) in _SCALARS and key in table:
+  if type(key) in SCALARS and key in table:
     return table[key]
   # A table of a million ids is not searched for each of a million orphans.
   near = () if len(table) > 10_000 else table
@@ -597,7 +593,7 @@ def _read_box(entry: dict) -> tuple[float, float, float, float]:
         f'A04: bbox is {_short(box)}; there must be [x, y, width, height].'
     )
   for side in box:
-    if type(side) not in _NUMBERS or not -_MAX_SIDE < side < _MAX_SIDE:
+    if type(side) not in NUMBERS or not -_MAX_SIDE < side < _MAX_SIDE:
       raise errors.InputError(
           f'A04: bbox is {_short(box)}; it must hold finite numbers, in pixels.'
       )

@@ -5,14 +5,16 @@ from typing import Any
 
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import findings
-from maskrcnn_jax.data.coco_index import Category, same_image
+from maskrcnn_jax.data.coco_index import (
+    NUMBERS,
+    SCALARS,
+    Category,
+    same_image,
+)
 
 # Larger images are not decoded, and no mask is made for them: the limit of
 # Pillow, 537 MB as RGB.
 MAX_PIXELS = 178_956_970
-
-_NUMBERS = (int, float)
-_SCALARS = (int, float, str)
 
 
 def read_categories(
@@ -81,7 +83,7 @@ class ImageTable:
   def add(self, position: int, entry: Any) -> bool:
     """Adds an entry of the JSON's list; False if it is left out."""
     id_ = entry.get('id') if isinstance(entry, dict) else None
-    usable = type(id_) in _SCALARS and id_ == id_
+    usable = type(id_) in SCALARS and id_ == id_
     where = (
         f'image {id_!r}' if usable else f'image {position} of the list'
     )
@@ -128,7 +130,7 @@ class ImageTable:
       raise errors.InputError("I01: it has no 'file_name'.")
     size = entry.get('height'), entry.get('width')
     if not all(
-        type(side) in _NUMBERS and 0 < side < 2**31 and side == int(side)
+        type(side) in NUMBERS and 0 < side < 2**31 and side == int(side)
         for side in size
     ):
       raise errors.InputError(

@@ -103,7 +103,7 @@ def resized_size(
     size: (height, width) of the image.
     short_side: What the shorter side becomes,
     long_side: unless the longer one would exceed this.
-    rule: As of `data.loader.resized_size`, which says where they are from.
+    rule: As of `data.canvases.resized_size`, which says where they are from.
 
   Returns:
     (height, width), each at least 1.
