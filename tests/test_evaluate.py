@@ -267,7 +267,7 @@ def test_evaluate_decodes_with_the_pixel_range(
       tiny_run[0], None, {'data.pixel_range': (0, 4095)}
   )
   monkeypatch.setattr(
-      'maskrcnn_jax.detector.detect_batches',
+      'maskrcnn_jax.evaluate.detect_batches',
       lambda detector, batches, *_: [None for _ in batches][:0],
   )
   evaluate_tiny(detector, tmp_path, skip_eval=True)
@@ -311,7 +311,7 @@ def test_evaluate_that_breaks_off_leaves_no_older_score(
   def break_off(*_, **__):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr('maskrcnn_jax.detector.detect_batches', break_off)
+  monkeypatch.setattr('maskrcnn_jax.evaluate.detect_batches', break_off)
   with pytest.raises(KeyboardInterrupt):
     evaluate_tiny(detector, tmp_path)
   assert not score.exists()
@@ -332,7 +332,7 @@ def test_evaluate_looks_at_the_truth_before_it_detects(
   def detect(*_, **__):
     raise AssertionError('It detects.')
 
-  monkeypatch.setattr('maskrcnn_jax.detector.detect_batches', detect)
+  monkeypatch.setattr('maskrcnn_jax.evaluate.detect_batches', detect)
   with pytest.raises(InputError, match=f'{code}: .*--fix=OUT.json'):
     evaluate(
         detector, images=str(tiny_data / 'images'), annotations=str(path),
