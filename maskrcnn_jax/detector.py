@@ -18,15 +18,16 @@ from jaxtyping import Array, Float, Int, Key
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax import checkpoint, cluster, fine_tuning, geometry
+from maskrcnn_jax import geometry
 from maskrcnn_jax.array_types import Batch, Detections, Inputs
 from maskrcnn_jax.config import (
   config_difference,
+  fine_tuning,
   geometry_of,
   plain,
   stored_config,
 )
-from maskrcnn_jax.config_check import check_config
+from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.data import canvases, coco_index
 from maskrcnn_jax.detections import detect_boxes, select_masks
 from maskrcnn_jax.errors import InputError
@@ -36,8 +37,9 @@ from maskrcnn_jax.mask_paste import paste_masks
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN
 from maskrcnn_jax.ops.anchors import AnchorLevel, anchor_levels, pad_size
 from maskrcnn_jax.ops.roi_align import assign_levels, roi_align
-from maskrcnn_jax.precision import set_precision
 from maskrcnn_jax.proposals import make_proposals
+from maskrcnn_jax.runtime import checkpoint, cluster
+from maskrcnn_jax.runtime.precision import set_precision
 
 # The coarsest level that RoIs are pooled from; level 6 is for the RPN alone.
 MAX_ROI_LEVEL = 5
@@ -315,12 +317,12 @@ def load_detector(
         f'C08: {path} holds a part of a model only; train one from it with '
         '--mode=train --init_from.'
     )
-  stored = stored_config(metadata.config)
+  stored = stored_config(metadata.recipe)
   if config is None or config.train.fine_tune:
     given = config
-    config = stored_config(metadata.config)
+    config = stored_config(metadata.recipe)
     if given is not None:
-      config = fine_tuning.for_use(given, metadata.config)
+      config = fine_tuning.for_use(given, metadata.recipe)
     with config.ignore_type():
       config.update_from_flattened_dict(changes)
     check_config(config)
@@ -426,3 +428,11 @@ def canvas_arguments(config: ml_collections.ConfigDict) -> dict:
       'padded_sizes': tuple(map(tuple, config.data.padded_sizes)),
       'max_source_side': config.data.max_source_side,
   }
+
+
+def to_xywh(
+    box: Float[np.ndarray, '4'], *, width_offset: float = 0.0
+) -> list[float]:
+  """Returns COCO's (x, y, width, height)."""
+  x1, y1, x2, y2 = map(float, box)
+  return [x1, y1, x2 - x1 + width_offset, y2 - y1 + width_offset]

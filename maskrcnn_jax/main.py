@@ -32,7 +32,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 # Parses overrides of the recipe of a checkpoint before that is read.
-_DEFAULTS = pathlib.Path(__file__).with_name('config.py')
+_DEFAULTS = pathlib.Path(__file__).parent / 'config' / '__init__.py'
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory of the run: checkpoints, logs, results.'
 )
@@ -115,11 +115,11 @@ def main(arguments: list[str]) -> int:
   # Imported late: --help and a misspelt flag need not wait for JAX.
   import jax
 
-  from maskrcnn_jax import cluster
   from maskrcnn_jax.config import default_config
-  from maskrcnn_jax.config_check import check_config
-  from maskrcnn_jax.train import train
-  from maskrcnn_jax.watchdog import watchdog
+  from maskrcnn_jax.config.check import check_config
+  from maskrcnn_jax.runtime import cluster
+  from maskrcnn_jax.runtime.watchdog import watchdog
+  from maskrcnn_jax.training.run import train
 
   if len(arguments) > 1:
     raise InputError(
@@ -185,12 +185,12 @@ def main(arguments: list[str]) -> int:
 
 def _use(config, changes, workdir) -> int:
   """Evaluates a trained model, or predicts with it."""
-  from maskrcnn_jax import cluster
   from maskrcnn_jax.config import records_of
   from maskrcnn_jax.detector import load_detector
-  from maskrcnn_jax.evaluate import evaluate
+  from maskrcnn_jax.evaluation.evaluate import evaluate
   from maskrcnn_jax.predict import predict
-  from maskrcnn_jax.train_evaluation import expected_lines
+  from maskrcnn_jax.runtime import cluster
+  from maskrcnn_jax.training.evaluations import expected_lines
 
   detector = load_detector(
       pathlib.Path(_CHECKPOINT.value or workdir), config, changes
@@ -344,8 +344,7 @@ def _parse_profile_steps(text: str | None) -> range:
 
 def _explain_flag_error(error: Exception, argv: list[str]) -> str:
   """One line on what is wrong with the flags."""
-  from maskrcnn_jax import recipe
-  from maskrcnn_jax.config import default_config
+  from maskrcnn_jax.config import default_config, recipe
 
   lines = str(error).strip().splitlines() or [type(error).__name__]
   # The recipe itself raised, and config_flags gives the traceback as text.
@@ -377,7 +376,7 @@ def _fail(message: str, status: int) -> None:
 def _leave(status: int) -> None:
   """Exits; of several processes, without waiting for the others."""
   if 'jax' in sys.modules:
-    from maskrcnn_jax import cluster
+    from maskrcnn_jax.runtime import cluster
     cluster.leave(status)
   sys.exit(status)
 

@@ -18,11 +18,12 @@ from maskrcnn_jax.detector import (
   canvas_arguments,
   category_of,
   to_original,
+  to_xywh,
 )
 from maskrcnn_jax.draw import draw_detections
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluate import make_writable, to_xywh, write_json
-from maskrcnn_jax.training_log import progress
+from maskrcnn_jax.runtime.files import make_writable, write_json
+from maskrcnn_jax.runtime.training_log import progress
 
 
 def predict(

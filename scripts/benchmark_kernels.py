@@ -26,7 +26,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 
-from maskrcnn_jax import kernel_check
+from maskrcnn_jax.doctor import kernel_check
 from maskrcnn_jax.kernels import kernels_on_gpu
 
 SIZES = {

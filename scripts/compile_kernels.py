@@ -25,13 +25,16 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from maskrcnn_jax import benchmark, kernel_check, train_state, train_step
+from maskrcnn_jax.benchmark import measure as benchmark
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.data import image_sets
 from maskrcnn_jax.detector import make_detect, make_model
+from maskrcnn_jax.doctor import kernel_check
 from maskrcnn_jax.kernels import kernels_on_gpu
-from maskrcnn_jax.optimizer import make_optimizer
-from maskrcnn_jax.precision import set_precision
+from maskrcnn_jax.runtime.precision import set_precision
+from maskrcnn_jax.training import state as train_state
+from maskrcnn_jax.training import step as train_step
+from maskrcnn_jax.training.optimizer import make_optimizer
 
 TARGETS = pathlib.Path(__file__).parent / 'gpu_targets'
 

@@ -32,13 +32,15 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 import numpy as np  # noqa: E402
 
-from maskrcnn_jax import cluster, train_state, train_step  # noqa: E402
-from maskrcnn_jax.benchmark import made_up_batch  # noqa: E402
+from maskrcnn_jax.benchmark.measure import made_up_batch  # noqa: E402
 from maskrcnn_jax.data import image_sets  # noqa: E402
 from maskrcnn_jax.detector import make_model  # noqa: E402
 from maskrcnn_jax.model.mask_rcnn import frozen_prefixes  # noqa: E402
-from maskrcnn_jax.optimizer import split_parameters  # noqa: E402
-from maskrcnn_jax.precision import set_precision  # noqa: E402
+from maskrcnn_jax.runtime import cluster  # noqa: E402
+from maskrcnn_jax.runtime.precision import set_precision  # noqa: E402
+from maskrcnn_jax.training import state as train_state  # noqa: E402
+from maskrcnn_jax.training import step as train_step  # noqa: E402
+from maskrcnn_jax.training.optimizer import split_parameters  # noqa: E402
 
 COLLECTIVES = (
     'all-reduce', 'all-gather', 'all-to-all', 'reduce-scatter',

@@ -20,8 +20,7 @@ from maskrcnn_jax.config import (
 )
 from maskrcnn_jax.data import coco, coco_index, findings
 from maskrcnn_jax.data.canvases import resized_size
-from maskrcnn_jax.detector import load_detector
-from maskrcnn_jax.evaluate import to_xywh
+from maskrcnn_jax.detector import load_detector, to_xywh
 from maskrcnn_jax.inputs import prepare_inputs
 from maskrcnn_jax.mask_paste import paste_masks
 from maskrcnn_jax.ops import anchors as anchor_ops

@@ -239,7 +239,7 @@ def test_a_batch_that_the_devices_cannot_share_is_named(
     refuse, train_flags, monkeypatch
 ):
   mesh = Mesh(np.array(jax.devices()[:1] * 4), ('data',))
-  monkeypatch.setattr('maskrcnn_jax.cluster.make_mesh', lambda _: mesh)
+  monkeypatch.setattr('maskrcnn_jax.runtime.cluster.make_mesh', lambda _: mesh)
   line = refuse(*train_flags, '--config.train.batch_size=6')
   assert 'config.train.batch_size (6) must be a multiple of' in line
   assert 'try --config.train.batch_size=4.' in line
@@ -404,7 +404,7 @@ def test_keys_that_are_given_are_not_scaled_with_the_batch(
     given.append(keys)
     raise InputError('enough')
 
-  monkeypatch.setattr('maskrcnn_jax.train.scaled_to_batch', scale)
+  monkeypatch.setattr('maskrcnn_jax.training.run.scaled_to_batch', scale)
   refuse(
       *train_flags, '--config.train.num_steps=7', '--config.train.batch_size=4'
   )
@@ -416,7 +416,7 @@ def test_a_save_that_fails_is_a_failure(refuse, train_flags, monkeypatch):
   def fail(*_, **__):
     raise SaveError('C10 no room')
 
-  monkeypatch.setattr('maskrcnn_jax.train.train', fail)
+  monkeypatch.setattr('maskrcnn_jax.training.run.train', fail)
   assert refuse(*train_flags, status=1) == 'error: C10 no room'
 
 

@@ -11,18 +11,18 @@ import pytest
 from maskrcnn_jax.config import geometry_of
 from maskrcnn_jax.data import image_sets
 from maskrcnn_jax.detector import (
-    image_anchors,
-    input_arguments,
-    make_detect,
-    pool,
-    to_original,
+  image_anchors,
+  input_arguments,
+  make_detect,
+  pool,
+  to_original,
 )
 from maskrcnn_jax.inputs import prepare_inputs
 from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
 from maskrcnn_jax.ops.anchors import make_anchors
-from maskrcnn_jax.optimizer import join_parameters, split_parameters
 from maskrcnn_jax.proposals import make_proposals
-from maskrcnn_jax.train_step import make_losses
+from maskrcnn_jax.training.optimizer import join_parameters, split_parameters
+from maskrcnn_jax.training.step import make_losses
 
 pytestmark = parity.needs_golden
 

@@ -11,15 +11,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 import pytest
 import tiny
 
-from maskrcnn_jax import checkpoint
 from maskrcnn_jax.config import c4_config
-from maskrcnn_jax.config_check import check_config
+from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.detector import init_variables, load_detector, make_model
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluate import evaluate
+from maskrcnn_jax.evaluation.evaluate import evaluate
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN
 from maskrcnn_jax.predict import predict
-from maskrcnn_jax.train import train
+from maskrcnn_jax.runtime import checkpoint
+from maskrcnn_jax.training.run import train
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
@@ -220,7 +220,8 @@ def test_init_from_takes_all_but_class_layers_and_heads_that_are_not_there(
   leaves = save_model(theirs, 7, tmp_path / 'theirs')
   config = variant(tiny_data, **here)
   monkeypatch.setattr(
-      'maskrcnn_jax.train.make_train_step', lambda *_, **__: tiny.IdleStep()
+      'maskrcnn_jax.training.run.make_train_step',
+      lambda *_, **__: tiny.IdleStep(),
   )
   train(config, tmp_path / 'run', init_from=tmp_path / 'theirs/0',
         skip_test=True)

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.testing import assert_array_equal
 import orbax.checkpoint as ocp
 
-from maskrcnn_jax import checkpoint, train
 from maskrcnn_jax.config import default_config
+from maskrcnn_jax.runtime import checkpoint
+from maskrcnn_jax.training import run as train
 
 # As `tiny_data` draws them: 8 to train on, 5 to evaluate.
 NUM_TRAIN, NUM_VAL = 8, 5

@@ -8,10 +8,11 @@ import cases
 import numpy as np
 import pytest
 
-from maskrcnn_jax import check_data, train_start
+from maskrcnn_jax.check_data import check as check_data
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.data import canvases, coco, findings, image_sets, loader
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.training import start as train_start
 
 BY_NAME = {case.name: case for case in cases.CASES}
 

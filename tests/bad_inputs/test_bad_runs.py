@@ -19,11 +19,13 @@ import numpy as np
 import pytest
 import tiny
 
-from maskrcnn_jax import checkpoint, cluster, convert_weights, train
-from maskrcnn_jax.average_precision import evaluate_detections
 from maskrcnn_jax.config import scaled_to_batch
+from maskrcnn_jax.convert_weights import convert as convert_weights
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.train_loop import _Pending, _take_figures
+from maskrcnn_jax.evaluation.average_precision import evaluate_detections
+from maskrcnn_jax.runtime import checkpoint, cluster
+from maskrcnn_jax.training import run as train
+from maskrcnn_jax.training.loop import _Pending, _take_figures
 
 pytestmark = [
     pytest.mark.usefixtures('compilation_cache'),
@@ -150,7 +152,7 @@ def test_c06_a_batch_that_devices_cannot_share(
     refuse, flags_of_run, monkeypatch
 ):
   mesh = Mesh(np.array(jax.devices()[:1] * 4), ('data',))
-  monkeypatch.setattr('maskrcnn_jax.cluster.make_mesh', lambda _: mesh)
+  monkeypatch.setattr('maskrcnn_jax.runtime.cluster.make_mesh', lambda _: mesh)
   assert 'C06: ' in refuse(*flags_of_run, '--config.train.batch_size=6')
 
 

@@ -13,16 +13,17 @@ import cases
 import numpy as np
 import pytest
 
-from maskrcnn_jax import average_precision, check_data
+from maskrcnn_jax.check_data import check as check_data
 from maskrcnn_jax.data import (
-    canvases,
-    coco,
-    coco_index,
-    findings,
-    image_sets,
-    loader,
+  canvases,
+  coco,
+  coco_index,
+  findings,
+  image_sets,
+  loader,
 )
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.evaluation import average_precision
 
 COCO_MINI = pathlib.Path(__file__).parents[3] / 'shared/data/coco_mini'
 

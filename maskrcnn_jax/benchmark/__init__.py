@@ -1,0 +1,1 @@
+"""Tool: times the training step, inference or the loading of data."""

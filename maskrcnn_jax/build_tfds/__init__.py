@@ -1,0 +1,1 @@
+"""Tool: writes a COCO-format set as a tensorflow-datasets set."""

@@ -1,0 +1,8 @@
+"""Entry point of `python -m maskrcnn_jax.check_data`."""
+
+import sys
+
+from maskrcnn_jax.check_data.check import main
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,1 @@
+"""Tool: weights of other programs become checkpoints, and back."""

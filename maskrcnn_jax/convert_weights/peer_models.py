@@ -1,0 +1,297 @@
+"""What model a weight file of another program holds, and what it expects."""
+
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from maskrcnn_jax.config import c4_config, default_config
+from maskrcnn_jax.convert_weights.weight_names import (
+  NAMINGS,
+  Naming,
+  peer_names,
+)
+from maskrcnn_jax.data.coco_classes import COCO_CLASSES
+from maskrcnn_jax.errors import InputError
+
+# Under this key our own detectron2 files repeat what the names cannot tell.
+NOTES = 'maskrcnn_jax'
+
+# Red, green, blue. Of ImageNet, and as the MSRA's weights were trained.
+_IMAGENET = {
+    'pixel_mean': (123.675, 116.28, 103.53),
+    'pixel_std': (58.395, 57.12, 57.375),
+}
+_MSRA = {
+    'pixel_mean': (122.7717, 115.9465, 102.9801),
+    'pixel_std': (1.0, 1.0, 1.0),
+}
+
+# What a program's own models are trained with.
+# Source: torchvision models/detection/transform.py; detectron2
+# config/defaults.py and layers/batch_norm.py; maskrcnn-benchmark
+# config/defaults.py and layers/batch_norm.py.
+_CONVENTIONS = {
+    'torchvision': {
+        'geometry': 'torchvision', 'stride_in_1x1': False, 'norm_eps': 1e-5,
+        'antialias': False, **_IMAGENET,
+    },
+    'detectron2': {
+        'geometry': 'modern', 'stride_in_1x1': True, 'norm_eps': 1e-5,
+        'antialias': True, 'pixel_mean': (123.675, 116.28, 103.53),
+        'pixel_std': (1.0, 1.0, 1.0),
+    },
+    'maskrcnn_benchmark': {
+        'geometry': 'legacy', 'stride_in_1x1': True, 'norm_eps': 0.0,
+        'antialias': True, **_MSRA,
+    },
+    'caffe2': {
+        'geometry': 'legacy', 'stride_in_1x1': True, 'norm_eps': 0.0,
+        'antialias': True, **_MSRA,
+    },
+}
+
+
+def guess_format(arrays: dict[str, np.ndarray]) -> str:
+  """Returns the key of NAMINGS that the names of a file belong to."""
+  telling = (
+      'params/backbone/conv1/kernel', 'params/backbone/layer1/0/conv1/kernel'
+  )
+  for source_format in NAMINGS:
+    if all(find(name, arrays, source_format) for name in telling):
+      return source_format
+  raise InputError(
+      'does not hold a ResNet by names that torchvision, detectron2, '
+      'maskrcnn-benchmark or Caffe2 give it; it has '
+      f'{", ".join(sorted(arrays)[:3])}, ...'
+  )
+
+
+def find(
+    name: str, arrays: dict[str, np.ndarray], source_format: str
+) -> str | None:
+  """Returns what one of our arrays is called in a file, None if it lacks it."""
+  for peer_name in peer_names(name, NAMINGS[source_format]):
+    if peer_name in arrays:
+      return peer_name
+  return None
+
+
+def recipe_of(
+    arrays: dict[str, np.ndarray],
+    facts: dict[str, Any],
+    source_format: str,
+    *,
+    norm_eps: float | None = None,
+    stride_in_1x1: bool | None = None,
+) -> ml_collections.ConfigDict:
+  """Returns the recipe with the sizes and conventions of a file's model.
+
+  Args:
+    arrays: Of the file.
+    facts: What else the file says.
+    source_format: A key of NAMINGS.
+    norm_eps: Of the frozen batch norm, where the usual one is wrong.
+    stride_in_1x1: Where a bottleneck strides, likewise.
+  """
+  sizes = _sizes(arrays, source_format)
+  config = default_config()
+  if sizes['body'] == 'c4':
+    config = c4_config()
+    # Of a model that ends with them, peers keep more.
+    if sizes['output'] == 'proposals':
+      config.rpn.eval.pre_nms = 12_000
+    with config.ignore_type():
+      config.roi.sampling_ratio = 0
+  config.model.update(sizes)
+  usual = _conventions(arrays, facts, source_format, config.model)
+  if norm_eps is not None:
+    usual['norm_eps'] = norm_eps
+  if stride_in_1x1 is not None:
+    usual['stride_in_1x1'] = stride_in_1x1
+  config.geometry = usual['geometry']
+  config.model.norm_eps = float(usual['norm_eps'])
+  config.model.stride_in_1x1 = bool(usual['stride_in_1x1'])
+  config.data.antialias = bool(usual['antialias'])
+  config.data.pixel_mean = tuple(float(x) for x in usual['pixel_mean'])
+  config.data.pixel_std = tuple(float(x) for x in usual['pixel_std'])
+
+  fc6 = find('params/box_head/fc6/kernel', arrays, source_format)
+  if fc6:
+    config.roi.box_side = round(
+        (arrays[fc6].shape[-1] / config.model.fpn_channels) ** 0.5
+    )
+  per_cell = find('params/rpn/cls_logits/kernel', arrays, source_format)
+  known = len(config.anchors.sizes[0]) * len(config.anchors.ratios)
+  if per_cell and len(arrays[per_cell]) != known:
+    raise InputError(
+        f'{per_cell} is of {len(arrays[per_cell])} anchors a cell; only models '
+        f'with the usual {known} can be converted.'
+    )
+  return config
+
+
+def naming_of(
+    arrays: dict[str, np.ndarray],
+    facts: dict[str, Any],
+    source_format: str,
+    *,
+    pixel_order: str | None = None,
+) -> Naming:
+  """Returns how a file names and lays out its arrays.
+
+  Args:
+    arrays: Of the file.
+    facts: What else the file says.
+    source_format: A key of NAMINGS.
+    pixel_order: 'rgb' or 'bgr', where the usual one is wrong.
+  """
+  naming = NAMINGS[source_format]
+  if pixel_order is not None:
+    return naming._replace(is_bgr=pixel_order == 'bgr')
+  if source_format == 'detectron2':
+    # Either order can be chosen there. ImageNet is more red than blue.
+    mean = arrays.get('pixel_mean')
+    if mean is not None:
+      return naming._replace(is_bgr=bool(mean.ravel()[0] < mean.ravel()[-1]))
+    return naming._replace(is_bgr=facts.get('__author__') != 'torchvision')
+  return naming
+
+
+def class_table(
+    num_classes: int, names: list[list] | None, *, keep_91: bool = False
+) -> tuple[list[list], list[int] | None]:
+  """Says what a model's classes are, and which of its rows are used.
+
+  Args:
+    num_classes: Rows of the class scores, with background.
+    names: [[id, name], ...] if the user gave them.
+    keep_91: Whether the ids that COCO never used stay, where the rows are
+      numbered by COCO's own ids.
+
+  Returns:
+    [[id, name], ...] by class number, and the rows to keep, None for all.
+  """
+  if names is not None:
+    if len(names) != num_classes - 1:
+      raise InputError(
+          f'has {num_classes - 1} classes, but {len(names)} names were given.'
+      )
+    return names, None
+  if num_classes == len(COCO_CLASSES) + 1:
+    return [[id_, name] for id_, name in COCO_CLASSES.items()], None
+  last = max(COCO_CLASSES)
+  if num_classes == last + 1 and keep_91:
+    return [
+        [id_, COCO_CLASSES.get(id_, f'unused {id_}')]
+        for id_ in range(1, last + 1)
+    ], None
+  if num_classes == last + 1:
+    return [[id_, name] for id_, name in COCO_CLASSES.items()], coco_rows()
+  return [[i, f'class {i}'] for i in range(1, num_classes)], None
+
+
+def coco_rows() -> list[int]:
+  """Returns background and COCO's ids: rows of a table of 91 that are used."""
+  return [0, *COCO_CLASSES]
+
+
+def _sizes(arrays, source_format) -> dict:
+  """The model's part of the recipe, read off the shapes."""
+
+  def look(module, leaf='kernel'):
+    name = find(f'params/{module}/{leaf}', arrays, source_format)
+    return arrays[name] if name else None
+
+  def count(pattern, start):
+    number = 0
+    while look(pattern.format(start + number)) is not None:
+      number += 1
+    return number
+
+  def has(module):
+    return look(module) is not None
+
+  blocks = [count(f'backbone/layer{i}/{{}}/conv1', 0) for i in (1, 2, 3, 4)]
+  is_bottleneck = has('backbone/layer1/0/conv3')
+  depth = {
+      (False, 2): 18, (False, 6): 34, (True, 6): 50, (True, 23): 101
+  }.get((is_bottleneck, blocks[2]))
+  if depth is None:
+    raise InputError(
+        f'has a ResNet of {blocks} blocks; only ResNet-18, 34, 50 and 101 and '
+        'ResNeXt of such depths can be converted.'
+    )
+  is_c4 = has('rpn/conv') and not has('fpn/inner2')
+  if is_c4 and has('box_head/fc6'):
+    raise InputError(
+        'has no pyramid, and a box head that begins with a fully connected '
+        'layer; only models with a pyramid and C4 models can be converted.'
+    )
+  norm_scale = find('params/backbone/bn1/scale', arrays, source_format) or ''
+  has_mean = find('constants/backbone/bn1/mean', arrays, source_format)
+  is_group = not has_mean and not norm_scale.endswith('_bn_s')
+  width = len(look('backbone/conv1'))
+  sizes = {
+      'body': 'c4' if is_c4 else 'fpn',
+      'depth': depth,
+      'norm': 'group' if is_group else 'frozen_batch',
+      'width': width,
+  }
+  if find('constants/fpn/inner2_norm/mean', arrays, source_format):
+    sizes['norm'] = 'frozen_batch_all'
+  if is_bottleneck:
+    inner, per_group = look('backbone/layer1/0/conv2').shape[:2]
+    sizes['groups'] = inner // per_group
+    sizes['group_width'] = per_group * 64 // width
+  # What has no head at all is there to start any training from.
+  sizes['output'] = 'masks'
+  if not has('mask_head/conv5_mask'):
+    if has('box_head/fc6') or has('box_head/cls_score'):
+      sizes['output'] = 'boxes'
+    elif has('rpn/conv'):
+      sizes['output'] = 'proposals'
+  if has('rpn/conv'):
+    sizes['rpn_convs'] = 1 + count('rpn/conv{}', 2)
+  if is_group:  # As such models are made, where there is no box head to tell.
+    sizes |= {'box_convs': 4, 'box_fcs': 1}
+  if has('fpn/inner2'):
+    sizes['fpn_channels'] = len(look('fpn/inner2'))
+  if has('box_head/fc6'):
+    sizes['box_convs'] = count('box_head/conv{}', 1)
+    sizes['box_fcs'] = count('box_head/fc{}', 6)
+    sizes['box_features'] = len(look('box_head/fc6'))
+  if has('mask_head/conv5_mask'):
+    sizes['mask_convs'] = count('mask_head/mask_fcn{}', 1)
+    # Of a transposed convolution the channels out come second.
+    sizes['mask_channels'] = look('mask_head/conv5_mask').shape[1]
+  return sizes
+
+
+def _conventions(arrays, facts, source_format, sizes) -> dict:
+  usual = dict(_CONVENTIONS[source_format])
+  # Only the MSRA's ResNets stride there.
+  if sizes.norm == 'group' or sizes.depth < 50 or sizes.groups > 1:
+    usual['stride_in_1x1'] = False
+  if source_format == 'detectron2' and sizes.groups > 1:
+    usual |= _IMAGENET
+  lateral = find('params/fpn/inner2/kernel', arrays, source_format)
+  if source_format == 'torchvision' and lateral and '.0.0.' not in lateral:
+    # Weights of that age were trained when torchvision had no such term.
+    usual['norm_eps'] = 0.0
+  if source_format == 'detectron2':
+    if facts.get('__author__') == 'torchvision':
+      usual |= _IMAGENET | {'stride_in_1x1': False}
+    if 'pixel_mean' in arrays and 'pixel_std' in arrays:
+      is_bgr = naming_of(arrays, facts, source_format).is_bgr
+      for key in ('pixel_mean', 'pixel_std'):
+        values = [round(float(x), 4) for x in arrays[key].ravel()]
+        usual[key] = values[::-1] if is_bgr else values
+      usual['stride_in_1x1'] &= usual['pixel_std'] == [1.0, 1.0, 1.0]
+    notes = facts.get(NOTES)
+    if isinstance(notes, dict):
+      usual |= {
+          key: notes[key] for key in usual.keys() & notes.keys()
+          if notes[key] is not None
+      }
+  return usual

@@ -1,0 +1,1 @@
+"""Tool: checks the machine: devices, versions, numbers and kernels."""

@@ -1,0 +1,8 @@
+"""Entry point of `python -m maskrcnn_jax.doctor`."""
+
+import sys
+
+from maskrcnn_jax.doctor.examine import main
+
+if __name__ == '__main__':
+  sys.exit(main())

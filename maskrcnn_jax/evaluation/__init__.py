@@ -1,0 +1,1 @@
+"""Evaluation: detections of a data set, their AP, recall of proposals."""

@@ -1,0 +1,450 @@
+"""What a training starts from: its images, and its first state."""
+
+import itertools
+import pathlib
+import zlib
+
+from absl import logging
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import ml_collections
+import numpy as np
+
+from maskrcnn_jax.config import (
+  config_difference,
+  fine_tuning,
+  geometry_of,
+  has_eval_set,
+  is_free,
+  plain,
+  records_of,
+  stored_config,
+)
+from maskrcnn_jax.data import coco, coco_index, findings, image_sets, records
+from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.evaluation.average_precision import check_backend, check_truth
+from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
+from maskrcnn_jax.runtime import checkpoint, cluster, numerics
+from maskrcnn_jax.training.state import (
+  TrainState,
+  restored_state,
+  start_average,
+  training_state,
+  variables_of,
+)
+
+# Leaves whose shape depends on the number of classes: fine-tuning on other
+# classes starts these afresh, and nothing else.
+CLASS_LAYERS = ('cls_score', 'bbox_pred', 'mask_fcn_logits')
+CLASS_HEADS = ('box_head', 'mask_head')
+
+# Parts that a model need not have: see `model.output` in a recipe. Of the
+# backbone, layer4 is one of a C4 model's heads.
+HEADS = ('box_head', 'mask_head', 'layer4')
+
+# Keys of the recipe without which weights see something else than they were
+# trained on.
+WEIGHT_KEYS = (
+    'data.pixel_mean', 'data.pixel_std', 'geometry', 'model.norm_eps',
+    'model.stride_in_1x1',
+)
+
+# What may differ between processes, whose machines have folders of their own.
+MACHINE_KEYS = (
+    'data.eval.annotations', 'data.eval.images', 'data.num_threads',
+    'data.num_workers', 'data.tfds_dir', 'data.train.annotations',
+    'data.train.images',
+)
+
+
+def adopt_checkpoint(
+    config: ml_collections.ConfigDict, init_from: pathlib.Path | None
+) -> ml_collections.ConfigDict:
+  """The recipe of a fine-tuning, with what its weights ask for."""
+  if init_from is None:
+    raise InputError(
+        '--init_from=CHECKPOINT is missing: what to fine-tune, also when the '
+        'run is continued. configs/nuclei.py trains from nothing.'
+    )
+  path = checkpoint.find_checkpoint(init_from)
+  return fine_tuning.adopt(config, checkpoint.read_metadata(path).recipe)
+
+
+def check_device(precision: str) -> None:
+  """Refuses to train on a device that gives wrong numbers: see `numerics`.
+
+  Such faults were seen on GPUs only, so a CPU is not asked to prove itself.
+
+  Args:
+    precision: Of the recipe; without half precision its convolutions need not
+      be right.
+
+  Raises:
+    InputError: Something is wrong.
+  """
+  if jax.default_backend() == 'cpu':
+    return
+  logging.info('Numerics self-test (seconds)')
+  faults = numerics.check_numerics()
+  if precision in ('fp32', 'tf32'):
+    faults.pop(numerics.CONVOLUTIONS_CHECK, None)
+  if faults:
+    name, fault = next(iter(faults.items()))
+    raise InputError(
+        f'{jax.devices()[0].device_kind} computes wrongly with jax '
+        f'{jax.__version__} ({name}): {fault}. Nothing was trained; '
+        'python -m maskrcnn_jax.doctor shows all that is wrong.'
+    )
+
+
+def read_training_set(
+    config: ml_collections.ConfigDict,
+) -> tuple[coco_index.CocoIndex, np.ndarray, image_sets.Images]:
+  """Reads, filters and checks the training set; logs what was dropped.
+
+  Returns:
+    The index, its rows to train on, and where the images are.
+  """
+  source = config.data.train
+  found = records_of(config, 'train')
+  if found is None and not (source.annotations and source.images):
+    raise InputError(
+        'No training set: give --config.data.train.images=DIR and '
+        '--config.data.train.annotations=FILE.json, or '
+        '--config.data.train.tfds=NAME and --config.data.tfds_dir=DIR.'
+    )
+  logging.info('Training set: %s', found or source.annotations)
+  if found is None:
+    coco.check_is_there(
+        source.annotations, '--config.data.train.annotations'
+    )
+  report = findings.Report(stop=True)
+  index, folder = image_sets.read_set(
+      source.annotations, source.images, found,
+      require_masks=config.model.output == 'masks',
+      width_offset=geometry_of(config).width_offset, report=report,
+  )
+  for line in report.warnings():
+    logging.warning('%s', line)
+  rows, waterfall = image_sets.filter_images(
+      index, keep_empty=config.data.keep_empty
+  )
+  for line in image_sets.format_waterfall(waterfall).splitlines():
+    logging.info('%s', line)
+  image_sets.check_images_exist(index, folder)
+  return index, rows, folder
+
+
+def check_eval_set(
+    config: ml_collections.ConfigDict, index: coco_index.CocoIndex
+) -> None:
+  """Finds out before training what would stop the evaluation after it."""
+  check_backend(config.eval.backend)
+  if not has_eval_set(config):
+    logging.info(
+        'No evaluation set (--config.data.eval.images, .annotations, or '
+        '.tfds): there will be no evaluation at the end.'
+    )
+    return
+  images = pathlib.Path(config.data.eval.images)
+  source = records_of(config, 'eval') or config.data.eval.annotations
+  if not isinstance(source, records.Records):
+    coco.check_is_there(source, '--config.data.eval.annotations')
+  content = image_sets.read_content(source)
+  truth = coco.index_coco(
+      # The list is emptied; its objects are looked at once more.
+      content | {'annotations': list(content['annotations'])},
+      str(source), require_masks=False,
+  )
+  difference = coco.class_table_difference(truth.categories, index.categories)
+  if difference:
+    raise InputError(
+        f'A21: {source} has other classes than the training set: '
+        f'{"; ".join(difference[:10])}.'
+    )
+  # Records hold theirs.
+  if not isinstance(source, records.Records):
+    image_sets.check_images_exist(truth, images)
+  for kind in ('bbox', 'segm')[: 2 if config.model.output == 'masks' else 1]:
+    check_truth(content, kind=kind)
+
+
+def describe_training_set(index: coco_index.CocoIndex, rows: np.ndarray) -> str:
+  """Says what is trained on, so that a resume on other data is noticed."""
+  checksum = zlib.crc32(repr(index.file_names).encode())
+  for array in (rows, index.boxes, index.classes, index.vertices):
+    checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
+  return (
+      f'{len(rows)} images with {len(index.classes)} objects (checksum '
+      f'{checksum:08x})'
+  )
+
+
+def first_state(
+    state: TrainState,
+    workdir: pathlib.Path,
+    metadata: checkpoint.Metadata,
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    *,
+    init_from: pathlib.Path | None,
+    resume: bool,
+    allow_changes: bool,
+) -> TrainState:
+  """The state to begin with: a saved one, one with given weights, or new.
+
+  All processes must call this; the state is whole on every device.
+
+  Args:
+    state: A new one.
+    workdir: Whose newest checkpoint is taken that is not damaged; those are
+      moved out of the way.
+    metadata: Of the run.
+    config: The recipe.
+    mesh: Of all devices.
+    init_from: See `train.train`.
+    resume: See `train.train`.
+    allow_changes: See `train.train`.
+  """
+  directory = workdir / 'checkpoints'
+  steps = checkpoint.saved_steps(directory)
+  if steps and not resume:
+    raise InputError(
+        f'C10: {workdir} already holds a checkpoint of step {steps[-1]}; give '
+        'another --workdir, or leave --noresume out to continue.'
+    )
+  cluster.check_agreement(
+      _recipe_facts(config) | {
+          'training set': metadata.training_set,
+          'checkpoints': steps,
+          'version of JAX': jax.__version__,
+      }
+  )
+  if not steps:
+    random = list(checkpoint.named_leaves(variables_of(state)))
+    if init_from is not None:
+      state, random = _take_weights(
+          checkpoint.find_checkpoint(init_from), state, config, mesh,
+          categories=metadata.categories,
+      )
+    _warn_of_frozen(random, config.freeze_at)
+    return cluster.replicate(start_average(state, config), mesh)
+  state = start_average(state, config)
+  for step in reversed(steps):
+    damage, restored = '', None
+    try:
+      restored = _resume(
+          directory / str(step), state, metadata, config, mesh,
+          allow_changes=allow_changes,
+      )
+    except checkpoint.DamagedCheckpoint as error:
+      damage = str(error)
+    # What one process cannot read, none goes on from.
+    damages = [text for text in cluster.gather(damage) if text]
+    if damages:
+      logging.warning('C08: %s', damages[0])
+      continue
+    moved = checkpoint.set_aside(directory, after=step)
+    # Before it is over, no process opens the directory.
+    multihost_utils.sync_global_devices('damaged checkpoints are set aside')
+    for path in moved:
+      logging.warning(
+          'C08: A damaged checkpoint is now in %s; going on from step %d.',
+          path, step,
+      )
+    return cluster.replicate(restored, mesh)
+  raise InputError(
+      f'C08: None of the checkpoints in {directory} can be read. Give another '
+      '--workdir to start anew.'
+  )
+
+
+def _resume(
+    path, state, metadata, config, mesh, *, allow_changes
+) -> TrainState:
+  """The state of a saved step of the same recipe and classes."""
+  stored = checkpoint.read_metadata(path)
+  there = stored_config(stored.recipe)
+  different = [
+      line for line in config_difference(config, plain(there))
+      if not is_free(line)
+      # The rate of every step depends on where the cosine ends.
+      or line.startswith('train.num_steps:')
+      and config.optimizer.schedule == 'cosine'
+  ]
+  if different and allow_changes:
+    logging.warning(
+        'C07: Going on with another recipe (here | there): %s.',
+        '; '.join(different),
+    )
+  elif different:
+    raise InputError(
+        f'C07: {path.parent.parent} holds a run of another recipe (here | '
+        f'there): {"; ".join(different)}. Give another --workdir, start from '
+        f'its weights alone with --init_from={path}, or go on all the same '
+        'with --allow_changes.'
+    )
+  if stored.categories != metadata.categories:
+    raise InputError(
+        f'C07: {path.parent.parent} holds a run on other classes than '
+        f'{config.data.train.annotations} has. Give another --workdir.'
+    )
+  if stored.training_set != metadata.training_set:
+    text = (
+        f'C07: {path.parent.parent} holds a run on {stored.training_set}, but '
+        f'{config.data.train.annotations} has {metadata.training_set}.'
+    )
+    if not allow_changes:
+      raise InputError(
+          f'{text} Give another --workdir, start from its weights alone with '
+          f'--init_from={path}, or go on all the same with --allow_changes.'
+      )
+    logging.warning('%s', text)
+  if stored.step > config.train.num_steps:
+    raise InputError(
+        f'C07: {path} has {stored.step} steps, more than '
+        f'config.train.num_steps ({config.train.num_steps}).'
+    )
+  variables = checkpoint.restore_model(
+      path, cluster.replicated_shapes(variables_of(state), mesh)
+  )
+  kept = checkpoint.restore_optimizer(
+      path, cluster.replicated_shapes(training_state(state), mesh)
+  )
+  logging.info('Resuming from step %d of %s.', stored.step, path)
+  if there.precision != config.precision:
+    kept['loss_scale'] = state.loss_scale
+  return restored_state(state, stored.step, variables, kept)
+
+
+def _warn_of_frozen(random: list[str], freeze_at: int) -> None:
+  """Warns of stages that are neither trained nor taken from a checkpoint.
+
+  Args:
+    random: Names of the arrays that start afresh.
+    freeze_at: Stages that are not trained.
+  """
+  frozen = [
+      '/'.join(prefix) for prefix in frozen_prefixes(freeze_at)
+      if any(f'params/{"/".join(prefix)}/' in name for name in random)
+  ]
+  if frozen:
+    logging.warning(
+        'FROZEN AND RANDOM: %s start with random weights, and '
+        'config.freeze_at=%d keeps them so for the whole training. Give '
+        'pretrained weights, --init_from=CHECKPOINT, or train all: '
+        '--config.freeze_at=0 (from nothing, with '
+        '--config.model.norm=group).', ', '.join(frozen), freeze_at,
+    )
+
+
+def _other_classes(here: list, there: list) -> list[str]:
+  """Returns 'number: name here | there' for each class that differs.
+
+  Ids may differ. Where the names of either are not known, nothing does.
+
+  Args:
+    here: [[id, name], ...] by class number.
+    there: Likewise, of a checkpoint.
+  """
+  here, there = ([name for _, name in table] for table in (here, there))
+  # So `convert_weights` names classes that a file does not name.
+  unknown = [f'class {i + 1}' for i in range(len(there))]
+  if not here or not there or there == unknown:
+    return []
+  return [
+      f'{i + 1}: {one!r} | {other!r}'
+      for i, (one, other) in enumerate(
+          itertools.zip_longest(here, there, fillvalue='nothing')
+      ) if one != other
+  ]
+
+
+def _take_weights(
+    path, state: TrainState, config, mesh, *, categories: list
+) -> tuple[TrainState, list[str]]:
+  """A state of step 0 with a checkpoint's weights, layers of classes aside.
+
+  Those start afresh where the classes are others, by number or by name.
+
+  Of a partial checkpoint, layers that it lacks start afresh too; of any, heads
+  that it lacks as a whole. Heads that only it has are left out. Also returns
+  the names of the arrays that start afresh.
+  """
+  metadata = checkpoint.read_metadata(path)
+  different = [
+      line for line in config_difference(
+          config, plain(stored_config(metadata.recipe))
+      )
+      if line.startswith(WEIGHT_KEYS)
+  ]
+  if different:
+    logging.warning(
+        'C13: The weights of %s expect other values (here | there): %s. Set '
+        'these keys to theirs, unless you mean to train them anew.', path,
+        '; '.join(different),
+    )
+  expected = checkpoint.named_leaves(variables_of(state))
+  stored = checkpoint.model_shapes(path)
+  other = _other_classes(categories, metadata.categories)
+  here, there = ({_head_of(n) for n in names} for names in (expected, stored))
+  unused = [n for n in stored if _head_of(n) in there - here]
+  fresh = [
+      name for name in expected
+      if name in stored and (other or stored[name] != expected[name].shape)
+      and name.split('/')[1] in CLASS_HEADS
+      and name.split('/')[2] in CLASS_LAYERS
+      or name not in stored and (
+          metadata.is_partial or _head_of(name) in here - there
+      )
+  ]
+  difference = checkpoint.compare_trees(
+      {n: s for n, s in stored.items() if n not in fresh and n not in unused},
+      {n: tuple(x.shape) for n, x in expected.items() if n not in fresh},
+  )
+  if difference:
+    raise InputError(f'C02: {path} does not fit this model: {difference}.')
+  weights = checkpoint.named_leaves(checkpoint.restore_model(
+      path, checkpoint.nested({
+          name: jax.ShapeDtypeStruct(
+              shape, jnp.float32, sharding=cluster.replicated(mesh)
+          )
+          for name, shape in stored.items()
+      })
+  ))
+  taken = checkpoint.nested(
+      expected | {
+          n: x for n, x in weights.items() if n not in fresh and n not in unused
+      }
+  )
+  if other and any(name.split('/')[2] in CLASS_LAYERS for name in fresh):
+    logging.info(
+        'The classes are not those of %s, so their layers start afresh (here | '
+        'there): %s%s.', path, '; '.join(other[:5]),
+        f'; and {len(other) - 5} more' if len(other) > 5 else '',
+    )
+  logging.info(
+      'Took %d arrays from %s; started afresh: %s.',
+      len(expected) - len(fresh), path, ', '.join(fresh) or 'none',
+  )
+  if unused:
+    logging.info('Left out, for this model: %s.', ', '.join(unused))
+  return state._replace(
+      params=taken['params'], constants=taken.get('constants', {})
+  ), fresh
+
+
+def _head_of(name: str) -> str | None:
+  """The one of HEADS that an array belongs to."""
+  return next((head for head in HEADS if f'/{head}/' in name), None)
+
+
+def _recipe_facts(config) -> dict[str, str]:
+  """{key: value} of what must be the same in all processes."""
+  lines = [line.split(': ', 1) for line in config_difference(config, {})]
+  return {
+      f'config.{key}': value.removesuffix(' | nothing')
+      for key, value in lines if key not in MACHINE_KEYS
+  }

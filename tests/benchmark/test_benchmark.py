@@ -1,0 +1,190 @@
+"""Tests of the benchmark: that it runs, and what it refuses."""
+
+import json
+import pathlib
+import re
+import sys
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+import pytest
+import tiny
+
+from maskrcnn_jax.benchmark import measure as benchmark
+from maskrcnn_jax.errors import InputError
+
+RECIPE = str(pathlib.Path(tiny.__file__))
+FINE_TUNING = pathlib.Path(__file__).parents[2] / 'configs' / 'finetune.py'
+
+pytestmark = pytest.mark.usefixtures('compilation_cache')
+
+
+def run(monkeypatch, *arguments):
+  monkeypatch.setattr(
+      sys, 'argv', ['benchmark', f'--config={RECIPE}', *arguments]
+  )
+  benchmark.main()
+
+
+@pytest.mark.parametrize('mode', ['train', 'inference'])
+def test_benchmark_reports_positive_figures(mode, monkeypatch, capsys):
+  run(
+      monkeypatch, f'--mode={mode}', '--size=64x64', '--steps=2',
+      '--batch_size=2', '--objects=3', '--classes=3',
+  )
+  text, line = capsys.readouterr().out.splitlines()
+  assert text.startswith(f'{mode} 64x64, batch 2, fp32, ')
+  figures = json.loads(line)
+  assert figures['mode'] == mode
+  assert figures['image_size'] == [64, 64]
+  assert 0 < figures['least_s'] <= figures['median_s'] <= figures['most_s']
+  assert figures['images_per_s'] == pytest.approx(2 / figures['median_s'])
+  assert figures['compile_s'] > 0
+  assert figures['peak_memory_mib'] > 0
+
+
+@pytest.mark.parametrize(
+    ('argument', 'what'),
+    [
+        ('--size=64', '--size=64: give HEIGHTxWIDTH'),
+        ('--size=64x64x3', 'give HEIGHTxWIDTH'),
+        ('--size=0x64', 'give HEIGHTxWIDTH'),
+        ('--size=axb', 'give HEIGHTxWIDTH'),
+        ('--steps=0', '--steps=0'),
+        ('--batch_size=0', '--batch_size=0'),
+        ('--objects=9', '--objects=9 must be from 0 to 8'),
+        ('--classes=0', '--classes=0'),
+        ('--config=none.py', 'none.py is not a file'),
+    ],
+)
+def test_benchmark_refuses_wrong_arguments(
+    argument, what, monkeypatch, capsys
+):
+  with pytest.raises(SystemExit) as exit_:
+    run(monkeypatch, '--mode=train', '--size=64x64', argument)
+  assert exit_.value.code == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: ')
+  assert what in line
+
+
+def test_benchmark_without_the_device_that_is_asked_for(monkeypatch, capsys):
+  def fail():
+    raise AssertionError
+
+  monkeypatch.setattr(jax, 'devices', fail)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  with pytest.raises(SystemExit) as exit_:
+    run(monkeypatch, '--mode=train', '--size=64x64')
+  assert exit_.value.code == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: C12: JAX finds no device of the kind JAX_PLAT')
+
+
+def test_benchmark_needs_a_mode(monkeypatch, capsys):
+  with pytest.raises(SystemExit) as exit_:
+    run(monkeypatch, '--mode=test')
+  assert exit_.value.code == 2
+  assert "'test'" in capsys.readouterr().err
+
+
+def test_made_up_batch_has_ellipses_in_their_boxes():
+  batch = benchmark.made_up_batch(
+      image_size=(64, 96), batch_size=2, num_objects=3, max_objects=5,
+      num_classes=4,
+  )
+  assert batch.images.shape == (2, 64, 96, 3)
+  assert batch.gt_valid.tolist() == [[True] * 3 + [False] * 2] * 2
+  assert set(np.unique(batch.gt_classes[:, :3])) <= {1, 2, 3}
+  starts = batch.outlines.starts[0]
+  assert starts.tolist() == [0, 24, 48, 72, 72, 72]
+  for i in range(3):
+    vertices = batch.outlines.vertices[0, starts[i] : starts[i + 1]]
+    x1, y1, x2, y2 = batch.gt_boxes[0, i]
+    assert (vertices >= np.array([x1, y1]) - 1e-3).all()
+    assert (vertices <= np.array([x2, y2]) + 1e-3).all()
+    # An ellipse of 24 corners touches its box, or nearly.
+    assert np.ptp(vertices[:, 0]) == pytest.approx(x2 - x1, rel=0.02)
+
+
+def test_benchmark_refuses_a_batch_that_devices_cannot_share(monkeypatch):
+  mesh = Mesh(np.array(jax.devices()[:1] * 3), ('data',))
+  monkeypatch.setattr('maskrcnn_jax.runtime.cluster.make_mesh', lambda: mesh)
+  with pytest.raises(InputError, match='batch_size .4. must be a multiple'):
+    benchmark.benchmark(
+        tiny.get_config(), mode='train', image_size=(64, 64), batch_size=4,
+        num_steps=1, num_objects=1, num_classes=4,
+    )
+
+
+def loader_arguments(data, *more):
+  return (
+      '--mode=loader', f'--images={data / "images"}',
+      f'--annotations={data / "instances_train.json"}', '--batch_size=2',
+      '--steps=2', *more,
+  )
+
+
+@pytest.mark.parametrize('mode', ['train', 'inference'])
+def test_benchmark_completes_the_recipe_of_a_fine_tuning(
+    mode, monkeypatch, capsys
+):
+  completed = []
+
+  def stop(config, **_):
+    completed.append(config)
+    raise InputError('That is all.')
+
+  monkeypatch.setattr('maskrcnn_jax.benchmark.measure.make_model', stop)
+  with pytest.raises(SystemExit):
+    run(monkeypatch, f'--mode={mode}', f'--config={FINE_TUNING}')
+  assert capsys.readouterr().err == 'error: That is all.\n'
+  # Slots for the 8 objects of a made-up image.
+  assert completed[0].data.max_objects == 8
+  assert completed[0].rpn.num_samples == 256
+
+
+def test_benchmark_times_the_loader_of_a_fine_tuning(
+    tiny_data, monkeypatch, capsys
+):
+  run(monkeypatch, *loader_arguments(tiny_data, f'--config={FINE_TUNING}'))
+  assert json.loads(capsys.readouterr().out.splitlines()[-1])['num_images'] == 8
+
+
+def test_benchmark_times_the_loader(tiny_data, monkeypatch, capsys):
+  run(monkeypatch, *loader_arguments(tiny_data, '--workers=0,1'))
+  text, _, threads, workers, line = capsys.readouterr().out.splitlines()
+  assert re.fullmatch(
+      r'loader: 8 images, batches of 2, 1 static sizes, \d\.\d % of the pixels'
+      ' are padding', text,
+  )
+  assert threads.split()[:2] == ['0', '2']
+  assert workers.split()[:2] == ['1', '2']
+  speeds = json.loads(line)['speeds']
+  for speed in speeds:
+    assert speed['images_per_s'] > 0
+    assert speed['bytes_per_image'] > 64 * 64 * 3
+  assert speeds[1]['worker_mib'] > 10
+
+
+@pytest.mark.parametrize(
+    ('argument', 'what'),
+    [
+        ('--annotations=', '--mode=loader needs --images=DIR'),
+        ('--annotations=none.json', 'none.json'),
+        ('--images=/nowhere', 'no folder of images /nowhere'),
+        ('--workers=two', '--workers=two: give whole numbers'),
+        ('--workers=-1', '--workers at least 0'),
+        ('--batch_size=0', '--batch_size, --steps and --threads must be'),
+        ('--step_seconds=-1', '--step_seconds=-1.0 must be 0 or more'),
+    ],
+)
+def test_benchmark_of_the_loader_refuses_wrong_arguments(
+    argument, what, tiny_data, monkeypatch, capsys
+):
+  with pytest.raises(SystemExit) as exit_:
+    run(monkeypatch, *loader_arguments(tiny_data, argument))
+  assert exit_.value.code == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert what in line

@@ -1,0 +1,317 @@
+"""Tests of scripts/convert_to_coco.py."""
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from pycocotools.coco import COCO
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parents[2] / 'scripts' / 'convert_to_coco.py'
+
+TRIANGLE = [(1, 1), (7, 1), (7, 5)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Images a.png and sub/b.jpg of 10x12 pixels, and none for c."""
+  (tmp_path / 'images' / 'sub').mkdir(parents=True)
+  for name in ('a.png', 'sub/b.jpg'):
+    Image.new('RGB', (12, 10)).save(tmp_path / 'images' / name)
+  return tmp_path
+
+
+def run(folder, kind, annotations, *options):
+  return subprocess.run(
+      [sys.executable, SCRIPT, kind, f'--images={folder / "images"}',
+       f'--annotations={annotations}', f'--out={folder / "out" / "coco.json"}',
+       *options],
+      capture_output=True, text=True,
+  )
+
+
+def converted(folder, kind, annotations, *options):
+  """Returns the output as pycocotools reads it, and what was printed."""
+  done = run(folder, kind, annotations, *options)
+  assert done.returncode == 0, done.stderr
+  return COCO(str(folder / 'out' / 'coco.json')), done.stdout
+
+
+def objects_of(coco, name):
+  """{class: [annotations]} of an image."""
+  image, = (i for i in coco.dataset['images'] if i['file_name'] == name)
+  assert (image['height'], image['width']) == (10, 12)
+  found = {}
+  for annotation in coco.imgToAnns[image['id']]:
+    class_ = coco.cats[annotation['category_id']]['name']
+    found.setdefault(class_, []).append(annotation)
+  return found
+
+
+def write_json(path, content):
+  path.write_text(json.dumps(content))
+  return path
+
+
+def via(*regions, name='a.png'):
+  return {f'{name}123': {
+      'filename': name, 'size': 123, 'file_attributes': {},
+      'regions': [
+          {'shape_attributes': shape, 'region_attributes': attributes}
+          for shape, attributes in regions
+      ],
+  }}
+
+
+POLYGON = {
+    'name': 'polygon', 'all_points_x': [x for x, _ in TRIANGLE],
+    'all_points_y': [y for _, y in TRIANGLE],
+}
+
+
+@pytest.mark.parametrize('version', [1, 2, 'project'])
+def test_via_polygons(folder, version):
+  content = via((POLYGON, {'kind': 'date'}), (POLYGON, {'kind': 'fig '}))
+  content |= via((POLYGON, {'kind': {'date': True}}), name='b.jpg')
+  if version == 1:
+    for entry in content.values():
+      entry['regions'] = dict(enumerate(entry['regions']))
+  if version == 'project':
+    content = {'_via_settings': {}, '_via_img_metadata': content}
+  coco, printed = converted(
+      folder, 'via', write_json(folder / 'via.json', content)
+  )
+  assert '2 images, 3 objects' in printed
+  assert '2 date' in printed
+  assert [c['name'] for c in coco.dataset['categories']] == ['date', 'fig']
+  date, = objects_of(coco, 'a.png')['date']
+  assert date['segmentation'] == [[1, 1, 7, 1, 7, 5]]
+  assert date['bbox'] == [1, 1, 6, 4]
+  assert date['area'] == 12
+  assert list(objects_of(coco, 'sub/b.jpg')) == ['date']
+
+
+def test_via_other_shapes(folder):
+  content = via(
+      ({'name': 'rect', 'x': 1, 'y': 2, 'width': 3, 'height': 4}, {}),
+      ({'name': 'circle', 'cx': 5, 'cy': 5, 'r': 4}, {}),
+      ({'name': 'ellipse', 'cx': 6, 'cy': 5, 'rx': 4, 'ry': 2,
+        'theta': math.pi / 2}, {}),
+      ({'name': 'point', 'cx': 5, 'cy': 5}, {}),
+  )
+  coco, printed = converted(
+      folder, 'via', write_json(folder / 'via.json', content),
+      '--class_name=thing',
+  )
+  rectangle, circle, ellipse = objects_of(coco, 'a.png')['thing']
+  assert rectangle['bbox'] == [1, 2, 3, 4]
+  assert rectangle['area'] == 12
+  assert_allclose(circle['bbox'], [1, 1, 8, 8], atol=1e-9)
+  assert_allclose(circle['area'], math.pi * 16, rtol=2e-3)
+  assert_allclose(ellipse['bbox'], [4, 1, 4, 8], atol=1e-9)
+  assert '1 regions of the kind point, left out' in printed
+
+
+def shape(label='date', points=TRIANGLE, **more):
+  return {'label': label, 'points': points, 'shape_type': 'polygon'} | more
+
+
+def labelme(*shapes, name='a.png', **more):
+  return {
+      'version': '5.0', 'imagePath': f'..\\images\\{name}',
+      'imageHeight': 10, 'imageWidth': 12, 'shapes': list(shapes),
+  } | more
+
+
+def test_labelme_shapes(folder):
+  (folder / 'json').mkdir()
+  write_json(folder / 'json' / 'a.json', labelme(
+      shape(), shape(group_id=3), shape(group_id=3), shape('fig', group_id=3),
+      shape(points=[(6, 5), (2, 1)], shape_type='rectangle'),
+      shape(points=[(5, 5), (5, 8)], shape_type='circle'),
+      shape(points=[(5, 5)], shape_type='point'),
+  ))
+  write_json(folder / 'json' / 'b.json', labelme(name='b.jpg'))
+  coco, printed = converted(folder, 'labelme', folder / 'json')
+  found = objects_of(coco, 'a.png')
+  alone, group, rectangle, circle = found['date']
+  assert alone['segmentation'] == [[1, 1, 7, 1, 7, 5]]
+  assert len(group['segmentation']) == 2
+  assert group['area'] == 24
+  assert rectangle['bbox'] == [2, 1, 4, 4]
+  assert_allclose(circle['bbox'], [2, 2, 6, 6], atol=1e-9)
+  assert len(found['fig']) == 1
+  assert objects_of(coco, 'sub/b.jpg') == {}
+  assert '1 shapes of the kind point, left out' in printed
+
+
+def masks():
+  """Two objects of 10x12 pixels."""
+  one, other = np.zeros((2, 10, 12), bool)
+  one[2:5, 3:9] = True
+  other[7:, :2] = True
+  return one, other
+
+
+def write_masks(folder, kind):
+  one, other = masks()
+  place = folder / 'masks'
+  place.mkdir(exist_ok=True)
+  if kind == 'folder':
+    (place / 'a').mkdir()
+    for i, mask in enumerate((one, other, one & other)):
+      Image.fromarray(mask).save(place / 'a' / f'{i}.png')
+    return
+  values = np.where(one, 1, 0) + np.where(other, 200, 0)
+  match kind:
+    case 'grey':
+      image = Image.fromarray(values.astype(np.uint8))
+    case '16 bit':
+      image = Image.fromarray((values * 300).astype(np.uint16))
+    case 'palette':
+      image = Image.fromarray(values.astype(np.uint8), 'L').convert('P')
+      image.putpalette([9, 9, 9] * 256)
+    case 'colours':
+      colours = one[..., None] * [255, 0, 0] + other[..., None] * [0, 0, 1]
+      image = Image.fromarray(colours.astype(np.uint8))
+    case 'transparent':
+      colours = one[..., None] * [9, 0, 0, 255] + other[..., None] * [
+          0, 9, 0, 255] + ~(one | other)[..., None] * [7, 7, 7, 0]
+      image = Image.fromarray(colours.astype(np.uint8), 'RGBA')
+  image.save(place / 'a.png')
+
+
+@pytest.mark.filterwarnings('ignore:.mode. parameter is deprecated')
+@pytest.mark.parametrize(
+    'kind', ['folder', 'grey', '16 bit', 'palette', 'colours', 'transparent']
+)
+def test_masks_of_every_kind(folder, kind):
+  write_masks(folder, kind)
+  coco, printed = converted(
+      folder, 'masks', folder / 'masks', '--class_name=cell'
+  )
+  found = [coco.annToMask(a) for a in objects_of(coco, 'a.png')['cell']]
+  one, other = masks()
+  if found[0].sum() != one.sum():
+    found.reverse()  # colours have no order
+  assert_array_equal(found, [one, other])
+  boxes = [a['bbox'] for a in objects_of(coco, 'a.png')['cell']]
+  assert sorted(boxes) == [[0, 7, 2, 3], [3, 2, 6, 3]]
+  assert ('1 masks without a pixel' in printed) == (kind == 'folder')
+
+
+def test_masks_in_a_folder_for_each_class(folder):
+  one, other = masks()
+  for name, mask in (('date', one), ('fig', other)):
+    (folder / 'masks' / name).mkdir(parents=True)
+    Image.fromarray(mask).save(folder / 'masks' / name / 'a.png')
+  coco, _ = converted(
+      folder, 'masks', folder / 'masks', '--class_folders'
+  )
+  found = objects_of(coco, 'a.png')
+  assert_array_equal(coco.annToMask(found['date'][0]), one)
+  assert_array_equal(coco.annToMask(found['fig'][0]), other)
+
+
+def no_images(folder):
+  for path in (folder / 'images').rglob('*.*'):
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ('kind', 'content', 'what'),
+    [
+        ('via', [], 'A25: .* holds no object'),
+        ('via', {}, 'A25: .* is no VIA export'),
+        ('via', {'images': []}, 'A25: .* is no VIA export'),
+        ('via', via(({'name': 'polygon'}, {})), 'region of a.png is damaged'),
+        ('via', via((POLYGON | {'all_points_x': [1, 2, 'a']}, {})), 'damaged'),
+        ('via', via((POLYGON | {'all_points_x': [1, 2]}, {})), 'damaged'),
+        ('via', via((POLYGON | {'all_points_x': [1, 2, math.nan]}, {})),
+         'not finite'),
+        ('via', via((POLYGON, {'a': 'x', 'b': 'y'})), 'give --class_attribute'),
+        ('via', via((POLYGON, {'a': ''})), "no class: its attribute 'a' is ''"),
+        ('via', via((POLYGON, {}), name='z.png'), 'I01: .* there are 0 among'),
+        ('via', via(), 'A23: there is not a single object'),
+        ('labelme', {'shapes': 3}, 'A25: .* is no LabelMe file'),
+        ('labelme', labelme(shape(points=[(1, 1), (2, 2)])),
+         'shape 0 is damaged: .*a polygon of 2 points'),
+        ('labelme', labelme(shape(''), imageWidth=12), 'shape 0 has no label'),
+        ('labelme', labelme(shape(), imageHeight=99), 'I05: .* 99x12'),
+        ('labelme', labelme(3), 'shape 0 is damaged'),
+    ],
+)
+def test_bad_annotations_are_named(folder, kind, content, what):
+  done = run(folder, kind, write_json(folder / 'in.json', content))
+  assert done.returncode == 2
+  line, = done.stderr.splitlines()
+  assert line.startswith('error: ')
+  pytest.raises(ValueError, fail, line).match(what)
+
+
+def fail(line):
+  raise ValueError(line)
+
+
+def two_for_one(folder):
+  (folder / 'masks' / 'a').mkdir()
+  Image.fromarray(masks()[0]).save(folder / 'masks' / 'a' / '0.png')
+
+
+def other_size(folder):
+  Image.new('L', (9, 9)).save(folder / 'masks' / 'a.png')
+
+
+def other_name(folder):
+  Image.new('L', (9, 9)).save(folder / 'masks' / 'z.png')
+
+
+def not_an_image(folder):
+  (folder / 'masks' / 'a.png').write_text('<html>')
+
+
+def empty_folder(folder):
+  (folder / 'masks' / 'a.png').unlink()
+
+
+@pytest.mark.parametrize(
+    ('change', 'what'),
+    [
+        (two_for_one, 'A20: both'),
+        (other_size, 'A09: .* has 9x9 pixels .* its image 10x12'),
+        (other_name, 'I01: 1 masks are of no image, such as .*z.png'),
+        (not_an_image, 'I02: .* is no mask'),
+        (empty_folder, r'I01: there are no \*.png'),
+        (no_images, 'No images in'),
+    ],
+)
+def test_bad_masks_are_named(folder, change, what):
+  write_masks(folder, 'grey')
+  change(folder)
+  done = run(folder, 'masks', folder / 'masks')
+  assert done.returncode == 2
+  line, = done.stderr.splitlines()
+  pytest.raises(ValueError, fail, line).match(what)
+
+
+def test_what_is_not_there_is_named(folder):
+  done = run(folder, 'via', folder / 'none.json')
+  assert done.returncode == 2
+  assert 'Cannot read' in done.stderr
+  done = run(folder, 'via', folder / 'none.json', '--images=/nowhere')
+  assert done.returncode == 2
+  assert done.stderr == 'error: I01: there is no folder of images /nowhere.\n'
+
+
+def test_help_names_all_three_kinds():
+  done = subprocess.run(
+      [sys.executable, SCRIPT, '--help'], capture_output=True, text=True
+  )
+  assert done.returncode == 0
+  for kind in ('via', 'labelme', 'masks'):
+    assert f'{kind} --images=DIR' in done.stdout

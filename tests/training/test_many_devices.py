@@ -1,0 +1,98 @@
+"""The same training on any number of devices, simulated on the CPU."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+PROGRAM = '''
+import json, pathlib, sys
+sys.path.insert(0, 'tests')
+import jax, numpy as np, tiny
+from jax.sharding import Mesh
+from maskrcnn_jax import cluster
+
+data, workdir, num_steps, rate, *cases = sys.argv[1:]
+figures = {}
+for case in cases:
+  count, parts = map(int, case.split('x'))
+  mesh = Mesh(np.array(jax.devices()[:count]), ('data',))
+  cluster.make_mesh = lambda axes: mesh
+  config = tiny.with_data(tiny.get_config(), pathlib.Path(data))
+  config.train.batch_size = 8
+  config.train.micro_batches = parts
+  config.train.num_steps = int(num_steps)
+  config.train.checkpoint_every = 1000
+  config.optimizer.learning_rate = float(rate)
+  figures[case] = tiny.run_training(config, pathlib.Path(workdir, case))
+print(json.dumps(figures))
+'''
+
+
+def train_on(cases, *, num_steps, rate, data, workdir):
+  """Trains in each case, devices x micro-batches; compares with the first.
+
+  Returns:
+    {case: the largest relative differences in any step: of a loss to itself, of
+    a loss to the sum of all, of the gradient's norm to itself}.
+  """
+  done = subprocess.run(
+      [sys.executable, '-c', PROGRAM, data, workdir, str(num_steps), str(rate),
+       *cases],
+      cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True,
+      env=os.environ | {
+          'JAX_PLATFORMS': 'cpu',
+          'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
+                       '--xla_backend_optimization_level=0',
+      },
+  )
+  one, *others = json.loads(done.stdout.splitlines()[-1]).values()
+  assert len(one) == num_steps
+  assert len({step['loss'] for step in one}) == num_steps
+  largest = {}
+  for case, other in zip(cases[1:], others, strict=True):
+    by_itself, by_sum, of_norm = [], [], []
+    for wanted, got in zip(one, other, strict=True):
+      assert wanted.keys() == got.keys()
+      for name in wanted:
+        difference = abs(got[name] - wanted[name])
+        if name == 'grad_norm':
+          of_norm.append(difference / wanted[name])
+        else:
+          by_itself.append(difference / wanted[name])
+          by_sum.append(difference / wanted['loss'])
+    largest[case] = max(by_itself), max(by_sum), max(of_norm)
+  print(f'Relative differences (itself, sum, norm): {largest}')
+  return largest
+
+
+def test_eight_devices_train_as_one_does(
+    tiny_data, tmp_path, compilation_cache
+):
+  (of_loss, _, of_norm), = train_on(
+      ['1x1', '8x1'], num_steps=3, rate=0.01, data=tiny_data, workdir=tmp_path
+  ).values()
+  assert of_loss < 1e-5
+  assert of_norm < 1e-5
+
+
+@pytest.mark.slow
+def test_any_number_of_devices_and_micro_batches_trains_as_one_does(
+    tiny_data, tmp_path, compilation_cache
+):
+  differences = train_on(
+      ['1x1', '2x1', '4x1', '8x1', '1x2', '1x4', '2x2'],
+      # At a larger rate, training from nothing multiplies differences of
+      # rounding until another proposal is drawn.
+      num_steps=20, rate=0.0001, data=tiny_data, workdir=tmp_path,
+  )
+  for case, (_, of_loss, of_norm) in differences.items():
+    # A small loss is rounded as its large parts are. Where an L1 loss or a ReLU
+    # has its kink, rounding turns a gradient over, but moves no loss.
+    assert of_loss < 1e-5, case
+    assert of_norm < 2e-4, case

@@ -1,0 +1,317 @@
+"""Tests of several real processes that train and evaluate together."""
+
+import collections
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from numpy.testing import assert_allclose
+import pytest
+import tiny
+
+from maskrcnn_jax.data.shapes import write_shapes
+from maskrcnn_jax.runtime import checkpoint
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# The program, keeping the unrounded figures of each step in a file.
+PROGRAM = '''
+import json, os, pathlib, sys
+sys.path.insert(0, 'tests')
+import tiny
+from maskrcnn_jax import main
+
+if __name__ == '__main__':
+  with tiny.recorded_figures() as figures:
+    try:
+      main.run()
+    finally:
+      pathlib.Path(os.environ['FIGURES']).write_text(json.dumps(figures))
+'''
+
+# On a busy machine compiling takes minutes.
+WATCHDOG = 900
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  """A data set whose sizes are prime, for no number of processes divides it."""
+  folder = tmp_path_factory.mktemp('prime')
+  write_shapes(folder, num_train=11, num_val=5, image_size=64, seed=1)
+  return folder
+
+
+class Run:
+  """Processes that were started together."""
+
+  def __init__(self, count, workdir, data, *options, last=()):
+    """Starts them on loopback; `last` are more options of the last one."""
+    with socket.socket() as free:
+      free.bind(('127.0.0.1', 0))
+      port = free.getsockname()[1]
+    # A process alone is started as a user would start it.
+    together = (f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}')
+    self.logs = [workdir.with_suffix(f'.{i}.log') for i in range(count)]
+    self.figures = [workdir.with_suffix(f'.{i}.json') for i in range(count)]
+    self.processes = []
+    for i in range(count):
+      with open(self.logs[i], 'w') as log:
+        self.processes.append(subprocess.Popen(
+            [
+                sys.executable, '-c', PROGRAM, f'--config={tiny.__file__}',
+                f'--workdir={workdir}', *tiny.data_flags(data),
+                f'--config.train.watchdog_seconds={WATCHDOG}', *options,
+                *((*together, f'--process_id={i}') if count > 1 else ()),
+                *(last if i == count - 1 else ()),
+            ],
+            cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+            env=os.environ | {
+                'JAX_PLATFORMS': 'cpu',
+                'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
+                # Compiles in two thirds of the time.
+                'XLA_FLAGS': '--xla_backend_optimization_level=0',
+                'FIGURES': str(self.figures[i]),
+            },
+        ))
+
+  def wait(self, timeout=1000):
+    """Returns the exit statuses."""
+    deadline = time.monotonic() + timeout
+    try:
+      return [
+          process.wait(max(deadline - time.monotonic(), 1))
+          for process in self.processes
+      ]
+    finally:
+      for process in self.processes:
+        process.kill()
+        process.wait()
+
+  def finish(self):
+    """Waits for a run that must succeed; returns each one's figures."""
+    statuses = self.wait()
+    assert not any(statuses), (
+        statuses, [log.read_text()[-3000:] for log in self.logs]
+    )
+    return [json.loads(path.read_text()) for path in self.figures]
+
+  def wait_for(self, path):
+    """Waits until a file is there, while all processes live."""
+    deadline = time.monotonic() + 1000
+    while not path.exists():
+      assert [p.poll() for p in self.processes] == [None] * len(
+          self.processes
+      ), [log.read_text()[-3000:] for log in self.logs]
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
+
+
+def assert_same_figures(some, others, rtol=1e-5):
+  assert len(some) == len(others)
+  for step, (one, other) in enumerate(zip(some, others, strict=True)):
+    assert one.keys() == other.keys()
+    for name in one:
+      assert_allclose(
+          one[name], other[name], rtol=rtol, err_msg=f'{name} of step {step}'
+      )
+
+
+def check_results(workdir, data):
+  """Checks that each image was evaluated once, and returns the boxes."""
+  truth = json.loads((data / 'instances_val.json').read_text())
+  ids = [image['id'] for image in truth['images']]
+  boxes = json.loads((workdir / 'inference' / 'bbox.json').read_text())
+  # Of each image the tiny recipe finds as many as it may, 8.
+  counts = collections.Counter(result['image_id'] for result in boxes)
+  assert sorted(counts) == sorted(ids)
+  assert max(counts.values()) <= 8
+  results = json.loads(
+      (workdir / 'inference' / 'coco_results.json').read_text()
+  )
+  assert results['bbox']['num_images'] == len(ids)
+  return boxes
+
+
+def test_two_processes_train_and_evaluate_as_one_does(
+    tiny_run, tiny_data, tmp_path, compilation_cache
+):
+  alone, figures = tiny_run
+  workdir = tmp_path / 'run'
+  run = Run(2, workdir, tiny_data, '--config.train.num_steps=2')
+  one, two = run.finish()
+  assert one == two
+  assert_same_figures(one, figures[:2])
+  check_results(workdir, tiny_data)
+  # Process 0 alone writes.
+  lines = (workdir / 'log.txt').read_text().splitlines()
+  assert sum(line.startswith('Training on 8 images') for line in lines) == 1
+  assert '2 a step on 2 cpu device(s)' in lines[0]
+  assert 'iter: ' not in run.logs[1].read_text()
+  assert 'Average Precision' not in run.logs[1].read_text()
+  saved = tiny.saved_arrays(workdir, 2)
+  wanted = tiny.saved_arrays(alone, 2)
+  assert saved.keys() == wanted.keys()
+  for name in saved:
+    assert_allclose(
+        saved[name], wanted[name], rtol=1e-4, atol=1e-6, err_msg=name
+    )
+
+
+OPTIONS = (
+    '--config.train.batch_size=4', '--config.train.num_steps=6',
+)
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory, data, compilation_cache):
+  """A run of one process that nothing disturbs."""
+  workdir = tmp_path_factory.mktemp('straight') / 'run'
+  figures, = Run(1, workdir, data, *OPTIONS).finish()
+  return workdir, figures
+
+
+@pytest.mark.slow
+def test_four_processes_train_and_evaluate_as_one_does(
+    straight, data, tmp_path
+):
+  alone, figures = straight
+  workdir = tmp_path / 'run'
+  everywhere = Run(4, workdir, data, *OPTIONS).finish()
+  for here in everywhere:
+    assert_same_figures(here, figures)
+  results = check_results(workdir, data)
+  wanted = check_results(alone, data)
+  assert [r['image_id'] for r in results] == [r['image_id'] for r in wanted]
+  assert_allclose(
+      [r['score'] for r in results], [r['score'] for r in wanted], rtol=1e-3
+  )
+
+
+@pytest.mark.slow
+def test_evaluation_does_not_depend_on_the_number_of_processes(
+    straight, data, tmp_path
+):
+  options = ('--mode=eval', f'--checkpoint={straight[0]}')
+  Run(2, tmp_path / 'two', data, *options).finish()
+  ours = check_results(tmp_path / 'two', data)
+  wanted = check_results(straight[0], data)
+  for name in ('image_id', 'category_id'):
+    assert [r[name] for r in ours] == [r[name] for r in wanted]
+  # Nothing but the order of sums may differ: by some units in the last place.
+  for name in ('score', 'bbox'):
+    assert_allclose(
+        [r[name] for r in ours], [r[name] for r in wanted], rtol=1e-5,
+        atol=1e-5 if name == 'bbox' else 0,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_killed_process_ends_all_and_the_run_goes_on(
+    straight, data, tmp_path, victim
+):
+  workdir = tmp_path / 'run'
+  # Not so many that it could end before the kill.
+  endless = Run(2, workdir, data, *OPTIONS, '--config.train.num_steps=100000')
+  endless.wait_for(workdir / 'checkpoints' / '2')
+  endless.processes[victim].send_signal(signal.SIGKILL)
+  started = time.monotonic()
+  statuses = endless.wait()
+  assert time.monotonic() - started < 100
+  assert statuses[victim] == -signal.SIGKILL
+  assert statuses[1 - victim] not in (0, -signal.SIGKILL)
+
+  done = checkpoint.saved_steps(workdir / 'checkpoints')[-1]
+  num_steps = f'--config.train.num_steps={done + 2}'
+  one, two = Run(2, workdir, data, *OPTIONS, num_steps).finish()
+  assert one == two
+  assert len(one) == 2
+  check_results(workdir, data)
+  if done < 6:
+    wanted = straight[1][done:done + 2]
+    assert_same_figures(one[:len(wanted)], wanted, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_stuck_process_ends_the_others_by_the_watchdog(data, tmp_path):
+  # So that the next processes find all compiled.
+  workdir = tmp_path / 'run'
+  Run(2, workdir, data, '--config.train.num_steps=1', '--skip_test').finish()
+  run = Run(
+      2, workdir, data, '--config.train.num_steps=100000',
+      '--config.train.watchdog_seconds=60',
+  )
+  run.wait_for(workdir / 'checkpoints' / '2')
+  run.processes[1].send_signal(signal.SIGSTOP)
+  started = time.monotonic()
+  assert run.processes[0].wait(120) == 1
+  assert 30 < time.monotonic() - started < 90
+  run.processes[1].kill()
+  run.wait()
+  text = run.logs[0].read_text()
+  assert 'error: no progress for 6' in text
+  assert 'the last was ' in text
+  assert 'maskrcnn_jax/training/loop.py", line' in text.partition(
+      'no progress'
+  )[2]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_numbers_of_processes(
+    straight, data, tmp_path
+):
+  workdir = tmp_path / 'run'
+  figures = []
+  for count, num_steps in ((4, 2), (1, 4), (2, 6)):
+    figures += Run(
+        count, workdir, data, *OPTIONS,
+        f'--config.train.num_steps={num_steps}',
+    ).finish()[-1]
+  assert_same_figures(figures, straight[1])
+  check_results(workdir, data)
+  saved = tiny.saved_arrays(workdir, 6)
+  wanted = tiny.saved_arrays(straight[0], 6)
+  assert saved.keys() == wanted.keys()
+  for name in saved:
+    assert_allclose(
+        saved[name], wanted[name], rtol=1e-3, atol=1e-5, err_msg=name
+    )
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_all_after_the_same_step(
+    data, tmp_path, compilation_cache
+):
+  workdir = tmp_path / 'run'
+  options = (*OPTIONS, '--skip_test', '--config.train.eval_every=2')
+  endless = Run(2, workdir, data, *options, '--config.train.num_steps=100000')
+  endless.wait_for(workdir / 'evaluations.json')
+  endless.processes[1].send_signal(signal.SIGTERM)
+  one, two = endless.finish()
+  assert one == two
+  done = checkpoint.saved_steps(workdir / 'checkpoints')[-1]
+  assert done == len(one)
+  assert 'SIGTERM' in (workdir / 'interrupted').read_text()
+  evaluated = json.loads((workdir / 'evaluations.json').read_text())
+  assert [e['step'] for e in evaluated] == list(range(2, done + 1, 2))
+  assert len(checkpoint.saved_steps(workdir / 'best')) == 1
+
+  rest, = Run(
+      1, workdir, data, *options, f'--config.train.num_steps={done + 2}'
+  ).finish()
+  assert len(rest) == 2
+  assert not (workdir / 'interrupted').exists()
+
+
+def test_processes_that_disagree_are_told_apart(data, tmp_path):
+  run = Run(2, tmp_path / 'run', data, last=('--config.seed=1',))
+  assert 2 in run.wait()
+  assert any(
+      'error: Process 1 has another config.seed than process 0: 1 instead of 0'
+      in log.read_text() for log in run.logs
+  )
