@@ -32,6 +32,15 @@ class Outlines(NamedTuple):
   starts: Int[AnyArray, '*b g1']  # object g owns [starts[g], starts[g + 1])
 
 
+class Limits(NamedTuple):
+  """Static sizes of the ground truth of one image."""
+
+  max_objects: int  # slots for objects
+  max_image_vertices: int  # outline vertices of all objects of an image
+  max_object_vertices: int  # outline vertices of one object
+  max_parts: int  # polygons of one object
+
+
 class Batch(NamedTuple):
   """What the host sends to the device for one step."""
 

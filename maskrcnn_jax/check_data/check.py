@@ -115,8 +115,8 @@ def check_data(
   )
 
   # Only now: it imports JAX, and the workers are done.
+  from maskrcnn_jax.config import canvas_arguments
   from maskrcnn_jax.data import canvases
-  from maskrcnn_jax.detector import canvas_arguments
 
   _check_objects(index, annotations, config, report)
   canvas = canvas_arguments(config)
@@ -308,9 +308,8 @@ def _figures(index, sizes, config):
   """Returns what there is in a set, and each object's best anchor IoU."""
   import numpy as np
 
-  from maskrcnn_jax.config import geometry_of
+  from maskrcnn_jax.config import anchor_arguments, geometry_of
   from maskrcnn_jax.data import survey
-  from maskrcnn_jax.detector import anchor_arguments
   from maskrcnn_jax.ops.anchors import cell_anchors
 
   rows = survey.object_rows(index)

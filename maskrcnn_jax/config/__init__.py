@@ -5,6 +5,7 @@ files in `configs/` start here and say what differs.
 """
 
 import operator
+from typing import NamedTuple
 
 import ml_collections
 from ml_collections import config_dict
@@ -42,6 +43,19 @@ FREE_KEYS = (
     'train.reference_batch_size',
     'train.watchdog_seconds',
 )
+
+
+class Heads(NamedTuple):
+  """Which heads follow the RPN of a model."""
+
+  boxes: bool
+  masks: bool  # never without boxes
+
+
+def heads_of(config: ml_collections.ConfigDict) -> Heads:
+  """Returns the heads of a recipe's model."""
+  output = config.model.output
+  return Heads(boxes=output != 'proposals', masks=output == 'masks')
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -190,6 +204,10 @@ def default_config() -> ml_collections.ConfigDict:
       # in when checkpoint and data are known; see fine_tuning.py.
       'fine_tune': False,
   })
+  config.loss_weights = ml_collections.ConfigDict({
+      'objectness': 1.0, 'rpn_box': 1.0, 'classification': 1.0, 'box': 1.0,
+      'mask': 1.0,
+  })
   config.optimizer = ml_collections.ConfigDict({
       'learning_rate': 0.02,
       'momentum': 0.9,
@@ -282,6 +300,33 @@ def geometry_of(config: ml_collections.ConfigDict) -> geometry.Geometry:
           antialias=antialias,
       )
   )
+
+
+def anchor_arguments(config: ml_collections.ConfigDict) -> dict:
+  """Returns the arguments of `ops.anchors.anchor_levels` of a recipe."""
+  return {
+      'sizes': dict(enumerate(
+          map(tuple, config.anchors.sizes), start=first_level_of(config)
+      )),
+      'ratios': tuple(config.anchors.ratios),
+      'rounding': geometry_of(config).anchor_rounding,
+  }
+
+
+def first_level_of(config: ml_collections.ConfigDict) -> int:
+  """Returns the finest pyramid level of a recipe's model."""
+  return {'fpn': 2, 'c4': 4}[config.model.body]
+
+
+def canvas_arguments(config: ml_collections.ConfigDict) -> dict:
+  """Returns the arguments of `plan_canvases` that a recipe asks for."""
+  return {
+      'resize_rule': geometry_of(config).input_format.resize_rule,
+      'short_side': config.data.short_side,
+      'long_side': config.data.long_side,
+      'padded_sizes': tuple(map(tuple, config.data.padded_sizes)),
+      'max_source_side': config.data.max_source_side,
+  }
 
 
 def scaled_to_batch(

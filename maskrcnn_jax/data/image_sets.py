@@ -2,12 +2,13 @@
 
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxtyping import Int
 import numpy as np
 
 from maskrcnn_jax import errors
+from maskrcnn_jax.array_types import Limits
 from maskrcnn_jax.data import coco, coco_index, findings, images, records
 
 # Share of the objects that `max_objects` may cost before it is an error.
@@ -18,14 +19,6 @@ _MIN_VERTICES = 64
 # Where images are: a folder, or records that hold them.
 Images = str | pathlib.Path | records.RecordImages
 
-
-class Limits(NamedTuple):
-  """Static sizes of the truth of one image."""
-
-  max_objects: int
-  max_image_vertices: int  # of all objects together
-  max_object_vertices: int
-  max_parts: int  # polygons of one object
 
 # Enough where there is no truth.
 NO_TRUTH = Limits(1, _MIN_VERTICES, _MIN_VERTICES, 1)

@@ -7,16 +7,14 @@ from absl import logging
 import jax
 import ml_collections
 
-from maskrcnn_jax.config import geometry_of, pixel_range_of
+from maskrcnn_jax.config import canvas_arguments, geometry_of, pixel_range_of
 from maskrcnn_jax.data import canvases, coco, image_sets, loader
 from maskrcnn_jax.data.records import Records
 from maskrcnn_jax.detector import (
   Detector,
-  canvas_arguments,
   category_of,
   detect_batches,
-  make_detect,
-  make_model,
+  proposals_only,
   to_xywh,
 )
 from maskrcnn_jax.errors import InputError
@@ -34,7 +32,6 @@ from maskrcnn_jax.evaluation.average_recall import (
 )
 from maskrcnn_jax.runtime import cluster, watchdog
 from maskrcnn_jax.runtime.files import make_writable, write_json
-from maskrcnn_jax.runtime.precision import set_precision
 from maskrcnn_jax.runtime.training_log import progress
 
 
@@ -72,7 +69,7 @@ def evaluate(
     is, in all processes; nothing if `skip_eval`.
   """
   check_backend(config.eval.backend)
-  output = detector.config.model.output
+  heads = detector.rcnn.heads
   if records is None:
     coco.check_is_there(annotations, '--config.data.eval.annotations')
   index, folder = image_sets.read_set(
@@ -84,7 +81,7 @@ def evaluate(
       index.categories, detector.categories
   )
   # Proposals have no class.
-  if difference and output != 'proposals':
+  if difference and heads.boxes:
     raise InputError(
         f'C01: {annotations} has other classes than the checkpoint: '
         f'{"; ".join(difference[:10])}. Evaluate on a set with the classes '
@@ -99,7 +96,7 @@ def evaluate(
   if not skip_eval:
     # All processes look, so that none waits for one that has stopped.
     truth = image_sets.read_content(annotations)
-    for kind in ('bbox', 'segm')[: 2 if output == 'masks' else 1]:
+    for kind in ('bbox', 'segm')[: 2 if heads.masks else 1]:
       check_truth(truth, kind=kind)
   plan = canvases.plan_canvases(
       index.heights, index.widths, **canvas_arguments(config)
@@ -111,14 +108,14 @@ def evaluate(
   else:
     truth = None
   results = {}
-  if output != 'proposals':
+  if heads.boxes:
     found = _detect_set(detector, index, plan, folder, config)
     results['bbox'] = [_without(result, 'segmentation') for result in found]
-    if output == 'masks':
+    if heads.masks:
       results['segm'] = [_without(result, 'bbox') for result in found]
-  if output == 'proposals' or config.eval.proposals:
+  if not heads.boxes or config.eval.proposals:
     results['proposals'] = _detect_set(
-        _proposer(detector), index, plan, folder, config
+        proposals_only(detector), index, plan, folder, config
     )
   scores = {}
   if cluster.is_main():
@@ -209,16 +206,3 @@ def _detect_set(detector, index, plan, folder, config) -> list[dict]:
   # In an order that does not depend on the number of processes.
   places = {id_: row for row, id_ in enumerate(index.image_ids)}
   return sorted(results, key=lambda result: places[result['image_id']])
-
-
-def _proposer(detector: Detector) -> Detector:
-  """The same model, stopped at its proposals."""
-  config = detector.config.copy_and_resolve_references()
-  config.model.output = 'proposals'
-  model = make_model(
-      config, num_classes=len(detector.categories) + 1,
-      dtype=set_precision(config.precision),
-  )
-  return detector._replace(
-      detect=make_detect(model, config, mesh=detector.mesh), config=config
-  )

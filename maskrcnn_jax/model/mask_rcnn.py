@@ -23,8 +23,8 @@ class MaskRCNN(nn.Module):
 
   Attributes:
     num_classes: With background.
-    output: 'masks'; 'boxes': without the mask head, which is Faster R-CNN;
-      'proposals': without the box head too.
+    has_box_head: Without it, the network is a region proposal network.
+    has_mask_head: Without it, the network is Faster R-CNN.
     body: 'fpn': all four stages of the ResNet, below a pyramid. 'c4': three,
       and RoIs are pooled from the last; the fourth is the first part of the
       box head and of the mask head.
@@ -54,7 +54,8 @@ class MaskRCNN(nn.Module):
   """
 
   num_classes: int
-  output: str = 'masks'
+  has_box_head: bool = True
+  has_mask_head: bool = True
   body: str = 'fpn'
   depth: int = 50
   groups: int = 1
@@ -103,7 +104,7 @@ class MaskRCNN(nn.Module):
         num_convs=self.rpn_convs,
         dtype=self.dtype,
     )
-    if self.output != 'proposals':
+    if self.has_box_head:
       self.box_head = BoxHead(
           num_classes=self.num_classes,
           num_convs=self.box_convs,
@@ -111,7 +112,7 @@ class MaskRCNN(nn.Module):
           features=self.box_features,
           **head_arguments,
       )
-    if self.output == 'masks':
+    if self.has_mask_head:
       self.mask_head = MaskHead(
           num_classes=self.num_classes,
           num_convs=self.mask_convs,
@@ -179,8 +180,8 @@ class MaskRCNN(nn.Module):
     return (
         pyramid,
         rpn,
-        None if self.output == 'proposals' else self.classify(pool(box_side)),
-        self.segment(pool(mask_side)) if self.output == 'masks' else None,
+        self.classify(pool(box_side)) if self.has_box_head else None,
+        self.segment(pool(mask_side)) if self.has_mask_head else None,
     )
 
 

@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax.config import (
+  canvas_arguments,
   fine_tuning,
   has_eval_set,
   plain,
@@ -16,14 +17,9 @@ from maskrcnn_jax.config import (
 )
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.data import canvases, image_sets
-from maskrcnn_jax.detector import (
-  Detector,
-  canvas_arguments,
-  kernels_of,
-  make_detect,
-  make_model,
-)
+from maskrcnn_jax.detector import Detector
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.precision import set_precision
 from maskrcnn_jax.runtime.stop_signal import Stopped, StopSignal
@@ -54,7 +50,7 @@ from maskrcnn_jax.training.state import (
   training_state,
   variables_of,
 )
-from maskrcnn_jax.training.step import make_train_step, skips_background
+from maskrcnn_jax.training.step import Trainer, jit_train_step
 
 # Is in the workdir of a run that a signal ended, until it goes on.
 INTERRUPTED = 'interrupted'
@@ -149,9 +145,9 @@ def _train(
       index.heights, index.widths, **canvas_arguments(config)
   )
 
-  dtype = set_precision(config.precision)
-  model = make_model(
-      config, num_classes=len(index.categories) + 1, dtype=dtype
+  rcnn = Rcnn.from_config(
+      config, num_classes=len(index.categories) + 1,
+      dtype=set_precision(config.precision), mesh=mesh,
   )
   schedule, optimizer = make_recipe_optimizer(config)
   metadata = checkpoint.Metadata(
@@ -159,7 +155,7 @@ def _train(
       describe_training_set(index, rows),
   )
   state = first_state(
-      initial_state(model, optimizer, config), workdir, metadata, config, mesh,
+      initial_state(rcnn, optimizer, config), workdir, metadata, config, mesh,
       init_from=init_from, resume=resume, allow_changes=allow_changes,
   )
   _check_room(state, workdir, config)
@@ -173,8 +169,7 @@ def _train(
     evaluations = TrainEvaluations(
         workdir,
         Detector(
-            make_detect(model, config, mesh=local_mesh), {}, config,
-            index.categories, local_mesh, 0,
+            rcnn._replace(mesh=local_mesh), {}, config, index.categories, 0
         ),
         metadata, config, first_step=first_step, keep_best=bool(eval_every),
     )
@@ -203,10 +198,9 @@ def _train(
           'The run in %s is at its end, step %d.', workdir, first_step
       )
     else:
-      _describe(run, first_step)
-      train_step = make_train_step(
-          model, optimizer, config, limits, mesh=mesh,
-          skip_background=skips_background(config, mesh),
+      _describe(run, first_step, rcnn.kernel_choice)
+      train_step = jit_train_step(
+          Trainer.from_config(config, rcnn, optimizer, limits)
       )
       state = run_steps(run, state, train_step)
       if not is_over(run, int(state.step)):
@@ -257,7 +251,7 @@ def _finish(run: Run, state, skip_test):
       run.log.line(line)
 
 
-def _describe(run: Run, first_step: int):
+def _describe(run: Run, first_step: int, kernel_choice: str):
   """Writes what is about to be trained."""
   log, index, rows, config = run.log, run.index, run.rows, run.config
   log.line(
@@ -272,7 +266,7 @@ def _describe(run: Run, first_step: int):
       f'({int(np.sum(run.plan.canvas_of_image[rows] == k))})'
       for k, c in enumerate(run.plan.canvases)
   )
-  log.line(kernels_of(config, run.mesh)[1])
+  log.line(kernel_choice)
   log.line(
       f'Static sizes (images): {sizes}; '
       f'{100 * canvases.share_padding(run.plan, rows):.1f} % padding'

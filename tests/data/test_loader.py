@@ -14,18 +14,17 @@ from PIL import Image
 import pytest
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.config import default_config
+from maskrcnn_jax.config import canvas_arguments, default_config
 from maskrcnn_jax.data import (
-    canvases,
-    coco,
-    coco_index,
-    columns,
-    findings,
-    image_sets,
-    loader,
-    train_order,
+  canvases,
+  coco,
+  coco_index,
+  columns,
+  findings,
+  image_sets,
+  loader,
+  train_order,
 )
-from maskrcnn_jax.detector import canvas_arguments
 
 SHARED = pathlib.Path(__file__).parents[3] / 'shared'
 
@@ -630,7 +629,7 @@ import numpy as np
 from maskrcnn_jax import errors
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.data import coco, columns, findings, loader
-from maskrcnn_jax.detector import canvas_arguments
+from maskrcnn_jax.config import canvas_arguments
 
 def main(annotations, folder):
   index = coco.read_coco(annotations)

@@ -14,10 +14,10 @@ import pytest
 import tiny
 
 from maskrcnn_jax.array_types import Detections
+from maskrcnn_jax.config import canvas_arguments
 from maskrcnn_jax.data import canvases, coco, loader
 from maskrcnn_jax.detector import (
   Detector,
-  canvas_arguments,
   detect_batches,
   load_detector,
   to_original,
@@ -25,6 +25,7 @@ from maskrcnn_jax.detector import (
 )
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.evaluate import evaluate
+from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import cluster
 from maskrcnn_jax.runtime.files import write_json
 
@@ -155,28 +156,34 @@ def all_knowing_detector(path, config):
   """Finds each rectangle where it is in the image that the network sees."""
   index = coco.read_coco(path)
 
-  def detect(variables, batch, *, padded_size):
-    assert padded_size == (64, 64)
-    found = []
-    for image, valid, (height, width) in zip(
-        np.asarray(batch.images), np.asarray(batch.image_valid),
-        np.asarray(batch.image_sizes).tolist(), strict=True,
-    ):
-      row = image[0, 0, 0] // 10
-      scale = np.array([width, height] * 2) / np.array(
-          [index.widths[row], index.heights[row]] * 2
-      )
-      one = make_detections([index.boxes[row] * scale])
-      # What is found in a row that only fills the batch must not count.
-      found.append(one._replace(
-          classes=index.classes[row : row + 1],
-          scores=np.float32([0.9 if valid else 1.0]),
-      ))
-    return Detections(*(jnp.stack(field) for field in zip(*found, strict=True)))
+  class AllKnowing(Detector):
 
-  return Detector(
-      detect, {}, config, index.categories, cluster.make_mesh(), step=12
+    def detect(self, batch, *, padded_size):
+      assert padded_size == (64, 64)
+      found = []
+      for image, valid, (height, width) in zip(
+          np.asarray(batch.images), np.asarray(batch.image_valid),
+          np.asarray(batch.image_sizes).tolist(), strict=True,
+      ):
+        row = image[0, 0, 0] // 10
+        scale = np.array([width, height] * 2) / np.array(
+            [index.widths[row], index.heights[row]] * 2
+        )
+        one = make_detections([index.boxes[row] * scale])
+        # What is found in a row that only fills the batch must not count.
+        found.append(one._replace(
+            classes=index.classes[row : row + 1],
+            scores=np.float32([0.9 if valid else 1.0]),
+        ))
+      return Detections(
+          *(jnp.stack(field) for field in zip(*found, strict=True))
+      )
+
+  rcnn = Rcnn.from_config(
+      config, num_classes=len(index.categories) + 1, dtype=jnp.float32,
+      mesh=cluster.make_mesh(),
   )
+  return AllKnowing(rcnn, {}, config, index.categories, step=12)
 
 
 @pytest.mark.parametrize('batch_size', [1, 2, 4, 16])
