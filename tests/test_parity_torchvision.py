@@ -18,7 +18,7 @@ from maskrcnn_jax.detector import (
   to_original,
 )
 from maskrcnn_jax.inputs import prepare_inputs
-from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
+from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.ops.anchors import make_anchors
 from maskrcnn_jax.proposals import make_proposals
 from maskrcnn_jax.training.optimizer import join_parameters, split_parameters

@@ -182,27 +182,3 @@ class MaskRCNN(nn.Module):
         None if self.output == 'proposals' else self.classify(pool(box_side)),
         self.segment(pool(mask_side)) if self.output == 'masks' else None,
     )
-
-
-def frozen_prefixes(freeze_at: int) -> tuple[tuple[str, ...], ...]:
-  """Names the parts of the backbone that are not trained.
-
-  Args:
-    freeze_at: How many, from the image on: 0 none, 1 the stem, 2 also
-      `layer1`, ..., 5 the whole backbone.
-
-  Returns:
-    Prefixes of paths into `params`: (('backbone', 'conv1'), ...).
-
-  Raises:
-    ValueError: `freeze_at` is not in 0..5.
-
-  Source:
-    Seed: MODEL.BACKBONE.FREEZE_CONV_BODY_AT.
-  """
-  if freeze_at not in range(6):
-    raise ValueError(f'freeze_at must be 0, 1, ..., 5, not {freeze_at}.')
-  if freeze_at == 0:
-    return ()
-  stem = (('backbone', 'conv1'), ('backbone', 'bn1'))
-  return stem + tuple(('backbone', f'layer{i}') for i in range(1, freeze_at))

@@ -11,7 +11,7 @@ import ml_collections
 import optax
 
 from maskrcnn_jax.detector import init_variables
-from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
+from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.runtime.precision import LossScale, initial_loss_scale
 from maskrcnn_jax.training.optimizer import (
   Schedule,

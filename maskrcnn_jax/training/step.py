@@ -33,8 +33,9 @@ from maskrcnn_jax.inputs import (
   draw_short_sides,
   prepare_inputs,
 )
+from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.model.layers import WIDE_CHANNELS
-from maskrcnn_jax.model.mask_rcnn import MaskRCNN, frozen_prefixes
+from maskrcnn_jax.model.mask_rcnn import MaskRCNN
 from maskrcnn_jax.model.rpn_head import RpnOutput
 from maskrcnn_jax.ops.anchors import make_anchors
 from maskrcnn_jax.ops.chosen_rows import apply_to_chosen
