@@ -227,7 +227,9 @@ class Rcnn(NamedTuple):
         compute_capability=float(getattr(device, 'compute_capability', 8)),
     )
     network_options = dict(config.model)
+    # `heads_of` has read the output; the module calls its backbone `backbone`.
     network_options.pop('output')
+    network_options['backbone_name'] = network_options.pop('backbone')
     rpn, roi = config.rpn, config.roi
     return cls(
         network=MaskRCNN(

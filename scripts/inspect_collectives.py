@@ -34,7 +34,7 @@ import numpy as np  # noqa: E402
 
 from maskrcnn_jax.benchmark.measure import made_up_batch  # noqa: E402
 from maskrcnn_jax.data import image_sets  # noqa: E402
-from maskrcnn_jax.model.mask_rcnn import frozen_prefixes  # noqa: E402
+from maskrcnn_jax.model.backbone import frozen_prefixes  # noqa: E402
 from maskrcnn_jax.rcnn import Rcnn  # noqa: E402
 from maskrcnn_jax.runtime import cluster  # noqa: E402
 from maskrcnn_jax.runtime.precision import set_precision  # noqa: E402

@@ -10,8 +10,11 @@ import pytest
 
 from maskrcnn_jax.config import geometry_of
 from maskrcnn_jax.data import image_sets
-from maskrcnn_jax.detector import Detector, to_original
-from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
+from maskrcnn_jax.detector import (
+  Detector,
+  to_original,
+)
+from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.ops.anchors import make_anchors
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.training.optimizer import join_parameters, split_parameters

@@ -81,6 +81,7 @@ def default_config() -> ml_collections.ConfigDict:
       # 'masks' | 'boxes': no mask head, which is Faster R-CNN | 'proposals':
       # no box head either.
       'output': 'masks',
+      'backbone': 'resnet',
       # 'fpn', or 'c4': no pyramid; RoIs are pooled at stride 16 and the last
       # stage of the ResNet is the head of each. `c4_config` sets what goes
       # with it.

@@ -25,7 +25,7 @@ from maskrcnn_jax.config import (
 from maskrcnn_jax.data import coco, coco_index, findings, image_sets, records
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.average_precision import check_backend, check_truth
-from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
+from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.runtime import checkpoint, cluster, numerics
 from maskrcnn_jax.training.state import (
   TrainState,

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 import ml_collections
 import optax
 
-from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
+from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime.precision import LossScale, initial_loss_scale
 from maskrcnn_jax.training.optimizer import (

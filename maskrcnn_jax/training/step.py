@@ -12,21 +12,24 @@ import optax
 
 from maskrcnn_jax.array_types import Batch, Limits
 from maskrcnn_jax.config import geometry_of
-from maskrcnn_jax.inputs import AugmentationOptions, draw_augmentation
-from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
+from maskrcnn_jax.inputs import (
+  AugmentationOptions,
+  draw_augmentation,
+)
+from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.rcnn import (
-    OF_THIS_BATCH,
-    Losses,
-    Rcnn,
-    SampleCounts,
-    Samples,
+  OF_THIS_BATCH,
+  Losses,
+  Rcnn,
+  SampleCounts,
+  Samples,
 )
 from maskrcnn_jax.runtime.cluster import replicated
 from maskrcnn_jax.runtime.precision import next_loss_scale
 from maskrcnn_jax.training.optimizer import (
-    join_parameters,
-    next_average,
-    split_parameters,
+  join_parameters,
+  next_average,
+  split_parameters,
 )
 from maskrcnn_jax.training.state import TrainState
 
