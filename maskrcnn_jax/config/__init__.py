@@ -10,7 +10,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from maskrcnn_jax import geometry
-from maskrcnn_jax.data import records
+from maskrcnn_jax.data.source import CocoFiles, Records, Source
 
 # What may differ between a checkpoint and the run that continues it: nothing
 # here changes what a training step computes, but for the rounding.
@@ -343,21 +343,24 @@ def scaled_to_batch(
   ]
 
 
-def records_of(
+def source_of(
     config: ml_collections.ConfigDict, part: str
-) -> records.Records | None:
-  """Returns the records to read instead of a JSON; None if it is a JSON.
+) -> Source | None:
+  """Returns the data set that a recipe names; `None` if it names none.
 
-  Records come first: recipes name the folders of COCO.
+  Records win over COCO files: the recipes of configs/ name the files of COCO,
+  and whoever gives records need not remove those.
 
   Args:
     config: The recipe.
     part: 'train' or 'eval'.
   """
-  source = config.data[part]
-  if not source.tfds:
-    return None
-  return records.Records(source.tfds, source.split, config.data.tfds_dir)
+  keys = config.data[part]
+  if keys.tfds:
+    return Records(keys.tfds, keys.split, config.data.tfds_dir)
+  if keys.annotations:
+    return CocoFiles(keys.images, keys.annotations)
+  return None
 
 
 def pixel_range_of(
@@ -372,7 +375,7 @@ def pixel_range_of(
 
 def has_eval_set(config: ml_collections.ConfigDict) -> bool:
   """Tells whether a recipe names a set to evaluate on."""
-  return bool(config.data.eval.tfds or config.data.eval.annotations)
+  return source_of(config, 'eval') is not None
 
 
 def config_difference(

@@ -16,6 +16,7 @@ from maskrcnn_jax.config import (
 )
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.data import canvases, image_sets
+from maskrcnn_jax.data.source import how_to_give
 from maskrcnn_jax.detector import (
   Detector,
   canvas_arguments,
@@ -125,7 +126,8 @@ def _train(
   )
   _check_micro_batches(config, mesh)
   check_device(config.precision)
-  index, rows, folder = read_training_set(config)
+  data_set, rows = read_training_set(config)
+  index = data_set.index
   if fine_tune:
     config, remark = fine_tuning.fit(
         config,
@@ -137,10 +139,8 @@ def _train(
   eval_every = steps_between(config, len(rows))
   if eval_every and not has_eval_set(config):
     raise InputError(
-        'config.train.eval_every needs an evaluation set: give '
-        '--config.data.eval.images=DIR and '
-        '--config.data.eval.annotations=FILE.json, or '
-        '--config.data.eval.tfds=NAME and --config.data.tfds_dir=DIR.'
+        'config.train.eval_every needs an evaluation set: '
+        f'{how_to_give("eval")}.'
     )
   if eval_every or not skip_test:
     check_eval_set(config, index)
@@ -193,7 +193,7 @@ def _train(
       ) as saved,
   ):
     run = Run(
-        config, workdir, index, rows, folder, limits, plan, schedule, mesh,
+        config, workdir, data_set, rows, limits, plan, schedule, mesh,
         log, saved, metadata, stop, evaluations, eval_every, profile_steps,
     )
     for line in remarks:
@@ -259,7 +259,8 @@ def _finish(run: Run, state, skip_test):
 
 def _describe(run: Run, first_step: int):
   """Writes what is about to be trained."""
-  log, index, rows, config = run.log, run.index, run.rows, run.config
+  log, rows, config = run.log, run.rows, run.config
+  index = run.data_set.index
   log.line(
       f'Training on {len(rows)} images of {len(index.categories)} classes, '
       f'{config.train.batch_size} a step on {run.mesh.size} '

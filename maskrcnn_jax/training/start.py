@@ -16,13 +16,20 @@ from maskrcnn_jax.config import (
   config_difference,
   fine_tuning,
   geometry_of,
-  has_eval_set,
   is_free,
   plain,
-  records_of,
+  source_of,
   stored_config,
 )
-from maskrcnn_jax.data import coco, coco_index, findings, image_sets, records
+from maskrcnn_jax.data import coco, coco_index, findings, image_sets
+from maskrcnn_jax.data.source import (
+  DataSet,
+  check_images_exist,
+  check_is_there,
+  how_to_give,
+  read_content,
+  read_set,
+)
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.average_precision import check_backend, check_truth
 from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
@@ -101,72 +108,61 @@ def check_device(precision: str) -> None:
 
 def read_training_set(
     config: ml_collections.ConfigDict,
-) -> tuple[coco_index.CocoIndex, np.ndarray, image_sets.Images]:
-  """Reads, filters and checks the training set; logs what was dropped.
+) -> tuple[DataSet, np.ndarray]:
+  """Reads, filters and checks the training set; logs what was left out.
 
   Returns:
-    The index, its rows to train on, and where the images are.
+    The data set, and the rows of its index to train on.
   """
-  source = config.data.train
-  found = records_of(config, 'train')
-  if found is None and not (source.annotations and source.images):
-    raise InputError(
-        'No training set: give --config.data.train.images=DIR and '
-        '--config.data.train.annotations=FILE.json, or '
-        '--config.data.train.tfds=NAME and --config.data.tfds_dir=DIR.'
-    )
-  logging.info('Training set: %s', found or source.annotations)
-  if found is None:
-    coco.check_is_there(
-        source.annotations, '--config.data.train.annotations'
-    )
+  source = source_of(config, 'train')
+  if source is None:
+    raise InputError(f'No training set: {how_to_give("train")}.')
+  logging.info('Training set: %s', source)
+  check_is_there(source, '--config.data.train.')
   report = findings.Report(stop=True)
-  index, folder = image_sets.read_set(
-      source.annotations, source.images, found,
-      require_masks=config.model.output == 'masks',
+  data_set = read_set(
+      source, require_masks=config.model.output == 'masks',
       width_offset=geometry_of(config).width_offset, report=report,
   )
   for line in report.warnings():
     logging.warning('%s', line)
   rows, waterfall = image_sets.filter_images(
-      index, keep_empty=config.data.keep_empty
+      data_set.index, keep_empty=config.data.keep_empty
   )
   for line in image_sets.format_waterfall(waterfall).splitlines():
     logging.info('%s', line)
-  image_sets.check_images_exist(index, folder)
-  return index, rows, folder
+  check_images_exist(data_set)
+  return data_set, rows
 
 
 def check_eval_set(
     config: ml_collections.ConfigDict, index: coco_index.CocoIndex
 ) -> None:
-  """Finds out before training what would stop the evaluation after it."""
+  """Raises before training what would stop the evaluation after it.
+
+  Args:
+    config: The recipe.
+    index: The training set, which must have the same classes.
+  """
   check_backend(config.eval.backend)
-  if not has_eval_set(config):
+  source = source_of(config, 'eval')
+  if source is None:
     logging.info(
         'No evaluation set (--config.data.eval.images, .annotations, or '
         '.tfds): there will be no evaluation at the end.'
     )
     return
-  images = pathlib.Path(config.data.eval.images)
-  source = records_of(config, 'eval') or config.data.eval.annotations
-  if not isinstance(source, records.Records):
-    coco.check_is_there(source, '--config.data.eval.annotations')
-  content = image_sets.read_content(source)
-  truth = coco.index_coco(
-      # The list is emptied; its objects are looked at once more.
-      content | {'annotations': list(content['annotations'])},
-      str(source), require_masks=False,
-  )
+  check_is_there(source, '--config.data.eval.')
+  data_set = read_set(source, require_masks=False)
+  truth = data_set.index
   difference = coco.class_table_difference(truth.categories, index.categories)
   if difference:
     raise InputError(
         f'A21: {source} has other classes than the training set: '
         f'{"; ".join(difference[:10])}.'
     )
-  # Records hold theirs.
-  if not isinstance(source, records.Records):
-    image_sets.check_images_exist(truth, images)
+  check_images_exist(data_set)
+  content = read_content(source)
   for kind in ('bbox', 'segm')[: 2 if config.model.output == 'masks' else 1]:
     check_truth(content, kind=kind)
 
@@ -289,12 +285,12 @@ def _resume(
   if stored.categories != metadata.categories:
     raise InputError(
         f'C07: {path.parent.parent} holds a run on other classes than '
-        f'{config.data.train.annotations} has. Give another --workdir.'
+        f'{source_of(config, "train")} has. Give another --workdir.'
     )
   if stored.training_set != metadata.training_set:
     text = (
         f'C07: {path.parent.parent} holds a run on {stored.training_set}, but '
-        f'{config.data.train.annotations} has {metadata.training_set}.'
+        f'{source_of(config, "train")} has {metadata.training_set}.'
     )
     if not allow_changes:
       raise InputError(

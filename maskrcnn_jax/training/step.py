@@ -13,13 +13,13 @@ import optax
 from maskrcnn_jax import losses
 from maskrcnn_jax.array_types import (
   Batch,
+  GroundTruthLimits,
   Inputs,
   Outlines,
   RoiTargets,
   RpnTargets,
 )
 from maskrcnn_jax.config import geometry_of
-from maskrcnn_jax.data import image_sets
 from maskrcnn_jax.detector import (
   image_anchors,
   input_arguments,
@@ -159,7 +159,7 @@ def skips_background(config: ml_collections.ConfigDict, mesh: Mesh) -> bool:
 def make_losses(
     model: MaskRCNN,
     config: ml_collections.ConfigDict,
-    limits: image_sets.Limits,
+    limits: GroundTruthLimits,
     *,
     mesh: Mesh | None = None,
     skip_background: bool = False,
@@ -315,7 +315,7 @@ def image_keys(seed: int, step: Int[Array, ''], num_images: int):
 
 def draw_augmentation(
     keys, batch: Batch, config: ml_collections.ConfigDict,
-    limits: image_sets.Limits, *, padded_size: tuple[int, int],
+    limits: GroundTruthLimits, *, padded_size: tuple[int, int],
 ) -> dict:
   """Returns the arguments of `prepare_inputs` that differ from step to step.
 
@@ -367,7 +367,7 @@ def split_rows(tree, num_parts: int):
 def make_gradients(
     model: MaskRCNN,
     config: ml_collections.ConfigDict,
-    limits: image_sets.Limits,
+    limits: GroundTruthLimits,
     *,
     mesh: Mesh | None = None,
     skip_background: bool = False,
@@ -455,7 +455,7 @@ def make_train_step(
     model: MaskRCNN,
     optimizer: optax.GradientTransformationExtraArgs,
     config: ml_collections.ConfigDict,
-    limits: image_sets.Limits,
+    limits: GroundTruthLimits,
     *,
     mesh: Mesh | None = None,
     skip_background: bool = False,
