@@ -88,7 +88,7 @@ def check_is_there(source: Source, option: str) -> None:
     return
   if not source.images:
     raise errors.InputError(
-        f'{option}images=DIR is missing: the folder of the images of'
+        f'I01: {option}images=DIR is missing: the folder of the images of'
         f' {source.annotations}.'
     )
   coco.check_is_there(source.annotations, f'{option}annotations')
