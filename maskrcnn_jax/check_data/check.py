@@ -626,9 +626,21 @@ def _arguments(argv: list[str] | None):
 
 def main(argv: list[str] | None = None) -> int:
   """Prints and writes the report; returns the exit status."""
+  from maskrcnn_jax.config.command_line import (
+    refuse_unexpected,
+    split_arguments,
+  )
   from maskrcnn_jax.config.recipe import read_recipe
 
-  arguments, overrides = _arguments(argv)
+  try:
+    recipe, overrides, others = split_arguments(
+        sys.argv[1:] if argv is None else argv
+    )
+    arguments, unexpected = _arguments(others)
+    refuse_unexpected(unexpected)
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
   # File names may hold what the terminal cannot show.
   sys.stdout.reconfigure(errors='backslashreplace')
   out = pathlib.Path(arguments.out)
@@ -636,7 +648,7 @@ def main(argv: list[str] | None = None) -> int:
   try:
     result = check_data(
         pathlib.Path(arguments.images), pathlib.Path(arguments.annotations),
-        config=read_recipe(arguments.config, overrides),
+        config=read_recipe(recipe, overrides).config,
         against=pathlib.Path(arguments.against) if arguments.against else None,
         boxes_only=arguments.boxes_only,
         fix=pathlib.Path(arguments.fix) if arguments.fix else None,
