@@ -90,7 +90,8 @@ def train(
       error.
     allow_changes: Whether to continue a run of another recipe, or on other
       images, too.
-    given_keys: Keys of the recipe that are not to be scaled with the batch.
+    given_keys: Keys that the command line gave: they are not scaled with the
+      batch size, and a fine-tuning keeps them.
     profile_steps: Of which a trace is written into WORKDIR/profile.
   """
   with StopSignal() as stop:
@@ -119,8 +120,8 @@ def _train(
   config, remarks = scaled_to_batch(config, given_keys)
   fine_tune = config.train.fine_tune
   if fine_tune:
-    config = adopt_checkpoint(config, init_from)
-  mesh = cluster.make_mesh(config.mesh)
+    config = adopt_checkpoint(config, init_from, given_keys)
+  mesh = cluster.make_mesh()
   cluster.check_batch_size(
       config.train.batch_size, mesh, key='config.train.batch_size'
   )

@@ -13,14 +13,16 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax.config import (
-  config_difference,
+  differences,
+  facts_of,
   fine_tuning,
+  format_differences,
   geometry_of,
-  is_free,
   plain,
   source_of,
   stored_config,
 )
+from maskrcnn_jax.config.keys import BY_NAME, names
 from maskrcnn_jax.data import coco, coco_index, findings, image_sets
 from maskrcnn_jax.data.source import (
   DataSet,
@@ -51,32 +53,31 @@ CLASS_HEADS = ('box_head', 'mask_head')
 # backbone, layer4 is one of a C4 model's heads.
 HEADS = ('box_head', 'mask_head', 'layer4')
 
-# Keys of the recipe without which weights see something else than they were
-# trained on.
-WEIGHT_KEYS = (
-    'data.pixel_mean', 'data.pixel_std', 'geometry', 'model.norm_eps',
-    'model.stride_in_1x1',
-)
-
-# What may differ between processes, whose machines have folders of their own.
-MACHINE_KEYS = (
-    'data.eval.annotations', 'data.eval.images', 'data.num_threads',
-    'data.num_workers', 'data.tfds_dir', 'data.train.annotations',
-    'data.train.images',
-)
-
 
 def adopt_checkpoint(
-    config: ml_collections.ConfigDict, init_from: pathlib.Path | None
+    config: ml_collections.ConfigDict,
+    init_from: pathlib.Path | None,
+    given: frozenset[str] = frozenset(),
 ) -> ml_collections.ConfigDict:
-  """The recipe of a fine-tuning, with what its weights ask for."""
+  """Returns the recipe of a fine-tuning with the values its weights need.
+
+  Args:
+    config: A recipe with `train.fine_tune`.
+    init_from: The checkpoint to fine-tune.
+    given: Keys that the command line gave.
+  """
   if init_from is None:
     raise InputError(
         '--init_from=CHECKPOINT is missing: what to fine-tune, also when the '
         'run is continued. configs/nuclei.py trains from nothing.'
     )
   path = checkpoint.find_checkpoint(init_from)
-  return fine_tuning.adopt(config, checkpoint.read_metadata(path).recipe)
+  config, lines = fine_tuning.adopt(
+      config, checkpoint.read_metadata(path).recipe, given
+  )
+  for line in lines:
+    logging.info('%s', line)
+  return config
 
 
 def check_device(precision: str) -> None:
@@ -264,23 +265,20 @@ def _resume(
   stored = checkpoint.read_metadata(path)
   there = stored_config(stored.recipe)
   different = [
-      line for line in config_difference(config, plain(there))
-      if not is_free(line)
-      # The rate of every step depends on where the cosine ends.
-      or line.startswith('train.num_steps:')
-      and config.optimizer.schedule == 'cosine'
+      difference for difference in differences(config, plain(there))
+      if not _may_differ(difference.key, config)
   ]
   if different and allow_changes:
     logging.warning(
         'C07: Going on with another recipe (here | there): %s.',
-        '; '.join(different),
+        format_differences(different),
     )
   elif different:
     raise InputError(
         f'C07: {path.parent.parent} holds a run of another recipe (here | '
-        f'there): {"; ".join(different)}. Give another --workdir, start from '
-        f'its weights alone with --init_from={path}, or go on all the same '
-        'with --allow_changes.'
+        f'there): {format_differences(different)}. Give another --workdir, '
+        f'start from its weights alone with --init_from={path}, or go on all '
+        'the same with --allow_changes.'
     )
   if stored.categories != metadata.categories:
     raise InputError(
@@ -371,16 +369,16 @@ def _take_weights(
   """
   metadata = checkpoint.read_metadata(path)
   different = [
-      line for line in config_difference(
+      difference for difference in differences(
           config, plain(stored_config(metadata.recipe))
       )
-      if line.startswith(WEIGHT_KEYS)
+      if difference.key in names(unseen=True)
   ]
   if different:
     logging.warning(
         'C13: The weights of %s expect other values (here | there): %s. Set '
         'these keys to theirs, unless you mean to train them anew.', path,
-        '; '.join(different),
+        format_differences(different),
     )
   expected = checkpoint.named_leaves(variables_of(state))
   stored = checkpoint.model_shapes(path)
@@ -438,9 +436,16 @@ def _head_of(name: str) -> str | None:
 
 
 def _recipe_facts(config) -> dict[str, str]:
-  """{key: value} of what must be the same in all processes."""
-  lines = [line.split(': ', 1) for line in config_difference(config, {})]
+  """Returns {key: value} of the keys that are the same in all processes."""
+  may_differ = names(per_process=True)
   return {
-      f'config.{key}': value.removesuffix(' | nothing')
-      for key, value in lines if key not in MACHINE_KEYS
+      f'config.{key}': str(value) for key, value in facts_of(config).items()
+      if key not in may_differ
   }
+
+
+def _may_differ(name: str, config) -> bool:
+  """Tells whether a run may go on with another value of a key."""
+  if name == 'train.num_steps' and config.optimizer.schedule == 'cosine':
+    return False  # The learning rate of every step depends on it.
+  return name in BY_NAME and BY_NAME[name].may_differ_on_resume
