@@ -1,10 +1,9 @@
 """A trained model put to use: from a checkpoint and images to detections."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 import functools
 import pathlib
-import types
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import logging
 import jax
@@ -16,12 +15,11 @@ import numpy as np
 from maskrcnn_jax.array_types import Batch, Detections, Inputs
 from maskrcnn_jax.config import (
     Heads,
-    config_difference,
-    fine_tuning,
-    plain,
     stored_config,
 )
 from maskrcnn_jax.config.check import check_config
+from maskrcnn_jax.config.precedence import config_for_use
+from maskrcnn_jax.config.recipe import Recipe
 from maskrcnn_jax.data import canvases, coco_index
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.mask_paste import paste_masks
@@ -126,19 +124,14 @@ def to_original(
 
 
 def load_detector(
-    path: pathlib.Path,
-    config: ml_collections.ConfigDict | None,
-    changes: Mapping[str, Any] = types.MappingProxyType({}),
+    path: pathlib.Path, recipe: Recipe | None = None
 ) -> Detector:
   """Restores a trained model.
 
   Args:
     path: A workdir, its checkpoints, or one saved step.
-    config: The recipe that the user gave, None for the stored one. What it
-      says of the model must be what the checkpoint was trained with.
-    changes: Values by key ('data.eval.images') that are not to be as in the
-      stored recipe, where that is taken: without `config`, or for a
-      fine-tuning's.
+    recipe: The recipe that the user gave; None for the stored one. See
+      `config_for_use` for the values that it decides.
   """
   path = checkpoint.find_checkpoint(path)
   metadata = checkpoint.read_metadata(path)
@@ -147,29 +140,12 @@ def load_detector(
         f'C08: {path} holds a part of a model only; train one from it with '
         '--mode=train --init_from.'
     )
-  stored = stored_config(metadata.recipe)
-  if config is None or config.train.fine_tune:
-    given = config
-    config = stored_config(metadata.recipe)
-    if given is not None:
-      config = fine_tuning.for_use(given, metadata.recipe)
-    with config.ignore_type():
-      config.update_from_flattened_dict(changes)
-    check_config(config)
-  # data.pixel_range tells of the images, not of the weights.
-  fixed = ('model.', 'geometry', 'anchors.', 'data.pixel_mean',
-           'data.pixel_std', 'roi.box_side', 'roi.mask_side',
-           'roi.sampling_ratio')
-  different = [
-      line for line in config_difference(config, plain(stored))
-      if line.startswith(fixed)
-  ]
-  if different:
-    raise InputError(
-        f'C02: {path} was trained with another recipe than --config gives '
-        f'(here | there): {"; ".join(different)}. Leave --config=FILE out: the '
-        'checkpoint has its own recipe.'
-    )
+  config, lines = stored_config(metadata.recipe), []
+  if recipe is not None:
+    config, lines = config_for_use(recipe, metadata.recipe)
+  check_config(config, for_training=False)
+  for line in lines:
+    logging.info('%s', line)
   mesh = cluster.make_mesh()
   local_mesh = cluster.make_local_mesh()
   categories = tuple(coco_index.Category(*pair) for pair in metadata.categories)

@@ -27,21 +27,21 @@ import ml_collections
 
 from maskrcnn_jax import losses
 from maskrcnn_jax.array_types import (
-    Batch,
-    Detections,
-    Inputs,
-    Limits,
-    Outlines,
-    Proposals,
-    Pyramid,
-    RoiTargets,
-    RpnTargets,
+  Batch,
+  Detections,
+  GroundTruthLimits,
+  Inputs,
+  Outlines,
+  Proposals,
+  Pyramid,
+  RoiTargets,
+  RpnTargets,
 )
 from maskrcnn_jax.config import (
-    Heads,
-    first_level_of,
-    geometry_of,
-    heads_of,
+  Heads,
+  first_level_of,
+  geometry_of,
+  heads_of,
 )
 from maskrcnn_jax.detections import detect_boxes, select_masks
 from maskrcnn_jax.geometry import Geometry
@@ -51,19 +51,19 @@ from maskrcnn_jax.model.layers import WIDE_CHANNELS
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN
 from maskrcnn_jax.model.rpn_head import RpnOutput
 from maskrcnn_jax.ops.anchors import (
-    AnchorLevel,
-    anchor_levels,
-    make_anchors,
-    pad_size,
+  AnchorLevel,
+  anchor_levels,
+  make_anchors,
+  pad_size,
 )
 from maskrcnn_jax.ops.chosen_rows import apply_to_chosen
 from maskrcnn_jax.ops.roi_align import assign_levels, roi_align
 from maskrcnn_jax.proposals import make_proposals
 from maskrcnn_jax.runtime.cluster import each_image, is_single_cpu
 from maskrcnn_jax.targets import (
-    make_mask_targets,
-    make_roi_targets,
-    make_rpn_targets,
+  make_mask_targets,
+  make_roi_targets,
+  make_rpn_targets,
 )
 
 # The coarsest level that RoIs are pooled from; level 6 is for the RPN alone.
@@ -422,7 +422,7 @@ class Rcnn(NamedTuple):
       inputs: Inputs,
       keys: Key[Array, 'b 2'],
       *,
-      limits: Limits,
+      limits: GroundTruthLimits,
       samples: Samples | None = None,
       counts: SampleCounts = OF_THIS_BATCH,
   ) -> Losses:

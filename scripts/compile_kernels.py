@@ -25,9 +25,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from maskrcnn_jax.array_types import GroundTruthLimits
 from maskrcnn_jax.benchmark import measure as benchmark
 from maskrcnn_jax.config import default_config
-from maskrcnn_jax.data import image_sets
 from maskrcnn_jax.detector import Detector
 from maskrcnn_jax.doctor import kernel_check
 from maskrcnn_jax.kernels import kernels_on_gpu
@@ -134,7 +134,7 @@ def compile_model(
       bias_schedule=lambda step: 1e-6,
   )
   state = None
-  limits = image_sets.Limits(config.data.max_objects, 512, 64, 1)
+  limits = GroundTruthLimits(config.data.max_objects, 512, 64, 1)
   for kernels in ('pallas', 'xla'):
     config.kernels = kernels
     title = (

@@ -32,8 +32,8 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 import numpy as np  # noqa: E402
 
+from maskrcnn_jax.array_types import GroundTruthLimits  # noqa: E402
 from maskrcnn_jax.benchmark.measure import made_up_batch  # noqa: E402
-from maskrcnn_jax.data import image_sets  # noqa: E402
 from maskrcnn_jax.model.backbone import frozen_prefixes  # noqa: E402
 from maskrcnn_jax.rcnn import Rcnn  # noqa: E402
 from maskrcnn_jax.runtime import cluster  # noqa: E402
@@ -97,7 +97,7 @@ def compile_step(config, mesh, *, image_size, num_classes):
       ),
       one,
   )
-  limits = image_sets.Limits(config.data.max_objects, 512, 64, 1)
+  limits = GroundTruthLimits(config.data.max_objects, 512, 64, 1)
   step = train_step.jit_train_step(
       train_step.Trainer.from_config(config, rcnn, optimizer, limits)
   )

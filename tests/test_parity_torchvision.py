@@ -8,8 +8,8 @@ import parity
 from pycocotools import mask as mask_api
 import pytest
 
+from maskrcnn_jax.array_types import GroundTruthLimits
 from maskrcnn_jax.config import geometry_of
-from maskrcnn_jax.data import image_sets
 from maskrcnn_jax.detector import (
   Detector,
   to_original,
@@ -164,7 +164,7 @@ def test_training_equals_torchvision(path):
       ours.image, golden['gt_boxes'], golden['gt_labels'], masks
   )
   most = int(np.diff(batch.outlines.starts).max())
-  limits = image_sets.Limits(len(masks), batch.outlines.parts.size, most, 1)
+  limits = GroundTruthLimits(len(masks), batch.outlines.parts.size, most, 1)
   rcnn = Rcnn.from_config(
       config, num_classes=int(golden['classes']), dtype=jnp.float32
   )._replace(skip_background=True)

@@ -13,6 +13,7 @@ import tiny
 
 from maskrcnn_jax.config import c4_config
 from maskrcnn_jax.config.check import check_config
+from maskrcnn_jax.data.source import CocoFiles
 from maskrcnn_jax.detector import load_detector
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.evaluate import evaluate
@@ -92,9 +93,9 @@ def test_a_model_of_proposals_trains_and_finds_proposals(
   detector = load_detector(tmp_path, None)
   truth = config.data.eval
   recall = evaluate(
-      detector._replace(categories=()), images=truth.images,
-      annotations=truth.annotations, workdir=tmp_path / 'other',
-      config=config,
+      detector._replace(categories=()),
+      source=CocoFiles(truth.images, truth.annotations),
+      workdir=tmp_path / 'other', config=config,
   )['proposals']
   assert recall.stats == results['proposals']['stats']
 

@@ -420,7 +420,7 @@ def _complete(config, **facts):
 
 
 def _read_config(arguments):
-  config = read_recipe(arguments.config)
+  config = read_recipe(arguments.config).config
   if arguments.precision:
     config.precision = arguments.precision
   if arguments.kernels:

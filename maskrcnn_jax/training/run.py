@@ -17,7 +17,10 @@ from maskrcnn_jax.config import (
 )
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.data import canvases, image_sets
-from maskrcnn_jax.detector import Detector
+from maskrcnn_jax.data.source import how_to_give
+from maskrcnn_jax.detector import (
+  Detector,
+)
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint, cluster
@@ -85,7 +88,8 @@ def train(
       error.
     allow_changes: Whether to continue a run of another recipe, or on other
       images, too.
-    given_keys: Keys of the recipe that are not to be scaled with the batch.
+    given_keys: Keys that the command line gave: they are not scaled with the
+      batch size, and a fine-tuning keeps them.
     profile_steps: Of which a trace is written into WORKDIR/profile.
   """
   with StopSignal() as stop:
@@ -114,14 +118,15 @@ def _train(
   config, remarks = scaled_to_batch(config, given_keys)
   fine_tune = config.train.fine_tune
   if fine_tune:
-    config = adopt_checkpoint(config, init_from)
-  mesh = cluster.make_mesh(config.mesh)
+    config = adopt_checkpoint(config, init_from, given_keys)
+  mesh = cluster.make_mesh()
   cluster.check_batch_size(
       config.train.batch_size, mesh, key='config.train.batch_size'
   )
   _check_micro_batches(config, mesh)
   check_device(config.precision)
-  index, rows, folder = read_training_set(config)
+  data_set, rows = read_training_set(config)
+  index = data_set.index
   if fine_tune:
     config, remark = fine_tuning.fit(
         config,
@@ -133,10 +138,8 @@ def _train(
   eval_every = steps_between(config, len(rows))
   if eval_every and not has_eval_set(config):
     raise InputError(
-        'config.train.eval_every needs an evaluation set: give '
-        '--config.data.eval.images=DIR and '
-        '--config.data.eval.annotations=FILE.json, or '
-        '--config.data.eval.tfds=NAME and --config.data.tfds_dir=DIR.'
+        'config.train.eval_every needs an evaluation set: '
+        f'{how_to_give("eval")}.'
     )
   if eval_every or not skip_test:
     check_eval_set(config, index)
@@ -188,7 +191,7 @@ def _train(
       ) as saved,
   ):
     run = Run(
-        config, workdir, index, rows, folder, limits, plan, schedule, mesh,
+        config, workdir, data_set, rows, limits, plan, schedule, mesh,
         log, saved, metadata, stop, evaluations, eval_every, profile_steps,
     )
     for line in remarks:
@@ -253,7 +256,8 @@ def _finish(run: Run, state, skip_test):
 
 def _describe(run: Run, first_step: int, kernel_choice: str):
   """Writes what is about to be trained."""
-  log, index, rows, config = run.log, run.index, run.rows, run.config
+  log, rows, config = run.log, run.rows, run.config
+  index = run.data_set.index
   log.line(
       f'Training on {len(rows)} images of {len(index.categories)} classes, '
       f'{config.train.batch_size} a step on {run.mesh.size} '

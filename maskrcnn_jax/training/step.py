@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 import ml_collections
 import optax
 
-from maskrcnn_jax.array_types import Batch, Limits
+from maskrcnn_jax.array_types import Batch, GroundTruthLimits
 from maskrcnn_jax.config import geometry_of
 from maskrcnn_jax.inputs import (
   AugmentationOptions,
@@ -42,7 +42,7 @@ class Trainer(NamedTuple):
 
   rcnn: Rcnn
   optimizer: optax.GradientTransformationExtraArgs
-  limits: Limits  # static sizes of the ground truth
+  limits: GroundTruthLimits  # static sizes of the ground truth
   augmentation: AugmentationOptions
   seed: int
   frozen: tuple[tuple[str, ...], ...]  # path prefixes of untrained parameters
@@ -56,7 +56,7 @@ class Trainer(NamedTuple):
       config: ml_collections.ConfigDict,
       rcnn: Rcnn,
       optimizer: optax.GradientTransformationExtraArgs,
-      limits: Limits,
+      limits: GroundTruthLimits,
   ) -> 'Trainer':
     """Returns the trainer of a recipe.
 

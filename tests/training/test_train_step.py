@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import pytest
 import tiny
 
-from maskrcnn_jax.data import image_sets
+from maskrcnn_jax.array_types import GroundTruthLimits
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime.precision import (
@@ -63,7 +63,7 @@ def make_step(config):
       bias_schedule=lambda step: 0.02,
   )
   state = start_average(initial_state(rcnn, optimizer, config), config)
-  limits = image_sets.Limits(config.data.max_objects, 64, 16, 1)
+  limits = GroundTruthLimits(config.data.max_objects, 64, 16, 1)
   step = jit_train_step(
       Trainer.from_config(config, rcnn, optimizer, limits)
   )
