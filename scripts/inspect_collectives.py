@@ -40,7 +40,10 @@ from maskrcnn_jax.runtime import cluster  # noqa: E402
 from maskrcnn_jax.runtime.precision import set_precision  # noqa: E402
 from maskrcnn_jax.training import state as train_state  # noqa: E402
 from maskrcnn_jax.training import step as train_step  # noqa: E402
-from maskrcnn_jax.training.optimizer import split_parameters  # noqa: E402
+from maskrcnn_jax.training.optimizer import (  # noqa: E402
+    make_recipe_optimizer,
+    split_parameters,
+)
 
 COLLECTIVES = (
     'all-reduce', 'all-gather', 'all-to-all', 'reduce-scatter',
@@ -79,7 +82,7 @@ def compile_step(config, mesh, *, image_size, num_classes):
   rcnn = Rcnn.from_config(
       config, num_classes=num_classes, dtype=dtype, mesh=mesh
   )
-  _, optimizer = train_state.make_recipe_optimizer(config)
+  _, optimizer = make_recipe_optimizer(config)
   state = train_state.start_average(
       train_state.initial_state(rcnn, optimizer, config), config
   )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
+import ml_collections
 import optax
 
 # A function from a step, counted from 0, to its learning rate.
@@ -77,6 +78,38 @@ def learning_rate(
     case _:
       raise ValueError(f'Unknown warm-up {warmup!r}.')
   return jnp.asarray(rate * warm, jnp.float32)
+
+
+def make_recipe_optimizer(
+    config: ml_collections.ConfigDict,
+) -> tuple[Schedule, optax.GradientTransformationExtraArgs]:
+  """Returns the learning rate of a recipe, by step, and its optimizer."""
+  options = config.optimizer
+  arguments = dict(
+      warmup=options.warmup,
+      warmup_steps=options.warmup_steps,
+      warmup_factor=options.warmup_factor,
+      schedule=options.schedule,
+      decay_steps=tuple(options.decay_steps),
+      decay_factor=options.decay_factor,
+      num_steps=config.train.num_steps,
+  )
+  schedule = functools.partial(
+      learning_rate, base=options.learning_rate, **arguments
+  )
+  bias_schedule = functools.partial(
+      learning_rate, base=options.learning_rate * options.bias_rate_factor,
+      **arguments
+  )
+  return schedule, make_optimizer(
+      options.name,
+      momentum=options.momentum,
+      beta2=options.beta2,
+      weight_decay=options.weight_decay,
+      schedule=schedule,
+      bias_schedule=bias_schedule,
+      clip_norm=options.clip_norm,
+  )
 
 
 def make_optimizer(

@@ -80,6 +80,47 @@ def adopt_checkpoint(
   return config
 
 
+def check_batch_size(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+  """Checks that batches and micro-batches fill the devices evenly.
+
+  Raises:
+    InputError: If they do not.
+  """
+  cluster.check_batch_size(
+      config.train.batch_size, mesh, key='config.train.batch_size'
+  )
+  parts = config.train.micro_batches
+  if config.train.batch_size % (parts * mesh.size):
+    raise InputError(
+        f'config.train.micro_batches ({parts}) times the device count '
+        f'({mesh.size}) must divide config.train.batch_size '
+        f'({config.train.batch_size}).'
+    )
+
+
+def check_room(
+    state: TrainState, workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
+  """Checks, before the training, that its checkpoints can be written.
+
+  Args:
+    state: A state of the run, whose size counts.
+    workdir: The folder of the run.
+    config: The recipe, which says how many checkpoints are kept.
+
+  Raises:
+    InputError: If not even one checkpoint can be written.
+  """
+  size = checkpoint.tree_bytes((variables_of(state), training_state(state)))
+  # A new checkpoint is written before the oldest one is removed.
+  warning = checkpoint.check_room(
+      workdir / 'checkpoints', size=size,
+      count=config.train.keep_checkpoints + 1,
+  )
+  if warning:
+    logging.warning('%s', warning)
+
+
 def check_device(precision: str) -> None:
   """Refuses to train on a device that gives wrong numbers: see `numerics`.
 

@@ -1,6 +1,5 @@
 """What training carries from step to step, and what of it is saved."""
 
-import functools
 from typing import Any, NamedTuple
 
 from flax import traverse_util
@@ -14,10 +13,7 @@ from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime.precision import LossScale, initial_loss_scale
 from maskrcnn_jax.training.optimizer import (
-  Schedule,
   join_parameters,
-  learning_rate,
-  make_optimizer,
   split_parameters,
 )
 
@@ -31,36 +27,6 @@ class TrainState(NamedTuple):
   optimizer: Any  # state of the optimizer
   loss_scale: LossScale
   average: dict  # moving average of the trained parameters; {} if not kept
-
-
-def make_recipe_optimizer(
-    config: ml_collections.ConfigDict,
-) -> tuple[Schedule, optax.GradientTransformationExtraArgs]:
-  """Returns the learning rate as a function of the step, and the optimizer."""
-  recipe = config.optimizer
-  arguments = dict(
-      warmup=recipe.warmup,
-      warmup_steps=recipe.warmup_steps,
-      warmup_factor=recipe.warmup_factor,
-      schedule=recipe.schedule,
-      decay_steps=tuple(recipe.decay_steps),
-      decay_factor=recipe.decay_factor,
-      num_steps=config.train.num_steps,
-  )
-  schedule = functools.partial(
-      learning_rate, base=recipe.learning_rate, **arguments
-  )
-  bias_schedule = functools.partial(
-      learning_rate, base=recipe.learning_rate * recipe.bias_rate_factor,
-      **arguments
-  )
-  return schedule, make_optimizer(
-      momentum=recipe.momentum,
-      weight_decay=recipe.weight_decay,
-      schedule=schedule,
-      bias_schedule=bias_schedule,
-      clip_norm=recipe.clip_norm,
-  )
 
 
 def initial_state(
