@@ -186,7 +186,7 @@ def main(arguments: list[str]) -> int:
 def _use(config, changes, workdir) -> int:
   """Evaluates a trained model, or predicts with it."""
   from maskrcnn_jax.config import source_of
-  from maskrcnn_jax.data.source import how_to_give
+  from maskrcnn_jax.data.source import options_of
   from maskrcnn_jax.detector import load_detector
   from maskrcnn_jax.evaluation.evaluate import evaluate
   from maskrcnn_jax.predict import predict
@@ -205,7 +205,7 @@ def _use(config, changes, workdir) -> int:
 
   source = source_of(detector.config, 'eval')
   if source is None:
-    raise InputError(f'No evaluation set: {how_to_give("eval")}.')
+    raise InputError(f'No evaluation set: give {options_of("eval")}.')
   aps = evaluate(
       detector, source=source, workdir=workdir, config=detector.config,
       skip_eval=_SKIP_EVAL.value,

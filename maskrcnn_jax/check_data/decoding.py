@@ -3,12 +3,12 @@
 The processes import this module, so it must not import JAX.
 """
 
+from collections.abc import Iterator, Sequence
 import concurrent.futures
 import functools
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence
 
 import tqdm
 
