@@ -27,8 +27,8 @@ class Form(NamedTuple):
   """
 
   kind: type
-  least: float = -math.inf
-  most: float = math.inf
+  least: int | float = -math.inf
+  most: int | float = math.inf
   above_least: bool = False
   choices: tuple = ()
   items: Any = None
@@ -53,14 +53,17 @@ def choice(*choices) -> Form:
 
 
 def whole(
-    least: float, most: float = math.inf, *, may_be_none: bool = False,
+    least: int | float,
+    most: int | float = math.inf,
+    *,
+    may_be_none: bool = False,
     what: str = '',
 ) -> Form:
   """Returns the form of a key that is a whole number in a range."""
   return Form(int, least, most, may_be_none=may_be_none, what=what)
 
 
-def number(least: float, most: float = math.inf) -> Form:
+def number(least: int | float, most: int | float = math.inf) -> Form:
   """Returns the form of a key that is a number in a range."""
   return Form(float, least, most)
 
@@ -68,8 +71,8 @@ def number(least: float, most: float = math.inf) -> Form:
 def sequence(
     items,
     what: str,
-    least: float = -math.inf,
-    most: float = math.inf,
+    least: int | float = -math.inf,
+    most: int | float = math.inf,
     *,
     above_least: bool = False,
     length: int | None = None,
