@@ -1,32 +1,35 @@
 """Your own objects, from a trained model: 50 to 5,000 images.
 
-  python -m maskrcnn_jax.main --config=configs/finetune.py --workdir=DIR \
+  python -m maskrcnn_jax.main --config=finetune --workdir=DIR \
       --init_from=CHECKPOINT \
       --config.data.train.images=IMAGES \
       --config.data.train.annotations=TRAIN.json \
       --config.data.eval.images=IMAGES --config.data.eval.annotations=VAL.json
 
-CHECKPOINT is a run of this program or what `convert_weights` made. The network,
-its conventions, anchors, numbers of boxes and image sizes are the checkpoint's;
-the number of classes, slots for objects and the schedule come from the
-annotations, and the log says what was chosen. What is given on the command line
-stays as given.
+CHECKPOINT is the workdir of a run of this program, or the output of
+`convert_weights`. The network, its box conventions, the anchors, the numbers of
+boxes and the image sizes are taken from the checkpoint. The number of classes,
+the number of objects an image and the schedule come from the annotations, and
+the log names the chosen values. A value that is given on the command line
+holds; if the weights cannot be used with it, the program says so and ends.
 
 Why these figures:
-- Rate: half of what the checkpoint was trained with, per image of a batch. The
-  weights are near a good place, but the class layers start afresh.
-- Steps: 60 epochs of 50 images, falling evenly (by the logarithm) to the 12 of
-  COCO's schedule at 5,000. The first is 750 steps of 4 images, the second
-  15,000; fewer images are learned by heart rather than better when seen more.
-- Warm-up: a tenth of the steps, 500 at most, from a tenth of the rate: the new
-  class layers send large gradients at first.
-- Decay: to a tenth at 2/3 and again at 8/9, as COCO's schedule.
-- Images without objects are trained on: they say what is none of your classes.
-- 4 images a step: few enough for most memories, enough to average out noise.
-- Layers that the checkpoint's recipe froze stay frozen.
+- Learning rate: half of the checkpoint's rate, per image of a batch. The
+  weights are already good, but the class layers start afresh.
+- Steps: 60 epochs of 50 images, fewer epochs (evenly, by the logarithm) for
+  more images, down to the 12 epochs of COCO's schedule at 5,000 images. The
+  first is 750 steps of 4 images, the second 15,000. With more epochs, few
+  images would only be memorized.
+- Warm-up: a tenth of the steps, at most 500, from a tenth of the learning rate,
+  because the new class layers send large gradients at first.
+- Decay: to a tenth at 2/3 and again at 8/9 of the steps, as COCO's schedule.
+- Images without objects are trained on: they show what is none of your classes.
+- 4 images a step: they fit most memories, and are enough to average out noise.
+- Layers that the checkpoint's recipe froze stay frozen; --config.freeze_at=0
+  trains them too.
 
 Hardware: any. For many GPUs set train.batch_size to a multiple of their number;
-all else follows. Expected: depends on the data; BENCHMARKS.md has a run of 12
+the rest follows. Expected: depends on the data; BENCHMARKS.md has a run of 12
 images of fruits.
 """
 
@@ -36,13 +39,14 @@ from maskrcnn_jax.config import default_config
 
 
 def get_config():
-  """Returns the recipe; what is a placeholder is filled in when it is known."""
+  """Returns the recipe; placeholders are filled in when they are known."""
   config = default_config()
   config.train.fine_tune = True
   config.train.batch_size = 4
   config.optimizer.warmup_factor = 0.1
   config.data.keep_empty = True
   with config.ignore_type():
+    config.freeze_at = config_dict.placeholder(int)
     for group, key, type_ in (
         ('optimizer', 'learning_rate', float),
         ('optimizer', 'warmup_steps', int),

@@ -1,17 +1,17 @@
 """The program: train, evaluate or predict with one recipe.
 
-  python -m maskrcnn_jax.main --config=configs/r50_fpn.py --workdir=DIR
+  python -m maskrcnn_jax.main --config=RECIPE --workdir=DIR
       [--mode=train|eval|predict] [--config.KEY=VALUE ...]
 
+RECIPE is a file, configs/r50_fpn.py, or the name of a recipe that comes with
+the program, r50_fpn.
+
 Exit status: 0 done, 1 failed while running, 2 wrong input, 130 ended by Ctrl-C.
-A training that SIGTERM or the first Ctrl-C ended is saved and has status 0;
-WORKDIR/interrupted tells it from one that is done.
+A training that is ended by SIGTERM or by the first Ctrl-C is saved and has
+status 0; the file WORKDIR/interrupted tells it from a training that is done.
 """
 
-from collections.abc import Iterator
-import difflib
 import errno
-import itertools
 import logging as standard_logging
 import os
 import pathlib
@@ -20,21 +20,19 @@ import signal
 import sys
 import traceback
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
 from maskrcnn_jax.errors import InputError, SaveError
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'The recipe, for example configs/r50_fpn.py; each of its '
-    'keys can be overridden: --config.train.batch_size=8. Where none is given, '
-    "eval and predict use the checkpoint's own, with such overrides.",
-    lock_config=True,
+# Listed by --help; `split_arguments` reads it, together with --config.KEY.
+flags.DEFINE_string(
+    'config', None, 'The recipe: a file, for example configs/r50_fpn.py, or '
+    'the name of a recipe that comes with the program. Each of its keys can be '
+    'changed: --config.train.batch_size=8. Without a recipe, eval and predict '
+    "use the checkpoint's own, with such changes.",
 )
-# Parses overrides of the recipe of a checkpoint before that is read.
-_DEFAULTS = pathlib.Path(__file__).parent / 'config' / '__init__.py'
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Directory of the run: checkpoints, logs, results.'
+    'workdir', None, 'Directory of the run: checkpoints, logs and results.'
 )
 _MODE = flags.DEFINE_enum(
     'mode', 'train', ['train', 'eval', 'predict'],
@@ -43,7 +41,7 @@ _MODE = flags.DEFINE_enum(
 )
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'For eval and predict: a workdir or one saved step. '
-    'Default: the newest of --workdir.',
+    'Default: the newest step of --workdir.',
 )
 _INIT_FROM = flags.DEFINE_string(
     'init_from', None, 'For train: a checkpoint to take the initial weights '
@@ -58,7 +56,7 @@ _RESUME = flags.DEFINE_boolean(
 )
 _ALLOW_CHANGES = flags.DEFINE_boolean(
     'allow_changes', False, 'For train: continue although the recipe or the '
-    'training set has changed; what has is shown.',
+    'training set has changed; the changes are logged.',
 )
 _SKIP_TEST = flags.DEFINE_boolean(
     'skip_test', False, 'For train: leave out the evaluation at the end.'
@@ -71,18 +69,18 @@ _COORDINATOR = flags.DEFINE_string(
     'of the three is needed under SLURM, Open MPI (mpirun) or Kubernetes.',
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    'num_processes', None, 'How many processes work together. 1: this one '
-    'alone, whoever started it.',
+    'num_processes', None, 'Number of processes that work together. 1: only '
+    'this one, whatever started it.',
 )
 _PROCESS_ID = flags.DEFINE_integer(
-    'process_id', None, 'Which of them this is, from 0.'
+    'process_id', None, 'Number of this process, from 0.'
 )
 _INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
     'initialization_timeout', 300, 'Seconds to wait for the other processes.',
     lower_bound=1,
 )
 _COMPILATION_CACHE = flags.DEFINE_string(
-    'compilation_cache', None, 'Folder that keeps what is compiled for the '
+    'compilation_cache', None, 'Folder that keeps compiled programs for the '
     "next run; '' for none. Default: $JAX_COMPILATION_CACHE_DIR, else "
     "~/.cache/maskrcnn_jax. Several machines should share it.",
 )
@@ -90,10 +88,10 @@ _PROFILE_STEPS = flags.DEFINE_string(
     'profile_steps', None, 'For train: A:B writes a trace of steps A to B-1 '
     'into WORKDIR/profile.',
 )
-# As shells give it for what SIGINT ended.
+# The exit status that shells give to a program that SIGINT ended.
 _INTERRUPTED = 130
 
-# Those of a mode, which another would pass over in silence.
+# Flags that only some modes use; the other modes refuse them.
 _MODES_OF_FLAGS = {
     'allow_changes': ('train',),
     'checkpoint': ('eval', 'predict'),
@@ -110,43 +108,29 @@ _MEANT = {
 }
 
 
-def main(arguments: list[str]) -> int:
-  """Runs the mode that the flags ask for."""
-  # Imported late: --help and a misspelt flag need not wait for JAX.
+def main(argv: list[str]) -> int:
+  """Runs the mode that the flags ask for, and returns the exit status.
+
+  Args:
+    argv: The command line, with the name of the program.
+
+  Raises:
+    InputError: If the arguments or the files that they name are wrong.
+  """
+  path, overrides = _parse_flags(argv)
+  workdir = _check_flags(path)
+  profile_steps = _parse_profile_steps(_PROFILE_STEPS.value)
+  # Not imported before the flags are right: --help and a misspelt flag need
+  # not wait for it. JAX, which takes longest, is not a part of it.
+  from maskrcnn_jax.config.recipe import read_overrides, read_recipe
+
+  recipe = read_recipe(path, overrides) if path else read_overrides(overrides)
+
   import jax
 
-  from maskrcnn_jax.config import default_config
-  from maskrcnn_jax.config.check import check_config
   from maskrcnn_jax.runtime import cluster
   from maskrcnn_jax.runtime.watchdog import watchdog
   from maskrcnn_jax.training.run import train
-
-  if len(arguments) > 1:
-    raise InputError(
-        f'Unexpected argument {arguments[1]!r}; options start with --.'
-    )
-  _check_flags_of_mode()
-  if not _WORKDIR.value:
-    raise InputError('--workdir=DIR is missing: the directory of the run.')
-  workdir = pathlib.Path(_WORKDIR.value)
-  if workdir.exists() and not workdir.is_dir():
-    raise InputError(f'C10: --workdir={workdir} is a file; give a directory.')
-  config = _CONFIG.value
-  changes = {}
-  if config is not None:
-    changes = config_flags.get_override_values(flags.FLAGS['config'])
-    filename = config_flags.get_config_filename(flags.FLAGS['config'])
-    if filename == str(_DEFAULTS):
-      config = None
-  if config is not None:
-    check_config(config)
-  if _MODE.value == 'train' and config is None:
-    raise InputError(
-        '--config=FILE is missing, for example configs/r50_fpn.py.'
-    )
-  if _MODE.value == 'predict' and not _INPUT.value:
-    raise InputError('--input=FILE|DIR|GLOB is missing: what to look at.')
-  profile_steps = _parse_profile_steps(_PROFILE_STEPS.value)
 
   launch = cluster.plan_launch(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
@@ -165,37 +149,34 @@ def main(arguments: list[str]) -> int:
       ', '.join(map(str, cluster.find_devices())), jax.process_index(),
       jax.process_count(),
   )
-  # Not before the processes know each other: only one of them writes there.
+  # Only now, because only process 0 writes to the cache.
   cluster.keep_compiled(_COMPILATION_CACHE.value)
-  seconds = (config or default_config()).train.watchdog_seconds
-  with watchdog(seconds):
-    if _MODE.value == 'train':
-      init_from = _INIT_FROM.value
-      train(
-          config, workdir,
-          init_from=pathlib.Path(init_from) if init_from else None,
-          skip_test=_SKIP_TEST.value, resume=_RESUME.value,
-          allow_changes=_ALLOW_CHANGES.value,
-          given_keys=frozenset(changes),
-          profile_steps=profile_steps,
-      )
-      return 0
-    return _use(config, changes, workdir)
+  with watchdog(recipe.config.train.watchdog_seconds):
+    if _MODE.value != 'train':
+      return _use(recipe, workdir)
+    init_from = _INIT_FROM.value
+    train(
+        recipe.config, workdir,
+        init_from=pathlib.Path(init_from) if init_from else None,
+        skip_test=_SKIP_TEST.value, resume=_RESUME.value,
+        allow_changes=_ALLOW_CHANGES.value,
+        given_keys=frozenset(recipe.given),
+        profile_steps=profile_steps,
+    )
+  return 0
 
 
-def _use(config, changes, workdir) -> int:
-  """Evaluates a trained model, or predicts with it."""
+def _use(recipe, workdir: pathlib.Path) -> int:
+  """Evaluates a trained model or predicts with it; returns the exit status."""
   from maskrcnn_jax.config import source_of
-  from maskrcnn_jax.data.source import how_to_give
+  from maskrcnn_jax.data.source import options_of
   from maskrcnn_jax.detector import load_detector
   from maskrcnn_jax.evaluation.evaluate import evaluate
   from maskrcnn_jax.predict import predict
   from maskrcnn_jax.runtime import cluster
   from maskrcnn_jax.training.evaluations import expected_lines
 
-  detector = load_detector(
-      pathlib.Path(_CHECKPOINT.value or workdir), config, changes
-  )
+  detector = load_detector(pathlib.Path(_CHECKPOINT.value or workdir), recipe)
   if _MODE.value == 'predict':
     broken = predict(
         detector, pattern=_INPUT.value, workdir=workdir,
@@ -205,7 +186,7 @@ def _use(config, changes, workdir) -> int:
 
   source = source_of(detector.config, 'eval')
   if source is None:
-    raise InputError(f'No evaluation set: {how_to_give("eval")}.')
+    raise InputError(f'No evaluation set: give {options_of("eval")}.')
   aps = evaluate(
       detector, source=source, workdir=workdir, config=detector.config,
       skip_eval=_SKIP_EVAL.value,
@@ -216,8 +197,69 @@ def _use(config, changes, workdir) -> int:
   return 0
 
 
+def _parse_flags(argv: list[str]) -> tuple[str | None, list]:
+  """Parses the command line; of a recipe only what `split_arguments` does.
+
+  Returns:
+    What --config names, and the overrides of its keys.
+
+  Raises:
+    InputError: If an argument is not known or has a wrong value.
+  """
+  # Not with absl's own flag, which exits with status 1.
+  if {'--help', '-help', '-h'} & set(argv):
+    module = flags.FLAGS.find_module_defining_flag('workdir')
+    print(f'{__doc__}\n{flags.FLAGS.module_help(module)}')
+    sys.exit(0)
+  from maskrcnn_jax.config.command_line import (
+    refuse_unexpected,
+    split_arguments,
+  )
+
+  try:
+    # A --flagfile may have --config arguments too.
+    argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=True)
+    path, overrides, others = split_arguments(argv[1:])
+    unexpected = flags.FLAGS([argv[0], *others])[1:]
+  except flags.UnrecognizedFlagError as error:
+    refuse_unexpected([f'--{error.flagname}'], otherwise=_in_a_line(error))
+  except flags.Error as error:
+    raise InputError(_in_a_line(error)) from error
+  refuse_unexpected(unexpected)
+  return path, overrides
+
+
+def _in_a_line(error: Exception) -> str:
+  """Returns the message of an error, without line breaks."""
+  return ' '.join(str(error).split()) or type(error).__name__
+
+
+def _check_flags(recipe: str | None) -> pathlib.Path:
+  """Raises an InputError if flags are missing; returns the workdir.
+
+  Args:
+    recipe: What --config names.
+  """
+  _check_flags_of_mode()
+  if not _WORKDIR.value:
+    raise InputError('--workdir=DIR is missing: the directory of the run.')
+  workdir = pathlib.Path(_WORKDIR.value)
+  if workdir.exists() and not workdir.is_dir():
+    raise InputError(f'C10: --workdir={workdir} is a file; give a directory.')
+  if _MODE.value == 'train' and not recipe:
+    from maskrcnn_jax.config.recipe import packaged_recipes
+
+    raise InputError(
+        '--config=FILE is missing: the recipe, or the name of a recipe that '
+        f'comes with the program: {", ".join(packaged_recipes())}.'
+    )
+  if _MODE.value == 'predict' and not _INPUT.value:
+    raise InputError('--input=FILE|DIR|GLOB is missing: what to look at.')
+  return workdir
+
+
 def _check_flags_of_mode() -> None:
-  """Refuses a flag that says something, but to another mode."""
+  """Raises an InputError for a flag that the mode would ignore."""
   for name, modes in _MODES_OF_FLAGS.items():
     flag = flags.FLAGS[name]
     if _MODE.value in modes or flag.value in (flag.default, ''):
@@ -236,13 +278,14 @@ def run() -> None:
   _set_up_console()
   _set_up_ctrl_c()
   try:
-    status = main(_parse_flags(sys.argv))
+    status = main(sys.argv)
   except InputError as error:
     _fail(str(error), 2)
   except (FloatingPointError, SaveError) as error:
     _fail(str(error), 1)
   except Exception as error:
-    # Of Python as an OSError, of what writes checkpoints as text in another.
+    # Python raises an OSError; the library that writes checkpoints raises
+    # another error with the same text in it.
     if os.strerror(errno.ENOSPC) in str(error):
       _fail(
           'C10: the disk is full. What was saved before is whole; make room '
@@ -250,13 +293,13 @@ def run() -> None:
           f'({" ".join(str(error).split())[:300]}).', 1,
       )
     traceback.print_exc()
-    # Of several processes that lose one, all the others come here.
+    # If one of several processes fails, all the others come here.
     _fail('this process failed; what went wrong is above.', 1)
   sys.exit(status)
 
 
 def _set_up_console() -> None:
-  """Shows our own messages, and of libraries only warnings and errors."""
+  """Shows all messages of this program, and only warnings of libraries."""
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   logging.set_stderrthreshold(logging.INFO)
@@ -272,104 +315,44 @@ def _set_up_console() -> None:
 
 
 def _set_up_ctrl_c() -> None:
-  """Has Ctrl-C end the program in a line, but while `train` listens.
+  """Makes Ctrl-C end the program with one line; `train` replaces this.
 
-  Not by a KeyboardInterrupt, which libraries swallow or make other errors of.
+  It does not raise a KeyboardInterrupt, because libraries swallow that or turn
+  it into other errors.
   """
-  # What a shell starts in the background goes on ignoring it.
+  # A program that a shell starts in the background goes on ignoring Ctrl-C.
   if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
     signal.signal(signal.SIGINT, _end)
 
 
 def _end(*_) -> None:
-  # Past Python's buffers, which may be in the middle of a line.
+  """Ends the program; a signal handler."""
+  # Not with print, whose buffer may be in the middle of a line.
   os.write(2, b'\nerror: ended by Ctrl-C.\n')
   os._exit(_INTERRUPTED)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-  """Parses flags; whatever is wrong with them is wrong input."""
-  # Not absl's own flag, which exits with status 1.
-  if {'--help', '-help', '-h'} & set(argv):
-    app.usage(shorthelp=True, writeto_stdout=True)
-    sys.exit(0)
-  _check_recipe_exists(argv)
-  names = [a.partition('=')[0].lstrip('-') for a in argv if a.startswith('-')]
-  if 'config' not in names and any(n.startswith('config.') for n in names):
-    argv = [argv[0], f'--config={_DEFAULTS}', *argv[1:]]
-  try:
-    return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
-          OSError) as error:
-    _fail(_explain_flag_error(error, argv), 2)
-
-
-def _check_recipe_exists(argv: list[str]) -> None:
-  """Fails if --config names no file, which config_flags tells much later."""
-  for name, text in _given(argv):
-    if name not in ('--config', '-config'):
-      continue
-    path = pathlib.Path(text.split(':')[0])
-    if text and (path.suffix != '.py' or not path.is_file()):
-      _fail(
-          f'--config={path} is not a Python file; give a recipe, for example '
-          'configs/r50_fpn.py.', 2,
-      )
-
-
-def _given(argv: list[str]) -> Iterator[tuple[str, str]]:
-  """Yields (name, value) of each argument, as far as it is a flag."""
-  for argument, following in itertools.pairwise([*argv, '']):
-    name, equals, value = argument.partition('=')
-    yield name, value if equals else following
-
-
 def _parse_profile_steps(text: str | None) -> range:
-  """Reads 'A:B'."""
+  """Returns the steps that 'A:B' names, A to B - 1; None names none."""
   if text is None:
     return range(0)
-  found = re.fullmatch(r'(\d+):(\d+)', text)
-  if not found or int(found[1]) >= int(found[2]):
+  match = re.fullmatch(r'(\d+):(\d+)', text)
+  if not match or int(match[1]) >= int(match[2]):
     raise InputError(
         f'--profile_steps={text}: give A:B for steps A to B-1, for example '
         '10:13.'
     )
-  return range(int(found[1]), int(found[2]))
-
-
-def _explain_flag_error(error: Exception, argv: list[str]) -> str:
-  """One line on what is wrong with the flags."""
-  from maskrcnn_jax.config import default_config, recipe
-
-  lines = str(error).strip().splitlines() or [type(error).__name__]
-  # The recipe itself raised, and config_flags gives the traceback as text.
-  if 'Error whilst parsing config file' in lines[0]:
-    return lines[-1].partition(': ')[2]
-  text = ' '.join(' '.join(lines).split())
-  if '--config.' in text:
-    text = f'C05: {text}'
-  overrides = [a for a in argv if re.match(r'--config\.', a)]
-  if isinstance(error, AttributeError | KeyError) and overrides:
-    names = [a[len('--config.'):].split('=')[0] for a in overrides]
-    known = recipe.key_names(default_config())
-    for name in names:
-      if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f'; did you mean --config.{near[0]}?' if near else ''
-        return f'C05: There is no config key {name!r}{hint}'
-  path = next((
-      value for name, value in _given(argv) if name in ('--config', '-config')
-  ), None)
-  return path and recipe.explain_misspelt(error, path) or text
+  return range(int(match[1]), int(match[2]))
 
 
 def _fail(message: str, status: int) -> None:
+  """Prints a message and exits."""
   print(f'error: {message}', file=sys.stderr, flush=True)
   _leave(status)
 
 
 def _leave(status: int) -> None:
-  """Exits; of several processes, without waiting for the others."""
+  """Exits; one of several processes does not wait for the others."""
   if 'jax' in sys.modules:
     from maskrcnn_jax.runtime import cluster
     cluster.leave(status)

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from maskrcnn_jax.array_types import GroundTruthLimits
-from maskrcnn_jax.benchmark import measure as benchmark
+from maskrcnn_jax.benchmark.made_up_batch import made_up_batch
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.detector import Detector
 from maskrcnn_jax.doctor import kernel_check
@@ -120,7 +120,7 @@ def compile_model(
   dtype = set_precision(config.precision)
   batch = shapes_on(
       mesh,
-      benchmark.made_up_batch(
+      made_up_batch(
           image_size=padded_size, batch_size=batch_size, num_objects=8,
           max_objects=config.data.max_objects, num_classes=81,
       ),

@@ -33,7 +33,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 import numpy as np  # noqa: E402
 
 from maskrcnn_jax.array_types import GroundTruthLimits  # noqa: E402
-from maskrcnn_jax.benchmark.measure import made_up_batch  # noqa: E402
+from maskrcnn_jax.benchmark.made_up_batch import made_up_batch  # noqa: E402
 from maskrcnn_jax.model.backbone import frozen_prefixes  # noqa: E402
 from maskrcnn_jax.rcnn import Rcnn  # noqa: E402
 from maskrcnn_jax.runtime import cluster  # noqa: E402

@@ -110,7 +110,6 @@ def pixel_ranges(monkeypatch):
 @pytest.fixture
 def run(monkeypatch, capsys):
   """Runs the program in this process: (exit status, stdout, stderr)."""
-  from absl import flags
   from absl.testing import flagsaver
 
   from maskrcnn_jax import main
@@ -127,11 +126,7 @@ def run(monkeypatch, capsys):
     out, err = capsys.readouterr()
     return exit_.value.code, out, err
 
-  yield run_with
-  # Overriding a key of the recipe defines a flag for it.
-  for name in list(flags.FLAGS):
-    if name.startswith('config.'):
-      delattr(flags.FLAGS, name)
+  return run_with
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import tiny
 
 from maskrcnn_jax import geometry
 from maskrcnn_jax.config import (
-  config_difference,
   default_config,
+  differences,
   geometry_of,
   plain,
 )
@@ -362,9 +362,9 @@ def test_saying_what_the_preset_says_is_no_difference():
   stored['data']['pixel_mean'] = [123.675, 116.28, 103.53]
   stored['data']['antialias'] = True
   stored['roi']['sampling_ratio'] = 0
-  assert config_difference(config, stored) == []
+  assert differences(config, stored) == []
   stored['roi']['sampling_ratio'] = 2
-  assert config_difference(config, stored) == ['roi.sampling_ratio: 0 | 2']
+  assert differences(config, stored) == [('roi.sampling_ratio', 0, 2)]
 
 
 @pytest.mark.slow

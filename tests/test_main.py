@@ -19,11 +19,7 @@ from maskrcnn_jax.errors import InputError, SaveError
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = f'--config={tiny.__file__}'
 
-pytestmark = [
-    pytest.mark.usefixtures('compilation_cache'),
-    # How ml_collections 1.1 loads a recipe.
-    pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning'),
-]
+pytestmark = pytest.mark.usefixtures('compilation_cache')
 
 
 @pytest.fixture
@@ -124,9 +120,9 @@ def get_config():
         ('data.padded_sizes=64', 'give (height, width) pairs'),
         ('optimizer.decay_steps=abc', 'give whole numbers, for example (60000'),
         ('anchors.ratios=abc', 'give ratios, for example (0.5'),
-        ('mesh=abc', 'give (name, size) pairs'),
+        ('data.padded_sizes=abc', 'give (height, width) pairs'),
         ('data.scale_jitter=((0.1,2),(1,2))', 'give the least and the greates'),
-        ('optimizer.learning_rate=nan', 'is nan; give what is a finite number'),
+        ('optimizer.learning_rate=nan', 'is nan; it must be a finite number'),
         ('optimizer.learning_rate=-1', 'is -1.0; it must be at least 0.'),
         ('model.width=0', 'is 0; it must be at least 1.'),
         ('model.fpn_channels=-1', 'is -1; it must be at least 1.'),
@@ -155,10 +151,19 @@ def test_a_value_that_makes_no_sense_is_one_line(
         ('stray', "Unexpected argument 'stray'"),
         ('--workdir=', '--workdir=DIR is missing'),
         (f'--workdir={__file__}', 'is a file; give a directory'),
-        ('--config=configs/none.py', 'configs/none.py is not a Python file'),
+        ('--config=configs/none.py', 'configs/none.py is not a file; give'),
         ('--config=README.md', 'README.md is not a Python file'),
         ('--config=configs/r50_fpn.py:2013', 'year of COCO, 2014 or 2017'),
         ('--mode=predict', '--input=FILE|DIR|GLOB is missing'),
+        ('--config=shape', 'did you mean shapes?'),
+        ('--config', '--config needs a value'),
+        ('--lr=0.1', 'no option --lr: give --config.optimizer.learning_rate='),
+        ('--lr', 'no option --lr: give --config.optimizer.learning_rate=RATE'),
+        ('lr0=0.1', 'no option lr0: give --config.optimizer.learning_rate='),
+        ('SOLVER.BASE_LR', 'SOLVER.BASE_LR: give --config.optimizer.learnin'),
+        ('--patience=5', 'no option --patience: a training does not end for'),
+        ('--config.nc=5', "key 'nc': the number of classes comes from the"),
+        ('--config.train.num_steps', '--config.train.num_steps needs a value'),
     ],
 )
 def test_a_wrong_argument_is_named(
@@ -189,6 +194,13 @@ def test_a_flag_of_another_mode_is_refused(refuse, tmp_path, mode, flag, what):
       *(['--input=x'] if mode == 'predict' else []),
   )
   assert what in line
+
+
+def test_arguments_may_come_from_a_file(refuse, tmp_path):
+  path = tmp_path / 'arguments.txt'
+  path.write_text(f'{RECIPE}\n--config.seed=x\n')
+  line = refuse(f'--workdir={tmp_path}', f'--flagfile={path}')
+  assert 'C05: --config.seed=x: give a whole number.' in line
 
 
 def test_a_missing_workdir_is_named(refuse):
@@ -239,7 +251,7 @@ def test_a_batch_that_the_devices_cannot_share_is_named(
     refuse, train_flags, monkeypatch
 ):
   mesh = Mesh(np.array(jax.devices()[:1] * 4), ('data',))
-  monkeypatch.setattr('maskrcnn_jax.runtime.cluster.make_mesh', lambda _: mesh)
+  monkeypatch.setattr('maskrcnn_jax.runtime.cluster.make_mesh', lambda: mesh)
   line = refuse(*train_flags, '--config.train.batch_size=6')
   assert 'config.train.batch_size (6) must be a multiple of' in line
   assert 'try --config.train.batch_size=4.' in line
@@ -257,7 +269,9 @@ def test_eval_of_another_architecture(refuse, train_flags, tiny_run):
       *train_flags, '--mode=eval', f'--checkpoint={tiny_run[0]}',
       '--config.model.depth=34',
   )
+  assert 'C02: ' in line
   assert 'model.depth: 34 | 18' in line
+  assert line.endswith('Leave --config.model.depth out.')
 
 
 def test_eval_on_an_unknown_class(

@@ -38,18 +38,18 @@ def format_report(result: dict[str, Any]) -> str:
   if 'counts' in result:
     lines += _format_figures(result)
   lines.append('')
-  for found in result['findings']:
+  for finding in result['findings']:
     lines.append(
-        f'{found["code"]}  {found["level"]:<7} {found["count"]:>9,}  '
-        f'{found["meaning"]}'
+        f'{finding["code"]}  {finding["level"]:<7} {finding["count"]:>9,}  '
+        f'{finding["meaning"]}'
     )
-    for example in found['examples'][:SHOW]:
+    for example in finding['examples'][:SHOW]:
       places = [example['id']]
       if example['file'] not in ('', result['annotations']):
         places.insert(0, example['file'])
       where = ''.join(f'{place}: ' for place in places if place)
       lines.append(f'       {where}{example["reason"]}')
-    more = len(found['examples']) - SHOW
+    more = len(finding['examples']) - SHOW
     if more > 0:
       lines.append(f'       and {more} more lines in the JSON')
   if 'fine_tuning' in result:

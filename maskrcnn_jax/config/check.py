@@ -27,6 +27,23 @@ def check_config(
       too. When a trained model is used, those keys have no effect, and some
       come from another recipe than the rest.
   """
+  check_values(config)
+  if config.train.fine_tune:
+    return
+  checks = [_check_model, _check_images]
+  if for_training:
+    checks += [_check_training, _check_sampling, _check_augmentation]
+  for check in checks:
+    problem = check(config)
+    if problem:
+      raise InputError(f'C05: {problem}')
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+  """Raises an InputError for a value that a key cannot have.
+
+  The values of several keys are not compared.
+  """
   is_complete = not config.train.fine_tune
   for key in KEYS:
     value = value_of(config, key.name)
@@ -42,15 +59,6 @@ def check_config(
       raise InputError(
           f'C05: config.{key.name} is {_written(value)}; {problem}.'
       )
-  if not is_complete:
-    return
-  checks = [_check_model, _check_images]
-  if for_training:
-    checks += [_check_training, _check_sampling, _check_augmentation]
-  for check in checks:
-    problem = check(config)
-    if problem:
-      raise InputError(f'C05: {problem}')
 
 
 def _written(value) -> str:

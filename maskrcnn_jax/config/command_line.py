@@ -121,11 +121,12 @@ def apply_overrides(
     set_value(config, name, value)
 
 
-def refuse_unexpected(arguments: Sequence[str]) -> None:
-  """Raises an InputError about the first argument that no program has.
+def refuse_unexpected(arguments: Sequence[str], otherwise: str = '') -> None:
+  """Raises an InputError about the first of some arguments.
 
   Args:
     arguments: Those that the parser of the program does not know.
+    otherwise: The message for one that no other program has either.
   """
   for argument in arguments:
     answer = answer_to(argument)
@@ -134,7 +135,8 @@ def refuse_unexpected(arguments: Sequence[str]) -> None:
           f'There is no option {argument.partition("=")[0]}: {answer}.'
       )
     raise InputError(
-        f'Unexpected argument {argument!r}; --help lists what there is.'
+        otherwise
+        or f'Unexpected argument {argument!r}; --help lists what there is.'
     )
 
 

@@ -7,7 +7,7 @@ import ml_collections
 
 from maskrcnn_jax import geometry
 from maskrcnn_jax.config.defaults import default_config
-from maskrcnn_jax.config.keys import REMOVED_KEYS
+from maskrcnn_jax.config.keys import BY_NAME, REMOVED_KEYS
 
 # Stands for the value of a key that one of two recipes does not have.
 NOTHING = 'nothing'
@@ -47,14 +47,18 @@ def stored_config(stored: dict) -> ml_collections.ConfigDict:
   """Returns the recipe that a checkpoint stores.
 
   Keys that are newer than the checkpoint get their defaults, and keys that
-  this version no longer has are left out.
+  this version no longer has are left out. JSON made lists of the tuples; they
+  become tuples again.
 
   Args:
     stored: A nested dict, as `plain` makes it.
   """
   tree = _fill(stored, default_config().to_dict())
   config = ml_collections.ConfigDict(
-      {key: value for key, value in tree.items() if key not in REMOVED_KEYS}
+      {
+          key: _with_tuples(value, key) for key, value in tree.items()
+          if key not in REMOVED_KEYS
+      }
   )
   config.lock()
   return config
@@ -99,6 +103,23 @@ def _fill(tree: dict, defaults: dict) -> dict:
       if isinstance(value, dict) else value
       for key, value in tree.items()
   }
+
+
+def _with_tuples(value, name: str):
+  """Returns the value of a key, or of a group, with tuples for lists."""
+  if isinstance(value, dict):
+    return {
+        key: _with_tuples(item, f'{name}.{key}') for key, item in value.items()
+    }
+  is_tuple = name in BY_NAME and BY_NAME[name].form.kind is tuple
+  return _nested_tuple(value) if is_tuple else value
+
+
+def _nested_tuple(value):
+  """Returns tuples for lists."""
+  if isinstance(value, list | tuple):
+    return tuple(map(_nested_tuple, value))
+  return value
 
 
 def _name_preset_values(tree: dict) -> dict:

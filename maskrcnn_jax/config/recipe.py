@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from maskrcnn_jax.config.check import check_config
+from maskrcnn_jax.config.check import check_config, check_values
 from maskrcnn_jax.config.command_line import (
   Override,
   apply_overrides,
@@ -57,13 +57,17 @@ def read_recipe(
 def read_overrides(overrides: Sequence[Override]) -> Recipe:
   """Returns overrides alone, for the recipe that a checkpoint stores.
 
-  The other keys have their defaults, so only the recipe of the checkpoint with
-  these overrides in it can be checked.
+  The other keys have their defaults, so each given value can be checked, but
+  not whether they fit each other.
 
   Raises:
     InputError: If there is no such key, or the text is no value of it.
   """
-  return Recipe(default_config(), parse_overrides(overrides), None)
+  given = parse_overrides(overrides)
+  config = default_config()
+  apply_overrides(config, given)
+  check_values(config)
+  return Recipe(config, given, None)
 
 
 def packaged_recipes() -> dict[str, pathlib.Path]:
@@ -93,8 +97,8 @@ def _find(path: str) -> pathlib.Path:
     )
   if not file.is_file():
     raise InputError(
-        f'--config={path}: there is no such file; give FILE.py, or the name of '
-        f'a recipe that comes with the program: {names}.'
+        f'--config={path} is not a file; give FILE.py, or the name of a recipe '
+        f'that comes with the program: {names}.'
     )
   return file
 

@@ -6,7 +6,7 @@ import io
 import os
 import pathlib
 import struct
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 import warnings
 import zlib
 
@@ -236,7 +236,7 @@ def look_at_image(
       )
 
 
-def _opened(path: Path, content: bytes | None) -> BinaryIO:
+def _opened(path: Path, content: bytes | None) -> io.BufferedIOBase:
   """Opens an image file, or its content if that is given."""
   return open(path, 'rb') if content is None else io.BytesIO(content)
 

@@ -59,17 +59,48 @@ class ImageFile(NamedTuple):
     return None if self.record is None else self.record.read()
 
 
-def how_to_give(part: str) -> str:
-  """Returns the part of a message that says how a data set is given.
+def options_of(part: str) -> str:
+  """Returns the options that name a data set of a recipe, for messages.
 
   Args:
     part: 'train' or 'eval', of `config.data`.
   """
   key = f'--config.data.{part}'
   return (
-      f'give {key}.images=DIR and {key}.annotations=FILE.json, or'
+      f'{key}.images=DIR and {key}.annotations=FILE.json, or'
       f' {key}.tfds=NAME and --config.data.tfds_dir=DIR'
   )
+
+
+def choose_source(
+    images: str | None, annotations: str | None, of_recipe: Source | None
+) -> tuple[Source, str]:
+  """Returns the data set of --images and --annotations, else the recipe's.
+
+  Args:
+    images: The value of --images. `None` or '': not given.
+    annotations: The value of --annotations. `None` or '': not given.
+    of_recipe: The training set of the recipe, `None` if it names none.
+
+  Returns:
+    The data set, and the `option` of `check_is_there` for it.
+
+  Raises:
+    InputError: If there is no data set, or only one of the two is given.
+  """
+  if images and annotations:
+    return CocoFiles(images, annotations), '--'
+  if images or annotations:
+    missing = '--annotations=FILE.json' if images else '--images=DIR'
+    raise errors.InputError(
+        f'{missing} is missing: --images and --annotations belong together.'
+    )
+  if of_recipe is None:
+    raise errors.InputError(
+        'No data set: give --images=DIR and --annotations=FILE.json; or'
+        f' {options_of("train")}.'
+    )
+  return of_recipe, '--config.data.train.'
 
 
 def check_is_there(source: Source, option: str) -> None:

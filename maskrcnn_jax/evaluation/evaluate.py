@@ -201,22 +201,22 @@ def _detect_set(
   started = time.monotonic()
   width_offset = geometry_of(detector.config).width_offset
   results = []
-  for found in progress(
+  for image in progress(
       detect_batches(detector, batches, index, plan),
       total=len(share), description='Evaluating', shown=cluster.is_main(),
   ):
-    watchdog.progress(f'the detections of image {index.image_ids[found.row]}')
+    watchdog.progress(f'the detections of image {index.image_ids[image.row]}')
     for i, (box, class_, score) in enumerate(
-        zip(found.boxes, found.classes, found.scores, strict=True)
+        zip(image.boxes, image.classes, image.scores, strict=True)
     ):
       results.append({
-          'image_id': index.image_ids[found.row],
+          'image_id': index.image_ids[image.row],
           'category_id': category_of(detector, class_).id,
           'score': float(score),
           'bbox': to_xywh(box, width_offset=width_offset),
       })
-      if found.masks is not None:
-        results[-1]['segmentation'] = found.masks[i]
+      if image.masks is not None:
+        results[-1]['segmentation'] = image.masks[i]
   seconds = time.monotonic() - started
   logging.info(
       'Total inference time: %.1f s (%.4f s / img per device, on %d devices)',

@@ -17,7 +17,7 @@ from maskrcnn_jax.config import (
 )
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.data import canvases, image_sets
-from maskrcnn_jax.data.source import how_to_give
+from maskrcnn_jax.data.source import options_of
 from maskrcnn_jax.detector import Detector
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.rcnn import Rcnn
@@ -171,7 +171,7 @@ def prepare_run(
   if eval_every and not has_eval_set(config):
     raise InputError(
         'config.train.eval_every needs an evaluation set: '
-        f'{how_to_give("eval")}.'
+        f'give {options_of("eval")}.'
     )
   if eval_every or not skip_test:
     check_eval_set(config, index)

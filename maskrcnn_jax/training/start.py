@@ -28,7 +28,7 @@ from maskrcnn_jax.data.source import (
   DataSet,
   check_images_exist,
   check_is_there,
-  how_to_give,
+  options_of,
   read_content,
   read_set,
 )
@@ -158,7 +158,7 @@ def read_training_set(
   """
   source = source_of(config, 'train')
   if source is None:
-    raise InputError(f'No training set: {how_to_give("train")}.')
+    raise InputError(f'No training set: give {options_of("train")}.')
   logging.info('Training set: %s', source)
   check_is_there(source, '--config.data.train.')
   report = findings.Report(stop=True)

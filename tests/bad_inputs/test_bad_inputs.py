@@ -8,7 +8,7 @@ import cases
 import numpy as np
 import pytest
 
-from maskrcnn_jax.check_data import check as check_data
+from maskrcnn_jax.check_data import command_line, contact_sheet
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.data import canvases, coco, findings, image_sets, loader
 from maskrcnn_jax.errors import InputError
@@ -20,7 +20,7 @@ BY_NAME = {case.name: case for case in cases.CASES}
 @pytest.fixture(autouse=True)
 def few_examples(monkeypatch):
   """Drawing takes longer than all the rest."""
-  monkeypatch.setattr(check_data, 'NUM_EXAMPLES', 1)
+  monkeypatch.setattr(contact_sheet, 'NUM_EXAMPLES', 1)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def make(tmp_path, monkeypatch):
 
 def run(data, *options):
   """Runs check_data and returns (exit status, report)."""
-  status = check_data.main([
+  status = command_line.main([
       f'--images={data.images_dir}', f'--annotations={data.annotations}',
       f'--out={data.folder / "out"}', '--workers=1', *options,
   ])
@@ -186,7 +186,7 @@ def test_fix_changes_nothing_of_a_clean_set(make):
 
 def run_status(data, *options):
   """Runs check_data where it writes no report."""
-  return check_data.main([
+  return command_line.main([
       f'--images={data.images_dir}', f'--annotations={data.annotations}',
       f'--out={data.folder / "out"}', '--workers=1', *options,
   ])

@@ -27,11 +27,7 @@ from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.training import run as train
 from maskrcnn_jax.training.loop import _Pending, _take_figures
 
-pytestmark = [
-    pytest.mark.usefixtures('compilation_cache'),
-    # How ml_collections 1.1 loads a recipe.
-    pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning'),
-]
+pytestmark = pytest.mark.usefixtures('compilation_cache')
 
 RECIPE = f'--config={tiny.__file__}'
 
@@ -152,7 +148,7 @@ def test_c06_a_batch_that_devices_cannot_share(
     refuse, flags_of_run, monkeypatch
 ):
   mesh = Mesh(np.array(jax.devices()[:1] * 4), ('data',))
-  monkeypatch.setattr('maskrcnn_jax.runtime.cluster.make_mesh', lambda _: mesh)
+  monkeypatch.setattr('maskrcnn_jax.runtime.cluster.make_mesh', lambda: mesh)
   assert 'C06: ' in refuse(*flags_of_run, '--config.train.batch_size=6')
 
 

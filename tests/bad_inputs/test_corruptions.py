@@ -13,7 +13,8 @@ import cases
 import numpy as np
 import pytest
 
-from maskrcnn_jax.check_data import check as check_data
+from maskrcnn_jax.check_data.check import check_data
+from maskrcnn_jax.check_data.report import format_report
 from maskrcnn_jax.data import (
   canvases,
   coco,
@@ -134,10 +135,9 @@ def use(folder, row):
 
 def check(folder):
   """Runs all of check_data but the sheet; True if all is well."""
-  result = check_data.check_data(
-      folder / 'images', folder / 'instances.json', num_workers=1
-  )
-  check_data.format_report(result)
+  source = CocoFiles(str(folder / 'images'), str(folder / 'instances.json'))
+  result = check_data(source, num_workers=1)
+  format_report(result)
   json.dumps(result)
   return result['is_ok'] and 'evaluation' not in result
 

@@ -1,21 +1,16 @@
 """Tests of the recipes in configs/."""
 
 import importlib.util
-import pathlib
 
 from ml_collections import ConfigDict
 import pytest
 
-from maskrcnn_jax.config import (
-  config_difference,
-  default_config,
-  fine_tuning,
-  plain,
-)
+from maskrcnn_jax.config import default_config, facts_of, fine_tuning, plain
 from maskrcnn_jax.config.check import check_config
+from maskrcnn_jax.config.recipe import packaged_recipes
 from maskrcnn_jax.model.backbone import frozen_prefixes
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[2] / 'configs').glob('*.py'))
+CONFIGS = list(packaged_recipes().values())
 
 
 def load(path):
@@ -29,10 +24,8 @@ def complete(config):
   """Fills in what a fine-tuning learns from its checkpoint and data."""
   if config.train.fine_tune:
     stored = load_named('r50_fpn').get_config()
-    config, _ = fine_tuning.fit(
-        fine_tuning.adopt(config, plain(stored)), num_images=500,
-        most_objects=20,
-    )
+    config, _ = fine_tuning.adopt(config, plain(stored))
+    config, _ = fine_tuning.fit(config, num_images=500, most_objects=20)
   return config
 
 
@@ -50,11 +43,7 @@ def test_a_recipe_is_complete_and_locked(path):
   check_config(config)
   assert config.is_locked
   assert config.optimizer.is_locked
-  keys = {line.split(':')[0] for line in config_difference(config, {})}
-  defaults = {
-      line.split(':')[0] for line in config_difference(default_config(), {})
-  }
-  assert keys == defaults
+  assert facts_of(config).keys() == facts_of(default_config()).keys()
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -112,8 +101,10 @@ def test_r50_fpn_is_the_1x_recipe_of_the_seeds_readme():
   assert config.train.num_steps == 90_000
   assert config.train.checkpoint_every == 2_500
   assert config.optimizer.to_dict() == {
+      'name': 'sgd',
       'learning_rate': 0.02,
       'momentum': 0.9,
+      'beta2': 0.999,
       'weight_decay': 1e-4,
       'bias_rate_factor': 2.0,
       'clip_norm': 0.0,

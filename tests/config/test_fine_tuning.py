@@ -1,31 +1,25 @@
 """Tests of fine_tuning.py and configs/finetune.py."""
 
-import importlib.util
-import pathlib
-
 import pytest
 import tiny
 
 from maskrcnn_jax.config import default_config, fine_tuning, plain
 from maskrcnn_jax.config.check import check_config
+from maskrcnn_jax.config.command_line import apply_overrides, parse_overrides
+from maskrcnn_jax.config.defaults import value_of
+from maskrcnn_jax.config.keys import KEYS
+from maskrcnn_jax.config.recipe import Recipe, read_recipe
 from maskrcnn_jax.detector import load_detector
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.runtime import checkpoint
 
-RECIPE = pathlib.Path(__file__).parents[2] / 'configs' / 'finetune.py'
-
 
 def recipe():
-  spec = importlib.util.spec_from_file_location('finetune', RECIPE)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config()
+  return read_recipe('finetune').config
 
 
-def fitted(num_images, *, most_objects=5, config=None, **stored):
-  given = default_config()
-  given.update(stored)
-  config = fine_tuning.adopt(config or recipe(), plain(given))
+def fitted(num_images, *, most_objects=5, config=None):
+  config, _ = fine_tuning.adopt(config or recipe(), plain(default_config()))
   return fine_tuning.fit(
       config, num_images=num_images, most_objects=most_objects
   )
@@ -104,7 +98,8 @@ def test_adopt_takes_what_the_weights_ask_for():
   stored.freeze_at = 1
   given = recipe()
   given.data.padded_sizes = ((96, 96),)
-  config = fine_tuning.adopt(given, plain(stored))
+  config, lines = fine_tuning.adopt(given, plain(stored))
+  assert lines == []
   assert config.model.to_dict() == stored.model.to_dict()
   assert config.geometry == 'legacy'
   assert config.freeze_at == 1
@@ -113,6 +108,67 @@ def test_adopt_takes_what_the_weights_ask_for():
   assert config.roi.num_samples == stored.roi.num_samples
   assert config.data.short_side == 64
   assert config.data.padded_sizes == ((96, 96),)  # as given
+
+
+def test_the_lists_are_what_they_were_before_the_table_of_keys():
+  assert set(fine_tuning.FROM_CHECKPOINT) == {
+      'geometry', 'roi.box_side', 'roi.mask_side', 'roi.sampling_ratio',
+      'data.pixel_mean', 'data.pixel_std', 'data.antialias',
+      *(key.name for key in KEYS if key.name.startswith('model.')),
+  }
+  config = recipe()
+  open_keys = {
+      key.name for key in KEYS
+      if value_of(config, key.name) is None and not key.form.may_be_none
+  }
+  assert open_keys - set(fine_tuning.COMPUTED) == {
+      'anchors.sizes', 'anchors.ratios', 'data.short_side', 'data.long_side',
+      'data.padded_sizes', 'data.max_source_side', 'rpn.num_samples',
+      'roi.num_samples', 'freeze_at',
+      *(f'rpn.{mode}.{name}' for mode in ('train', 'eval')
+        for name in ('pre_nms', 'post_nms', 'num_proposals')),
+  }
+
+
+@pytest.mark.parametrize(
+    ('key', 'written', 'holds'),
+    [
+        ('freeze_at', '0', 0),
+        ('data.short_side', '480', 480),
+        ('anchors.ratios', '1,2', (1, 2)),
+        ('train.num_steps', '7', 7),
+        ('rpn.eval.post_nms', '9', 9),
+        ('optimizer.name', 'adamw', 'adamw'),
+        ('geometry', 'modern', 'modern'),
+        ('model.depth', '50', 50),
+        # The preset's own value, written out.
+        ('data.antialias', 'true', None),
+        ('model.depth', '18', InputError),
+        ('model.output', 'boxes', InputError),
+        ('data.pixel_std', '1,1,1', InputError),
+        ('geometry', 'legacy', InputError),
+    ],
+)
+def test_what_is_given_holds_or_is_refused(key, written, holds):
+  config = recipe()
+  given = parse_overrides([(key, written)])
+  apply_overrides(config, given)
+  stored = plain(default_config())
+  if holds is InputError:
+    message = f'^C02: .*{key}.*Leave --config.{key} out'
+    with pytest.raises(InputError, match=message):
+      fine_tuning.adopt(config, stored, frozenset(given))
+  else:
+    adopted, _ = fine_tuning.adopt(config, stored, frozenset(given))
+    assert value_of(adopted, key) == holds
+
+
+def test_what_the_file_says_otherwise_than_the_weights_is_named():
+  config = recipe()
+  config.model.depth = 101
+  adopted, (line,) = fine_tuning.adopt(config, plain(default_config()))
+  assert adopted.model.depth == 50
+  assert 'model.depth: 101 | 50' in line
 
 
 @pytest.mark.usefixtures('compilation_cache')
@@ -139,29 +195,10 @@ def test_fine_tuning_needs_paths_and_a_checkpoint_only(
   with pytest.raises(InputError, match='decay_steps'):
     tiny.run_training(config, workdir, init_from=tiny_run[0])
   config.expected.box_ap = (30.0, 1.0)
-  detector = load_detector(workdir, config)
+  detector = load_detector(workdir, Recipe(config, {}, 'finetune'))
   assert detector.config.model.width == 8
   assert detector.config.data.eval.annotations == config.data.eval.annotations
   assert detector.config.expected.box_ap == (30.0, 1.0)
-
-
-def test_what_is_given_holds_for_the_use_of_a_fine_tuned_model(tiny_run):
-  config = recipe()
-  # As --config.KEY=VALUE does: into the recipe too.
-  config.predict.min_score = 0.25
-  changes = {
-      'detections.max_detections': 3, 'data.short_side': 48,
-      'predict.min_score': 0.25,
-  }
-  detector = load_detector(tiny_run[0], config, changes)
-  assert detector.config.detections.max_detections == 3
-  assert detector.config.data.short_side == 48
-  assert detector.config.predict.min_score == 0.25
-  assert detector.config.detections.min_score == 0.0  # the checkpoint's
-  with pytest.raises(InputError, match='max_detections is 0'):
-    load_detector(tiny_run[0], config, {'detections.max_detections': 0})
-  with pytest.raises(InputError, match='geometry: legacy | modern'):
-    load_detector(tiny_run[0], config, {'geometry': 'legacy'})
 
 
 def test_fine_tuning_without_a_checkpoint_is_refused(tiny_data, tmp_path):

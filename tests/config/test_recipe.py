@@ -1,10 +1,16 @@
-"""Tests of reading recipes outside of `main`."""
+"""Tests of reading recipes."""
 
+import json
 import pathlib
 
 import pytest
 
-from maskrcnn_jax.config.recipe import read_recipe
+from maskrcnn_jax.config import differences, plain
+from maskrcnn_jax.config.recipe import (
+  packaged_recipes,
+  read_overrides,
+  read_recipe,
+)
 from maskrcnn_jax.errors import InputError
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -20,16 +26,53 @@ def write(tmp_path, body):
 
 
 def test_without_a_file_it_is_the_default_with_what_is_changed():
-  config = read_recipe(None, [
-      '--config.data.padded_sizes=((64,96),)', '--config.geometry=legacy',
+  recipe = read_recipe(None, [
+      ('data.padded_sizes', '((64,96),)'), ('geometry', 'legacy'),
   ])
-  assert config.data.padded_sizes == ((64, 96),)
-  assert config.geometry == 'legacy'
+  assert recipe.config.data.padded_sizes == ((64, 96),)
+  assert recipe.config.geometry == 'legacy'
+  assert recipe.given == {
+      'data.padded_sizes': ((64, 96),), 'geometry': 'legacy'
+  }
+  assert recipe.path is None
 
 
-def test_a_recipe_may_take_an_argument():
-  recipe = read_recipe(f'{CONFIGS}/r50_fpn.py:2014')
-  assert recipe.data.train.images == 'data/coco/train2014'
+@pytest.mark.parametrize('name', ['r50_fpn', f'{CONFIGS}/r50_fpn.py'])
+def test_a_recipe_has_a_name_or_a_path_and_may_take_an_argument(name):
+  recipe = read_recipe(f'{name}:2014')
+  assert recipe.config.data.train.images == 'data/coco/train2014'
+  assert recipe.path == f'{name}:2014'
+
+
+def test_overrides_are_stronger_than_the_file(tmp_path):
+  path = write(tmp_path, 'c.train.num_steps = 3')
+  assert read_recipe(str(path)).config.train.num_steps == 3
+  recipe = read_recipe(str(path), [('train.num_steps', '4')])
+  assert recipe.config.train.num_steps == 4
+  assert recipe.given == {'train.num_steps': 4}
+
+
+def test_overrides_are_parsed_before_the_recipe_is_run(tmp_path):
+  path = write(tmp_path, 'raise SystemExit')
+  with pytest.raises(InputError, match='give a whole number'):
+    read_recipe(str(path), [('train.num_steps', 'x')])
+
+
+def test_overrides_alone_are_checked_key_by_key():
+  # Right for the recipe of some checkpoint, wrong with the defaults.
+  recipe = read_overrides([('anchors.sizes', '((32,64),)')])
+  assert recipe.config.anchors.sizes == ((32, 64),)
+  assert recipe.path is None
+  with pytest.raises(InputError, match='max_detections is 0'):
+    read_overrides([('detections.max_detections', '0')])
+
+
+@pytest.mark.parametrize('name', packaged_recipes())
+def test_a_recipe_is_the_same_after_json(name):
+  config = read_recipe(name).config
+  stored = json.loads(json.dumps(plain(config)))
+  assert stored == plain(config)
+  assert differences(config, stored) == []
 
 
 @pytest.mark.parametrize(
@@ -38,10 +81,14 @@ def test_a_recipe_may_take_an_argument():
         ('c.train.batchsize = 8',
          "C05: {}, line 4: there is no config key 'train.batchsize'; did you "
          "mean 'train.batch_size'?"),
+        ('c.mesh = 8', "C05: {}, line 4: there is no config key 'mesh'; leave"),
         ('c.seed = 1 / 0', 'C05: {}, line 4: ZeroDivisionError: division by '),
         ('c.seed = (', "C05: {}, line 4: SyntaxError: '(' was never closed"),
         ('import nothing_like_it', 'C05: {}, line 4: ModuleNotFoundError: No '),
         ('c.train.num_steps = -1', 'C05: config.train.num_steps'),
+        ('return {}', 'C05: {}: get_config() must return a ConfigDict'),
+        ('import ml_collections as m; return m.ConfigDict({"seed": 1})',
+         'C05: {}: the recipe lacks anchors.ratios, '),
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_one_line(tmp_path, body, line):
@@ -49,7 +96,7 @@ def test_what_is_wrong_with_a_recipe_is_one_line(tmp_path, body, line):
   with pytest.raises(InputError) as error:
     read_recipe(str(path))
   text = str(error.value)
-  assert text.startswith(line.format(path))
+  assert text.startswith(line.replace('{}', str(path)))
   assert len(text.splitlines()) == 1
 
 
@@ -57,9 +104,11 @@ def test_what_is_no_recipe_is_said(tmp_path):
   other = tmp_path / 'other.py'
   other.write_text('')
   for path, reason in (
-      (other, 'it has no get_config'), (tmp_path, 'is not a file'),
-      (tmp_path / 'none.py', 'is not a file'),
-      (CONFIGS.parent / 'README.md', 'is no recipe'),
+      (other, 'it has no get_config'),
+      (tmp_path, 'is not a Python file'),
+      (tmp_path / 'none.py', 'is not a file; .*: finetune, nuclei, r50_fpn, s'),
+      (CONFIGS.parent / 'README.md', 'is not a Python file'),
+      ('shape', r'\(finetune, nuclei, .*; did you mean shapes\?'),
       (f'{CONFIGS}/shapes.py:7', 'takes no argument'),
   ):
     with pytest.raises(InputError, match=reason):

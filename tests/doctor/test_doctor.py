@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from maskrcnn_jax.doctor import examine as doctor
 from maskrcnn_jax.doctor import kernel_check
+from maskrcnn_jax.doctor import machine_check as doctor
 from maskrcnn_jax.runtime import numerics
 
 CPU = (types.SimpleNamespace(platform='cpu', device_kind='cpu'),)

@@ -15,6 +15,7 @@ import tiny
 
 from maskrcnn_jax.array_types import Detections
 from maskrcnn_jax.config import canvas_arguments
+from maskrcnn_jax.config.recipe import Recipe, read_overrides
 from maskrcnn_jax.data import canvases, coco, loader
 from maskrcnn_jax.data.source import CocoFiles, DataSet
 from maskrcnn_jax.detector import (
@@ -275,7 +276,7 @@ def test_evaluate_decodes_with_the_pixel_range(
 ):
   # Of a checkpoint that was trained without.
   detector = load_detector(
-      tiny_run[0], None, {'data.pixel_range': (0, 4095)}
+      tiny_run[0], read_overrides([('data.pixel_range', '0,4095')])
   )
   monkeypatch.setattr(
       'maskrcnn_jax.evaluation.evaluate.detect_batches',
@@ -367,18 +368,17 @@ def test_evaluate_on_other_classes_is_refused(detector, tiny_data, tmp_path):
   assert not (tmp_path / 'inference').exists()
 
 
-def test_load_detector_refuses_another_architecture(tiny_run):
+def test_load_detector_keeps_the_architecture_and_takes_the_rest(
+    tiny_run, caplog
+):
   config = tiny.get_config()
   config.model.mask_convs = 3
-  with pytest.raises(InputError, match=r'model.mask_convs: 3 \| 1'):
-    load_detector(tiny_run[0], config)
-
-
-def test_load_detector_takes_what_does_not_touch_the_weights(tiny_run):
-  config = tiny.get_config()
   config.detections.min_score = 0.7
-  config.data.short_side = 32
-  assert load_detector(tiny_run[0], config).config.detections.min_score == 0.7
+  with caplog.at_level('INFO'):
+    detector = load_detector(tiny_run[0], Recipe(config, {}, 'tiny.py'))
+  assert detector.config.model.mask_convs == 1
+  assert detector.config.detections.min_score == 0.7
+  assert 'model.mask_convs: 3 | 1' in caplog.text
 
 
 def test_load_detector_reads_a_single_step(tiny_run):

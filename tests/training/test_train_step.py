@@ -72,7 +72,7 @@ def make_step(config):
 
 def make_batch(batch_size=2, seed=0):
   """Noise with one ellipse an image."""
-  from maskrcnn_jax.benchmark.measure import made_up_batch
+  from maskrcnn_jax.benchmark.made_up_batch import made_up_batch
 
   batch = made_up_batch(
       image_size=(64, 64), batch_size=batch_size, num_objects=2,

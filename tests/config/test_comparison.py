@@ -1,0 +1,66 @@
+"""Tests of stored recipes and of the comparison of two."""
+
+import json
+
+from maskrcnn_jax.config import (
+  Difference,
+  default_config,
+  differences,
+  facts_of,
+  format_differences,
+  plain,
+  stored_config,
+)
+
+
+def stored_defaults():
+  return json.loads(json.dumps(plain(default_config())))
+
+
+def test_differences_name_each_key_that_differs():
+  stored = stored_defaults()
+  stored['seed'] = 7
+  stored['data']['padded_sizes'][0] = [32, 64]
+  del stored['roi']['box_side']
+  stored['model']['beard'] = True
+  sizes = [[800, 1088], [800, 1344], [1088, 800], [1344, 800]]
+  found = differences(default_config(), stored)
+  assert found == [
+      Difference('data.padded_sizes', sizes, [[32, 64], *sizes[1:]]),
+      Difference('model.beard', 'nothing', True),
+      Difference('roi.box_side', 7, 'nothing'),
+      Difference('seed', 0, 7),
+  ]
+  assert format_differences(found[1:]) == (
+      'model.beard: nothing | True; roi.box_side: 7 | nothing; seed: 0 | 7'
+  )
+
+
+def test_facts_of_a_recipe_say_what_the_preset_decides():
+  facts = facts_of(default_config())
+  assert facts['roi.sampling_ratio'] == 0
+  assert facts['data.pixel_mean'] == [123.675, 116.28, 103.53]
+  assert facts['data.pixel_range'] is None
+
+
+def test_stored_config_is_the_recipe_that_was_stored():
+  config = default_config()
+  config.model.depth = 18
+  config.anchors.sizes = ((8.0, 12.0),) * 5
+  stored = json.loads(json.dumps(plain(config)))
+  assert differences(stored_config(stored), stored) == []
+  assert stored_config(stored).anchors.sizes == config.anchors.sizes
+
+
+def test_stored_config_gives_later_keys_their_default():
+  stored = stored_defaults()
+  del stored['predict'], stored['rpn']['eval']['pre_nms']
+  del stored['loss_weights'], stored['model']['backbone']
+  del stored['optimizer']['name']
+  assert plain(stored_config(stored)) == stored_defaults()
+
+
+def test_stored_config_leaves_out_keys_that_are_no_more():
+  stored = stored_defaults() | {'mesh': [['data', -1]]}
+  assert plain(stored_config(stored)) == stored_defaults()
+  assert differences(default_config(), stored) == []

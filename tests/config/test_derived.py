@@ -1,0 +1,76 @@
+"""Tests of the values that follow from a recipe."""
+
+import pytest
+
+from maskrcnn_jax.config import default_config, heads_of, scaled_to_batch
+
+
+@pytest.mark.parametrize(
+    ('output', 'boxes', 'masks'),
+    [
+        ('masks', True, True), ('boxes', True, False),
+        ('proposals', False, False),
+    ],
+)
+def test_heads_of_an_output(output, boxes, masks):
+  config = default_config()
+  config.model.output = output
+  assert heads_of(config) == (boxes, masks)
+
+
+def test_scaled_to_batch_is_the_linear_rule():
+  config = default_config()
+  config.train.reference_batch_size = 16
+  config.train.batch_size = 64
+  scaled, lines = scaled_to_batch(config)
+  assert scaled.optimizer.learning_rate == pytest.approx(0.08)
+  assert scaled.optimizer.warmup_steps == 125
+  assert scaled.optimizer.decay_steps == (15_000, 20_000)
+  assert scaled.train.num_steps == 22_500
+  line, = lines
+  assert '64 images a step, the recipe is for 16' in line
+  assert 'train.num_steps = 22500 (recipe: 90000)' in line
+  # Once is enough, and the recipe itself is as it was.
+  assert scaled_to_batch(scaled)[1] == []
+  assert config.optimizer.learning_rate == 0.02
+
+
+def test_scaled_to_batch_leaves_what_the_user_gave():
+  config = default_config()
+  config.train.reference_batch_size = 16
+  config.train.batch_size = 4
+  config.train.num_steps = 100
+  scaled, lines = scaled_to_batch(config, frozenset({'train.num_steps'}))
+  assert scaled.train.num_steps == 100
+  assert scaled.optimizer.warmup_steps == 2_000
+  assert 'train.num_steps = 100 (given, not scaled)' in lines[0]
+
+
+def test_scaled_to_batch_keeps_the_shape_of_mlperfs_warmup():
+  config = default_config()
+  config.train.reference_batch_size = 64
+  config.train.batch_size = 128
+  config.optimizer.learning_rate = 0.08
+  config.optimizer.warmup = 'mlperf_linear'
+  config.optimizer.warmup_steps = 800
+  config.optimizer.warmup_factor = 1e-4
+  scaled, _ = scaled_to_batch(config)
+  # From 0.08 - 800 * 0.0001 = 0 before, from 0.16 - 400 * 0.0004 = 0 now.
+  assert scaled.optimizer.warmup_steps == 400
+  assert scaled.optimizer.warmup_factor == pytest.approx(4e-4)
+
+
+@pytest.mark.parametrize('why', ['no reference', 'the same', 'switched off'])
+def test_scaled_to_batch_does_nothing_unasked(why):
+  config = default_config()
+  config.train.batch_size = 8
+  match why:
+    case 'the same':
+      config.train.reference_batch_size = 8
+    case 'switched off':
+      config.train.reference_batch_size = 16
+      config.train.auto_scale = False
+  scaled, lines = scaled_to_batch(config)
+  assert lines == []
+  assert scaled.optimizer.learning_rate == config.optimizer.learning_rate
+  assert scaled.train.num_steps == config.train.num_steps

@@ -1,0 +1,89 @@
+"""Tests of the table of keys: rows are complete, roles are as they were."""
+
+import json
+
+import pytest
+
+from maskrcnn_jax.config import default_config, plain
+from maskrcnn_jax.config.defaults import value_of
+from maskrcnn_jax.config.foreign_names import _ANSWERS
+from maskrcnn_jax.config.forms import parse, problem_with
+from maskrcnn_jax.config.keys import BY_NAME, KEYS, ROLES, WEIGHTS, names
+
+
+@pytest.mark.parametrize('key', KEYS, ids=lambda key: key.name)
+def test_a_row_is_complete(key):
+  assert key.role in ROLES
+  assert len(key.meaning.split()) > 3
+  assert key.meaning.endswith('.')
+  if key.default is None:
+    assert key.form.may_be_none
+  else:
+    assert isinstance(key.default, key.form.kind)
+    assert problem_with(key.form, key.default) is None
+    # Read back from a command line, it is the same.
+    assert parse(key.form, str(key.default)) == key.default
+
+
+def test_names_are_unique():
+  assert len(BY_NAME) == len(KEYS)
+
+
+def test_flags_stand_with_the_roles_that_they_are_for():
+  for key in KEYS:
+    if key.overridable or key.relearned or key.unseen or key.resnet_only:
+      assert key.role == WEIGHTS, key.name
+
+
+def test_default_config_has_the_keys_of_the_table_and_is_locked():
+  config = default_config()
+  assert all(value_of(config, key.name) == key.default for key in KEYS)
+  assert config.is_locked and config.rpn.train.is_locked
+  assert json.loads(json.dumps(plain(config))) == plain(config)
+  default_config().train.batch_size = 3
+  assert default_config().train.batch_size == 16
+
+
+@pytest.mark.parametrize(
+    ('name', 'free'),
+    [
+        ('train.num_steps', True),
+        ('train.micro_batches', True),
+        ('data.eval.images', True),
+        ('data.train.images', True),
+        ('eval.batch_size', True),
+        ('detections.min_score', True),
+        ('rpn.eval.post_nms', True),
+        ('rpn.train.post_nms', False),
+        ('seed', False),
+        ('precision', False),
+        ('train.batch_size', False),
+        ('optimizer.learning_rate', False),
+        ('loss_weights.mask', False),
+        ('data.flip_probability', False),
+        ('data.short_side', False),
+        ('model.depth', False),
+    ],
+)
+def test_what_may_differ_when_a_run_is_continued(name, free):
+  assert BY_NAME[name].may_differ_on_resume is free
+
+
+def test_what_may_differ_between_processes_is_where_files_are_and_cores():
+  assert set(names(per_process=True)) == {
+      'data.train.images', 'data.train.annotations', 'data.eval.images',
+      'data.eval.annotations', 'data.tfds_dir', 'data.num_workers',
+      'data.num_threads',
+  }
+
+
+def test_weights_see_wrong_pixels_or_boxes_only_with_these_keys():
+  assert set(names(unseen=True)) == {
+      'geometry', 'model.norm_eps', 'model.stride_in_1x1', 'data.pixel_mean',
+      'data.pixel_std',
+  }
+
+
+def test_no_name_of_another_program_has_two_answers():
+  listed = [name for group in _ANSWERS for name in group]
+  assert len(listed) == len(set(listed))
