@@ -1,4 +1,4 @@
-"""Writes a COCO-format set as a tensorflow-datasets set, with its masks.
+r"""Writes a COCO-format set as a tensorflow-datasets set, with its masks.
 
   python -m maskrcnn_jax.build_tfds --manual_dir=data/coco --name=2017 \
       --tfds_dir=data/tfds
@@ -17,7 +17,8 @@ from maskrcnn_jax.errors import InputError
 def main() -> None:
   """Builds the set and says where it is and what it holds."""
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+      prog='python -m maskrcnn_jax.build_tfds', description=__doc__,
+      formatter_class=argparse.RawTextHelpFormatter,
   )
   parser.add_argument(
       '--manual_dir', type=pathlib.Path, required=True,

@@ -593,7 +593,8 @@ def _format_fix(fix):
 def _arguments(argv: list[str] | None):
   """Parses the command line."""
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter,
+      prog='python -m maskrcnn_jax.check_data', description=__doc__,
+      formatter_class=argparse.RawTextHelpFormatter,
       allow_abbrev=False,
   )
   parser.add_argument('--images', required=True, help='folder of the images')
