@@ -10,12 +10,11 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax.array_types import Batch, Outlines
-from maskrcnn_jax.config import geometry_of, pixel_range_of
+from maskrcnn_jax.config import canvas_arguments, geometry_of, pixel_range_of
 from maskrcnn_jax.data import canvases
 from maskrcnn_jax.data import images as image_files
 from maskrcnn_jax.detector import (
   Detector,
-  canvas_arguments,
   category_of,
   to_original,
   to_xywh,
@@ -106,9 +105,7 @@ def _predict_image(
   """Detects and draws one picture's objects and returns their records."""
   shape = geometry_of(detector.config)
   canvas = plan.canvases[plan.canvas_of_image[row]]
-  detections = detector.detect(
-      detector.variables, batch, padded_size=canvas.padded
-  )
+  detections = detector.detect(batch, padded_size=canvas.padded)
   found = to_original(
       jax.tree.map(lambda field: np.asarray(field)[0], detections),
       tuple(plan.image_sizes[row].tolist()), row=row, original_size=size,

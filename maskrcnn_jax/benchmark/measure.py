@@ -31,12 +31,13 @@ import numpy as np
 
 from maskrcnn_jax.array_types import Batch, Outlines
 from maskrcnn_jax.benchmark import loader_speed
-from maskrcnn_jax.config import fine_tuning, pixel_range_of
+from maskrcnn_jax.config import canvas_arguments, fine_tuning, pixel_range_of
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.config.recipe import read_recipe
 from maskrcnn_jax.data import canvases, coco, image_sets, loader
-from maskrcnn_jax.detector import canvas_arguments, make_detect, make_model
+from maskrcnn_jax.detector import Detector
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import cluster
 from maskrcnn_jax.runtime.precision import set_precision
 from maskrcnn_jax.runtime.training_log import peak_memory
@@ -131,7 +132,9 @@ def benchmark(
   cluster.check_batch_size(batch_size, mesh, key='batch_size')
   dtype = set_precision(config.precision)
   padded_size = tuple(math.ceil(side / 32) * 32 for side in image_size)
-  model = make_model(config, num_classes=num_classes, dtype=dtype)
+  rcnn = Rcnn.from_config(
+      config, num_classes=num_classes, dtype=dtype, mesh=mesh
+  )
   batch = cluster.shard_batch(
       made_up_batch(
           image_size=image_size, batch_size=batch_size,
@@ -149,13 +152,12 @@ def benchmark(
       bias_schedule=lambda step: 1e-6,
   )
   state = cluster.replicate(
-      train_state.initial_state(model, optimizer, config), mesh
+      train_state.initial_state(rcnn, optimizer, config), mesh
   )
   if mode == 'train':
     limits = image_sets.Limits(config.data.max_objects, 512, 64, 1)
-    run = train_step.make_train_step(
-        model, optimizer, config, limits, mesh=mesh,
-        skip_background=train_step.skips_background(config, mesh),
+    run = train_step.jit_train_step(
+        train_step.Trainer.from_config(config, rcnn, optimizer, limits)
     )
 
     def step():
@@ -163,11 +165,10 @@ def benchmark(
       state, figures = run(state, batch, padded_size=padded_size)
       jax.block_until_ready(figures)
   else:
-    detect = make_detect(model, config, mesh=mesh)
-    variables = train_state.variables_of(state)
+    detector = Detector(rcnn, train_state.variables_of(state), config, (), 0)
 
     def step():
-      jax.block_until_ready(detect(variables, batch, padded_size=padded_size))
+      jax.block_until_ready(detector.detect(batch, padded_size=padded_size))
 
   times = []
   for _ in range(num_steps + 2):
@@ -420,7 +421,7 @@ def _complete(config, **facts):
 
 
 def _read_config(arguments):
-  config = read_recipe(arguments.config)
+  config = read_recipe(arguments.config).config
   if arguments.precision:
     config.precision = arguments.precision
   if arguments.kernels:

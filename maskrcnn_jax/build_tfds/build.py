@@ -37,7 +37,7 @@ def main() -> None:
   # Imported late: --help need not wait for it.
   import tensorflow_datasets as tfds
 
-  from maskrcnn_jax.data.coco_instances import CocoInstances, find_splits
+  from maskrcnn_jax.build_tfds.coco_instances import CocoInstances, find_splits
 
   try:
     find_splits(arguments.manual_dir, arguments.name)

@@ -1,92 +1,117 @@
-"""What a fine-tuning takes from its checkpoint, and what from its data.
+"""The values that a fine-tuning takes from its checkpoint and from its data.
 
-`configs/finetune.py` says why the figures are what they are.
+`configs/finetune.py` gives the reasons for the numbers.
 """
 
 import math
-import operator
 
 import ml_collections
 
-from maskrcnn_jax.config import default_config, plain, stored_config
+from maskrcnn_jax.config.comparison import stored_config
+from maskrcnn_jax.config.defaults import default_config, set_value, value_of
+from maskrcnn_jax.config.keys import KEYS, WEIGHTS
+from maskrcnn_jax.config.precedence import ignored_line, refuse_other_weights
 
-# Without these the weights would see something else than they were trained on.
-FROM_CHECKPOINT = (
-    'geometry', 'model', 'roi.box_side', 'roi.mask_side', 'roi.sampling_ratio',
-    'data.pixel_mean', 'data.pixel_std', 'data.antialias', 'freeze_at',
+# Always taken from the checkpoint: with other values the weights would see
+# something else than they were trained on.
+FROM_CHECKPOINT = tuple(
+    key.name for key in KEYS
+    if key.role == WEIGHTS and not (key.overridable or key.relearned)
 )
-# Taken from the checkpoint where the recipe leaves them open.
-OPEN_FROM_CHECKPOINT = (
-    'anchors.sizes', 'anchors.ratios', 'data.short_side', 'data.long_side',
-    'data.padded_sizes', 'data.max_source_side',
-    # A small network is not slowed down by the many boxes of a large one's.
-    'rpn.num_samples', 'roi.num_samples',
-    'rpn.train.pre_nms', 'rpn.train.post_nms', 'rpn.train.num_proposals',
-    'rpn.eval.pre_nms', 'rpn.eval.post_nms', 'rpn.eval.num_proposals',
+# Computed by `adopt` and by `fit` where the recipe leaves them open. All other
+# open keys are taken from the checkpoint. The numbers of samples and proposals
+# are among those: the many boxes of a large network would slow a small one.
+COMPUTED = (
+    'optimizer.learning_rate', 'train.num_steps', 'train.checkpoint_every',
+    'optimizer.warmup_steps', 'optimizer.decay_steps', 'data.max_objects',
+    'detections.max_detections',
 )
-# A rate that the weights stood while they were trained would throw them far
-# from where they are.
+# With the learning rate that the weights were trained with, they would move
+# too far from where they are.
 _RATE_FACTOR = 0.5
 
 # 60 epochs of 50 images, 12 of 5,000: ten times as many images make 4.5 times
-# as many steps. More epochs of few images would only be learned by heart.
+# as many steps. With more epochs, few images would only be memorized.
 _MOST_EPOCHS, _LEAST_EPOCHS = 60, 12
 _FEW_IMAGES, _MANY_IMAGES = 50, 5_000
 
 
 def adopt(
-    config: ml_collections.ConfigDict, stored: dict
-) -> ml_collections.ConfigDict:
-  """Returns a recipe with what its weights ask for.
+    config: ml_collections.ConfigDict,
+    stored: dict,
+    given: frozenset[str] = frozenset(),
+) -> tuple[ml_collections.ConfigDict, list[str]]:
+  """Returns a recipe with the values that its weights need.
 
   Args:
     config: A recipe with `train.fine_tune`.
     stored: The recipe of the checkpoint, a plain dict.
+    given: Keys that the command line gave.
+
+  Returns:
+    The recipe; and lines for the log: one that names the keys of the recipe
+    file that do not hold, or none.
+
+  Raises:
+    InputError: If a key is given that must be as in the checkpoint, and has
+      another value.
   """
-  stored = stored_config(stored)
-  config = config.copy_and_resolve_references()
-  with config.ignore_type():
-    for key in FROM_CHECKPOINT + OPEN_FROM_CHECKPOINT:
-      if key in FROM_CHECKPOINT or operator.attrgetter(key)(config) is None:
-        _set(config, key, operator.attrgetter(key)(stored))
-    if config.optimizer.learning_rate is None:
-      rate = stored.optimizer.learning_rate / stored.train.batch_size
-      config.optimizer.learning_rate = float(
-          f'{_RATE_FACTOR * rate * config.train.batch_size:.3g}'
-      )
-  return config
+  refuse_other_weights(
+      config, stored, [name for name in FROM_CHECKPOINT if name in given]
+  )
+  there = stored_config(stored)
+  adopted = _filled(config, there)
+  for name in FROM_CHECKPOINT:
+    set_value(adopted, name, value_of(there, name))
+  return adopted, ignored_line(config, adopted)
 
 
 def adopt_defaults(
     config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
-  """Does what `adopt` does where there is no checkpoint to ask.
-
-  What the recipe leaves open becomes the default; all else stays.
+  """Fills in the defaults where there is no checkpoint to take values from.
 
   Args:
-    config: A recipe with `train.fine_tune`.
+    config: A recipe with `train.fine_tune`. Keys that it does not leave open
+      keep their values.
   """
-  stored = default_config()
-  with stored.ignore_type():
-    for key in FROM_CHECKPOINT:
-      _set(stored, key, operator.attrgetter(key)(config))
-  return adopt(config, plain(stored))
+  return _filled(config, default_config())
+
+
+def _filled(
+    config: ml_collections.ConfigDict, there: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+  """Returns a recipe whose open keys are those of another recipe.
+
+  The learning rate is computed; the other `COMPUTED` keys stay open.
+  """
+  config = config.copy_and_resolve_references()
+  for key in KEYS:
+    is_open = value_of(config, key.name) is None and not key.form.may_be_none
+    if is_open and key.name not in COMPUTED:
+      set_value(config, key.name, value_of(there, key.name))
+  if config.optimizer.learning_rate is None:
+    rate = there.optimizer.learning_rate / there.train.batch_size
+    set_value(
+        config, 'optimizer.learning_rate',
+        float(f'{_RATE_FACTOR * rate * config.train.batch_size:.3g}'),
+    )
+  return config
 
 
 def fit(
     config: ml_collections.ConfigDict, *, num_images: int, most_objects: int
 ) -> tuple[ml_collections.ConfigDict, str]:
-  """Returns a recipe with what is None taken from the size of the data.
+  """Returns a recipe with its open keys chosen for the size of the data.
 
   Args:
     config: A recipe, as `adopt` gives it.
-    num_images: To train on.
-    most_objects: That an image has.
+    num_images: Number of images to train on.
+    most_objects: Largest number of objects that an image has.
 
   Returns:
     The recipe, complete and no longer `train.fine_tune`; and a line for the
-    log that says what was chosen.
+    log that names the chosen values.
   """
   config = config.copy_and_resolve_references()
   share = math.log(max(num_images, 1) / _FEW_IMAGES) / math.log(
@@ -102,18 +127,17 @@ def fit(
       'train.num_steps': steps,
       'train.checkpoint_every': max(steps // 10, 1),
       'optimizer.warmup_steps': min(500, steps // 10),
-      # As 60,000 and 80,000 are in 90,000, the schedule of COCO.
+      # In the same places as 60,000 and 80,000 of COCO's 90,000 steps.
       'optimizer.decay_steps': (steps * 2 // 3, steps * 8 // 9),
       'data.max_objects': slots,
       'detections.max_detections': max(100, slots),
   }
-  with config.ignore_type():
-    for key, value in values.items():
-      if operator.attrgetter(key)(config) is None:
-        _set(config, key, value)
-    config.train.fine_tune = False
+  for key, value in values.items():
+    if value_of(config, key) is None:
+      set_value(config, key, value)
+  config.train.fine_tune = False
   text = ', '.join(
-      f'{key} {operator.attrgetter(key)(config)}'
+      f'{key} {value_of(config, key)}'
       for key in ('optimizer.learning_rate', *values)
   )
   return config, (
@@ -121,26 +145,3 @@ def fit(
       f'{config.train.batch_size} a step: {text}. Each can be set, for example '
       f'--config.train.num_steps={2 * steps}'
   )
-
-
-def for_use(
-    config: ml_collections.ConfigDict, stored: dict
-) -> ml_collections.ConfigDict:
-  """Returns the recipe of a fine-tuned checkpoint, on the data of another.
-
-  Args:
-    config: A recipe with `train.fine_tune`: it says what to look at.
-    stored: The recipe of the checkpoint, a plain dict.
-  """
-  stored = stored_config(stored)
-  for key in ('data.eval', 'data.tfds_dir', 'eval', 'expected', 'predict'):
-    _set(stored, key, operator.attrgetter(key)(config))
-  return stored
-
-
-def _set(config, key, value):
-  """Sets a key such as 'data.max_objects'."""
-  *groups, name = key.split('.')
-  for group in groups:
-    config = config[group]
-  config[name] = value

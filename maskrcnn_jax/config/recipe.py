@@ -1,6 +1,5 @@
-"""Reading a recipe of configs/, and saying in a line what is wrong with it."""
+"""Reading a recipe, and saying in one line what is wrong with it."""
 
-import ast
 from collections.abc import Sequence
 import difflib
 import importlib.util
@@ -9,58 +8,103 @@ import os
 import pathlib
 import re
 import traceback
+from typing import Any, NamedTuple
 
 import ml_collections
 
-from maskrcnn_jax.config import default_config
 from maskrcnn_jax.config.check import check_config
+from maskrcnn_jax.config.command_line import (
+  Override,
+  apply_overrides,
+  parse_overrides,
+)
+from maskrcnn_jax.config.comparison import flatten
+from maskrcnn_jax.config.defaults import default_config
+from maskrcnn_jax.config.keys import BY_NAME
 from maskrcnn_jax.errors import InputError
+
+_PACKAGE = pathlib.Path(__file__).parents[1]
+
+
+class Recipe(NamedTuple):
+  """A recipe, and which of its values the command line gave."""
+
+  config: ml_collections.ConfigDict  # the file's values, then the given ones
+  given: dict[str, Any]  # {key: value} of each --config.KEY argument
+  path: str | None  # what --config named; None: config has the defaults
 
 
 def read_recipe(
-    path: str | None, overrides: Sequence[str] = ()
-) -> ml_collections.ConfigDict:
+    path: str | None, overrides: Sequence[Override] = ()
+) -> Recipe:
   """Reads a recipe and changes some of its keys.
 
-  What `main` does with --config, for programs without absl's flags.
-
   Args:
-    path: FILE, or FILE:ARGUMENT where it takes one; None for the defaults.
-    overrides: '--config.KEY=VALUE'.
+    path: FILE.py, or NAME of a recipe that comes with the program; with
+      :ARGUMENT behind it where the recipe takes one. None for the defaults.
+    overrides: As `split_arguments` gives them.
 
   Raises:
-    InputError: If there is no such recipe, or it makes no sense.
+    InputError: If there is no such recipe, or its values make no sense.
   """
-  config = default_config()
-  if path is not None:
-    config = _run(path)
-  for override in overrides:
-    key, equals, value = override.removeprefix('--config.').partition('=')
-    if not override.startswith('--config.') or not equals:
-      raise InputError(
-          f'Unexpected argument {override!r}; --help lists what there is.'
-      )
-    try:
-      value = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      pass  # A word, such as a name of a preset.
-    try:
-      config.update_from_flattened_dict({key: value})
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-      reason = ' '.join(str(error).split())
-      raise InputError(f'C05: --config.{key}: {reason}') from error
+  given = parse_overrides(overrides)
+  config = default_config() if path is None else _run(path)
+  apply_overrides(config, given)
   check_config(config)
-  return config
+  return Recipe(config, given, path)
+
+
+def read_overrides(overrides: Sequence[Override]) -> Recipe:
+  """Returns overrides alone, for the recipe that a checkpoint stores.
+
+  The other keys have their defaults, so only the recipe of the checkpoint with
+  these overrides in it can be checked.
+
+  Raises:
+    InputError: If there is no such key, or the text is no value of it.
+  """
+  return Recipe(default_config(), parse_overrides(overrides), None)
+
+
+def packaged_recipes() -> dict[str, pathlib.Path]:
+  """Returns {name: file} of the recipes that come with the program."""
+  folder = _PACKAGE / 'configs'
+  if not folder.is_dir() and (_PACKAGE.parent / 'setup.cfg').is_file():
+    folder = _PACKAGE.parent / 'configs'  # in a checkout of the source
+  return {
+      path.stem: path for path in sorted(folder.glob('*.py'))
+      if not path.stem.startswith('_')
+  }
+
+
+def _find(path: str) -> pathlib.Path:
+  """Returns the file that --config names, as a name or as a path."""
+  packaged = packaged_recipes()
+  if path in packaged:
+    return packaged[path]
+  file = pathlib.Path(path)
+  names = ', '.join(packaged)
+  if file.suffix != '.py':
+    near = difflib.get_close_matches(path, packaged, 1)
+    raise InputError(
+        f'--config={path} is not a Python file, nor the name of a recipe that '
+        'comes with the program '
+        f'({names}){f"; did you mean {near[0]}?" if near else "."}'
+    )
+  if not file.is_file():
+    raise InputError(
+        f'--config={path}: there is no such file; give FILE.py, or the name of '
+        f'a recipe that comes with the program: {names}.'
+    )
+  return file
 
 
 def _run(path: str) -> ml_collections.ConfigDict:
-  """Returns what the recipe's `get_config` does."""
-  file, colon, argument = path.partition(':')
-  if not pathlib.Path(file).is_file():
-    raise InputError(f'{file} is not a file; give a recipe of configs/.')
+  """Returns what `get_config` of a recipe returns."""
+  name, colon, argument = path.partition(':')
+  file = _find(name)
+
   spec = importlib.util.spec_from_file_location('recipe', file)
-  if spec is None:
-    raise InputError(f'{file} is no recipe; give one of configs/, FILE.py.')
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
@@ -69,63 +113,65 @@ def _run(path: str) -> ml_collections.ConfigDict:
       raise InputError(f'{file} is no recipe: it has no get_config().')
     if colon and not inspect.signature(make).parameters:
       raise InputError(f'{file} takes no argument; leave :{argument} out.')
-    return make(*[argument] * bool(colon))
+    config = make(*[argument] * bool(colon))
   except InputError:
     raise
-  except ValueError as error:  # what a recipe says of its argument
+  except ValueError as error:  # what a recipe says about its argument
     raise InputError(str(error)) from error
-  # Whatever Python that is not ours may raise.
+  # A recipe is Python of the user, which may raise anything.
   except Exception as error:
     reason = ' '.join(str(error).split())
     raise InputError(
-        explain_misspelt(error, path)
+        _explain_misspelt(error, file)
         or f'C05: {_where(error, file)}: {type(error).__name__}: {reason}'
     ) from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise InputError(
+        f'C05: {file}: get_config() must return a ConfigDict, as '
+        'maskrcnn_jax.config.default_config does.'
+    )
+  missing = BY_NAME.keys() - flatten(config.to_dict())
+  if missing:
+    raise InputError(
+        f'C05: {file}: the recipe lacks {", ".join(sorted(missing)[:5])}; '
+        'begin with maskrcnn_jax.config.default_config().'
+    )
+  return config
 
 
-def explain_misspelt(error: Exception, path: str) -> str | None:
-  """Says which key a recipe misspells; None if the error is not of that.
+def _explain_misspelt(error: Exception, file: pathlib.Path) -> str | None:
+  """Says which key a recipe misspells; None if the error is another one.
 
   Args:
-    error: What running it raised.
-    path: FILE or FILE:ARGUMENT.
+    error: What running the recipe raised.
+    file: The recipe.
   """
-  found = re.search(
+  match = re.search(
       r'Key "(\w+)" does not exist'  # written to
       r'|instead of "(\w+)"'  # read
-      r'|^[\'"\\]*(\w+)[\'"\\]*$',  # read, and none is like it
+      r'|^[\'"\\]*(\w+)[\'"\\]*$',  # read, and no key is like it
       str(error),
   )
-  if not found or not isinstance(error, AttributeError | KeyError):
+  if not match or not isinstance(error, AttributeError | KeyError):
     return None
-  file = path.split(':')[0]
-  name = next(filter(None, found.groups()))
+  name = next(filter(None, match.groups()))
   line = _line_of(error, file)
   if line:
-    source = pathlib.Path(file).read_text(encoding='utf-8').splitlines()
-    # With the group that it is in, as far as the line tells.
+    source = file.read_text(encoding='utf-8').splitlines()
+    # With the group that the key is in, if the line shows it.
     group = re.search(rf'\w\.((?:\w+\.)+){name}\b', source[line - 1])
     name = group[1] + name if group else name
-  known = key_names(default_config())
+  known = list(BY_NAME)
   if '.' not in name:
     known = [key.split('.')[-1] for key in known]
   near = difflib.get_close_matches(name, known, 1)
   hint = f'; did you mean {near[0]!r}?' if near else ''
+  if name == 'mesh':
+    hint = '; leave it out, all devices are always used'
   return f'C05: {_where(error, file)}: there is no config key {name!r}{hint}'
 
 
-def key_names(config: ml_collections.ConfigDict, prefix: str = '') -> list[str]:
-  """Returns the keys of a recipe, 'data.train.images'."""
-  names = []
-  for key, value in config.items():
-    if hasattr(value, 'items'):
-      names += key_names(value, f'{prefix}{key}.')
-    else:
-      names.append(prefix + key)
-  return names
-
-
-def _line_of(error: Exception, file: str) -> int:
+def _line_of(error: Exception, file: pathlib.Path) -> int:
   """Returns the line of a file that raised an error, 0 if none did."""
   if isinstance(error, SyntaxError):
     return error.lineno or 0
@@ -136,6 +182,7 @@ def _line_of(error: Exception, file: str) -> int:
   return lines[-1] if lines else 0
 
 
-def _where(error: Exception, file: str) -> str:
+def _where(error: Exception, file: pathlib.Path) -> str:
+  """Returns 'FILE, line N'; FILE alone if the line is not known."""
   line = _line_of(error, file)
-  return f'{file}, line {line}' if line else file
+  return f'{file}, line {line}' if line else str(file)

@@ -331,28 +331,12 @@ def keep_compiled(folder: str | None) -> None:
   )
 
 
-def make_mesh(axes: tuple[tuple[str, int], ...] = (('data', -1),)) -> Mesh:
+def make_mesh() -> Mesh:
   """Returns a mesh of all devices of all processes.
 
-  Args:
-    axes: Their names and sizes, of which one may be -1, for what is left.
-      'data' spreads the images of a batch.
+  Its one axis, 'data', spreads the images of a batch.
   """
-  axes = tuple((str(name), int(size)) for name, size in axes)
-  names = tuple(name for name, _ in axes)
-  if names != ('data',):
-    raise InputError(
-        f"config.mesh is {axes}; give (('data', N),), where N is the number "
-        'of devices, or -1 for all.'
-    )
-  devices = np.array(jax.devices())
-  sizes = tuple(size for _, size in axes)
-  if sizes not in ((-1,), devices.shape):
-    raise InputError(
-        f'config.mesh is {axes}, but there are {devices.size} devices; '
-        "(('data', -1),) takes all."
-    )
-  return Mesh(devices, names)
+  return Mesh(np.array(jax.devices()), ('data',))
 
 
 def make_local_mesh() -> Mesh:

@@ -12,15 +12,10 @@ from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax.array_types import Batch
+from maskrcnn_jax.array_types import Batch, GroundTruthLimits
 from maskrcnn_jax.config import pixel_range_of
-from maskrcnn_jax.data import (
-  canvases,
-  coco_index,
-  image_sets,
-  loader,
-  train_order,
-)
+from maskrcnn_jax.data import canvases, loader, train_order
+from maskrcnn_jax.data.source import DataSet
 from maskrcnn_jax.evaluation.average_precision import ApResult
 from maskrcnn_jax.evaluation.average_recall import RecallResult
 from maskrcnn_jax.runtime import checkpoint, cluster, watchdog
@@ -41,10 +36,9 @@ class Run(NamedTuple):
 
   config: ml_collections.ConfigDict
   workdir: pathlib.Path
-  index: coco_index.CocoIndex
-  rows: np.ndarray  # of the index, to be trained on
-  images_dir: pathlib.Path
-  limits: image_sets.Limits
+  data_set: DataSet
+  rows: np.ndarray  # rows of its index that are trained on
+  limits: GroundTruthLimits
   plan: canvases.CanvasPlan
   schedule: Schedule
   mesh: Mesh
@@ -102,7 +96,8 @@ def _run_steps(run, state, train_step, batches):
     # Only a state whose losses have been seen to be finite is saved.
     if pending:
       skipped = _take_figures(
-          pending, run.log, run.index, run.schedule, run.config.precision
+          pending, run.log, run.data_set.index, run.schedule,
+          run.config.precision,
       )
       stops = bool(pending.stops)
       pending = None
@@ -234,8 +229,8 @@ def _load_batches(run: Run, first_step: int) -> Iterator[Batch]:
   num_workers = run.config.data.num_workers
   while True:
     batches = loader.train_batches(
-        run.index, run.plan, run.rows, images_dir=run.images_dir,
-        limits=run.limits, seed=run.config.seed, start_step=step,
+        run.data_set, run.plan, run.rows, limits=run.limits,
+        seed=run.config.seed, start_step=step,
         num_steps=run.config.train.num_steps - step,
         batch_size=run.config.train.batch_size,
         process_index=jax.process_index(), process_count=jax.process_count(),

@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax.config import (
+  canvas_arguments,
   fine_tuning,
   has_eval_set,
   plain,
@@ -16,14 +17,12 @@ from maskrcnn_jax.config import (
 )
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.data import canvases, image_sets
+from maskrcnn_jax.data.source import how_to_give
 from maskrcnn_jax.detector import (
   Detector,
-  canvas_arguments,
-  kernels_of,
-  make_detect,
-  make_model,
 )
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.precision import set_precision
 from maskrcnn_jax.runtime.stop_signal import Stopped, StopSignal
@@ -54,7 +53,7 @@ from maskrcnn_jax.training.state import (
   training_state,
   variables_of,
 )
-from maskrcnn_jax.training.step import make_train_step, skips_background
+from maskrcnn_jax.training.step import Trainer, jit_train_step
 
 # Is in the workdir of a run that a signal ended, until it goes on.
 INTERRUPTED = 'interrupted'
@@ -89,7 +88,8 @@ def train(
       error.
     allow_changes: Whether to continue a run of another recipe, or on other
       images, too.
-    given_keys: Keys of the recipe that are not to be scaled with the batch.
+    given_keys: Keys that the command line gave: they are not scaled with the
+      batch size, and a fine-tuning keeps them.
     profile_steps: Of which a trace is written into WORKDIR/profile.
   """
   with StopSignal() as stop:
@@ -118,14 +118,15 @@ def _train(
   config, remarks = scaled_to_batch(config, given_keys)
   fine_tune = config.train.fine_tune
   if fine_tune:
-    config = adopt_checkpoint(config, init_from)
-  mesh = cluster.make_mesh(config.mesh)
+    config = adopt_checkpoint(config, init_from, given_keys)
+  mesh = cluster.make_mesh()
   cluster.check_batch_size(
       config.train.batch_size, mesh, key='config.train.batch_size'
   )
   _check_micro_batches(config, mesh)
   check_device(config.precision)
-  index, rows, folder = read_training_set(config)
+  data_set, rows = read_training_set(config)
+  index = data_set.index
   if fine_tune:
     config, remark = fine_tuning.fit(
         config,
@@ -137,10 +138,8 @@ def _train(
   eval_every = steps_between(config, len(rows))
   if eval_every and not has_eval_set(config):
     raise InputError(
-        'config.train.eval_every needs an evaluation set: give '
-        '--config.data.eval.images=DIR and '
-        '--config.data.eval.annotations=FILE.json, or '
-        '--config.data.eval.tfds=NAME and --config.data.tfds_dir=DIR.'
+        'config.train.eval_every needs an evaluation set: '
+        f'{how_to_give("eval")}.'
     )
   if eval_every or not skip_test:
     check_eval_set(config, index)
@@ -149,9 +148,9 @@ def _train(
       index.heights, index.widths, **canvas_arguments(config)
   )
 
-  dtype = set_precision(config.precision)
-  model = make_model(
-      config, num_classes=len(index.categories) + 1, dtype=dtype
+  rcnn = Rcnn.from_config(
+      config, num_classes=len(index.categories) + 1,
+      dtype=set_precision(config.precision), mesh=mesh,
   )
   schedule, optimizer = make_recipe_optimizer(config)
   metadata = checkpoint.Metadata(
@@ -159,7 +158,7 @@ def _train(
       describe_training_set(index, rows),
   )
   state = first_state(
-      initial_state(model, optimizer, config), workdir, metadata, config, mesh,
+      initial_state(rcnn, optimizer, config), workdir, metadata, config, mesh,
       init_from=init_from, resume=resume, allow_changes=allow_changes,
   )
   _check_room(state, workdir, config)
@@ -173,8 +172,7 @@ def _train(
     evaluations = TrainEvaluations(
         workdir,
         Detector(
-            make_detect(model, config, mesh=local_mesh), {}, config,
-            index.categories, local_mesh, 0,
+            rcnn._replace(mesh=local_mesh), {}, config, index.categories, 0
         ),
         metadata, config, first_step=first_step, keep_best=bool(eval_every),
     )
@@ -193,7 +191,7 @@ def _train(
       ) as saved,
   ):
     run = Run(
-        config, workdir, index, rows, folder, limits, plan, schedule, mesh,
+        config, workdir, data_set, rows, limits, plan, schedule, mesh,
         log, saved, metadata, stop, evaluations, eval_every, profile_steps,
     )
     for line in remarks:
@@ -203,10 +201,9 @@ def _train(
           'The run in %s is at its end, step %d.', workdir, first_step
       )
     else:
-      _describe(run, first_step)
-      train_step = make_train_step(
-          model, optimizer, config, limits, mesh=mesh,
-          skip_background=skips_background(config, mesh),
+      _describe(run, first_step, rcnn.kernel_choice)
+      train_step = jit_train_step(
+          Trainer.from_config(config, rcnn, optimizer, limits)
       )
       state = run_steps(run, state, train_step)
       if not is_over(run, int(state.step)):
@@ -257,9 +254,10 @@ def _finish(run: Run, state, skip_test):
       run.log.line(line)
 
 
-def _describe(run: Run, first_step: int):
+def _describe(run: Run, first_step: int, kernel_choice: str):
   """Writes what is about to be trained."""
-  log, index, rows, config = run.log, run.index, run.rows, run.config
+  log, rows, config = run.log, run.rows, run.config
+  index = run.data_set.index
   log.line(
       f'Training on {len(rows)} images of {len(index.categories)} classes, '
       f'{config.train.batch_size} a step on {run.mesh.size} '
@@ -272,7 +270,7 @@ def _describe(run: Run, first_step: int):
       f'({int(np.sum(run.plan.canvas_of_image[rows] == k))})'
       for k, c in enumerate(run.plan.canvases)
   )
-  log.line(kernels_of(config, run.mesh)[1])
+  log.line(kernel_choice)
   log.line(
       f'Static sizes (images): {sizes}; '
       f'{100 * canvases.share_padding(run.plan, rows):.1f} % padding'

@@ -13,19 +13,28 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax.config import (
-  config_difference,
+  differences,
+  facts_of,
   fine_tuning,
+  format_differences,
   geometry_of,
-  has_eval_set,
-  is_free,
   plain,
-  records_of,
+  source_of,
   stored_config,
 )
-from maskrcnn_jax.data import coco, coco_index, findings, image_sets, records
+from maskrcnn_jax.config.keys import BY_NAME, names
+from maskrcnn_jax.data import coco, coco_index, findings, image_sets
+from maskrcnn_jax.data.source import (
+  DataSet,
+  check_images_exist,
+  check_is_there,
+  how_to_give,
+  read_content,
+  read_set,
+)
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.average_precision import check_backend, check_truth
-from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
+from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.runtime import checkpoint, cluster, numerics
 from maskrcnn_jax.training.state import (
   TrainState,
@@ -44,32 +53,31 @@ CLASS_HEADS = ('box_head', 'mask_head')
 # backbone, layer4 is one of a C4 model's heads.
 HEADS = ('box_head', 'mask_head', 'layer4')
 
-# Keys of the recipe without which weights see something else than they were
-# trained on.
-WEIGHT_KEYS = (
-    'data.pixel_mean', 'data.pixel_std', 'geometry', 'model.norm_eps',
-    'model.stride_in_1x1',
-)
-
-# What may differ between processes, whose machines have folders of their own.
-MACHINE_KEYS = (
-    'data.eval.annotations', 'data.eval.images', 'data.num_threads',
-    'data.num_workers', 'data.tfds_dir', 'data.train.annotations',
-    'data.train.images',
-)
-
 
 def adopt_checkpoint(
-    config: ml_collections.ConfigDict, init_from: pathlib.Path | None
+    config: ml_collections.ConfigDict,
+    init_from: pathlib.Path | None,
+    given: frozenset[str] = frozenset(),
 ) -> ml_collections.ConfigDict:
-  """The recipe of a fine-tuning, with what its weights ask for."""
+  """Returns the recipe of a fine-tuning with the values its weights need.
+
+  Args:
+    config: A recipe with `train.fine_tune`.
+    init_from: The checkpoint to fine-tune.
+    given: Keys that the command line gave.
+  """
   if init_from is None:
     raise InputError(
         '--init_from=CHECKPOINT is missing: what to fine-tune, also when the '
         'run is continued. configs/nuclei.py trains from nothing.'
     )
   path = checkpoint.find_checkpoint(init_from)
-  return fine_tuning.adopt(config, checkpoint.read_metadata(path).recipe)
+  config, lines = fine_tuning.adopt(
+      config, checkpoint.read_metadata(path).recipe, given
+  )
+  for line in lines:
+    logging.info('%s', line)
+  return config
 
 
 def check_device(precision: str) -> None:
@@ -101,72 +109,61 @@ def check_device(precision: str) -> None:
 
 def read_training_set(
     config: ml_collections.ConfigDict,
-) -> tuple[coco_index.CocoIndex, np.ndarray, image_sets.Images]:
-  """Reads, filters and checks the training set; logs what was dropped.
+) -> tuple[DataSet, np.ndarray]:
+  """Reads, filters and checks the training set; logs what was left out.
 
   Returns:
-    The index, its rows to train on, and where the images are.
+    The data set, and the rows of its index to train on.
   """
-  source = config.data.train
-  found = records_of(config, 'train')
-  if found is None and not (source.annotations and source.images):
-    raise InputError(
-        'No training set: give --config.data.train.images=DIR and '
-        '--config.data.train.annotations=FILE.json, or '
-        '--config.data.train.tfds=NAME and --config.data.tfds_dir=DIR.'
-    )
-  logging.info('Training set: %s', found or source.annotations)
-  if found is None:
-    coco.check_is_there(
-        source.annotations, '--config.data.train.annotations'
-    )
+  source = source_of(config, 'train')
+  if source is None:
+    raise InputError(f'No training set: {how_to_give("train")}.')
+  logging.info('Training set: %s', source)
+  check_is_there(source, '--config.data.train.')
   report = findings.Report(stop=True)
-  index, folder = image_sets.read_set(
-      source.annotations, source.images, found,
-      require_masks=config.model.output == 'masks',
+  data_set = read_set(
+      source, require_masks=config.model.output == 'masks',
       width_offset=geometry_of(config).width_offset, report=report,
   )
   for line in report.warnings():
     logging.warning('%s', line)
   rows, waterfall = image_sets.filter_images(
-      index, keep_empty=config.data.keep_empty
+      data_set.index, keep_empty=config.data.keep_empty
   )
   for line in image_sets.format_waterfall(waterfall).splitlines():
     logging.info('%s', line)
-  image_sets.check_images_exist(index, folder)
-  return index, rows, folder
+  check_images_exist(data_set)
+  return data_set, rows
 
 
 def check_eval_set(
     config: ml_collections.ConfigDict, index: coco_index.CocoIndex
 ) -> None:
-  """Finds out before training what would stop the evaluation after it."""
+  """Raises before training what would stop the evaluation after it.
+
+  Args:
+    config: The recipe.
+    index: The training set, which must have the same classes.
+  """
   check_backend(config.eval.backend)
-  if not has_eval_set(config):
+  source = source_of(config, 'eval')
+  if source is None:
     logging.info(
         'No evaluation set (--config.data.eval.images, .annotations, or '
         '.tfds): there will be no evaluation at the end.'
     )
     return
-  images = pathlib.Path(config.data.eval.images)
-  source = records_of(config, 'eval') or config.data.eval.annotations
-  if not isinstance(source, records.Records):
-    coco.check_is_there(source, '--config.data.eval.annotations')
-  content = image_sets.read_content(source)
-  truth = coco.index_coco(
-      # The list is emptied; its objects are looked at once more.
-      content | {'annotations': list(content['annotations'])},
-      str(source), require_masks=False,
-  )
+  check_is_there(source, '--config.data.eval.')
+  data_set = read_set(source, require_masks=False)
+  truth = data_set.index
   difference = coco.class_table_difference(truth.categories, index.categories)
   if difference:
     raise InputError(
         f'A21: {source} has other classes than the training set: '
         f'{"; ".join(difference[:10])}.'
     )
-  # Records hold theirs.
-  if not isinstance(source, records.Records):
-    image_sets.check_images_exist(truth, images)
+  check_images_exist(data_set)
+  content = read_content(source)
   for kind in ('bbox', 'segm')[: 2 if config.model.output == 'masks' else 1]:
     check_truth(content, kind=kind)
 
@@ -268,33 +265,30 @@ def _resume(
   stored = checkpoint.read_metadata(path)
   there = stored_config(stored.recipe)
   different = [
-      line for line in config_difference(config, plain(there))
-      if not is_free(line)
-      # The rate of every step depends on where the cosine ends.
-      or line.startswith('train.num_steps:')
-      and config.optimizer.schedule == 'cosine'
+      difference for difference in differences(config, plain(there))
+      if not _may_differ(difference.key, config)
   ]
   if different and allow_changes:
     logging.warning(
         'C07: Going on with another recipe (here | there): %s.',
-        '; '.join(different),
+        format_differences(different),
     )
   elif different:
     raise InputError(
         f'C07: {path.parent.parent} holds a run of another recipe (here | '
-        f'there): {"; ".join(different)}. Give another --workdir, start from '
-        f'its weights alone with --init_from={path}, or go on all the same '
-        'with --allow_changes.'
+        f'there): {format_differences(different)}. Give another --workdir, '
+        f'start from its weights alone with --init_from={path}, or go on all '
+        'the same with --allow_changes.'
     )
   if stored.categories != metadata.categories:
     raise InputError(
         f'C07: {path.parent.parent} holds a run on other classes than '
-        f'{config.data.train.annotations} has. Give another --workdir.'
+        f'{source_of(config, "train")} has. Give another --workdir.'
     )
   if stored.training_set != metadata.training_set:
     text = (
         f'C07: {path.parent.parent} holds a run on {stored.training_set}, but '
-        f'{config.data.train.annotations} has {metadata.training_set}.'
+        f'{source_of(config, "train")} has {metadata.training_set}.'
     )
     if not allow_changes:
       raise InputError(
@@ -375,16 +369,16 @@ def _take_weights(
   """
   metadata = checkpoint.read_metadata(path)
   different = [
-      line for line in config_difference(
+      difference for difference in differences(
           config, plain(stored_config(metadata.recipe))
       )
-      if line.startswith(WEIGHT_KEYS)
+      if difference.key in names(unseen=True)
   ]
   if different:
     logging.warning(
         'C13: The weights of %s expect other values (here | there): %s. Set '
         'these keys to theirs, unless you mean to train them anew.', path,
-        '; '.join(different),
+        format_differences(different),
     )
   expected = checkpoint.named_leaves(variables_of(state))
   stored = checkpoint.model_shapes(path)
@@ -442,9 +436,16 @@ def _head_of(name: str) -> str | None:
 
 
 def _recipe_facts(config) -> dict[str, str]:
-  """{key: value} of what must be the same in all processes."""
-  lines = [line.split(': ', 1) for line in config_difference(config, {})]
+  """Returns {key: value} of the keys that are the same in all processes."""
+  may_differ = names(per_process=True)
   return {
-      f'config.{key}': value.removesuffix(' | nothing')
-      for key, value in lines if key not in MACHINE_KEYS
+      f'config.{key}': str(value) for key, value in facts_of(config).items()
+      if key not in may_differ
   }
+
+
+def _may_differ(name: str, config) -> bool:
+  """Tells whether a run may go on with another value of a key."""
+  if name == 'train.num_steps' and config.optimizer.schedule == 'cosine':
+    return False  # The learning rate of every step depends on it.
+  return name in BY_NAME and BY_NAME[name].may_differ_on_resume

@@ -13,6 +13,7 @@ import tiny
 
 from maskrcnn_jax.benchmark import measure as benchmark
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.rcnn import Rcnn
 
 RECIPE = str(pathlib.Path(tiny.__file__))
 FINE_TUNING = pathlib.Path(__file__).parents[2] / 'configs' / 'finetune.py'
@@ -132,11 +133,11 @@ def test_benchmark_completes_the_recipe_of_a_fine_tuning(
 ):
   completed = []
 
-  def stop(config, **_):
+  def stop(_, config, **__):
     completed.append(config)
     raise InputError('That is all.')
 
-  monkeypatch.setattr('maskrcnn_jax.benchmark.measure.make_model', stop)
+  monkeypatch.setattr(Rcnn, 'from_config', classmethod(stop))
   with pytest.raises(SystemExit):
     run(monkeypatch, f'--mode={mode}', f'--config={FINE_TUNING}')
   assert capsys.readouterr().err == 'error: That is all.\n'

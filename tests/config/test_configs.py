@@ -13,7 +13,7 @@ from maskrcnn_jax.config import (
   plain,
 )
 from maskrcnn_jax.config.check import check_config
-from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
+from maskrcnn_jax.model.backbone import frozen_prefixes
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / 'configs').glob('*.py'))
 

@@ -50,14 +50,6 @@ def test_check_batch_size_accepts_multiples(batch_size, devices):
   cluster.check_batch_size(batch_size, mesh_of(devices), key=KEY)
 
 
-@pytest.mark.parametrize(
-    'axes', [(('data', 3),), (('model', -1),), (('data', 1), ('spatial', 1))]
-)
-def test_make_mesh_refuses_other_axes(axes):
-  with pytest.raises(InputError, match="config.mesh is .*'data'"):
-    cluster.make_mesh(axes)
-
-
 def plan(coordinator=None, num_processes=None, process_id=None, *,
          num_gpus=0, **environment):
   return cluster.plan_launch(

@@ -22,7 +22,7 @@ figures = {}
 for case in cases:
   count, parts = map(int, case.split('x'))
   mesh = Mesh(np.array(jax.devices()[:count]), ('data',))
-  cluster.make_mesh = lambda axes: mesh
+  cluster.make_mesh = lambda: mesh
   config = tiny.with_data(tiny.get_config(), pathlib.Path(data))
   config.train.batch_size = 8
   config.train.micro_batches = parts

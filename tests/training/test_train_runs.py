@@ -55,7 +55,7 @@ def idle_step(monkeypatch):
   """Replaces the training step by one that changes nothing."""
   step = tiny.IdleStep()
   monkeypatch.setattr(
-      'maskrcnn_jax.training.run.make_train_step', lambda *_, **__: step
+      'maskrcnn_jax.training.run.jit_train_step', lambda _: step
   )
   return step
 
@@ -345,7 +345,7 @@ class Step(tiny.IdleStep):
 if __name__ == '__main__':
   signal.signal(signal.SIGINT, signal.default_int_handler)
   Step.seconds = float(sys.argv.pop(1))
-  train.make_train_step = lambda *_, **__: Step()
+  train.jit_train_step = lambda _: Step()
   main.run()
 '''
 

@@ -33,11 +33,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import coco, image_sets
+from maskrcnn_jax.data import coco
+from maskrcnn_jax.data.records import MISSING_AREA
+from maskrcnn_jax.data.source import CocoFiles, check_images_exist, read_set
 
 NAME = 'coco_instances'
-
-_NO_AREA = -1.0
 
 
 def find_splits(
@@ -183,10 +183,12 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
     )
     tables = {}
     for split, (file, images) in found.items():
-      # All that reading checks, before the first record is written.
-      index = coco.read_coco(file, require_masks=False)
-      image_sets.check_images_exist(index, images)
-      tables[split] = index.categories
+      # Reading checks everything before the first record is written.
+      data_set = read_set(
+          CocoFiles(os.fspath(images), os.fspath(file)), require_masks=False
+      )
+      check_images_exist(data_set)
+      tables[split] = data_set.index.categories
       first = next(iter(tables))
       difference = coco.class_table_difference(
           tables[split], tables[first], there_name=str(found[first][0])
@@ -239,7 +241,7 @@ def _objects_to_record(
           [entry['bbox'] for entry in entries], np.float64
       ).reshape(-1, 4),
       'objects/area': np.array(
-          [a if type(a) in (int, float) else _NO_AREA for a in areas],
+          [a if type(a) in (int, float) else MISSING_AREA for a in areas],
           np.float64,
       ),
       'objects/label': np.array(
@@ -255,53 +257,3 @@ def _objects_to_record(
       'polygons/lengths': np.array(list(map(len, flat)), np.int32),
       'polygons/coordinates': np.array(numbers, np.float64),
   }
-
-
-def record_to_coco(
-    record: dict[str, Any], categories: list
-) -> tuple[dict, list[dict]]:
-  """Turns a record back into COCO's entry of the image and its annotations.
-
-  Args:
-    record: As a data source gives it.
-    categories: Of the metadata.
-  """
-  image = {
-      'id': json.loads(record['image/id']),
-      'file_name': record['image/filename'].decode(),
-      'height': int(record['image/height']),
-      'width': int(record['image/width']),
-  }
-  coordinates = record['polygons/coordinates'].tolist()
-  lengths = iter(record['polygons/lengths'].tolist())
-  position = 0
-  annotations = []
-  columns = zip(
-      json.loads(record['objects/id']),
-      record['objects/bbox'].tolist(),
-      record['objects/area'].tolist(),
-      record['objects/label'].tolist(),
-      record['objects/is_crowd'].tolist(),
-      record['objects/num_polygons'].tolist(),
-      json.loads(record['objects/rle']),
-      strict=True,
-  )
-  for id_, box, area, label, crowd, num_polygons, rle in columns:
-    polygons = []
-    for _ in range(num_polygons):
-      end = position + next(lengths)
-      polygons.append(coordinates[position:end])
-      position = end
-    entry = {
-        'image_id': image['id'],
-        'category_id': categories[label][0],
-        'bbox': box,
-        'iscrowd': crowd,
-        'segmentation': polygons if rle is None else rle,
-    }
-    if id_ is not None:
-      entry['id'] = id_
-    if area != _NO_AREA:
-      entry['area'] = area
-    annotations.append(entry)
-  return image, annotations

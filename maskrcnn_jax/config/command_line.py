@@ -1,0 +1,164 @@
+"""Recipes on the command line: --config=RECIPE and --config.KEY=VALUE.
+
+Every program reads these arguments with this file, so that all of them accept
+the same spellings.
+"""
+
+from collections.abc import Sequence
+import difflib
+import re
+from typing import Any
+
+import ml_collections
+
+from maskrcnn_jax.config.defaults import set_value, value_of
+from maskrcnn_jax.config.foreign_names import answer_to
+from maskrcnn_jax.config.forms import FALSE_WORDS, TRUE_WORDS, parse
+from maskrcnn_jax.config.keys import BY_NAME
+from maskrcnn_jax.errors import InputError
+
+# A key and the text that is its value; None if no value was given, which means
+# True for a key that is True or False.
+Override = tuple[str, str | None]
+
+_ARGUMENT = re.compile(r'--?(no)?config(?:\.([^=]+))?(=.*)?', re.DOTALL)
+_NEGATIVE_NUMBER = re.compile(r'-\.?\d')
+
+
+def split_arguments(
+    argv: Sequence[str],
+) -> tuple[str | None, list[Override], list[str]]:
+  """Splits off --config and --config.KEY arguments.
+
+  Accepts --config=X, --config X, --config.KEY=VALUE, --config.KEY VALUE, for
+  keys that are True or False also --config.KEY and --noconfig.KEY, and all of
+  them with a single dash. Arguments after -- are left alone.
+
+  Args:
+    argv: The arguments of a program, without its name.
+
+  Returns:
+    What --config names, the last one if there are several, None if there is
+    none; the overrides; and all other arguments in their order.
+
+  Raises:
+    InputError: If the value of an argument is missing.
+  """
+  path, overrides, others = None, [], []
+  waiting = list(argv)
+  while waiting:
+    argument = waiting.pop(0)
+    if argument == '--':
+      return path, overrides, [*others, argument, *waiting]
+    match = _ARGUMENT.fullmatch(argument)
+    if match is None or (match[1] and not match[2]):
+      others.append(argument)
+      continue
+    negated, key, value = match.groups()
+    value = value[1:] if value is not None else None
+    if negated:
+      if value is not None:
+        raise InputError(
+            f'C05: {argument}: --noconfig.{key} sets False and takes no value.'
+        )
+      overrides.append((key, 'False'))
+      continue
+    if value is None and waiting and _is_value_of(key, waiting[0]):
+      value = waiting.pop(0)
+    if key:
+      overrides.append((key, value))
+    elif value is None:
+      raise InputError('--config needs a value: --config=RECIPE.')
+    else:
+      path = value or None
+  return path, overrides, others
+
+
+def parse_overrides(overrides: Sequence[Override]) -> dict[str, Any]:
+  """Returns {key: value} for the overrides; of the same key the last one.
+
+  Raises:
+    InputError: If there is no such key, or the text is no value of it.
+  """
+  values = {}
+  for name, written in overrides:
+    if name not in BY_NAME:
+      raise InputError(f'C05: {_explain_unknown_key(name)}')
+    form = BY_NAME[name].form
+    if written is None:
+      if form.kind is not bool:
+        raise InputError(
+            f'C05: --config.{name} needs a value: --config.{name}=VALUE.'
+        )
+      written = 'True'
+    try:
+      values[name] = parse(form, written)
+    except ValueError as error:
+      raise InputError(f'C05: --config.{name}={written}: {error}.') from error
+  return values
+
+
+def apply_overrides(
+    config: ml_collections.ConfigDict, values: dict[str, Any]
+) -> None:
+  """Sets keys of a recipe.
+
+  Args:
+    config: The recipe; it is changed.
+    values: As `parse_overrides` gives them.
+
+  Raises:
+    InputError: If None is given to a key that must have a value and that the
+      recipe does not leave open.
+  """
+  for name, value in values.items():
+    is_open = BY_NAME[name].form.may_be_none or value_of(config, name) is None
+    if value is None and not is_open:
+      raise InputError(
+          f'C05: --config.{name}=None: the recipe does not leave this key '
+          f'open; give a value, or leave it out for {value_of(config, name)!r}.'
+      )
+    set_value(config, name, value)
+
+
+def refuse_unexpected(arguments: Sequence[str]) -> None:
+  """Raises an InputError about the first argument that no program has.
+
+  Args:
+    arguments: Those that the parser of the program does not know.
+  """
+  for argument in arguments:
+    answer = answer_to(argument)
+    if answer:
+      raise InputError(
+          f'There is no option {argument.partition("=")[0]}: {answer}.'
+      )
+    raise InputError(
+        f'Unexpected argument {argument!r}; --help lists what there is.'
+    )
+
+
+def _is_value_of(key: str | None, argument: str) -> bool:
+  """Tells whether an argument is the value of the option before it."""
+  if key in BY_NAME and BY_NAME[key].form.kind is bool:
+    return argument.lower() in (*TRUE_WORDS, *FALSE_WORDS, 'none')
+  return not argument.startswith('-') or bool(_NEGATIVE_NUMBER.match(argument))
+
+
+def _explain_unknown_key(name: str) -> str:
+  """Returns a sentence about a key that does not exist."""
+  text = f'There is no config key {name!r}'
+  answer = answer_to(name)
+  if answer:
+    return f'{text}: {answer}.'
+  whole, bracket, _ = name.partition('[')
+  if bracket and whole in BY_NAME:
+    return f"{text}: give the whole value, --config.{whole}='(...)'."
+  member = next((key for key in BY_NAME if key.startswith(f'{name}.')), None)
+  if member:
+    return (
+        f'{text}, it is a group of keys; name one of them, for example '
+        f'--config.{member}=VALUE.'
+    )
+  near = difflib.get_close_matches(name, BY_NAME, 1)
+  return f'{text}; did you mean --config.{near[0]}?' if near else f'{text}.'
