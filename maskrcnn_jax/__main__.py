@@ -75,7 +75,7 @@ def run_tool(tool: str, arguments: list[str]) -> None:
   """
   module = f'maskrcnn_jax.{TOOLS[tool][0]}'
   sys.argv[1:] = arguments
-  help_ = io.StringIO()
+  help_ = io.TextIOWrapper(io.BytesIO(), encoding='utf-8')
   asks_for_help = bool(_HELP & set(arguments))
   try:
     with contextlib.redirect_stdout(help_) if asks_for_help else (
@@ -85,11 +85,10 @@ def run_tool(tool: str, arguments: list[str]) -> None:
       # processes look there for what to import, and absl for its flags.
       runpy.run_module(module, run_name='__main__', alter_sys=True)
   finally:
-    if asks_for_help:
-      print(
-          renamed(help_.getvalue(), f'python -m {module}', f'maskrcnn {tool}'),
-          end='',
-      )
+    help_.seek(0)
+    print(
+        renamed(help_.read(), f'python -m {module}', f'maskrcnn {tool}'), end=''
+    )
 
 
 def renamed(text: str, old: str, new: str) -> str:

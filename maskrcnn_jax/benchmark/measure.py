@@ -1,4 +1,4 @@
-r"""Times the training step, inference or the loading of data of a recipe.
+"""Times the training step, inference or the loading of data of a recipe.
 
   python -m maskrcnn_jax.benchmark --config=configs/r50_fpn.py \
       --mode=train --size=800x1333 --batch_size=1
@@ -321,8 +321,7 @@ def _own_times(events):
 def main() -> None:
   """Prints the figures of one benchmark, for people and as a line of JSON."""
   parser = argparse.ArgumentParser(
-      prog='python -m maskrcnn_jax.benchmark', description=__doc__,
-      formatter_class=argparse.RawTextHelpFormatter,
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--config', required=True, help='the recipe, a file')
   parser.add_argument(
