@@ -74,6 +74,35 @@ def test_messages_name_no_file_that_is_not_installed():
   assert not problems, '\n'.join(problems)
 
 
+def test_documents_and_scripts_name_files_and_tools_that_exist():
+  documents = [
+      *ROOT.glob('*.md'), *ROOT.glob('*/*.md'), *ROOT.glob('configs/*.py'),
+      *ROOT.glob('scripts/*.*'), *ROOT.glob('maskrcnn_jax/**/*.py'),
+  ]
+  problems = []
+  for path in documents:
+    if path.name == 'CHANGELOG.md':  # speaks of files that are gone
+      continue
+    text = path.read_text()
+    files = re.findall(
+        r'(?<![\w/.])(?:maskrcnn_jax|pallas_kernels|scripts|tests|docs)'
+        r'/[\w/]+\.(?:py|sh|md|png|txt)\b', text
+    )
+    tools = re.findall(r'python -m (maskrcnn_jax[.\w]*\w)', text)
+    modules = [
+        tool.replace('.', '/') for tool in tools if not tool.endswith('TOOL')
+    ]
+    problems += [
+        f'{path.relative_to(ROOT)}: there is no {name}' for name in files
+        if not (ROOT / name).is_file()
+    ] + [
+        f'{path.relative_to(ROOT)}: there is no tool {name}' for name in modules
+        if not (ROOT / f'{name}.py').is_file()
+        and not (ROOT / name / '__main__.py').is_file()
+    ]
+  assert not problems, '\n'.join(problems)
+
+
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory):
   """Installs sdist -> wheel into an environment of its own; its bin folder.
