@@ -1,4 +1,4 @@
-"""Writes COCO files as a tensorflow-datasets set, with the masks.
+r"""Writes COCO files as a tensorflow-datasets set, with the masks.
 
   python -m maskrcnn_jax.build_tfds --manual_dir=data/coco --name=2017 \
       --tfds_dir=data/tfds
@@ -17,7 +17,8 @@ from maskrcnn_jax.errors import InputError
 def main() -> None:
   """Builds the set and prints where it is and how large its splits are."""
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+      prog='python -m maskrcnn_jax.build_tfds', description=__doc__,
+      formatter_class=argparse.RawTextHelpFormatter,
   )
   parser.add_argument(
       '--manual_dir', type=pathlib.Path, required=True,

@@ -74,8 +74,8 @@ def find_splits(
     if missing:
       raise errors.InputError(
           f'I01: COCO {year} must be unpacked in {folder}; there is no'
-          f' {", no ".join(str(p.relative_to(folder)) for p in missing)}. See'
-          ' scripts/download_dataset.sh.'
+          f' {", no ".join(str(p.relative_to(folder)) for p in missing)}.'
+          ' scripts/download_dataset.sh of the source repository downloads it.'
       )
     return splits
   places = folder / 'annotations', folder
@@ -131,8 +131,9 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
       ),
   ]
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
-      'COCO as its archives unpack (scripts/download_dataset.sh), or any'
-      ' folder of COCO-format JSON files and their images.'
+      'COCO as its archives unpack (scripts/download_dataset.sh of the source'
+      ' repository does that), or any folder of COCO-format JSON files and'
+      ' their images.'
   )
 
   def __init__(self, **arguments: Any):

@@ -37,7 +37,7 @@ COMPANIONS = ('torch', 'tensorflow')
 # Where the driver says what it is.
 DRIVER_FILE = pathlib.Path('/proc/driver/nvidia/version')
 
-INSTALL_GPU = "install JAX for GPUs: pip install -e '.[gpu]'"
+INSTALL_GPU = "install JAX for GPUs: pip install 'jax[cuda13]'"
 
 
 class Finding(NamedTuple):

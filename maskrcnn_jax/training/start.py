@@ -69,7 +69,7 @@ def adopt_checkpoint(
   if init_from is None:
     raise InputError(
         '--init_from=CHECKPOINT is missing: what to fine-tune, also when the '
-        'run is continued. configs/nuclei.py trains from nothing.'
+        'run is continued. --config=nuclei trains from nothing.'
     )
   path = checkpoint.find_checkpoint(init_from)
   config, lines = fine_tuning.adopt(
