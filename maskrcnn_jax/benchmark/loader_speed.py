@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax.benchmark.recipes import complete_recipe
-from maskrcnn_jax.config import pixel_range_of
+from maskrcnn_jax.config import canvas_arguments, pixel_range_of
 from maskrcnn_jax.data import canvases, image_sets, loader
 from maskrcnn_jax.data.source import (
   Source,
@@ -27,7 +27,6 @@ from maskrcnn_jax.data.source import (
   check_is_there,
   read_set,
 )
-from maskrcnn_jax.detector import canvas_arguments
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.runtime import cluster
 
