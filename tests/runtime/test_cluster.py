@@ -185,7 +185,7 @@ def test_processes_that_do_not_all_come_are_given_up():
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
   code = (
-      'import os\nfrom maskrcnn_jax import cluster\n'
+      'import os\nfrom maskrcnn_jax.runtime import cluster\n'
       f'cluster.start_processes(cluster.plan_launch({address!r}, 2, 0, '
       'environment=os.environ, num_gpus=0), timeout=2)'
   )
@@ -276,7 +276,7 @@ def test_shard_batch_keeps_values_and_dtypes():
 ON_FOUR_DEVICES = '''
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh
-from maskrcnn_jax import cluster
+from maskrcnn_jax.runtime import cluster
 
 mesh = cluster.make_mesh()
 assert mesh.size == 4

@@ -15,7 +15,7 @@ import json, pathlib, sys
 sys.path.insert(0, 'tests')
 import jax, numpy as np, tiny
 from jax.sharding import Mesh
-from maskrcnn_jax import cluster
+from maskrcnn_jax.runtime import cluster
 
 data, workdir, num_steps, rate, *cases = sys.argv[1:]
 figures = {}
