@@ -32,6 +32,15 @@ class Outlines(NamedTuple):
   starts: Int[AnyArray, '*b g1']  # object g owns [starts[g], starts[g + 1])
 
 
+class GroundTruthLimits(NamedTuple):
+  """Static sizes that hold the ground truth of each image of a data set."""
+
+  max_objects: int  # of one image
+  max_image_vertices: int  # of the outlines of one image's objects together
+  max_object_vertices: int  # of the outline of one object
+  max_parts: int  # polygons of one object
+
+
 class Batch(NamedTuple):
   """What the host sends to the device for one step."""
 

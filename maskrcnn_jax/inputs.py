@@ -28,6 +28,69 @@ class Placement(NamedTuple):
   offsets: Int[Array, 'b 2']
 
 
+class AugmentationOptions(NamedTuple):
+  """What training changes at random, and by how much."""
+
+  flip_probability: float
+  # Lengths of the short side to choose from, in pixels; (): no choice.
+  short_sides: tuple[int, ...]
+  # Least and greatest size of an image, as a share of the largest that fits on
+  # its canvas; (): no such change. Not together with `short_sides`.
+  scale_jitter: tuple[float, ...]
+  # Largest relative change of brightness, contrast and saturation.
+  color_jitter: tuple[float, float, float]
+  long_side: int  # limit of the longer side, in pixels; for `short_sides`
+  resize_rule: str  # see `resized_size`; for `short_sides`
+
+
+class Augmentation(NamedTuple):
+  """What is changed in each image of a batch."""
+
+  flips: Bool[Array, 'b']  # whether the image is mirrored left to right
+  placement: Placement | None = None  # None: as the batch says, uncut
+  color_factors: Float[Array, 'b 3'] | None = None  # None: colours stay
+
+
+def draw_augmentation(
+    keys: Key[Array, 'b'],
+    source_sizes: Int[Array, 'b 2'],
+    options: AugmentationOptions,
+    *,
+    padded_size: tuple[int, int],
+) -> Augmentation:
+  """Draws what is changed in each image of a batch.
+
+  Args:
+    keys: One random key an image.
+    source_sizes: (height, width) of the decoded images, in pixels.
+    options: What to change.
+    padded_size: (height, width) of the canvas.
+  """
+  # Independent of each other and of the flips.
+  placement_keys, color_keys = (
+      jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys)
+      for i in (1, 2)
+  )
+  placement = color_factors = None
+  if options.scale_jitter:
+    placement = draw_scale_jitter(
+        placement_keys, source_sizes, scales=options.scale_jitter,
+        padded_size=padded_size,
+    )
+  elif options.short_sides:
+    placement = draw_short_sides(
+        placement_keys, source_sizes, choices=options.short_sides,
+        long_side=options.long_side, resize_rule=options.resize_rule,
+        padded_size=padded_size,
+    )
+  if any(options.color_jitter):
+    color_factors = draw_color_factors(
+        color_keys, strengths=options.color_jitter
+    )
+  flips = draw_flips(keys, probability=options.flip_probability)
+  return Augmentation(flips, placement, color_factors)
+
+
 def draw_flips(
     keys: Key[Array, 'b'], *, probability: float
 ) -> Bool[Array, 'b']:

@@ -168,7 +168,8 @@ def main(argv: list[str]) -> int:
 
 def _use(recipe, workdir: pathlib.Path) -> int:
   """Evaluates a trained model or predicts with it; returns the exit status."""
-  from maskrcnn_jax.config import records_of
+  from maskrcnn_jax.config import source_of
+  from maskrcnn_jax.data.source import options_of
   from maskrcnn_jax.detector import load_detector
   from maskrcnn_jax.evaluation.evaluate import evaluate
   from maskrcnn_jax.predict import predict
@@ -183,18 +184,12 @@ def _use(recipe, workdir: pathlib.Path) -> int:
     )
     return 2 if broken else 0
 
-  truth = detector.config.data.eval
-  records = records_of(detector.config, 'eval')
-  if not records and not (truth.images and truth.annotations):
-    raise InputError(
-        'No evaluation set: give --config.data.eval.images=DIR and '
-        '--config.data.eval.annotations=FILE.json, or '
-        '--config.data.eval.tfds=NAME and --config.data.tfds_dir=DIR.'
-    )
+  source = source_of(detector.config, 'eval')
+  if source is None:
+    raise InputError(f'No evaluation set: give {options_of("eval")}.')
   aps = evaluate(
-      detector, images=truth.images, annotations=truth.annotations,
-      workdir=workdir, config=detector.config, skip_eval=_SKIP_EVAL.value,
-      records=records,
+      detector, source=source, workdir=workdir, config=detector.config,
+      skip_eval=_SKIP_EVAL.value,
   )
   if cluster.is_main():
     for line in expected_lines(aps, **detector.config.expected):

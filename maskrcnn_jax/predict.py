@@ -1,8 +1,9 @@
-"""Prediction: the objects in a user's own pictures, written and drawn."""
+"""Finds the objects in a user's own pictures, writes them and draws them."""
 
 import concurrent.futures
 import os
 import pathlib
+from typing import Any
 
 from absl import logging
 import jax
@@ -10,12 +11,11 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax.array_types import Batch, Outlines
-from maskrcnn_jax.config import geometry_of, pixel_range_of
+from maskrcnn_jax.config import canvas_arguments, geometry_of, pixel_range_of
 from maskrcnn_jax.data import canvases
 from maskrcnn_jax.data import images as image_files
 from maskrcnn_jax.detector import (
   Detector,
-  canvas_arguments,
   category_of,
   to_original,
   to_xywh,
@@ -38,14 +38,15 @@ def predict(
   Args:
     detector: The model.
     pattern: A file, a folder or a glob.
-    workdir: Gets predictions/predictions.json, COCO results with `file_name`
-      and class name, in pixels of the picture as a viewer shows it, and
-      predictions/NAME.png for each picture. Where two pictures differ in
-      their suffix alone, all keep theirs: NAME.jpg.png.
+    workdir: The folder to write to. predictions/predictions.json has COCO
+      results with the file name and the class name, in pixels of the picture
+      as a viewer shows it; predictions/NAME.png is the picture with its
+      objects. If the names of two pictures differ in their suffix only, all
+      pictures keep their suffix: NAME.jpg.png.
     config: The recipe.
 
   Returns:
-    How many of the files could not be read; each was named in the log.
+    The number of files that could not be read. The log names each of them.
   """
   files = image_files.list_images(pattern)
   directory = workdir / 'predictions'
@@ -101,46 +102,73 @@ def predict(
 
 
 def _predict_image(
-    detector, batch, plan, row, pixels, name, size, picture, *, min_score
-):
-  """Detects and draws one picture's objects and returns their records."""
-  shape = geometry_of(detector.config)
+    detector: Detector,
+    batch: Batch,
+    plan: canvases.CanvasPlan,
+    row: int,
+    pixels: np.ndarray,
+    name: str,
+    size: tuple[int, int],
+    overlay: pathlib.Path,
+    *,
+    min_score: float,
+) -> list[dict[str, Any]]:
+  """Finds and draws the objects of one picture.
+
+  Args:
+    detector: The model.
+    batch: The picture as a batch of one.
+    plan: The canvases of all pictures.
+    row: The picture's place in the plan.
+    pixels: The picture as a viewer shows it.
+    name: Its file name in the results.
+    size: Its (height, width) in pixels.
+    overlay: The file to write the drawing to.
+    min_score: Objects with a lower score are not drawn.
+
+  Returns:
+    The COCO results of the picture.
+  """
+  geometry = geometry_of(detector.config)
   canvas = plan.canvases[plan.canvas_of_image[row]]
-  detections = detector.detect(
-      detector.variables, batch, padded_size=canvas.padded
-  )
-  found = to_original(
+  detections = detector.detect(batch, padded_size=canvas.padded)
+  objects = to_original(
       jax.tree.map(lambda field: np.asarray(field)[0], detections),
       tuple(plan.image_sizes[row].tolist()), row=row, original_size=size,
-      mask_threshold=shape.mask_threshold, paste_rule=shape.paste_rule,
+      mask_threshold=geometry.mask_threshold, paste_rule=geometry.paste_rule,
   )
-  categories = [category_of(detector, class_) for class_ in found.classes]
+  categories = [category_of(detector, class_) for class_ in objects.classes]
   names = [category.name for category in categories]
-  picture.parent.mkdir(parents=True, exist_ok=True)
+  overlay.parent.mkdir(parents=True, exist_ok=True)
   draw_detections(
-      pixels, found.boxes, names, found.scores, found.masks,
+      pixels, objects.boxes, names, objects.scores, objects.masks,
       min_score=min_score,
-  ).save(picture)
-  records = [
+  ).save(overlay)
+  results = [
       {
           'image_id': row + 1,
           'file_name': name,
           'category_id': category.id,
           'category_name': category.name,
           'score': float(score),
-          'bbox': to_xywh(box, width_offset=shape.width_offset),
+          'bbox': to_xywh(box, width_offset=geometry.width_offset),
       }
       for category, score, box in zip(
-          categories, found.scores, found.boxes, strict=True
+          categories, objects.scores, objects.boxes, strict=True
       )
   ]
-  for record, mask in zip(records, found.masks or (), strict=False):
-    record['segmentation'] = mask
-  return records
+  for result, mask in zip(results, objects.masks or (), strict=False):
+    result['segmentation'] = mask
+  return results
 
 
-def _read(file, plan, row, pixel_range):
-  """Decodes a picture whole, and as a batch of one for the network."""
+def _read(
+    file: pathlib.Path,
+    plan: canvases.CanvasPlan,
+    row: int,
+    pixel_range: tuple[float, float] | None,
+) -> tuple[np.ndarray, Batch]:
+  """Decodes a picture, whole to draw on and as a batch of one to detect in."""
   pixels = image_files.decode_image(file, pixel_range=pixel_range)
   reduce = int(plan.reduce[row])
   small = (
@@ -166,5 +194,5 @@ def _read(file, plan, row, pixel_range):
 
 
 def _common_folder(files: list[pathlib.Path]) -> pathlib.Path:
-  """The deepest folder that all files are in."""
+  """Returns the deepest folder that all files are in."""
   return pathlib.Path(os.path.commonpath([file.parent for file in files]))

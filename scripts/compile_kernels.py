@@ -25,12 +25,13 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from maskrcnn_jax.benchmark import measure as benchmark
+from maskrcnn_jax.array_types import GroundTruthLimits
+from maskrcnn_jax.benchmark.made_up_batch import made_up_batch
 from maskrcnn_jax.config import default_config
-from maskrcnn_jax.data import image_sets
-from maskrcnn_jax.detector import make_detect, make_model
+from maskrcnn_jax.detector import Detector
 from maskrcnn_jax.doctor import kernel_check
 from maskrcnn_jax.kernels import kernels_on_gpu
+from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime.precision import set_precision
 from maskrcnn_jax.training import state as train_state
 from maskrcnn_jax.training import step as train_step
@@ -117,10 +118,9 @@ def compile_model(
   """Compiles the training step and inference, with kernels and without."""
   mesh = gpu_mesh(target, num_gpus)
   dtype = set_precision(config.precision)
-  model = make_model(config, num_classes=81, dtype=dtype)
   batch = shapes_on(
       mesh,
-      benchmark.made_up_batch(
+      made_up_batch(
           image_size=padded_size, batch_size=batch_size, num_objects=8,
           max_objects=config.data.max_objects, num_classes=81,
       ),
@@ -133,8 +133,8 @@ def compile_model(
       schedule=lambda step: 1e-6,
       bias_schedule=lambda step: 1e-6,
   )
-  state = shapes_on(mesh, train_state.initial_state(model, optimizer, config))
-  limits = image_sets.Limits(config.data.max_objects, 512, 64, 1)
+  state = None
+  limits = GroundTruthLimits(config.data.max_objects, 512, 64, 1)
   for kernels in ('pallas', 'xla'):
     config.kernels = kernels
     title = (
@@ -142,18 +142,25 @@ def compile_model(
         f'{padded_size[0]}x{padded_size[1]}, {config.precision}'
     )
     started = time.monotonic()
-    step = train_step.make_train_step(
-        model, optimizer, config, limits, mesh=mesh
+    rcnn = Rcnn.from_config(config, num_classes=81, dtype=dtype, mesh=mesh)
+    if state is None:
+      state = shapes_on(
+          mesh, train_state.initial_state(rcnn, optimizer, config)
+      )
+    step = train_step.jit_train_step(
+        train_step.Trainer.from_config(config, rcnn, optimizer, limits)
     )
     compiled = compile_for(mesh, step, state, batch, padded_size=padded_size)
     report(f'training step, {title}', started, compiled)
     started = time.monotonic()
-    detect = jax.jit(
-        make_detect(model, config, mesh=mesh), static_argnames='padded_size'
-    )
+
+    def detect(variables, batch, padded_size, rcnn=rcnn):
+      detector = Detector(rcnn, variables, config, (), 0)
+      return detector.detect(batch, padded_size=padded_size)
+
     compiled = compile_for(
-        mesh, detect, train_state.variables_of(state), batch,
-        padded_size=padded_size,
+        mesh, jax.jit(detect, static_argnames=('padded_size', 'rcnn')),
+        train_state.variables_of(state), batch, padded_size=padded_size,
     )
     report(f'inference, {title}', started, compiled)
 

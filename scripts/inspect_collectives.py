@@ -32,15 +32,18 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 import numpy as np  # noqa: E402
 
-from maskrcnn_jax.benchmark.measure import made_up_batch  # noqa: E402
-from maskrcnn_jax.data import image_sets  # noqa: E402
-from maskrcnn_jax.detector import make_model  # noqa: E402
-from maskrcnn_jax.model.mask_rcnn import frozen_prefixes  # noqa: E402
+from maskrcnn_jax.array_types import GroundTruthLimits  # noqa: E402
+from maskrcnn_jax.benchmark.made_up_batch import made_up_batch  # noqa: E402
+from maskrcnn_jax.model.backbone import frozen_prefixes  # noqa: E402
+from maskrcnn_jax.rcnn import Rcnn  # noqa: E402
 from maskrcnn_jax.runtime import cluster  # noqa: E402
 from maskrcnn_jax.runtime.precision import set_precision  # noqa: E402
 from maskrcnn_jax.training import state as train_state  # noqa: E402
 from maskrcnn_jax.training import step as train_step  # noqa: E402
-from maskrcnn_jax.training.optimizer import split_parameters  # noqa: E402
+from maskrcnn_jax.training.optimizer import (  # noqa: E402
+    make_recipe_optimizer,
+    split_parameters,
+)
 
 COLLECTIVES = (
     'all-reduce', 'all-gather', 'all-to-all', 'reduce-scatter',
@@ -76,10 +79,12 @@ def find_plugin() -> None:
 def compile_step(config, mesh, *, image_size, num_classes):
   """Returns the compiled step and the bytes and number of what it trains."""
   dtype = set_precision(config.precision)
-  model = make_model(config, num_classes=num_classes, dtype=dtype)
-  _, optimizer = train_state.make_recipe_optimizer(config)
+  rcnn = Rcnn.from_config(
+      config, num_classes=num_classes, dtype=dtype, mesh=mesh
+  )
+  _, optimizer = make_recipe_optimizer(config)
   state = train_state.start_average(
-      train_state.initial_state(model, optimizer, config), config
+      train_state.initial_state(rcnn, optimizer, config), config
   )
   trainable, _ = split_parameters(
       state.params, frozen_prefixes(config.freeze_at)
@@ -95,9 +100,9 @@ def compile_step(config, mesh, *, image_size, num_classes):
       ),
       one,
   )
-  limits = image_sets.Limits(config.data.max_objects, 512, 64, 1)
-  step = train_step.make_train_step(
-      model, optimizer, config, limits, mesh=mesh
+  limits = GroundTruthLimits(config.data.max_objects, 512, 64, 1)
+  step = train_step.jit_train_step(
+      train_step.Trainer.from_config(config, rcnn, optimizer, limits)
   )
   lowered = step.trace(
       cluster.replicated_shapes(state, mesh), batch, padded_size=image_size

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from maskrcnn_jax.data import canvases, coco, image_sets, loader
+from maskrcnn_jax.data.source import DataSet
 
 SIZE = 480, 640  # of the images, as most of COCO's
 NUM_FILES = 32
@@ -113,7 +114,7 @@ def main():
   rows, _ = image_sets.filter_images(index, keep_empty=False)
   started = time.monotonic()
   batches = loader.train_batches(
-      index, plan, rows, images_dir=folder / 'images',
+      DataSet(index, folder / 'images'), plan, rows,
       limits=image_sets.find_limits(index, max_objects=100), seed=0,
       start_step=0, num_steps=arguments.steps, batch_size=4,
       num_workers=arguments.workers,

@@ -54,6 +54,28 @@ def tiny_data(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def tiny_tfds(tmp_path_factory, tiny_data):
+  """The tfds_dir of `tiny_data` as coco_instances/folder; not to be changed."""
+  from tfds_sets import build
+
+  out = tmp_path_factory.mktemp('tiny_tfds')
+  build(tiny_data, out)
+  return out
+
+
+@pytest.fixture(scope='session')
+def tfds_set(tmp_path_factory):
+  """A set of every kind of mask: (its folder, the tfds_dir, the JSON)."""
+  from tfds_sets import build, write_set
+
+  folder = tmp_path_factory.mktemp('set') / 'own'
+  content = write_set(folder)
+  out = folder.parent / 'tfds'
+  build(folder, out)
+  return folder, out, content
+
+
+@pytest.fixture(scope='session')
 def tiny_run(tmp_path_factory, tiny_data, compilation_cache):
   """A workdir of the recipe `tiny`, trained and evaluated; and its figures.
 

@@ -18,7 +18,7 @@ import pytest
 from maskrcnn_jax.array_types import Batch, Outlines
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.data import outlines as outline_files
-from maskrcnn_jax.detector import make_model
+from maskrcnn_jax.rcnn import Rcnn
 
 GOLDEN = pathlib.Path(__file__).parents[2] / 'shared' / 'golden'
 FOLDER = pathlib.Path(os.environ.get('MASKRCNN_GOLDEN', GOLDEN))
@@ -82,11 +82,10 @@ def make_batch(image, boxes=(), classes=(), masks=()):
 
 
 def build(config, num_classes, draw, seed, fill):
-  """Returns the network and a peer's weights, by `fill` from a peer's names."""
-  model = make_model(config, num_classes=num_classes, dtype=jnp.float32)
-  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-  return model, fill(shapes, draw, seed)
+  """Returns the model and a peer's weights, by `fill` from a peer's names."""
+  rcnn = Rcnn.from_config(config, num_classes=num_classes, dtype=jnp.float32)
+  shapes = jax.eval_shape(rcnn.init, jax.random.key(0))
+  return rcnn, fill(shapes, draw, seed)
 
 
 def error(ours, theirs):

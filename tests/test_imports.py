@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROWS = (
   (
     '__main__', 'main', 'benchmark.*', 'build_tfds.*', 'check_data.*',
-    'convert_weights.*', 'doctor.*',
+    'convert_to_coco.*', 'convert_weights.*', 'doctor.*',
   ),
   ('training.*',),
   ('evaluation.*', 'predict'),

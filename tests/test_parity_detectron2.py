@@ -1,22 +1,13 @@
 """Detectron2's Mask R-CNN, stage by stage: the preset `modern`."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import parity
 from pycocotools import mask as mask_api
 import pytest
 
 from maskrcnn_jax.config import geometry_of
-from maskrcnn_jax.detector import (
-    image_anchors,
-    input_arguments,
-    make_detect,
-    pool,
-    to_original,
-)
-from maskrcnn_jax.inputs import prepare_inputs
-from maskrcnn_jax.proposals import make_proposals
+from maskrcnn_jax.detector import Detector, to_original
 
 pytestmark = parity.needs_golden
 
@@ -37,7 +28,7 @@ def test_inference_equals_detectron2(path):
   config.data.pixel_mean = (123.675, 116.28, 103.53)
   shape, padded = geometry_of(config), config.data.padded_sizes[0]
   assert shape.sampling_ratio == 0
-  model, variables = parity.build(
+  rcnn, variables = parity.build(
       config, NUM_CLASSES, parity.load_seeded().detectron2_array,
       int(golden['seed']), parity.detectron2_variables,
   )
@@ -45,27 +36,17 @@ def test_inference_equals_detectron2(path):
 
   @jax.jit
   def run(variables, batch, boxes):
-    inputs = prepare_inputs(
-        batch, jnp.zeros(1, bool), padded_size=padded,
-        **input_arguments(config),
-    )
-    body = model.apply(
+    inputs = rcnn.prepare(batch, padded_size=padded)
+    body = rcnn.network.apply(
         variables, inputs.images, method=lambda m, x: m.backbone(x)
     )
-    pyramid = model.apply(variables, inputs.images, method='extract')
-    rpn = model.apply(variables, pyramid, method='propose')
-    levels, fit_to = image_anchors(config, padded, inputs.image_sizes[0])
-    found = make_proposals(
-        rpn.objectness_logits[0], rpn.anchor_deltas[0], levels,
-        inputs.image_sizes[0], fit_to=fit_to,
-        iou_threshold=config.rpn.iou_threshold,
-        delta_weights=shape.anchor_delta_weights,
-        padding_multiple=shape.padding_multiple,
-        min_size=shape.proposal_min_size, width_offset=shape.width_offset,
-        **config.rpn.eval,
+    pyramid = rcnn.extract(variables, inputs.images)
+    rpn = rcnn.rate_anchors(variables, pyramid)
+    found = rcnn.propose(
+        rpn, inputs.image_sizes, rcnn.rpn.eval, padded_size=padded
     )
-    large = pool(pyramid, boxes[None], side=config.roi.mask_side, shape=shape)
-    mask_logits = model.apply(variables, large, method='segment')[0]
+    large = rcnn.pool(pyramid, boxes[None], side=rcnn.roi.mask_side)
+    mask_logits = rcnn.network.apply(variables, large, method='segment')[0]
     return body, pyramid, rpn, found, mask_logits
 
   body, pyramid, rpn, found, mask_logits = run(
@@ -88,14 +69,14 @@ def test_inference_equals_detectron2(path):
     theirs = [golden[f'{name}_p{level}'].reshape(-1) for level in LEVELS]
     errors[name] = parity.error(values, np.concatenate(theirs))
 
-  assert found.valid.sum() == len(golden['proposals'])
+  assert found.valid[0].sum() == len(golden['proposals'])
   left, right = parity.pair_boxes(
-      found.boxes[found.valid], golden['proposals'], atol=0.05
+      found.boxes[0][found.valid[0]], golden['proposals'], atol=0.05
   )
   errors['proposals unpaired'] = 1 - len(left) / len(golden['proposals'])
   logits = golden['proposal_logits'][right].astype(np.float64)
   errors['objectness'] = np.abs(
-      np.asarray(found.scores)[left] - 1 / (1 + np.exp(-logits))
+      np.asarray(found.scores[0])[left] - 1 / (1 + np.exp(-logits))
   ).max()
 
   labels = golden['det_labels'] + 1
@@ -104,7 +85,9 @@ def test_inference_equals_detectron2(path):
   )
   errors['masks'] = parity.error(probabilities, golden['det_mask_probs'])
 
-  detections = make_detect(model, config)(variables, batch, padded_size=padded)
+  detections = Detector(rcnn, variables, config, (), 0).detect(
+      batch, padded_size=padded
+  )
   first = jax.tree.map(lambda x: np.asarray(x[0]), detections)
   final = to_original(
       first, size, row=0, original_size=size,

@@ -8,21 +8,16 @@ import parity
 from pycocotools import mask as mask_api
 import pytest
 
+from maskrcnn_jax.array_types import GroundTruthLimits
 from maskrcnn_jax.config import geometry_of
-from maskrcnn_jax.data import image_sets
 from maskrcnn_jax.detector import (
-  image_anchors,
-  input_arguments,
-  make_detect,
-  pool,
+  Detector,
   to_original,
 )
-from maskrcnn_jax.inputs import prepare_inputs
-from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
+from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.ops.anchors import make_anchors
-from maskrcnn_jax.proposals import make_proposals
+from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.training.optimizer import join_parameters, split_parameters
-from maskrcnn_jax.training.step import make_losses
 
 pytestmark = parity.needs_golden
 
@@ -42,7 +37,7 @@ class Ours:
     self.size = image.shape[:2]
     self.config = parity.parity_config('torchvision', self.size)
     self.shape = geometry_of(self.config)
-    self.model, self.variables = parity.build(
+    self.rcnn, self.variables = parity.build(
         self.config, classes, parity.load_seeded().torchvision_array, seed,
         parity.torchvision_variables,
     )
@@ -54,39 +49,26 @@ class Ours:
 def test_inference_equals_torchvision(path):
   golden = np.load(path)
   ours = Ours(golden)
-  model, shape, config = ours.model, ours.shape, ours.config
+  rcnn, shape, config = ours.rcnn, ours.shape, ours.config
   batch = parity.make_batch(ours.image)
 
   @jax.jit
   def run(variables, batch, proposals, boxes):
-    inputs = prepare_inputs(
-        batch, jnp.zeros(1, bool), padded_size=ours.padded,
-        **input_arguments(config),
-    )
-    body = model.apply(
+    inputs = rcnn.prepare(batch, padded_size=ours.padded)
+    body = rcnn.network.apply(
         variables, inputs.images, method=lambda m, x: m.backbone(x)
     )
-    pyramid = model.apply(variables, inputs.images, method='extract')
-    rpn = model.apply(variables, pyramid, method='propose')
-    levels, fit_to = image_anchors(
-        config, ours.padded, inputs.image_sizes[0]
-    )
+    pyramid = rcnn.extract(variables, inputs.images)
+    rpn = rcnn.rate_anchors(variables, pyramid)
+    levels, fit_to = rcnn.anchors(ours.padded, inputs.image_sizes[0])
     anchors = make_anchors(levels, fit_to=fit_to)
-    found = make_proposals(
-        rpn.objectness_logits[0], rpn.anchor_deltas[0], levels,
-        inputs.image_sizes[0], fit_to=fit_to,
-        iou_threshold=config.rpn.iou_threshold,
-        delta_weights=shape.anchor_delta_weights,
-        padding_multiple=shape.padding_multiple,
-        min_size=shape.proposal_min_size, width_offset=shape.width_offset,
-        **config.rpn.eval,
+    found = rcnn.propose(
+        rpn, inputs.image_sizes, rcnn.rpn.eval, padded_size=ours.padded
     )
-    pooled = pool(
-        pyramid, proposals[None], side=config.roi.box_side, shape=shape
-    )
-    heads = model.apply(variables, pooled, method='classify')
-    large = pool(pyramid, boxes[None], side=config.roi.mask_side, shape=shape)
-    mask_logits = model.apply(variables, large, method='segment')[0]
+    pooled = rcnn.pool(pyramid, proposals[None], side=rcnn.roi.box_side)
+    heads = rcnn.network.apply(variables, pooled, method='classify')
+    large = rcnn.pool(pyramid, boxes[None], side=rcnn.roi.mask_side)
+    mask_logits = rcnn.network.apply(variables, large, method='segment')[0]
     return body, pyramid, rpn, anchors, found, pooled, heads, mask_logits
 
   body, pyramid, rpn, anchors, found, pooled, heads, mask_logits = run(
@@ -117,9 +99,9 @@ def test_inference_equals_torchvision(path):
       anchors.astype(np.float64).sum(axis=0), golden['anchors_sum']
   )
 
-  assert found.valid.sum() == len(golden['proposals'])
+  assert found.valid[0].sum() == len(golden['proposals'])
   ours_index, _ = parity.pair_boxes(
-      found.boxes[found.valid], golden['proposals'], atol=0.05
+      found.boxes[0][found.valid[0]], golden['proposals'], atol=0.05
   )
   errors['proposals unpaired'] = 1 - len(ours_index) / len(golden['proposals'])
 
@@ -138,8 +120,8 @@ def test_inference_equals_torchvision(path):
       golden['det_mask_logits'],
   )
 
-  detections = make_detect(model, config)(
-      ours.variables, batch, padded_size=ours.padded
+  detections = Detector(rcnn, ours.variables, config, (), 0).detect(
+      batch, padded_size=ours.padded
   )
   first = jax.tree.map(lambda x: np.asarray(x[0]), detections)
   final = to_original(
@@ -169,7 +151,7 @@ def test_inference_equals_torchvision(path):
 def test_training_equals_torchvision(path):
   golden = np.load(path)
   ours = Ours(golden)
-  config, model = ours.config, ours.model
+  config = ours.config
   # Torchvision's limits, and samples that take every candidate.
   for key in ('pre_nms', 'post_nms', 'num_proposals'):
     config.rpn.train[key] = 2000
@@ -182,26 +164,25 @@ def test_training_equals_torchvision(path):
       ours.image, golden['gt_boxes'], golden['gt_labels'], masks
   )
   most = int(np.diff(batch.outlines.starts).max())
-  limits = image_sets.Limits(len(masks), batch.outlines.parts.size, most, 1)
-  compute = make_losses(model, config, limits, skip_background=True)
+  limits = GroundTruthLimits(len(masks), batch.outlines.parts.size, most, 1)
+  rcnn = Rcnn.from_config(
+      config, num_classes=int(golden['classes']), dtype=jnp.float32
+  )._replace(skip_background=True)
   trainable, fixed = split_parameters(
       ours.variables['params'], frozen_prefixes(config.freeze_at)
   )
 
   @jax.jit
   def run(trainable, batch):
-    inputs = prepare_inputs(
-        batch, jnp.zeros(1, bool), padded_size=ours.padded,
-        **input_arguments(config),
-    )
+    inputs = rcnn.prepare(batch, padded_size=ours.padded)
     keys = jax.random.split(jax.random.key(0), (1, 2))
 
     def total(trainable):
       params = join_parameters(trainable, fixed)
-      losses = compute(
-          ours.variables | {'params': params}, inputs, keys
+      losses = rcnn.compute_losses(
+          ours.variables | {'params': params}, inputs, keys, limits=limits
       )
-      return sum(losses.values()), losses
+      return losses.total(), losses.by_name()
 
     return jax.grad(total, has_aux=True)(trainable)
 

@@ -13,11 +13,13 @@ import tiny
 
 from maskrcnn_jax.config import c4_config
 from maskrcnn_jax.config.check import check_config
-from maskrcnn_jax.detector import init_variables, load_detector, make_model
+from maskrcnn_jax.data.source import CocoFiles
+from maskrcnn_jax.detector import load_detector
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.evaluate import evaluate
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN
 from maskrcnn_jax.predict import predict
+from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint
 from maskrcnn_jax.training.run import train
 
@@ -91,9 +93,9 @@ def test_a_model_of_proposals_trains_and_finds_proposals(
   detector = load_detector(tmp_path, None)
   truth = config.data.eval
   recall = evaluate(
-      detector._replace(categories=()), images=truth.images,
-      annotations=truth.annotations, workdir=tmp_path / 'other',
-      config=config,
+      detector._replace(categories=()),
+      source=CocoFiles(truth.images, truth.annotations),
+      workdir=tmp_path / 'other', config=config,
   )['proposals']
   assert recall.stats == results['proposals']['stats']
 
@@ -113,13 +115,13 @@ def test_a_c4_model_trains_and_finds_masks(tiny_data, tmp_path):
 def test_canvas_does_not_matter_to_the_anchors_of_a_c4_model():
   # 40 pixels are 3 cells of 16, however large the canvas is.
   from maskrcnn_jax.config import geometry_of
-  from maskrcnn_jax.detector import image_anchors
   from maskrcnn_jax.ops.anchors import anchors_in_image, make_anchors
 
   config = c4_config()
   for geometry in ('modern', 'legacy'):
     config.geometry = geometry
-    levels, fit_to = image_anchors(config, (64, 96), jnp.array([40, 33]))
+    rcnn = Rcnn.from_config(config, num_classes=4, dtype=jnp.float32)
+    levels, fit_to = rcnn.anchors((64, 96), jnp.array([40, 33]))
     anchors, = make_anchors(levels, fit_to=fit_to)
     assert anchors.shape == (4 * 6 * 15, 4)
     inside = anchors_in_image(
@@ -180,10 +182,8 @@ def test_a_model_that_there_is_not_is_refused(sizes):
 def save_model(config, num_classes, target):
   """Saves random weights; gives them by name."""
   config.model.width = 8
-  model = make_model(config, num_classes=num_classes, dtype=jnp.float32)
-  shapes = jax.eval_shape(
-      lambda key: init_variables(model, config, key), jax.random.key(0)
-  )
+  rcnn = Rcnn.from_config(config, num_classes=num_classes, dtype=jnp.float32)
+  shapes = jax.eval_shape(rcnn.init, jax.random.key(0))
   rng = np.random.default_rng(1)
   leaves = {
       name: rng.normal(size=x.shape).astype(np.float32)
@@ -220,8 +220,7 @@ def test_init_from_takes_all_but_class_layers_and_heads_that_are_not_there(
   leaves = save_model(theirs, 7, tmp_path / 'theirs')
   config = variant(tiny_data, **here)
   monkeypatch.setattr(
-      'maskrcnn_jax.training.run.make_train_step',
-      lambda *_, **__: tiny.IdleStep(),
+      'maskrcnn_jax.training.run.jit_train_step', lambda _: tiny.IdleStep()
   )
   train(config, tmp_path / 'run', init_from=tmp_path / 'theirs/0',
         skip_test=True)

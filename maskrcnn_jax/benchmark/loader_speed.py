@@ -1,36 +1,125 @@
-"""How fast batches come from disk to the device, and whether a step waits."""
+"""Times the loading of batches, from files to the device.
+
+Also tells whether a training step would ever wait for its batch.
+"""
 
 from collections.abc import Callable, Iterator
 import contextlib
+import functools
+import math
 import multiprocessing
 import os
 import pathlib
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
+import ml_collections
+import numpy as np
 
+from maskrcnn_jax.benchmark.recipes import complete_recipe
+from maskrcnn_jax.config import pixel_range_of
+from maskrcnn_jax.data import canvases, image_sets, loader
+from maskrcnn_jax.data.source import (
+  Source,
+  check_images_exist,
+  check_is_there,
+  read_set,
+)
+from maskrcnn_jax.detector import canvas_arguments
+from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.runtime import cluster
 
-# With a step this much longer than a batch takes to load, none should wait.
+# A step that takes so many times as long as loading a batch should never wait.
 _SLACK = 1.25
 
 
 class LoaderSpeed(NamedTuple):
-  """What was measured with one number of workers."""
+  """The speed of loading with one number of workers."""
 
-  num_workers: int  # processes; 0: threads of this one
-  num_threads: int  # of each of them
-  images_per_s: float  # on the device
-  images_per_core_s: float  # for each second of CPU, of all processes together
-  bytes_per_image: float  # that go to the device, truth included
-  worker_mib: float  # the most that a worker held; 0 without workers
-  step_s: float  # that the device was then made to take for a batch
+  num_workers: int  # worker processes; 0: threads of this process load
+  num_threads: int  # threads in each process
+  images_per_s: float  # images that arrive on the device in a second
+  images_per_core_s: float  # images per second of CPU time, of all processes
+  bytes_per_image: float  # sent to the device, ground truth included
+  worker_mib: float  # largest memory of a worker; 0 without workers
+  step_s: float  # seconds that the made-up step takes
   num_steps: int
-  num_waits: int  # steps that found the device idle
+  num_waits: int  # steps whose batch came too late
   longest_wait_s: float
-  share_waited: float  # of the time of these steps
+  share_waited: float  # share of the time of all steps that was waited
+
+
+def benchmark_loader(
+    config: ml_collections.ConfigDict,
+    source: Source,
+    *,
+    option: str = '--',
+    batch_size: int,
+    num_steps: int,
+    workers: list[int],
+    num_threads: int,
+    step_s: float | None,
+) -> dict[str, Any]:
+  """Times the loading of training batches.
+
+  Args:
+    config: The recipe.
+    source: The data set to load.
+    option: The beginning of the options that give the data set, for messages.
+      See `source.check_is_there`.
+    batch_size: Number of images in a step.
+    num_steps: Number of steps that are timed.
+    workers: Numbers of worker processes to try; 0: threads of this process.
+    num_threads: Number of threads in each process.
+    step_s: Seconds that the made-up step takes. `None`: 1.25 times the seconds
+      that loading its batch takes.
+
+  Returns:
+    What was loaded, and the `LoaderSpeed` of each number of workers.
+  """
+  if batch_size < 1 or num_steps < 1 or num_threads < 1 or min(workers) < 0:
+    raise InputError(
+        '--batch_size, --steps and --threads must be at least 1, and --workers '
+        'at least 0.'
+    )
+  if step_s is not None and not 0 <= step_s < math.inf:
+    raise InputError(f'--step_seconds={step_s} must be 0 or more.')
+  mesh = cluster.make_mesh()
+  cluster.check_batch_size(batch_size, mesh, key='batch_size')
+  check_is_there(source, option)
+  data_set = read_set(source, require_masks=config.model.output == 'masks')
+  check_images_exist(data_set)
+  index = data_set.index
+  rows, _ = image_sets.filter_images(index, keep_empty=config.data.keep_empty)
+  config = complete_recipe(
+      config, num_images=len(rows),
+      most_objects=image_sets.most_objects(index),
+  )
+  plan = canvases.plan_canvases(
+      index.heights, index.widths, **canvas_arguments(config)
+  )
+  load = functools.partial(
+      loader.train_batches, data_set, plan, rows,
+      limits=image_sets.find_limits(index, max_objects=config.data.max_objects),
+      seed=config.seed, start_step=0, batch_size=batch_size,
+      pixel_range=pixel_range_of(config),
+  )
+  return {
+      'mode': 'loader',
+      'num_images': len(rows),
+      'batch_size': batch_size,
+      'static_sizes': len(np.unique(plan.canvas_of_image[rows])),
+      'share_padding': canvases.share_padding(plan, rows),
+      'speeds': [
+          measure(
+              load, mesh, batch_size=batch_size, num_steps=num_steps,
+              num_workers=count, num_threads=num_threads, step_s=step_s,
+          )
+          for count in workers
+      ],
+  }
 
 
 def measure(
@@ -38,26 +127,28 @@ def measure(
     num_steps: int, num_workers: int, num_threads: int,
     step_s: float | None = None,
 ) -> LoaderSpeed:
-  """Loads batches as fast as can be, then as a step of a given time asks.
+  """Loads batches as fast as possible, then as fast as a step needs them.
 
-  The step is made up: the device is taken to be busy for `step_s` from when
-  its batch is there and the step before has ended. As in training, the host
-  asks for the next batch when the step before the running one has ended.
+  The step is made up: the device counts as busy for `step_s`, beginning when
+  the batch is on the device and the step before has ended. As in training, the
+  host asks for the next batch while a step runs.
 
   Args:
-    load: Called with num_steps, num_workers and num_threads; yields batches
+    load: Is called with num_steps, num_workers and num_threads; yields batches
       and their rows.
     mesh: The devices.
-    batch_size: Images of a batch, on all devices together.
-    num_steps: Batches to time, for either figure.
+    batch_size: Number of images of a batch, on all devices together.
+    num_steps: Number of batches to time, once without and once with steps.
     num_workers: See `loader.train_batches`.
     num_threads: See `loader.train_batches`.
-    step_s: Seconds of a step. None: 1.25 times what loading its batch took.
+    step_s: Seconds of a step. `None`: 1.25 times the seconds that loading its
+      batch took.
   """
-  # What the buffers hold was loaded before its time was taken.
+  # The first batches are not timed: the loader fills its buffers with them
+  # before anybody asks.
   buffered = 2 * num_threads + 3 * num_workers
   loading = load(
-      # More than will be asked for, that loading goes on to the end.
+      # More than are used, so that loading goes on until the end.
       num_steps=2 * (num_steps + buffered) + 1, num_workers=num_workers,
       num_threads=num_threads,
   )
@@ -73,7 +164,7 @@ def measure(
     cpu = _cpu_seconds(workers) - cpu
     if step_s is None:
       step_s = _SLACK * seconds / num_steps
-    # From full buffers, as a training starts that has compiled.
+    # The buffers are full when a training starts, because it compiles first.
     time.sleep(min(buffered * seconds / num_steps, 10))
     waits, total = _waits(batches, mesh, num_steps=num_steps, step_s=step_s)
     worker_mib = max(map(_peak_mib, workers), default=0.0)
@@ -94,7 +185,7 @@ def measure(
 
 
 def format_speeds(speeds: list[LoaderSpeed]) -> str:
-  """Lays out figures as a table, a line for each number of workers."""
+  """Formats the speeds as a table, one line a number of workers."""
   lines = [
       'workers threads  images/s  images/s a core  MB an image  MiB a worker'
       '  step     steps that waited'
@@ -118,10 +209,15 @@ def _next_on_device(batches, mesh):
 
 
 def _waits(batches, mesh, *, num_steps, step_s) -> tuple[list[float], float]:
-  """Plays steps; returns how long the device waited for each, and all took."""
+  """Runs made-up steps.
+
+  Returns:
+    The seconds that the device waited before each step, and the seconds that
+    all steps took.
+  """
   _next_on_device(batches, mesh)
   started = time.monotonic()
-  ends = started + step_s  # the step that runs
+  ends = started + step_s  # when the running step ends
   waits = []
   for _ in range(num_steps):
     _next_on_device(batches, mesh)
@@ -132,7 +228,7 @@ def _waits(batches, mesh, *, num_steps, step_s) -> tuple[list[float], float]:
 
 
 def _cpu_seconds(workers: list[int]) -> float:
-  """The CPU time of this process and of workers so far."""
+  """Returns the CPU time of this process and of workers so far."""
   seconds = time.process_time()
   for pid in workers:
     # proc(5): the name, which may hold spaces, is in brackets.
@@ -143,7 +239,7 @@ def _cpu_seconds(workers: list[int]) -> float:
 
 
 def _peak_mib(pid: int) -> float:
-  """The most memory that a process has held so far, in MiB."""
+  """Returns the largest memory of a process so far, in MiB."""
   for line in _read_proc(pid, 'status').splitlines():
     if line.startswith('VmHWM:'):
       return int(line.split()[1]) / 2**10
@@ -151,5 +247,5 @@ def _peak_mib(pid: int) -> float:
 
 
 def _read_proc(pid: int, name: str) -> str:
-  """Reads what Linux says of a process."""
+  """Reads a file of /proc about a process."""
   return pathlib.Path(f'/proc/{pid}/{name}').read_text(encoding='utf-8')

@@ -1,4 +1,4 @@
-"""Writes a COCO-format set as a tensorflow-datasets set, with its masks.
+r"""Writes COCO files as a tensorflow-datasets set, with the masks.
 
   python -m maskrcnn_jax.build_tfds --manual_dir=data/coco --name=2017 \
       --tfds_dir=data/tfds
@@ -15,9 +15,10 @@ from maskrcnn_jax.errors import InputError
 
 
 def main() -> None:
-  """Builds the set and says where it is and what it holds."""
+  """Builds the set and prints where it is and how large its splits are."""
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+      prog='python -m maskrcnn_jax.build_tfds', description=__doc__,
+      formatter_class=argparse.RawTextHelpFormatter,
   )
   parser.add_argument(
       '--manual_dir', type=pathlib.Path, required=True,
@@ -33,10 +34,10 @@ def main() -> None:
       help='where tensorflow-datasets keeps its sets',
   )
   arguments = parser.parse_args()
-  # Imported late: --help need not wait for it.
+  # Imported late, because it takes a second that --help need not wait for.
   import tensorflow_datasets as tfds
 
-  from maskrcnn_jax.data.coco_instances import CocoInstances, find_splits
+  from maskrcnn_jax.build_tfds.coco_instances import CocoInstances, find_splits
 
   try:
     find_splits(arguments.manual_dir, arguments.name)

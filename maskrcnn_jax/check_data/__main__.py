@@ -2,7 +2,7 @@
 
 import sys
 
-from maskrcnn_jax.check_data.check import main
+from maskrcnn_jax.check_data.command_line import main
 
 if __name__ == '__main__':
   sys.exit(main())

@@ -1,16 +1,29 @@
-"""A sheet of small pictures with their truth drawn as training sees it."""
+"""A sheet of small pictures with the ground truth that training sees."""
 
+from collections.abc import Collection
 import pathlib
 from typing import NamedTuple
 
+from jaxtyping import Float
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_api
 
 from maskrcnn_jax import draw
-from maskrcnn_jax.data import coco_index, images, outlines
+from maskrcnn_jax.data import findings, images, outlines, survey
+from maskrcnn_jax.data.source import DataSet, image_file
+from maskrcnn_jax.errors import InputError
 
-# Pixels of a picture's longer side, and of the strip with its caption.
+# Pictures of each group.
+NUM_EXAMPLES = 12
+
+# Codes of findings that a picture can show, worst first.
+_DRAWN_CODES = ('A11', 'A02', 'A01', 'A10', 'A05', 'A06', 'A20', 'I13', 'I07')
+
+# Objects whose best anchor has a lower IoU than this are worth a picture.
+_POOR_IOU = 0.5
+
+# Length in pixels of a picture's longer side, and height of its caption.
 _SIDE = draw.LEGIBLE_SIDE
 _STRIP = 44
 _MARGIN = 8
@@ -23,14 +36,99 @@ _FRAME = (255, 225, 0)
 class Example(NamedTuple):
   """A picture of the sheet."""
 
-  row: int  # of the index
+  row: int  # row of the index
   caption: str
-  object: int = -1  # of the index: what the caption speaks of, to be framed
+  object: int = -1  # object of the index that gets a frame; -1: none
+
+
+def write_sheet(
+    data_set: DataSet,
+    report: findings.Report,
+    bad_images: Collection[int],
+    ious: Float[np.ndarray, 'm'],
+    path: pathlib.Path,
+    *,
+    pixel_range: tuple[float, float] | None,
+) -> None:
+  """Writes a sheet of random pictures and of the worst ones.
+
+  Args:
+    data_set: The data set.
+    report: What is wrong with it.
+    bad_images: Rows of images that cannot be decoded.
+    ious: The IoU of each object with its best anchor.
+    path: The file to write, a PNG.
+    pixel_range: See `images.decode_image`.
+
+  Raises:
+    InputError: If the file cannot be written.
+  """
+  good = [
+      row for row in range(len(data_set.index.image_ids))
+      if row not in bad_images
+  ]
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_sheet(
+        data_set,
+        {
+            'Random images': _random_examples(data_set, good),
+            'Worst examples': _worst_examples(data_set, report, good, ious),
+        },
+        pixel_range=pixel_range,
+    ).save(path)
+  except OSError as error:
+    raise InputError(
+        f'Cannot write {path}: {error.strerror or error}.'
+    ) from error
+
+
+def _random_examples(data_set: DataSet, good: list[int]) -> list[Example]:
+  """Picks images at random, always the same ones of the same data set."""
+  index = data_set.index
+  rng = np.random.default_rng(0)
+  return [
+      Example(row, f'{index.file_names[row]}: {count} objects')
+      for row in sorted(rng.permutation(good)[:NUM_EXAMPLES].tolist())
+      for count in [np.diff(index.object_starts[row : row + 2])[0]]
+  ]
+
+
+def _worst_examples(
+    data_set: DataSet,
+    report: findings.Report,
+    good: list[int],
+    ious: Float[np.ndarray, 'm'],
+) -> list[Example]:
+  """Picks images with findings, then objects that no anchor covers well."""
+  index = data_set.index
+  drawable, worst = set(good), {}
+  for finding in sorted(
+      (f for f in report.kept if f.code in _DRAWN_CODES),
+      key=lambda f: _DRAWN_CODES.index(f.code),
+  ):
+    if finding.row in drawable:
+      objects = [
+          j for j in range(*index.object_starts[finding.row : finding.row + 2])
+          if finding.where == f'annotation {index.annotation_ids[j]!r}'
+      ]
+      worst.setdefault(finding.row, Example(
+          finding.row, f'{finding.code} {finding.where}: {finding.reason}',
+          objects[0] if objects else -1,
+      ))
+  rows = survey.object_rows(index)
+  for j in np.argsort(ious, kind='stable')[: 20 * NUM_EXAMPLES].tolist():
+    if ious[j] < _POOR_IOU and not index.crowd[j] and rows[j] in drawable:
+      worst.setdefault(int(rows[j]), Example(
+          int(rows[j]),
+          f'{index.file_names[rows[j]]}: best anchor IoU {ious[j]:.2f}, a'
+          f' {index.categories[index.classes[j] - 1].name}', j,
+      ))
+  return list(worst.values())[:NUM_EXAMPLES]
 
 
 def draw_sheet(
-    index: coco_index.CocoIndex,
-    images_dir: pathlib.Path,
+    data_set: DataSet,
     groups: dict[str, list[Example]],
     *,
     pixel_range: tuple[float, float] | None = None,
@@ -38,16 +136,16 @@ def draw_sheet(
   """Draws groups of examples, each under its title.
 
   Args:
-    index: Images and objects.
-    images_dir: The folder that file names are relative to.
-    groups: {title: examples}; all of them can be decoded.
+    data_set: The data set.
+    groups: {title: examples}. All of their images can be decoded.
     pixel_range: See `images.decode_image`.
   """
   font = ImageFont.load_default(14)
   title_font = ImageFont.load_default(20)
   cell_width = _SIDE + _MARGIN
-  # Cut to what was used in the end: rows are as high as their pictures.
-  num_rows = sum(-(-len(found) // _COLUMNS) for found in groups.values())
+  # Rows are as high as their highest picture, so that in the end the sheet is
+  # cut to the height that was used.
+  num_rows = sum(-(-len(group) // _COLUMNS) for group in groups.values())
   sheet = Image.new(
       'RGB',
       (
@@ -59,17 +157,17 @@ def draw_sheet(
   )
   pen = ImageDraw.Draw(sheet)
   y = _MARGIN
-  for title, found in groups.items():
-    if not found:
+  for title, group in groups.items():
+    if not group:
       continue
     pen.text((_MARGIN, y + 8), title, fill=_INK, font=title_font)
     y += _STRIP
-    for first in range(0, len(found), _COLUMNS):
+    for first in range(0, len(group), _COLUMNS):
       highest = 0
-      for i, example in enumerate(found[first : first + _COLUMNS]):
+      for i, example in enumerate(group[first : first + _COLUMNS]):
         x = _MARGIN + i * cell_width
         picture = draw_truth(
-            index, images_dir, example.row, side=_SIDE, framed=example.object,
+            data_set, example.row, side=_SIDE, framed=example.object,
             pixel_range=pixel_range,
         )
         sheet.paste(picture, (x, y))
@@ -81,8 +179,7 @@ def draw_sheet(
 
 
 def draw_truth(
-    index: coco_index.CocoIndex,
-    images_dir: pathlib.Path,
+    data_set: DataSet,
     row: int,
     *,
     side: int,
@@ -92,16 +189,17 @@ def draw_truth(
   """Draws an image, no larger than `side`, with its objects and crowds.
 
   Args:
-    index: Images and objects.
-    images_dir: The folder that file names are relative to.
-    row: Of the index.
-    side: Pixels of the longer side.
-    framed: Object of the index to draw a second frame around; -1: none.
+    data_set: The data set.
+    row: The image's row of the index.
+    side: Length of the picture's longer side, in pixels.
+    framed: Object of the index that gets a second frame; -1: none.
     pixel_range: See `images.decode_image`.
   """
+  index = data_set.index
+  file = image_file(data_set.images, row, index.file_names[row])
   size = int(index.heights[row]), int(index.widths[row])
   pixels = images.decode_image(
-      images_dir / index.file_names[row], expected_size=size,
+      file.path, expected_size=size, content=file.content(),
       pixel_range=pixel_range,
   )
   scale = side / max(size)

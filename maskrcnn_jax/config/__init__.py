@@ -14,17 +14,23 @@ from maskrcnn_jax.config.comparison import (
 from maskrcnn_jax.config.defaults import c4_config, default_config
 from maskrcnn_jax.config.derived import (
   Heads,
+  anchor_arguments,
+  canvas_arguments,
+  first_level_of,
   geometry_of,
   has_eval_set,
   heads_of,
   pixel_range_of,
-  records_of,
   scaled_to_batch,
+  source_of,
 )
 
 __all__ = [
     'Difference',
     'Heads',
+    'anchor_arguments',
+    'canvas_arguments',
+    'first_level_of',
     'c4_config',
     'default_config',
     'differences',
@@ -35,7 +41,7 @@ __all__ = [
     'heads_of',
     'pixel_range_of',
     'plain',
-    'records_of',
     'scaled_to_batch',
+    'source_of',
     'stored_config',
 ]

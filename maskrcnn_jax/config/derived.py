@@ -6,7 +6,7 @@ import ml_collections
 
 from maskrcnn_jax import geometry
 from maskrcnn_jax.config.defaults import set_value, value_of
-from maskrcnn_jax.data import records
+from maskrcnn_jax.data.source import CocoFiles, Records, Source
 
 
 class Heads(NamedTuple):
@@ -62,25 +62,27 @@ def pixel_range_of(
 
 def has_eval_set(config: ml_collections.ConfigDict) -> bool:
   """Tells whether a recipe names a set to evaluate on."""
-  return bool(config.data.eval.tfds or config.data.eval.annotations)
+  return source_of(config, 'eval') is not None
 
 
-def records_of(
+def source_of(
     config: ml_collections.ConfigDict, part: str
-) -> records.Records | None:
-  """Returns the records to read instead of a JSON; None if it is a JSON.
+) -> Source | None:
+  """Returns the data set that a recipe names; `None` if it names none.
 
-  A recipe may name both, because recipes name the folders of COCO; then the
-  records are read.
+  Records win over COCO files: the recipes of configs/ name the files of COCO,
+  and whoever gives records need not remove those.
 
   Args:
     config: The recipe.
     part: 'train' or 'eval'.
   """
-  source = config.data[part]
-  if not source.tfds:
-    return None
-  return records.Records(source.tfds, source.split, config.data.tfds_dir)
+  keys = config.data[part]
+  if keys.tfds:
+    return Records(keys.tfds, keys.split, config.data.tfds_dir)
+  if keys.annotations:
+    return CocoFiles(keys.images, keys.annotations)
+  return None
 
 
 def scaled_to_batch(
@@ -141,3 +143,30 @@ def scaled_to_batch(
       f'{reference}: {"; ".join(changes)}. --config.train.auto_scale=False '
       'leaves all as it is.'
   ]
+
+
+def anchor_arguments(config: ml_collections.ConfigDict) -> dict:
+  """Returns the arguments of `ops.anchors.anchor_levels` of a recipe."""
+  return {
+      'sizes': dict(enumerate(
+          map(tuple, config.anchors.sizes), start=first_level_of(config)
+      )),
+      'ratios': tuple(config.anchors.ratios),
+      'rounding': geometry_of(config).anchor_rounding,
+  }
+
+
+def first_level_of(config: ml_collections.ConfigDict) -> int:
+  """Returns the finest pyramid level of a recipe's model."""
+  return {'fpn': 2, 'c4': 4}[config.model.body]
+
+
+def canvas_arguments(config: ml_collections.ConfigDict) -> dict:
+  """Returns the arguments of `data.canvases.plan_canvases` of a recipe."""
+  return {
+      'resize_rule': geometry_of(config).input_format.resize_rule,
+      'short_side': config.data.short_side,
+      'long_side': config.data.long_side,
+      'padded_sizes': tuple(map(tuple, config.data.padded_sizes)),
+      'max_source_side': config.data.max_source_side,
+  }

@@ -43,8 +43,8 @@ from maskrcnn_jax.convert_weights.weight_names import (
   to_peer,
 )
 from maskrcnn_jax.data import coco
-from maskrcnn_jax.detector import init_variables, make_model
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint
 from maskrcnn_jax.runtime.files import make_writable
 
@@ -152,10 +152,10 @@ def _without_shared(arrays):
 
 def _take(arrays, naming, source_format, config, num_classes, rows):
   """Returns our arrays by name, those not found, and names not used."""
-  network = make_model(config, num_classes=num_classes, dtype=jnp.float32)
-  shapes = checkpoint.named_leaves(jax.eval_shape(
-      functools.partial(init_variables, network, config), jax.random.key(0)
-  ))
+  rcnn = Rcnn.from_config(config, num_classes=num_classes, dtype=jnp.float32)
+  shapes = checkpoint.named_leaves(
+      jax.eval_shape(rcnn.init, jax.random.key(0))
+  )
   model, missing, used = {}, [], set()
   for name, expected in shapes.items():
     peer_name = find(name, arrays, source_format)

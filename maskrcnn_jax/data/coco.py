@@ -155,7 +155,10 @@ def download_hint(path: str | pathlib.Path) -> str:
     if parts[i : i + 2] == ('data', 'coco'):
       folder = pathlib.Path(*parts[: i + 2])
       year = ' 2014' if '2014' in parts[-1] else ''
-      return f'; bash scripts/download_dataset.sh {folder}{year} downloads COCO'
+      return (
+          '; in the source repository, bash scripts/download_dataset.sh'
+          f' {folder}{year} downloads COCO'
+      )
   return ''
 
 
@@ -242,7 +245,7 @@ class _Clues:
 def _convert_hint(what: str, kind: str, path: str | pathlib.Path) -> str:
   """Names the command that makes COCO of annotations of another kind."""
   return (
-      f'; it looks like {what}: python scripts/convert_to_coco.py {kind}'
+      f'; it looks like {what}: python -m maskrcnn_jax.convert_to_coco {kind}'
       f' --images=DIR --annotations={shlex.quote(str(path))} --out=COCO.json'
       ' converts it'
   )

@@ -9,46 +9,9 @@ from typing import Any, NamedTuple
 
 from maskrcnn_jax import errors
 
-# What each code of data means, as the report has it.  README.md has the table.
+# The meaning of each code of annotations and images, as the report has it.
 MEANINGS = {
-    'A01': 'box without area',
-    'A02': 'box outside of its image',
-    'A03': 'boxes given by their corners',
-    'A04': 'number that is none, or not finite',
-    'A05': 'polygon with fewer than 6 numbers or an odd count',
-    'A06': 'object without a mask',
-    'A07': 'segmentation of another form',
-    'A09': 'RLE that does not fit its image',
-    'A10': 'mask without a pixel',
-    'A11': 'box and mask disagree',
-    'A12': 'iscrowd missing or not 0 or 1',
-    'A13': 'category without id or name',
-    'A14': 'annotation of an unknown image or category',
-    'A15': 'category twice',
-    'A16': 'background as a category',
-    'A17': 'image id twice',
-    'A18': 'annotation ids that are missing or not unique',
-    'A19': 'image without a usable id',
-    'A20': 'image twice',
-    'A21': 'class tables differ',
-    'A22': 'class without objects',
-    'A23': 'nothing to train on',
-    'A24': 'more objects in an image than slots',
-    'A25': 'not a COCO instances file',
-    'A26': 'area missing or wrong',
-    'A27': 'outline too long',
-    'I01': 'image file missing',
-    'I02': 'image file damaged',
-    'I03': 'no image',
-    'I05': 'size of an image wrong',
-    'I07': 'transparency dropped',
-    'I09': 'more than 8 bits a channel',
-    'I10': 'floating-point pixels',
-    'I11': 'channels that are not RGB',
-    'I12': 'image too large',
-    'I13': 'image tiny or very long',
-    'I14': 'only the first picture of the file is used',
-    'I15': 'file name leads out of the folder',
+    code: row.meaning for code, row in errors.CODES.items() if code[0] in 'AI'
 }
 
 # Cases that COCO's own files have are left out and counted; beyond this share

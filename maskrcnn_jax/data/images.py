@@ -193,18 +193,18 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 class ImageFacts(NamedTuple):
-  """What there is to know of an image file."""
+  """What `check_data` wants to know of an image file."""
 
   problem: str  # why it cannot be used, code first; '' if it can
-  notes: tuple[str, ...]  # what a person should know, code first
-  digest: bytes  # of the file; b'' if it cannot be read
-  megabytes: float  # of the file
+  notes: tuple[str, ...]  # unusual things about it, code first
+  digest: bytes  # digest of the file's bytes; b'' if it cannot be read
 
 
 def look_at_image(
     path: Path,
     expected_size: tuple[int, int] | None = None,
     pixel_range: tuple[float, float] | None = None,
+    content: bytes | None = None,
 ) -> ImageFacts:
   """Decodes an image file to find out whether it can be used.
 
@@ -212,32 +212,44 @@ def look_at_image(
     path: The file.
     expected_size: See `decode_image`.
     pixel_range: See `decode_image`.
+    content: See `decode_image`.
   """
   with warnings.catch_warnings():
-    # Of damage, which raises or does no harm.
+    # Pillow warns of damage; either it raises as well, or it does no harm.
     warnings.simplefilter('ignore')
     try:
       height, width, _ = decode_image(
-          path, expected_size=expected_size, pixel_range=pixel_range
+          path, expected_size=expected_size, pixel_range=pixel_range,
+          content=content,
       ).shape
-      notes = _notes(path, height, width)
-      with open(path, 'rb') as file:
+      notes = _notes(path, content, height, width)
+      with _opened(path, content) as file:
         digest = hashlib.file_digest(file, 'blake2b').digest()
-      return ImageFacts('', notes, digest, os.path.getsize(path) / 1e6)
+      return ImageFacts('', notes, digest)
     except errors.InputError as error:
-      return ImageFacts(str(error), (), b'', 0.0)
+      return ImageFacts(str(error), (), b'')
     except MemoryError:
       return ImageFacts(
           f'I12: {path} is too large for the memory there is. Give'
           ' --workers=1, or cut it into tiles or shrink it, and its annotations'
-          f' alike. {_OR_LEAVE_OUT}', (), b'', 0.0
+          f' alike. {_OR_LEAVE_OUT}', (), b''
       )
 
 
-def _notes(path: Path, height: int, width: int) -> tuple[str, ...]:
+def _opened(path: Path, content: bytes | None) -> io.BufferedIOBase:
+  """Opens an image file, or its content if that is given."""
+  return open(path, 'rb') if content is None else io.BytesIO(content)
+
+
+def _notes(
+    path: Path, content: bytes | None, height: int, width: int
+) -> tuple[str, ...]:
   """Says what is unusual about an image that can be decoded."""
   notes = []
-  with Image.open(path, formats=_FORMATS) as image:
+  with (
+      _opened(path, content) as file,
+      Image.open(file, formats=_FORMATS) as image,
+  ):
     alpha = 'A' in image.mode or 'transparency' in image.info
     if alpha and image.convert('RGBA').getextrema()[3][0] < 255:
       notes.append(

@@ -1,9 +1,8 @@
-"""From an index of files to batches of static shapes."""
+"""Loads the images and objects of a data set as batches of static shapes."""
 
 from collections.abc import Iterator
 import contextlib
 import functools
-import os
 import pathlib
 import tempfile
 from typing import Any
@@ -12,6 +11,7 @@ from jaxtyping import Int
 import numpy as np
 
 from maskrcnn_jax import array_types, errors
+from maskrcnn_jax.array_types import GroundTruthLimits
 from maskrcnn_jax.data import (
     canvases,
     coco_index,
@@ -19,55 +19,49 @@ from maskrcnn_jax.data import (
     image_sets,
     images,
     prefetch,
-    records,
     train_order,
 )
+from maskrcnn_jax.data.source import DataSet, image_file
 
-# In the rows of a batch: only fills it.
+# Stands in the rows of a batch where a black image only fills the batch.
 NO_ROW = -1
 
 
 def load_row(
-    index: coco_index.CocoIndex | columns.StoredIndex,
+    data_set: DataSet,
     plan: canvases.CanvasPlan,
-    images_dir: image_sets.Images,
     row: int,
-    limits: image_sets.Limits,
+    limits: GroundTruthLimits,
     *,
     with_truth: bool = True,
-    upright: bool = False,
     pixel_range: tuple[float, float] | None = None,
 ) -> array_types.Batch:
-  """Decodes an image of the index into a batch of one.
+  """Decodes an image of a data set into a batch of one.
 
   Args:
-    index: Images and objects.
-    plan: Of the same index.
-    images_dir: The folder that file names are relative to, or records.
-    row: Of the index.
-    limits: Static sizes of the truth. Of more objects than that the largest
-      are taken; their order stays.
-    with_truth: Fill in the objects; else all their slots are padding.
-    upright: The sizes in the index are those after the EXIF orientation, as
-      `images.image_size` gives them, and not those of annotations.
+    data_set: The data set.
+    plan: The canvases of its images.
+    row: The image's row of the index.
+    limits: Static sizes of the ground truth. Of an image with more objects,
+      those with the largest areas are taken, in the order of the file.
+    with_truth: Whether to fill in the objects. If not, all their slots are
+      padding.
     pixel_range: See `images.decode_image`.
 
   Raises:
-    InputError: If the file is not the image that the index speaks of.
+    InputError: If the image cannot be decoded, or has another size than the
+      index says.
   """
-  one = columns.one_image(index, row)
+  one = columns.one_image(data_set.index, row)
   size = int(one.heights[0]), int(one.widths[0])
   reduce = int(plan.reduce[row])
-  if isinstance(images_dir, records.RecordImages):
-    path, content = one.file_names[0], images_dir.read(row)
-  else:
-    path, content = os.path.join(images_dir, one.file_names[0]), None
+  file = image_file(data_set.images, row, one.file_names[0])
   try:
     image = images.decode_image(
-        path,
-        expected_size=None if upright else size,
+        file.path,
+        expected_size=size,
         reduce=reduce,
-        content=content,
+        content=file.content(),
         pixel_range=pixel_range,
     )
     source_size = tuple(-(-side // reduce) for side in size)
@@ -90,12 +84,11 @@ def load_row(
 
 
 def train_batches(
-    index: coco_index.CocoIndex,
+    data_set: DataSet,
     plan: canvases.CanvasPlan,
     rows: Int[np.ndarray, 'n'],
     *,
-    images_dir: image_sets.Images,
-    limits: image_sets.Limits,
+    limits: GroundTruthLimits,
     seed: int,
     start_step: int,
     num_steps: int,
@@ -110,23 +103,26 @@ def train_batches(
   """Loads the batches of `num_steps` steps from `start_step` on.
 
   Args:
-    index: Images and objects.
-    plan: Of the same index.
-    rows: Of the images to train on.
-    images_dir: The folder that file names are relative to, or records.
-    limits: Static sizes of the truth.
-    seed: Of the order; step s has the same batch whatever `start_step` is.
+    data_set: The data set.
+    plan: The canvases of its images.
+    rows: Rows of the index: the images to train on.
+    limits: Static sizes of the ground truth.
+    seed: Seed of the order of the images. The batch of a step depends on the
+      seed and the step only, not on `start_step`.
     start_step: The first step to load.
-    num_steps: How many to load.
-    batch_size: Of all processes together; each loads its equal part.
-    process_index: Which part this process loads.
-    process_count: How many parts there are.
-    num_workers: Processes that load; 0 loads in threads of this one. Workers
-      are spawned, so the main module must be guarded by `__name__`.
-    num_threads: Batches loaded at a time, in each worker.
+    num_steps: Number of steps to load.
+    batch_size: Images of one step, in all processes together. Each process
+      loads an equal part of them.
+    process_index: Number of this process, which says what part it loads.
+    process_count: Number of processes.
+    num_workers: Number of worker processes that load. 0: threads of this
+      process load. Workers are spawned, so the main module must be guarded by
+      `__name__`.
+    num_threads: Number of batches that each worker loads at the same time.
     pixel_range: See `images.decode_image`.
-    scratch_dir: Where workers find the index while they load; None: where
-      temporary files go. As large as the index in memory.
+    scratch_dir: Folder in which workers find the index while they load; it
+      takes as much room as the index takes memory. `None`: the folder of
+      temporary files.
 
   Yields:
     This process's part of the batch of each step, and its rows of the index.
@@ -137,7 +133,6 @@ def train_batches(
   load = functools.partial(
       _load_train_step,
       plan=plan,
-      images_dir=images_dir,
       limits=limits,
       pixel_range=pixel_range,
       rows=rows,
@@ -149,26 +144,28 @@ def train_batches(
   )
   if not num_workers:
     return prefetch.load_ahead(
-        functools.partial(load, index=index), num_steps,
+        functools.partial(load, data_set=data_set), num_steps,
         num_threads=num_threads,
     )
   return _load_in_workers(
-      load, index, num_steps, num_threads, num_workers, scratch_dir
+      load, data_set, num_steps, num_threads, num_workers, scratch_dir
   )
 
 
 def _load_in_workers(
-    load, index, count, num_threads, num_workers, scratch_dir
+    load, data_set, count, num_threads, num_workers, scratch_dir
 ):
-  """Does what `load_ahead` does, with the index in files.
+  """Loads ahead in worker processes, which read the index from files.
 
-  Each worker would be sent, and hold, a copy of its own.
+  If the index were an argument, each worker would hold a copy of it.
   """
   folder = pathlib.Path(scratch_dir or tempfile.gettempdir())
   with contextlib.ExitStack() as stack:
     try:
       folder.mkdir(parents=True, exist_ok=True)
-      stored = stack.enter_context(columns.temporarily_stored(index, folder))
+      stored = stack.enter_context(
+          columns.temporarily_stored(data_set.index, folder)
+      )
     except OSError as error:
       raise errors.InputError(
           f'C10: cannot write the index that workers read to {folder}:'
@@ -176,43 +173,39 @@ def _load_in_workers(
           ' --config.data.num_workers=0.'
       ) from error
     yield from prefetch.load_ahead(
-        functools.partial(load, index=stored), count, num_threads=num_threads,
-        num_workers=num_workers,
+        functools.partial(load, data_set=data_set._replace(index=stored)),
+        count, num_threads=num_threads, num_workers=num_workers,
     )
 
 
 def eval_batches(
-    index: coco_index.CocoIndex,
+    data_set: DataSet,
     plan: canvases.CanvasPlan,
     *,
-    images_dir: image_sets.Images,
     batch_size: int,
     rows: Int[np.ndarray, 'm'] | None = None,
     num_threads: int = 2,
     pixel_range: tuple[float, float] | None = None,
-    upright: bool = False,
 ) -> Iterator[tuple[array_types.Batch, Int[np.ndarray, 'b']]]:
   """Loads every image once, without its objects, canvas after canvas.
 
   Args:
-    index: The images; objects are not looked at.
-    plan: Of the same index.
-    images_dir: The folder that file names are relative to, or records.
-    batch_size: Of this process.
-    rows: Of the images to load; None: all.
-    num_threads: Batches loaded at a time.
+    data_set: The data set. Its objects are not used.
+    plan: The canvases of its images.
+    batch_size: Images of one batch, in this process.
+    rows: Rows of the images to load. `None`: all images.
+    num_threads: Number of batches that are loaded at the same time.
     pixel_range: See `images.decode_image`.
-    upright: See `load_row`.
 
   Yields:
-    Batches and their rows of the index. The last batch of a canvas is filled
-    with black images that are not valid, whose row is `NO_ROW`.
+    Batches and their rows of the index. Padding fills the last batch of a
+    canvas: black images whose row is `NO_ROW`.
 
   Raises:
     InputError: If an image cannot be loaded.
   """
   if rows is None:
-    rows = np.arange(len(index.file_names))
+    rows = np.arange(len(data_set.index.file_names))
   steps = []
   for canvas in range(len(plan.canvases)):
     members = rows[plan.canvas_of_image[rows] == canvas]
@@ -224,11 +217,9 @@ def eval_batches(
   load = functools.partial(
       _load_eval_step,
       steps=steps,
-      index=index,
+      data_set=data_set,
       plan=plan,
-      images_dir=images_dir,
       pixel_range=pixel_range,
-      upright=upright,
   )
   return prefetch.load_ahead(load, len(steps), num_threads=num_threads)
 
@@ -240,11 +231,11 @@ def _load_train_step(
     order: train_order.TrainOrder,
     start_step: int,
     part: slice,
-    **source: Any,
+    **options: Any,
 ) -> tuple[array_types.Batch, np.ndarray]:
   """Loads the i-th batch from `start_step` on."""
   chosen = rows[order.rows(start_step + i)[part]].astype(np.int64)
-  return _concatenate([load_row(row=int(row), **source) for row in chosen]), (
+  return _concatenate([load_row(row=int(row), **options) for row in chosen]), (
       chosen
   )
 
@@ -254,7 +245,7 @@ def _load_eval_step(
     *,
     steps: list[tuple[int, np.ndarray]],
     plan: canvases.CanvasPlan,
-    **source: Any,
+    **options: Any,
 ) -> tuple[array_types.Batch, np.ndarray]:
   """Loads the i-th batch of all."""
   canvas, chosen = steps[i]
@@ -263,7 +254,7 @@ def _load_eval_step(
       if row == NO_ROW
       else load_row(
           row=int(row), plan=plan, limits=image_sets.NO_TRUTH,
-          with_truth=False, **source,
+          with_truth=False, **options,
       )
       for row in chosen
   ]
@@ -271,9 +262,9 @@ def _load_eval_step(
 
 
 def _empty_row(
-    plan: canvases.CanvasPlan, canvas: int, limits: image_sets.Limits
+    plan: canvases.CanvasPlan, canvas: int, limits: GroundTruthLimits
 ) -> array_types.Batch:
-  """Makes a batch of one black image, not valid, with no objects."""
+  """Makes a batch of one black image that is padding and has no objects."""
   padded, source = plan.canvases[canvas]
   objects = limits.max_objects
   vertices = limits.max_image_vertices
@@ -297,10 +288,10 @@ def _fill_truth(
     batch: array_types.Batch,
     index: coco_index.CocoIndex,
     row: int,
-    limits: image_sets.Limits,
+    limits: GroundTruthLimits,
     reduce: int,
 ) -> None:
-  """Writes the objects of a row into a batch of one."""
+  """Writes the objects of a row of the index into a batch of one."""
   objects = image_sets.training_objects(index, row, limits.max_objects)
   count = len(objects)
   batch.gt_boxes[0, :count] = index.boxes[objects] / reduce
@@ -323,7 +314,7 @@ def _fill_truth(
 
 
 def _concatenate(batches: list[array_types.Batch]) -> array_types.Batch:
-  """Joins batches of one."""
+  """Joins batches of one image into one batch."""
   *fields, outlines = zip(*batches, strict=True)
   return array_types.Batch(
       *map(np.concatenate, fields),
@@ -334,7 +325,7 @@ def _concatenate(batches: list[array_types.Batch]) -> array_types.Batch:
 
 
 def _part(batch_size: int, process_index: int, process_count: int) -> slice:
-  """Cuts the part of a process out of a batch."""
+  """Returns the part of a batch that a process loads."""
   if batch_size % process_count:
     raise errors.InputError(
         f'C06: batch_size ({batch_size}) must be a multiple of the number of'

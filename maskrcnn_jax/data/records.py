@@ -1,6 +1,10 @@
-"""Reads back what `coco_instances` wrote, as COCO JSON and image files."""
+"""Reads a set that `build_tfds` wrote back as COCO JSON and image files.
+
+`build_tfds/coco_instances.py` describes what a record holds.
+"""
 
 import functools
+import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -9,7 +13,11 @@ import numpy as np
 
 from maskrcnn_jax import errors
 
-# What `coco_instances` writes and other sets lack.
+# The `objects/area` of an object whose annotation has no area.
+MISSING_AREA = -1.0
+
+# Features that `build_tfds` writes and that other COCO sets of
+# tensorflow-datasets lack.
 _FEATURES = ('image/index', 'objects/rle', 'polygons/coordinates')
 
 
@@ -21,48 +29,54 @@ class Records(NamedTuple):
   directory: str  # the data_dir of tensorflow-datasets
 
   def __str__(self) -> str:
-    """Names it in messages."""
+    """Names the data set in messages."""
     return f'{self.name}, split {self.split}, in {self.directory}'
 
 
-class RecordImages(NamedTuple):
-  """The image files inside of records; stands for a folder of images."""
+class RecordImage(NamedTuple):
+  """The image file inside one record."""
 
-  directory: str  # of the set itself
+  directory: str  # of the set itself, with its version
   split: str
-  positions: Int[np.ndarray, 'n']  # record of each image
+  position: int  # of the record in its split
 
-  def read(self, row: int) -> bytes:
-    """Returns the bytes of the file of the row-th image."""
-    source = _open(self.directory, self.split)
-    return source[int(self.positions[row])]['image']
+  def read(self) -> bytes:
+    """Returns the bytes of the image file."""
+    return _open(self.directory, self.split)[self.position]['image']
+
+
+class RecordImages(NamedTuple):
+  """The image files inside the records of a split, in the order of the JSON."""
+
+  directory: str  # of the set itself, with its version
+  split: str
+  positions: Int[np.ndarray, 'n']  # the record of each image
+
+  def image(self, row: int) -> RecordImage:
+    """Returns the image of a row of the index."""
+    return RecordImage(self.directory, self.split, int(self.positions[row]))
 
 
 def read_records(records: Records) -> tuple[dict[str, Any], RecordImages]:
   """Reads all annotations of a split, and where its images are.
 
   Returns:
-    A COCO JSON as loaded: images in the order of the file that the records
-    were made of, annotations by image; and the images.
+    A COCO JSON as loaded, and the images. The images have the order of the
+    file that the records were made from; annotations are sorted by image.
 
   Raises:
     InputError: If there is no such set, or it lacks masks.
   """
-  # Imported late: it takes a second, and most runs read JSON.
-  from maskrcnn_jax.data import coco_instances
-
-  directory = _find(records)
-  source = _open(str(directory), records.split)
-  categories = source.dataset_info.metadata['categories']
-  positions = np.full(len(source), -1, np.int64)
-  images = [None] * len(source)
-  annotations = [None] * len(source)
-  for position, record in enumerate(source):
+  directory = find_records(records)
+  rows = _open(str(directory), records.split)
+  categories = rows.dataset_info.metadata['categories']
+  positions = np.full(len(rows), -1, np.int64)
+  images = [None] * len(rows)
+  annotations = [None] * len(rows)
+  for position, record in enumerate(rows):
     row = record['image/index']
     positions[row] = position
-    images[row], annotations[row] = coco_instances.record_to_coco(
-        record, categories
-    )
+    images[row], annotations[row] = record_to_coco(record, categories)
   return {
       'images': images,
       'annotations': [entry for entries in annotations for entry in entries],
@@ -70,8 +84,13 @@ def read_records(records: Records) -> tuple[dict[str, Any], RecordImages]:
   }, RecordImages(str(directory), records.split, positions)
 
 
-def _find(records: Records) -> pathlib.Path:
-  """Finds the newest version of a set and checks that it is what we need."""
+def find_records(records: Records) -> pathlib.Path:
+  """Finds the newest version of a set.
+
+  Raises:
+    InputError: If there is no such set or split, or it lacks masks.
+  """
+  # Imported late: importing it takes a second, and most runs read JSON.
   import tensorflow_datasets as tfds
 
   root = pathlib.Path(records.directory)
@@ -109,6 +128,56 @@ def _find(records: Records) -> pathlib.Path:
         f' has {", ".join(sorted(info.splits))}.'
     )
   return directory
+
+
+def record_to_coco(
+    record: dict[str, Any], categories: list
+) -> tuple[dict, list[dict]]:
+  """Turns a record back into COCO's entry of the image and its annotations.
+
+  Args:
+    record: A record as tensorflow-datasets gives it.
+    categories: [[id, name], ...] of the set's metadata.
+  """
+  image = {
+      'id': json.loads(record['image/id']),
+      'file_name': record['image/filename'].decode(),
+      'height': int(record['image/height']),
+      'width': int(record['image/width']),
+  }
+  coordinates = record['polygons/coordinates'].tolist()
+  lengths = iter(record['polygons/lengths'].tolist())
+  position = 0
+  annotations = []
+  columns = zip(
+      json.loads(record['objects/id']),
+      record['objects/bbox'].tolist(),
+      record['objects/area'].tolist(),
+      record['objects/label'].tolist(),
+      record['objects/is_crowd'].tolist(),
+      record['objects/num_polygons'].tolist(),
+      json.loads(record['objects/rle']),
+      strict=True,
+  )
+  for id_, box, area, label, crowd, num_polygons, rle in columns:
+    polygons = []
+    for _ in range(num_polygons):
+      end = position + next(lengths)
+      polygons.append(coordinates[position:end])
+      position = end
+    entry = {
+        'image_id': image['id'],
+        'category_id': categories[label][0],
+        'bbox': box,
+        'iscrowd': crowd,
+        'segmentation': polygons if rle is None else rle,
+    }
+    if id_ is not None:
+      entry['id'] = id_
+    if area != MISSING_AREA:
+      entry['area'] = area
+    annotations.append(entry)
+  return image, annotations
 
 
 @functools.lru_cache(maxsize=8)

@@ -373,7 +373,7 @@ def main(argv=None):
     f'Wrote {args.train} + {args.val} images to {out / "images"}, their '
     f'objects to {out}/instances_(train|val).json.\n'
     'Train on them:\n'
-    '  python -m maskrcnn_jax.main --config=configs/shapes.py --workdir=DIR'
+    '  python -m maskrcnn_jax.main --config=shapes --workdir=DIR'
   )
   for split, name in (('train', 'train'), ('eval', 'val')):
     print(

@@ -2,7 +2,7 @@
 
 import sys
 
-from maskrcnn_jax.doctor.examine import main
+from maskrcnn_jax.doctor.machine_check import main
 
 if __name__ == '__main__':
   sys.exit(main())

@@ -1,4 +1,4 @@
-"""Evaluation: detections of every image of a set, and their AP."""
+"""Detects the objects in every image of a data set and computes the AP."""
 
 import pathlib
 import time
@@ -7,16 +7,21 @@ from absl import logging
 import jax
 import ml_collections
 
-from maskrcnn_jax.config import geometry_of, pixel_range_of
-from maskrcnn_jax.data import canvases, coco, image_sets, loader
-from maskrcnn_jax.data.records import Records
+from maskrcnn_jax.config import canvas_arguments, geometry_of, pixel_range_of
+from maskrcnn_jax.data import canvases, coco, loader
+from maskrcnn_jax.data.source import (
+  DataSet,
+  Source,
+  check_images_exist,
+  check_is_there,
+  read_content,
+  read_set,
+)
 from maskrcnn_jax.detector import (
   Detector,
-  canvas_arguments,
   category_of,
   detect_batches,
-  make_detect,
-  make_model,
+  proposals_only,
   to_xywh,
 )
 from maskrcnn_jax.errors import InputError
@@ -34,96 +39,92 @@ from maskrcnn_jax.evaluation.average_recall import (
 )
 from maskrcnn_jax.runtime import cluster, watchdog
 from maskrcnn_jax.runtime.files import make_writable, write_json
-from maskrcnn_jax.runtime.precision import set_precision
 from maskrcnn_jax.runtime.training_log import progress
 
 
 def evaluate(
     detector: Detector,
     *,
-    images: str,
-    annotations: str,
+    source: Source,
     workdir: pathlib.Path,
     config: ml_collections.ConfigDict,
     skip_eval: bool = False,
-    records: Records | None = None,
 ) -> dict[str, ApResult | RecallResult]:
-  """Detects the objects in every image of a set and prints their AP.
+  """Detects the objects in every image of a data set and prints their AP.
 
-  Each process takes its share of the images; process 0 prints and writes. All
-  must call this.
+  Each process detects in its share of the images; process 0 prints and writes.
+  All processes must call this.
 
-  Writes bbox.json and segm.json to WORKDIR/inference, of a model of proposals
-  or with `eval.proposals` proposals.json, and unless `skip_eval`
-  coco_results.json.
+  Writes to WORKDIR/inference: bbox.json and segm.json, as far as the model has
+  boxes and masks; proposals.json, if the model gives proposals or
+  `eval.proposals` is set; and coco_results.json, unless `skip_eval`.
 
   Args:
     detector: The model.
-    images: Folder of the images.
-    annotations: Their COCO JSON. Its class table must be the model's. With
-      `skip_eval` it may have images and classes alone.
-    workdir: Where to write.
-    config: The recipe; says how images are batched.
-    skip_eval: Whether to stop before the AP.
-    records: To read instead of `annotations` and `images`.
+    source: The data set. Its classes must be those of the model. With
+      `skip_eval` its JSON need not have annotations.
+    workdir: The folder to write to.
+    config: The recipe, which says how images are batched.
+    skip_eval: Whether to write the detections and compute no AP.
 
   Returns:
-    The AP of 'bbox' and 'segm' and the recall of 'proposals', whichever there
-    is, in all processes; nothing if `skip_eval`.
+    The AP of 'bbox' and 'segm' and the recall of 'proposals', as far as the
+    model has them, in all processes; nothing if `skip_eval`.
   """
   check_backend(config.eval.backend)
-  output = detector.config.model.output
-  if records is None:
-    coco.check_is_there(annotations, '--config.data.eval.annotations')
-  index, folder = image_sets.read_set(
-      annotations, images, records, require_masks=False,
-      require_annotations=not skip_eval,
+  heads = detector.rcnn.heads
+  check_is_there(source, '--config.data.eval.')
+  data_set = read_set(
+      source, require_masks=False, require_annotations=not skip_eval
   )
-  annotations = records or annotations
+  index = data_set.index
   difference = coco.class_table_difference(
       index.categories, detector.categories
   )
-  # Proposals have no class.
-  if difference and output != 'proposals':
+  # Proposals have no classes that could differ.
+  if difference and heads.boxes:
     raise InputError(
-        f'C01: {annotations} has other classes than the checkpoint: '
+        f'C01: {source} has other classes than the checkpoint: '
         f'{"; ".join(difference[:10])}. Evaluate on a set with the classes '
         'that it was trained on.'
     )
   if not index.image_ids:
     raise InputError(
-        f'A23: {annotations} lists no images; nothing to evaluate.'
+        f'A23: {source} lists no images; nothing to evaluate.'
     )
-  image_sets.check_images_exist(index, folder)
+  check_images_exist(data_set)
   truth = None
   if not skip_eval:
-    # All processes look, so that none waits for one that has stopped.
-    truth = image_sets.read_content(annotations)
-    for kind in ('bbox', 'segm')[: 2 if output == 'masks' else 1]:
+    # Every process checks the ground truth, so that all of them stop if it is
+    # wrong, and none waits for one that has stopped.
+    truth = read_content(source)
+    for kind in ('bbox', 'segm')[: 2 if heads.masks else 1]:
       check_truth(truth, kind=kind)
   plan = canvases.plan_canvases(
       index.heights, index.widths, **canvas_arguments(config)
   )
   if cluster.is_main():
     make_writable(workdir / 'inference')
-    # Of other predictions than those that are about to be written.
+    # The scores of an earlier evaluation do not belong to the detections that
+    # are about to be written.
     (workdir / 'inference' / 'coco_results.json').unlink(missing_ok=True)
   else:
     truth = None
   results = {}
-  if output != 'proposals':
-    found = _detect_set(detector, index, plan, folder, config)
-    results['bbox'] = [_without(result, 'segmentation') for result in found]
-    if output == 'masks':
-      results['segm'] = [_without(result, 'bbox') for result in found]
-  if output == 'proposals' or config.eval.proposals:
+  if heads.boxes:
+    detections = _detect_set(detector, data_set, plan, config)
+    results['bbox'] = [_without(one, 'segmentation') for one in detections]
+    if heads.masks:
+      results['segm'] = [_without(one, 'bbox') for one in detections]
+  if not heads.boxes or config.eval.proposals:
     results['proposals'] = _detect_set(
-        _proposer(detector), index, plan, folder, config
+        proposals_only(detector), data_set, plan, config
     )
   scores = {}
   if cluster.is_main():
     scores = _score(results, truth, workdir, config, detector)
-  # Process 0's, everywhere. JSON makes tuples lists.
+  # All processes return the scores of process 0. They come as JSON, which
+  # makes lists of tuples.
   return {
       kind: RecallResult(**score) if kind == 'proposals' else ApResult(
           **score | {
@@ -135,10 +136,22 @@ def evaluate(
 
 
 def _score(results, truth, workdir, config, detector):
-  """Writes results and, if there is a truth, computes and prints their AP."""
+  """Writes the detections and prints their AP, if there is ground truth.
+
+  Args:
+    results: {'bbox', 'segm' or 'proposals': COCO results}.
+    truth: The COCO JSON as loaded; `None`: the AP is not computed.
+    workdir: See `evaluate`.
+    config: See `evaluate`.
+    detector: See `evaluate`.
+
+  Returns:
+    {kind: the fields of its ApResult or RecallResult}; nothing without ground
+    truth.
+  """
   directory = workdir / 'inference'
-  for kind, found in results.items():
-    write_json(directory / f'{kind}.json', found)
+  for kind, detections in results.items():
+    write_json(directory / f'{kind}.json', detections)
   logging.info('Predictions are in %s.', directory)
   if truth is None:
     return {}
@@ -146,10 +159,10 @@ def _score(results, truth, workdir, config, detector):
   largest = max(100, config.detections.max_detections)
   scores = {
       kind: evaluate_detections(
-          truth, found, kind=kind, max_detections=(1, 10, largest),
+          truth, detections, kind=kind, max_detections=(1, 10, largest),
           backend=config.eval.backend,
       )
-      for kind, found in results.items() if kind != 'proposals'
+      for kind, detections in results.items() if kind != 'proposals'
   }
   if scores:
     print(format_table(scores['bbox'], scores.get('segm')), flush=True)
@@ -167,37 +180,43 @@ def _without(result, key):
   return {name: value for name, value in result.items() if name != key}
 
 
-def _detect_set(detector, index, plan, folder, config) -> list[dict]:
-  """What all processes find in the images of a set, in their order."""
-  # What it finds in an image does not depend on the other images.
+def _detect_set(
+    detector: Detector,
+    data_set: DataSet,
+    plan: canvases.CanvasPlan,
+    config: ml_collections.ConfigDict,
+) -> list[dict]:
+  """Returns the COCO results of all images, in the order of the data set."""
+  index = data_set.index
+  # The detections of an image do not depend on the other images of its batch.
   num_devices = detector.mesh.size
   batch_size = -(-config.eval.batch_size // num_devices) * num_devices
   share = canvases.share_of_process(
       plan, jax.process_index(), jax.process_count()
   )
   batches = loader.eval_batches(
-      index, plan, images_dir=folder, batch_size=batch_size, rows=share,
+      data_set, plan, batch_size=batch_size, rows=share,
       num_threads=config.data.num_threads, pixel_range=pixel_range_of(config),
   )
   started = time.monotonic()
   width_offset = geometry_of(detector.config).width_offset
   results = []
-  for found in progress(
+  for image in progress(
       detect_batches(detector, batches, index, plan),
       total=len(share), description='Evaluating', shown=cluster.is_main(),
   ):
-    watchdog.progress(f'the detections of image {index.image_ids[found.row]}')
+    watchdog.progress(f'the detections of image {index.image_ids[image.row]}')
     for i, (box, class_, score) in enumerate(
-        zip(found.boxes, found.classes, found.scores, strict=True)
+        zip(image.boxes, image.classes, image.scores, strict=True)
     ):
       results.append({
-          'image_id': index.image_ids[found.row],
+          'image_id': index.image_ids[image.row],
           'category_id': category_of(detector, class_).id,
           'score': float(score),
           'bbox': to_xywh(box, width_offset=width_offset),
       })
-      if found.masks is not None:
-        results[-1]['segmentation'] = found.masks[i]
+      if image.masks is not None:
+        results[-1]['segmentation'] = image.masks[i]
   seconds = time.monotonic() - started
   logging.info(
       'Total inference time: %.1f s (%.4f s / img per device, on %d devices)',
@@ -206,19 +225,6 @@ def _detect_set(detector, index, plan, folder, config) -> list[dict]:
   )
   results = [r for part in cluster.gather(results) for r in part]
   watchdog.progress('gathering the detections of all processes')
-  # In an order that does not depend on the number of processes.
+  # The order must not depend on the number of processes.
   places = {id_: row for row, id_ in enumerate(index.image_ids)}
   return sorted(results, key=lambda result: places[result['image_id']])
-
-
-def _proposer(detector: Detector) -> Detector:
-  """The same model, stopped at its proposals."""
-  config = detector.config.copy_and_resolve_references()
-  config.model.output = 'proposals'
-  model = make_model(
-      config, num_classes=len(detector.categories) + 1,
-      dtype=set_precision(config.precision),
-  )
-  return detector._replace(
-      detect=make_detect(model, config, mesh=detector.mesh), config=config
-  )

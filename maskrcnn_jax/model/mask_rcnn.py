@@ -6,10 +6,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maskrcnn_jax.array_types import Pyramid
+from maskrcnn_jax.model.backbone import BackboneOptions, make_backbone
 from maskrcnn_jax.model.box_head import BoxHead, BoxOutput
 from maskrcnn_jax.model.fpn import Fpn
 from maskrcnn_jax.model.mask_head import MaskHead
-from maskrcnn_jax.model.resnet import ResNet
 from maskrcnn_jax.model.rpn_head import RpnHead, RpnOutput
 
 
@@ -18,35 +18,40 @@ class MaskRCNN(nn.Module):
 
   It has no train mode and computes no loss: proposals, RoIs and pooling lie
   between its methods and have no parameters. Call a method with
-  `model.apply(variables, x, method='extract')`. `variables` holds `params`
+  `network.apply(variables, x, method='extract')`. `variables` holds `params`
   and, under frozen batch norm, `constants`.
 
   Attributes:
-    num_classes: With background.
-    output: 'masks'; 'boxes': without the mask head, which is Faster R-CNN;
-      'proposals': without the box head too.
-    body: 'fpn': all four stages of the ResNet, below a pyramid. 'c4': three,
-      and RoIs are pooled from the last; the fourth is the first part of the
-      box head and of the mask head.
-    depth: Of the ResNet: 18, 34, 50 or 101.
-    groups: See `ResNet`.
-    group_width: See `ResNet`.
-    norm: 'frozen_batch': in the backbone, none elsewhere. 'group': also in
-      the pyramid and in the convolutions of the box and mask heads.
-      'frozen_batch_all': frozen batch norm in these too.
-    norm_eps: Of the frozen batch norm.
-    stride_in_1x1: Where a bottleneck strides.
-    width: Channels of the stem; 32 makes a small backbone.
-    fpn_channels: Of each level of the pyramid.
-    anchors_per_cell: Anchors at each cell of each level.
-    rpn_convs: 3x3 convolutions of the RPN head.
-    box_convs: 3x3 convolutions of the box head; 4 with group norm.
-    box_fcs: Fully connected layers of the box head; 1 with group norm.
-    box_features: Width of them.
-    mask_convs: 3x3 convolutions of the mask head.
-    mask_channels: Of them and of the doubling after them.
-    dtype: Of convolutions and matrix products; parameters and the outputs of
-      the heads are float32.
+    num_classes: Number of classes, background included.
+    has_box_head: Without it, the network is a region proposal network.
+    has_mask_head: Without it, the network is Faster R-CNN.
+    backbone_name: A name that `make_backbone` knows.
+    body: 'fpn': all four stages of the backbone, with a pyramid on top. 'c4':
+      three stages, and RoIs are pooled from the last of them; the fourth stage
+      is the first part of the box head and of the mask head.
+    depth: Number of layers of the ResNet: 18, 34, 50 or 101.
+    groups: Groups of the 3x3 convolution of a bottleneck of the ResNet.
+    group_width: Channels of each group in the first stage, if `width` is 64.
+    norm: 'frozen_batch': frozen batch norm in the backbone, no norm elsewhere.
+      'group': group norm in the backbone, in the pyramid and in the
+      convolutions of the box and mask heads. 'frozen_batch_all': frozen batch
+      norm in all of these.
+    norm_eps: Added to the variance in frozen batch norm.
+    stride_in_1x1: True if the first 1x1 convolution of a bottleneck strides,
+      False if the 3x3 convolution does.
+    width: Channels of the ResNet's stem; 32 makes a small backbone.
+    fpn_channels: Channels of each level of the pyramid.
+    anchors_per_cell: Number of anchors at each cell of each level.
+    rpn_convs: Number of 3x3 convolutions of the RPN head.
+    box_convs: Number of 3x3 convolutions of the box head; 4 with group norm.
+    box_fcs: Number of fully connected layers of the box head; 1 with group
+      norm.
+    box_features: Width of these layers.
+    mask_convs: Number of 3x3 convolutions of the mask head.
+    mask_channels: Channels of these, and of the transposed convolution that
+      follows them.
+    dtype: Type that convolutions and matrix products are computed in.
+      Parameters and the outputs of the heads are float32.
 
   Source:
     Mask R-CNN (arXiv:1703.06870), figure 4: 'c4' on the left, 'fpn' on the
@@ -54,7 +59,9 @@ class MaskRCNN(nn.Module):
   """
 
   num_classes: int
-  output: str = 'masks'
+  has_box_head: bool = True
+  has_mask_head: bool = True
+  backbone_name: str = 'resnet'
   body: str = 'fpn'
   depth: int = 50
   groups: int = 1
@@ -80,30 +87,32 @@ class MaskRCNN(nn.Module):
         'group': ('group', 'group'),
     }
     body_norm, head_norm = norms[self.norm]
-    sizes = dict(
-        depth=self.depth,
-        width=self.width,
-        groups=self.groups,
-        group_width=self.group_width,
-        norm=body_norm,
-        norm_eps=self.norm_eps,
-        stride_in_1x1=self.stride_in_1x1,
-        dtype=self.dtype,
-    )
     head_arguments = dict(
         norm=head_norm, norm_eps=self.norm_eps, dtype=self.dtype
     )
-    if self.body == 'fpn':
-      self.backbone = ResNet(**sizes)
+    has_pyramid = self.body == 'fpn'
+    self.backbone = make_backbone(
+        self.backbone_name,
+        BackboneOptions(
+            depth=self.depth,
+            width=self.width,
+            groups=self.groups,
+            group_width=self.group_width,
+            norm=body_norm,
+            norm_eps=self.norm_eps,
+            stride_in_1x1=self.stride_in_1x1,
+            num_stages=4 if has_pyramid else 3,
+            dtype=self.dtype,
+        ),
+    )
+    if has_pyramid:
       self.fpn = Fpn(channels=self.fpn_channels, **head_arguments)
-    else:
-      self.backbone = ResNet(num_stages=3, **sizes)
     self.rpn = RpnHead(
         anchors_per_cell=self.anchors_per_cell,
         num_convs=self.rpn_convs,
         dtype=self.dtype,
     )
-    if self.output != 'proposals':
+    if self.has_box_head:
       self.box_head = BoxHead(
           num_classes=self.num_classes,
           num_convs=self.box_convs,
@@ -111,7 +120,7 @@ class MaskRCNN(nn.Module):
           features=self.box_features,
           **head_arguments,
       )
-    if self.output == 'masks':
+    if self.has_mask_head:
       self.mask_head = MaskHead(
           num_classes=self.num_classes,
           num_convs=self.mask_convs,
@@ -120,33 +129,37 @@ class MaskRCNN(nn.Module):
       )
 
   def extract(self, images: Float[Array, 'b h w 3']) -> Pyramid:
-    """Turns normalised images into levels 2..6, or into level 4 alone.
+    """Returns the feature maps of levels 2 to 6; of level 4 without a pyramid.
 
     Args:
-      images: Padded to multiples of 32.
+      images: Normalised images, padded to multiples of 32 pixels.
     """
     features = self.backbone(images)
     return self.fpn(features) if self.body == 'fpn' else {4: features[4]}
 
   def propose(self, pyramid: Pyramid) -> RpnOutput:
-    """Rates and shifts every anchor; finest level, top left cell first."""
+    """Returns logits and deltas of all anchors.
+
+    The finest level comes first and, of each level, the top left cell.
+    """
     return self.rpn(pyramid)
 
   def classify(self, pooled: Float[Array, 'b r s s c']) -> BoxOutput:
-    """Rates every class for each RoI, and shifts the RoI for each class."""
+    """Returns the class logits of each RoI, and its deltas for each class."""
     return self.box_head(self._look_closer(pooled))
 
   def segment(
       self, pooled: Float[Array, 'b r s s c']
   ) -> Float[Array, 'b r m m k']:
-    """Draws a mask of each class in each RoI, as logits.
+    """Returns a mask of each class for each RoI, as logits.
 
-    m = 2 s; s where a stage of the ResNet halves the side before.
+    The side m is 2 s with a pyramid. Without one it is s, because the last
+    stage of the backbone halves the side first.
     """
     return self.mask_head(self._look_closer(pooled))
 
   def _look_closer(self, pooled):
-    """Applies the part of the ResNet that lies behind the pooling, if any."""
+    """Applies the last stage of the backbone, if it follows the pooling."""
     if self.body == 'fpn':
       return pooled
     b, r, s, _, c = pooled.shape
@@ -162,12 +175,13 @@ class MaskRCNN(nn.Module):
   ) -> tuple[
       Pyramid, RpnOutput, BoxOutput | None, Float[Array, 'b r m m k'] | None
   ]:
-    """Runs every part once, with one RoI of zeros an image: for `init`.
+    """Runs every part once, with one RoI of zeros an image, for `init`.
 
     Args:
-      images: Their size does not matter: 64x64 does.
-      box_side: Pooled side that the box head will get; shapes `fc6`.
-      mask_side: Pooled side that the mask head will get.
+      images: Images of any size; 64x64 pixels are enough.
+      box_side: Cells along each side of what the box head will see. It decides
+        the shape of `fc6`.
+      mask_side: Cells along each side of what the mask head will see.
     """
     pyramid = self.extract(images)
     rpn = self.propose(pyramid)
@@ -179,30 +193,6 @@ class MaskRCNN(nn.Module):
     return (
         pyramid,
         rpn,
-        None if self.output == 'proposals' else self.classify(pool(box_side)),
-        self.segment(pool(mask_side)) if self.output == 'masks' else None,
+        self.classify(pool(box_side)) if self.has_box_head else None,
+        self.segment(pool(mask_side)) if self.has_mask_head else None,
     )
-
-
-def frozen_prefixes(freeze_at: int) -> tuple[tuple[str, ...], ...]:
-  """Names the parts of the backbone that are not trained.
-
-  Args:
-    freeze_at: How many, from the image on: 0 none, 1 the stem, 2 also
-      `layer1`, ..., 5 the whole backbone.
-
-  Returns:
-    Prefixes of paths into `params`: (('backbone', 'conv1'), ...).
-
-  Raises:
-    ValueError: `freeze_at` is not in 0..5.
-
-  Source:
-    Seed: MODEL.BACKBONE.FREEZE_CONV_BODY_AT.
-  """
-  if freeze_at not in range(6):
-    raise ValueError(f'freeze_at must be 0, 1, ..., 5, not {freeze_at}.')
-  if freeze_at == 0:
-    return ()
-  stem = (('backbone', 'conv1'), ('backbone', 'bn1'))
-  return stem + tuple(('backbone', f'layer{i}') for i in range(1, freeze_at))

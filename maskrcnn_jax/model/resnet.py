@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from maskrcnn_jax.array_types import Pyramid
 from maskrcnn_jax.model import layers
 
-# Depth -> (has bottlenecks, blocks in each of the four stages).
+# Depth -> (whether blocks are bottlenecks, number of blocks of each stage).
 # ResNet (arXiv:1512.03385), table 1.
 DEPTHS = {
     18: (False, (2, 2, 2, 2)),
@@ -19,25 +19,28 @@ DEPTHS = {
 
 
 class Block(nn.Module):
-  """A residual block, of two 3x3 convolutions or 1x1, 3x3, 1x1.
+  """A residual block: two 3x3 convolutions, or a bottleneck 1x1, 3x3, 1x1.
 
   Attributes:
-    channels: Of the 3x3 convolution(s) of a plain block; of a bottleneck a
-      quarter of those out.
-    bottleneck: 1x1, 3x3, 1x1 with 4 * channels out.
-    groups: Of the 3x3 convolution of a bottleneck.
-    group_width: Channels of a group for each 64 of `channels`.
-    stride: Of the whole block.
-    stride_in_1x1: The first 1x1 convolution strides, not the 3x3.
-    norm: 'frozen_batch' or 'group'.
-    norm_eps: Of the frozen batch norm.
-    dtype: Of the arithmetic.
+    channels: Number of output channels of a plain block; a bottleneck has
+      4 * channels output channels.
+    bottleneck: Whether the block is a bottleneck.
+    groups: Number of groups of the 3x3 convolution of a bottleneck.
+    group_width: Number of channels of each group where `channels` is 64; it
+      grows in proportion to `channels`.
+    stride: Stride of the whole block.
+    stride_in_1x1: Whether the first 1x1 convolution of a bottleneck has the
+      stride. If not, the 3x3 convolution has it.
+    norm: Norm after each convolution, 'frozen_batch' or 'group'.
+    norm_eps: Number that the frozen batch norm adds to the variance.
+    dtype: Dtype of the arithmetic.
 
   Source:
-    torchvision: models/resnet.py; names as there, but for `downsample_conv`
-    and `downsample_bn` (there `downsample.0` and `.1`). Seed:
-    modeling/backbone/resnet.py for the initial values: every scale starts at
-    1, also the last of the block. ResNeXt (arXiv:1611.05431), table 1.
+    torchvision: models/resnet.py. The parts have the same names, except for
+    `downsample_conv` and `downsample_bn`, which are `downsample.0` and `.1`
+    there. Initial values: seed, modeling/backbone/resnet.py, where every scale
+    starts at 1, the last scale of the block included. Groups: ResNeXt
+    (arXiv:1611.05431), table 1.
   """
 
   channels: int
@@ -85,11 +88,13 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-  """Blocks '0', '1', ... in a row, of which the first may stride.
+  """Blocks '0', '1', ... in a row; the first block has the stride.
+
+  The other attributes are those of each `Block`.
 
   Attributes:
-    num_blocks: How many.
-    channels: As in `Block`, and so on.
+    num_blocks: Number of blocks.
+    stride: Stride of the first block; the other blocks have stride 1.
   """
 
   num_blocks: int
@@ -122,20 +127,24 @@ class Stage(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Features at strides 4, 8, 16 and 32.
+  """Features at strides 4, 8, 16 and 32; keeps the contract of `backbone.py`.
 
   Attributes:
-    depth: 18, 34, 50 or 101.
-    num_stages: 4, or 3 where the fourth is for `last_stage`.
-    width: Channels of the stem and of the first stage's 3x3 convolutions.
-    groups: Of the 3x3 convolution of each bottleneck; 32 in ResNeXt 32x8d.
-    group_width: Channels of each of them in the first stage, if `width` is 64;
-      8 in ResNeXt 32x8d.
-    norm: 'frozen_batch', or 'group' (then `width` must be a multiple of 32).
-    norm_eps: Of the frozen batch norm.
-    stride_in_1x1: Where a bottleneck strides: True in weights from MSRA
-      (Caffe2), False in torchvision's.
-    dtype: Of the arithmetic.
+    depth: Number of layers: 18, 34, 50 or 101.
+    num_stages: 4; or 3, where the fourth stage is left to `last_stage`.
+    width: Number of channels of the stem and of the 3x3 convolutions of the
+      first stage.
+    groups: Number of groups of the 3x3 convolution of each bottleneck; 32 in
+      ResNeXt 32x8d.
+    group_width: Number of channels of each group in the first stage if `width`
+      is 64; 8 in ResNeXt 32x8d.
+    norm: Norm after each convolution, 'frozen_batch' or 'group'. 'group' needs
+      a `width` that is a multiple of 32.
+    norm_eps: Number that the frozen batch norm adds to the variance.
+    stride_in_1x1: Whether the first 1x1 convolution of a bottleneck has the
+      stride, as in weights from MSRA (Caffe2). If not, the 3x3 convolution has
+      it, as in torchvision.
+    dtype: Dtype of the arithmetic.
   """
 
   depth: int = 50
@@ -177,7 +186,11 @@ class ResNet(nn.Module):
     )
 
   def __call__(self, images: Float[Array, 'b h w 3']) -> Pyramid:
-    """Returns {2: stage 1, ..., 5: stage 4}, by level."""
+    """Returns {2: features of stage 1, ..., 5: features of stage 4}.
+
+    Args:
+      images: Normalised images, padded to multiples of 32.
+    """
     x = layers.max_pool_3x3(nn.relu(self.bn1(self.conv1(images))))
     stages = (self.layer1, self.layer2, self.layer3, self.layer4)
     features = {}
@@ -189,5 +202,5 @@ class ResNet(nn.Module):
   def last_stage(
       self, pooled: Float[Array, 'n s s c']
   ) -> Float[Array, 'n s2 s2 c2']:
-    """Applies the fourth stage to RoIs of stride 16; s2 = s / 2."""
+    """Applies the fourth stage to RoIs of stride 16; s2 = (s + 1) // 2."""
     return self.layer4(pooled)

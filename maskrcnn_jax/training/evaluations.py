@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from maskrcnn_jax.config import records_of
+from maskrcnn_jax.config import source_of
 from maskrcnn_jax.detector import Detector
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.average_precision import ApResult
@@ -70,9 +70,7 @@ class TrainEvaluations:
             variables=cluster.to_mesh(variables, self._detector.mesh),
             step=step,
         ),
-        images=self._config.data.eval.images,
-        annotations=self._config.data.eval.annotations,
-        records=records_of(self._config, 'eval'),
+        source=source_of(self._config, 'eval'),
         workdir=self._workdir, config=self._config,
     )
     now = Evaluation(step, *(

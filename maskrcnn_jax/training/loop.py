@@ -1,6 +1,6 @@
 """The loop around the jitted step: figures, checkpoints, evaluations."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import math
 import pathlib
@@ -8,19 +8,13 @@ import time
 from typing import NamedTuple
 
 import jax
-from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
 from maskrcnn_jax.array_types import Batch
 from maskrcnn_jax.config import pixel_range_of
-from maskrcnn_jax.data import (
-  canvases,
-  coco_index,
-  image_sets,
-  loader,
-  train_order,
-)
+from maskrcnn_jax.data import canvases, loader, train_order
+from maskrcnn_jax.data.source import DataSet
 from maskrcnn_jax.evaluation.average_precision import ApResult
 from maskrcnn_jax.evaluation.average_recall import RecallResult
 from maskrcnn_jax.runtime import checkpoint, cluster, watchdog
@@ -30,9 +24,11 @@ from maskrcnn_jax.runtime.training_log import TrainingLog
 from maskrcnn_jax.training.evaluations import TrainEvaluations, reaches
 from maskrcnn_jax.training.optimizer import Schedule
 from maskrcnn_jax.training.state import TrainState, training_state, variables_of
+from maskrcnn_jax.training.step import Trainer
 
-# A loss that is not finite before so many steps is one of a learning rate that
-# is too high for the batch; later the data is as likely.
+# A loss that is not finite within so many steps is usually the fault of a
+# learning rate that is too high for the batch size. Later, the data is as
+# likely.
 _EARLY = 100
 
 
@@ -41,48 +37,45 @@ class Run(NamedTuple):
 
   config: ml_collections.ConfigDict
   workdir: pathlib.Path
-  index: coco_index.CocoIndex
-  rows: np.ndarray  # of the index, to be trained on
-  images_dir: pathlib.Path
-  limits: image_sets.Limits
+  data_set: DataSet
+  rows: np.ndarray  # rows of its index that are trained on
   plan: canvases.CanvasPlan
   schedule: Schedule
-  mesh: Mesh
+  trainer: Trainer
   log: TrainingLog
   saved: checkpoint.RunCheckpoints
   metadata: checkpoint.Metadata
   stop: StopSignal
   evaluations: TrainEvaluations | None
-  eval_every: int  # steps; 0: at the end only
-  profile_steps: range
+  eval_every: int  # steps between evaluations; 0: only at the end
+  profile_steps: range  # steps to trace
 
 
 class _Pending(NamedTuple):
-  """A step whose figures have not been looked at."""
+  """A step that has been started and whose figures were not looked at yet."""
 
   step: int
   figures: dict
-  batch_rows: np.ndarray  # of all processes
-  stops: jax.Array | bool  # whether a process had been told to stop
-  step_time: float
-  data_time: float
+  batch_rows: np.ndarray  # rows of the index, of all processes
+  stops: jax.Array | bool  # whether any process has been told to stop
+  step_time: float  # seconds from the start of the step before
+  data_time: float  # seconds that the step waited for its batch
 
 
-def run_steps(run: Run, state: TrainState, train_step) -> TrainState:
-  """Runs the steps that are left, or until it is stopped; the last state.
+def run_steps(
+    run: Run, state: TrainState, train_step: Callable
+) -> TrainState:
+  """Runs the remaining steps, or until the run is told to stop.
 
   Args:
-    run: Of which step `state.step` is next.
-    state: Whole on every device.
-    train_step: As `make_train_step` gives it.
+    run: What every step needs.
+    state: The state to begin with, replicated on every device.
+    train_step: The jitted training step.
+
+  Returns:
+    The last state, which has been saved.
   """
-  with contextlib.closing(_load_batches(run, int(state.step))) as batches:
-    return _run_steps(run, state, train_step, batches)
-
-
-def _run_steps(run, state, train_step, batches):
-  """Does what `run_steps` says, with the batches of the steps that are left."""
-  num_steps = run.config.train.num_steps
+  config, mesh = run.config, run.trainer.rcnn.mesh
   compiled = {}
   pending = None
   skipped = 0
@@ -90,87 +83,84 @@ def _run_steps(run, state, train_step, batches):
   first_step = done = int(state.step)
   last_saved = first_step if first_step else None
   order = train_order.make_order(
-      run.plan.canvas_of_image[run.rows], seed=run.config.seed,
-      batch_size=run.config.train.batch_size,
+      run.plan.canvas_of_image[run.rows], seed=config.seed,
+      batch_size=config.train.batch_size,
   )
   trace = _Trace(run, first_step)
-  last = time.monotonic()
-  started, apart = last, 0.0
+  last = started = time.monotonic()
+  evaluating = 0.0  # seconds
 
   def take_pending():
     nonlocal pending, skipped, stops
-    # Only a state whose losses have been seen to be finite is saved.
+    # A state is saved only after its losses have been found to be finite.
     if pending:
       skipped = _take_figures(
-          pending, run.log, run.index, run.schedule, run.config.precision
+          pending, run.log, image_ids=run.data_set.index.image_ids,
+          schedule=run.schedule, scales_loss=run.trainer.scales_loss,
       )
       stops = bool(pending.stops)
       pending = None
 
-  if is_due(run, done) and run.evaluations.of(done) is None:
-    # It was killed before that was through.
+  def evaluate():
+    nonlocal evaluating, last
+    before = time.monotonic()
     evaluate_state(run, state, done)
-    apart += time.monotonic() - last
-    last = time.monotonic()
-  # One process stops after the step that it is at; several after the one
-  # before which all of them have heard of it.
-  while not is_over(run, done) and not stops and not (
-      run.stop.requested and jax.process_count() == 1
-  ):
-    trace.begin(done)
-    asked = time.monotonic()
-    batch = next(batches)
-    batch_rows = run.rows[order.rows(done)]
-    canvas = run.plan.canvases[run.plan.canvas_of_image[batch_rows[0]]]
-    batch = cluster.shard_batch(batch, run.mesh)
-    data_time = time.monotonic() - asked
-    if canvas not in compiled:
-      compiled[canvas] = _compile(train_step, state, batch, canvas, run.log)
-      last = time.monotonic() - data_time
-    state, figures = compiled[canvas](state, batch)
-    any_stops = cluster.any_process(run.stop.requested, run.mesh)
-    trace.end(done, figures)
-    # The figures of the step before are looked at while this one runs.
-    take_pending()
-    now = time.monotonic()
-    pending = _Pending(
-        done, figures, batch_rows, any_stops, now - last, data_time
-    )
-    last = now
-    done += 1
-    is_last = done == num_steps
-    if done % run.config.train.log_every == 0 or is_last:
-      take_pending()
-      run.log.report(
-          done, learning_rate=float(run.schedule(np.int32(done - 1))),
-          skipped=skipped if run.config.precision == 'fp16' else None,
-      )
-    run.saved.poll()
-    if done % run.config.train.checkpoint_every == 0 or is_last or is_due(
-        run, done
+    evaluating += time.monotonic() - before
+    last += time.monotonic() - before
+
+  with contextlib.closing(_load_batches(run, first_step)) as batches:
+    if is_due(run, done) and run.evaluations.of(done) is None:
+      # The run was killed before this evaluation was finished.
+      evaluate()
+    # A single process stops after the current step. Several processes stop
+    # after the same step, once all of them have heard of the signal.
+    while not is_over(run, done) and not stops and not (
+        run.stop.requested and jax.process_count() == 1
     ):
+      trace.begin(done)
+      asked = time.monotonic()
+      batch = next(batches)
+      batch_rows = run.rows[order.rows(done)]
+      canvas = run.plan.canvases[run.plan.canvas_of_image[batch_rows[0]]]
+      batch = cluster.shard_batch(batch, mesh)
+      data_time = time.monotonic() - asked
+      if canvas not in compiled:
+        compiled[canvas] = _compile(train_step, state, batch, canvas, run.log)
+        last = time.monotonic() - data_time
+      state, figures = compiled[canvas](state, batch)
+      any_stops = cluster.any_process(run.stop.requested, mesh)
+      trace.end(done, figures)
+      # While this step runs, the figures of the step before are looked at.
       take_pending()
+      now = time.monotonic()
+      pending = _Pending(
+          done, figures, batch_rows, any_stops, now - last, data_time
+      )
+      last = now
+      done += 1
+      is_last = done == config.train.num_steps
+      if done % config.train.log_every == 0 or is_last:
+        take_pending()
+        _report(run, done, skipped)
+      run.saved.poll()
+      if done % config.train.checkpoint_every == 0 or is_last or is_due(
+          run, done
+      ):
+        take_pending()
+        _save(run, state, done)
+        last_saved = done
+      if is_due(run, done) and not is_last:
+        evaluate()
+    trace.end(done - 1, state, stops=True)
+    take_pending()
+    if last_saved != done and done > first_step:
       _save(run, state, done)
-      last_saved = done
-    if is_due(run, done) and not is_last:
-      before = time.monotonic()
-      evaluate_state(run, state, done)
-      apart += time.monotonic() - before
-      last += time.monotonic() - before
-  trace.end(done - 1, state, stops=True)
-  take_pending()
-  if last_saved != done and done > first_step:
-    _save(run, state, done)
   run.saved.finish()
   watchdog.progress(f'the checkpoint of step {done}')
   if done > first_step:
-    seconds = time.monotonic() - started - apart
-    num_canvases = len(np.unique(run.plan.canvas_of_image[run.rows]))
-    length = time.strftime('%H:%M:%S', time.gmtime(seconds))
-    run.log.line(
-        f'Total training time: {length} '
-        f'({seconds / (done - first_step):.4f} s / it); '
-        f'{len(compiled)} compilations for {num_canvases} static sizes'
+    _report_total(
+        run, time.monotonic() - started - evaluating, done - first_step,
+        len(compiled),
     )
   return state
 
@@ -193,12 +183,13 @@ def is_over(run: Run, step: int) -> bool:
 def evaluate_state(
     run: Run, state: TrainState, step: int
 ) -> dict[str, ApResult | RecallResult]:
-  """Evaluates a state, which all processes do together, and logs its AP.
+  """Evaluates a state and logs its AP. All processes must call this.
 
-  A signal ends that at once if there is one process, with `Stopped`; several
-  finish it, lest the others wait for one.
+  Raises:
+    Stopped: If a signal comes while a single process evaluates. Several
+      processes finish the evaluation, so that none waits for another.
   """
-  # A state that was evaluated must be there to go on from.
+  # An evaluated state must be on disk, so that the run can continue from it.
   run.saved.finish()
   with (
       run.stop.interrupting() if jax.process_count() == 1
@@ -229,13 +220,13 @@ def _figure(ap: float | None) -> str:
 
 
 def _load_batches(run: Run, first_step: int) -> Iterator[Batch]:
-  """Yields this process's part of the batch of each step that is left."""
+  """Yields this process's part of the batch of each remaining step."""
   step = first_step
   num_workers = run.config.data.num_workers
   while True:
     batches = loader.train_batches(
-        run.index, run.plan, run.rows, images_dir=run.images_dir,
-        limits=run.limits, seed=run.config.seed, start_step=step,
+        run.data_set, run.plan, run.rows, limits=run.trainer.limits,
+        seed=run.config.seed, start_step=step,
         num_steps=run.config.train.num_steps - step,
         batch_size=run.config.train.batch_size,
         process_index=jax.process_index(), process_count=jax.process_count(),
@@ -250,12 +241,32 @@ def _load_batches(run: Run, first_step: int) -> Iterator[Batch]:
           yield batch
       return
     except RuntimeError:
-      # Ctrl-C, and SIGTERM of some clusters, go to the worker processes too,
-      # which end if they have only just started. What is needed until all have
-      # stopped is loaded here.
+      # Ctrl-C, and SIGTERM of some clusters, reach the worker processes too,
+      # and a worker that has only just started ends. This process then loads
+      # the batches that are needed until all processes have stopped.
       if not run.stop.requested or not num_workers:
         raise
       num_workers = 0
+
+
+def _report(run: Run, done: int, skipped: int) -> None:
+  """Writes the line of the last steps to the log."""
+  run.log.report(
+      done, learning_rate=float(run.schedule(np.int32(done - 1))),
+      skipped=skipped if run.trainer.scales_loss else None,
+  )
+
+
+def _report_total(
+    run: Run, seconds: float, num_steps: int, num_compiled: int
+) -> None:
+  """Writes to the log how long the training took."""
+  num_canvases = len(np.unique(run.plan.canvas_of_image[run.rows]))
+  length = time.strftime('%H:%M:%S', time.gmtime(seconds))
+  run.log.line(
+      f'Total training time: {length} ({seconds / num_steps:.4f} s / it); '
+      f'{num_compiled} compilations for {num_canvases} static sizes'
+  )
 
 
 def _save(run: Run, state, step: int):
@@ -267,7 +278,7 @@ def _save(run: Run, state, step: int):
 
 
 class _Trace:
-  """The trace of some steps, which process 0 writes."""
+  """The profiler's trace of the chosen steps, which process 0 writes."""
 
   def __init__(self, run, first_step):
     self._log = run.log
@@ -279,13 +290,13 @@ class _Trace:
     self._runs = False
 
   def begin(self, step):
-    """Starts it, if this is the first of the steps."""
+    """Starts the trace if this is the first of the chosen steps."""
     if self._steps and step == self._steps[0]:
       jax.profiler.start_trace(self._directory, create_perfetto_trace=True)
       self._runs = True
 
   def end(self, step, results, *, stops=False):
-    """Writes it, if this is the last of the steps or the training stops."""
+    """Writes the trace if this is the last step or the training stops."""
     if self._runs and (stops or step == self._steps[-1]):
       jax.block_until_ready(results)
       jax.profiler.stop_trace()
@@ -298,7 +309,7 @@ class _Trace:
 
 
 def _compile(train_step, state, batch, canvas, log):
-  """Compiles the step for one canvas and says what that took."""
+  """Compiles the step for one canvas and logs the time and the memory."""
   height, width = canvas.padded
   started = time.monotonic()
   step = train_step.lower(state, batch, padded_size=canvas.padded).compile()
@@ -315,14 +326,29 @@ def _compile(train_step, state, batch, canvas, log):
   return step
 
 
-def _take_figures(pending: _Pending, log, index, schedule, precision) -> int:
-  """Fetches a step's figures, stops if one is not finite, and logs them.
+def _take_figures(
+    pending: _Pending,
+    log: TrainingLog,
+    *,
+    image_ids: Sequence,
+    schedule: Schedule,
+    scales_loss: bool,
+) -> int:
+  """Fetches the figures of a step, checks that they are finite and logs them.
 
-  In fp16 a step that is not finite is skipped, and that is said; only where a
-  lower scale of the loss can help no more is it an error.
+  Args:
+    pending: The step.
+    log: The log to write to.
+    image_ids: COCO's ids of the images, by row of the index.
+    schedule: Function from a step to its learning rate.
+    scales_loss: True in float16, where a step that is not finite is skipped
+      and logged. It is an error only once the loss scale is at its minimum.
 
   Returns:
-    Steps skipped so far.
+    Number of steps skipped so far.
+
+  Raises:
+    FloatingPointError: If a figure is not finite.
   """
   step, step_time, data_time = (
       pending.step, pending.step_time, pending.data_time
@@ -338,11 +364,11 @@ def _take_figures(pending: _Pending, log, index, schedule, precision) -> int:
       if not math.isfinite(value)
   ]
   if wrong:
-    ids = [index.image_ids[row] for row in pending.batch_rows]
+    ids = [image_ids[row] for row in pending.batch_rows]
     text = f'{", ".join(wrong)} at step {step}'
-    if precision == 'fp16' and scale > MIN_SCALE:
+    if scales_loss and scale > MIN_SCALE:
       log.line(
-          f'Skipped a step: {text} (images {ids}); the scale of the loss goes '
+          f'Skipped a step: {text} (images {ids}); the loss scale goes '
           f'from {scale:g} to {scale / 2:g}; {skipped} skipped so far'
       )
       log.add(time=step_time, data=data_time)
@@ -352,22 +378,22 @@ def _take_figures(pending: _Pending, log, index, schedule, precision) -> int:
         f'C04: {text} (learning rate {rate:g}, images {ids}). The last '
         f'checkpoint is from before this. {_likely_cause(step, rate, len(ids))}'
     )
-    if precision == 'fp16':
+    if scales_loss:
       message += (
-          ' The scale of the loss is at its least; if --config.precision=bf16 '
+          ' The loss scale is at its minimum; if --config.precision=bf16 '
           'or fp32 trains, float16 cannot hold the features.'
       )
     log.line(message)
     raise FloatingPointError(message)
   norm = figures.pop('grad_norm')
-  if precision == 'fp16':
+  if scales_loss:
     figures['loss_scale'] = scale
   log.add(**figures, grad_norm=norm, time=step_time, data=data_time)
   return skipped
 
 
 def _likely_cause(step: int, rate: float, batch_size: int) -> str:
-  """Says what to do about a loss that is not finite."""
+  """Returns the most likely cause of a loss that is not finite."""
   if step == 0:
     return (
         'No update was made yet: look at these images, and at the weights '

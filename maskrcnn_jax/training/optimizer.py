@@ -1,4 +1,4 @@
-"""SGD as the recipe has it, and which parameters it trains."""
+"""The learning rate, the optimizer, and which parameters it trains."""
 
 from collections.abc import Callable
 import functools
@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
+import ml_collections
 import optax
 
-# From a step, counted from 0, to its learning rate.
+# A function from a step, counted from 0, to its learning rate.
 Schedule = Callable[[Int[ArrayLike, '']], Float[Array, ''] | float]
 
 
@@ -29,19 +30,24 @@ def learning_rate(
   """Returns the learning rate of a step, counted from 0.
 
   Args:
-    step: Steps done before, skipped ones included.
-    base: The rate after the warm-up.
-    warmup: What the first `warmup_steps` have. 'constant': `base` *
-      `warmup_factor`. 'linear': a line from there to `base`. 'mlperf_linear':
-      a line that rises by `warmup_factor` a step and ends at `base`.
-    warmup_steps: 0 for none.
-    warmup_factor: See `warmup`.
-    schedule: 'multistep': the rate is multiplied by `decay_factor` at each of
-      `decay_steps`. 'cosine': it falls along half a cosine, to 0 at
-      `num_steps`.
-    decay_steps: See `schedule`.
-    decay_factor: See `schedule`.
-    num_steps: See `schedule`.
+    step: Number of steps done before, skipped steps included.
+    base: Learning rate after the warm-up, before any decay.
+    warmup: Form of the warm-up, the first `warmup_steps` steps. 'constant':
+      the rate is `base` * `warmup_factor`. 'linear': the rate rises along a
+      line from there to `base`. 'mlperf_linear': the rate rises by
+      `warmup_factor` a step, so that it ends at `base`.
+    warmup_steps: Number of steps of the warm-up; 0 for no warm-up.
+    warmup_factor: Factor of the first rate to `base`; with 'mlperf_linear'
+      the increase of the rate from step to step.
+    schedule: Form of the decay. 'multistep': the rate is multiplied by
+      `decay_factor` at each of `decay_steps`. 'cosine': the rate falls along
+      half a cosine, to 0 at `num_steps`.
+    decay_steps: Steps at which a 'multistep' rate falls.
+    decay_factor: Factor by which it falls each time.
+    num_steps: Number of steps of the whole training; for 'cosine' only.
+
+  Raises:
+    ValueError: There is no warm-up of this name.
 
   Source:
     maskrcnn-benchmark `solver/lr_scheduler.py`, WarmupMultiStepLR; the seed's
@@ -74,56 +80,113 @@ def learning_rate(
   return jnp.asarray(rate * warm, jnp.float32)
 
 
+def make_recipe_optimizer(
+    config: ml_collections.ConfigDict,
+) -> tuple[Schedule, optax.GradientTransformationExtraArgs]:
+  """Returns the learning rate of a recipe, by step, and its optimizer."""
+  options = config.optimizer
+  arguments = dict(
+      warmup=options.warmup,
+      warmup_steps=options.warmup_steps,
+      warmup_factor=options.warmup_factor,
+      schedule=options.schedule,
+      decay_steps=tuple(options.decay_steps),
+      decay_factor=options.decay_factor,
+      num_steps=config.train.num_steps,
+  )
+  schedule = functools.partial(
+      learning_rate, base=options.learning_rate, **arguments
+  )
+  bias_schedule = functools.partial(
+      learning_rate, base=options.learning_rate * options.bias_rate_factor,
+      **arguments
+  )
+  return schedule, make_optimizer(
+      options.name,
+      momentum=options.momentum,
+      beta2=options.beta2,
+      weight_decay=options.weight_decay,
+      schedule=schedule,
+      bias_schedule=bias_schedule,
+      clip_norm=options.clip_norm,
+  )
+
+
 def make_optimizer(
+    name: str = 'sgd',
     *,
     momentum: float,
+    beta2: float = 0.999,
     weight_decay: float,
     schedule: Schedule,
     bias_schedule: Schedule,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns SGD with momentum, in the order of torch.optim.SGD.
+  """Makes the optimizer; this is the one place where it is chosen.
 
-  v <- momentum * v + g + weight_decay * p; p <- p - rate * v. A parameter
-  named 'bias' does not decay and has a rate of its own. Its `update` wants the
-  step as well: `update(gradients, state, params, step=)`; the state is the
-  momentum alone, so that there is one count of steps.
+  With gradient g, parameter p and the learning rate of the step:
+
+  - 'sgd': v <- momentum * v + g + weight_decay * p; p <- p - rate * v.
+  - 'adamw': p <- p - rate * (Adam's step for g + weight_decay * p), where the
+    decay does not go through Adam's averages.
+
+  A parameter named 'bias' does not decay, and has a learning rate of its own.
+
+  The `update` of the optimizer needs the number of the step as well:
+  `update(gradients, state, params, step=)`. Learning rates follow this number,
+  which counts skipped steps too. The state has no count of its own, but for
+  the number of updates that AdamW corrects its averages with: a skipped step
+  keeps the old state and is not counted there.
 
   Args:
-    momentum: Of the gradients.
-    weight_decay: Of all but biases.
-    schedule: Gives the learning rate of a step.
-    bias_schedule: Likewise, of biases.
-    clip_norm: Gradients whose norm, of all together, is longer are made as
-      long as this; 0: none are.
+    name: 'sgd' or 'adamw'.
+    momentum: Part of the running average of the gradients that a step keeps,
+      in [0, 1); the beta1 of AdamW.
+    beta2: Part of the running average of the squared gradients that a step
+      of AdamW keeps, in [0, 1). SGD does not use it.
+    weight_decay: Factor of the weight decay of all parameters but biases.
+    schedule: Function from a step to the learning rate.
+    bias_schedule: Function from a step to the learning rate of biases.
+    clip_norm: Largest norm of all gradients together. Longer gradients are
+      scaled down to this norm; 0 does not limit it.
+
+  Raises:
+    ValueError: There is no optimizer of this name.
 
   Source:
-    maskrcnn-benchmark `solver/build.py`. Clipping: arXiv:1211.5063,
-    algorithm 1.
+    SGD: torch.optim.SGD; the rates and the decay of biases:
+    maskrcnn-benchmark `solver/build.py`. AdamW: arXiv:1711.05101,
+    algorithm 2, with an epsilon of 1e-8 as in optax.adamw.
+    Differs: the paper's decay follows the schedule, but not the base learning
+    rate. Here the rate multiplies both, as in optax and torch.optim.AdamW, so
+    that their values of weight_decay can be used.
+    Clipping: arXiv:1211.5063, algorithm 1.
   """
-  chain = [
-      optax.add_decayed_weights(
-          weight_decay, mask=functools.partial(_biases, are=False)
-      ),
-      optax.trace(decay=momentum),
-      _scale_by_rates(schedule, bias_schedule),
-  ]
-  if clip_norm:
-    chain.insert(0, optax.clip_by_global_norm(clip_norm))
-  return optax.chain(*chain)
+  decay = optax.add_decayed_weights(
+      weight_decay, mask=functools.partial(_biases, are=False)
+  )
+  match name:
+    case 'sgd':
+      rule = [decay, optax.trace(decay=momentum)]
+    case 'adamw':
+      rule = [optax.scale_by_adam(b1=momentum, b2=beta2), decay]
+    case _:
+      raise ValueError(f"optimizer must be 'sgd' or 'adamw', not {name!r}.")
+  clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+  return optax.chain(*clip, *rule, _scale_by_rates(schedule, bias_schedule))
 
 
 def next_average(
     average: dict, params: dict, step: Int[ArrayLike, ''], *, decay: float
 ) -> dict:
-  """Moves the average of the weights towards those of a step.
+  """Moves the running average of the weights towards those of a step.
 
   Args:
-    average: So far.
-    params: Of this step, a tree like `average`.
-    step: Steps done before.
-    decay: What the average keeps of itself; less in the first steps, for it
-      starts from weights that have learned nothing.
+    average: Average up to the step before.
+    params: Weights after this step, a tree like `average`.
+    step: Number of steps done before.
+    decay: Part of the average that is kept, in [0, 1). Less is kept in the
+      first steps, because the average starts from untrained weights.
 
   Source:
     tf.train.ExponentialMovingAverage with `num_updates`.
@@ -138,11 +201,13 @@ def split_parameters(
   """Splits nested parameters into those to train and those to leave alone.
 
   Args:
-    params: Nested dict.
-    frozen: Path prefixes such as ('backbone', 'layer1').
+    params: Parameters as a nested dict.
+    frozen: Prefixes of the paths of what is not trained, such as
+      ('backbone', 'layer1').
 
   Returns:
-    trainable and fixed, nested dicts; `join_parameters` puts them together.
+    The trainable and the fixed parameters, both as nested dicts.
+    `join_parameters` puts them together again.
   """
   trainable, fixed = {}, {}
   for path, leaf in traverse_util.flatten_dict(params).items():
@@ -155,30 +220,46 @@ def split_parameters(
 
 
 def join_parameters(trainable: dict, fixed: dict) -> dict:
-  """Undoes `split_parameters`."""
+  """Puts together what `split_parameters` split."""
   return traverse_util.unflatten_dict(
       traverse_util.flatten_dict(trainable) | traverse_util.flatten_dict(fixed)
   )
 
 
-def _biases(params, *, are: bool):
-  """A tree like `params` that says of each leaf whether it is a bias."""
+def _biases(params: dict, *, are: bool) -> dict:
+  """Returns a tree like `params` that holds `are` for each bias."""
   return traverse_util.path_aware_map(
       lambda path, _: (path[-1] == 'bias') == are, params
   )
 
 
-def _scale_by_rates(schedule, bias_schedule):
-  """Multiplies updates by minus the learning rate of their kind."""
-
-  def update(updates, state, params=None, *, step, **_):
-    del params
-    rates = {True: bias_schedule(step), False: schedule(step)}
-    return jax.tree.map(
-        lambda update, is_bias: -rates[is_bias] * update,
-        updates, _biases(updates, are=True),
-    ), state
-
+def _scale_by_rates(
+    schedule: Schedule, bias_schedule: Schedule
+) -> optax.GradientTransformationExtraArgs:
+  """Makes the transformation that `_times_rates` describes; it has no state."""
   return optax.GradientTransformationExtraArgs(
-      lambda params: optax.EmptyState(), update
+      optax.init_empty_state,
+      functools.partial(
+          _times_rates, schedule=schedule, bias_schedule=bias_schedule
+      ),
   )
+
+
+def _times_rates(
+    updates: dict,
+    state: optax.EmptyState,
+    params: dict | None = None,
+    *,
+    step: Int[ArrayLike, ''],
+    schedule: Schedule,
+    bias_schedule: Schedule,
+    **_,
+) -> tuple[dict, optax.EmptyState]:
+  """Multiplies each update by minus the learning rate of its parameter."""
+  del params
+  rates = {True: bias_schedule(step), False: schedule(step)}
+  scaled = jax.tree.map(
+      lambda update, is_bias: -rates[is_bias] * update,
+      updates, _biases(updates, are=True),
+  )
+  return scaled, state

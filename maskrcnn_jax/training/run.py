@@ -9,54 +9,50 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax.config import (
-  fine_tuning,
-  has_eval_set,
-  plain,
-  scaled_to_batch,
+    canvas_arguments,
+    fine_tuning,
+    has_eval_set,
+    plain,
+    scaled_to_batch,
 )
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.data import canvases, image_sets
-from maskrcnn_jax.detector import (
-  Detector,
-  canvas_arguments,
-  kernels_of,
-  make_detect,
-  make_model,
-)
+from maskrcnn_jax.data.source import options_of
+from maskrcnn_jax.detector import Detector
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.precision import set_precision
 from maskrcnn_jax.runtime.stop_signal import Stopped, StopSignal
 from maskrcnn_jax.runtime.training_log import TrainingLog
 from maskrcnn_jax.training.evaluations import (
-  TrainEvaluations,
-  expected_lines,
-  steps_between,
+    TrainEvaluations,
+    expected_lines,
+    steps_between,
 )
 from maskrcnn_jax.training.loop import (
-  Run,
-  evaluate_state,
-  is_due,
-  is_over,
-  run_steps,
+    Run,
+    evaluate_state,
+    is_due,
+    is_over,
+    run_steps,
 )
+from maskrcnn_jax.training.optimizer import make_recipe_optimizer
 from maskrcnn_jax.training.start import (
-  adopt_checkpoint,
-  check_device,
-  check_eval_set,
-  describe_training_set,
-  first_state,
-  read_training_set,
+    adopt_checkpoint,
+    check_batch_size,
+    check_device,
+    check_eval_set,
+    check_room,
+    describe_training_set,
+    first_state,
+    read_training_set,
 )
-from maskrcnn_jax.training.state import (
-  initial_state,
-  make_recipe_optimizer,
-  training_state,
-  variables_of,
-)
-from maskrcnn_jax.training.step import make_train_step, skips_background
+from maskrcnn_jax.training.state import TrainState, initial_state
+from maskrcnn_jax.training.step import Trainer, jit_train_step
 
-# Is in the workdir of a run that a signal ended, until it goes on.
+# Name of a file in the workdir of a run that a signal ended. It is removed
+# when the run continues.
 INTERRUPTED = 'interrupted'
 
 
@@ -74,63 +70,99 @@ def train(
   """Trains until `config.train.num_steps`, then evaluates.
 
   A workdir with a checkpoint of the same recipe is continued from its newest
-  step, as if it had never stopped. SIGTERM or Ctrl-C ends the run after the
-  step that it is at, which is saved; `WORKDIR/interrupted` then says so. Of
-  several processes, it ends all if one gets it, after the same step.
+  step, as if the run had never stopped. SIGTERM or Ctrl-C ends the run after
+  the current step, which is saved; `WORKDIR/interrupted` then says so. If one
+  of several processes receives the signal, all of them end after the same
+  step.
 
   Args:
     config: The recipe.
-    workdir: Gets log.txt, TensorBoard events, checkpoints/, and of evaluations
-      inference/, evaluations.json and best/.
+    workdir: The folder of the run. It receives log.txt, TensorBoard events and
+      checkpoints/, and from evaluations inference/, evaluations.json and best/.
     init_from: Checkpoint to take the initial weights from. Layers that depend
-      on the classes start afresh where their number or names differ.
+      on the classes start afresh where the number of classes or a name differs.
     skip_test: Whether to leave out the evaluation at the end.
-    resume: Whether to continue; if not, a workdir with a checkpoint is an
-      error.
-    allow_changes: Whether to continue a run of another recipe, or on other
-      images, too.
-    given_keys: Keys that the command line gave: they are not scaled with the
+    resume: Whether to continue the run of the workdir. If not, a workdir that
+      holds a checkpoint is an error.
+    allow_changes: Whether to continue a run although its recipe or its
+      training set has changed.
+    given_keys: Keys that the command line gave. They are not scaled with the
       batch size, and a fine-tuning keeps them.
-    profile_steps: Of which a trace is written into WORKDIR/profile.
+    profile_steps: Steps of which a trace is written to WORKDIR/profile.
   """
-  with StopSignal() as stop:
-    try:
-      ends = _train(
-          config, workdir, init_from, skip_test, resume, allow_changes,
-          given_keys, profile_steps, stop,
-      )
-    except Stopped:
-      ends = False
-  if not ends:
+  is_done = False
+  with StopSignal() as stop, contextlib.suppress(Stopped):
+    run, state, remarks = prepare_run(
+        config, workdir, stop, init_from=init_from, skip_test=skip_test,
+        resume=resume, allow_changes=allow_changes, given_keys=given_keys,
+        profile_steps=profile_steps,
+    )
+    # Whatever stops the run, pending saves and log lines are finished.
+    with contextlib.closing(run.log), contextlib.closing(run.saved):
+      for line in remarks:
+        run.log.line(line)
+      first_step = int(state.step)
+      if is_over(run, first_step):
+        logging.info(
+            'The run in %s is at its end, step %d.', workdir, first_step
+        )
+      else:
+        _describe(run, first_step)
+        state = run_steps(run, state, jit_train_step(run.trainer))
+      is_done = is_over(run, int(state.step))
+      if is_done:
+        _finish(run, state, skip_test)
+  if not is_done:
     text = (
-        f'Stopped by {stop.name}; all steps that were done are saved. The same '
-        'command goes on from there.'
+        f'Stopped by {stop.name}; all finished steps are saved. The same '
+        'command continues from there.'
     )
     logging.info(text)
     if cluster.is_main():
       (workdir / INTERRUPTED).write_text(text + '\n', encoding='utf-8')
 
 
-def _train(
-    config, workdir, init_from, skip_test, resume, allow_changes, given_keys,
-    profile_steps, stop,
-):
-  """Does what `train` says; False if it was stopped before its end."""
+def prepare_run(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    stop: StopSignal,
+    *,
+    init_from: pathlib.Path | None,
+    skip_test: bool,
+    resume: bool,
+    allow_changes: bool,
+    given_keys: frozenset[str],
+    profile_steps: range,
+) -> tuple[Run, TrainState, list[str]]:
+  """Reads the data, builds the model and restores or makes the first state.
+
+  Args:
+    config: See `train`, as for the other arguments.
+    workdir: The folder of the run.
+    stop: Tells whether a signal has come.
+    init_from: Checkpoint to take the initial weights from.
+    skip_test: Whether there is no evaluation at the end.
+    resume: Whether to continue the run of the workdir.
+    allow_changes: Whether to continue although recipe or data have changed.
+    given_keys: Keys that the command line gave.
+    profile_steps: Steps to trace.
+
+  Returns:
+    The run with its log and its checkpoints open, the state to begin with, and
+    lines for the log that say what was derived from batch size and data.
+  """
   config, remarks = scaled_to_batch(config, given_keys)
-  fine_tune = config.train.fine_tune
-  if fine_tune:
+  is_fine_tuning = config.train.fine_tune
+  if is_fine_tuning:
     config = adopt_checkpoint(config, init_from, given_keys)
   mesh = cluster.make_mesh()
-  cluster.check_batch_size(
-      config.train.batch_size, mesh, key='config.train.batch_size'
-  )
-  _check_micro_batches(config, mesh)
+  check_batch_size(config, mesh)
   check_device(config.precision)
-  index, rows, folder = read_training_set(config)
-  if fine_tune:
+  data_set, rows = read_training_set(config)
+  index = data_set.index
+  if is_fine_tuning:
     config, remark = fine_tuning.fit(
-        config,
-        num_images=len(rows),
+        config, num_images=len(rows),
         most_objects=image_sets.most_objects(index),
     )
     check_config(config)
@@ -138,109 +170,61 @@ def _train(
   eval_every = steps_between(config, len(rows))
   if eval_every and not has_eval_set(config):
     raise InputError(
-        'config.train.eval_every needs an evaluation set: give '
-        '--config.data.eval.images=DIR and '
-        '--config.data.eval.annotations=FILE.json, or '
-        '--config.data.eval.tfds=NAME and --config.data.tfds_dir=DIR.'
+        'config.train.eval_every needs an evaluation set: '
+        f'give {options_of("eval")}.'
     )
   if eval_every or not skip_test:
     check_eval_set(config, index)
-  limits = image_sets.find_limits(index, max_objects=config.data.max_objects)
-  plan = canvases.plan_canvases(
-      index.heights, index.widths, **canvas_arguments(config)
-  )
-
-  dtype = set_precision(config.precision)
-  model = make_model(
-      config, num_classes=len(index.categories) + 1, dtype=dtype
+  rcnn = Rcnn.from_config(
+      config, num_classes=len(index.categories) + 1,
+      dtype=set_precision(config.precision), mesh=mesh,
   )
   schedule, optimizer = make_recipe_optimizer(config)
   metadata = checkpoint.Metadata(
       0, plain(config), [list(category) for category in index.categories],
       describe_training_set(index, rows),
   )
+  limits = image_sets.find_limits(index, max_objects=config.data.max_objects)
+  plan = canvases.plan_canvases(
+      index.heights, index.widths, **canvas_arguments(config)
+  )
   state = first_state(
-      initial_state(model, optimizer, config), workdir, metadata, config, mesh,
+      initial_state(rcnn, optimizer, config), workdir, metadata, config, mesh,
       init_from=init_from, resume=resume, allow_changes=allow_changes,
   )
-  _check_room(state, workdir, config)
-  first_step = int(state.step)
+  check_room(state, workdir, config)
   if cluster.is_main():
     (workdir / INTERRUPTED).unlink(missing_ok=True)
-
   evaluations = None
   if has_eval_set(config) and (eval_every or not skip_test):
-    local_mesh = cluster.make_local_mesh()
     evaluations = TrainEvaluations(
         workdir,
         Detector(
-            make_detect(model, config, mesh=local_mesh), {}, config,
-            index.categories, local_mesh, 0,
+            rcnn._replace(mesh=cluster.make_local_mesh()), {}, config,
+            index.categories, 0,
         ),
-        metadata, config, first_step=first_step, keep_best=bool(eval_every),
+        metadata, config, first_step=int(state.step),
+        keep_best=bool(eval_every),
     )
-  # Whatever stops the run, what is being saved and logged is finished.
-  with (
-      contextlib.closing(
-          TrainingLog(
-              workdir, num_steps=config.train.num_steps,
-              writes=cluster.is_main(),
-          )
-      ) as log,
-      contextlib.closing(
-          checkpoint.RunCheckpoints(
-              workdir, keep=config.train.keep_checkpoints
-          )
-      ) as saved,
-  ):
-    run = Run(
-        config, workdir, index, rows, folder, limits, plan, schedule, mesh,
-        log, saved, metadata, stop, evaluations, eval_every, profile_steps,
-    )
-    for line in remarks:
-      log.line(line)
-    if is_over(run, first_step):
-      logging.info(
-          'The run in %s is at its end, step %d.', workdir, first_step
-      )
-    else:
-      _describe(run, first_step)
-      train_step = make_train_step(
-          model, optimizer, config, limits, mesh=mesh,
-          skip_background=skips_background(config, mesh),
-      )
-      state = run_steps(run, state, train_step)
-      if not is_over(run, int(state.step)):
-        return False
-    _finish(run, state, skip_test)
-  return True
-
-
-def _check_micro_batches(config, mesh):
-  """Raises an InputError unless each part of a batch fills the devices."""
-  parts = config.train.micro_batches
-  if config.train.batch_size % (parts * mesh.size):
-    raise InputError(
-        f'config.train.micro_batches ({parts}) times the device count '
-        f'({mesh.size}) must divide config.train.batch_size '
-        f'({config.train.batch_size}).'
-    )
-
-
-def _check_room(state, workdir, config):
-  """Finds out at once whether the checkpoints can be written."""
-  size = checkpoint.tree_bytes((variables_of(state), training_state(state)))
-  # One is written before the oldest is removed.
-  warning = checkpoint.check_room(
-      workdir / 'checkpoints', size=size,
-      count=config.train.keep_checkpoints + 1,
+  log = TrainingLog(
+      workdir, num_steps=config.train.num_steps, writes=cluster.is_main()
   )
-  if warning:
-    logging.warning('%s', warning)
+  with contextlib.ExitStack() as on_failure:
+    on_failure.callback(log.close)
+    saved = checkpoint.RunCheckpoints(
+        workdir, keep=config.train.keep_checkpoints
+    )
+    on_failure.pop_all()
+  trainer = Trainer.from_config(config, rcnn, optimizer, limits)
+  run = Run(
+      config, workdir, data_set, rows, plan, schedule, trainer, log, saved,
+      metadata, stop, evaluations, eval_every, profile_steps,
+  )
+  return run, state, remarks
 
 
-def _finish(run: Run, state, skip_test):
-  """Evaluates at the end, and says how that compares with what is expected."""
+def _finish(run: Run, state: TrainState, skip_test: bool) -> None:
+  """Evaluates at the end and compares the AP with what the recipe expects."""
   step = int(state.step)
   if step < run.config.train.num_steps:
     run.log.line(
@@ -258,22 +242,23 @@ def _finish(run: Run, state, skip_test):
       run.log.line(line)
 
 
-def _describe(run: Run, first_step: int):
-  """Writes what is about to be trained."""
-  log, index, rows, config = run.log, run.index, run.rows, run.config
+def _describe(run: Run, first_step: int) -> None:
+  """Writes to the log what is about to be trained."""
+  log, rows, config = run.log, run.rows, run.config
+  index, rcnn = run.data_set.index, run.trainer.rcnn
   log.line(
       f'Training on {len(rows)} images of {len(index.categories)} classes, '
-      f'{config.train.batch_size} a step on {run.mesh.size} '
+      f'{config.train.batch_size} a step on {rcnn.mesh.size} '
       f'{jax.devices()[0].platform} device(s), from step {first_step} to '
       f'{config.train.num_steps}; '
       f'{len(rows) / config.train.batch_size:.1f} steps an epoch'
   )
   sizes = ', '.join(
-      f'{c.padded[0]}x{c.padded[1]} '
-      f'({int(np.sum(run.plan.canvas_of_image[rows] == k))})'
-      for k, c in enumerate(run.plan.canvases)
+      f'{canvas.padded[0]}x{canvas.padded[1]} '
+      f'({int(np.sum(run.plan.canvas_of_image[rows] == number))})'
+      for number, canvas in enumerate(run.plan.canvases)
   )
-  log.line(kernels_of(config, run.mesh)[1])
+  log.line(rcnn.kernel_choice)
   log.line(
       f'Static sizes (images): {sizes}; '
       f'{100 * canvases.share_padding(run.plan, rows):.1f} % padding'
@@ -283,5 +268,5 @@ def _describe(run: Run, first_step: int):
     log.line(
         f'A24: {over} objects are beyond the {config.data.max_objects} slots '
         'of their image and are not trained on; '
-        'raise --config.data.max_objects to have them all'
+        'raise --config.data.max_objects to train on all of them'
     )

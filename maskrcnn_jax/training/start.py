@@ -18,16 +18,23 @@ from maskrcnn_jax.config import (
   fine_tuning,
   format_differences,
   geometry_of,
-  has_eval_set,
   plain,
-  records_of,
+  source_of,
   stored_config,
 )
 from maskrcnn_jax.config.keys import BY_NAME, names
-from maskrcnn_jax.data import coco, coco_index, findings, image_sets, records
+from maskrcnn_jax.data import coco, coco_index, findings, image_sets
+from maskrcnn_jax.data.source import (
+  DataSet,
+  check_images_exist,
+  check_is_there,
+  options_of,
+  read_content,
+  read_set,
+)
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.average_precision import check_backend, check_truth
-from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
+from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.runtime import checkpoint, cluster, numerics
 from maskrcnn_jax.training.state import (
   TrainState,
@@ -62,7 +69,7 @@ def adopt_checkpoint(
   if init_from is None:
     raise InputError(
         '--init_from=CHECKPOINT is missing: what to fine-tune, also when the '
-        'run is continued. configs/nuclei.py trains from nothing.'
+        'run is continued. --config=nuclei trains from nothing.'
     )
   path = checkpoint.find_checkpoint(init_from)
   config, lines = fine_tuning.adopt(
@@ -71,6 +78,47 @@ def adopt_checkpoint(
   for line in lines:
     logging.info('%s', line)
   return config
+
+
+def check_batch_size(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+  """Checks that batches and micro-batches fill the devices evenly.
+
+  Raises:
+    InputError: If they do not.
+  """
+  cluster.check_batch_size(
+      config.train.batch_size, mesh, key='config.train.batch_size'
+  )
+  parts = config.train.micro_batches
+  if config.train.batch_size % (parts * mesh.size):
+    raise InputError(
+        f'config.train.micro_batches ({parts}) times the device count '
+        f'({mesh.size}) must divide config.train.batch_size '
+        f'({config.train.batch_size}).'
+    )
+
+
+def check_room(
+    state: TrainState, workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
+  """Checks, before the training, that its checkpoints can be written.
+
+  Args:
+    state: A state of the run, whose size counts.
+    workdir: The folder of the run.
+    config: The recipe, which says how many checkpoints are kept.
+
+  Raises:
+    InputError: If not even one checkpoint can be written.
+  """
+  size = checkpoint.tree_bytes((variables_of(state), training_state(state)))
+  # A new checkpoint is written before the oldest one is removed.
+  warning = checkpoint.check_room(
+      workdir / 'checkpoints', size=size,
+      count=config.train.keep_checkpoints + 1,
+  )
+  if warning:
+    logging.warning('%s', warning)
 
 
 def check_device(precision: str) -> None:
@@ -102,72 +150,61 @@ def check_device(precision: str) -> None:
 
 def read_training_set(
     config: ml_collections.ConfigDict,
-) -> tuple[coco_index.CocoIndex, np.ndarray, image_sets.Images]:
-  """Reads, filters and checks the training set; logs what was dropped.
+) -> tuple[DataSet, np.ndarray]:
+  """Reads, filters and checks the training set; logs what was left out.
 
   Returns:
-    The index, its rows to train on, and where the images are.
+    The data set, and the rows of its index to train on.
   """
-  source = config.data.train
-  found = records_of(config, 'train')
-  if found is None and not (source.annotations and source.images):
-    raise InputError(
-        'No training set: give --config.data.train.images=DIR and '
-        '--config.data.train.annotations=FILE.json, or '
-        '--config.data.train.tfds=NAME and --config.data.tfds_dir=DIR.'
-    )
-  logging.info('Training set: %s', found or source.annotations)
-  if found is None:
-    coco.check_is_there(
-        source.annotations, '--config.data.train.annotations'
-    )
+  source = source_of(config, 'train')
+  if source is None:
+    raise InputError(f'No training set: give {options_of("train")}.')
+  logging.info('Training set: %s', source)
+  check_is_there(source, '--config.data.train.')
   report = findings.Report(stop=True)
-  index, folder = image_sets.read_set(
-      source.annotations, source.images, found,
-      require_masks=config.model.output == 'masks',
+  data_set = read_set(
+      source, require_masks=config.model.output == 'masks',
       width_offset=geometry_of(config).width_offset, report=report,
   )
   for line in report.warnings():
     logging.warning('%s', line)
   rows, waterfall = image_sets.filter_images(
-      index, keep_empty=config.data.keep_empty
+      data_set.index, keep_empty=config.data.keep_empty
   )
   for line in image_sets.format_waterfall(waterfall).splitlines():
     logging.info('%s', line)
-  image_sets.check_images_exist(index, folder)
-  return index, rows, folder
+  check_images_exist(data_set)
+  return data_set, rows
 
 
 def check_eval_set(
     config: ml_collections.ConfigDict, index: coco_index.CocoIndex
 ) -> None:
-  """Finds out before training what would stop the evaluation after it."""
+  """Raises before training what would stop the evaluation after it.
+
+  Args:
+    config: The recipe.
+    index: The training set, which must have the same classes.
+  """
   check_backend(config.eval.backend)
-  if not has_eval_set(config):
+  source = source_of(config, 'eval')
+  if source is None:
     logging.info(
         'No evaluation set (--config.data.eval.images, .annotations, or '
         '.tfds): there will be no evaluation at the end.'
     )
     return
-  images = pathlib.Path(config.data.eval.images)
-  source = records_of(config, 'eval') or config.data.eval.annotations
-  if not isinstance(source, records.Records):
-    coco.check_is_there(source, '--config.data.eval.annotations')
-  content = image_sets.read_content(source)
-  truth = coco.index_coco(
-      # The list is emptied; its objects are looked at once more.
-      content | {'annotations': list(content['annotations'])},
-      str(source), require_masks=False,
-  )
+  check_is_there(source, '--config.data.eval.')
+  data_set = read_set(source, require_masks=False)
+  truth = data_set.index
   difference = coco.class_table_difference(truth.categories, index.categories)
   if difference:
     raise InputError(
         f'A21: {source} has other classes than the training set: '
         f'{"; ".join(difference[:10])}.'
     )
-  # Records hold theirs.
-  if not isinstance(source, records.Records):
-    image_sets.check_images_exist(truth, images)
+  check_images_exist(data_set)
+  content = read_content(source)
   for kind in ('bbox', 'segm')[: 2 if config.model.output == 'masks' else 1]:
     check_truth(content, kind=kind)
 
@@ -287,12 +324,12 @@ def _resume(
   if stored.categories != metadata.categories:
     raise InputError(
         f'C07: {path.parent.parent} holds a run on other classes than '
-        f'{config.data.train.annotations} has. Give another --workdir.'
+        f'{source_of(config, "train")} has. Give another --workdir.'
     )
   if stored.training_set != metadata.training_set:
     text = (
         f'C07: {path.parent.parent} holds a run on {stored.training_set}, but '
-        f'{config.data.train.annotations} has {metadata.training_set}.'
+        f'{source_of(config, "train")} has {metadata.training_set}.'
     )
     if not allow_changes:
       raise InputError(

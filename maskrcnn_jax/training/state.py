@@ -1,6 +1,5 @@
 """What training carries from step to step, and what of it is saved."""
 
-import functools
 from typing import Any, NamedTuple
 
 from flax import traverse_util
@@ -10,66 +9,42 @@ from jaxtyping import Array, Int
 import ml_collections
 import optax
 
-from maskrcnn_jax.detector import init_variables
-from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
+from maskrcnn_jax.model.backbone import frozen_prefixes
+from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime.precision import LossScale, initial_loss_scale
 from maskrcnn_jax.training.optimizer import (
-  Schedule,
   join_parameters,
-  learning_rate,
-  make_optimizer,
   split_parameters,
 )
 
 
 class TrainState(NamedTuple):
-  """All that a step reads and writes."""
+  """Everything that a step reads and writes."""
 
-  step: Int[Array, '']  # steps done, those without an update included
+  step: Int[Array, '']  # number of steps done, skipped ones included
   params: dict
-  constants: dict  # frozen batch norm; never written
-  optimizer: Any
+  constants: dict  # statistics of frozen batch norm; never written
+  optimizer: Any  # state of the optimizer
   loss_scale: LossScale
-  average: dict  # of what is trained, over the steps; empty if none is kept
+  average: dict  # moving average of the trained parameters; {} if not kept
 
 
-def make_recipe_optimizer(
+def initial_state(
+    rcnn: Rcnn,
+    optimizer: optax.GradientTransformation,
     config: ml_collections.ConfigDict,
-) -> tuple[Schedule, optax.GradientTransformationExtraArgs]:
-  """Returns the learning rate as a function of the step, and the optimizer."""
-  recipe = config.optimizer
-  arguments = dict(
-      warmup=recipe.warmup,
-      warmup_steps=recipe.warmup_steps,
-      warmup_factor=recipe.warmup_factor,
-      schedule=recipe.schedule,
-      decay_steps=tuple(recipe.decay_steps),
-      decay_factor=recipe.decay_factor,
-      num_steps=config.train.num_steps,
-  )
-  schedule = functools.partial(
-      learning_rate, base=recipe.learning_rate, **arguments
-  )
-  bias_schedule = functools.partial(
-      learning_rate, base=recipe.learning_rate * recipe.bias_rate_factor,
-      **arguments
-  )
-  return schedule, make_optimizer(
-      momentum=recipe.momentum,
-      weight_decay=recipe.weight_decay,
-      schedule=schedule,
-      bias_schedule=bias_schedule,
-      clip_norm=recipe.clip_norm,
-  )
+) -> TrainState:
+  """Returns the state of step 0; its random weights depend on the seed alone.
 
-
-def initial_state(model, optimizer, config) -> TrainState:
-  """A state of step 0 with random weights that depend on the seed alone."""
-  # Drawing numbers does not get faster by optimising the program that does
-  # it, which takes XLA ten times longer.
+  Args:
+    rcnn: The model.
+    optimizer: The optimizer, whose state is made too.
+    config: The recipe: seed, frozen stages and precision.
+  """
+  # An optimised program would draw the numbers no faster, but take XLA ten
+  # times longer to compile.
   init = jax.jit(
-      functools.partial(init_variables, model, config),
-      compiler_options={'xla_backend_optimization_level': 0},
+      rcnn.init, compiler_options={'xla_backend_optimization_level': 0}
   )
   variables = init(jax.random.key(config.seed))
   trainable, _ = split_parameters(
@@ -88,18 +63,19 @@ def initial_state(model, optimizer, config) -> TrainState:
 def start_average(
     state: TrainState, config: ml_collections.ConfigDict
 ) -> TrainState:
-  """Has the average, where the recipe asks for one, start from the weights."""
+  """Starts the average of the weights, if the recipe asks for one."""
   if not config.train.ema_decay:
     return state
   trainable, _ = split_parameters(
       state.params, frozen_prefixes(config.freeze_at)
   )
-  # Of its own memory, for a step takes over that of the state it is given.
+  # Copies the arrays, because the training step donates the buffers of the
+  # state that it receives.
   return state._replace(average=jax.tree.map(jnp.copy, trainable))
 
 
 def variables_of(state: TrainState) -> dict:
-  """What the network needs to be used: averaged weights where there are any."""
+  """Returns the model to evaluate: with averaged weights, if there are any."""
   variables = {'params': join_parameters(state.params, state.average)}
   if state.constants:
     variables['constants'] = state.constants
@@ -107,10 +83,10 @@ def variables_of(state: TrainState) -> dict:
 
 
 def training_state(state: TrainState) -> dict:
-  """What is saved beside `variables_of`, for the training to go on from."""
+  """Returns what a resumed training needs beside `variables_of`."""
   kept = {'momentum': state.optimizer, 'loss_scale': state.loss_scale}
   if state.average:
-    # Where there is an average, `variables_of` has it in place of these.
+    # `variables_of` has their average instead.
     kept['params'] = _same_leaves(state.params, state.average)
   return kept
 
@@ -118,13 +94,13 @@ def training_state(state: TrainState) -> dict:
 def restored_state(
     state: TrainState, step: int, variables: dict, kept: dict
 ) -> TrainState:
-  """Undoes `variables_of` and `training_state`.
+  """Returns the state that `variables_of` and `training_state` were taken from.
 
   Args:
     state: Any state of the same run.
-    step: Steps done.
-    variables: As `variables_of` gave them.
-    kept: As `training_state` gave it.
+    step: Number of steps done.
+    variables: Result of `variables_of`.
+    kept: Result of `training_state`.
   """
   params, average = variables['params'], {}
   if 'params' in kept:
@@ -138,7 +114,7 @@ def restored_state(
 
 
 def _same_leaves(tree: dict, other: dict) -> dict:
-  """The leaves of a tree whose paths are in another too."""
+  """Returns the leaves of a tree whose paths occur in another tree too."""
   paths = traverse_util.flatten_dict(other).keys()
   return traverse_util.unflatten_dict({
       path: leaf for path, leaf in traverse_util.flatten_dict(tree).items()

@@ -8,7 +8,7 @@ import cases
 import numpy as np
 import pytest
 
-from maskrcnn_jax.check_data import check as check_data
+from maskrcnn_jax.check_data import command_line, contact_sheet
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.data import canvases, coco, findings, image_sets, loader
 from maskrcnn_jax.errors import InputError
@@ -20,7 +20,7 @@ BY_NAME = {case.name: case for case in cases.CASES}
 @pytest.fixture(autouse=True)
 def few_examples(monkeypatch):
   """Drawing takes longer than all the rest."""
-  monkeypatch.setattr(check_data, 'NUM_EXAMPLES', 1)
+  monkeypatch.setattr(contact_sheet, 'NUM_EXAMPLES', 1)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def make(tmp_path, monkeypatch):
 
 def run(data, *options):
   """Runs check_data and returns (exit status, report)."""
-  status = check_data.main([
+  status = command_line.main([
       f'--images={data.images_dir}', f'--annotations={data.annotations}',
       f'--out={data.folder / "out"}', '--workers=1', *options,
   ])
@@ -186,7 +186,7 @@ def test_fix_changes_nothing_of_a_clean_set(make):
 
 def run_status(data, *options):
   """Runs check_data where it writes no report."""
-  return check_data.main([
+  return command_line.main([
       f'--images={data.images_dir}', f'--annotations={data.annotations}',
       f'--out={data.folder / "out"}', '--workers=1', *options,
   ])
@@ -206,10 +206,11 @@ def test_training_stops_at_errors_and_goes_on_with_the_rest(make, name):
   )
 
   def start():
-    index, rows, folder = train_start.read_training_set(config)
-    return index, folder, image_sets.find_limits(index, max_objects=100)
+    data_set, _ = train_start.read_training_set(config)
+    return data_set, image_sets.find_limits(data_set.index, max_objects=100)
 
-  def load(index, folder, limits):
+  def load(data_set, limits):
+    index = data_set.index
     plan = canvases.plan_canvases(
         index.heights, index.widths, short_side=800, long_side=1333,
         padded_sizes=config.data.padded_sizes, max_source_side=2666,
@@ -217,7 +218,7 @@ def test_training_stops_at_errors_and_goes_on_with_the_rest(make, name):
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # Pillow's, of damage
       for row in range(len(index.heights)):
-        batch = loader.load_row(index, plan, folder, row, limits)
+        batch = loader.load_row(data_set, plan, row, limits)
         assert np.isfinite(batch.outlines.vertices).all()
 
   if case.is_error and case.found_at == 'start':
@@ -226,12 +227,12 @@ def test_training_stops_at_errors_and_goes_on_with_the_rest(make, name):
     assert '\n' not in str(caught.value)
     assert len(str(caught.value)) < 700
     return
-  index, folder, limits = start()
+  data_set, limits = start()
   if case.is_error:
     with pytest.raises(InputError, match=rf'\b{case.code}: '):
-      load(index, folder, limits)
+      load(data_set, limits)
   else:
-    load(index, folder, limits)
+    load(data_set, limits)
 
 
 @pytest.mark.parametrize('output', ['boxes', 'proposals'])
@@ -243,8 +244,8 @@ def test_a_model_without_masks_trains_on_objects_without_masks(make, output):
   with pytest.raises(InputError, match=r'A06: .*config.model.output=boxes'):
     train_start.read_training_set(config)
   config.model.output = output
-  index, _, _ = train_start.read_training_set(config)
-  assert len(index.classes) == len(data.objects)
+  data_set, _ = train_start.read_training_set(config)
+  assert len(data_set.index.classes) == len(data.objects)
   status, report = run(data, f'--config.model.output={output}')
   assert status == 0, report['findings']
 

@@ -13,7 +13,8 @@ import cases
 import numpy as np
 import pytest
 
-from maskrcnn_jax.check_data import check as check_data
+from maskrcnn_jax.check_data.check import check_data
+from maskrcnn_jax.check_data.report import format_report
 from maskrcnn_jax.data import (
   canvases,
   coco,
@@ -22,6 +23,7 @@ from maskrcnn_jax.data import (
   image_sets,
   loader,
 )
+from maskrcnn_jax.data.source import CocoFiles, check_images_exist, read_set
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation import average_precision
 
@@ -97,8 +99,11 @@ def use(folder, row):
     row: Of the image whose file was damaged, if one was.
   """
   try:
-    index = coco.read_coco(folder / 'instances.json')
-    image_sets.check_images_exist(index, folder / 'images')
+    data_set = read_set(CocoFiles(
+        str(folder / 'images'), str(folder / 'instances.json')
+    ))
+    index = data_set.index
+    check_images_exist(data_set)
     rows, _ = image_sets.filter_images(index, keep_empty=True)
     limits = image_sets.find_limits(index, max_objects=100)
     plan = canvases.plan_canvases(
@@ -106,7 +111,7 @@ def use(folder, row):
         padded_sizes=((256, 256),), max_source_side=2666,
     )
     for row_ in {row % len(rows), 0}:
-      batch = loader.load_row(index, plan, folder / 'images', row_, limits)
+      batch = loader.load_row(data_set, plan, row_, limits)
       assert np.isfinite(batch.gt_boxes).all()
       assert np.isfinite(batch.outlines.vertices).all()
       boxes = batch.gt_boxes[batch.gt_valid]
@@ -130,10 +135,9 @@ def use(folder, row):
 
 def check(folder):
   """Runs all of check_data but the sheet; True if all is well."""
-  result = check_data.check_data(
-      folder / 'images', folder / 'instances.json', num_workers=1
-  )
-  check_data.format_report(result)
+  source = CocoFiles(str(folder / 'images'), str(folder / 'instances.json'))
+  result = check_data(source, num_workers=1)
+  format_report(result)
   json.dumps(result)
   return result['is_ok'] and 'evaluation' not in result
 

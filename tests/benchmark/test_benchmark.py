@@ -1,8 +1,10 @@
 """Tests of the benchmark: that it runs, and what it refuses."""
 
 import json
+import os
 import pathlib
 import re
+import subprocess
 import sys
 
 import jax
@@ -11,8 +13,11 @@ import numpy as np
 import pytest
 import tiny
 
-from maskrcnn_jax.benchmark import measure as benchmark
+from maskrcnn_jax.benchmark.command_line import main
+from maskrcnn_jax.benchmark.made_up_batch import made_up_batch
+from maskrcnn_jax.benchmark.step_speed import benchmark_step
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.rcnn import Rcnn
 
 RECIPE = str(pathlib.Path(tiny.__file__))
 FINE_TUNING = pathlib.Path(__file__).parents[2] / 'configs' / 'finetune.py'
@@ -20,17 +25,14 @@ FINE_TUNING = pathlib.Path(__file__).parents[2] / 'configs' / 'finetune.py'
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
 
-def run(monkeypatch, *arguments):
-  monkeypatch.setattr(
-      sys, 'argv', ['benchmark', f'--config={RECIPE}', *arguments]
-  )
-  benchmark.main()
+def run(*arguments):
+  main([f'--config={RECIPE}', *arguments])
 
 
 @pytest.mark.parametrize('mode', ['train', 'inference'])
-def test_benchmark_reports_positive_figures(mode, monkeypatch, capsys):
+def test_benchmark_reports_positive_figures(mode, capsys):
   run(
-      monkeypatch, f'--mode={mode}', '--size=64x64', '--steps=2',
+      f'--mode={mode}', '--size=64x64', '--steps=2',
       '--batch_size=2', '--objects=3', '--classes=3',
   )
   text, line = capsys.readouterr().out.splitlines()
@@ -58,11 +60,9 @@ def test_benchmark_reports_positive_figures(mode, monkeypatch, capsys):
         ('--config=none.py', 'none.py is not a file'),
     ],
 )
-def test_benchmark_refuses_wrong_arguments(
-    argument, what, monkeypatch, capsys
-):
+def test_benchmark_refuses_wrong_arguments(argument, what, capsys):
   with pytest.raises(SystemExit) as exit_:
-    run(monkeypatch, '--mode=train', '--size=64x64', argument)
+    run('--mode=train', '--size=64x64', argument)
   assert exit_.value.code == 2
   line, = capsys.readouterr().err.splitlines()
   assert line.startswith('error: ')
@@ -76,21 +76,21 @@ def test_benchmark_without_the_device_that_is_asked_for(monkeypatch, capsys):
   monkeypatch.setattr(jax, 'devices', fail)
   monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
   with pytest.raises(SystemExit) as exit_:
-    run(monkeypatch, '--mode=train', '--size=64x64')
+    run('--mode=train', '--size=64x64')
   assert exit_.value.code == 2
   line, = capsys.readouterr().err.splitlines()
   assert line.startswith('error: C12: JAX finds no device of the kind JAX_PLAT')
 
 
-def test_benchmark_needs_a_mode(monkeypatch, capsys):
+def test_benchmark_needs_a_mode(capsys):
   with pytest.raises(SystemExit) as exit_:
-    run(monkeypatch, '--mode=test')
+    run('--mode=test')
   assert exit_.value.code == 2
   assert "'test'" in capsys.readouterr().err
 
 
 def test_made_up_batch_has_ellipses_in_their_boxes():
-  batch = benchmark.made_up_batch(
+  batch = made_up_batch(
       image_size=(64, 96), batch_size=2, num_objects=3, max_objects=5,
       num_classes=4,
   )
@@ -112,7 +112,7 @@ def test_benchmark_refuses_a_batch_that_devices_cannot_share(monkeypatch):
   mesh = Mesh(np.array(jax.devices()[:1] * 3), ('data',))
   monkeypatch.setattr('maskrcnn_jax.runtime.cluster.make_mesh', lambda: mesh)
   with pytest.raises(InputError, match='batch_size .4. must be a multiple'):
-    benchmark.benchmark(
+    benchmark_step(
         tiny.get_config(), mode='train', image_size=(64, 64), batch_size=4,
         num_steps=1, num_objects=1, num_classes=4,
     )
@@ -132,28 +132,26 @@ def test_benchmark_completes_the_recipe_of_a_fine_tuning(
 ):
   completed = []
 
-  def stop(config, **_):
+  def stop(_, config, **__):
     completed.append(config)
     raise InputError('That is all.')
 
-  monkeypatch.setattr('maskrcnn_jax.benchmark.measure.make_model', stop)
+  monkeypatch.setattr(Rcnn, 'from_config', classmethod(stop))
   with pytest.raises(SystemExit):
-    run(monkeypatch, f'--mode={mode}', f'--config={FINE_TUNING}')
+    run(f'--mode={mode}', f'--config={FINE_TUNING}')
   assert capsys.readouterr().err == 'error: That is all.\n'
   # Slots for the 8 objects of a made-up image.
   assert completed[0].data.max_objects == 8
   assert completed[0].rpn.num_samples == 256
 
 
-def test_benchmark_times_the_loader_of_a_fine_tuning(
-    tiny_data, monkeypatch, capsys
-):
-  run(monkeypatch, *loader_arguments(tiny_data, f'--config={FINE_TUNING}'))
+def test_benchmark_times_the_loader_of_a_fine_tuning(tiny_data, capsys):
+  run(*loader_arguments(tiny_data, f'--config={FINE_TUNING}'))
   assert json.loads(capsys.readouterr().out.splitlines()[-1])['num_images'] == 8
 
 
-def test_benchmark_times_the_loader(tiny_data, monkeypatch, capsys):
-  run(monkeypatch, *loader_arguments(tiny_data, '--workers=0,1'))
+def test_benchmark_times_the_loader(tiny_data, capsys):
+  run(*loader_arguments(tiny_data, '--workers=0,1'))
   text, _, threads, workers, line = capsys.readouterr().out.splitlines()
   assert re.fullmatch(
       r'loader: 8 images, batches of 2, 1 static sizes, \d\.\d % of the pixels'
@@ -171,7 +169,7 @@ def test_benchmark_times_the_loader(tiny_data, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ('argument', 'what'),
     [
-        ('--annotations=', '--mode=loader needs --images=DIR'),
+        ('--annotations=', '--annotations=FILE.json is missing: --images and'),
         ('--annotations=none.json', 'none.json'),
         ('--images=/nowhere', 'no folder of images /nowhere'),
         ('--workers=two', '--workers=two: give whole numbers'),
@@ -181,10 +179,73 @@ def test_benchmark_times_the_loader(tiny_data, monkeypatch, capsys):
     ],
 )
 def test_benchmark_of_the_loader_refuses_wrong_arguments(
-    argument, what, tiny_data, monkeypatch, capsys
+    argument, what, tiny_data, capsys
 ):
   with pytest.raises(SystemExit) as exit_:
-    run(monkeypatch, *loader_arguments(tiny_data, argument))
+    run(*loader_arguments(tiny_data, argument))
   assert exit_.value.code == 2
   line, = capsys.readouterr().err.splitlines()
   assert what in line
+
+
+def test_benchmark_needs_a_recipe(capsys):
+  with pytest.raises(SystemExit) as exit_:
+    main(['--mode=train'])
+  assert exit_.value.code == 2
+  assert 'error: --config=RECIPE is missing' in capsys.readouterr().err
+
+
+def test_benchmark_of_the_loader_needs_a_data_set(capsys):
+  with pytest.raises(SystemExit) as exit_:
+    run('--mode=loader')
+  assert exit_.value.code == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: No data set: give --images=DIR and --annotat')
+  assert '--config.data.train.tfds=NAME' in line
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'num_images'),
+    [
+        # One image has no objects, and one a crowd region only.
+        (['--config.data.keep_empty=false'], 1),
+        (['--config.data.keep_empty', 'false'], 1),
+        (['--noconfig.data.keep_empty'], 1),
+        (['--config.data.keep_empty=true'], 3),
+        ([], 3),
+    ],
+)
+def test_benchmark_takes_overrides(arguments, num_images, tfds_set, capsys):
+  run(*loader_arguments(tfds_set[0], *arguments))
+  figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert figures['num_images'] == num_images
+
+
+def test_benchmark_takes_digits_as_a_folder(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(SystemExit):
+    run(
+        '--mode=loader', '--config.data.train.images=2017',
+        '--config.data.train.annotations=none.json',
+    )
+  assert 'none.json; --config.data.train.annotations says where' in (
+      capsys.readouterr().err
+  )
+
+
+def test_benchmark_times_the_loader_of_a_tfds_set(tiny_tfds):
+  done = subprocess.run(
+      [
+          sys.executable, '-m', 'maskrcnn_jax.benchmark', f'--config={RECIPE}',
+          '--mode=loader', '--batch_size=2', '--steps=2', '--workers=0,1',
+          '--config.data.train.tfds=coco_instances/folder',
+          '--config.data.train.split', 'val',
+          f'--config.data.tfds_dir={tiny_tfds}',
+      ],
+      env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
+      capture_output=True, text=True, timeout=120,
+  )
+  assert done.returncode == 0, done.stderr
+  figures = json.loads(done.stdout.splitlines()[-1])
+  assert figures['num_images'] == tiny.NUM_VAL
+  assert [speed['num_workers'] for speed in figures['speeds']] == [0, 1]

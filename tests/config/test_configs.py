@@ -8,7 +8,7 @@ import pytest
 from maskrcnn_jax.config import default_config, facts_of, fine_tuning, plain
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.config.recipe import packaged_recipes
-from maskrcnn_jax.model.mask_rcnn import frozen_prefixes
+from maskrcnn_jax.model.backbone import frozen_prefixes
 
 CONFIGS = list(packaged_recipes().values())
 

@@ -35,8 +35,9 @@ from maskrcnn_jax.convert_weights.weight_names import (
 )
 from maskrcnn_jax.data import coco
 from maskrcnn_jax.data.coco_classes import COCO_CLASSES
-from maskrcnn_jax.detector import init_variables, load_detector, make_model
+from maskrcnn_jax.detector import load_detector
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint
 
 DATA = pathlib.Path(__file__).parent / 'data'
@@ -60,10 +61,9 @@ def shapes_of(sizes, num_classes=4):
 def _shapes_of(sizes, num_classes):
   config = default_config()
   config.model.update(dict(sizes))
-  model = make_model(config, num_classes=num_classes, dtype=jnp.float32)
+  rcnn = Rcnn.from_config(config, num_classes=num_classes, dtype=jnp.float32)
   return checkpoint.named_leaves(
-      jax.eval_shape(lambda key: init_variables(model, config, key),
-                     jax.random.key(0))
+      jax.eval_shape(rcnn.init, jax.random.key(0))
   )
 
 
@@ -560,7 +560,9 @@ def test_converted_weights_compute_what_the_program_computes(tmp_path, program):
   convert_weights.convert(tmp_path / 'file.pth', tmp_path / 'new')
   leaves, metadata = read_checkpoint(tmp_path / 'new')
   config = stored_config(metadata.recipe)
-  model = make_model(config, num_classes=81, dtype=jnp.float32)
+  model = Rcnn.from_config(
+      config, num_classes=81, dtype=jnp.float32
+  ).network
   pixels = (
       golden['image'] * 255 if program == 'torchvision'
       else golden['image_bgr_uint8'][..., ::-1]

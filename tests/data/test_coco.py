@@ -333,13 +333,13 @@ def test_index_coco_gives_what_read_coco_gives(read):
         (3, 'holds a int'),
         (
             {'_via_settings': {}},
-            r'VIA export: python scripts/convert_to_coco.py via --images=DIR'
-            r' --annotations=\S*\.json --out=COCO.json',
+            r'VIA export: python -m maskrcnn_jax.convert_to_coco via'
+            r' --images=DIR --annotations=\S*\.json --out=COCO.json',
         ),
         ({'a.jpg12': {'filename': 'a.jpg', 'regions': []}}, 'VIA export'),
         (
             {'shapes': [], 'imagePath': 'a.jpg'},
-            r'LabelMe file: python scripts/convert_to_coco.py labelme'
+            r'LabelMe file: python -m maskrcnn_jax.convert_to_coco labelme'
             r' --images=DIR --annotations=\S*[^n] --out=COCO.json',
         ),
         (example() | {ANNS: [{'segments_info': []}]}, 'panoptic'),
@@ -396,7 +396,8 @@ def test_check_is_there_says_where_a_missing_file_is_named(tmp_path):
 )
 def test_download_hint_names_the_command_for_coco(path, command):
   assert coco.download_hint(path) == (
-      f'; bash scripts/download_dataset.sh {command} downloads COCO'
+      '; in the source repository, bash scripts/download_dataset.sh'
+      f' {command} downloads COCO'
   )
 
 

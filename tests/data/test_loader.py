@@ -14,18 +14,19 @@ from PIL import Image
 import pytest
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.config import default_config
+from maskrcnn_jax.array_types import GroundTruthLimits
+from maskrcnn_jax.config import canvas_arguments, default_config
 from maskrcnn_jax.data import (
-    canvases,
-    coco,
-    coco_index,
-    columns,
-    findings,
-    image_sets,
-    loader,
-    train_order,
+  canvases,
+  coco,
+  coco_index,
+  columns,
+  findings,
+  image_sets,
+  loader,
+  train_order,
 )
-from maskrcnn_jax.detector import canvas_arguments
+from maskrcnn_jax.data.source import DataSet, check_images_exist
 
 SHARED = pathlib.Path(__file__).parents[3] / 'shared'
 
@@ -269,7 +270,7 @@ def test_find_limits_holds_every_kept_object(dataset):
   # 5 vertices a square, the first once more.
   squares = [(0, i, 0, 4) for i in range(20)] + [(1, 0, 0, 4)]
   index, _ = dataset([(20, 40)] * 2, squares, crowds=[(1, 0, 0, 9)])
-  assert image_sets.find_limits(index, max_objects=20) == image_sets.Limits(
+  assert image_sets.find_limits(index, max_objects=20) == GroundTruthLimits(
       max_objects=20,
       max_image_vertices=128,  # 100
       max_object_vertices=64,  # 5
@@ -325,7 +326,7 @@ def test_filter_images_refuses_data_without_objects(dataset, keep_empty):
 
 def test_check_images_exist_lists_the_missing(dataset):
   index, folder = dataset([(20, 40)] * 9)
-  image_sets.check_images_exist(index, folder)
+  check_images_exist(DataSet(index, folder))
   for i in range(7):
     (folder / f'{i}.png').unlink()
   (folder / '0.PNG').write_bytes(b'')
@@ -333,9 +334,9 @@ def test_check_images_exist_lists_the_missing(dataset):
       errors.InputError,
       match=r'I01: 7 of 9 .*images: 0.png, .* 4.png, \.\.\. \(there is 0.PNG',
   ):
-    image_sets.check_images_exist(index, folder)
+    check_images_exist(DataSet(index, folder))
   with pytest.raises(errors.InputError, match='I01: .*no folder .*nowhere'):
-    image_sets.check_images_exist(index, folder / 'nowhere')
+    check_images_exist(DataSet(index, folder / 'nowhere'))
 
 
 @pytest.mark.parametrize('name', ['../a.png', 'a/../../b.png', '/etc/a.png'])
@@ -343,14 +344,16 @@ def test_check_images_exist_refuses_names_that_leave_the_folder(dataset, name):
   index, folder = dataset([(20, 40)])
   index = index._replace(file_names=[name])
   with pytest.raises(errors.InputError, match='image 0: I15: .* leads out'):
-    image_sets.check_images_exist(index, folder)
+    check_images_exist(DataSet(index, folder))
 
 
 def test_load_row_pads_the_image_and_the_objects(dataset):
   squares = [(1, 2, 2, 4), (1, 20, 3, 8)]
   index, folder = dataset([(24, 48), (20, 40)], squares, [(1, 0, 0, 9)])
-  limits = image_sets.Limits(3, 64, 64, 1)
-  batch = loader.load_row(index, plan_of(index), folder, 1, limits)
+  limits = GroundTruthLimits(3, 64, 64, 1)
+  batch = loader.load_row(
+      DataSet(index, folder), plan_of(index), 1, limits
+  )
   assert batch.images.shape == (1, 32, 64, 3)
   assert (batch.images[0, :20, :40] == 2).all()
   assert batch.images.sum() == 2 * 20 * 40 * 3
@@ -374,7 +377,7 @@ def test_load_row_speaks_of_the_reduced_image(dataset):
   index, folder = dataset([(21, 40)], [(0, 2, 4, 8)])
   plan = plan_of(index, max_source_side=20)
   limits = image_sets.find_limits(index, max_objects=1)
-  batch = loader.load_row(index, plan, folder, 0, limits)
+  batch = loader.load_row(DataSet(index, folder), plan, 0, limits)
   assert_array_equal(batch.source_sizes, [[11, 20]])
   assert (batch.images[0, :11, :20] == 1).all()
   assert batch.images.shape == (1, 32, 32, 3)
@@ -385,8 +388,10 @@ def test_load_row_speaks_of_the_reduced_image(dataset):
 def test_load_row_keeps_the_largest_objects_in_their_order(dataset):
   squares = [(0, 0, 0, side) for side in (3, 5, 5, 9, 5, 2)]
   index, folder = dataset([(20, 40)], squares)
-  limits = image_sets.Limits(3, 64, 64, 1)
-  batch = loader.load_row(index, plan_of(index), folder, 0, limits)
+  limits = GroundTruthLimits(3, 64, 64, 1)
+  batch = loader.load_row(
+      DataSet(index, folder), plan_of(index), 0, limits
+  )
   # Of the three of 5 the first two stay.
   assert_array_equal(batch.gt_boxes[0, :, 2], [5, 5, 9])
   assert_array_equal(batch.outlines.starts, [[0, 5, 10, 15]])
@@ -395,34 +400,11 @@ def test_load_row_keeps_the_largest_objects_in_their_order(dataset):
 def test_load_row_names_file_and_image_of_an_error(dataset):
   index, folder = dataset([(20, 40), (20, 40)])
   (folder / '1.png').write_bytes(b'')
-  for upright in (False, True):
-    with pytest.raises(errors.InputError, match=r'1.png .*\(image id 1\)'):
-      loader.load_row(
-          index,
-          plan_of(index),
-          folder,
-          1,
-          image_sets.NO_TRUTH,
-          with_truth=False,
-          upright=upright,
-      )
-
-
-def test_load_row_turns_upright_when_the_sizes_say_so(dataset):
-  index, folder = dataset([(20, 20)])
-  pixels = np.arange(1200, dtype=np.uint8).reshape(20, 20, 3)
-  exif = Image.Exif()
-  exif[0x0112] = 3
-  Image.fromarray(pixels).save(folder / '0.png', exif=exif)
-
-  def load(**options):
-    batch = loader.load_row(
-        index, plan_of(index), folder, 0, image_sets.NO_TRUTH, **options
+  with pytest.raises(errors.InputError, match=r'1.png .*\(image id 1\)'):
+    loader.load_row(
+        DataSet(index, folder), plan_of(index), 1, image_sets.NO_TRUTH,
+        with_truth=False,
     )
-    return batch.images[0, :20, :20]
-
-  assert_array_equal(load(), pixels)
-  assert_array_equal(load(upright=True), pixels[::-1, ::-1])
 
 
 def test_an_index_is_stored_no_longer_than_needed(dataset, tmp_path):
@@ -518,10 +500,10 @@ def test_a_stored_index_gives_the_same_rows(dataset, tmp_path):
     for name in a._fields:
       if isinstance(getattr(a, name), np.ndarray):
         assert_array_equal(getattr(a, name), getattr(b, name))
-    assert_same(
-        (loader.load_row(index, plan, folder, row, limits), [row]),
-        (loader.load_row(stored, plan, folder, row, limits), [row]),
-    )
+    assert_same(*(
+        (loader.load_row(DataSet(one, folder), plan, row, limits), [row])
+        for one in (index, stored)
+    ))
   assert len(pickle.dumps(stored)) < 1000
 
 
@@ -530,7 +512,6 @@ MIXED = [(20, 40)] * 5 + [(40, 20)] * 3
 
 def train(index, folder, **changes):
   options = dict(
-      images_dir=folder,
       limits=image_sets.find_limits(index, max_objects=2),
       seed=4,
       start_step=0,
@@ -539,7 +520,9 @@ def train(index, folder, **changes):
   )
   rows, _ = image_sets.filter_images(index, keep_empty=False)
   return list(
-      loader.train_batches(index, plan_of(index), rows, **(options | changes))
+      loader.train_batches(
+          DataSet(index, folder), plan_of(index), rows, **(options | changes)
+      )
   )
 
 
@@ -618,7 +601,7 @@ def test_train_batches_names_an_image_that_cannot_be_read(mixed):
 
 def test_train_batches_does_not_hide_a_failure_of_the_program(mixed):
   index, folder = mixed
-  too_small = image_sets.Limits(2, 1, 1, 1)
+  too_small = GroundTruthLimits(2, 1, 1, 1)
   with pytest.raises(RuntimeError, match='more than max_image_vertices'):
     train(index, folder, limits=too_small)
 
@@ -628,21 +611,21 @@ WORKERS = """
 import sys
 import numpy as np
 from maskrcnn_jax import errors
-from maskrcnn_jax.config import default_config
-from maskrcnn_jax.data import coco, columns, findings, loader
-from maskrcnn_jax.detector import canvas_arguments
+from maskrcnn_jax.data import canvases, image_sets, loader
+from maskrcnn_jax.data.source import CocoFiles, read_set
 
 def main(annotations, folder):
-  index = coco.read_coco(annotations)
+  data_set = read_set(CocoFiles(folder, annotations))
+  index = data_set.index
   plan = canvases.plan_canvases(
       index.heights, index.widths, short_side=32, long_side=64,
       padded_sizes=((32, 64), (64, 32)), max_source_side=1000)
   rows, _ = image_sets.filter_images(index, keep_empty=False)
   options = dict(
-      images_dir=folder, limits=image_sets.find_limits(index, max_objects=2),
+      limits=image_sets.find_limits(index, max_objects=2),
       seed=4, start_step=1, num_steps=5, batch_size=2)
   batches = [
-      list(loader.train_batches(index, plan, rows, num_workers=n, **options))
+      list(loader.train_batches(data_set, plan, rows, num_workers=n, **options))
       for n in (0, 2)
   ]
   for (a, rows_a), (b, rows_b) in zip(*batches, strict=True):
@@ -652,7 +635,7 @@ def main(annotations, folder):
   for row in set(rows_a):
     open(f'{folder}/{row}.png', 'wb').close()
   try:
-    list(loader.train_batches(index, plan, rows, num_workers=2, **options))
+    list(loader.train_batches(data_set, plan, rows, num_workers=2, **options))
   except errors.InputError as error:
     print(error)
 
@@ -682,7 +665,7 @@ def test_eval_batches_shows_every_image_once(dataset):
   index, folder = dataset(MIXED)
   batches = list(
       loader.eval_batches(
-          index, plan_of(index), images_dir=folder, batch_size=4
+          DataSet(index, folder), plan_of(index), batch_size=4
       )
   )
   # 5 wide ones make two batches, 3 high ones another.
@@ -721,9 +704,8 @@ def test_share_of_process_gives_each_image_to_one(dataset, process_count):
 def test_eval_batches_shows_only_the_rows_asked_for(dataset):
   index, folder = dataset(MIXED)
   batches = loader.eval_batches(
-      index,
+      DataSet(index, folder),
       plan_of(index),
-      images_dir=folder,
       batch_size=2,
       rows=np.array([6, 1, 5, 7]),
   )
@@ -740,7 +722,7 @@ def test_train_batches_loads_real_data(folder, name):
   if not folder.exists():
     pytest.skip(f'{folder} is not here.')
   index = coco.read_coco(folder / name)
-  image_sets.check_images_exist(index, folder / 'images')
+  check_images_exist(DataSet(index, folder / 'images'))
   plan = plan_of(
       index,
       short_side=128,
@@ -749,10 +731,9 @@ def test_train_batches_loads_real_data(folder, name):
   )
   rows, _ = image_sets.filter_images(index, keep_empty=False)
   batches = loader.train_batches(
-      index,
+      DataSet(index, folder / 'images'),
       plan,
       rows,
-      images_dir=folder / 'images',
       limits=image_sets.find_limits(index, max_objects=100),
       seed=0,
       start_step=0,

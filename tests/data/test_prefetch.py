@@ -22,7 +22,7 @@ PROGRAM = '''
 import contextlib, signal, sys
 import numpy as np
 from maskrcnn_jax.data import prefetch
-from maskrcnn_jax.stop_signal import StopSignal
+from maskrcnn_jax.runtime.stop_signal import StopSignal
 
 def load(i):
   return np.full((300, 400), i), np.arange(i), str(i)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from maskrcnn_jax.doctor import examine as doctor
 from maskrcnn_jax.doctor import kernel_check
+from maskrcnn_jax.doctor import machine_check as doctor
 from maskrcnn_jax.runtime import numerics
 
 CPU = (types.SimpleNamespace(platform='cpu', device_kind='cpu'),)
@@ -45,7 +45,7 @@ def failures(findings):
         ('cpu', CPU, AN_H200, {}, None),
         (None, GPU, AN_H200, {}, None),
         ('cuda', GPU, AN_H200, {}, None),
-        (None, CPU, AN_H200, {}, "pip install -e '.[gpu]'"),
+        (None, CPU, AN_H200, {}, "pip install 'jax[cuda13]'"),
         ('cuda,cpu', CPU, [], {}, 'JAX_PLATFORMS=cuda to see why'),
         (
             None, CPU, AN_H200, {'jax_cuda13_plugin': '0.12.0'},

@@ -14,11 +14,12 @@ import pytest
 import tiny
 
 from maskrcnn_jax.array_types import Detections
+from maskrcnn_jax.config import canvas_arguments
 from maskrcnn_jax.config.recipe import Recipe, read_overrides
 from maskrcnn_jax.data import canvases, coco, loader
+from maskrcnn_jax.data.source import CocoFiles, DataSet
 from maskrcnn_jax.detector import (
   Detector,
-  canvas_arguments,
   detect_batches,
   load_detector,
   to_original,
@@ -26,6 +27,7 @@ from maskrcnn_jax.detector import (
 )
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.evaluate import evaluate
+from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import cluster
 from maskrcnn_jax.runtime.files import write_json
 
@@ -40,7 +42,7 @@ def detector(tiny_run):
 def evaluate_tiny(detector, workdir, **options):
   truth = detector.config.data.eval
   return evaluate(
-      detector, images=truth.images, annotations=truth.annotations,
+      detector, source=CocoFiles(truth.images, truth.annotations),
       workdir=workdir, config=detector.config, **options,
   )
 
@@ -156,28 +158,34 @@ def all_knowing_detector(path, config):
   """Finds each rectangle where it is in the image that the network sees."""
   index = coco.read_coco(path)
 
-  def detect(variables, batch, *, padded_size):
-    assert padded_size == (64, 64)
-    found = []
-    for image, valid, (height, width) in zip(
-        np.asarray(batch.images), np.asarray(batch.image_valid),
-        np.asarray(batch.image_sizes).tolist(), strict=True,
-    ):
-      row = image[0, 0, 0] // 10
-      scale = np.array([width, height] * 2) / np.array(
-          [index.widths[row], index.heights[row]] * 2
-      )
-      one = make_detections([index.boxes[row] * scale])
-      # What is found in a row that only fills the batch must not count.
-      found.append(one._replace(
-          classes=index.classes[row : row + 1],
-          scores=np.float32([0.9 if valid else 1.0]),
-      ))
-    return Detections(*(jnp.stack(field) for field in zip(*found, strict=True)))
+  class AllKnowing(Detector):
 
-  return Detector(
-      detect, {}, config, index.categories, cluster.make_mesh(), step=12
+    def detect(self, batch, *, padded_size):
+      assert padded_size == (64, 64)
+      found = []
+      for image, valid, (height, width) in zip(
+          np.asarray(batch.images), np.asarray(batch.image_valid),
+          np.asarray(batch.image_sizes).tolist(), strict=True,
+      ):
+        row = image[0, 0, 0] // 10
+        scale = np.array([width, height] * 2) / np.array(
+            [index.widths[row], index.heights[row]] * 2
+        )
+        one = make_detections([index.boxes[row] * scale])
+        # What is found in a row that only fills the batch must not count.
+        found.append(one._replace(
+            classes=index.classes[row : row + 1],
+            scores=np.float32([0.9 if valid else 1.0]),
+        ))
+      return Detections(
+          *(jnp.stack(field) for field in zip(*found, strict=True))
+      )
+
+  rcnn = Rcnn.from_config(
+      config, num_classes=len(index.categories) + 1, dtype=jnp.float32,
+      mesh=cluster.make_mesh(),
   )
+  return AllKnowing(rcnn, {}, config, index.categories, step=12)
 
 
 @pytest.mark.parametrize('batch_size', [1, 2, 4, 16])
@@ -187,8 +195,9 @@ def test_evaluate_gives_perfect_detections_an_ap_of_one(
   config = tiny.get_config()
   config.eval.batch_size = batch_size
   aps = evaluate(
-      all_knowing_detector(rectangles, config), images=str(tmp_path),
-      annotations=str(rectangles), workdir=tmp_path / 'run', config=config,
+      all_knowing_detector(rectangles, config),
+      source=CocoFiles(str(tmp_path), str(rectangles)),
+      workdir=tmp_path / 'run', config=config,
   )
   assert aps['bbox'].stats['AP'] == pytest.approx(1)
   assert aps['segm'].stats['AP'] == pytest.approx(1)
@@ -210,7 +219,7 @@ def test_detect_batches_yields_each_image_once(
       index.heights, index.widths, **canvas_arguments(config)
   )
   batches = loader.eval_batches(
-      index, plan, images_dir=tmp_path, batch_size=batch_size
+      DataSet(index, tmp_path), plan, batch_size=batch_size
   )
   found = list(detect_batches(
       all_knowing_detector(rectangles, config), batches, index, plan
@@ -283,7 +292,7 @@ def test_skip_eval_needs_no_annotations(detector, tiny_data, tmp_path):
   path = tmp_path / 'images_alone.json'
   path.write_text(json.dumps(content))
   options = dict(
-      images=str(tiny_data / 'images'), annotations=str(path),
+      source=CocoFiles(str(tiny_data / 'images'), str(path)),
       config=detector.config,
   )
   with pytest.raises(InputError, match='A25: .*annotations'):
@@ -340,7 +349,7 @@ def test_evaluate_looks_at_the_truth_before_it_detects(
   monkeypatch.setattr('maskrcnn_jax.evaluation.evaluate.detect_batches', detect)
   with pytest.raises(InputError, match=f'{code}: .*--fix=OUT.json'):
     evaluate(
-        detector, images=str(tiny_data / 'images'), annotations=str(path),
+        detector, source=CocoFiles(str(tiny_data / 'images'), str(path)),
         workdir=tmp_path, config=detector.config,
     )
   assert not (tmp_path / 'inference').exists()
@@ -353,7 +362,7 @@ def test_evaluate_on_other_classes_is_refused(detector, tiny_data, tmp_path):
   path.write_text(json.dumps(content))
   with pytest.raises(InputError, match="C01: .*'dog' here"):
     evaluate(
-        detector, images=str(tiny_data / 'images'), annotations=str(path),
+        detector, source=CocoFiles(str(tiny_data / 'images'), str(path)),
         workdir=tmp_path, config=detector.config,
     )
   assert not (tmp_path / 'inference').exists()

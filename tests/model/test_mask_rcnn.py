@@ -9,7 +9,8 @@ import numpy as np
 from numpy.testing import assert_allclose
 import pytest
 
-from maskrcnn_jax.model.mask_rcnn import MaskRCNN, frozen_prefixes
+from maskrcnn_jax.model.backbone import frozen_prefixes
+from maskrcnn_jax.model.mask_rcnn import MaskRCNN
 
 SMALL = dict(
     num_classes=4,
@@ -64,18 +65,6 @@ def test_parameter_count_of_r50_fpn():
   }
   # Less the stem, 7 * 7 * 3 * 64, and layer1.
   assert count(trained) == 44_347_573 - 9_408 - 212_992
-
-
-def test_frozen_prefixes_name_what_there_is():
-  backbone = variable_shapes(MaskRCNN(**SMALL | GROUP))['params']['backbone']
-  assert frozen_prefixes(0) == ()
-  assert {name for _, name in frozen_prefixes(5)} == set(backbone)
-  assert [len(frozen_prefixes(i)) for i in range(6)] == [0, 2, 3, 4, 5, 6]
-
-
-def test_frozen_prefixes_refuses_a_depth_there_is_not():
-  with pytest.raises(ValueError, match='not 6'):
-    frozen_prefixes(6)
 
 
 def test_images_must_be_padded_to_multiples_of_32():

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 HANGS = '''
 import time
-from maskrcnn_jax import watchdog
+from maskrcnn_jax.runtime import watchdog
 
 def step_that_hangs():
   time.sleep(60)
@@ -28,7 +28,7 @@ with watchdog.watchdog(0.5):
 # The sleep of ctypes' PyDLL keeps Python's lock, as some foreign code does.
 HOLDS_THE_LOCK = '''
 import ctypes
-from maskrcnn_jax import watchdog
+from maskrcnn_jax.runtime import watchdog
 
 watchdog.GRACE = 0.5
 with watchdog.watchdog(0.5):

@@ -1,4 +1,4 @@
-"""Tests of the optimizer, against torch.optim.SGD written out as a loop."""
+"""Tests of the optimizers, against their definitions written out as loops."""
 
 import functools
 
@@ -184,6 +184,109 @@ def test_optimizer_is_torch_sgd_with_two_groups():
       names, jax.tree.leaves(params), expected, strict=True
   ):
     assert_allclose(leaf, slow, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize('clip_norm', [0.0, 1.5])
+def test_adamw_equals_its_definition(clip_norm):
+  random = np.random.default_rng(0)
+  params = make_tree(random)
+  optimizer = make_optimizer(
+      'adamw', momentum=0.8, beta2=0.95, weight_decay=0.05,
+      schedule=lambda step: 0.1 / (1 + step),
+      bias_schedule=lambda step: 0.2 / (1 + step), clip_norm=clip_norm,
+  )
+  state = optimizer.init(params)
+  update = jax.jit(optimizer.update)
+
+  names = [
+      path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)
+  ]
+  expected = [x.astype(np.float64) for x in jax.tree.leaves(params)]
+  means = [np.zeros_like(x) for x in expected]
+  squares = [np.zeros_like(x) for x in expected]
+  for step in range(5):
+    tree = make_tree(random)
+    updates, state = update(tree, state, params, step=step)
+    params = optax.apply_updates(params, updates)
+
+    gradients = [x.astype(np.float64) for x in jax.tree.leaves(tree)]
+    norm = np.sqrt(sum((x**2).sum() for x in gradients))
+    assert norm > 1.5  # So that clipping does something.
+    for i, gradient in enumerate(gradients):
+      if clip_norm:
+        gradient = gradient * clip_norm / norm
+      is_bias = names[i] == 'bias'
+      means[i] = 0.8 * means[i] + 0.2 * gradient
+      squares[i] = 0.95 * squares[i] + 0.05 * gradient**2
+      mean = means[i] / (1 - 0.8 ** (step + 1))
+      square = squares[i] / (1 - 0.95 ** (step + 1))
+      d = mean / (np.sqrt(square) + 1e-8)
+      d = d + (0 if is_bias else 0.05) * expected[i]
+      expected[i] = expected[i] - (0.2 if is_bias else 0.1) / (1 + step) * d
+  for name, leaf, slow in zip(
+      names, jax.tree.leaves(params), expected, strict=True
+  ):
+    assert_allclose(leaf, slow, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_adamw_by_hand():
+  params = {'fc': {'kernel': jnp.array([10.0]), 'bias': jnp.array([10.0])}}
+  gradients = {'fc': {'kernel': jnp.array([4.0]), 'bias': jnp.array([-3.0])}}
+  optimizer = make_optimizer(
+      'adamw', momentum=0.9, weight_decay=0.1, schedule=lambda step: 0.5,
+      bias_schedule=lambda step: 1.0,
+  )
+  updates, _ = optimizer.update(
+      gradients, optimizer.init(params), params, step=0
+  )
+  # The first step of Adam is the sign of the gradient, however large it is.
+  # kernel: -0.5 (1 + 0.1 * 10) = -1. bias: -1 * -1 = 1.
+  assert_allclose(updates['fc']['kernel'], [-1], rtol=1e-5)
+  assert_allclose(updates['fc']['bias'], [1], rtol=1e-5)
+
+
+def test_adamw_corrects_by_updates_and_not_by_steps():
+  params = {'fc': {'kernel': jnp.array([0.0])}}
+  gradients = {'fc': {'kernel': jnp.array([4.0])}}
+  optimizer = make_optimizer(
+      'adamw', momentum=0.9, weight_decay=0.0, schedule=lambda step: step,
+      bias_schedule=lambda step: step,
+  )
+  # Seven steps were skipped: they left the state as it was.
+  updates, state = optimizer.update(
+      gradients, optimizer.init(params), params, step=7
+  )
+  assert_allclose(updates['fc']['kernel'], [-7], rtol=1e-5)
+  counts = [x for x in jax.tree.leaves(state) if x.dtype == jnp.int32]
+  assert counts == [1]
+
+
+@pytest.mark.parametrize('clip_norm', [0.0, 1.5])
+def test_state_of_sgd_is_the_momentum_alone(clip_norm):
+  # Checkpoints hold this tree: with another one they could not be resumed.
+  params = {'fc': {'kernel': jnp.ones(2), 'bias': jnp.ones(1)}}
+  optimizer = make_optimizer(
+      momentum=0.9, weight_decay=0.1, schedule=lambda step: 0.5,
+      bias_schedule=lambda step: 1.0, clip_norm=clip_norm,
+  )
+  state = optimizer.init(params)
+  expected = (
+      optax.MaskedState(inner_state=optax.EmptyState()),
+      optax.TraceState(trace=jax.tree.map(jnp.zeros_like, params)),
+      optax.EmptyState(),
+  )
+  if clip_norm:
+    expected = (optax.EmptyState(), *expected)
+  assert jax.tree.structure(state) == jax.tree.structure(expected)
+  jax.tree.map(assert_array_equal, state, expected)
+
+
+def test_make_optimizer_refuses_an_unknown_name():
+  with pytest.raises(ValueError, match="not 'lamb'"):
+    make_optimizer(
+        'lamb', momentum=0.9, weight_decay=0.1, schedule=lambda step: 0.5,
+        bias_schedule=lambda step: 1.0,
+    )
 
 
 def test_a_bias_does_not_decay_and_moves_twice_as_far():

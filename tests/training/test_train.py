@@ -21,8 +21,8 @@ import tiny
 
 from maskrcnn_jax.config import plain
 from maskrcnn_jax.data import coco
-from maskrcnn_jax.detector import make_model
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint
 from maskrcnn_jax.runtime.precision import set_precision
 from maskrcnn_jax.training.run import train
@@ -55,16 +55,17 @@ def idle_step(monkeypatch):
   """Replaces the training step by one that changes nothing."""
   step = tiny.IdleStep()
   monkeypatch.setattr(
-      'maskrcnn_jax.training.run.make_train_step', lambda *_, **__: step
+      'maskrcnn_jax.training.run.jit_train_step', lambda _: step
   )
   return step
 
 
 def initial_arrays(config, num_classes=4):
   """The model before the first step, named as `tiny.saved_arrays` does."""
-  dtype = set_precision(config.precision)
-  model = make_model(config, num_classes=num_classes, dtype=dtype)
-  state = initial_state(model, optax.identity(), config)
+  rcnn = Rcnn.from_config(
+      config, num_classes=num_classes, dtype=set_precision(config.precision)
+  )
+  state = initial_state(rcnn, optax.identity(), config)
   return {
       f'model/{name}': np.asarray(leaf)
       for name, leaf in checkpoint.named_leaves(

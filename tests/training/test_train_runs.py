@@ -19,6 +19,7 @@ from maskrcnn_jax.errors import InputError, SaveError
 from maskrcnn_jax.evaluation.average_precision import ApResult
 from maskrcnn_jax.runtime import checkpoint, numerics
 from maskrcnn_jax.runtime.stop_signal import Stopped, StopSignal
+from maskrcnn_jax.runtime.training_log import TrainingLog
 from maskrcnn_jax.training import start as train_start
 from maskrcnn_jax.training.evaluations import (
   Evaluation,
@@ -55,7 +56,7 @@ def idle_step(monkeypatch):
   """Replaces the training step by one that changes nothing."""
   step = tiny.IdleStep()
   monkeypatch.setattr(
-      'maskrcnn_jax.training.run.make_train_step', lambda *_, **__: step
+      'maskrcnn_jax.training.run.jit_train_step', lambda _: step
   )
   return step
 
@@ -333,7 +334,8 @@ def test_sigterm_finishes_the_step_and_saves_it(config, tmp_path, idle_step):
 PROGRAM = '''
 import signal, sys, time
 import tiny
-from maskrcnn_jax import main, train
+from maskrcnn_jax import main
+from maskrcnn_jax.training import run as training
 
 class Step(tiny.IdleStep):
   def __call__(self, state, batch):
@@ -345,7 +347,7 @@ class Step(tiny.IdleStep):
 if __name__ == '__main__':
   signal.signal(signal.SIGINT, signal.default_int_handler)
   Step.seconds = float(sys.argv.pop(1))
-  train.make_train_step = lambda *_, **__: Step()
+  training.jit_train_step = lambda _: Step()
   main.run()
 '''
 
@@ -554,7 +556,7 @@ def test_a_save_that_fails_costs_nothing(
   assert (tmp_path / 'last_checkpoint').read_text().endswith('checkpoints/2\n')
 
 
-class Lines:
+class Lines(TrainingLog):
   """Stands for the log of a run."""
 
   def __init__(self):
@@ -572,9 +574,12 @@ class Lines:
 
 def take_figures(precision, **figures):
   log = Lines()
-  index = types.SimpleNamespace(image_ids=[7, 8])
   pending = _Pending(3, figures, [1, 0], False, 0.5, 0.1)
-  return _take_figures(pending, log, index, lambda step: 0.1, precision), log
+  skipped = _take_figures(
+      pending, log, image_ids=[7, 8], schedule=lambda step: 0.1,
+      scales_loss=precision == 'fp16',
+  )
+  return skipped, log
 
 
 def test_a_step_that_was_skipped_is_said_and_its_losses_left_out():
@@ -583,8 +588,8 @@ def test_a_step_that_was_skipped_is_said_and_its_losses_left_out():
   )
   assert skipped == 2
   assert log.lines == [
-      'Skipped a step: grad_norm is inf at step 3 (images [8, 7]); the scale '
-      'of the loss goes from 8192 to 4096; 2 skipped so far'
+      'Skipped a step: grad_norm is inf at step 3 (images [8, 7]); the loss '
+      'scale goes from 8192 to 4096; 2 skipped so far'
   ]
   assert log.figures == [{'time': 0.5, 'data': 0.1}]
 
@@ -614,7 +619,7 @@ def test_fp16_goes_on_after_overflows_and_resumes_exactly(
   text = (tmp_path / 'straight' / 'log.txt').read_text()
   assert 'Skipped a step: grad_norm is ' in text
   assert (
-      f'the scale of the loss goes from {2.0**20:g} to {2.0**19:g}; 1 skipped '
+      f'the loss scale goes from {2.0**20:g} to {2.0**19:g}; 1 skipped '
       'so far' in text
   )
   arrays = tiny.saved_arrays(tmp_path / 'straight', 8)

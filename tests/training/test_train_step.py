@@ -10,9 +10,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 import pytest
 import tiny
 
-from maskrcnn_jax.data import image_sets
-from maskrcnn_jax.detector import make_model
+from maskrcnn_jax.array_types import GroundTruthLimits
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime.precision import (
   GROWTH_INTERVAL,
   INITIAL_SCALE,
@@ -33,8 +33,8 @@ from maskrcnn_jax.training.state import (
   variables_of,
 )
 from maskrcnn_jax.training.step import (
-  make_train_step,
-  skips_background,
+  Trainer,
+  jit_train_step,
   split_rows,
 )
 
@@ -57,20 +57,22 @@ def config(tiny_data):
 def make_step(config):
   """A state and its step, with a constant rate."""
   dtype = set_precision(config.precision)
-  model = make_model(config, num_classes=4, dtype=dtype)
+  rcnn = Rcnn.from_config(config, num_classes=4, dtype=dtype)
   optimizer = make_optimizer(
       momentum=0.9, weight_decay=1e-4, schedule=lambda step: 0.01,
       bias_schedule=lambda step: 0.02,
   )
-  state = start_average(initial_state(model, optimizer, config), config)
-  limits = image_sets.Limits(config.data.max_objects, 64, 16, 1)
-  step = make_train_step(model, optimizer, config, limits)
+  state = start_average(initial_state(rcnn, optimizer, config), config)
+  limits = GroundTruthLimits(config.data.max_objects, 64, 16, 1)
+  step = jit_train_step(
+      Trainer.from_config(config, rcnn, optimizer, limits)
+  )
   return state, functools.partial(step, padded_size=(64, 64))
 
 
 def make_batch(batch_size=2, seed=0):
   """Noise with one ellipse an image."""
-  from maskrcnn_jax.benchmark.measure import made_up_batch
+  from maskrcnn_jax.benchmark.made_up_batch import made_up_batch
 
   batch = made_up_batch(
       image_size=(64, 64), batch_size=batch_size, num_objects=2,
@@ -260,7 +262,14 @@ def test_a_wide_mask_head_on_one_cpu_skips_background(config):
       jax.sharding.Mesh(np.array(jax.devices()[:1] * count), ('data',))
       for count in (1, 2)
   )
-  assert not skips_background(config, one)
+
+  def skips_background(mesh):
+    return Rcnn.from_config(
+        config, num_classes=4, dtype=jnp.float32, mesh=mesh
+    ).skip_background
+
+  assert not skips_background(one)
   config.model.mask_channels = 256
-  assert skips_background(config, one)
-  assert not skips_background(config, two)
+  assert skips_background(one)
+  assert not skips_background(two)
+  assert not skips_background(None)

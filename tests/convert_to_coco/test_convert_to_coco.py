@@ -1,8 +1,7 @@
-"""Tests of scripts/convert_to_coco.py."""
+"""Tests of the tool convert_to_coco, through its command line."""
 
 import json
 import math
-import pathlib
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parents[2] / 'scripts' / 'convert_to_coco.py'
+TOOL = [sys.executable, '-m', 'maskrcnn_jax.convert_to_coco']
 
 TRIANGLE = [(1, 1), (7, 1), (7, 5)]
 
@@ -28,7 +27,7 @@ def folder(tmp_path):
 
 def run(folder, kind, annotations, *options):
   return subprocess.run(
-      [sys.executable, SCRIPT, kind, f'--images={folder / "images"}',
+      [*TOOL, kind, f'--images={folder / "images"}',
        f'--annotations={annotations}', f'--out={folder / "out" / "coco.json"}',
        *options],
       capture_output=True, text=True,
@@ -234,8 +233,10 @@ def no_images(folder):
         ('via', via((POLYGON | {'all_points_x': [1, 2]}, {})), 'damaged'),
         ('via', via((POLYGON | {'all_points_x': [1, 2, math.nan]}, {})),
          'not finite'),
-        ('via', via((POLYGON, {'a': 'x', 'b': 'y'})), 'give --class_attribute'),
-        ('via', via((POLYGON, {'a': ''})), "no class: its attribute 'a' is ''"),
+        ('via', via((POLYGON, {'a': 'x', 'b': 'y'})),
+         'a region of a.png has the attributes a, b; give --class_attribute'),
+        ('via', via((POLYGON, {'a': ''})),
+         "a region of a.png has no class: its attribute 'a' is ''"),
         ('via', via((POLYGON, {}), name='z.png'), 'I01: .* there are 0 among'),
         ('via', via(), 'A23: there is not a single object'),
         ('labelme', {'shapes': 3}, 'A25: .* is no LabelMe file'),
@@ -310,7 +311,7 @@ def test_what_is_not_there_is_named(folder):
 
 def test_help_names_all_three_kinds():
   done = subprocess.run(
-      [sys.executable, SCRIPT, '--help'], capture_output=True, text=True
+      [*TOOL, '--help'], capture_output=True, text=True
   )
   assert done.returncode == 0
   for kind in ('via', 'labelme', 'masks'):

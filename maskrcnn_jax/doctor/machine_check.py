@@ -1,9 +1,9 @@
-"""Looks at the machine: whether training here would be right, and on the GPU.
+"""Checks whether training on this machine gives right numbers, and on the GPU.
 
   python -m maskrcnn_jax.doctor
 
-One line for each thing looked at: ok, note, or FAIL with what to do about it.
-Exit status: 0 all is well, 1 something is not, 2 wrong arguments.
+Prints one line a check: ok, note, or FAIL with what to do about it.
+Exit status: 0 all is well, 1 a check failed, 2 wrong arguments.
 """
 
 import argparse
@@ -37,7 +37,7 @@ COMPANIONS = ('torch', 'tensorflow')
 # Where the driver says what it is.
 DRIVER_FILE = pathlib.Path('/proc/driver/nvidia/version')
 
-INSTALL_GPU = "install JAX for GPUs: pip install -e '.[gpu]'"
+INSTALL_GPU = "install JAX for GPUs: pip install 'jax[cuda13]'"
 
 
 class Finding(NamedTuple):
@@ -215,7 +215,7 @@ def report(findings: Iterable[Finding]) -> bool:
 
 
 def examine() -> Iterator[Finding]:
-  """Looks at everything."""
+  """Runs all checks, the quick ones first."""
   yield from check_versions()
   gpus = nvidia_gpus()
   for gpu in gpus:

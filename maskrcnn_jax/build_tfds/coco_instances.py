@@ -1,9 +1,10 @@
-"""A tensorflow-datasets builder of COCO-format sets, masks included.
+"""Builds a tensorflow-datasets set from COCO files, with the masks.
 
-TFDS's own `coco` has no masks, renumbers the classes and rounds areas; this one
-stores what the JSON says. Nothing here needs TensorFlow.
+The `coco` of tensorflow-datasets has no masks, renumbers the classes and rounds
+areas; this set stores what the JSON says. TensorFlow is not needed.
+`data/records.py` reads the set.
 
-A record is an image:
+A record is one image:
   image                 the bytes of the file
   image/index           position in the JSON, from 0
   image/filename        as in the JSON
@@ -14,12 +15,13 @@ A record is an image:
   objects/area          [m] float64; -1 where the file has none
   objects/label         [m] into the names of the classes, from 0
   objects/is_crowd      [m]
-  objects/num_polygons  [m]; 0 where the mask is an RLE, or none
+  objects/num_polygons  [m]; 0 if the mask is an RLE, or there is no mask
   objects/rle           JSON list: COCO's RLE, or null
-  polygons/lengths      [p] numbers of each polygon, object after object
+  polygons/lengths      [p] length of each polygon, object after object
   polygons/coordinates  [sum of lengths] float64, x, y, x, y, ... in pixels
-The metadata hold 'categories', [[id, name], ...] as the file has them, in the
-order of the labels. Floats are stored as raw bytes: TFDS would round them.
+The metadata have 'categories', [[id, name], ...] of the file in the order of
+the labels. Floats are stored as raw bytes, because tensorflow-datasets would
+round them.
 """
 
 from collections.abc import Iterator
@@ -33,30 +35,30 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import coco, image_sets
+from maskrcnn_jax.data import coco
+from maskrcnn_jax.data.records import MISSING_AREA
+from maskrcnn_jax.data.source import CocoFiles, check_images_exist, read_set
 
 NAME = 'coco_instances'
-
-_NO_AREA = -1.0
 
 
 def find_splits(
     folder: pathlib.Path, year: str
 ) -> dict[str, tuple[pathlib.Path, pathlib.Path]]:
-  """Finds the annotation files of a folder, and where their images are.
+  """Finds the annotation files of a folder, and the folders of their images.
 
   Args:
-    folder: COCO as its archives unpack, or any folder with COCO JSON files in
-      it or in its `annotations/`: those named instances_SPLIT.json, or if
-      there are none, all. Their images are in SPLIT/, images_SPLIT/,
-      images/SPLIT/, images/ or in the folder itself.
-    year: '2014' or '2017' for that COCO; 'folder' for any other set.
+    folder: COCO as its archives unpack, or any folder that has COCO JSON files
+      in it or in its `annotations/`. The files named instances_SPLIT.json are
+      taken; if there are none, all *.json. Their images are in SPLIT/,
+      images_SPLIT/, images/SPLIT/, images/ or in the folder itself.
+    year: '2014' or '2017' for COCO of that year; 'folder' for any other set.
 
   Returns:
     {split: (annotations, folder of images)}.
 
   Raises:
-    InputError: If something is missing.
+    InputError: If a file or folder is missing.
   """
   if not folder.is_dir():
     raise errors.InputError(f'I01: there is no folder {folder}.')
@@ -72,8 +74,8 @@ def find_splits(
     if missing:
       raise errors.InputError(
           f'I01: COCO {year} must be unpacked in {folder}; there is no'
-          f' {", no ".join(str(p.relative_to(folder)) for p in missing)}. See'
-          ' scripts/download_dataset.sh.'
+          f' {", no ".join(str(p.relative_to(folder)) for p in missing)}.'
+          ' scripts/download_dataset.sh of the source repository downloads it.'
       )
     return splits
   places = folder / 'annotations', folder
@@ -118,7 +120,7 @@ def _images_of(
 class CocoInstances(tfds.core.GeneratorBasedBuilder):
   """COCO 2014, COCO 2017, or any folder in COCO's format, in ArrayRecord."""
 
-  # Else TFDS takes the name from the class, in a way of its own.
+  # Without a name here, tensorflow-datasets derives one from the class.
   name = NAME
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS = [  # noqa: RUF012
@@ -129,8 +131,9 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
       ),
   ]
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
-      'COCO as its archives unpack (scripts/download_dataset.sh), or any'
-      ' folder of COCO-format JSON files and their images.'
+      'COCO as its archives unpack (scripts/download_dataset.sh of the source'
+      ' repository does that), or any folder of COCO-format JSON files and'
+      ' their images.'
   )
 
   def __init__(self, **arguments: Any):
@@ -176,19 +179,21 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-    """Checks all splits and returns what generates their records."""
-    found = find_splits(
+    """Checks all splits and returns the generators of their records."""
+    splits = find_splits(
         pathlib.Path(dl_manager.manual_dir), self.builder_config.name
     )
     tables = {}
-    for split, (file, images) in found.items():
-      # All that reading checks, before the first record is written.
-      index = coco.read_coco(file, require_masks=False)
-      image_sets.check_images_exist(index, images)
-      tables[split] = index.categories
+    for split, (file, images) in splits.items():
+      # Reading checks everything before the first record is written.
+      data_set = read_set(
+          CocoFiles(os.fspath(images), os.fspath(file)), require_masks=False
+      )
+      check_images_exist(data_set)
+      tables[split] = data_set.index.categories
       first = next(iter(tables))
       difference = coco.class_table_difference(
-          tables[split], tables[first], there_name=str(found[first][0])
+          tables[split], tables[first], there_name=str(splits[first][0])
       )
       if difference:
         raise errors.InputError(
@@ -198,7 +203,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
     self.info.metadata['categories'] = [list(c) for c in categories]
     return {
         split: self._generate_examples(file, images)
-        for split, (file, images) in found.items()
+        for split, (file, images) in splits.items()
     }
 
   def _generate_examples(
@@ -226,7 +231,12 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
 def _objects_to_record(
     entries: list[dict], labels: dict
 ) -> dict[str, Any]:
-  """Flattens the annotations of an image."""
+  """Flattens the annotations of an image into the columns of its record.
+
+  Args:
+    entries: The annotations.
+    labels: {category id: label}.
+  """
   masks = [entry.get('segmentation') for entry in entries]
   polygons = [mask if isinstance(mask, list) else [] for mask in masks]
   flat = [polygon for object_ in polygons for polygon in object_]
@@ -238,7 +248,7 @@ def _objects_to_record(
           [entry['bbox'] for entry in entries], np.float64
       ).reshape(-1, 4),
       'objects/area': np.array(
-          [a if type(a) in (int, float) else _NO_AREA for a in areas],
+          [a if type(a) in (int, float) else MISSING_AREA for a in areas],
           np.float64,
       ),
       'objects/label': np.array(
@@ -254,53 +264,3 @@ def _objects_to_record(
       'polygons/lengths': np.array(list(map(len, flat)), np.int32),
       'polygons/coordinates': np.array(numbers, np.float64),
   }
-
-
-def record_to_coco(
-    record: dict[str, Any], categories: list
-) -> tuple[dict, list[dict]]:
-  """Turns a record back into COCO's entry of the image and its annotations.
-
-  Args:
-    record: As a data source gives it.
-    categories: Of the metadata.
-  """
-  image = {
-      'id': json.loads(record['image/id']),
-      'file_name': record['image/filename'].decode(),
-      'height': int(record['image/height']),
-      'width': int(record['image/width']),
-  }
-  coordinates = record['polygons/coordinates'].tolist()
-  lengths = iter(record['polygons/lengths'].tolist())
-  position = 0
-  annotations = []
-  columns = zip(
-      json.loads(record['objects/id']),
-      record['objects/bbox'].tolist(),
-      record['objects/area'].tolist(),
-      record['objects/label'].tolist(),
-      record['objects/is_crowd'].tolist(),
-      record['objects/num_polygons'].tolist(),
-      json.loads(record['objects/rle']),
-      strict=True,
-  )
-  for id_, box, area, label, crowd, num_polygons, rle in columns:
-    polygons = []
-    for _ in range(num_polygons):
-      end = position + next(lengths)
-      polygons.append(coordinates[position:end])
-      position = end
-    entry = {
-        'image_id': image['id'],
-        'category_id': categories[label][0],
-        'bbox': box,
-        'iscrowd': crowd,
-        'segmentation': polygons if rle is None else rle,
-    }
-    if id_ is not None:
-      entry['id'] = id_
-    if area != _NO_AREA:
-      entry['area'] = area
-    annotations.append(entry)
-  return image, annotations

@@ -1,0 +1,191 @@
+"""Times the training step, inference or the loading of data of a recipe.
+
+  python -m maskrcnn_jax.benchmark --config=configs/r50_fpn.py \
+      --mode=train --size=800x1333 --batch_size=1 [--config.KEY=VALUE ...]
+  python -m maskrcnn_jax.benchmark --config=configs/r50_fpn.py \
+      --mode=loader --images=DIR --annotations=FILE.json --workers=0,1,2 \
+      --batch_size=16 --steps=30
+
+train, inference: everything that the device does for a batch of made-up images,
+which it is given as bytes: resizing, network, losses and update, or network and
+detections. The work of the host (decoding, pasting masks) is not timed.
+
+loader: the work of the host for a training, from files to a batch on the
+device, with each number of workers; and whether a step that takes 1.25 times as
+long (or --step_seconds) ever waits for its batch. Without --images and
+--annotations the training set of the recipe is loaded:
+--config.data.train.images and .annotations, or --config.data.train.tfds and
+--config.data.tfds_dir.
+"""
+
+# The processes that load import this module, so everything that is slow to
+# import is imported late.
+import argparse
+import json
+import sys
+
+import ml_collections
+
+from maskrcnn_jax.errors import InputError
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Prints the figures of one benchmark, for people and as a line of JSON.
+
+  Args:
+    argv: The arguments. `None`: those of the process.
+  """
+  try:
+    _run(sys.argv[1:] if argv is None else argv)
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+def _run(argv: list[str]) -> None:
+  """Does what `main` says; raises an InputError where something is wrong."""
+  from maskrcnn_jax.config.command_line import (
+    refuse_unexpected,
+    split_arguments,
+  )
+
+  path, overrides, others = split_arguments(argv)
+  arguments, unexpected = _parser().parse_known_args(others)
+  refuse_unexpected(unexpected)
+  if path is None:
+    raise InputError(
+        '--config=RECIPE is missing, for example configs/r50_fpn.py.'
+    )
+
+  from maskrcnn_jax.config.recipe import read_recipe
+
+  overrides += [
+      (key, value) for key, value in (
+          ('precision', arguments.precision), ('kernels', arguments.kernels)
+      ) if value is not None
+  ]
+  config = read_recipe(path, overrides).config
+  if arguments.mode == 'loader':
+    _time_loader(arguments, config)
+  else:
+    _time_step(arguments, config)
+
+
+def _time_step(
+    arguments: argparse.Namespace, config: ml_collections.ConfigDict
+) -> None:
+  """Times the training step or inference and prints the figures."""
+  from maskrcnn_jax.benchmark.step_speed import benchmark_step
+  from maskrcnn_jax.runtime import cluster
+
+  cluster.find_devices()
+  figures = benchmark_step(
+      config, mode=arguments.mode, image_size=_parse_size(arguments.size),
+      batch_size=arguments.batch_size, num_steps=arguments.steps,
+      num_objects=arguments.objects, num_classes=arguments.classes + 1,
+      num_costs=arguments.costs,
+  )
+  print(
+      f'{figures["mode"]} {arguments.size}, batch {arguments.batch_size}, '
+      f'{figures["precision"]}, {figures["device"]}: '
+      f'{figures["median_s"]:.3f} s a step '
+      f'({figures["least_s"]:.3f} to {figures["most_s"]:.3f}), '
+      f'{figures["images_per_s"]:.2f} images/s; compiled in '
+      f'{figures["compile_s"]:.0f} s; peak memory '
+      f'{figures["peak_memory_mib"]:.0f} MiB'
+  )
+  for cost in figures['costs']:
+    print(
+        f'{cost["share"]:6.1%} {cost["ms"]:9.2f} ms {cost["operation"]}: '
+        f'{cost["source"]}'
+    )
+  print(json.dumps(figures))
+
+
+def _time_loader(
+    arguments: argparse.Namespace, config: ml_collections.ConfigDict
+) -> None:
+  """Times the loading of data and prints the figures."""
+  from maskrcnn_jax.benchmark.loader_speed import (
+    benchmark_loader,
+    format_speeds,
+  )
+  from maskrcnn_jax.config import source_of
+  from maskrcnn_jax.data.source import choose_source
+
+  source, option = choose_source(
+      arguments.images, arguments.annotations, source_of(config, 'train')
+  )
+  try:
+    workers = [int(count) for count in arguments.workers.split(',')]
+  except ValueError:
+    raise InputError(
+        f'--workers={arguments.workers}: give whole numbers, such as 0,1,2.'
+    ) from None
+  figures = benchmark_loader(
+      config, source, option=option, batch_size=arguments.batch_size,
+      num_steps=arguments.steps, workers=workers,
+      num_threads=arguments.threads, step_s=arguments.step_seconds,
+  )
+  speeds = figures['speeds']
+  print(
+      f'loader: {figures["num_images"]} images, batches of '
+      f'{figures["batch_size"]}, {figures["static_sizes"]} static sizes, '
+      f'{100 * figures["share_padding"]:.1f} % of the pixels are padding'
+  )
+  print(format_speeds(speeds))
+  print(json.dumps(figures | {'speeds': [s._asdict() for s in speeds]}))
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+  """Reads HEIGHTxWIDTH."""
+  try:
+    height, width = map(int, text.split('x'))
+    if min(height, width) < 1:
+      raise ValueError
+  except ValueError:
+    raise InputError(f'--size={text}: give HEIGHTxWIDTH in pixels.') from None
+  return height, width
+
+
+def _parser() -> argparse.ArgumentParser:
+  """Returns the parser of all arguments that are not the recipe's."""
+  parser = argparse.ArgumentParser(
+      prog='python -m maskrcnn_jax.benchmark', description=__doc__,
+      formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False,
+  )
+  # These two are split off before; they are here for --help.
+  parser.add_argument('--config', help='the recipe; it must be given')
+  parser.add_argument(
+      '--config.KEY', metavar='VALUE',
+      help='another value for a key of the recipe, for example\n'
+      '--config.train.micro_batches=2',
+  )
+  parser.add_argument(
+      '--mode', choices=('train', 'inference', 'loader'), required=True
+  )
+  parser.add_argument('--size', default='800x1333', help='HEIGHTxWIDTH')
+  parser.add_argument('--batch_size', type=int, default=1)
+  parser.add_argument('--steps', type=int, default=5, help='steps to time')
+  parser.add_argument('--objects', type=int, default=8, help='in an image')
+  parser.add_argument('--classes', type=int, default=80)
+  parser.add_argument('--precision', choices=('fp32', 'tf32', 'bf16'))
+  parser.add_argument('--images', help='loader: folder of the images')
+  parser.add_argument('--annotations', help='loader: COCO JSON of the images')
+  parser.add_argument(
+      '--workers', default='0', help='loader: numbers of processes to try,\n'
+      'for example 0,1,2; 0 loads in threads of the main process',
+  )
+  parser.add_argument(
+      '--threads', type=int, default=2, help='loader: threads in each process'
+  )
+  parser.add_argument(
+      '--step_seconds', type=float, help='loader: seconds that a step takes'
+  )
+  parser.add_argument('--kernels', choices=('auto', 'xla', 'pallas'))
+  parser.add_argument(
+      '--costs', type=int, default=0,
+      help='profile one more step, and name this number of operations that\n'
+      'take most of its time',
+  )
+  return parser

@@ -1,0 +1,29 @@
+"""Completes a fine-tuning's recipe, for which a benchmark has no checkpoint."""
+
+import ml_collections
+
+from maskrcnn_jax.config import fine_tuning
+from maskrcnn_jax.config.check import check_config
+
+
+def complete_recipe(
+    config: ml_collections.ConfigDict, *, num_images: int, most_objects: int
+) -> ml_collections.ConfigDict:
+  """Fills in the keys that a fine-tuning leaves open.
+
+  A fine-tuning takes many of them from its checkpoint; here they are the
+  defaults.
+
+  Args:
+    config: Any recipe; one without `train.fine_tune` is returned as it is.
+    num_images: Number of images that are trained on.
+    most_objects: Number of objects of the image with most objects.
+  """
+  if not config.train.fine_tune:
+    return config
+  config, _ = fine_tuning.fit(
+      fine_tuning.adopt_defaults(config), num_images=num_images,
+      most_objects=most_objects,
+  )
+  check_config(config)
+  return config

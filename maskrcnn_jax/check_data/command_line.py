@@ -1,0 +1,129 @@
+"""Finds out what is wrong with a data set before a training does.
+
+  python -m maskrcnn_jax.check_data --images=DIR --annotations=FILE.json
+      [--against=VAL.json] [--config=configs/r50_fpn.py] [--fix=OUT.json]
+      [--config.KEY=VALUE ...]
+
+Decodes every image, reads every annotation, and prints what is wrong, each kind
+of error under a code that keeps its meaning; what classes and sizes there are;
+and how well the anchors of the recipe cover the objects. A contact sheet shows
+pictures with their masks. Training runs the same checks, except that it does
+not decode all images first, and stops at the first error.
+
+Without --images and --annotations the training set of the recipe is checked:
+--config.data.train.images and .annotations, or --config.data.train.tfds and
+--config.data.tfds_dir.
+
+Exit status: 0 no errors, 1 failed while running, 2 errors or wrong input.
+"""
+
+# The processes that decode import this module, so everything that is slow to
+# import is imported late.
+import argparse
+import json
+import pathlib
+import sys
+
+from maskrcnn_jax.errors import InputError
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Prints and writes the report of a data set.
+
+  Args:
+    argv: The arguments. `None`: those of the process.
+
+  Returns:
+    The exit status.
+  """
+  # File names may hold characters that the terminal cannot show.
+  sys.stdout.reconfigure(errors='backslashreplace')
+  try:
+    return _run(sys.argv[1:] if argv is None else argv)
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+
+
+def _run(argv: list[str]) -> int:
+  """Does what `main` says; raises an InputError where something is wrong."""
+  from maskrcnn_jax.config.command_line import (
+    refuse_unexpected,
+    split_arguments,
+  )
+
+  path, overrides, others = split_arguments(argv)
+  arguments, unexpected = _parser().parse_known_args(others)
+  refuse_unexpected(unexpected)
+
+  from maskrcnn_jax.check_data.check import check_data
+  from maskrcnn_jax.check_data.report import format_report
+  from maskrcnn_jax.config import source_of
+  from maskrcnn_jax.config.recipe import read_recipe
+  from maskrcnn_jax.data.source import choose_source
+
+  config = read_recipe(path, overrides).config
+  source, option = choose_source(
+      arguments.images, arguments.annotations, source_of(config, 'train')
+  )
+  out = pathlib.Path(arguments.out)
+  result = check_data(
+      source, config=config, option=option,
+      against=pathlib.Path(arguments.against) if arguments.against else None,
+      boxes_only=arguments.boxes_only,
+      fix=pathlib.Path(arguments.fix) if arguments.fix else None,
+      num_workers=arguments.workers, sheet=out / 'contact_sheet.png',
+  )
+  print(format_report(result))
+  report = pathlib.Path(arguments.json or out / 'report.json')
+  try:
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text(json.dumps(result, indent=1), encoding='utf-8')
+  except OSError as error:
+    raise InputError(
+        f'Cannot write {report}: {error.strerror or error}.'
+    ) from error
+  line = f'The report is in {report}'
+  if 'contact_sheet' in result:
+    line += f', pictures are in {result["contact_sheet"]}'
+  print(f'{line}.')
+  if 'fix' in result:
+    return 2 if result['fix']['left'] else 0
+  return 0 if result['is_ok'] else 2
+
+
+def _parser() -> argparse.ArgumentParser:
+  """Returns the parser of all arguments that are not the recipe's."""
+  parser = argparse.ArgumentParser(
+      prog='python -m maskrcnn_jax.check_data', description=__doc__,
+      formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False,
+  )
+  parser.add_argument('--images', help='folder of the images')
+  parser.add_argument('--annotations', help='COCO JSON of the images')
+  parser.add_argument(
+      '--against', help='COCO JSON of another split: its classes must be the\n'
+      'same, and its images others',
+  )
+  # These two are split off before; they are here for --help.
+  parser.add_argument('--config', help='the recipe to train with')
+  parser.add_argument(
+      '--config.KEY', metavar='VALUE',
+      help='another value for a key of the recipe, for example\n'
+      '--config.data.short_side=640',
+  )
+  parser.add_argument(
+      '--boxes_only', action='store_true',
+      help='accept objects without masks, as a recipe with\n'
+      '--config.model.output=boxes does',
+  )
+  parser.add_argument('--fix', help='file to write a repaired copy to')
+  parser.add_argument(
+      '--out', default='check_data',
+      help='folder for report.json and contact_sheet.png\n'
+      '(default: %(default)s)',
+  )
+  parser.add_argument('--json', help='file for the report instead')
+  parser.add_argument(
+      '--workers', type=int, help='processes that decode (default: cores)'
+  )
+  return parser

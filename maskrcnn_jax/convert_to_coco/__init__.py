@@ -1,0 +1,1 @@
+"""Tool: writes annotations of VIA, LabelMe or mask pictures as COCO JSON."""

@@ -1,0 +1,76 @@
+"""The images that annotations speak of, and the objects read from them."""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from maskrcnn_jax.data import images
+from maskrcnn_jax.errors import InputError
+
+# The (height, width) in pixels of each image by its file name, which is
+# relative to the folder of the images. Sorted by the names.
+ImageSizes = dict[str, tuple[int, int]]
+
+
+class Object(NamedTuple):
+  """An annotated object, in pixels of the image as a viewer shows it."""
+
+  name: str  # name of its class
+  polygons: list[list[float]]  # flat lists x, y, x, y, ...; empty with a mask
+  mask: np.ndarray | None = None  # [h, w] bool, for objects without polygons
+
+
+class Annotations(NamedTuple):
+  """What a reader found in the annotations of one format."""
+
+  objects: dict[str, list[Object]]  # objects of an image, by its file name
+  left_out: dict[str, int]  # number of left out shapes, by the reason
+
+
+def find_images(folder: pathlib.Path) -> ImageSizes:
+  """Reads the size of every image in a folder and its sub-folders."""
+  if not folder.is_dir():
+    raise InputError(f'I01: there is no folder of images {folder}.')
+  return {
+      path.relative_to(folder).as_posix(): images.image_size(path)
+      for path in images.list_images(folder)
+  }
+
+
+def find_image(name: str, sizes: ImageSizes, source: pathlib.Path) -> str:
+  """Finds the image that an annotation names, with or without its folders.
+
+  Args:
+    name: The name in the annotation. Both kinds of slashes separate folders.
+    sizes: The images there are.
+    source: The file of annotations, for the error message.
+
+  Returns:
+    The name of the image as `sizes` has it.
+  """
+  name = name.replace('\\', '/')
+  if name in sizes:
+    return name
+  base = name.rsplit('/', 1)[-1]
+  found = [file for file in sizes if file.rsplit('/', 1)[-1] == base]
+  if len(found) != 1:
+    raise InputError(
+        f'I01: {source} is about {name}, of which there are {len(found)} among'
+        ' the images.'
+    )
+  return found[0]
+
+
+def read_json(path: pathlib.Path) -> dict:
+  """Reads a file that holds one JSON object."""
+  try:
+    content = json.loads(path.read_text(encoding='utf-8-sig'))
+  except OSError as error:
+    raise InputError(f'Cannot read {path}: {error.strerror}.') from error
+  except (ValueError, RecursionError) as error:
+    raise InputError(f'A25: {path} is not JSON: {error}.') from error
+  if not isinstance(content, dict):
+    raise InputError(f'A25: {path} holds no object.')
+  return content

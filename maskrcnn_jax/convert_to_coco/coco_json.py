@@ -1,0 +1,58 @@
+"""Makes COCO's instances JSON of objects, whatever format they come from."""
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+from maskrcnn_jax.convert_to_coco.annotated_images import ImageSizes, Object
+from maskrcnn_jax.convert_to_coco.polygons import polygon_area
+from maskrcnn_jax.errors import InputError
+
+
+def to_coco(sizes: ImageSizes, objects: dict[str, list[Object]]) -> dict:
+  """Makes the content of a COCO JSON.
+
+  Args:
+    sizes: All images. Those without objects become background images.
+    objects: The objects of an image, by its file name.
+
+  Returns:
+    Images, annotations and categories. Category ids start at 1, in the order
+    of the sorted class names.
+  """
+  names = sorted({o.name for found in objects.values() for o in found})
+  if not names:
+    raise InputError('A23: there is not a single object in the annotations.')
+  category_ids = {name: i for i, name in enumerate(names, start=1)}
+  content = {
+      'images': [], 'annotations': [],
+      'categories': [{'id': i, 'name': n} for n, i in category_ids.items()],
+  }
+  for image_id, (name, (height, width)) in enumerate(sizes.items(), start=1):
+    content['images'].append({
+        'id': image_id, 'file_name': name, 'height': height, 'width': width
+    })
+    for object_ in objects.get(name, ()):
+      content['annotations'].append({
+          'id': len(content['annotations']) + 1, 'image_id': image_id,
+          'category_id': category_ids[object_.name], 'iscrowd': 0,
+          **_outline_of(object_),
+      })
+  return content
+
+
+def _outline_of(object_: Object) -> dict:
+  """Returns the bbox, the area and the segmentation of an annotation."""
+  if object_.mask is None:
+    points = np.concatenate(object_.polygons).reshape(-1, 2)
+    low, high = points.min(axis=0), points.max(axis=0)
+    return {
+        'bbox': [*low.tolist(), *(high - low).tolist()],
+        'area': sum(map(polygon_area, object_.polygons)),
+        'segmentation': object_.polygons,
+    }
+  rle = mask_api.encode(np.asfortranarray(object_.mask.astype(np.uint8)))
+  return {
+      'bbox': mask_api.toBbox(rle).tolist(),
+      'area': float(object_.mask.sum()),
+      'segmentation': {**rle, 'counts': rle['counts'].decode()},
+  }

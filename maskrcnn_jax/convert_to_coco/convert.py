@@ -1,0 +1,122 @@
+r"""Writes annotations of VIA, LabelMe or mask pictures as one COCO JSON.
+
+  python -m maskrcnn_jax.convert_to_coco via --images=DIR \
+      --annotations=VIA.json --out=COCO.json
+  python -m maskrcnn_jax.convert_to_coco labelme --images=DIR \
+      --annotations=FOLDER_OF_JSON --out=COCO.json
+  python -m maskrcnn_jax.convert_to_coco masks --images=DIR \
+      --annotations=FOLDER_OF_PNG --out=COCO.json
+
+via: polygons, rectangles, circles and ellipses of a VIA 1 or 2 project or
+export in JSON; the class is a region attribute. labelme: polygons, rectangles
+and circles; shapes of one label and group_id are one object. masks: for the
+image a.jpg either a.png, in which each value or color except 0 (black) is an
+object, or a folder a/ of PNGs, in each of which all pixels except 0 are one
+object. With --class_folders these are in one folder for each class.
+
+Images without annotations are kept: they are background. Exit status: 0 done,
+2 wrong input, which is named.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import sys
+
+from maskrcnn_jax.convert_to_coco.annotated_images import (
+    Annotations,
+    ImageSizes,
+    find_images,
+)
+from maskrcnn_jax.convert_to_coco.coco_json import to_coco
+from maskrcnn_jax.convert_to_coco.labelme import read_labelme
+from maskrcnn_jax.convert_to_coco.masks import read_masks
+from maskrcnn_jax.convert_to_coco.via import read_via
+from maskrcnn_jax.data import coco
+from maskrcnn_jax.errors import InputError
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Converts as the command line says, and prints what was converted."""
+  arguments = _parse(argv)
+  try:
+    sizes = find_images(arguments.images)
+    annotations = _read(arguments, sizes)
+    _write(arguments.out, to_coco(sizes, annotations.objects))
+    # Reading the file finds now whatever training would refuse.
+    index = coco.read_coco(arguments.out)
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  counts = collections.Counter(index.classes.tolist())
+  print(
+      f'Wrote {arguments.out}: {len(index.file_names)} images, '
+      f'{len(index.classes)} objects'
+  )
+  for number, category in enumerate(index.categories, start=1):
+    print(f'{counts[number]:>9,} {category.name}')
+  for reason, count in (
+      *annotations.left_out.items(), *index.dropped.items()
+  ):
+    print(f'{count:>9,} {reason}, left out')
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+  """Parses the command line."""
+  parser = argparse.ArgumentParser(
+      prog='python -m maskrcnn_jax.convert_to_coco', description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('kind', choices=('via', 'labelme', 'masks'))
+  parser.add_argument(
+      '--images', type=pathlib.Path, required=True, help='folder of the images'
+  )
+  parser.add_argument(
+      '--annotations', type=pathlib.Path, required=True,
+      help='via: JSON file; labelme: folder of JSON files (or one); masks: '
+      'folder of PNGs',
+  )
+  parser.add_argument(
+      '--out', type=pathlib.Path, required=True, help='COCO JSON to write'
+  )
+  parser.add_argument(
+      '--class_attribute', help='via: the region attribute that is the class; '
+      'needed if regions have several',
+  )
+  parser.add_argument(
+      '--class_name', default='object',
+      help='via, masks: the class where nothing else says it',
+  )
+  parser.add_argument(
+      '--class_folders', action='store_true',
+      help='masks: the folder has one folder of masks for each class',
+  )
+  return parser.parse_args(argv)
+
+
+def _read(arguments: argparse.Namespace, sizes: ImageSizes) -> Annotations:
+  """Reads the annotations in the format that the command line names."""
+  match arguments.kind:
+    case 'via':
+      return read_via(
+          arguments.annotations, sizes, arguments.class_attribute,
+          arguments.class_name,
+      )
+    case 'labelme':
+      return read_labelme(arguments.annotations, sizes)
+    case 'masks':
+      return read_masks(
+          arguments.annotations, sizes, arguments.class_name,
+          arguments.class_folders,
+      )
+  raise AssertionError(arguments.kind)
+
+
+def _write(path: pathlib.Path, content: dict) -> None:
+  """Writes JSON, into a folder that is made if it is missing."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding='utf-8')
+  except OSError as error:
+    raise InputError(f'Cannot write {path}: {error.strerror}.') from error

@@ -1,0 +1,110 @@
+"""Reads the annotations of the VGG Image Annotator (VIA), versions 1 and 2."""
+
+import collections
+import pathlib
+
+from maskrcnn_jax.convert_to_coco import polygons
+from maskrcnn_jax.convert_to_coco.annotated_images import (
+    Annotations,
+    ImageSizes,
+    Object,
+    find_image,
+    read_json,
+)
+from maskrcnn_jax.errors import InputError
+
+
+def read_via(
+    path: pathlib.Path, sizes: ImageSizes, attribute: str | None,
+    class_name: str,
+) -> Annotations:
+  """Reads a VIA project or JSON export.
+
+  Args:
+    path: The JSON file.
+    sizes: The images that it may name.
+    attribute: The region attribute that holds the class. None: the only one
+      that a region has.
+    class_name: The class of regions without attributes.
+  """
+  content = read_json(path)
+  content = content.get('_via_img_metadata', content)
+  if not content or not all(
+      isinstance(entry, dict) and 'filename' in entry and 'regions' in entry
+      for entry in content.values()
+  ):
+    raise InputError(
+        f'A25: {path} is no VIA export; in VIA choose Annotation, Export '
+        'Annotations (as json).'
+    )
+  objects, left_out = {}, collections.Counter()
+  for entry in content.values():
+    name = find_image(entry['filename'], sizes, path)
+    regions = entry['regions']
+    if isinstance(regions, dict):  # VIA 1
+      regions = list(regions.values())
+    for region in regions:
+      where = f'{path}: a region of {name}'
+      try:
+        shape = region['shape_attributes']
+        polygon = _polygon_of(shape)
+        class_ = _class_of(
+            region.get('region_attributes') or {}, attribute, class_name,
+            where,
+        )
+      except InputError:  # a ValueError itself, but it says what is wrong
+        raise
+      except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f'A25: {where} is damaged: {error!r}.') from error
+      if polygon is None:
+        left_out[f'regions of the kind {shape["name"]}'] += 1
+        continue
+      objects.setdefault(name, []).append(Object(class_, [polygon]))
+  return Annotations(objects, left_out)
+
+
+def _polygon_of(shape: dict) -> list[float] | None:
+  """Returns the polygon of a region, or None for lines and points."""
+  match shape['name']:
+    case 'polygon':
+      return polygons.from_points(
+          zip(shape['all_points_x'], shape['all_points_y'], strict=True)
+      )
+    case 'rect':
+      x, y = shape['x'], shape['y']
+      return polygons.from_rectangle(
+          x, y, x + shape['width'], y + shape['height']
+      )
+    case 'circle':
+      return polygons.from_ellipse(
+          shape['cx'], shape['cy'], shape['r'], shape['r']
+      )
+    case 'ellipse':
+      return polygons.from_ellipse(
+          shape['cx'], shape['cy'], shape['rx'], shape['ry'],
+          shape.get('theta', 0),
+      )
+  return None
+
+
+def _class_of(
+    attributes: dict, attribute: str | None, class_name: str, where: str
+) -> str:
+  """Returns the class name of a region; see the arguments of `read_via`."""
+  if attribute is None:
+    if not attributes:
+      return class_name
+    if len(attributes) > 1:
+      raise InputError(
+          f'{where} has the attributes {", ".join(attributes)}; give '
+          '--class_attribute=NAME.'
+      )
+    attribute = next(iter(attributes))
+  value = attributes.get(attribute)
+  if isinstance(value, dict):  # checkboxes
+    value = next((key for key, on in value.items() if on), None)
+  if not isinstance(value, str) or not value.strip():
+    raise InputError(
+        f'{where} has no class: its attribute {attribute!r} is {value!r}.'
+    )
+  return value.strip()

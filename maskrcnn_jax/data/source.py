@@ -1,0 +1,220 @@
+"""Where a data set comes from, COCO files or records, and reading either.
+
+COCO files are a JSON file of annotations and a folder of images. Records are a
+set that `build_tfds` wrote for tensorflow-datasets; they hold the images too.
+Whoever uses a data set takes a `Source` and need not know which of the two it
+is.
+"""
+
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+from maskrcnn_jax import errors
+from maskrcnn_jax.data import coco, findings
+from maskrcnn_jax.data.coco_index import CocoIndex
+from maskrcnn_jax.data.columns import StoredIndex
+from maskrcnn_jax.data.images import case_hint
+from maskrcnn_jax.data.records import (
+    RecordImage,
+    RecordImages,
+    Records,
+    find_records,
+    read_records,
+)
+
+
+class CocoFiles(NamedTuple):
+  """A data set in COCO's format."""
+
+  images: str  # the folder that file names are relative to
+  annotations: str  # the JSON file
+
+  def __str__(self) -> str:
+    """Names the data set in messages."""
+    return self.annotations
+
+
+Source = CocoFiles | Records
+
+# Where the images of a data set are: in a folder, or in records.
+Images = str | pathlib.Path | RecordImages
+
+
+class DataSet(NamedTuple):
+  """A data set that was read: its annotations, and where its images are."""
+
+  index: CocoIndex | StoredIndex  # StoredIndex: in the workers of the loader
+  images: Images
+
+
+class ImageFile(NamedTuple):
+  """One encoded image, in the form that `images.decode_image` takes."""
+
+  path: str  # of the file; of an image in a record, its file_name
+  record: RecordImage | None = None  # the record that holds it, if one does
+
+  def content(self) -> bytes | None:
+    """Reads the bytes from the record. `None`: they are in the file `path`."""
+    return None if self.record is None else self.record.read()
+
+
+def options_of(part: str) -> str:
+  """Returns the options that name a data set of a recipe, for messages.
+
+  Args:
+    part: 'train' or 'eval', of `config.data`.
+  """
+  key = f'--config.data.{part}'
+  return (
+      f'{key}.images=DIR and {key}.annotations=FILE.json, or'
+      f' {key}.tfds=NAME and --config.data.tfds_dir=DIR'
+  )
+
+
+def choose_source(
+    images: str | None, annotations: str | None, of_recipe: Source | None
+) -> tuple[Source, str]:
+  """Returns the data set of --images and --annotations, else the recipe's.
+
+  Args:
+    images: The value of --images. `None` or '': not given.
+    annotations: The value of --annotations. `None` or '': not given.
+    of_recipe: The training set of the recipe, `None` if it names none.
+
+  Returns:
+    The data set, and the `option` of `check_is_there` for it.
+
+  Raises:
+    InputError: If there is no data set, or only one of the two is given.
+  """
+  if images and annotations:
+    return CocoFiles(images, annotations), '--'
+  if images or annotations:
+    missing = '--annotations=FILE.json' if images else '--images=DIR'
+    raise errors.InputError(
+        f'{missing} is missing: --images and --annotations belong together.'
+    )
+  if of_recipe is None:
+    raise errors.InputError(
+        'No data set: give --images=DIR and --annotations=FILE.json; or'
+        f' {options_of("train")}.'
+    )
+  return of_recipe, '--config.data.train.'
+
+
+def check_is_there(source: Source, option: str) -> None:
+  """Checks that the annotations of a data set exist.
+
+  Args:
+    source: The data set.
+    option: The beginning of the options that give it, for the message:
+      '--config.data.eval.', or '--' for --images and --annotations.
+
+  Raises:
+    InputError: If they do not exist, or if the folder of images was not given.
+  """
+  if isinstance(source, Records):
+    find_records(source)
+    return
+  if not source.images:
+    raise errors.InputError(
+        f'I01: {option}images=DIR is missing: the folder of the images of'
+        f' {source.annotations}.'
+    )
+  coco.check_is_there(source.annotations, f'{option}annotations')
+
+
+def read_set(source: Source, **options: Any) -> DataSet:
+  """Reads and checks all annotations of a data set.
+
+  Args:
+    source: The data set.
+    **options: Options of `coco.read_coco`.
+  """
+  if isinstance(source, Records):
+    content, in_records = read_records(source)
+    return DataSet(
+        coco.index_coco(content, str(source), **options), in_records
+    )
+  return DataSet(
+      coco.read_coco(source.annotations, **options),
+      pathlib.Path(source.images),
+  )
+
+
+def read_content(source: Source) -> dict[str, Any]:
+  """Reads a data set as the COCO JSON that it is, or was made from."""
+  if isinstance(source, Records):
+    return read_records(source)[0]
+  return coco.read_json(pathlib.Path(source.annotations))
+
+
+def image_file(images: Images, row: int, file_name: str) -> ImageFile:
+  """Returns the encoded image of a row of the index.
+
+  Args:
+    images: Where the images of the data set are.
+    row: The image's row of the index.
+    file_name: The image's name in the index.
+  """
+  if isinstance(images, RecordImages):
+    return ImageFile(file_name, images.image(row))
+  return ImageFile(os.path.join(images, file_name))
+
+
+def check_images_exist(
+    data_set: DataSet, *, report: findings.Report | None = None
+) -> list[int]:
+  """Checks that the file of each image exists.
+
+  Images in records exist: `build_tfds` writes a record only with its image.
+
+  Args:
+    data_set: Its index has the file names.
+    report: Gets each image that is missing. `None`: the first one is raised.
+
+  Returns:
+    The rows of the images that are missing, or whose name leads out of the
+    folder, in rising order.
+
+  Raises:
+    InputError: If there is such an image, and no report.
+  """
+  index, folder = data_set
+  if isinstance(folder, RecordImages):
+    return []
+  report = report or findings.Report(stop=True)
+  folder = os.fspath(folder)
+  if not os.path.isdir(folder):
+    report.error(
+        'I01', '', '',
+        f'there is no folder of images {folder}{coco.download_hint(folder)}.',
+    )
+    return list(range(len(index.file_names)))
+  outside, missing = [], []
+  for row, name in enumerate(index.file_names):
+    if coco.is_outside(name):
+      outside.append(row)
+      report.error(
+          'I15', '', f'image {index.image_ids[row]!r}',
+          f'its file_name {name!r} leads out of the folder {folder}; it must be'
+          ' relative to it.',
+      )
+    elif not os.path.isfile(os.path.join(folder, name)):
+      missing.append(row)
+  if missing:
+    names = [index.file_names[row] for row in missing[:5]]
+    shown = ', '.join(names) + (', ...' if len(missing) > 5 else '')
+    hint = case_hint(os.path.join(folder, names[0]))
+    report.error(
+        'I01', '', '',
+        f'{len(missing)} of {len(index.file_names)} images are not in'
+        f' {folder}: {shown}{hint}.', count=0,
+    )
+    for row in missing:
+      report.error(
+          'I01', '', f'image {index.image_ids[row]!r}',
+          f'there is no {index.file_names[row]}.', row=row,
+      )
+  return sorted(outside + missing)

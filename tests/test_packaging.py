@@ -1,0 +1,240 @@
+"""Tests of what an installed package holds, and that its messages fit."""
+
+import ast
+import configparser
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+
+import pytest
+
+from maskrcnn_jax.__main__ import TOOLS
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# What the wheel and the source distribution are made of.
+SOURCES = (
+    'maskrcnn_jax', 'configs', 'pallas_kernels', 'docs', 'scripts', 'tests',
+    'setup.cfg', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'CHANGELOG.md',
+    'BENCHMARKS.md', 'LICENSE', 'requirements.lock',
+)
+
+
+def test_setup_cfg_lists_every_package_on_disk():
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  listed = setup['options']['packages'].split()
+  found = {
+      '.'.join(path.parent.relative_to(ROOT).parts)
+      for folder in ('maskrcnn_jax', 'pallas_kernels')
+      for path in (ROOT / folder).rglob('*.py')
+  }
+  # The recipes; setup.cfg maps the folder configs/ there.
+  assert listed == sorted(found | {'maskrcnn_jax.configs'})
+  assert setup['options']['package_dir'].split() == [
+      'maskrcnn_jax.configs', '=', 'configs'
+  ]
+  for package in found:
+    assert (ROOT / package.replace('.', '/') / '__init__.py').is_file()
+
+
+def strings_of(path):
+  """Returns (line, text) of each string of a file; f-strings as a whole."""
+  nodes = list(ast.walk(ast.parse(path.read_text())))
+  parts = {
+      id(part) for node in nodes if isinstance(node, ast.JoinedStr)
+      for part in node.values
+  }
+  for node in nodes:
+    if isinstance(node, ast.JoinedStr):
+      texts = (v.value for v in node.values if isinstance(v, ast.Constant))
+      yield node.lineno, ''.join(texts)
+    elif (
+        isinstance(node, ast.Constant) and isinstance(node.value, str)
+        and id(node) not in parts
+    ):
+      yield node.lineno, node.value
+
+
+def test_messages_name_no_file_that_is_not_installed():
+  problems = [
+      f'{path.relative_to(ROOT)}:{line}: {text}'
+      for path in (ROOT / 'maskrcnn_jax').rglob('*.py')
+      if path.name != 'errors.py'  # which makes a file of docs/
+      for line, text in strings_of(path)
+      if re.search(r'\b(scripts|docs|tests)/|README', text)
+      and 'source repository' not in text.replace('\n', ' ')
+  ]
+  assert not problems, '\n'.join(problems)
+
+
+def test_documents_and_scripts_name_files_and_tools_that_exist():
+  documents = [
+      *ROOT.glob('*.md'), *ROOT.glob('*/*.md'), *ROOT.glob('configs/*.py'),
+      *ROOT.glob('scripts/*.*'), *ROOT.glob('maskrcnn_jax/**/*.py'),
+  ]
+  problems = []
+  for path in documents:
+    if path.name == 'CHANGELOG.md':  # speaks of files that are gone
+      continue
+    text = path.read_text()
+    files = re.findall(
+        r'(?<![\w/.])(?:maskrcnn_jax|pallas_kernels|scripts|tests|docs)'
+        r'/[\w/]+\.(?:py|sh|md|png|txt)\b', text
+    )
+    tools = re.findall(r'python -m (maskrcnn_jax[.\w]*\w)', text)
+    modules = [
+        tool.replace('.', '/') for tool in tools if not tool.endswith('TOOL')
+    ]
+    problems += [
+        f'{path.relative_to(ROOT)}: there is no {name}' for name in files
+        if not (ROOT / name).is_file()
+    ] + [
+        f'{path.relative_to(ROOT)}: there is no tool {name}' for name in modules
+        if not (ROOT / f'{name}.py').is_file()
+        and not (ROOT / name / '__main__.py').is_file()
+    ]
+  assert not problems, '\n'.join(problems)
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+  """Installs sdist -> wheel into an environment of its own; its bin folder.
+
+  Other packages come from the environment of the tests. Its editable install
+  of this package does not: a path in a .pth file has no .pth files itself.
+  """
+  folder = tmp_path_factory.mktemp('installed')
+  source = folder / 'source'
+  for name in SOURCES:
+    if (ROOT / name).is_dir():
+      shutil.copytree(
+          ROOT / name, source / name,
+          ignore=shutil.ignore_patterns('__pycache__'),
+      )
+    else:
+      shutil.copy(ROOT / name, source / name)
+  subprocess.run([sys.executable, '-m', 'venv', folder / 'env'], check=True)
+  python = folder / 'env' / 'bin' / 'python'
+  requires = tomllib.loads((ROOT / 'pyproject.toml').read_text())
+  subprocess.run(
+      [python, '-m', 'pip', 'install', '-q', *requires['build-system'][
+          'requires']], check=True, env=environment(),
+  )
+  # pip makes no source distributions, so the backend is asked itself.
+  subprocess.run(
+      [python, '-c', 'from setuptools import build_meta; '
+       f'build_meta.build_sdist({str(folder)!r})'],
+      check=True, cwd=source, env=environment(), stdout=subprocess.DEVNULL,
+  )
+  sdist, = folder.glob('*.tar.gz')
+  subprocess.run(
+      [python, '-m', 'pip', 'wheel', '-q', '--no-deps',
+       '--no-build-isolation', f'--wheel-dir={folder}', sdist],
+      check=True, cwd=folder, env=environment(),
+  )
+  wheel, = folder.glob('*.whl')
+  subprocess.run(
+      [python, '-m', 'pip', 'install', '-q', '--no-deps', wheel],
+      check=True, cwd=folder, env=environment(),
+  )
+  shutil.rmtree(source)
+  site_packages, = folder.glob('env/lib/python*/site-packages')
+  (site_packages / 'others.pth').write_text(
+      sysconfig.get_paths()['purelib'] + '\n'
+  )
+  return python.parent
+
+
+def environment():
+  """The environment variables, but the sources are not in the path."""
+  variables = os.environ | {
+      'JAX_PLATFORMS': 'cpu', 'PIP_DISABLE_PIP_VERSION_CHECK': '1',
+  }
+  variables.pop('PYTHONPATH', None)
+  return variables
+
+
+def run(folder, *command):
+  return subprocess.run(
+      command, cwd=folder, env=environment(), capture_output=True, text=True,
+      timeout=300,
+  )
+
+
+@pytest.mark.slow
+def test_the_source_distribution_is_complete(installed):
+  sdist, = installed.parents[1].glob('*.tar.gz')
+  with tarfile.open(sdist) as archive:
+    there = {
+        name.partition('/')[2] for name in archive.getnames()
+    }
+  wanted = {
+      path.relative_to(ROOT).as_posix()
+      for name in SOURCES
+      for path in [ROOT / name, *(ROOT / name).rglob('*')]
+      if path.is_file() and '__pycache__' not in path.parts
+  }
+  assert wanted <= there
+
+
+@pytest.mark.slow
+def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
+  done = run(
+      tmp_path, installed / 'python', '-c',
+      'import maskrcnn_jax; print(maskrcnn_jax.__file__)',
+  )
+  package = pathlib.Path(done.stdout.strip()).parent
+  assert package.is_relative_to(installed.parent)
+  assert sorted(path.name for path in package.glob('configs/*.py')) == sorted(
+      path.name for path in ROOT.glob('configs/*.py')
+  )
+  assert not list(package.parent.glob('configs'))
+
+  command = installed / 'maskrcnn'
+  assert run(tmp_path, command).stdout == run(tmp_path, command, '-h').stdout
+  for tool in TOOLS:
+    done = run(tmp_path, command, tool, '--help')
+    assert done.returncode == 0, done.stderr
+    assert f'maskrcnn {tool} ' in done.stdout
+  done = run(tmp_path, command, 'shapes', 'drawn', '--train=24', '--val=1')
+  assert done.returncode == 0, done.stderr
+  # From 24 images on, processes decode them.
+  done = run(
+      tmp_path, command, 'check_data', '--images=drawn/images', '--workers=2',
+      '--annotations=drawn/instances_train.json',
+  )
+  assert done.returncode == 0, done.stderr
+  assert '24 images' in done.stdout
+
+
+@pytest.mark.slow
+def test_an_editable_install_finds_package_and_command(tmp_path):
+  for name in SOURCES:
+    if name not in ('docs', 'scripts', 'tests'):
+      copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+      copy(ROOT / name, tmp_path / name)
+  subprocess.run([sys.executable, '-m', 'venv', tmp_path / 'env'], check=True)
+  scripts = tmp_path / 'env' / 'bin'
+  subprocess.run(
+      [scripts / 'python', '-m', 'pip', 'install', '-q', '--no-deps', '-e',
+       tmp_path], check=True, env=environment(),
+  )
+  empty = tmp_path / 'empty'
+  empty.mkdir()
+  assert run(empty, scripts / 'maskrcnn', '--help').returncode == 0
+  done = run(
+      empty, scripts / 'python', '-c',
+      'import maskrcnn_jax; print(maskrcnn_jax.__file__)',
+  )
+  package = pathlib.Path(done.stdout.strip()).parent
+  assert package == tmp_path / 'maskrcnn_jax'
+  # Recipes are found beside the package, not in a copy of them.
+  assert not (package / 'configs').exists()
+  assert (package.parent / 'configs' / 'finetune.py').is_file()
