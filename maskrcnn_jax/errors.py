@@ -283,7 +283,8 @@ CODES = {
     'C02': Code(
         'checkpoint does not fit the model',
         'Names or shapes of the weights are not those of the model of the '
-        'recipe, for example another ResNet or another head.',
+        'recipe, for example another ResNet or another head; or a key that '
+        'the weights depend on was given with another value.',
         "Use the checkpoint's own recipe (no `--config`), or the keys that "
         'the message names.',
     ),

@@ -120,8 +120,7 @@ def main(argv: list[str]) -> int:
   path, overrides = _parse_flags(argv)
   workdir = _check_flags(path)
   profile_steps = _parse_profile_steps(_PROFILE_STEPS.value)
-  # Not imported before the flags are right: --help and a misspelt flag need
-  # not wait for it. JAX, which takes longest, is not a part of it.
+  # Imports are here so that --help and wrong input need not wait for JAX.
   from maskrcnn_jax.config.recipe import read_overrides, read_recipe
 
   recipe = read_recipe(path, overrides) if path else read_overrides(overrides)

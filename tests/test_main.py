@@ -297,6 +297,18 @@ def test_init_from_another_architecture(refuse, train_flags, tiny_run):
   assert 'does not fit this model' in line
 
 
+def test_fine_tuning_with_another_value_than_the_weights_have(
+    refuse, tiny_data, tiny_run, tmp_path
+):
+  line = refuse(
+      '--config=finetune', f'--workdir={tmp_path / "run"}',
+      *tiny.data_flags(tiny_data), f'--init_from={tiny_run[0]}',
+      '--config.freeze_at=0', '--config.data.pixel_std=1,1,1',
+  )
+  assert 'C02: ' in line
+  assert 'data.pixel_std: [1, 1, 1] | [58.395, 57.12, 57.375]' in line
+
+
 def test_a_loss_that_is_not_finite_is_a_failure(
     refuse, train_flags, tiny_run, tmp_path
 ):
@@ -466,7 +478,10 @@ def test_train_through_the_command_line_continues(
     run, refuse, train_flags, tiny_run, tmp_path
 ):
   shutil.copytree(tiny_run[0], tmp_path / 'run')
-  code, out, _ = run(*train_flags, '--skip_test')
+  # Evaluation may change when a run is continued.
+  code, out, _ = run(
+      *train_flags, '--skip_test', '--config.rpn.eval.post_nms=8'
+  )
   assert (code, out) == (0, '')
   line = refuse(*train_flags, '--noresume')
   assert 'already holds a checkpoint of step 4' in line

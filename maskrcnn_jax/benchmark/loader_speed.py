@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax.benchmark.recipes import complete_recipe
-from maskrcnn_jax.config import canvas_arguments, pixel_range_of
+from maskrcnn_jax.config import canvas_arguments, heads_of, pixel_range_of
 from maskrcnn_jax.data import canvases, image_sets, loader
 from maskrcnn_jax.data.source import (
   Source,
@@ -88,7 +88,7 @@ def benchmark_loader(
   mesh = cluster.make_mesh()
   cluster.check_batch_size(batch_size, mesh, key='batch_size')
   check_is_there(source, option)
-  data_set = read_set(source, require_masks=config.model.output == 'masks')
+  data_set = read_set(source, require_masks=heads_of(config).masks)
   check_images_exist(data_set)
   index = data_set.index
   rows, _ = image_sets.filter_images(index, keep_empty=config.data.keep_empty)

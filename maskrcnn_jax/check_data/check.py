@@ -15,6 +15,7 @@ from maskrcnn_jax.config import (
   default_config,
   fine_tuning,
   geometry_of,
+  heads_of,
   pixel_range_of,
 )
 from maskrcnn_jax.config.check import check_config
@@ -91,7 +92,7 @@ def check_data(
   config = default_config() if config is None else config
   if config.train.fine_tune:
     config = fine_tuning.adopt_defaults(config)
-  boxes_only |= config.model.output != 'masks'
+  boxes_only |= not heads_of(config).masks
   options = {
       'require_masks': not boxes_only,
       'width_offset': geometry_of(config).width_offset,

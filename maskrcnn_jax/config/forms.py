@@ -159,6 +159,24 @@ def parse(form: Form, written: str):
     ) from None
 
 
+def describe(form: Form) -> str:
+  """Returns the values of a form in words, for the documentation."""
+  if form.choices:
+    words = ', '.join(f'`{choice!r}`' for choice in form.choices)
+  elif form.kind is tuple:
+    words = form.what
+  else:
+    words = {
+        str: 'a text', bool: '`True`, `False`', int: 'a whole number',
+        float: 'a number',
+    }[form.kind]
+    if form.most < math.inf:
+      words += f' from {form.least} to {form.most}'
+    elif form.least > -math.inf:
+      words += f', at least {form.least}'
+  return f'{words}, or `None`' if form.may_be_none else words
+
+
 def numbers_in(value) -> list[numbers.Real]:
   """Returns the numbers in nested tuples and lists."""
   if isinstance(value, tuple | list):

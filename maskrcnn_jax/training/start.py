@@ -18,6 +18,7 @@ from maskrcnn_jax.config import (
   fine_tuning,
   format_differences,
   geometry_of,
+  heads_of,
   plain,
   source_of,
   stored_config,
@@ -163,7 +164,7 @@ def read_training_set(
   check_is_there(source, '--config.data.train.')
   report = findings.Report(stop=True)
   data_set = read_set(
-      source, require_masks=config.model.output == 'masks',
+      source, require_masks=heads_of(config).masks,
       width_offset=geometry_of(config).width_offset, report=report,
   )
   for line in report.warnings():
@@ -205,7 +206,7 @@ def check_eval_set(
     )
   check_images_exist(data_set)
   content = read_content(source)
-  for kind in ('bbox', 'segm')[: 2 if config.model.output == 'masks' else 1]:
+  for kind in ('bbox', 'segm')[: 2 if heads_of(config).masks else 1]:
     check_truth(content, kind=kind)
 
 

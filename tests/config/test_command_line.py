@@ -203,6 +203,7 @@ def program(tool, *arguments):
     [
         'main --workdir=none',
         'check_data --images=none --annotations=none.json',
+        'benchmark --mode=train',
     ],
 )
 def test_programs_read_overrides_alike(tool, arguments):

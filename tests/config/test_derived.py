@@ -1,8 +1,21 @@
 """Tests of the values that follow from a recipe."""
 
+import pathlib
+import re
+
 import pytest
 
 from maskrcnn_jax.config import default_config, heads_of, scaled_to_batch
+
+PACKAGE = pathlib.Path(__file__).parents[2] / 'maskrcnn_jax'
+
+
+def test_only_heads_of_compares_the_output():
+  for path in PACKAGE.rglob('*.py'):
+    # `convert_weights` finds out the output of a file of weights.
+    if path != PACKAGE / 'convert_weights' / 'peer_models.py':
+      text = path.read_text(encoding='utf-8')
+      assert not re.search(r'\boutput\b[\'\]]* (==|!=|in) ', text), path
 
 
 @pytest.mark.parametrize(

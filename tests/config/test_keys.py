@@ -1,11 +1,13 @@
 """Tests of the table of keys: rows are complete, roles are as they were."""
 
 import json
+import pathlib
 
 import pytest
 
 from maskrcnn_jax.config import default_config, plain
 from maskrcnn_jax.config.defaults import value_of
+from maskrcnn_jax.config.documentation import as_markdown
 from maskrcnn_jax.config.foreign_names import _ANSWERS
 from maskrcnn_jax.config.forms import parse, problem_with
 from maskrcnn_jax.config.keys import BY_NAME, KEYS, ROLES, WEIGHTS, names
@@ -82,6 +84,13 @@ def test_weights_see_wrong_pixels_or_boxes_only_with_these_keys():
       'geometry', 'model.norm_eps', 'model.stride_in_1x1', 'data.pixel_mean',
       'data.pixel_std',
   }
+
+
+def test_the_documentation_is_up_to_date():
+  path = pathlib.Path(__file__).parents[2] / 'docs' / 'recipe_keys.md'
+  assert path.read_text(encoding='utf-8') == as_markdown(), (
+      'run python -m maskrcnn_jax.config.documentation > docs/recipe_keys.md'
+  )
 
 
 def test_no_name_of_another_program_has_two_answers():
