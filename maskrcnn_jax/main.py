@@ -3,8 +3,8 @@
   python -m maskrcnn_jax.main --config=RECIPE --workdir=DIR
       [--mode=train|eval|predict] [--config.KEY=VALUE ...]
 
-RECIPE is a file, configs/r50_fpn.py, or the name of a recipe that comes with
-the program, r50_fpn.
+RECIPE is the name of a recipe that comes with the program, such as r50_fpn, or
+a file of your own, my_recipe.py.
 
 Exit status: 0 done, 1 failed while running, 2 wrong input, 130 ended by Ctrl-C.
 A training that is ended by SIGTERM or by the first Ctrl-C is saved and has
@@ -26,8 +26,8 @@ from maskrcnn_jax.errors import InputError, SaveError
 
 # Listed by --help; `split_arguments` reads it, together with --config.KEY.
 flags.DEFINE_string(
-    'config', None, 'The recipe: a file, for example configs/r50_fpn.py, or '
-    'the name of a recipe that comes with the program. Each of its keys can be '
+    'config', None, 'The recipe: the name of a recipe that comes with the '
+    'program, such as r50_fpn, or a file. Each of its keys can be '
     'changed: --config.train.batch_size=8. Without a recipe, eval and predict '
     "use the checkpoint's own, with such changes.",
 )

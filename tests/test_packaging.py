@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import json
 import os
 import pathlib
 import re
@@ -212,6 +213,65 @@ def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert '24 images' in done.stdout
+
+
+def named_files(text):
+  """Returns what looks like the name of a file in messages."""
+  return {
+      word for word in re.findall(r'(?<![\w=*<])[\w./-]+\.\w{1,8}\b', text)
+      if word.endswith(('.py', '.sh', '.md', '.json', '.txt', '.png', '.gz'))
+      and not word.startswith('//')
+  }
+
+
+@pytest.mark.slow
+def test_the_wheel_trains_fine_tunes_and_predicts(installed, tmp_path):
+  command = installed / 'maskrcnn'
+  draw = ('shapes', 'drawn', '--train=8', '--val=2', '--size=64')
+  data = [
+      f'--config.data.{part}.{key}=drawn/{value}'
+      for part, name in (('train', 'train'), ('eval', 'val'))
+      for key, value in (
+          ('images', 'images'), ('annotations', f'instances_{name}.json')
+      )
+  ]
+  short = (
+      '--config.train.num_steps=2', '--config.train.batch_size=2',
+      '--config.data.padded_sizes=((128, 160), (160, 128))',
+  )
+  runs = (
+      draw,
+      ('--config=shapes', '--workdir=first', '--skip_test', *short, *data),
+      ('--config=finetune', '--workdir=mine', '--init_from=first', *short,
+       *data),
+      ('--mode=predict', '--workdir=mine', '--input=drawn/samples'),
+      ('check_data', '--config=finetune', *data),
+  )
+  missing = set()
+  for arguments in runs:
+    done = run(tmp_path, command, *arguments)
+    assert done.returncode == 0, done.stderr
+    missing |= {
+        name for name in named_files(done.stdout + done.stderr)
+        if not (tmp_path / name).exists()
+    }
+  assert not missing
+  # Wrong input: its answers name nothing that is not there either.
+  for arguments, word in (
+      (('--config=configs/finetune.py', '--workdir=x'), 'finetune'),
+      (('--config=finetune', '--workdir=x', *data), '--init_from'),
+      (('--config=shapes', '--workdir=x'), 'training set'),
+      (('--config=r50_fpn', '--workdir=x'), 'download'),
+  ):
+    done = run(tmp_path, command, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert word in done.stderr
+    print(done.stderr.splitlines()[-1])
+  objects = json.loads(
+      (tmp_path / 'mine' / 'predictions' / 'predictions.json').read_text()
+  )
+  assert objects == [] or {'file_name', 'segmentation'} <= objects[0].keys()
+  assert list((tmp_path / 'mine' / 'predictions').glob('*.png'))
 
 
 @pytest.mark.slow

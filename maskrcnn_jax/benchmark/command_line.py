@@ -1,8 +1,8 @@
-"""Times the training step, inference or the loading of data of a recipe.
+r"""Times the training step, inference or the loading of data of a recipe.
 
-  python -m maskrcnn_jax.benchmark --config=configs/r50_fpn.py \
+  python -m maskrcnn_jax.benchmark --config=r50_fpn \
       --mode=train --size=800x1333 --batch_size=1 [--config.KEY=VALUE ...]
-  python -m maskrcnn_jax.benchmark --config=configs/r50_fpn.py \
+  python -m maskrcnn_jax.benchmark --config=r50_fpn \
       --mode=loader --images=DIR --annotations=FILE.json --workers=0,1,2 \
       --batch_size=16 --steps=30
 
@@ -54,7 +54,7 @@ def _run(argv: list[str]) -> None:
   refuse_unexpected(unexpected)
   if path is None:
     raise InputError(
-        '--config=RECIPE is missing, for example configs/r50_fpn.py.'
+        '--config=RECIPE is missing, for example --config=r50_fpn.'
     )
 
   from maskrcnn_jax.config.recipe import read_recipe

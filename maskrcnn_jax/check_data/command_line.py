@@ -1,7 +1,7 @@
 """Finds out what is wrong with a data set before a training does.
 
   python -m maskrcnn_jax.check_data --images=DIR --annotations=FILE.json
-      [--against=VAL.json] [--config=configs/r50_fpn.py] [--fix=OUT.json]
+      [--against=VAL.json] [--config=r50_fpn] [--fix=OUT.json]
       [--config.KEY=VALUE ...]
 
 Decodes every image, reads every annotation, and prints what is wrong, each kind
