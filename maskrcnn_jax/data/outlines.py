@@ -3,7 +3,7 @@
 Host only.  `array_types.Outlines` says what an outline is.
 """
 
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 import numpy as np
 
 from maskrcnn_jax import errors
@@ -244,21 +244,6 @@ def rle_counts(
         f' {height * width} pixels of the image.'
     )
   return counts
-
-
-def decode_rle(
-    segmentation: dict, height: int, width: int
-) -> UInt8[np.ndarray, 'h w']:
-  """Fills the mask that a COCO RLE means; 1 inside, 0 outside.
-
-  Args:
-    segmentation: See `rle_counts`, whose checks it passes first.
-    height: Of the image.
-    width: Of the image.
-  """
-  counts = rle_counts(segmentation, height, width)
-  inside = (np.arange(len(counts)) % 2).astype(np.uint8)
-  return np.repeat(inside, counts).reshape(width, height).T
 
 
 def _uncompress(text: bytes) -> np.ndarray:
