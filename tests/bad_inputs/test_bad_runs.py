@@ -4,6 +4,7 @@ Those of the data are in test_bad_inputs.py; that the weights of each program
 keep its conventions (C13), in test_convert_weights.py.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import types
 
 import jax
 from jax.sharding import Mesh
@@ -24,6 +24,7 @@ from maskrcnn_jax.convert_weights import convert as convert_weights
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.average_precision import evaluate_detections
 from maskrcnn_jax.runtime import checkpoint, cluster
+from maskrcnn_jax.runtime.training_log import TrainingLog
 from maskrcnn_jax.training import run as train
 from maskrcnn_jax.training.loop import _Pending, _take_figures
 
@@ -110,13 +111,15 @@ def test_c04_a_loss_that_is_not_finite(
 
 
 @pytest.mark.parametrize('step', [1, 99, 100])
-def test_c04_a_loss_that_is_not_finite_early_on(step):
+def test_c04_a_loss_that_is_not_finite_early_on(step, tmp_path):
   figures = {'loss': np.nan, 'grad_norm': 1.0}
-  pending = _Pending(step, figures, [1, 0], False, 0.5, 0.1)
-  index = types.SimpleNamespace(image_ids=[7, 8])
-  log = types.SimpleNamespace(line=lambda text: None)
-  with pytest.raises(FloatingPointError) as error:
-    _take_figures(pending, log, index, lambda step: 0.25, 'fp32')
+  pending = _Pending(step, figures, np.array([1, 0]), False, 0.5, 0.1)
+  log = TrainingLog(tmp_path, num_steps=100, writes=False)
+  with contextlib.closing(log), pytest.raises(FloatingPointError) as error:
+    _take_figures(
+        pending, log, image_ids=[7, 8], schedule=lambda step: 0.25,
+        scales_loss=False,
+    )
   message = str(error.value)
   assert message.startswith(f'C04: loss is nan at step {step} (learning rate')
   assert 'learning rate 0.25, images [8, 7]' in message
