@@ -32,35 +32,44 @@ def detect_boxes(
 ]:
   """Turns the box head's output for one image into its final boxes.
 
-  Every proposal may become a box of each class that it scores above
-  `min_score`; NMS inside each class; the best of all classes together.
+  A proposal becomes one box for each class with a score above `min_score`. NMS
+  runs inside each class. The result is the best of the boxes of all classes
+  together.
 
   Args:
-    class_logits: Background in column 0.
-    box_deltas: One box a class.
-    proposals: What was classified.
-    image_size: (height, width) before padding.
-    min_score: Boxes scored this much or less are dropped.
-    iou_threshold: Of the NMS.
-    max_detections: Boxes to keep, at most.
-    delta_weights: See `decode_boxes`.
-    min_size: See `has_area`.
-    width_offset: See `ops/boxes.py`.
-    kernels: What works it out.
+    class_logits: Logits of each proposal; column 0 is background.
+    box_deltas: Encoded offsets (dx, dy, dw, dh) of each proposal, one box for
+      each class.
+    proposals: The boxes that the head has classified.
+    image_size: (height, width) before padding, in pixels.
+    min_score: Boxes with this score or less are dropped; [0, 1].
+    iou_threshold: NMS removes a box that overlaps a better one of the same
+      class more than this.
+    max_detections: Number of slots of the result. Slots without a box are not
+      valid.
+    delta_weights: Divisors of (dx, dy, dw, dh): see `decode_boxes`.
+    min_size: Length of the shortest side that a detection may have, in pixels.
+    width_offset: Pixels by which a box is wider than x2 - x1: see
+      `ops/boxes.py`.
+    kernels: The implementation of each operation.
 
   Returns:
-    boxes, classes, scores and valid, best first; zeros where not valid.
+    boxes: In pixels of the resized image, best first.
+    classes: Class numbers, 1 to k - 1.
+    scores: Probabilities, falling.
+    valid: Which slots hold a box. In the other slots, all values are 0.
 
   Source:
     Mask R-CNN (arXiv:1703.06870), section 3.1, "Inference"; detectron2
     `modeling/roi_heads/fast_rcnn.py`.
-    Differs: a box without an area is dropped before the best are chosen;
-    detectron2 drops it after, so that it may take the place of another.
+    Differs: a box without an area is dropped before the best boxes are chosen.
+    detectron2 drops it afterwards, so that it may take the place of another
+    box.
   """
   num_classes = class_logits.shape[1]
   probabilities = jax.nn.softmax(class_logits, axis=-1)[:, 1:]
-  # At most 1 / min_score classes of a proposal can score above min_score, so
-  # no more need to be looked at.
+  # The scores of a proposal add up to 1, so at most 1 / min_score classes can
+  # have a score above min_score. The other classes are skipped.
   per_proposal = num_classes - 1
   if min_score > 0:
     per_proposal = min(per_proposal, math.ceil(1 / min_score))

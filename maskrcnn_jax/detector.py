@@ -1,4 +1,4 @@
-"""A trained model put to use: from a checkpoint and images to detections."""
+"""Loads a trained model from a checkpoint and detects objects with it."""
 
 from collections.abc import Iterable, Iterator
 import functools
@@ -31,25 +31,25 @@ from maskrcnn_jax.runtime.precision import set_precision
 class ImageDetections(NamedTuple):
   """The detections of one image, in pixels of the image as it is on disk."""
 
-  row: int  # of the image in its index
+  row: int  # position of the image in the index of its data set
   boxes: Float[np.ndarray, 'd 4']
   classes: Int[np.ndarray, 'd']  # 1..k-1
   scores: Float[np.ndarray, 'd']
-  masks: list[dict] | None  # compressed RLE; None without a mask head
+  masks: list[dict] | None  # compressed RLE; None if there is no mask head
 
 
 class Detector(NamedTuple):
-  """A trained model and what is known about it."""
+  """A trained model with its recipe and its classes."""
 
   rcnn: Rcnn  # on the devices of this process
   variables: dict  # parameters and constants, replicated over these devices
-  config: ml_collections.ConfigDict  # the recipe that it is used with
+  config: ml_collections.ConfigDict  # the recipe of this evaluation
   categories: tuple[coco_index.Category, ...]  # class number = position + 1
-  step: int  # number of training steps behind the parameters
+  step: int  # number of steps that the model was trained for
 
   @property
   def mesh(self) -> Mesh:
-    """The devices that images are spread over."""
+    """The devices that the images of a batch are spread over."""
     return self.rcnn.mesh
 
   def detect(
@@ -57,12 +57,13 @@ class Detector(NamedTuple):
   ) -> Detections:
     """Finds the objects in a batch of images.
 
-    Preparing the images is compiled apart from the network, because the size
-    of the decoded images varies more than the padded size does.
+    The preparation of the images is compiled separately from the network,
+    because the size of the decoded images varies more than the padded size.
 
     Args:
-      batch: As decoded by the host, on the devices of the mesh or not.
-      padded_size: (height, width) of the canvas.
+      batch: Decoded images, as the host makes them. They may be on the host or
+        on the devices of the mesh.
+      padded_size: (height, width) of the padded images, in pixels.
 
     Returns:
       Detections in pixels of the resized images, best first.
@@ -75,13 +76,13 @@ class Detector(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=('rcnn', 'padded_size'))
 def _prepare(rcnn: Rcnn, batch: Batch, padded_size: tuple[int, int]) -> Inputs:
-  """`Rcnn.prepare`, jitted."""
+  """Calls `Rcnn.prepare`, jitted."""
   return rcnn.prepare(batch, padded_size=padded_size)
 
 
 @functools.partial(jax.jit, static_argnames='rcnn')
 def _detect(rcnn: Rcnn, variables: dict, images, image_sizes) -> Detections:
-  """`Rcnn.detect`, jitted."""
+  """Calls `Rcnn.detect`, jitted."""
   return rcnn.detect(variables, images, image_sizes)
 
 
@@ -97,29 +98,31 @@ def to_original(
   """Maps one image's detections to the pixels of the image on disk.
 
   Args:
-    detections: Of one image, as NumPy arrays.
-    image_size: (height, width) after resizing.
-    row: Of the image in its index.
-    original_size: (height, width) on disk.
-    mask_threshold: See `paste_masks`.
-    paste_rule: See `paste_masks`.
+    detections: Detections of the image, as NumPy arrays.
+    image_size: (height, width) of the image after resizing, in pixels.
+    row: Position of the image in the index of its data set.
+    original_size: (height, width) of the image on disk, in pixels.
+    mask_threshold: Probability from which a pixel belongs to the object: see
+      `paste_masks`.
+    paste_rule: How masks are pasted into the image, 'sampled' or 'resized': see
+      `paste_masks`.
   """
-  found = np.asarray(detections.valid)
+  valid = np.asarray(detections.valid)
   height, width = original_size
   y_scale, x_scale = height / image_size[0], width / image_size[1]
-  boxes = np.asarray(detections.boxes)[found] * np.array(
+  boxes = np.asarray(detections.boxes)[valid] * np.array(
       [x_scale, y_scale, x_scale, y_scale], np.float32
   )
   boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
   masks = None
   if detections.masks is not None:
     masks = paste_masks(
-        np.asarray(detections.masks)[found], boxes, height=height, width=width,
+        np.asarray(detections.masks)[valid], boxes, height=height, width=width,
         threshold=mask_threshold, rule=paste_rule,
     )
   return ImageDetections(
-      row, boxes, np.asarray(detections.classes)[found],
-      np.asarray(detections.scores)[found], masks,
+      row, boxes, np.asarray(detections.classes)[valid],
+      np.asarray(detections.scores)[valid], masks,
   )
 
 
@@ -129,16 +132,20 @@ def load_detector(
   """Restores a trained model.
 
   Args:
-    path: A workdir, its checkpoints, or one saved step.
-    recipe: The recipe that the user gave; None for the stored one. See
-      `config_for_use` for the values that it decides.
+    path: A workdir, its folder of checkpoints, or the folder of one step.
+    recipe: The recipe that the user gave. It decides only some of the values:
+      see `config_for_use`. None uses the recipe stored in the checkpoint.
+
+  Raises:
+    InputError: If the checkpoint holds only a part of a model, or does not fit
+      the recipe.
   """
   path = checkpoint.find_checkpoint(path)
   metadata = checkpoint.read_metadata(path)
   if metadata.is_partial:
     raise InputError(
-        f'C08: {path} holds a part of a model only; train one from it with '
-        '--mode=train --init_from.'
+        f'C08: {path} holds only a part of a model. Train a model from it '
+        f'with --mode=train --init_from={path}.'
     )
   config, lines = stored_config(metadata.recipe), []
   if recipe is not None:
@@ -165,7 +172,7 @@ def load_detector(
 
 
 def proposals_only(detector: Detector) -> Detector:
-  """Returns the same model, stopped at its proposals."""
+  """Returns the same model without heads; its detections are proposals."""
   return detector._replace(rcnn=detector.rcnn._replace(
       heads=Heads(boxes=False, masks=False)
   ))
@@ -179,8 +186,16 @@ def detect_batches(
 ) -> Iterator[ImageDetections]:
   """Yields the detections of each image of each batch.
 
-  While the device works on a batch, the host pastes the masks of the one
-  before it. Nothing waits for other processes.
+  While the device processes a batch, the host pastes the masks of the previous
+  batch. The processes of a cluster do not wait for each other.
+
+  Args:
+    detector: The model.
+    batches: Batches with the rows of their images in the index. All images of a
+      batch have the same canvas.
+    index: The data set, which gives the original size of each image.
+    plan: The canvas of each image of the data set. A canvas is the static
+      padded size that images are put on.
   """
   conventions = detector.rcnn.geometry
 
@@ -212,7 +227,15 @@ def detect_batches(
 def category_of(
     detector: Detector, class_: int | np.integer
 ) -> coco_index.Category:
-  """Returns COCO's id and the name of a class; a proposal is an 'object'."""
+  """Returns COCO's id and the name of a class.
+
+  If the model has no box head, its detections are proposals, and each of them
+  is an 'object' with the id 1.
+
+  Args:
+    detector: The model.
+    class_: Class number of the detection, 1 to k - 1.
+  """
   if not detector.rcnn.heads.boxes:
     return coco_index.Category(1, 'object')
   return detector.categories[class_ - 1]
@@ -221,6 +244,12 @@ def category_of(
 def to_xywh(
     box: Float[np.ndarray, '4'], *, width_offset: float = 0.0
 ) -> list[float]:
-  """Returns COCO's (x, y, width, height)."""
+  """Converts a box to (x, y, width, height), as in COCO's files.
+
+  Args:
+    box: (x1, y1, x2, y2) in pixels.
+    width_offset: Pixels by which a box is wider than x2 - x1: see
+      `ops/boxes.py`.
+  """
   x1, y1, x2, y2 = map(float, box)
   return [x1, y1, x2 - x1 + width_offset, y2 - y1 + width_offset]

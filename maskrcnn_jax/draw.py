@@ -1,4 +1,4 @@
-"""Pictures of detections: filled outlines, boxes and labels."""
+"""Draws detections over an image: filled outlines, boxes and labels."""
 
 import collections
 import math
@@ -11,14 +11,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from pycocotools import mask as mask_api
 
-# Smaller pictures are enlarged, so that the letters have room.
+# In pixels. A picture whose longer side is shorter is enlarged, so that labels
+# are legible and do not cover it.
 LEGIBLE_SIDE = 400
-MIN_FONT_SIZE = 12
+MIN_FONT_SIZE = 12  # height of the font, in pixels
 FILL_OPACITY = 0.4
 HALO = (0, 0, 0)
 HALO_OPACITY = 0.55
 
-# From this many objects on, labels that would cover their object are left out.
+# With at least this number of objects, labels that would cover their object are
+# omitted.
 CROWD = 15
 
 Color = tuple[int, int, int]
@@ -37,25 +39,29 @@ def draw_detections(
 ) -> Image.Image:
   """Draws detections over the image.
 
-  Each has its own colour, which depends on nothing but its index.  Labels stay
-  in the picture and keep clear of each other where they can.  In a crowd of
-  small objects, labels that would hide the objects are left out, and a caption
-  in a corner counts the objects instead.
+  Each detection has its own colour, which depends on its index only. Labels
+  stay inside the picture and do not overlap each other if there is room. In a
+  crowd of small objects, labels that would hide the objects are omitted, and a
+  caption in a corner counts the objects instead.
 
   Args:
-    image: RGB.
-    boxes: In pixels of the image; may reach out of it.
-    class_names: One a detection.  The font has ASCII only: accents are left
-      out, and other letters become question marks.
-    scores: Probabilities; what is below `min_score` is not drawn. None: the
-      boxes are the truth, and labels have the class name alone.
-    masks: COCO RLE of the size of the image, one a detection, or None.
-    min_score: Of the detections to draw.
-    line_width: In pixels of the picture; by default it grows with the picture.
+    image: The image, RGB.
+    boxes: Boxes of the detections, in pixels of the image. They may reach out
+      of the image.
+    class_names: Name of the class of each detection. The font has ASCII only:
+      accents are dropped, and other letters become question marks.
+    scores: Probabilities of the detections. None if the boxes are ground truth,
+      whose labels show the class name without a score.
+    masks: Mask of each detection as COCO RLE, with the size of the image. None
+      draws boxes only.
+    min_score: Detections with a lower score are not drawn; [0, 1].
+    line_width: Width of lines, in pixels of the picture. By default it grows
+      with the size of the picture.
 
   Returns:
-    A picture of the image's size or, where that is below 400 pixels, a whole
-    multiple of it.  Without detections to draw, the image as it is.
+    A picture of the size of the image. If the longer side of the image is below
+    400 pixels, the picture is a whole number of times as large. If there is no
+    detection to draw, the picture is the unchanged image.
   """
   count = len(boxes)
   is_truth = scores is None
@@ -67,7 +73,8 @@ def draw_detections(
   if len(lengths) > 1:
     raise ValueError(
         f'There are {count} boxes, {len(class_names)} class names, '
-        f'{len(scores)} scores and {len(masks or ())} masks; give one each.'
+        f'{len(scores)} scores and {len(masks or ())} masks; these numbers '
+        'must be equal.'
     )
   height, width = image.shape[:2]
   chosen = [
@@ -100,10 +107,12 @@ def draw_detections(
   crowded = len(chosen) >= CROWD
   tiny = {i for i in chosen if crowded and _hides(plates[i], shown[i])}
   if len(set(names.values())) == 1 and 2 * len(tiny) >= len(chosen):
-    # The caption says all that the few labels left would say.
+    # The caption already names the only class, so the few remaining labels are
+    # omitted too.
     tiny = set(chosen)
 
-  # Large ones first: what lies on top of them stays visible.
+  # Large objects are drawn first, so that small objects on top of them stay
+  # visible.
   order = sorted(chosen, key=lambda i: (-_area(shown[i]), i))
   thin = max(1, line_width // 2)
   widths = {i: thin if i in tiny else line_width for i in chosen}
@@ -114,7 +123,7 @@ def draw_detections(
     picture = _draw_masks(picture, windows, order, colors, widths)
   pen = ImageDraw.Draw(picture, 'RGBA')
   for i in order:
-    # Around a tiny mask, a box would only be in the way.
+    # A box around a tiny mask would hide it.
     if masks is None or i not in tiny:
       _draw_box(pen, shown[i], colors[i], widths[i])
 
@@ -133,17 +142,17 @@ def draw_detections(
 
 
 def instance_color(index: int) -> Color:
-  """Picks the colour of a detection: far from those of its neighbours.
+  """Picks a colour that differs clearly from those of neighbouring indices.
 
-  Hues step by the golden angle in OKLCH, where equal steps look equal, and the
-  lightness alternates.
+  From index to index, the hue moves by the golden angle in OKLCH, a colour
+  space in which equal steps look equal, and the lightness changes.
 
   Source:
     Björn Ottosson, "A perceptual color space for image processing" (2020).
   """
   lightness = (0.74, 0.82, 0.66)[index % 3]
   hue = math.radians(25 + index * 180 * (3 - math.sqrt(5)))
-  # The largest chroma that sRGB can show at this hue.
+  # Find the largest chroma that sRGB can show at this hue.
   for chroma in np.arange(0.2, 0, -0.01):
     rgb = _oklch_to_linear_rgb(lightness, chroma, hue)
     if 0 <= rgb.min() and rgb.max() <= 1:
@@ -173,7 +182,7 @@ def _oklch_to_linear_rgb(
 
 
 def printable(text: str) -> str:
-  """Spells a name in the letters that Pillow's own font has."""
+  """Spells a name with the letters that Pillow's default font has."""
   plain = unicodedata.normalize('NFKD', text)
   plain = ''.join(c for c in plain if not unicodedata.combining(c))
   return ''.join(c if c.isascii() and c.isprintable() else '?' for c in plain)
@@ -184,22 +193,28 @@ def _area(box: np.ndarray) -> float:
 
 
 def _hides(plate_size: tuple[int, int], box: np.ndarray) -> bool:
-  """Says whether a label of this size covers much of its object."""
+  """Tells whether a label of this size covers more than half of a box."""
   return 2 * plate_size[0] * plate_size[1] > _area(box)
 
 
 def _mask_window(
     rle: dict[str, Any], size: tuple[int, ...], factor: int
 ) -> tuple[int, int, Image.Image] | None:
-  """Cuts the object out of its mask, enlarged like the picture.
+  """Cuts the bounding box of an object out of its mask and enlarges it.
+
+  Args:
+    rle: Mask of the object, COCO RLE.
+    size: (height, width) of the image, in pixels.
+    factor: Size of the picture divided by the size of the image.
 
   Returns:
-    The left and top of the window in the picture and its mask; None if empty.
+    The left and the top edge of the bounding box in the picture, and the mask
+    inside the box. None if the mask is empty.
   """
   if tuple(rle['size']) != tuple(size):
     raise ValueError(
-        f'A mask has the size {rle["size"]}, but its image {list(size)} '
-        '(height, width); they must agree.'
+        f'A mask has the size {rle["size"]} (height, width), but its image has '
+        f'the size {list(size)}; they must agree.'
     )
   left, top, width, height = (int(v) for v in mask_api.toBbox(rle))
   if not width or not height:
@@ -227,12 +242,13 @@ def _draw_masks(
     left, top, mask = windows[i]
     inside = np.asarray(mask)[..., None] > 0
     where = np.s_[top : top + mask.height, left : left + mask.width]
-    # From the plain picture: of several fills only the topmost shows.
+    # The colour is mixed with the original picture, not with other fills. Where
+    # fills overlap, only the topmost shows.
     mixed = _mix(plain[where], colors[i], opacity)
     canvas[where] = np.where(inside, mixed, canvas[where])
   for i in order:
     left, top, mask = windows[i]
-    # Room for the halo, and a known outside for the blur.
+    # The margin makes room for the halo and for the blur of the edge.
     margin = 2 * widths[i] + 3
     grown = Image.new('L', (mask.width + 2 * margin, mask.height + 2 * margin))
     grown.paste(mask, (margin, margin))
@@ -250,8 +266,9 @@ def _draw_masks(
   return Image.fromarray(canvas)
 
 
-# The distance from a straight edge, in standard deviations, at which a blurred
-# mask has the value 0..255; positive inside.
+# Index: value of a blurred mask, 0..255. Element: distance from a straight edge
+# at which the blurred mask has this value, in standard deviations of the blur;
+# positive inside the mask.
 _EDGE_DISTANCE = np.array(
     [-3.0]
     + [statistics.NormalDist().inv_cdf(v / 255) for v in range(1, 255)]
@@ -285,7 +302,7 @@ def _draw_box(
   x1, y1, x2, y2 = (round(float(v)) for v in box)
   if x2 <= x1 or y2 <= y1:
     return
-  # The last pixel of a box is the one before its edge.
+  # x2 and y2 are edges; the last pixel inside the box is the one before them.
   x2, y2 = x2 - 1, y2 - 1
   halo = (*HALO, round(255 * HALO_OPACITY))
   pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=halo)
@@ -309,10 +326,23 @@ def _place_labels(
     *,
     may_drop: bool,
 ) -> dict[int, Plate]:
-  """Finds a place for each label, the best detections choosing first.
+  """Chooses the place of each label.
 
-  A place is the better the less it covers of labels that are there, then of
-  objects (small ones most of all), and the earlier `_places` lists it.
+  A place is good if the label covers little of the labels that are already
+  placed and little of the objects, above all of small ones, and if `_places`
+  lists it early.
+
+  Args:
+    labelled: Indices of the detections with a label. Earlier detections choose
+      their place first.
+    boxes: Boxes of all detections that are drawn, by index, in pixels of the
+      picture.
+    sizes: (width, height) of each label, by index, in pixels of the picture.
+    picture_size: (width, height) of the picture, in pixels.
+    may_drop: Whether to omit a label for which no good place exists.
+
+  Returns:
+    Place of each label, by index. Labels larger than the picture are omitted.
   """
   placed = {}
   everything = np.array([boxes[i] for i in boxes]).reshape(-1, 4)
@@ -341,7 +371,7 @@ def _place_labels(
 def _places(
     box: np.ndarray, width: int, height: int, picture_size: tuple[int, int]
 ) -> list[Plate]:
-  """Lists where a label can go: at the corners, inside, further away."""
+  """Lists the places of a label: at the corners, inside, above and below."""
   x1, y1, x2, y2 = (float(v) for v in box)
   corners = [
       (x1, y1 - height),
@@ -379,7 +409,7 @@ def _draw_leader(
     color: Color,
     width: int,
 ) -> None:
-  """Ties a label that lies away from its box to it."""
+  """Draws a line between a label and its box if they do not touch."""
   ends = []
   for axis in (0, 1):
     low, high = max(plate[axis], box[axis]), min(plate[axis + 2], box[axis + 2])
@@ -417,7 +447,7 @@ def _draw_caption(
     picture_size: tuple[int, int],
     font: ImageFont.FreeTypeFont,
 ) -> None:
-  """Counts the objects of each class, in the corner that is most free."""
+  """Writes the number of objects of each class into the emptiest corner."""
   common = counts.most_common()
   while common:
     rest = len(counts) - len(common)

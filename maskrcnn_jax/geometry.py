@@ -1,4 +1,4 @@
-"""The box conventions as data: one value for every choice that peers differ in.
+"""The box conventions as data: one value for each choice where peers differ.
 
 The rest of the code receives these values as arguments and never asks which
 preset they come from.
@@ -8,26 +8,29 @@ from typing import NamedTuple
 
 
 class InputFormat(NamedTuple):
-  """What pixels a preset's own weights were trained on, and at what size.
+  """The pixel format and the resizing that a preset's weights were trained on.
 
-  This program always feeds RGB in [0, 255]; weights that want BGR have the
-  input channels of their first convolution exchanged when they are converted.
+  This program always passes RGB in [0, 255] to the network. If weights were
+  trained on BGR, the conversion of the weights exchanges the input channels of
+  their first convolution.
   """
 
-  channel_order: str  # 'RGB' or 'BGR', of mean and std as well
+  channel_order: str  # 'RGB' or 'BGR'; the order of mean and std too
   white: float  # the value of a white pixel: 1 or 255
-  mean: tuple[float, float, float]
-  std: tuple[float, float, float]
-  # How the size to resize to is rounded: see `data.canvases.resized_size`.
+  mean: tuple[float, float, float]  # subtracted from each channel
+  std: tuple[float, float, float]  # each channel is then divided by it
+  # How the sides of a resized image are rounded: 'nearest', 'down' or 'legacy';
+  # see `data.canvases.resized_size`.
   resize_rule: str
-  # Whether shrinking averages over all the pixels that a new one covers.
+  # Whether shrinking averages over all old pixels that a new pixel covers.
   antialias: bool
 
   def rgb_255(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns (mean, std) for pixels in RGB and [0, 255]."""
     step = {'RGB': 1, 'BGR': -1}[self.channel_order]
     return tuple(
-        # Free of the last digits that the product adds: .406 * 255.
+        # Rounding removes the floating-point error of the product, for example
+        # of .406 * 255.
         tuple(round(255 / self.white * x, 9) for x in values[::step])
         for values in (self.mean, self.std)
     )
@@ -37,64 +40,74 @@ class Geometry(NamedTuple):
   """How boxes, anchors and RoIs are measured."""
 
   name: str
-  # A box is this much wider than x2 - x1: 1 where (x2, y2) is the last pixel
-  # inside. Then also the largest coordinate in an image is its side less 1.
+  # A box is x2 - x1 plus this many pixels wide. It is 1 where (x2, y2) is the
+  # last pixel inside the box; the largest coordinate in an image is then its
+  # width or height minus 1. Otherwise it is 0.
   width_offset: float
-  # Weights of (dx, dy, dw, dh) of an anchor and of a RoI.
+  # Factors that encoded offsets (dx, dy, dw, dh) are multiplied by.
   anchor_delta_weights: tuple[float, float, float, float]
   roi_delta_weights: tuple[float, float, float, float]
-  # What is rounded of an anchor: see `ops.anchors.cell_anchors`.
+  # How anchors are rounded: 'none', 'corners' or 'stride'; see
+  # `ops.anchors.cell_anchors`.
   anchor_rounding: str
-  # Whether strides are the padded image's side over its number of cells,
-  # rounded down, even where that is no power of two.
+  # Whether the stride of a level is the side of the padded image divided by its
+  # number of cells, rounded down, even if that is not a power of two.
   fit_strides: bool
-  # Whether anchors that cross an edge of the image are not learned from.
+  # Whether training ignores anchors that cross an edge of the image.
   ignore_straddling: bool
-  # The RPN sees an image as padded to a multiple of this many pixels; anchors
-  # centred beyond that do not exist, however large the static canvas is.
+  # The RPN treats an image as padded to a multiple of this many pixels. Anchors
+  # centred beyond that do not exist, although the static padded size may be
+  # larger.
   padding_multiple: int
-  # Smallest side of a proposal and of a detection, in pixels; without an area
-  # none is kept.
+  # Smallest side of a proposal and of a detection, in pixels. Boxes without an
+  # area are always dropped.
   proposal_min_size: float
   detection_min_size: float
   # Boxes are pooled from level
   # floor(4 + log2(sqrt(area) / 224 + level_epsilon) + level_shift).
   level_epsilon: float
   level_shift: float
-  # What is subtracted from a RoI's coordinates in cells: 0.5 puts the samples
-  # between the cell centres that they lie between ("aligned").
+  # RoIAlign subtracts this number of cells from the coordinates of a RoI. With
+  # 0.5, a sample is interpolated between the cells whose centres surround it
+  # ("aligned").
   roi_offset: float
-  # A smaller side of a RoI, in cells, is pooled as if it were this long.
+  # If a side of a RoI is shorter than this many cells, it is pooled as if it
+  # were this long.
   roi_min_side: float
-  # Bilinear samples along each side of a pooled cell; 0: as many as the pooled
-  # cell is cells of the level long, rounded up ("adaptive").
+  # Number of bilinear samples along each side of a pooled cell. With 0, it is
+  # the length of the pooled cell in cells of the level, rounded up
+  # ("adaptive").
   sampling_ratio: int
-  # Whether the RPN's losses are divided by the number of anchors that a sample
-  # has room for, and not by the number that it has.
+  # Whether the losses of the RPN are divided by the number of slots of a
+  # sample, even if fewer anchors were sampled.
   anchor_loss_over_slots: bool
-  # Where smooth L1 turns from a parabola into a line; 0 is plain L1.
+  # Error, unitless, at which smooth L1 turns from a parabola into a line; 0 is
+  # plain L1.
   anchor_smooth_l1_beta: float
   roi_smooth_l1_beta: float
-  # What a mask learns from: 'outline': inside or outside at the centres of its
-  # cells; 'bitmap': the object's pixels, pooled as features are.
+  # How the targets of the mask head are drawn. 'outline': a cell is 1 if its
+  # centre is inside the outline. 'bitmap': the pixels of the object are pooled
+  # as RoIAlign pools features.
   mask_targets: str
-  # A smaller side of a RoI, in pixels, is drawn into as if it were this long.
+  # If a side of a RoI is shorter than this many pixels, its mask target is
+  # drawn as if the side were this long.
   mask_min_side: float
-  # How a mask gets into the image: see `mask_paste.paste_masks`.
+  # How a detected mask is pasted into the image: 'sampled' or 'resized'; see
+  # `mask_paste.paste_masks`.
   paste_rule: str
-  # A detected mask is foreground where its probability is at least this (more
-  # than this, under the paste rule 'resized').
+  # A pixel belongs to a detected object if its probability is at least this
+  # (under the paste rule 'resized': more than this).
   mask_threshold: float
   input_format: InputFormat
 
 
 # Source: detectron2 `modeling/{anchor_generator,box_regression,poolers}.py`,
 # `modeling/proposal_generator/rpn.py` and `layers/{roi_align,mask_ops}.py`:
-# widths without +1, unrounded anchors about the cell's corner, aligned
-# RoIAlign. Pixels as detectron2 with a backbone of torchvision's
-# (`tools/convert-torchvision-to-d2.py`).
-# Differs: detectron2's own published weights want BGR with std 1; a recipe
-# overrides mean and std.
+# widths without +1, unrounded anchors centred on the cell's corner, aligned
+# RoIAlign. The pixel format is that of detectron2 with a backbone from
+# torchvision (`tools/convert-torchvision-to-d2.py`).
+# Differs: detectron2's own published weights were trained on BGR with std 1; a
+# recipe for them overrides mean and std.
 MODERN = Geometry(
     name='modern',
     width_offset=0.0,
@@ -200,4 +213,6 @@ LEGACY = Geometry(
     ),
 )
 
-PRESETS = {shape.name: shape for shape in (MODERN, TORCHVISION, LEGACY)}
+PRESETS = {
+    geometry.name: geometry for geometry in (MODERN, TORCHVISION, LEGACY)
+}

@@ -1,4 +1,8 @@
-"""From the bytes of a batch to what the network sees; runs on the device."""
+"""Augmentation, resizing and normalisation of a batch, on the device.
+
+A canvas is the static padded size that an image is put on. The image is in the
+top left corner of the canvas, and the rest is padding.
+"""
 
 from typing import NamedTuple
 
@@ -11,44 +15,52 @@ from maskrcnn_jax.ops.boxes import clip_boxes, flip_boxes
 from maskrcnn_jax.ops.outlines import visible_boxes
 from maskrcnn_jax.ops.resize import resize_image, resized_size
 
-# A visible part of an object with a shorter side is no object any more.
-# mmdetection's FilterAnnotations has the same in configs with scale jitter.
+# In pixels. If cropping leaves less than this of an object, along x or along y,
+# the object is dropped. mmdetection's FilterAnnotations has the same threshold
+# in configs with scale jitter.
 MIN_VISIBLE_SIDE = 0.01
 
-# Rec. 601, as in Pillow's and OpenCV's conversion to grey.
+# Weights of red, green and blue in a grey value. Source: Rec. 601, as in the
+# conversion to grey of Pillow and OpenCV.
 _GREY = (0.299, 0.587, 0.114)
 
 
 class Placement(NamedTuple):
-  """Where each image of a batch comes to lie on its canvas."""
+  """The size of each image of a batch, and the part that its canvas shows."""
 
   resized_sizes: Int[Array, 'b 2']  # (height, width) of the whole image
-  # (row, column) of the resized image, mirrored or not, at the canvas's top
-  # left corner
+  # (row, column) of the pixel of the resized image that is put into the top
+  # left corner of the canvas. Columns are counted after mirroring.
   offsets: Int[Array, 'b 2']
 
 
 class AugmentationOptions(NamedTuple):
-  """What training changes at random, and by how much."""
+  """The random changes of training images, and how large they are."""
 
-  flip_probability: float
-  # Lengths of the short side to choose from, in pixels; (): no choice.
+  flip_probability: float  # of mirroring left to right; [0, 1]
+  # Lengths of the shorter side to choose from, in pixels. () leaves the size as
+  # the batch gives it.
   short_sides: tuple[int, ...]
-  # Least and greatest size of an image, as a share of the largest that fits on
-  # its canvas; (): no such change. Not together with `short_sides`.
+  # (smallest, largest) factor for the largest size that fits on the canvas. ()
+  # turns scale jitter off. Scale jitter and `short_sides` exclude each other.
   scale_jitter: tuple[float, ...]
-  # Largest relative change of brightness, contrast and saturation.
+  # Largest relative change of brightness, contrast and saturation. 0 changes
+  # nothing.
   color_jitter: tuple[float, float, float]
-  long_side: int  # limit of the longer side, in pixels; for `short_sides`
-  resize_rule: str  # see `resized_size`; for `short_sides`
+  # Upper limit of the longer side, in pixels. Only `short_sides` uses it.
+  long_side: int
+  # How sizes are rounded: see `resized_size`. Only `short_sides` uses it.
+  resize_rule: str
 
 
 class Augmentation(NamedTuple):
-  """What is changed in each image of a batch."""
+  """The random changes that were drawn for each image of a batch."""
 
   flips: Bool[Array, 'b']  # whether the image is mirrored left to right
-  placement: Placement | None = None  # None: as the batch says, uncut
-  color_factors: Float[Array, 'b 3'] | None = None  # None: colours stay
+  # None keeps the sizes that the batch gives and crops nothing.
+  placement: Placement | None = None
+  # Factors of brightness, contrast and saturation. None keeps the colours.
+  color_factors: Float[Array, 'b 3'] | None = None
 
 
 def draw_augmentation(
@@ -58,15 +70,15 @@ def draw_augmentation(
     *,
     padded_size: tuple[int, int],
 ) -> Augmentation:
-  """Draws what is changed in each image of a batch.
+  """Draws the random changes of each image of a batch.
 
   Args:
-    keys: One random key an image.
+    keys: One random key for each image.
     source_sizes: (height, width) of the decoded images, in pixels.
-    options: What to change.
-    padded_size: (height, width) of the canvas.
+    options: The kinds of change, and their strengths.
+    padded_size: (height, width) of the canvas, in pixels.
   """
-  # Independent of each other and of the flips.
+  # New keys make sizes and colours independent of each other and of the flips.
   placement_keys, color_keys = (
       jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys)
       for i in (1, 2)
@@ -94,7 +106,7 @@ def draw_augmentation(
 def draw_flips(
     keys: Key[Array, 'b'], *, probability: float
 ) -> Bool[Array, 'b']:
-  """Draws which images of a batch are mirrored, one key an image."""
+  """Draws for each image of a batch whether it is mirrored."""
   return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys)
 
 
@@ -107,15 +119,18 @@ def draw_short_sides(
     resize_rule: str,
     padded_size: tuple[int, int],
 ) -> Placement:
-  """Draws the size of each image: one of several lengths of its short side.
+  """Draws the size of each image from several lengths of its shorter side.
 
   Args:
-    keys: One an image; others than for the flips.
-    source_sizes: (height, width) of the decoded images.
-    choices: Lengths of the short side, each as likely.
-    long_side: See `resized_size`.
-    resize_rule: See `resized_size`.
-    padded_size: The canvas, which every choice must fit in.
+    keys: One random key for each image. They must differ from the keys of the
+      flips.
+    source_sizes: (height, width) of the decoded images, in pixels.
+    choices: Lengths of the shorter side, in pixels. All are equally likely.
+    long_side: Upper limit of the longer side, in pixels; if it would be
+      exceeded, both sides shrink.
+    resize_rule: How sizes are rounded: see `resized_size`.
+    padded_size: (height, width) of the canvas, in pixels. Every choice must
+      fit.
 
   Source:
     detectron2 `ResizeShortestEdge` with sample_style 'choice'.
@@ -126,8 +141,8 @@ def draw_short_sides(
     resized = resized_size(
         size, short_side, long_side=long_side, rule=resize_rule
     )
-    # An image that was shrunk while it was decoded has lost fractions of a
-    # pixel, and so may come out a pixel too long.
+    # Decoding at a reduced size rounds the sides of an image and so changes its
+    # aspect ratio a little. The result may therefore be a pixel too long.
     return jnp.minimum(resized, jnp.array(padded_size))
 
   sizes = jax.vmap(draw)(keys, source_sizes)
@@ -141,16 +156,18 @@ def draw_scale_jitter(
     scales: tuple[float, float],
     padded_size: tuple[int, int],
 ) -> Placement:
-  """Draws the size of each image, and which part of it the canvas shows.
+  """Draws the size of each image, and the part of it that the canvas shows.
 
-  The largest size that fits in the canvas is multiplied by a number from
-  `scales`. An image larger than the canvas is cut at random.
+  The largest size that fits on the canvas is multiplied by a random factor. If
+  the image is then larger than the canvas, a random part of it is shown.
 
   Args:
-    keys: One an image; others than for the flips.
-    source_sizes: (height, width) of the decoded images.
-    scales: The least and the greatest factor.
-    padded_size: The canvas.
+    keys: One random key for each image. They must differ from the keys of the
+      flips.
+    source_sizes: (height, width) of the decoded images, in pixels.
+    scales: The smallest and the largest factor. All factors between them are
+      equally likely.
+    padded_size: (height, width) of the canvas, in pixels.
 
   Source:
     "Simple Copy-Paste" (arXiv:2012.07177), large scale jittering: 0.1 to 2.0 on
@@ -175,11 +192,13 @@ def draw_scale_jitter(
 def draw_color_factors(
     keys: Key[Array, 'b'], *, strengths: tuple[float, float, float]
 ) -> Float[Array, 'b 3']:
-  """Draws what to multiply brightness, contrast and saturation with.
+  """Draws the factors of brightness, contrast and saturation of each image.
 
   Args:
-    keys: One an image; others than for the flips.
-    strengths: Of each; s draws from 1 - s to 1 + s.
+    keys: One random key for each image. They must differ from the keys of the
+      flips.
+    strengths: Largest relative change of brightness, contrast and saturation.
+      A strength s draws a factor between 1 - s and 1 + s.
   """
   widths = jnp.array(strengths, jnp.float32)
   return jax.vmap(
@@ -200,23 +219,28 @@ def prepare_inputs(
     color_factors: Float[Array, 'b 3'] | None = None,
     max_object_vertices: int | None = None,
 ) -> Inputs:
-  """Flips, resizes, crops, normalises and pads images, and their truth.
+  """Flips, resizes, crops, normalises and pads images and their ground truth.
 
   Args:
-    batch: As decoded by the host.
-    flips: Images to mirror left to right.
-    padded_size: (height, width) of the canvas; the image is in its top left
-      corner, and padding is zero *after* normalisation.
-    pixel_mean: Of RGB in [0, 255].
-    pixel_std: Of RGB in [0, 255].
-    antialias: See `resize_weights`.
-    width_offset: See `ops/boxes.py`. Outlines are mirrored like boxes, as
-      maskrcnn-benchmark does.
-    placement: Sizes and crops; None: those of the batch, uncut.
-    color_factors: See `adjust_colors`; None: colours stay.
-    max_object_vertices: No object has more vertices than this. Where it is
-      given, images may be cut: an object that is cut has the box of what is
-      visible of it, and one of which nothing is visible is not valid.
+    batch: Decoded images and their ground truth, as the host sends them.
+    flips: Whether each image is mirrored left to right.
+    padded_size: (height, width) of the canvas, in pixels. The image is in its
+      top left corner, and padding is zero *after* normalisation.
+    pixel_mean: Mean of red, green and blue, subtracted from pixels in [0, 255].
+    pixel_std: Divisors of red, green and blue after the subtraction.
+    antialias: Whether shrinking averages over all source pixels that a new
+      pixel covers: see `resize_weights`.
+    width_offset: Pixels by which a box is wider than x2 - x1: see
+      `ops/boxes.py`. Outlines are mirrored like boxes, as maskrcnn-benchmark
+      does.
+    placement: Sizes and crops of the images. None keeps the sizes that the
+      batch gives and crops nothing.
+    color_factors: Factors of brightness, contrast and saturation: see
+      `adjust_colors`. None keeps the colours.
+    max_object_vertices: Upper limit of the number of vertices of an object. It
+      must be given if images may be cropped. The box of a cropped object then
+      encloses its visible part only, and an object without a visible part is
+      not valid.
   """
   if placement is None:
     placement = Placement(
@@ -282,7 +306,7 @@ def _prepare_image(
 def _cut_boxes(
     boxes, valid, outlines, image_size, width_offset, max_object_vertices
 ):
-  """Boxes of what an image shows of its objects, and whether it shows any."""
+  """Returns the boxes of visible parts, and which objects have such a part."""
   clipped = clip_boxes(boxes, image_size, width_offset=width_offset)
   seen = visible_boxes(
       outlines, image_size, max_object_vertices=max_object_vertices
@@ -303,9 +327,10 @@ def adjust_colors(
 
   Args:
     pixels: RGB in [0, 255].
-    real: Which pixels belong to the image.
-    factors: 1 changes nothing. 0 would give black, the mean of the image, and
-      the grey of each pixel.
+    real: Pixels that belong to the image. The others are padding.
+    factors: Factors of brightness, contrast and saturation. A factor of 1
+      changes nothing. A factor of 0 turns every pixel black (brightness), into
+      the mean of the image (contrast), or into its own grey (saturation).
 
   Returns:
     RGB in [0, 255].

@@ -1,9 +1,11 @@
-"""Which implementation each operation gets; the only place that decides it.
+"""Chooses the implementation of each operation; no other module does.
 
-An operation of `ops/` that has a kernel takes `kernels='xla'|'pallas'|
-'interpret'`: plain JAX, which runs anywhere; the kernel in `pallas_kernels/`
-that is its drop-in; and that kernel run as plain JAX, which is slow, for tests.
-NMS also takes 'triton': the same kernel through jax-triton, which is an extra.
+An operation of `ops/` that has a kernel takes an argument `kernels`:
+  'xla': plain JAX, which runs anywhere.
+  'pallas': the kernel in `pallas_kernels/` with the same arguments and results.
+  'interpret': the same kernel, interpreted by JAX. This is slow and for tests.
+  'triton': the same kernel, compiled by jax-triton, an optional dependency.
+    Only NMS has it.
 """
 
 import importlib.util
@@ -11,7 +13,7 @@ from typing import NamedTuple
 
 
 class Kernels(NamedTuple):
-  """The implementation of each operation: 'xla', 'pallas', ...; see above."""
+  """The implementation of each operation: 'xla', 'pallas', 'triton', ..."""
 
   pairwise_iou: str = 'xla'
   match_by_overlap: str = 'xla'
@@ -23,23 +25,27 @@ class Kernels(NamedTuple):
 
 XLA = Kernels()
 
-# Where each kernel has been run by `scripts/gpu_check.sh`, found equal to its
-# reference and faster: {device kind: {(JAX's major, minor): operations}}.
-# No GPU has been had so far, so that 'auto' is 'xla' everywhere.
+# Operations whose kernel was run by `scripts/gpu_check.sh`, gave the results of
+# plain JAX and was faster: {device kind: {(major, minor) of JAX: operations}}.
+# No GPU was available so far, so 'auto' is 'xla' everywhere.
 MEASURED: dict[str, dict[tuple[int, int], tuple[str, ...]]] = {}
 
-# What `pallas_kernels` is compiled by. JAX has announced that it will go.
+# Module that compiles the kernels of `pallas_kernels`. JAX has announced that
+# this module will be removed.
 BACKEND = 'jax.experimental.pallas.triton'
 
-# What NMS is compiled by without it, where it is installed.
+# Module that compiles NMS if `BACKEND` is missing and this one is installed.
 OTHER_BACKEND = 'jax_triton'
 
 
 def kernels_on_gpu(operation: str) -> tuple[str, ...]:
-  """Returns the kernels that there are of an operation, the first to be used.
+  """Returns the kernels of an operation that this installation can compile.
+
+  The first of them is the one to use.
 
   Args:
-    operation: A field of `Kernels`, or 'anchors_at', a part of selection.
+    operation: A field of `Kernels`, or 'anchors_at', which is a part of
+      `select_boxes`.
   """
   kernels = []
   if importlib.util.find_spec(BACKEND) is not None:
@@ -65,18 +71,20 @@ def choose_kernels(
     jax_version: str,
     compute_capability: float | None = None,
 ) -> tuple[Kernels, str]:
-  """Decides on the implementation of every operation.
+  """Chooses the implementation of each operation.
 
   Args:
-    wanted: 'auto': a kernel where it is known to be right and faster; 'xla';
-      or 'pallas'.
-    platform: Of the devices, 'cpu', 'gpu' or another.
-    device_kind: For example 'NVIDIA H200'.
-    jax_version: For example '0.12.0'.
-    compute_capability: Of an NVIDIA GPU; the kernels need 8.0.
+    wanted: The recipe's choice. 'xla' uses plain JAX, 'pallas' uses kernels,
+      and 'auto' uses the kernels that `MEASURED` lists for this device.
+    platform: Platform of the devices: 'cpu', 'gpu' or another of JAX's names.
+    device_kind: JAX's name of the devices, for example 'NVIDIA H200'.
+    jax_version: Version of JAX, for example '0.12.0'.
+    compute_capability: Compute capability of an NVIDIA GPU; the kernels need
+      8.0. None if it is unknown.
 
   Returns:
-    The choice, and a line for the log that says what it is and why.
+    The implementations, and a line for the log that names them and gives the
+    reason.
   """
   if wanted == 'xla':
     return XLA, 'Kernels: xla, as configured'
@@ -94,7 +102,7 @@ def choose_kernels(
     if platform == 'cpu' and not lack:
       return all_kernels('interpret'), (
           'Kernels: pallas, as configured; on a CPU they are interpreted, '
-          'which is right but very slow'
+          'which gives correct results but is very slow'
       )
     if platform not in ('gpu', 'cuda', 'cpu'):
       reason = f'they are for NVIDIA GPUs, not {platform}'
@@ -102,7 +110,7 @@ def choose_kernels(
       reason = lack
     elif compute_capability is not None and compute_capability < 8:
       reason = (
-          f'{device_kind} has compute capability {compute_capability}, and '
+          f'{device_kind} has compute capability {compute_capability}, but '
           'they need 8.0'
       )
     elif lack:
@@ -114,14 +122,16 @@ def choose_kernels(
       return Kernels(**offered), 'Kernels: pallas, as configured'
     return XLA, f'Kernels: xla instead of pallas: {reason}'
   if wanted != 'auto':
-    raise ValueError(f'kernels must be auto, xla or pallas, not {wanted!r}.')
+    raise ValueError(
+        f"kernels must be 'auto', 'xla' or 'pallas', not {wanted!r}."
+    )
   version = tuple(int(part) for part in jax_version.split('.')[:2])
   measured = MEASURED.get(device_kind, {}).get(version, ())
   chosen = {name: offered[name] for name in measured if name in offered}
   if not chosen:
     return XLA, (
-        f'Kernels: xla; none is known to be faster on {device_kind} with jax '
-        f'{jax_version}'
+        'Kernels: xla; no other implementation is known to be faster on '
+        f'{device_kind} with jax {jax_version}'
     )
   listed = ', '.join(f'{way} for {name}' for name, way in chosen.items())
   return Kernels(**chosen), f'Kernels: {listed}, measured on {device_kind}'

@@ -1,10 +1,12 @@
 """The five losses, normalised over all images of all devices.
 
-Every function takes whole batches, so that under `jit` a sum runs over the
-global batch however it is sharded, and the same batch gives the same loss on
-any number of devices. Where a batch is worked through in parts, `total` is
-what the loss of a part is divided by: the count of the whole batch. The losses
-of all parts then add up to that of the batch.
+Every function takes whole batches. Under `jit`, a sum therefore runs over the
+global batch, however it is sharded, and the same batch gives the same loss on
+any number of devices.
+
+If a batch is processed in micro-batches, `total` is the number of samples of
+the whole batch, which the loss of each micro-batch is divided by. The losses of
+the micro-batches then add up to the loss of the batch.
 """
 
 import jax.numpy as jnp
@@ -24,16 +26,18 @@ def objectness_loss(
   """Binary cross-entropy, averaged over the sampled anchors.
 
   Args:
-    objectness_logits: Of all anchors.
-    targets: The sample.
-    over_slots: Whether the sum is divided by all slots of the sample, valid or
-      not; that differs where an image has fewer anchors than slots.
-    total: Anchors to divide by; None: those of this batch.
+    objectness_logits: Logits of all anchors.
+    targets: The sampled anchors.
+    over_slots: Whether the sum is divided by the number of slots of the sample
+      instead of by the number of sampled anchors. They differ if an image has
+      fewer anchors to sample than the sample has slots.
+    total: Number of anchors the loss is averaged over. None counts the anchors
+      of this batch.
 
   Source:
-    Faster R-CNN (arXiv:1506.01497), equation 1; mean over the sample as in
-    maskrcnn-benchmark `modeling/rpn/loss.py`; over slots as in detectron2
-    `modeling/proposal_generator/rpn.py`.
+    Faster R-CNN (arXiv:1506.01497), equation 1. The mean over the sampled
+    anchors is that of maskrcnn-benchmark `modeling/rpn/loss.py`, the mean over
+    the slots that of detectron2 `modeling/proposal_generator/rpn.py`.
   """
   logits = jnp.take_along_axis(objectness_logits, targets.indices, axis=1)
   loss = optax.sigmoid_binary_cross_entropy(
@@ -51,18 +55,22 @@ def anchor_box_loss(
     over_slots: bool = False,
     total: Int[Array, ''] | None = None,
 ) -> Float[Array, '']:
-  """Smooth L1 of foreground anchors, over the number of sampled anchors.
+  """Smooth L1 of the foreground anchors, averaged over all sampled anchors.
 
   Args:
-    anchor_deltas: Of all anchors.
-    targets: The sample.
-    smooth_l1_beta: See `smooth_l1`.
-    over_slots: See `objectness_loss`.
-    total: See `objectness_loss`.
+    anchor_deltas: Predicted deltas of all anchors.
+    targets: The sampled anchors.
+    smooth_l1_beta: Error, unitless, below which the loss is a parabola: see
+      `smooth_l1`.
+    over_slots: Whether the sum is divided by the number of slots of the sample
+      instead of by the number of sampled anchors: see `objectness_loss`.
+    total: Number of anchors the loss is averaged over. None counts the anchors
+      of this batch.
 
   Source:
-    Faster R-CNN (arXiv:1506.01497), equation 1; divided by all sampled
-    anchors, background too, as in maskrcnn-benchmark `modeling/rpn/loss.py`.
+    Faster R-CNN (arXiv:1506.01497), equation 1. The sum is divided by the
+    number of all sampled anchors, background included, as in maskrcnn-benchmark
+    `modeling/rpn/loss.py`.
   """
   deltas = jnp.take_along_axis(
       anchor_deltas, targets.indices[..., None], axis=1
@@ -78,8 +86,9 @@ def counted_anchors(
   """Returns which slots of the sample the two losses above are averaged over.
 
   Args:
-    targets: The sample.
-    over_slots: See `objectness_loss`.
+    targets: The sampled anchors.
+    over_slots: Whether slots without an anchor count too: see
+      `objectness_loss`.
   """
   return jnp.ones_like(targets.valid) if over_slots else targets.valid
 
@@ -93,9 +102,10 @@ def classification_loss(
   """Softmax cross-entropy, averaged over the sampled RoIs.
 
   Args:
-    class_logits: Of the sampled RoIs.
-    targets: The sample.
-    total: RoIs to divide by; None: those of this batch.
+    class_logits: Logits of the sampled RoIs; column 0 is background.
+    targets: The sampled RoIs.
+    total: Number of RoIs the loss is averaged over. None counts the RoIs of
+      this batch.
 
   Source:
     Fast R-CNN (arXiv:1504.08083), equation 1.
@@ -115,19 +125,21 @@ def box_loss(
     smooth_l1_beta: float,
     total: Int[Array, ''] | None = None,
 ) -> Float[Array, '']:
-  """Smooth L1 of foreground RoIs, over the number of sampled RoIs.
+  """Smooth L1 of the foreground RoIs, averaged over all sampled RoIs.
 
-  Only the deltas of the true class take part.
+  Only the deltas that were predicted for the class of the object contribute.
 
   Args:
-    box_deltas: Of the sampled RoIs, for each class.
-    targets: The sample.
-    smooth_l1_beta: See `smooth_l1`.
-    total: RoIs to divide by; None: those of this batch.
+    box_deltas: Predicted deltas of the sampled RoIs, for each class.
+    targets: The sampled RoIs.
+    smooth_l1_beta: Error, unitless, below which the loss is a parabola: see
+      `smooth_l1`.
+    total: Number of RoIs the loss is averaged over. None counts the RoIs of
+      this batch.
 
   Source:
-    Fast R-CNN (arXiv:1504.08083), equations 1 to 3; divided by all sampled
-    RoIs, background too, as in maskrcnn-benchmark
+    Fast R-CNN (arXiv:1504.08083), equations 1 to 3. The sum is divided by the
+    number of all sampled RoIs, background included, as in maskrcnn-benchmark
     `modeling/roi_heads/box_head/loss.py`.
   """
   deltas = jnp.take_along_axis(
@@ -146,18 +158,22 @@ def mask_loss(
     *,
     total: Int[Array, ''] | None = None,
 ) -> Float[Array, '']:
-  """Binary cross-entropy of the true class's mask, averaged over its pixels.
+  """Binary cross-entropy of foreground masks, averaged over their pixels.
+
+  Only the mask that was predicted for the class of the object contributes.
 
   Args:
-    mask_logits: Of the RoIs, for each class.
-    mask_targets: Of the RoIs.
-    class_targets: Of the RoIs.
-    foreground: RoIs that have a mask.
-    total: RoIs with a mask to divide by; None: those of this batch.
+    mask_logits: Predicted masks of the RoIs, for each class.
+    mask_targets: Masks that should be predicted: 1 inside the object, 0
+      outside.
+    class_targets: Class numbers of the RoIs; 0 is background.
+    foreground: Which RoIs have a mask.
+    total: Number of RoIs with a mask that the loss is averaged over. None
+      counts those of this batch.
 
   Source:
-    Mask R-CNN (arXiv:1703.06870), section 3; mean over the foreground RoIs
-    times m * m. Without any foreground it is 0.
+    Mask R-CNN (arXiv:1703.06870), section 3. The sum is divided by the number
+    of foreground RoIs times m * m. The loss is 0 if no RoI is foreground.
   """
   logits = jnp.take_along_axis(
       mask_logits, class_targets[:, :, None, None, None], axis=4
@@ -170,12 +186,17 @@ def mask_loss(
 def smooth_l1(
     difference: Float[Array, '*n'], *, beta: float
 ) -> Float[Array, '*n']:
-  """Returns |d| - beta / 2, or its parabola d^2 / (2 beta) where |d| < beta.
+  """Returns |d| - beta / 2, or the parabola d^2 / (2 beta) where |d| < beta.
+
+  Args:
+    difference: Errors d.
+    beta: Error at which the parabola turns into a line; 0 gives plain L1.
 
   Source:
-    Fast R-CNN (arXiv:1504.08083), equation 3, with its corner at `beta`.
+    Fast R-CNN (arXiv:1504.08083), equation 3, where `beta` is 1.
   """
-  # jnp.abs has a slope of 1 at 0; a difference of 0 has nothing to correct.
+  # The gradient of jnp.abs at 0 is 1, but a correct prediction must not be
+  # pushed away: here the gradient at 0 is 0.
   size = difference * jnp.sign(difference)
   if beta == 0:
     return size
@@ -185,7 +206,7 @@ def smooth_l1(
 
 
 def _mean_over(loss, counted, total):
-  """The sum of a loss over how many elements count; 0 if none does."""
+  """Divides the sum of a loss by the number of counted elements, at least 1."""
   if total is None:
     total = jnp.sum(counted)
   return jnp.sum(loss) / jnp.maximum(total, 1)

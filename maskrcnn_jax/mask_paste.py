@@ -1,4 +1,4 @@
-"""From small masks inside boxes to run lengths in the image, on the host."""
+"""Pastes small masks into images as run lengths (RLE), on the host."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ from jaxtyping import Float, Float32
 import numpy as np
 from pycocotools import mask as mask_api
 
-# The samples of a strip of columns (4 MB as float32) stay in the CPU's cache.
+# Number of pixels that are sampled at once, as a strip of columns. They take
+# 4 MB as float32 and so stay in the CPU's cache.
 STRIP_PIXELS = 1 << 20
 
 
@@ -21,32 +22,34 @@ def paste_masks(
 ) -> list[dict[str, Any]]:
   """Writes each mask into its box of the image, as compressed run lengths.
 
-  Rule 'sampled': the mask is stretched over the float box and sampled
-  bilinearly at the centre (x + 0.5, y + 0.5) of each pixel; it counts as zero
-  outside itself.  Rule 'resized': mask and box get a border of one cell, of
-  zeros; the corners of the box are truncated to integers, and the mask is
-  resized to the pixels from the first corner to the last, both of them
-  included.  Memory
-  does not grow with the image: neither a full-size mask nor full-size samples
-  are ever made.
+  Rule 'sampled': The mask is stretched over the box, whose corners are not
+  rounded. It is sampled bilinearly at the centre (x + 0.5, y + 0.5) of each
+  pixel. Outside the mask, its value is zero.
+
+  Rule 'resized': The mask gets a border of one cell of zeros, and the box grows
+  by the same border. The corners of the box are truncated to integers. The mask
+  is resized to the pixels from the first corner to the last, both included.
+
+  Memory does not grow with the image, because neither full-size masks nor
+  full-size samples are made.
 
   Args:
-    masks: Probabilities; row 0 is the top of the box.
-    boxes: In pixels of the original image, clipped or not.  A box without area
-      gives an empty mask.
-    height: Of the original image.
-    width: Of the original image.
-    threshold: A pixel belongs to the object from this probability on (rule
-      'resized': above this probability); above 0.
-    rule: 'sampled' or 'resized'.
+    masks: Probabilities of the cells of each mask; row 0 is the top of the box.
+    boxes: Boxes of the masks, in pixels of the original image. They may reach
+      out of the image. A box without an area gives an empty mask.
+    height: Height of the original image, in pixels.
+    width: Width of the original image, in pixels.
+    threshold: A pixel belongs to the object if its probability is at least this
+      (rule 'sampled') or more than this (rule 'resized'). It must be above 0.
+    rule: 'sampled' or 'resized', as explained above.
 
   Returns:
-    COCO RLE dictionaries, `size` (height, width) and `counts` a str, the same
-    that `pycocotools.mask.encode` gives for the full-size masks.
+    COCO RLE dictionaries with `size`, (height, width), and `counts`, a str.
+    They equal the results of `pycocotools.mask.encode` for full-size masks.
 
   Raises:
-    ValueError: If a mask or box is not finite, or for a bad size, threshold or
-      rule.
+    ValueError: If a mask or a box is not finite, or if the size, the threshold
+      or the rule is not allowed.
 
   Source:
     'sampled': detectron2 `layers/mask_ops.py`, `paste_masks_in_image`:
@@ -54,15 +57,19 @@ def paste_masks(
     torchvision `models/detection/roi_heads.py`, `paste_masks_in_image`, and
     maskrcnn-benchmark `modeling/roi_heads/mask_head/inference.py`, `Masker`:
     `interpolate` with `align_corners=False`, then > threshold.
-    Differs: with a threshold below 0.5 an object may reach half a mask cell out
-    of its box, as on detectron2's GPU path; its CPU path cuts at one pixel.
+    Differs: with a threshold below 0.5, an object may extend beyond its box by
+    half a cell of the mask, as on detectron2's GPU path. detectron2's CPU path
+    cuts the object off one pixel beyond the box.
   """
   if height < 1 or width < 1:
-    raise ValueError(f'The image must have pixels, not {height} x {width}.')
+    raise ValueError(
+        f'height ({height}) and width ({width}) of the image must be at least '
+        '1.'
+    )
   if not threshold > 0:
     raise ValueError(
-        f'threshold ({threshold}) must be above 0: the samples outside of a '
-        'mask are 0 and would belong to the object.'
+        f'threshold ({threshold}) must be above 0; otherwise all pixels '
+        'outside the mask, whose samples are 0, would belong to the object.'
     )
   if rule not in _AXIS_WEIGHTS:
     raise ValueError(
@@ -71,8 +78,8 @@ def paste_masks(
   finite = np.isfinite(masks).all(axis=(1, 2)) & np.isfinite(boxes).all(axis=1)
   if not finite.all():
     raise ValueError(
-        f'The mask or box of detection {int(np.argmin(finite))} is not finite; '
-        'the weights or the input of the model hold nan or inf.'
+        f'The mask or box of detection {int(np.argmin(finite))} is not finite: '
+        'the weights or the input of the model contain nan or inf.'
     )
   return [
       _compress(
@@ -93,8 +100,9 @@ def _paste_runs(
   """Finds where the runs of one object start and end.
 
   Returns:
-    start, end, start, end, ...: rising offsets into the image read column by
-    column.
+    Offsets start, end, start, end, ... in rising order. They count the pixels
+    of the image column by column, as RLE does. `end` is the first pixel after
+    a run.
   """
   x1, y1, x2, y2 = box
   weigh, compare = _AXIS_WEIGHTS[rule]
@@ -109,16 +117,18 @@ def _paste_runs(
   strip = max(1, STRIP_PIXELS // num_rows)
   offsets = []
   for start in range(0, num_columns, strip):
-    # Columns come first, as RLE reads them.
+    # The first axis is the column, because RLE counts column by column.
     samples = mask_rows[:, start : start + strip].T @ row_weights.T
-    # A border of zeros, so that each run both starts and ends in its column.
+    # A border of zeros above and below makes each run start and end inside its
+    # column.
     inside = np.zeros((len(samples), num_rows + 2), bool)
     compare(samples, threshold, out=inside[:, 1:-1])
     x, y = np.nonzero(inside[:, 1:] != inside[:, :-1])
     offsets.append((x + left + start) * height + y + top)
   offsets = np.concatenate(offsets)
 
-  # A run to the last row and one from the first row of the next column are one.
+  # A run that ends in the last row of a column and a run that starts in the
+  # first row of the next column are joined.
   joined = offsets[1:-1:2] == offsets[2::2]
   keep = np.ones(len(offsets), bool)
   keep[1:-1:2] = keep[2::2] = ~joined
@@ -128,15 +138,23 @@ def _paste_runs(
 def _sample_weights(
     low: np.float32, high: np.float32, side: int, length: int
 ) -> tuple[int, Float[np.ndarray, 'n m']]:
-  """Weighs the mask's cells for each pixel that can see them, on one axis.
+  """Computes the weights of mask cells in each pixel of an axis: 'sampled'.
+
+  Args:
+    low: Left or top edge of the box, in pixels of the image.
+    high: Right or bottom edge of the box, in pixels of the image.
+    side: Number of cells along the side of the mask.
+    length: Number of pixels of the image along this axis.
 
   Returns:
-    The first pixel, and a row of weights for it and each that follows.
+    The first pixel that the mask contributes to, and one row of weights for
+    this pixel and for each pixel that follows.
   """
   low, high = float(low), float(high)
   if not high > low:
     return 0, np.zeros((0, side), np.float32)
-  # Centres further than half a cell from the box sample nothing but zeros.
+  # The samples of pixels whose centre is further than half a cell from the box
+  # are zero.
   reach = 0.5 * (high - low) / side
   first = int(np.clip(np.floor(low - reach - 0.5), 0, length))
   last = int(np.clip(np.ceil(high + reach + 0.5), first, length))
@@ -149,15 +167,20 @@ def _sample_weights(
 def _resize_weights(
     low: np.float32, high: np.float32, side: int, length: int
 ) -> tuple[int, Float[np.ndarray, 'n m']]:
-  """The same, of the pixels that the mask is resized to."""
-  # In float32 and in this order, for the corners are truncated.
+  """Computes the weights of mask cells in each pixel of an axis: 'resized'.
+
+  Arguments and results are those of `_sample_weights`.
+  """
+  # The arithmetic is float32 and in the order of the peers, because the corners
+  # are truncated: another rounding could move a corner by a pixel.
   half = (high - low) * np.float32(0.5) * np.float32((side + 2) / side)
   center = (high + low) * np.float32(0.5)
   low, high = int(center - half), int(center + half)
   size = max(high - low + 1, 1)
   first = min(max(low, 0), length)
   last = max(min(high + 1, length), first)
-  # Likewise: where a probability is all but 0 or 1, halves are common.
+  # Float32 in the order of the peers here too: where probabilities are almost 0
+  # or 1, many samples are exactly or almost 0.5, the usual threshold.
   pixels = np.arange(first, last, dtype=np.float32) - np.float32(low)
   step = np.float32(side + 2) / np.float32(size)
   cells = np.maximum((pixels + np.float32(0.5)) * step - np.float32(0.5), 0)
@@ -167,11 +190,12 @@ def _resize_weights(
   weights = np.zeros((len(cells), side + 2), np.float32)
   weights[rows, near] = 1 - far_weight
   weights[rows, near + 1] = far_weight
-  # The cells of the border are zero.
+  # The cells of the border are zero, so their weights are not needed.
   return first, weights[:, 1:-1]
 
 
-# Rule -> weights of an axis, and what makes a pixel belong to the object.
+# {rule: (function that computes the weights of an axis, comparison of samples
+# with the threshold that tells whether a pixel belongs to the object)}.
 _AXIS_WEIGHTS = {
     'sampled': (_sample_weights, np.greater_equal),
     'resized': (_resize_weights, np.greater),
@@ -179,6 +203,7 @@ _AXIS_WEIGHTS = {
 
 
 def _compress(offsets: np.ndarray, height: int, width: int) -> dict[str, Any]:
+  """Turns the starts and ends of runs into a compressed COCO RLE."""
   counts = np.diff(offsets, prepend=0, append=height * width)
   if len(counts) > 1 and counts[-1] == 0:
     counts = counts[:-1]

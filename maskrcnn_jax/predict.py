@@ -1,4 +1,4 @@
-"""Finds the objects in a user's own pictures, writes them and draws them."""
+"""Finds objects in a user's pictures; writes results and draws overlays."""
 
 import concurrent.futures
 import os
@@ -168,7 +168,19 @@ def _read(
     row: int,
     pixel_range: tuple[float, float] | None,
 ) -> tuple[np.ndarray, Batch]:
-  """Decodes a picture, whole to draw on and as a batch of one to detect in."""
+  """Decodes a picture.
+
+  Args:
+    file: The picture.
+    plan: The canvases of all pictures: the static sizes that they are put on.
+    row: The picture's place in the plan.
+    pixel_range: Values that become black and white in grey pictures of 16 or 32
+      bits. None refuses such pictures. See `decode_image`.
+
+  Returns:
+    The picture in full size, to draw on; and a batch of one image, at the size
+    that the plan gives, to detect objects in.
+  """
   pixels = image_files.decode_image(file, pixel_range=pixel_range)
   reduce = int(plan.reduce[row])
   small = (

@@ -1,4 +1,4 @@
-"""Proposals: from the RPN's output to the boxes worth a second look."""
+"""Proposals: the boxes that the RPN passes on to the heads."""
 
 import jax
 import jax.numpy as jnp
@@ -35,31 +35,41 @@ def make_proposals(
 ) -> Proposals:
   """Selects the proposals of one image.
 
-  On each level: the best `pre_nms` anchors, moved by their deltas and clipped
-  to the image, then NMS; then the best of all levels together.
+  On each level, the `pre_nms` anchors with the highest objectness are moved by
+  their deltas and clipped to the image. NMS then keeps at most `post_nms` of
+  them. The result is the best of the boxes of all levels together.
 
   Args:
-    objectness_logits: Levels in the order of `levels`.
-    anchor_deltas: In the same order.
-    levels: Where the anchors are.
-    image_size: (height, width) before padding.
-    pre_nms: Boxes of a level that enter its NMS.
-    post_nms: Boxes of a level that leave it, at most.
-    num_proposals: Boxes of the image, at most.
-    iou_threshold: Of the NMS.
-    delta_weights: See `decode_boxes`.
-    padding_multiple: See `anchors_in_image`.
-    min_size: See `has_area`.
-    width_offset: See `ops/boxes.py`.
-    fit_to: See `make_anchors`.
-    kernels: What works it out.
+    objectness_logits: Logits of all anchors, level after level in the order of
+      `levels`.
+    anchor_deltas: Encoded offsets (dx, dy, dw, dh) of all anchors, in the same
+      order.
+    levels: Positions and shapes of the anchors of each level.
+    image_size: (height, width) before padding, in pixels.
+    pre_nms: Number of boxes of a level that enter its NMS.
+    post_nms: Largest number of boxes of a level that its NMS keeps.
+    num_proposals: Number of slots of the result. Slots without a box are not
+      valid.
+    iou_threshold: NMS removes a box that overlaps a better one more than this.
+    delta_weights: Divisors of (dx, dy, dw, dh): see `decode_boxes`.
+    padding_multiple: The image counts as padded to a multiple of this many
+      pixels; anchors centred beyond it do not exist. See `anchors_in_image`.
+    min_size: Length of the shortest side that a proposal may have, in pixels.
+    width_offset: Pixels by which a box is wider than x2 - x1: see
+      `ops/boxes.py`.
+    fit_to: (height, width) of the padded image that the strides are fitted to.
+      None keeps powers of two: see `make_anchors`.
+    kernels: The implementation of each operation.
+
+  Returns:
+    Proposals in pixels of the resized image, best first, gradient stopped.
 
   Source:
     FPN (arXiv:1612.03144), section 4.1; detectron2
     `modeling/proposal_generator/proposal_utils.py`.
-    Differs: maskrcnn-benchmark chooses the best of all images of a device
-    together when it trains, which makes an image's proposals depend on its
-    neighbours in the batch.
+    Differs: in training, maskrcnn-benchmark chooses the best boxes of all
+    images of a device together, so that the proposals of an image depend on
+    the other images of the batch.
   """
   objectness_logits = jax.lax.stop_gradient(objectness_logits)
   anchor_deltas = jax.lax.stop_gradient(anchor_deltas)

@@ -1,4 +1,4 @@
-"""Targets: which anchors and proposals to learn from, and what to predict."""
+"""Targets: the anchors and RoIs that the losses see, and their targets."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -36,29 +36,39 @@ def make_rpn_targets(
     width_offset: float = 0.0,
     kernels: Kernels = XLA,
 ) -> RpnTargets:
-  """Chooses the anchors of one image to learn from.
+  """Samples the anchors of one image that the RPN's losses see.
 
   Args:
-    anchors: All levels, in pixels of the padded image.
-    image_size: (height, width) before padding.
-    gt_boxes: In pixels of the resized image.
-    gt_valid: Real objects. Without any, all samples are background.
-    sample_key: Decides the sample.
-    num_samples: Anchors to choose.
-    foreground_fraction: The most that may be foreground, as a share.
-    foreground_iou: See `match_boxes`.
-    background_iou: See `match_boxes`.
-    delta_weights: See `encode_boxes`.
-    padding_multiple: See `anchors_in_image`.
+    anchors: Anchors of all levels, in pixels of the padded image.
+    image_size: (height, width) before padding, in pixels.
+    gt_boxes: Boxes of the objects, in pixels of the resized image.
+    gt_valid: Which slots hold an object; the others are padding. In an image
+      without objects, all samples are background.
+    sample_key: Random key of the sample.
+    num_samples: Number of anchors to sample.
+    foreground_fraction: Largest share of the samples that may be foreground,
+      in [0, 1].
+    foreground_iou: Anchors that overlap an object at least this much are
+      foreground: see `match_boxes`.
+    background_iou: Anchors that overlap all objects less than this are
+      background. Anchors between the two thresholds are ignored.
+    delta_weights: Factors of (dx, dy, dw, dh): see `encode_boxes`.
+    padding_multiple: The image counts as padded to a multiple of this many
+      pixels; anchors centred beyond it do not exist. See `anchors_in_image`.
     ignore_straddling: Whether anchors that cross an edge of the image are
-      neither foreground nor background. They keep their part in the matching:
-      a truth that such an anchor overlaps most rescues no other.
-    width_offset: See `ops/boxes.py`.
-    kernels: What works it out.
+      ignored. They are still matched: if an object's best anchor is ignored,
+      the object does not get its second best anchor instead.
+    width_offset: Pixels by which a box is wider than x2 - x1: see
+      `ops/boxes.py`.
+    kernels: The implementation of each operation.
+
+  Returns:
+    Indices of the sampled anchors, foreground first, and the deltas that the
+    foreground anchors should predict.
 
   Source:
-    Faster R-CNN (arXiv:1506.01497), section 3.1.2; straddling anchors as in
-    maskrcnn-benchmark `modeling/rpn/loss.py`.
+    Faster R-CNN (arXiv:1506.01497), section 3.1.2. Straddling anchors are
+    treated as in maskrcnn-benchmark `modeling/rpn/loss.py`.
   """
   present = anchors_in_image(
       anchors, image_size, padding_multiple=padding_multiple
@@ -101,31 +111,39 @@ def make_roi_targets(
     width_offset: float = 0.0,
     kernels: Kernels = XLA,
 ) -> RoiTargets:
-  """Chooses the RoIs of one image to learn from.
+  """Samples the RoIs of one image that the losses of the heads see.
 
-  The truth is appended to the proposals, so that the heads see well-placed
-  boxes before the RPN makes any.
+  The ground-truth boxes are appended to the proposals, so that the heads see
+  well-placed boxes even before the RPN proposes any.
 
   Args:
-    proposals: Of one image.
-    gt_boxes: In pixels of the resized image.
-    gt_classes: 1 to k - 1.
-    gt_valid: Real objects. Without any, all RoIs are background.
-    sample_key: Decides the sample.
-    num_samples: RoIs to choose.
-    foreground_fraction: The most that may be foreground, as a share; these
-      are the first `num_samples * foreground_fraction` slots.
-    foreground_iou: RoIs that overlap a truth at least this much are
-      foreground, all others background.
-    delta_weights: See `encode_boxes`.
-    width_offset: See `ops/boxes.py`.
-    kernels: What works it out.
+    proposals: Proposals of the image.
+    gt_boxes: Boxes of the objects, in pixels of the resized image.
+    gt_classes: Class numbers of the objects, 1 to k - 1.
+    gt_valid: Which slots hold an object; the others are padding. In an image
+      without objects, all RoIs are background.
+    sample_key: Random key of the sample.
+    num_samples: Number of RoIs to sample.
+    foreground_fraction: Largest share of the RoIs that may be foreground, in
+      [0, 1]. Foreground takes the first `num_samples * foreground_fraction`
+      slots at most.
+    foreground_iou: RoIs that overlap an object at least this much are
+      foreground; all others are background.
+    delta_weights: Factors of (dx, dy, dw, dh): see `encode_boxes`.
+    width_offset: Pixels by which a box is wider than x2 - x1: see
+      `ops/boxes.py`.
+    kernels: The implementation of each operation.
+
+  Returns:
+    The sampled RoIs, foreground first, with the class and the deltas that the
+    heads should predict for them.
 
   Source:
     Fast R-CNN (arXiv:1504.08083), section 2.3; Mask R-CNN (arXiv:1703.06870),
     section 3.1.
   """
-  # In this order, for more slots of truth then change no element's luck.
+  # Ground truth comes last, so that adding padding slots to it does not change
+  # which samples are drawn.
   candidates = jnp.concatenate([proposals.boxes, gt_boxes])
   valid = jnp.concatenate([proposals.valid, gt_valid])
   iou = pairwise_iou(
@@ -172,25 +190,28 @@ def make_mask_targets(
     padded_size: tuple[int, int] | None = None,
     kernels: Kernels = XLA,
 ) -> Float[Array, 'r {side} {side}']:
-  """Draws the object of every foreground RoI, as seen through the RoI.
+  """Draws the mask that the mask head should predict for each RoI.
 
   Args:
-    outlines: Of one image.
-    rois: In pixels of the resized image.
-    objects: The truth of each RoI.
-    foreground: RoIs that have one; the others get an empty mask.
-    side: Of the mask that is predicted.
-    max_object_vertices: See `rasterize_outlines`.
-    max_parts: See `rasterize_outlines`.
-    min_roi_side: A smaller side of a RoI, in pixels, is taken to be this long.
-    image_size: (height, width) before padding. If given, objects are drawn on
-      the image's pixels and these are pooled; if not, they are drawn on the
-      cells of the mask.
-    padded_size: (height, width) of the canvas; needed with `image_size`.
-    kernels: What works it out.
+    outlines: Outlines of all objects of the image, in pixels of the resized
+      image.
+    rois: RoIs, in pixels of the resized image.
+    objects: Index of the object of each RoI.
+    foreground: Which RoIs have an object. The others get an empty mask.
+    side: Number of cells along each side of the mask.
+    max_object_vertices: Upper limit of the number of vertices of an object.
+    max_parts: Upper limit of the number of polygons of an object.
+    min_roi_side: Smallest side of a RoI, in pixels. A RoI with a shorter side
+      is drawn as if the side were this long.
+    image_size: (height, width) before padding, in pixels. If it is given,
+      objects are drawn on the pixels of the image, and these are pooled. If it
+      is None, objects are drawn on the cells of the mask.
+    padded_size: (height, width) of the padded image, in pixels. Required with
+      `image_size`.
+    kernels: The implementation of each operation.
 
   Returns:
-    1 inside, 0 outside; of a bitmap also what lies between.
+    1 inside the object, 0 outside. Pooled masks also have values between.
 
   Source:
     Mask R-CNN (arXiv:1703.06870), section 3.

@@ -1,4 +1,4 @@
-"""The box head: which class is in a RoI, and where is it exactly?"""
+"""The box head: predicts the class and the exact box of each RoI."""
 
 from typing import NamedTuple
 
@@ -11,35 +11,36 @@ from maskrcnn_jax.model import layers
 
 
 class BoxOutput(NamedTuple):
-  """One row a RoI."""
+  """Predictions for each RoI."""
 
   class_logits: Float[Array, 'b r k']  # column 0 is background; float32
-  box_deltas: Float[Array, 'b r k 4']  # one box a class; float32
+  box_deltas: Float[Array, 'b r k 4']  # one box for each class; float32
 
 
 class BoxHead(nn.Module):
   """Convolutions (if any), then fully connected layers, then two predictors.
 
-  Without a fully connected layer the predictors see the mean of all cells.
+  If there is no fully connected layer, the predictors see the mean of all
+  cells of the RoI.
 
   Attributes:
-    num_classes: With background.
-    num_convs: 3x3 convolutions `conv1`, `conv2`, ... before `fc6`, of as many
-      channels as they get.
-    num_fcs: Fully connected layers `fc6`, `fc7`, ...
-    features: Width of each fully connected layer.
-    norm: What follows each 3x3 convolution, in place of a bias: None, 'group'
-      or 'frozen_batch'.
-    norm_eps: Of the frozen batch norm.
-    dtype: Of the arithmetic; the outputs are float32.
+    num_classes: Number of classes, background included.
+    num_convs: Number of 3x3 convolutions `conv1`, `conv2`, ... before `fc6`.
+      They keep the number of channels.
+    num_fcs: Number of fully connected layers `fc6`, `fc7`, ...
+    features: Number of outputs of each fully connected layer.
+    norm: Norm that replaces the bias of each 3x3 convolution: 'group' or
+      'frozen_batch'. None keeps the bias.
+    norm_eps: Number that the frozen batch norm adds to the variance.
+    dtype: Dtype of the arithmetic. The outputs are float32.
 
   Source:
     Seed: modeling/roi_heads/box_head/roi_box_feature_extractors.py,
     FPN2MLPFeatureExtractor (0 convolutions, 2 layers),
     FPNXconv1fcFeatureExtractor (4 and 1) and, after a stage of the ResNet,
     ResNet50Conv5ROIFeatureExtractor (0 and 0); roi_box_predictors.py.
-    Differs: `fc6` sees the RoI flattened as (row, column, channel), because
-    the features lie so in memory; the seed has the channel first.
+    Differs: `fc6` sees the RoI flattened as (row, column, channel), which is
+    the order of the features in memory. The seed has the channel first.
   """
 
   num_classes: int

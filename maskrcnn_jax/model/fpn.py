@@ -1,4 +1,4 @@
-"""The feature pyramid."""
+"""The feature pyramid network (FPN)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,22 +9,23 @@ from maskrcnn_jax.model import layers
 
 
 class Fpn(nn.Module):
-  """Carries what the coarse levels know down to the fine ones.
+  """Adds the features of coarse levels to those of fine levels.
 
-  A 1x1 convolution brings each level to `channels`, the coarser level is
-  doubled and added, a 3x3 convolution smooths the sum. The coarsest level out
-  is every other row and column of the one before.
+  A 1x1 convolution gives each level `channels` channels. The next coarser level
+  is upsampled by 2 and added, and a 3x3 convolution smooths the sum. The result
+  has one level more than the input: every other row and column of its second
+  coarsest level.
 
   Attributes:
-    channels: Of every level out.
-    norm: What follows each convolution, in place of a bias: None, 'group' or
-      'frozen_batch'.
-    norm_eps: Of the frozen batch norm.
-    dtype: Of the arithmetic.
+    channels: Number of channels of each level of the result.
+    norm: Norm that replaces the bias of each convolution: 'group' or
+      'frozen_batch'. None keeps the bias.
+    norm_eps: Number that the frozen batch norm adds to the variance.
+    dtype: Dtype of the arithmetic.
 
   Source:
-    FPN (arXiv:1612.03144); seed: modeling/backbone/fpn.py, where `inner2` is
-    `fpn_inner1`, and so on.
+    FPN (arXiv:1612.03144); seed: modeling/backbone/fpn.py. The seed's
+    `fpn_inner1` is `inner2` here, `fpn_inner2` is `inner3`, and so on.
   """
 
   channels: int = 256
@@ -37,11 +38,11 @@ class Fpn(nn.Module):
     """Turns levels 2..5 of a backbone into levels 2..6.
 
     Args:
-      features: By level; each level has half the rows and columns of the one
-        before, exactly.
+      features: Feature maps by level. Each level has exactly half the rows and
+        columns of the next finer level.
 
     Raises:
-      ValueError: They are not halves.
+      ValueError: If a level does not have half the rows and columns.
     """
 
     def conv(x, name, kernel_size):

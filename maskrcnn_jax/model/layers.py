@@ -8,42 +8,47 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-# torch's kaiming_uniform_(a=1): bound sqrt(6 / ((1 + a^2) fan_in)), which is a
+# torch's kaiming_uniform_(a=1). Its bound sqrt(6 / ((1 + a^2) fan_in)) gives a
 # variance of 1 / fan_in.
 kaiming_uniform = nn.initializers.variance_scaling(1.0, 'fan_in', 'uniform')
 
 # torch's kaiming_normal_(mode='fan_out', nonlinearity='relu').
 kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
-# GroupNorm, section 4; the seed's MODEL.GROUP_NORM.
+# Source: GroupNorm (arXiv:1803.08494), section 4; the seed's MODEL.GROUP_NORM.
 NUM_GROUPS = 32
 GROUP_NORM_EPS = 1e-5
 
 
-# From so many channels on, a 3x3 convolution is a `wide_conv`; with fewer,
-# XLA's own gradients are as fast on the CPU.
+# A 3x3 convolution with at least this number of input channels is a
+# `wide_conv`. With fewer channels, XLA's own gradients are as fast on the CPU.
 WIDE_CHANNELS = 256
 
-# Positions whose products are summed at once in the weight gradient of a
-# convolution: 2 MB of 256 channels, which stay in a core's cache.
+# Number of positions whose products the weight gradient of a convolution sums
+# at once. With 256 channels they take 2 MB, which stay in the cache of a core.
 BAND_POSITIONS = 2048
 
 
 class Conv(nn.Module):
-  """A convolution with an odd kernel, padded as torch pads: k // 2 a side.
+  """A convolution with an odd kernel of side k; k // 2 zeros pad each edge.
 
-  A 1x1 kernel becomes a matrix product: on the CPU, XLA's weight gradient of a
-  1x1 convolution costs several times more than that of the product. So does
-  that of a wide 3x3 convolution: see `wide_conv`.
+  The padding is that of torch. A 1x1 convolution is computed as a matrix
+  product, because on the CPU, XLA's weight gradient of a 1x1 convolution takes
+  several times longer than that of the product. XLA's weight gradient of a wide
+  3x3 convolution is as slow: see `wide_conv`.
 
   Attributes:
-    features: Channels out.
-    kernel_size: Side of the kernel, odd.
-    stride: In both directions.
-    groups: Channels are split into so many parts, each convolved apart.
-    use_bias: False where a norm follows.
-    kernel_init: Of the kernel, laid out (row, column, in of a group, out).
-    dtype: Of the arithmetic and the output; the parameters are float32.
+    features: Number of output channels.
+    kernel_size: Side of the kernel in cells; odd.
+    stride: Stride in both directions.
+    groups: Number of groups. Output channels of a group are computed from the
+      input channels of the same group only.
+    use_bias: Whether a bias is added. A convolution that a norm follows needs
+      none.
+    kernel_init: Initializer of the kernel, whose axes are (row, column, input
+      channel of a group, output channel).
+    dtype: Dtype of the arithmetic and of the output. The parameters are
+      float32.
   """
 
   features: int
@@ -81,14 +86,14 @@ def convolve(
     stride: int = 1,
     groups: int = 1,
 ) -> Float[Array, 'n h2 w2 c2']:
-  """Convolves with a kernel of odd side s, zeros lying beyond the edges.
+  """Convolves with a kernel of odd side s; the input is padded with zeros.
 
   Args:
-    x: c channels.
-    kernel: c1 = c / groups.
-    stride: In both directions.
-    groups: Into so many equal parts the channels fall; those out see the part
-      in at their place alone.
+    x: Input with c channels.
+    kernel: Kernel with c1 = c / groups input channels and c2 output channels.
+    stride: Stride in both directions.
+    groups: Number of groups. Output channels of a group are computed from the
+      input channels of the same group only.
   """
   margin = kernel.shape[0] // 2
   return lax.conv_general_dilated(
@@ -105,12 +110,12 @@ def convolve(
 def wide_conv(
     x: Float[Array, 'n h w c'], kernel: Float[Array, 's s c c2']
 ) -> Float[Array, 'n h w c2']:
-  """`convolve` with a backward pass that is fast on the CPU as well.
+  """Computes `convolve` with a backward pass that is fast on the CPU too.
 
-  XLA's CPU backend takes the gradient for the kernel of its convolution, which
-  overflows the cache: at 200x336x256 it takes four times as long as products
-  do, and inside a loop it takes the gradients of either argument on one core.
-  Elsewhere the gradients are XLA's own.
+  XLA's CPU backend computes the gradient of the kernel as a convolution, which
+  overflows the cache: for an input of 200x336x256 this takes four times as long
+  as matrix products. Inside a loop, the backend also uses only one core for the
+  gradients of both arguments. On other devices, the gradients are XLA's own.
   """
   return convolve(x, kernel)
 
@@ -124,7 +129,8 @@ def _wide_conv_backward(saved, gradient):
     return jax.vjp(convolve, x, kernel)[1](gradient)
 
   def by_products(x, kernel, gradient):
-    # A convolution that steps by 1 is undone by the turned kernel.
+    # The gradient for the input of a convolution with stride 1 is a convolution
+    # with the kernel turned by 180 degrees.
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     return (
         convolve(gradient, turned),
@@ -145,22 +151,22 @@ def kernel_gradient(
     *,
     side: int,
 ) -> Float[Array, 's s c c2']:
-  """Returns the gradient of `convolve`, stride 1, for its kernel.
+  """Returns the gradient of `convolve`, with stride 1, for its kernel.
 
-  At kernel[i, j] it is the sum, over all positions, of the outer product of
-  the gradient there and of x, shifted by (i, j) - side // 2: one matrix product
-  for each (i, j), a band of rows at a time.
+  The gradient for kernel[i, j] is a sum over all positions. Each term is the
+  outer product of x, shifted by (i, j) - side // 2, and of the gradient at the
+  position. For each (i, j), the sum over a band of rows is one matrix product.
 
   Args:
-    x: What was convolved.
-    gradient: Of the result.
-    side: Of the kernel, odd.
+    x: Input of the convolution.
+    gradient: Gradient for the output of the convolution.
+    side: Side of the kernel in cells; odd.
   """
   num, height, width, channels = x.shape
   rows = max(1, min(height, BAND_POSITIONS // (num * width)))
   bands = -(-height // rows)
   margin, missing = side // 2, bands * rows - height
-  # Rows of zeros fill the last band and add nothing.
+  # Rows of zeros fill the last band. They add nothing to the sum.
   gradient = jnp.pad(gradient, ((0, 0), (0, missing), (0, 0), (0, 0)))
   x = jnp.pad(
       x, ((0, 0), (margin, margin + missing), (margin, margin), (0, 0))
@@ -189,19 +195,20 @@ def kernel_gradient(
 
 
 class Deconv2x2(nn.Module):
-  """A transposed convolution, 2x2 with stride 2: doubles rows and columns.
+  """A transposed 2x2 convolution with stride 2, which doubles both sides.
 
-  The windows do not overlap, so it is one matrix product:
+  The windows do not overlap, so the convolution is one matrix product:
   y[2i + a, 2j + b] = x[i, j] @ kernel[a, b] + bias.
 
   Attributes:
-    features: Channels out.
-    dtype: Of the arithmetic and the output; the parameters are float32.
+    features: Number of output channels.
+    dtype: Dtype of the arithmetic and of the output. The parameters are
+      float32.
 
   Source:
-    torch.nn.ConvTranspose2d(kernel_size=2, stride=2), whose weight is laid out
-    (in, out, a, b). kaiming_normal_(mode='fan_out') takes its first axis for
-    the output, so its fan is 4 * in.
+    torch.nn.ConvTranspose2d(kernel_size=2, stride=2). The axes of its weight
+    are (in, out, a, b). kaiming_normal_(mode='fan_out') treats the first axis
+    as the output, so its fan is 4 * in.
   """
 
   features: int
@@ -225,12 +232,14 @@ class Deconv2x2(nn.Module):
 class FrozenBatchNorm(nn.Module):
   """Batch norm with fixed statistics and fixed scale and bias.
 
-  The four vectors lie in the collection `constants`, which no optimizer sees.
+  The four vectors are in the collection `constants`, which optimizers do not
+  change.
 
   Attributes:
-    eps: Added to the variance. 1e-5 where torchvision trained; 0 in the seed
-      and for torchvision's COCO_V1 weights.
-    dtype: Of the output; the factor and the offset are computed in float32.
+    eps: Number added to the variance. It is 1e-5 for weights that torchvision
+      trained, and 0 in the seed and for torchvision's COCO_V1 weights.
+    dtype: Dtype of the output. The factor and the offset are computed in
+      float32.
 
   Source:
     Seed: layers/batch_norm.py.
@@ -254,7 +263,12 @@ class FrozenBatchNorm(nn.Module):
 
 
 def make_group_norm(name: str | None, *, dtype: DTypeLike) -> nn.GroupNorm:
-  """Makes the group norm that follows a convolution; channels: 32, 64, ..."""
+  """Makes the group norm that follows a convolution.
+
+  Args:
+    name: Name of the module. None in a `setup`, which names the module.
+    dtype: Dtype of the output. The input must have a multiple of 32 channels.
+  """
   return nn.GroupNorm(
       num_groups=NUM_GROUPS, epsilon=GROUP_NORM_EPS, dtype=dtype, name=name
   )
@@ -266,13 +280,13 @@ def make_norm(
   """Makes the norm that follows a convolution.
 
   Args:
-    name: Of the module made; None in a `setup`, which names it.
-    norm: 'frozen_batch' or 'group'.
-    eps: Of the frozen batch norm.
-    dtype: Of the output.
+    name: Name of the module. None in a `setup`, which names the module.
+    norm: Kind of the norm: 'frozen_batch' or 'group'.
+    eps: Number that the frozen batch norm adds to the variance.
+    dtype: Dtype of the output.
 
   Raises:
-    ValueError: `norm` is neither.
+    ValueError: If `norm` is neither 'frozen_batch' nor 'group'.
   """
   match norm:
     case 'frozen_batch':
@@ -283,7 +297,7 @@ def make_norm(
 
 
 def max_pool_3x3(x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c']:
-  """Takes the maximum over 3x3 windows, stride 2; outside counts as -inf."""
+  """Takes the maximum over 3x3 windows with stride 2, padded with -inf."""
   return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 

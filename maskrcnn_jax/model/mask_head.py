@@ -1,4 +1,4 @@
-"""The mask head: which pixels of a RoI belong to its object?"""
+"""The mask head: predicts which pixels of a RoI belong to its object."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,16 +9,17 @@ from maskrcnn_jax.model import layers
 
 
 class MaskHead(nn.Module):
-  """3x3 convolutions, a doubling of the side, and one mask a class.
+  """3x3 convolutions, a 2x upsampling, and one mask for each class.
 
   Attributes:
-    num_classes: With background.
-    num_convs: 3x3 convolutions `mask_fcn1`, `mask_fcn2`, ...
-    channels: Of each of them and of the doubling.
-    norm: What follows each 3x3 convolution, in place of a bias: None, 'group'
-      or 'frozen_batch'.
-    norm_eps: Of the frozen batch norm.
-    dtype: Of the arithmetic; the output is float32.
+    num_classes: Number of classes, background included.
+    num_convs: Number of 3x3 convolutions `mask_fcn1`, `mask_fcn2`, ...
+    channels: Number of output channels of each convolution and of the
+      upsampling.
+    norm: Norm that replaces the bias of each 3x3 convolution: 'group' or
+      'frozen_batch'. None keeps the bias.
+    norm_eps: Number that the frozen batch norm adds to the variance.
+    dtype: Dtype of the arithmetic. The output is float32.
 
   Source:
     Seed: modeling/roi_heads/mask_head/, MaskRCNNFPNFeatureExtractor and
@@ -36,7 +37,7 @@ class MaskHead(nn.Module):
   def __call__(
       self, pooled: Float[Array, 'b r s s c']
   ) -> Float[Array, 'b r m m k']:
-    """Returns mask logits of twice the pooled side, float32."""
+    """Returns float32 mask logits; their side m is twice the pooled side s."""
     batch_size, num_rois, side, _, channels = pooled.shape
     x = pooled.reshape(batch_size * num_rois, side, side, channels)
     for i in range(1, self.num_convs + 1):

@@ -1,4 +1,4 @@
-"""The region proposal network's head: is there an object at this anchor?"""
+"""The head of the RPN: predicts objectness and deltas of each anchor."""
 
 from typing import NamedTuple
 
@@ -12,23 +12,27 @@ from maskrcnn_jax.model import layers
 
 
 class RpnOutput(NamedTuple):
-  """One row an anchor: finest level first, then row, column, anchor."""
+  """Predictions for each anchor.
+
+  Anchors are ordered by level, finest first, then by row, by column and by
+  their number at the cell.
+  """
 
   objectness_logits: Float[Array, 'b a']  # float32
   anchor_deltas: Float[Array, 'b a 4']  # float32
 
 
 class RpnHead(nn.Module):
-  """3x3 convolutions and two 1x1 ones, the same for all levels.
+  """3x3 convolutions, then two 1x1 convolutions; all levels share the weights.
 
   Attributes:
-    anchors_per_cell: Anchors at each cell of each level.
-    num_convs: 3x3 convolutions `conv`, `conv2`, ...
-    dtype: Of the arithmetic; the outputs are float32.
+    anchors_per_cell: Number of anchors at each cell of each level.
+    num_convs: Number of 3x3 convolutions `conv`, `conv2`, ...
+    dtype: Dtype of the arithmetic. The outputs are float32.
 
   Source:
-    Seed: modeling/rpn/rpn.py, SingleConvRPNHead. torchvision's version 2 of
-    its detectors has two 3x3 convolutions.
+    Seed: modeling/rpn/rpn.py, SingleConvRPNHead. Version 2 of torchvision's
+    detectors has two 3x3 convolutions.
   """
 
   anchors_per_cell: int = 3

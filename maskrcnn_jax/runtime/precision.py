@@ -1,4 +1,4 @@
-"""What convolutions and matmuls are computed in, and the scale of the loss."""
+"""The precision of convolutions and matmuls, and the scale of the loss."""
 
 from typing import NamedTuple
 
@@ -8,26 +8,28 @@ from jaxtyping import Array, Bool, Float, Int
 
 from maskrcnn_jax.errors import InputError
 
-# Source: the seed's torch.cuda.amp.GradScaler, `engine/trainer.py`: it starts
+# Source: the seed's torch.cuda.amp.GradScaler, `engine/trainer.py`. It starts
 # at 8192 and otherwise has torch's defaults.
 INITIAL_SCALE = 8192.0
+# Number of steps in a row without an overflow after which the scale doubles.
 GROWTH_INTERVAL = 2000
-# Below 1 the gradients are no longer what is too large for float16.
+# If gradients overflow even at a scale below 1, they are infinite themselves,
+# and no scale will help.
 MIN_SCALE = 1.0
 # Source: apex `amp/scaler.py`, max_loss_scale. Torch has no limit.
 MAX_SCALE = 2.0**24
 
 
 class LossScale(NamedTuple):
-  """What the loss is multiplied by, so that float16 holds its gradients."""
+  """The factor of the loss that keeps small gradients nonzero in float16."""
 
-  scale: Float[Array, '']  # a power of two
-  good_steps: Int[Array, '']  # since it last changed
-  skipped: Int[Array, '']  # steps of the run that changed no parameter
+  scale: Float[Array, '']  # factor of the loss, a power of two
+  good_steps: Int[Array, '']  # steps without an overflow since it last changed
+  skipped: Int[Array, '']  # number of steps that were skipped in this run
 
 
 def initial_loss_scale(precision: str) -> LossScale:
-  """Returns the scale of step 0; it is 1 and stays so unless in 'fp16'."""
+  """Returns the scale of step 0; only 'fp16' needs another scale than 1."""
   scale = INITIAL_SCALE if precision == 'fp16' else 1.0
   return LossScale(jnp.float32(scale), jnp.int32(0), jnp.int32(0))
 
@@ -38,8 +40,8 @@ def next_loss_scale(
   """Halves the scale after an overflow; doubles it after 2000 good steps.
 
   Args:
-    loss_scale: Of this step.
-    is_finite: Whether the losses and gradients of this step are.
+    loss_scale: Loss scale of this step.
+    is_finite: Whether all losses and gradients of this step are finite.
 
   Source:
     Mixed Precision Training (arXiv:1710.03740), section 3.2;
@@ -60,10 +62,13 @@ def set_precision(precision: str):
   """Sets the process's matmul precision and returns the compute dtype.
 
   Args:
-    precision: 'fp32': all of float32. 'tf32': float32 with ten bits of
-      mantissa inside matmuls, where the device has that; elsewhere as fp32.
-      'bf16': bfloat16. 'fp16': float16, which needs a scaled loss.
-      Parameters, boxes, logits and losses are float32 in each.
+    precision: 'fp32' computes in float32. 'tf32' computes in float32, but
+      matmuls use ten bits of mantissa if the device supports it. 'bf16'
+      computes in bfloat16. 'fp16' computes in float16, which needs a scaled
+      loss. Parameters, boxes, logits and losses are always float32.
+
+  Returns:
+    Dtype of the convolutions and the matmuls of the network.
   """
   match precision:
     case 'fp32':
@@ -73,7 +78,7 @@ def set_precision(precision: str):
       jax.config.update('jax_default_matmul_precision', 'tensorfloat32')
       return jnp.float32
     case 'bf16' | 'fp16':
-      # What stays in float32 stays exact.
+      # Matmuls of float32 arrays keep their full precision.
       jax.config.update('jax_default_matmul_precision', 'float32')
       return jnp.bfloat16 if precision == 'bf16' else jnp.float16
   raise InputError(

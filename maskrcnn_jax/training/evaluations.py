@@ -1,4 +1,4 @@
-"""Evaluations while training goes on, and the best model so far."""
+"""Evaluations during the training, and the best model so far."""
 
 import json
 import pathlib
@@ -18,22 +18,25 @@ from maskrcnn_jax.training.state import TrainState, variables_of
 
 
 class Evaluation(NamedTuple):
-  """What is remembered of one."""
+  """The result of an evaluation, as `evaluations.json` stores it."""
 
-  step: int
-  box_ap: float | None  # None where there is no truth
-  mask_ap: float | None  # likewise, and of a model without masks
-  recall: float | None = None  # AR@1000, of proposals that were evaluated
+  step: int  # number of steps done
+  box_ap: float | None  # None without ground truth or without a box head
+  mask_ap: float | None  # None without ground truth or without a mask head
+  recall: float | None = None  # AR@1000 of proposals; None if not evaluated
 
 
 class TrainEvaluations:
   """The evaluations of a run.
 
-  `WORKDIR/evaluations.json` lists them, `WORKDIR/best` holds the model with
-  the highest mask AP (of equal ones, or if there is none, that with the higher
-  box AP, then recall, then the first). Both are written once an evaluation is
-  through, the list last, so that a run that is killed before does it again. Of
-  several processes, all evaluate together, and process 0 writes.
+  `WORKDIR/evaluations.json` lists the evaluations. `WORKDIR/best` holds the
+  model with the highest mask AP. If several models have the same mask AP, or
+  none has any, the box AP decides, then the recall; among equals, the earliest
+  step is the best.
+
+  Both are written when an evaluation is complete. The list is written last, so
+  that a run that is killed during an evaluation repeats it when it is resumed.
+  All processes evaluate together, and process 0 writes the files.
   """
 
   def __init__(
@@ -46,7 +49,18 @@ class TrainEvaluations:
       first_step: int,
       keep_best: bool,
   ):
-    """Reads what was evaluated up to `first_step`; the rest is yet to come."""
+    """Reads the earlier evaluations of the run.
+
+    Args:
+      workdir: The folder of the run.
+      detector: The model to evaluate. Its variables are replaced by those of
+        the training.
+      metadata: Stored with the best model.
+      config: The recipe.
+      first_step: Number of steps done when the run starts or resumes.
+        Evaluations of later steps are forgotten.
+      keep_best: Whether the best model is saved.
+    """
     self._workdir = workdir
     self._detector = detector
     self._metadata = metadata
@@ -58,11 +72,15 @@ class TrainEvaluations:
   def run(
       self, state: TrainState, step: int
   ) -> dict[str, ApResult | RecallResult]:
-    """Evaluates the model of a step, prints its AP and keeps it if it is best.
+    """Evaluates a model, prints its AP and saves the model if it is the best.
 
     Args:
-      state: Of which the averaged weights are taken where there are any.
-      step: Steps done.
+      state: State of the training. Its averaged weights are evaluated if the
+        recipe keeps an average.
+      step: Number of steps done.
+
+    Returns:
+      Results by kind: 'bbox', 'segm' or 'proposals'.
     """
     variables = variables_of(state)
     aps = evaluate(
@@ -89,14 +107,14 @@ class TrainEvaluations:
     return aps
 
   def best(self) -> Evaluation:
-    """The best of all; see the class."""
+    """Returns the best evaluation so far, in the order that the class names."""
     return max(
         self.done,
         key=lambda e: (e.mask_ap or 0, e.box_ap or 0, e.recall or 0, -e.step),
     )
 
   def of(self, step: int) -> Evaluation | None:
-    """The evaluation of a step, if there was one."""
+    """Returns the evaluation of a step, or None if the step has none."""
     return next((e for e in self.done if e.step == step), None)
 
 
@@ -106,9 +124,10 @@ def reaches(
   """Tells whether an evaluation is good enough to end the training.
 
   Args:
-    evaluation: None is not.
-    min_box_ap: If both are 0, none is.
-    min_mask_ap: Both must be reached.
+    evaluation: The evaluation. None is never good enough.
+    min_box_ap: Box AP that must be reached, in [0, 1]; 0 sets no condition.
+    min_mask_ap: Mask AP that must be reached too, in [0, 1]; 0 sets no
+      condition. If both are 0, no evaluation ends the training.
 
   Source:
     The seed's MIN_BBOX_MAP and MIN_MASK_MAP, `tools/train_net.py`.
@@ -126,19 +145,23 @@ def expected_lines(
     box_ap: tuple[float, float] | None,
     mask_ap: tuple[float, float] | None,
 ) -> list[str]:
-  """Compares AP with what a recipe should reach: a line for each.
-
-  A higher AP than that passes too.
+  """Compares the AP with the AP that the recipe expects.
 
   Args:
-    aps: Of 'bbox' and 'segm'.
-    box_ap: Mean and tolerance; None: nothing is expected.
-    mask_ap: Likewise.
+    aps: Results of an evaluation; 'bbox' and 'segm' are compared.
+    box_ap: Expected box AP and its tolerance, both in [0, 1]. None expects
+      nothing.
+    mask_ap: Expected mask AP and its tolerance, both in [0, 1]. None expects
+      nothing.
+
+  Returns:
+    One line for each comparison, which begins with PASS or FAIL.
 
   Source:
     The seed's TEST.EXPECTED_RESULTS, `evaluation/coco/coco_eval.py`.
-    Differs: the tolerance is one figure, not a number of deviations, and
-    downwards only: a model that is better than expected is no fault.
+    Differs: the tolerance is an AP, not a number of standard deviations, and it
+    holds downwards only, because a model that is better than expected is not at
+    fault.
   """
   lines = []
   for name, kind, expected in (
@@ -163,7 +186,16 @@ def expected_lines(
 def steps_between(
     config: ml_collections.ConfigDict, num_images: int
 ) -> int:
-  """Returns after how many steps there is an evaluation; 0: at the end only."""
+  """Returns the number of steps from one evaluation to the next.
+
+  Args:
+    config: The recipe. `train.eval_every_epochs` has precedence over
+      `train.eval_every` unless it is 0.
+    num_images: Number of images of an epoch.
+
+  Returns:
+    Number of steps; 0 evaluates at the end of the training only.
+  """
   epochs = config.train.eval_every_epochs
   if epochs:
     return max(round(epochs * num_images / config.train.batch_size), 1)
@@ -171,6 +203,7 @@ def steps_between(
 
 
 def _read(path) -> list[Evaluation]:
+  """Reads the evaluations of a file; [] if the file does not exist."""
   if not path.is_file():
     return []
   try:
@@ -179,6 +212,6 @@ def _read(path) -> list[Evaluation]:
     ]
   except (ValueError, TypeError) as error:
     raise InputError(
-        f'{path} cannot be read ({error}); it lists the evaluations of the '
-        'run: move it away to go on without them.'
+        f'{path} cannot be read ({error}). It lists the earlier evaluations of '
+        'the run. To continue without them, move the file to another folder.'
     ) from error

@@ -1,4 +1,4 @@
-"""What a training starts from: its images, and its first state."""
+"""Reads the data of a training, and its first state; checks the device."""
 
 import itertools
 import pathlib
@@ -45,13 +45,14 @@ from maskrcnn_jax.training.state import (
   variables_of,
 )
 
-# Leaves whose shape depends on the number of classes: fine-tuning on other
-# classes starts these afresh, and nothing else.
+# Layers whose shape depends on the number of classes, and the heads that have
+# them. If the classes differ, fine-tuning starts these layers afresh, and keeps
+# the weights of all others.
 CLASS_LAYERS = ('cls_score', 'bbox_pred', 'mask_fcn_logits')
 CLASS_HEADS = ('box_head', 'mask_head')
 
-# Parts that a model need not have: see `model.output` in a recipe. Of the
-# backbone, layer4 is one of a C4 model's heads.
+# Modules that some models lack: see `model.output` in a recipe. `layer4` is a
+# stage of the ResNet; in a C4 model it is a part of the heads.
 HEADS = ('box_head', 'mask_head', 'layer4')
 
 
@@ -60,17 +61,21 @@ def adopt_checkpoint(
     init_from: pathlib.Path | None,
     given: frozenset[str] = frozenset(),
 ) -> ml_collections.ConfigDict:
-  """Returns the recipe of a fine-tuning with the values its weights need.
+  """Returns a fine-tuning recipe with the values that its weights need.
 
   Args:
     config: A recipe with `train.fine_tune`.
-    init_from: The checkpoint to fine-tune.
+    init_from: The checkpoint to fine-tune. None is an error.
     given: Keys that the command line gave.
+
+  Raises:
+    InputError: If there is no checkpoint, or if a given key does not fit it.
   """
   if init_from is None:
     raise InputError(
-        '--init_from=CHECKPOINT is missing: what to fine-tune, also when the '
-        'run is continued. --config=nuclei trains from nothing.'
+        '--init_from=CHECKPOINT is missing. A fine-tuning needs the checkpoint '
+        'that it starts from, also when it is continued. To train without a '
+        'checkpoint, use --config=nuclei.'
     )
   path = checkpoint.find_checkpoint(init_from)
   config, lines = fine_tuning.adopt(
@@ -84,16 +89,21 @@ def adopt_checkpoint(
 def check_batch_size(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
   """Checks that batches and micro-batches fill the devices evenly.
 
+  Args:
+    config: The recipe, which gives the batch size and the number of
+      micro-batches.
+    mesh: The devices that a batch is spread over.
+
   Raises:
     InputError: If they do not.
   """
   cluster.check_batch_size(
       config.train.batch_size, mesh, key='config.train.batch_size'
   )
-  parts = config.train.micro_batches
-  if config.train.batch_size % (parts * mesh.size):
+  micro_batches = config.train.micro_batches
+  if config.train.batch_size % (micro_batches * mesh.size):
     raise InputError(
-        f'config.train.micro_batches ({parts}) times the device count '
+        f'config.train.micro_batches ({micro_batches}) times the device count '
         f'({mesh.size}) must divide config.train.batch_size '
         f'({config.train.batch_size}).'
     )
@@ -105,7 +115,7 @@ def check_room(
   """Checks, before the training, that its checkpoints can be written.
 
   Args:
-    state: A state of the run, whose size counts.
+    state: A state of the run, which has the size of a checkpoint.
     workdir: The folder of the run.
     config: The recipe, which says how many checkpoints are kept.
 
@@ -123,16 +133,16 @@ def check_room(
 
 
 def check_device(precision: str) -> None:
-  """Refuses to train on a device that gives wrong numbers: see `numerics`.
+  """Refuses to train on a device that computes wrongly: see `numerics`.
 
-  Such faults were seen on GPUs only, so a CPU is not asked to prove itself.
+  Such faults were seen on GPUs only, so CPUs are not checked.
 
   Args:
-    precision: Of the recipe; without half precision its convolutions need not
-      be right.
+    precision: The recipe's precision. The check of half-precision convolutions
+      counts for 'bf16' and 'fp16' only.
 
   Raises:
-    InputError: Something is wrong.
+    InputError: If a check fails.
   """
   if jax.default_backend() == 'cpu':
     return
@@ -145,17 +155,20 @@ def check_device(precision: str) -> None:
     raise InputError(
         f'{jax.devices()[0].device_kind} computes wrongly with jax '
         f'{jax.__version__} ({name}): {fault}. Nothing was trained; '
-        'python -m maskrcnn_jax.doctor shows all that is wrong.'
+        'python -m maskrcnn_jax.doctor shows all faults.'
     )
 
 
 def read_training_set(
     config: ml_collections.ConfigDict,
 ) -> tuple[DataSet, np.ndarray]:
-  """Reads, filters and checks the training set; logs what was left out.
+  """Reads, filters and checks the training set; logs which images it omits.
 
   Returns:
-    The data set, and the rows of its index to train on.
+    The data set, and the rows of its index that are trained on.
+
+  Raises:
+    InputError: If the set is missing or wrong.
   """
   source = source_of(config, 'train')
   if source is None:
@@ -181,24 +194,28 @@ def read_training_set(
 def check_eval_set(
     config: ml_collections.ConfigDict, index: coco_index.CocoIndex
 ) -> None:
-  """Raises before training what would stop the evaluation after it.
+  """Checks, before the training, that the evaluation after it can run.
 
   Args:
     config: The recipe.
-    index: The training set, which must have the same classes.
+    index: Index of the training set, which must have the same classes.
+
+  Raises:
+    InputError: If the evaluation set or the evaluation program is wrong.
   """
   check_backend(config.eval.backend)
   source = source_of(config, 'eval')
   if source is None:
     logging.info(
         'No evaluation set (--config.data.eval.images, .annotations, or '
-        '.tfds): there will be no evaluation at the end.'
+        '.tfds): the model is not evaluated at the end of the training.'
     )
     return
   check_is_there(source, '--config.data.eval.')
   data_set = read_set(source, require_masks=False)
-  truth = data_set.index
-  difference = coco.class_table_difference(truth.categories, index.categories)
+  difference = coco.class_table_difference(
+      data_set.index.categories, index.categories
+  )
   if difference:
     raise InputError(
         f'A21: {source} has other classes than the training set: '
@@ -211,7 +228,15 @@ def check_eval_set(
 
 
 def describe_training_set(index: coco_index.CocoIndex, rows: np.ndarray) -> str:
-  """Says what is trained on, so that a resume on other data is noticed."""
+  """Describes the training set, so that resuming notices other data.
+
+  Args:
+    index: Index of the training set.
+    rows: Rows of the index that are trained on.
+
+  Returns:
+    The number of images and objects, and a checksum of the annotations.
+  """
   checksum = zlib.crc32(repr(index.file_names).encode())
   for array in (rows, index.boxes, index.classes, index.vertices):
     checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
@@ -232,27 +257,35 @@ def first_state(
     resume: bool,
     allow_changes: bool,
 ) -> TrainState:
-  """The state to begin with: a saved one, one with given weights, or new.
+  """Returns the state that the run begins with.
 
-  All processes must call this; the state is whole on every device.
+  It is the state of the newest checkpoint of the workdir. If there is no
+  checkpoint, it is the new state, with weights from `init_from` if that is
+  given. All processes must call this function; the state is replicated over all
+  devices.
 
   Args:
-    state: A new one.
-    workdir: Whose newest checkpoint is taken that is not damaged; those are
-      moved out of the way.
-    metadata: Of the run.
+    state: A new state, with random weights.
+    workdir: The folder of the run. If its newest checkpoints are damaged, they
+      are moved to another folder, and the newest readable checkpoint is used.
+    metadata: Metadata of this run, which the checkpoint must agree with.
     config: The recipe.
-    mesh: Of all devices.
-    init_from: See `train.train`.
-    resume: See `train.train`.
-    allow_changes: See `train.train`.
+    mesh: All devices.
+    init_from: Checkpoint to take the initial weights from, or None.
+    resume: Whether to continue the run of the workdir. If not, a workdir that
+      holds a checkpoint is an error.
+    allow_changes: Whether to continue a run although its recipe or its
+      training set has changed.
+
+  Raises:
+    InputError: If the checkpoint does not fit the run or cannot be read.
   """
   directory = workdir / 'checkpoints'
   steps = checkpoint.saved_steps(directory)
   if steps and not resume:
     raise InputError(
-        f'C10: {workdir} already holds a checkpoint of step {steps[-1]}; give '
-        'another --workdir, or leave --noresume out to continue.'
+        f'C10: {workdir} already holds a checkpoint of step {steps[-1]}. Give '
+        'another --workdir, or continue the run without --noresume.'
     )
   cluster.check_agreement(
       _recipe_facts(config) | {
@@ -262,13 +295,13 @@ def first_state(
       }
   )
   if not steps:
-    random = list(checkpoint.named_leaves(variables_of(state)))
+    random_arrays = list(checkpoint.named_leaves(variables_of(state)))
     if init_from is not None:
-      state, random = _take_weights(
+      state, random_arrays = _take_weights(
           checkpoint.find_checkpoint(init_from), state, config, mesh,
           categories=metadata.categories,
       )
-    _warn_of_frozen(random, config.freeze_at)
+    _warn_of_frozen(random_arrays, config.freeze_at)
     return cluster.replicate(start_average(state, config), mesh)
   state = start_average(state, config)
   for step in reversed(steps):
@@ -280,68 +313,75 @@ def first_state(
       )
     except checkpoint.DamagedCheckpoint as error:
       damage = str(error)
-    # What one process cannot read, none goes on from.
+    # All processes skip a checkpoint that one of them cannot read.
     damages = [text for text in cluster.gather(damage) if text]
     if damages:
       logging.warning('C08: %s', damages[0])
       continue
     moved = checkpoint.set_aside(directory, after=step)
-    # Before it is over, no process opens the directory.
+    # No process may open the directory before process 0 has moved them.
     multihost_utils.sync_global_devices('damaged checkpoints are set aside')
     for path in moved:
       logging.warning(
-          'C08: A damaged checkpoint is now in %s; going on from step %d.',
+          'C08: A damaged checkpoint was moved to %s; going on from step %d.',
           path, step,
       )
     return cluster.replicate(restored, mesh)
   raise InputError(
-      f'C08: None of the checkpoints in {directory} can be read. Give another '
-      '--workdir to start anew.'
+      f'C08: None of the checkpoints in {directory} can be read. To start a '
+      'new training, give another --workdir.'
   )
 
 
 def _resume(
     path, state, metadata, config, mesh, *, allow_changes
 ) -> TrainState:
-  """The state of a saved step of the same recipe and classes."""
+  """Restores the state of a checkpoint after checking that it fits the run.
+
+  Raises:
+    InputError: If the recipe, the classes or the training set differ.
+  """
   stored = checkpoint.read_metadata(path)
-  there = stored_config(stored.recipe)
+  stored_recipe = stored_config(stored.recipe)
   different = [
-      difference for difference in differences(config, plain(there))
+      difference for difference in differences(config, plain(stored_recipe))
       if not _may_differ(difference.key, config)
   ]
   if different and allow_changes:
     logging.warning(
-        'C07: Going on with another recipe (here | there): %s.',
+        'C07: Going on with another recipe (this run | saved run): %s.',
         format_differences(different),
     )
   elif different:
     raise InputError(
-        f'C07: {path.parent.parent} holds a run of another recipe (here | '
-        f'there): {format_differences(different)}. Give another --workdir, '
-        f'start from its weights alone with --init_from={path}, or go on all '
-        'the same with --allow_changes.'
+        f'C07: {path.parent.parent} holds a run with another recipe (this run '
+        f'| saved run): {format_differences(different)}. Give another '
+        f'--workdir, take only its weights with --init_from={path}, or '
+        'continue it with the new values with --allow_changes.'
     )
   if stored.categories != metadata.categories:
     raise InputError(
-        f'C07: {path.parent.parent} holds a run on other classes than '
-        f'{source_of(config, "train")} has. Give another --workdir.'
+        f'C07: The run in {path.parent.parent} was trained on other classes '
+        f'than those of {source_of(config, "train")}. Give another --workdir.'
     )
   if stored.training_set != metadata.training_set:
     text = (
-        f'C07: {path.parent.parent} holds a run on {stored.training_set}, but '
-        f'{source_of(config, "train")} has {metadata.training_set}.'
+        f'C07: The run in {path.parent.parent} was trained on '
+        f'{stored.training_set}, but {source_of(config, "train")} has '
+        f'{metadata.training_set}.'
     )
     if not allow_changes:
       raise InputError(
-          f'{text} Give another --workdir, start from its weights alone with '
-          f'--init_from={path}, or go on all the same with --allow_changes.'
+          f'{text} Give another --workdir, take only its weights with '
+          f'--init_from={path}, or continue it on the new data with '
+          '--allow_changes.'
       )
     logging.warning('%s', text)
   if stored.step > config.train.num_steps:
     raise InputError(
         f'C07: {path} has {stored.step} steps, more than '
-        f'config.train.num_steps ({config.train.num_steps}).'
+        f'config.train.num_steps ({config.train.num_steps}). Give at least '
+        f'--config.train.num_steps={stored.step}, or another --workdir.'
     )
   variables = checkpoint.restore_model(
       path, cluster.replicated_shapes(variables_of(state), mesh)
@@ -350,64 +390,81 @@ def _resume(
       path, cluster.replicated_shapes(training_state(state), mesh)
   )
   logging.info('Resuming from step %d of %s.', stored.step, path)
-  if there.precision != config.precision:
+  if stored_recipe.precision != config.precision:
     kept['loss_scale'] = state.loss_scale
   return restored_state(state, stored.step, variables, kept)
 
 
-def _warn_of_frozen(random: list[str], freeze_at: int) -> None:
+def _warn_of_frozen(random_arrays: list[str], freeze_at: int) -> None:
   """Warns of stages that are neither trained nor taken from a checkpoint.
 
   Args:
-    random: Names of the arrays that start afresh.
-    freeze_at: Stages that are not trained.
+    random_arrays: Names of the arrays that start with random values.
+    freeze_at: Number of stages that are not trained: see the recipe.
   """
   frozen = [
       '/'.join(prefix) for prefix in frozen_prefixes(freeze_at)
-      if any(f'params/{"/".join(prefix)}/' in name for name in random)
+      if any(f'params/{"/".join(prefix)}/' in name for name in random_arrays)
   ]
   if frozen:
     logging.warning(
         'FROZEN AND RANDOM: %s start with random weights, and '
-        'config.freeze_at=%d keeps them so for the whole training. Give '
-        'pretrained weights, --init_from=CHECKPOINT, or train all: '
-        '--config.freeze_at=0 (from nothing, with '
+        'config.freeze_at=%d keeps them random for the whole training. Give '
+        'pretrained weights with --init_from=CHECKPOINT, or train all stages '
+        'with --config.freeze_at=0 (without pretrained weights, also give '
         '--config.model.norm=group).', ', '.join(frozen), freeze_at,
     )
 
 
-def _other_classes(here: list, there: list) -> list[str]:
-  """Returns 'number: name here | there' for each class that differs.
+def _other_classes(categories: list, stored_categories: list) -> list[str]:
+  """Returns 'number: name | stored name' for each class that differs.
 
-  Ids may differ. Where the names of either are not known, nothing does.
+  Only the names are compared, not the ids. If the names of either table are
+  unknown, no class counts as different.
 
   Args:
-    here: [[id, name], ...] by class number.
-    there: Likewise, of a checkpoint.
+    categories: [[id, name], ...] of this run, in the order of class numbers.
+    stored_categories: [[id, name], ...] of a checkpoint, in the same order.
   """
-  here, there = ([name for _, name in table] for table in (here, there))
-  # So `convert_weights` names classes that a file does not name.
-  unknown = [f'class {i + 1}' for i in range(len(there))]
-  if not here or not there or there == unknown:
+  own_names, stored_names = (
+      [name for _, name in table] for table in (categories, stored_categories)
+  )
+  # The names that `convert_weights` gives to classes without a name.
+  unknown = [f'class {i + 1}' for i in range(len(stored_names))]
+  if not own_names or not stored_names or stored_names == unknown:
     return []
   return [
-      f'{i + 1}: {one!r} | {other!r}'
-      for i, (one, other) in enumerate(
-          itertools.zip_longest(here, there, fillvalue='nothing')
-      ) if one != other
+      f'{i + 1}: {name!r} | {stored_name!r}'
+      for i, (name, stored_name) in enumerate(
+          itertools.zip_longest(own_names, stored_names, fillvalue='nothing')
+      ) if name != stored_name
   ]
 
 
 def _take_weights(
     path, state: TrainState, config, mesh, *, categories: list
 ) -> tuple[TrainState, list[str]]:
-  """A state of step 0 with a checkpoint's weights, layers of classes aside.
+  """Replaces the weights of a new state by those of a checkpoint.
 
-  Those start afresh where the classes are others, by number or by name.
+  Some arrays keep their random values:
+  - layers that depend on the classes, if the number or the names of the classes
+    differ;
+  - heads that the checkpoint does not have at all;
+  - if the checkpoint holds only a part of a model, all arrays that it lacks.
+  Heads of the checkpoint that the model does not have are ignored.
 
-  Of a partial checkpoint, layers that it lacks start afresh too; of any, heads
-  that it lacks as a whole. Heads that only it has are left out. Also returns
-  the names of the arrays that start afresh.
+  Args:
+    path: The checkpoint.
+    state: A new state, with random weights.
+    config: The recipe.
+    mesh: All devices.
+    categories: [[id, name], ...] of this run, in the order of class numbers.
+
+  Returns:
+    The state, and the names of the arrays that keep their random values.
+
+  Raises:
+    InputError: If the weights do not fit the model.
   """
   metadata = checkpoint.read_metadata(path)
   different = [
@@ -418,22 +475,27 @@ def _take_weights(
   ]
   if different:
     logging.warning(
-        'C13: The weights of %s expect other values (here | there): %s. Set '
-        'these keys to theirs, unless you mean to train them anew.', path,
+        'C13: The weights of %s were trained with other values (this run | '
+        'checkpoint): %s. Set these keys to the values of the checkpoint, '
+        'unless you want to train the weights for the new values.', path,
         format_differences(different),
     )
   expected = checkpoint.named_leaves(variables_of(state))
   stored = checkpoint.model_shapes(path)
   other = _other_classes(categories, metadata.categories)
-  here, there = ({_head_of(n) for n in names} for names in (expected, stored))
-  unused = [n for n in stored if _head_of(n) in there - here]
+  own_heads, stored_heads = (
+      {_head_of(name) for name in arrays} for arrays in (expected, stored)
+  )
+  unused = [
+      name for name in stored if _head_of(name) in stored_heads - own_heads
+  ]
   fresh = [
       name for name in expected
       if name in stored and (other or stored[name] != expected[name].shape)
       and name.split('/')[1] in CLASS_HEADS
       and name.split('/')[2] in CLASS_LAYERS
       or name not in stored and (
-          metadata.is_partial or _head_of(name) in here - there
+          metadata.is_partial or _head_of(name) in own_heads - stored_heads
       )
   ]
   difference = checkpoint.compare_trees(
@@ -457,8 +519,9 @@ def _take_weights(
   )
   if other and any(name.split('/')[2] in CLASS_LAYERS for name in fresh):
     logging.info(
-        'The classes are not those of %s, so their layers start afresh (here | '
-        'there): %s%s.', path, '; '.join(other[:5]),
+        'The classes are not those of %s, so the layers that depend on them '
+        'start afresh (this run | checkpoint): %s%s.', path,
+        '; '.join(other[:5]),
         f'; and {len(other) - 5} more' if len(other) > 5 else '',
     )
   logging.info(
@@ -466,19 +529,21 @@ def _take_weights(
       len(expected) - len(fresh), path, ', '.join(fresh) or 'none',
   )
   if unused:
-    logging.info('Left out, for this model: %s.', ', '.join(unused))
+    logging.info(
+        'Ignored, because this model has no such head: %s.', ', '.join(unused)
+    )
   return state._replace(
       params=taken['params'], constants=taken.get('constants', {})
   ), fresh
 
 
 def _head_of(name: str) -> str | None:
-  """The one of HEADS that an array belongs to."""
+  """Returns which of `HEADS` an array belongs to, or None."""
   return next((head for head in HEADS if f'/{head}/' in name), None)
 
 
 def _recipe_facts(config) -> dict[str, str]:
-  """Returns {key: value} of the keys that are the same in all processes."""
+  """Returns {key: value} of the keys that must agree in all processes."""
   may_differ = names(per_process=True)
   return {
       f'config.{key}': str(value) for key, value in facts_of(config).items()
@@ -487,7 +552,7 @@ def _recipe_facts(config) -> dict[str, str]:
 
 
 def _may_differ(name: str, config) -> bool:
-  """Tells whether a run may go on with another value of a key."""
+  """Tells whether a run may be continued with another value of a key."""
   if name == 'train.num_steps' and config.optimizer.schedule == 'cosine':
     return False  # The learning rate of every step depends on it.
   return name in BY_NAME and BY_NAME[name].may_differ_on_resume

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and what of it is saved."""
+"""The state of a training, and the parts of it that a checkpoint stores."""
 
 from typing import Any, NamedTuple
 
@@ -19,14 +19,14 @@ from maskrcnn_jax.training.optimizer import (
 
 
 class TrainState(NamedTuple):
-  """Everything that a step reads and writes."""
+  """All arrays that a training step reads and replaces."""
 
   step: Int[Array, '']  # number of steps done, skipped ones included
   params: dict
-  constants: dict  # statistics of frozen batch norm; never written
+  constants: dict  # statistics of frozen batch norm; never changed
   optimizer: Any  # state of the optimizer
   loss_scale: LossScale
-  average: dict  # moving average of the trained parameters; {} if not kept
+  average: dict  # moving average of the trained parameters; {} without one
 
 
 def initial_state(
@@ -34,15 +34,16 @@ def initial_state(
     optimizer: optax.GradientTransformation,
     config: ml_collections.ConfigDict,
 ) -> TrainState:
-  """Returns the state of step 0; its random weights depend on the seed alone.
+  """Returns the state of step 0 with random weights that the seed determines.
 
   Args:
     rcnn: The model.
-    optimizer: The optimizer, whose state is made too.
-    config: The recipe: seed, frozen stages and precision.
+    optimizer: The optimizer; its initial state is a part of the result.
+    config: The recipe, which gives the seed, the frozen stages and the
+      precision.
   """
-  # An optimised program would draw the numbers no faster, but take XLA ten
-  # times longer to compile.
+  # XLA would need ten times longer to compile an optimised program, which would
+  # not draw the numbers faster.
   init = jax.jit(
       rcnn.init, compiler_options={'xla_backend_optimization_level': 0}
   )
@@ -63,7 +64,7 @@ def initial_state(
 def start_average(
     state: TrainState, config: ml_collections.ConfigDict
 ) -> TrainState:
-  """Starts the average of the weights, if the recipe asks for one."""
+  """Starts the moving average of the weights if the recipe asks for it."""
   if not config.train.ema_decay:
     return state
   trainable, _ = split_parameters(
@@ -75,7 +76,7 @@ def start_average(
 
 
 def variables_of(state: TrainState) -> dict:
-  """Returns the model to evaluate: with averaged weights, if there are any."""
+  """Returns the model to evaluate, with averaged weights if there are any."""
   variables = {'params': join_parameters(state.params, state.average)}
   if state.constants:
     variables['constants'] = state.constants
@@ -83,10 +84,10 @@ def variables_of(state: TrainState) -> dict:
 
 
 def training_state(state: TrainState) -> dict:
-  """Returns what a resumed training needs beside `variables_of`."""
+  """Returns the arrays that resuming needs in addition to `variables_of`."""
   kept = {'momentum': state.optimizer, 'loss_scale': state.loss_scale}
   if state.average:
-    # `variables_of` has their average instead.
+    # `variables_of` has the average of these parameters instead.
     kept['params'] = _same_leaves(state.params, state.average)
   return kept
 
