@@ -86,7 +86,7 @@ def refuse_other_weights(
   if different:
     raise InputError(
         'C02: The weights of the checkpoint were trained with another value '
-        f'(here | there) and fit no other: {format_differences(different)}. '
+        f'(given | checkpoint) and fit no other: {format_differences(different)}. '
         f'Leave --config.{different[0].key} out.'
     )
 

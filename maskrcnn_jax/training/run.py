@@ -9,11 +9,11 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax.config import (
-    canvas_arguments,
-    fine_tuning,
-    has_eval_set,
-    plain,
-    scaled_to_batch,
+  canvas_arguments,
+  fine_tuning,
+  has_eval_set,
+  plain,
+  scaled_to_batch,
 )
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.data import canvases, image_sets
@@ -25,29 +25,28 @@ from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.precision import set_precision
 from maskrcnn_jax.runtime.stop_signal import Stopped, StopSignal
 from maskrcnn_jax.runtime.training_log import TrainingLog
+from maskrcnn_jax.training.checks import (
+  check_batch_size,
+  check_device,
+  check_eval_set,
+  check_room,
+  describe_training_set,
+  read_training_set,
+)
 from maskrcnn_jax.training.evaluations import (
-    TrainEvaluations,
-    expected_lines,
-    steps_between,
+  TrainEvaluations,
+  expected_lines,
+  steps_between,
 )
 from maskrcnn_jax.training.loop import (
-    Run,
-    evaluate_state,
-    is_due,
-    is_over,
-    run_steps,
+  Run,
+  evaluate_state,
+  is_due,
+  is_over,
+  run_steps,
 )
 from maskrcnn_jax.training.optimizer import make_recipe_optimizer
-from maskrcnn_jax.training.start import (
-    adopt_checkpoint,
-    check_batch_size,
-    check_device,
-    check_eval_set,
-    check_room,
-    describe_training_set,
-    first_state,
-    read_training_set,
-)
+from maskrcnn_jax.training.start import adopt_checkpoint, first_state
 from maskrcnn_jax.training.state import TrainState, initial_state
 from maskrcnn_jax.training.step import Trainer, jit_train_step
 

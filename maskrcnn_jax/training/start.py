@@ -1,8 +1,7 @@
-"""Reads the data of a training, and its first state; checks the device."""
+"""The first state of a training: resumed, with given weights, or new."""
 
 import itertools
 import pathlib
-import zlib
 
 from absl import logging
 import jax
@@ -10,33 +9,20 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
-import numpy as np
 
 from maskrcnn_jax.config import (
   differences,
   facts_of,
   fine_tuning,
   format_differences,
-  geometry_of,
-  heads_of,
   plain,
   source_of,
   stored_config,
 )
 from maskrcnn_jax.config.keys import BY_NAME, names
-from maskrcnn_jax.data import coco, coco_index, findings, image_sets
-from maskrcnn_jax.data.source import (
-  DataSet,
-  check_images_exist,
-  check_is_there,
-  options_of,
-  read_content,
-  read_set,
-)
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluation.average_precision import check_backend, check_truth
 from maskrcnn_jax.model.backbone import frozen_prefixes
-from maskrcnn_jax.runtime import checkpoint, cluster, numerics
+from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.training.state import (
   TrainState,
   restored_state,
@@ -84,166 +70,6 @@ def adopt_checkpoint(
   for line in lines:
     logging.info('%s', line)
   return config
-
-
-def check_batch_size(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-  """Checks that batches and micro-batches fill the devices evenly.
-
-  Args:
-    config: The recipe, which gives the batch size and the number of
-      micro-batches.
-    mesh: The devices that a batch is spread over.
-
-  Raises:
-    InputError: If they do not.
-  """
-  cluster.check_batch_size(
-      config.train.batch_size, mesh, key='config.train.batch_size'
-  )
-  micro_batches = config.train.micro_batches
-  if config.train.batch_size % (micro_batches * mesh.size):
-    raise InputError(
-        f'config.train.micro_batches ({micro_batches}) times the device count '
-        f'({mesh.size}) must divide config.train.batch_size '
-        f'({config.train.batch_size}).'
-    )
-
-
-def check_room(
-    state: TrainState, workdir: pathlib.Path, config: ml_collections.ConfigDict
-) -> None:
-  """Checks, before the training, that its checkpoints can be written.
-
-  Args:
-    state: A state of the run, which has the size of a checkpoint.
-    workdir: The folder of the run.
-    config: The recipe, which says how many checkpoints are kept.
-
-  Raises:
-    InputError: If not even one checkpoint can be written.
-  """
-  size = checkpoint.tree_bytes((variables_of(state), training_state(state)))
-  # A new checkpoint is written before the oldest one is removed.
-  warning = checkpoint.check_room(
-      workdir / 'checkpoints', size=size,
-      count=config.train.keep_checkpoints + 1,
-  )
-  if warning:
-    logging.warning('%s', warning)
-
-
-def check_device(precision: str) -> None:
-  """Refuses to train on a device that computes wrongly: see `numerics`.
-
-  Such faults were seen on GPUs only, so CPUs are not checked.
-
-  Args:
-    precision: The recipe's precision. The check of half-precision convolutions
-      counts for 'bf16' and 'fp16' only.
-
-  Raises:
-    InputError: If a check fails.
-  """
-  if jax.default_backend() == 'cpu':
-    return
-  logging.info('Numerics self-test (seconds)')
-  faults = numerics.check_numerics()
-  if precision in ('fp32', 'tf32'):
-    faults.pop(numerics.CONVOLUTIONS_CHECK, None)
-  if faults:
-    name, fault = next(iter(faults.items()))
-    raise InputError(
-        f'{jax.devices()[0].device_kind} computes wrongly with jax '
-        f'{jax.__version__} ({name}): {fault}. Nothing was trained; '
-        'python -m maskrcnn_jax.doctor shows all faults.'
-    )
-
-
-def read_training_set(
-    config: ml_collections.ConfigDict,
-) -> tuple[DataSet, np.ndarray]:
-  """Reads, filters and checks the training set; logs which images it omits.
-
-  Returns:
-    The data set, and the rows of its index that are trained on.
-
-  Raises:
-    InputError: If the set is missing or wrong.
-  """
-  source = source_of(config, 'train')
-  if source is None:
-    raise InputError(f'No training set: give {options_of("train")}.')
-  logging.info('Training set: %s', source)
-  check_is_there(source, '--config.data.train.')
-  report = findings.Report(stop=True)
-  data_set = read_set(
-      source, require_masks=heads_of(config).masks,
-      width_offset=geometry_of(config).width_offset, report=report,
-  )
-  for line in report.warnings():
-    logging.warning('%s', line)
-  rows, waterfall = image_sets.filter_images(
-      data_set.index, keep_empty=config.data.keep_empty
-  )
-  for line in image_sets.format_waterfall(waterfall).splitlines():
-    logging.info('%s', line)
-  check_images_exist(data_set)
-  return data_set, rows
-
-
-def check_eval_set(
-    config: ml_collections.ConfigDict, index: coco_index.CocoIndex
-) -> None:
-  """Checks, before the training, that the evaluation after it can run.
-
-  Args:
-    config: The recipe.
-    index: Index of the training set, which must have the same classes.
-
-  Raises:
-    InputError: If the evaluation set or the evaluation program is wrong.
-  """
-  check_backend(config.eval.backend)
-  source = source_of(config, 'eval')
-  if source is None:
-    logging.info(
-        'No evaluation set (--config.data.eval.images, .annotations, or '
-        '.tfds): the model is not evaluated at the end of the training.'
-    )
-    return
-  check_is_there(source, '--config.data.eval.')
-  data_set = read_set(source, require_masks=False)
-  difference = coco.class_table_difference(
-      data_set.index.categories, index.categories
-  )
-  if difference:
-    raise InputError(
-        f'A21: {source} has other classes than the training set: '
-        f'{"; ".join(difference[:10])}.'
-    )
-  check_images_exist(data_set)
-  content = read_content(source)
-  for kind in ('bbox', 'segm')[: 2 if heads_of(config).masks else 1]:
-    check_truth(content, kind=kind)
-
-
-def describe_training_set(index: coco_index.CocoIndex, rows: np.ndarray) -> str:
-  """Describes the training set, so that resuming notices other data.
-
-  Args:
-    index: Index of the training set.
-    rows: Rows of the index that are trained on.
-
-  Returns:
-    The number of images and objects, and a checksum of the annotations.
-  """
-  checksum = zlib.crc32(repr(index.file_names).encode())
-  for array in (rows, index.boxes, index.classes, index.vertices):
-    checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
-  return (
-      f'{len(rows)} images with {len(index.classes)} objects (checksum '
-      f'{checksum:08x})'
-  )
 
 
 def first_state(
