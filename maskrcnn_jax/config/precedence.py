@@ -86,7 +86,8 @@ def refuse_other_weights(
   if different:
     raise InputError(
         'C02: The weights of the checkpoint were trained with another value '
-        f'(given | checkpoint) and fit no other: {format_differences(different)}. '
+        '(given | checkpoint) and fit no other: '
+        f'{format_differences(different)}. '
         f'Leave --config.{different[0].key} out.'
     )
 
