@@ -1,4 +1,4 @@
-"""Compiles a recipe's training step for many GPUs and says what they exchange.
+r"""Compiles a recipe's training step for many GPUs and says what they exchange.
 
   python scripts/inspect_collectives.py --config=configs/r50_fpn.py
 
@@ -34,6 +34,8 @@ import numpy as np  # noqa: E402
 
 from maskrcnn_jax.array_types import GroundTruthLimits  # noqa: E402
 from maskrcnn_jax.benchmark.made_up_batch import made_up_batch  # noqa: E402
+from maskrcnn_jax.config.command_line import split_arguments  # noqa: E402
+from maskrcnn_jax.config.recipe import read_recipe  # noqa: E402
 from maskrcnn_jax.model.backbone import frozen_prefixes  # noqa: E402
 from maskrcnn_jax.rcnn import Rcnn  # noqa: E402
 from maskrcnn_jax.runtime import cluster  # noqa: E402
@@ -163,7 +165,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument('--config', required=True, help='the recipe, a file')
+  parser.add_argument(
+      '--config', help='the recipe; its keys can be changed: --config.KEY=VALUE'
+  )
   parser.add_argument('--target', default=HERE / 'gpu_targets' / 'h200.txtpb',
                       type=pathlib.Path, help='description of the GPU')
   parser.add_argument('--hosts', type=int, default=1)
@@ -173,12 +177,12 @@ def main() -> None:
   parser.add_argument('--classes', type=int, default=80)
   parser.add_argument('--precision', help="the recipe's if not given")
   parser.add_argument('--hlo', type=pathlib.Path, help='keeps the program')
-  arguments = parser.parse_args()
+  path, overrides, others = split_arguments(sys.argv[1:])
+  arguments = parser.parse_args(others)
+  if path is None:
+    parser.error('--config=RECIPE is missing')
   find_plugin()
-  spec = importlib.util.spec_from_file_location('recipe', arguments.config)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config()
+  config = read_recipe(path, overrides).config
   if arguments.batch_size:
     config.train.batch_size = arguments.batch_size
   if arguments.precision:
@@ -208,7 +212,7 @@ def main() -> None:
   # What a step reduces beside gradients is a few numbers.
   large = [size for size in reduced if size >= 1024]
   figures = found | {
-      'config': arguments.config,
+      'config': path,
       'precision': config.precision,
       'devices': mesh.size,
       'trainable_parameters': trainable,
