@@ -173,8 +173,12 @@ def test_what_the_file_says_otherwise_than_the_weights_is_named():
 
 @pytest.mark.usefixtures('compilation_cache')
 def test_fine_tuning_needs_paths_and_a_checkpoint_only(
-    tiny_data, tiny_run, tmp_path
+    tiny_data, tiny_run, tmp_path, monkeypatch
 ):
+  # Its step is that of any training; test_packaging.py runs it.
+  monkeypatch.setattr(
+      'maskrcnn_jax.training.run.jit_train_step', lambda _: tiny.IdleStep()
+  )
   config = tiny.with_data(recipe(), tiny_data)
   config.train.num_steps = 2
   config.train.batch_size = 2

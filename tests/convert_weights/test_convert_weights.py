@@ -328,8 +328,9 @@ def test_a_backbone_alone_is_a_part_of_a_model(run, tmp_path):
 
 
 @pytest.mark.parametrize(('to', 'end', 'rows'), [
-    ('torchvision', 'pth', 81), ('torchvision', 'pth', 91),
-    ('detectron2', 'pkl', 81), ('detectron2', 'pth', 81),
+    ('torchvision', 'pth', 91), ('detectron2', 'pkl', 81),
+    pytest.param('torchvision', 'pth', 81, marks=pytest.mark.slow),
+    pytest.param('detectron2', 'pth', 81, marks=pytest.mark.slow),
 ])
 def test_there_and_back_is_the_same_to_the_bit(run, tmp_path, to, end, rows):
   arrays = peer_arrays(random_leaves(SMALL, 81), to)
@@ -481,7 +482,10 @@ def weight_files(tmp_path):
 
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 @pytest.mark.usefixtures('compilation_cache')
-@pytest.mark.parametrize('name', ['torchvision.pth', 'detectron2.pkl'])
+@pytest.mark.parametrize('name', [
+    'torchvision.pth',
+    pytest.param('detectron2.pkl', marks=pytest.mark.slow),
+])
 def test_converted_weights_predict_and_are_evaluated(
     run, weight_files, tiny_data, monkeypatch, capsys, name
 ):

@@ -125,7 +125,11 @@ def test_load_ahead_raises_what_loading_raises():
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='looks into /dev/shm')
 @pytest.mark.parametrize(
-    'end', ['all', 'few', signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
+    'end', [
+        'all', signal.SIGINT, signal.SIGKILL,
+        pytest.param('few', marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ]
 )
 def test_workers_leave_nothing_in_shared_memory(start, end):
   before = shared_memory_files()
