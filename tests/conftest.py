@@ -9,18 +9,15 @@ import pytest
 # Read once, when jax is first imported; child processes inherit it.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-# Compiling takes most of the time of the tests, and their arrays are tiny.
-QUICK_COMPILATION = (
-    '--xla_backend_optimization_level=0 '
-    '--xla_llvm_disable_expensive_passes=true'
-)
-
-
 def pytest_configure(config):
   """Compiles quickly, except for the slow tests, which compile as users do."""
   if 'not slow' in config.option.markexpr and 'XLA_FLAGS' not in os.environ:
-    # Read when JAX starts; child processes inherit it.
-    os.environ['XLA_FLAGS'] = QUICK_COMPILATION
+    # Compiling takes most of the time of the tests, and their arrays are tiny.
+    # JAX reads this when it starts; child processes inherit it.
+    os.environ['XLA_FLAGS'] = (
+        '--xla_backend_optimization_level=0 '
+        '--xla_llvm_disable_expensive_passes=true'
+    )
 
 
 @pytest.fixture

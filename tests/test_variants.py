@@ -11,17 +11,30 @@ from numpy.testing import assert_allclose, assert_array_equal
 import pytest
 import tiny
 
+from maskrcnn_jax.array_types import GroundTruthLimits
+from maskrcnn_jax.benchmark.made_up_batch import made_up_batch
 from maskrcnn_jax.config import c4_config
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.data.source import CocoFiles
-from maskrcnn_jax.detector import load_detector
+from maskrcnn_jax.detector import Detector, load_detector
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.evaluate import evaluate
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN
 from maskrcnn_jax.predict import predict
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint
+from maskrcnn_jax.runtime.precision import initial_loss_scale
+from maskrcnn_jax.training.optimizer import (
+  make_recipe_optimizer,
+  split_parameters,
+)
 from maskrcnn_jax.training.run import train
+from maskrcnn_jax.training.state import (
+  TrainState,
+  start_average,
+  variables_of,
+)
+from maskrcnn_jax.training.step import Trainer, train_step
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
@@ -58,6 +71,73 @@ def run_all(config, workdir, data):
   )
 
 
+@pytest.mark.parametrize(('sizes', 'losses', 'has_masks'), [
+    (dict(), {
+        'loss_box_reg', 'loss_classifier', 'loss_mask', 'loss_objectness',
+        'loss_rpn_box_reg',
+    }, True),
+    (dict(output='boxes'), {
+        'loss_box_reg', 'loss_classifier', 'loss_objectness',
+        'loss_rpn_box_reg',
+    }, False),
+    (dict(output='proposals'), {'loss_objectness', 'loss_rpn_box_reg'}, False),
+    (dict(body='c4', depth=18), {
+        'loss_box_reg', 'loss_classifier', 'loss_mask', 'loss_objectness',
+        'loss_rpn_box_reg',
+    }, True),
+    (dict(backbone='convnext_tiny', depth=50, width=64), {
+        'loss_box_reg', 'loss_classifier', 'loss_mask', 'loss_objectness',
+        'loss_rpn_box_reg',
+    }, True),
+])
+def test_a_variant_has_the_losses_and_detections_of_its_heads(
+    tiny_data, sizes, losses, has_masks
+):
+  config = variant(tiny_data, **sizes)
+  config.optimizer.name = 'adamw'
+  config.train.ema_decay = 0.9
+  check_config(config)
+  rcnn = Rcnn.from_config(config, num_classes=4, dtype=jnp.float32)
+  _, optimizer = make_recipe_optimizer(config)
+  trainer = Trainer.from_config(
+      config, rcnn, optimizer, GroundTruthLimits(8, 64, 16, 1)
+  )
+  batch = made_up_batch(
+      image_size=(64, 64), batch_size=2, num_objects=2, max_objects=8,
+      num_classes=4,
+  )
+
+  def run(key, batch):
+    params = rcnn.init(key)
+    state = start_average(
+        TrainState(
+            step=jnp.int32(0), params=params['params'],
+            constants=params.get('constants', {}),
+            optimizer=optimizer.init(
+                split_parameters(params['params'], trainer.frozen)[0]
+            ),
+            loss_scale=initial_loss_scale('fp32'), average={},
+        ), config,
+    )
+    detector = Detector(rcnn, variables_of(state), config, (), 0)
+    return (
+        train_step(trainer, state, batch, (64, 64)), state,
+        detector.detect(batch, padded_size=(64, 64)),
+    )
+
+  # Shapes alone: compiling and running it is for the slow tests.
+  (after, figures), before, detections = jax.eval_shape(
+      run, jax.random.key(0), batch
+  )
+  assert figures.keys() - {'loss', 'grad_norm', 'loss_scale', 'skipped'} == (
+      losses
+  )
+  assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, before)
+  assert (detections.masks is not None) == has_masks
+  assert detections.boxes.shape[::2] == (2, 4)
+
+
+@pytest.mark.slow
 def test_a_model_of_boxes_trains_and_finds_boxes(tiny_data, tmp_path, capsys):
   config = variant(tiny_data, output='boxes')
   config.eval.proposals = True
@@ -100,6 +180,7 @@ def test_a_model_of_proposals_trains_and_finds_proposals(
   assert recall.stats == results['proposals']['stats']
 
 
+@pytest.mark.slow
 def test_a_c4_model_trains_and_finds_masks(tiny_data, tmp_path):
   config = variant(tiny_data, body='c4', depth=18)
   figures, names, results, records = run_all(config, tmp_path, tiny_data)
@@ -110,6 +191,21 @@ def test_a_c4_model_trains_and_finds_masks(tiny_data, tmp_path):
   assert {name.split('/')[1] for name in shapes} == {
       'backbone', 'rpn', 'box_head', 'mask_head'
   }
+
+
+@pytest.mark.slow
+def test_a_convnext_trains_with_adamw_and_finds_masks(tiny_data, tmp_path):
+  config = variant(tiny_data, backbone='convnext_tiny', depth=50, width=64)
+  config.optimizer.name = 'adamw'
+  config.optimizer.learning_rate = 1e-4
+  figures, _, _, records = run_all(config, tmp_path, tiny_data)
+  assert figures[0]['loss_mask'] > 0
+  assert records and all('segmentation' in record for record in records)
+  arrays = tiny.saved_arrays(tmp_path, 2)
+  assert any('/backbone/layer3/' in name for name in arrays)
+  # A continued training has Adam's averages.
+  config.train.num_steps = 4
+  assert len(tiny.run_training(config, tmp_path)) == 2
 
 
 def test_canvas_does_not_matter_to_the_anchors_of_a_c4_model():
@@ -202,15 +298,20 @@ def save_model(config, num_classes, target):
 
 
 @pytest.mark.parametrize(('here', 'there', 'afresh', 'unused'), [
-    (dict(), dict(output='boxes'), {'mask_head'}, set()),
+    pytest.param(dict(), dict(output='boxes'), {'mask_head'}, set(),
+                 marks=pytest.mark.slow),
     (dict(), dict(output='proposals'), {'box_head', 'mask_head'}, set()),
     (dict(output='boxes'), dict(), set(), {'mask_head'}),
     (dict(body='c4'), dict(body='c4', output='proposals'),
      {'backbone/layer4', 'box_head', 'mask_head'}, set()),
-    (dict(norm='frozen_batch_all', rpn_convs=2, box_convs=2),
-     dict(norm='frozen_batch_all', rpn_convs=2, box_convs=2), set(), set()),
-    (dict(depth=50, groups=4, group_width=16),
-     dict(depth=50, groups=4, group_width=16), set(), set()),
+    pytest.param(
+        dict(norm='frozen_batch_all', rpn_convs=2, box_convs=2),
+        dict(norm='frozen_batch_all', rpn_convs=2, box_convs=2), set(), set(),
+        marks=pytest.mark.slow),
+    pytest.param(
+        dict(depth=50, groups=4, group_width=16),
+        dict(depth=50, groups=4, group_width=16), set(), set(),
+        marks=pytest.mark.slow),
 ])
 def test_init_from_takes_all_but_class_layers_and_heads_that_are_not_there(
     tiny_data, tmp_path, monkeypatch, here, there, afresh, unused

@@ -18,6 +18,13 @@ from maskrcnn_jax.training import run as train
 # As `tiny_data` draws them: 8 to train on, 5 to evaluate.
 NUM_TRAIN, NUM_VAL = 8, 5
 
+# XLA_FLAGS for programs that compile much and compute little: compiling takes
+# two thirds of the time.
+QUICK_COMPILATION = (
+    '--xla_backend_optimization_level=0 '
+    '--xla_llvm_disable_expensive_passes=true'
+)
+
 
 def get_config():
   """Returns a recipe of 64 px pictures that has frozen stages and constants."""

@@ -12,7 +12,7 @@ from maskrcnn_jax.check_data import command_line, contact_sheet
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.data import canvases, coco, findings, image_sets, loader
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.training import start as train_start
+from maskrcnn_jax.training import checks as train_start
 
 BY_NAME = {case.name: case for case in cases.CASES}
 

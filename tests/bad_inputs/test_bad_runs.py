@@ -187,7 +187,7 @@ def test_c07_a_run_that_is_continued_on_other_devices_and_workers(
       env=os.environ | {
           'JAX_PLATFORMS': 'cpu',
           'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
-                       '--xla_backend_optimization_level=0',
+                       + tiny.QUICK_COMPILATION,
       },
   )
   if code:

@@ -146,6 +146,7 @@ def test_read_set_reads_json_and_folder(tfds_set):
   assert images == tfds_set[0] / 'images'
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('compilation_cache')
 def test_training_on_records_is_training_on_the_json(
     tiny_tfds, tiny_run, tmp_path

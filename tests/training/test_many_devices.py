@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -48,7 +49,7 @@ def train_on(cases, *, num_steps, rate, data, workdir):
       env=os.environ | {
           'JAX_PLATFORMS': 'cpu',
           'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
-                       '--xla_backend_optimization_level=0',
+                       + tiny.QUICK_COMPILATION,
       },
   )
   one, *others = json.loads(done.stdout.splitlines()[-1]).values()

@@ -73,8 +73,7 @@ class Run:
             env=os.environ | {
                 'JAX_PLATFORMS': 'cpu',
                 'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
-                # Compiles in two thirds of the time.
-                'XLA_FLAGS': '--xla_backend_optimization_level=0',
+                'XLA_FLAGS': tiny.QUICK_COMPILATION,
                 'FIGURES': str(self.figures[i]),
             },
         ))

@@ -613,11 +613,12 @@ def test_a_killed_run_given_again_ends_the_same(tiny_data, tmp_path):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'changes',
     [
         {'scale_jitter': (0.1, 2.0), 'color_jitter': (0.4, 0.4, 0.4)},
-        pytest.param({'short_sides': (48, 64)}, marks=pytest.mark.slow),
+        {'short_sides': (48, 64)},
     ],
 )
 def test_training_with_augmentation_is_finite_and_repeats(
