@@ -482,10 +482,8 @@ def weight_files(tmp_path):
 
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 @pytest.mark.usefixtures('compilation_cache')
-@pytest.mark.parametrize('name', [
-    'torchvision.pth',
-    pytest.param('detectron2.pkl', marks=pytest.mark.slow),
-])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['torchvision.pth', 'detectron2.pkl'])
 def test_converted_weights_predict_and_are_evaluated(
     run, weight_files, tiny_data, monkeypatch, capsys, name
 ):

@@ -72,6 +72,8 @@ def train_on(cases, *, num_steps, rate, data, workdir):
   return largest
 
 
+# The default tier has two processes, which are two devices.
+@pytest.mark.slow
 def test_eight_devices_train_as_one_does(
     tiny_data, tmp_path, compilation_cache
 ):
