@@ -224,7 +224,7 @@ def main() -> None:
       ) / 2**20),
   }
   print(
-      f'The step of {arguments.config}, {config.train.batch_size} images of '
+      f'The step of {path}, {config.train.batch_size} images of '
       f'{arguments.size}, {config.precision}, for {mesh.size} x '
       f'{arguments.target.stem}: compiled in {seconds:.0f} s, not run; '
       f'{figures["device_mib"]} MiB a device.'
