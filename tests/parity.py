@@ -30,10 +30,15 @@ needs_golden = pytest.mark.skipif(
 
 
 def golden_files(peer, **marks):
-  """Returns the files of a peer, as parameters; `marks`: mark by name."""
+  """Returns the files of a peer's R50-FPN, stage by stage, as parameters.
+
+  Args:
+    peer: Name of the program.
+    **marks: Mark of a file, by its name.
+  """
   return [
       pytest.param(path, id=path.stem, marks=marks.get(path.stem, ()))
-      for path in sorted(FOLDER.glob(f'{peer}_*.npz'))
+      for path in sorted(FOLDER.glob(f'{peer}_seed*.npz'))
   ] or [pytest.param(None, marks=pytest.mark.skip(reason=f'no {peer} file'))]
 
 
