@@ -59,6 +59,8 @@ def get_config():
         ('data', 'padded_sizes', tuple),
         ('data', 'max_source_side', int),
         ('detections', 'max_detections', int),
+        ('detections', 'min_score', float),
+        ('detections', 'iou_threshold', float),
         ('anchors', 'sizes', tuple),
         ('anchors', 'ratios', tuple),
         ('rpn', 'num_samples', int),

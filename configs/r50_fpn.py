@@ -24,7 +24,7 @@ def get_config(year: str = '2017'):
   """Returns the recipe for COCO '2017' or '2014'."""
   if year not in ('2014', '2017'):
     raise ValueError(
-        f'configs/r50_fpn.py:{year}: give the year of COCO, 2014 or 2017.'
+        f'r50_fpn:{year}: give the year of COCO, 2014 or 2017.'
     )
   config = default_config()
   for part, name in (('train', f'train{year}'), ('eval', f'val{year}')):

@@ -104,7 +104,7 @@ _MODES_OF_FLAGS = {
 }
 _MEANT = {
     'checkpoint': '; --init_from=CHECKPOINT trains from its weights',
-    'init_from': '; --checkpoint=CHECKPOINT is what is used',
+    'init_from': '; give --checkpoint=CHECKPOINT instead',
 }
 
 
@@ -222,7 +222,7 @@ def _parse_flags(argv: list[str]) -> tuple[str | None, list]:
     unexpected = flags.FLAGS([argv[0], *others])[1:]
   except flags.UnrecognizedFlagError as error:
     refuse_unexpected([f'--{error.flagname}'], otherwise=_in_a_line(error))
-  except flags.Error as error:
+  except (flags.Error, UnicodeDecodeError) as error:
     raise InputError(_in_a_line(error)) from error
   refuse_unexpected(unexpected)
   return path, overrides

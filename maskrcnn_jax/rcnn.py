@@ -139,7 +139,7 @@ class Samples(NamedTuple):
 class SampleCounts(NamedTuple):
   """Number of samples that each loss is averaged over.
 
-  None counts the samples of the batch at hand.
+  None stands for the number of samples in the batch itself.
   """
 
   anchors: Int[Array, ''] | None = None
@@ -335,7 +335,7 @@ class Rcnn(NamedTuple):
       *,
       padded_size: tuple[int, int],
   ) -> Proposals:
-    """Selects the boxes that are worth a closer look.
+    """Selects the boxes that the heads will process.
 
     Args:
       rpn: Output of `rate_anchors`.
@@ -434,8 +434,8 @@ class Rcnn(NamedTuple):
       keys: Random keys of each image: for its anchors and for its RoIs.
       limits: Static sizes of the ground truth.
       samples: What to compute the losses from; None draws it here.
-      counts: Number of samples the losses are averaged over; differs from
-        this batch's own where the batch is a part of a larger one.
+      counts: Number of samples the losses are averaged over. For a
+        micro-batch, the numbers of the whole batch.
     """
     pyramid = self.extract(variables, inputs.images)
     rpn = self.rate_anchors(variables, pyramid)
@@ -672,5 +672,5 @@ def rois_with_mask(
 
 def _weigh(loss, weight: float):
   """Multiplies a loss by its weight, where there is such a loss."""
-  # A factor of 1 would only change the compiled program.
+  # Multiplying by 1 changes no result, but compiles another program.
   return loss if loss is None or weight == 1 else weight * loss

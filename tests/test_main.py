@@ -181,7 +181,7 @@ def test_a_wrong_argument_is_named(
         ('train', '--checkpoint=runs/1', '--init_from=CHECKPOINT trains from'),
         ('train', '--input=pictures', '--mode=predict, not for train.'),
         ('train', '--skip_eval', '--skip_eval is for --mode=eval, not for tra'),
-        ('eval', '--init_from=runs/1', '--checkpoint=CHECKPOINT is what'),
+        ('eval', '--init_from=runs/1', 'give --checkpoint=CHECKPOINT'),
         ('eval', '--input=pictures', '--input=pictures is for --mode=predict'),
         ('eval', '--noresume', '--noresume is for --mode=train, not for eval'),
         ('predict', '--skip_test', '--skip_test is for --mode=train'),

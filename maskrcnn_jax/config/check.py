@@ -18,8 +18,9 @@ def check_config(
 ) -> None:
   """Raises an InputError for values that no run could use.
 
-  A key that is None is open, and only a recipe of a fine-tuning may have open
-  keys; `train` checks it again when it is complete.
+  A key is open if its value is None although it must have one. Only a recipe
+  of a fine-tuning may have open keys; `train` checks it again when it is
+  complete.
 
   Args:
     config: The recipe.
@@ -28,7 +29,13 @@ def check_config(
       come from another recipe than the rest.
   """
   check_values(config)
-  if config.train.fine_tune:
+  if for_training and config.train.fine_tune:
+    if config.train.reference_batch_size is not None:
+      raise InputError(
+          'C05: config.train.reference_batch_size is '
+          f'{config.train.reference_batch_size}, but a fine-tuning chooses its '
+          'learning rate and steps for its own batch size; leave it out.'
+      )
     return
   checks = [_check_model, _check_images]
   if for_training:

@@ -61,6 +61,11 @@ def split_arguments(
         raise InputError(
             f'C05: {argument}: --noconfig.{key} sets False and takes no value.'
         )
+      if key in BY_NAME and BY_NAME[key].form.kind is not bool:
+        raise InputError(
+            f'C05: {argument}: config.{key} is not True or False; give '
+            f'--config.{key}=VALUE.'
+        )
       overrides.append((key, 'False'))
       continue
     if value is None and waiting and _is_value_of(key, waiting[0]):

@@ -28,7 +28,8 @@ def as_markdown() -> str:
       'are taken from the command line, else from the checkpoint.',
       '- *training*, *evaluation* and *machine*: the value of the command '
       'line, else of the recipe file, else of the recipe that the checkpoint '
-      'stores.',
+      'stores. When a trained model is used with a recipe of a fine-tuning, '
+      'the *training* keys of that recipe do not count.',
       '',
       'A training can be continued with other values of the roles '
       '*evaluation* and *machine* and of the keys marked *may change*.',

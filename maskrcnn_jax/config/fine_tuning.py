@@ -49,8 +49,8 @@ def adopt(
     given: Keys that the command line gave.
 
   Returns:
-    The recipe; and lines for the log: one that names the keys of the recipe
-    file that do not hold, or none.
+    The recipe; and lines for the log that name the keys of the recipe file
+    that are not used, empty if all of them are used.
 
   Raises:
     InputError: If a key is given that must be as in the checkpoint, and has

@@ -112,7 +112,8 @@ def problem_with(form: Form, value) -> str | None:
   if not _has_items(value, form.items if form.kind is tuple else form.kind):
     return wanted or f'give a {_NAMES[form.kind]}'
   values = numbers_in(value)
-  if not all(map(math.isfinite, values)):
+  # A whole number is finite, and may be too large to become a float.
+  if not all(isinstance(x, int) or math.isfinite(x) for x in values):
     return 'all numbers must be finite' if form.kind is tuple else (
         'it must be a finite number'
     )

@@ -330,8 +330,9 @@ KEYS: tuple[Key, ...] = (
         'where it hung. It must be longer than a compilation and the AP of a '
         'set take; 0 for never.'),
     Key('train.fine_tune', False, TRAINING, switch(),
-        'Whether keys come from the recipe of --init_from, and keys that are '
-        'None from its recipe and from the data; see fine_tuning.py.'),
+        'Whether this is a fine-tuning: the keys of the network are those of '
+        'the --init_from checkpoint, and keys that are None are filled in from '
+        'its recipe or from the data.'),
 
     *(Key(f'loss_weights.{name}', 1.0, TRAINING, number(0),
           f'Factor of the {what} in the sum of the losses.')

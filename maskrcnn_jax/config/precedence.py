@@ -2,7 +2,9 @@
 
 A key of the weights has the value that the weights were trained with. All
 other keys have the value of the command line, else of the recipe file, else of
-the recipe that the checkpoint stores.
+the recipe that the checkpoint stores. A recipe file of a fine-tuning says how
+to continue from a checkpoint, so its keys of training, and those that it leaves
+open, do not count here.
 """
 
 import ml_collections
@@ -30,8 +32,8 @@ def config_for_use(
     stored: The recipe that the checkpoint stores, a plain dict.
 
   Returns:
-    The recipe, not checked yet; and lines for the log: one that names the keys
-    of the recipe file that do not hold, or none.
+    The recipe, not checked yet; and lines for the log that name the keys of
+    the recipe file that are not used, empty if all of them are used.
 
   Raises:
     InputError: If a key of the weights is given with another value than that

@@ -7,6 +7,7 @@ import inspect
 import os
 import pathlib
 import re
+import sys
 import traceback
 from typing import Any, NamedTuple
 
@@ -108,8 +109,12 @@ def _run(path: str) -> ml_collections.ConfigDict:
   name, colon, argument = path.partition(':')
   file = _find(name)
 
-  spec = importlib.util.spec_from_file_location('recipe', file)
+  spec = importlib.util.spec_from_file_location(
+      f'maskrcnn_jax_recipe_{file.stem}', file
+  )
   module = importlib.util.module_from_spec(spec)
+  # Data classes look for their module there.
+  sys.modules[spec.name] = module
   try:
     spec.loader.exec_module(module)
     make = getattr(module, 'get_config', None)
@@ -134,11 +139,21 @@ def _run(path: str) -> ml_collections.ConfigDict:
         f'C05: {file}: get_config() must return a ConfigDict, as '
         'maskrcnn_jax.config.default_config does.'
     )
-  missing = BY_NAME.keys() - flatten(config.to_dict())
+  if isinstance(config, ml_collections.FrozenConfigDict):
+    config = ml_collections.ConfigDict(config).lock()
+  keys = flatten(config.to_dict()).keys()
+  missing = sorted(BY_NAME.keys() - keys)
   if missing:
     raise InputError(
-        f'C05: {file}: the recipe lacks {", ".join(sorted(missing)[:5])}; '
+        f'C05: {file}: the recipe lacks {", ".join(missing[:5])}; '
         'begin with maskrcnn_jax.config.default_config().'
+    )
+  unknown = sorted(keys - BY_NAME.keys())
+  if unknown:
+    near = difflib.get_close_matches(unknown[0], BY_NAME, 1)
+    raise InputError(
+        f'C05: {file}: there is no config key {unknown[0]!r}'
+        f'{f"; did you mean {near[0]!r}?" if near else "."}'
     )
   return config
 

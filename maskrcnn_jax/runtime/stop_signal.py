@@ -16,14 +16,14 @@ class Stopped(Exception):
 
 
 class StopSignal:
-  """Takes note of SIGTERM and SIGINT in place of dying of them while entered.
+  """Context manager that records SIGTERM and SIGINT; the process goes on.
 
-  A second SIGINT ends the process at once. A SIGINT that is ignored, as by what
-  a shell starts in the background, stays so.
+  A second SIGINT ends the process at once. A program that a shell starts in the
+  background ignores SIGINT, and goes on doing so.
 
   Attributes:
     requested: Whether a signal has come.
-    name: Of the signal; of several processes, it may have come to another.
+    name: Name of the signal. Another process may have received it.
   """
 
   def __init__(self):

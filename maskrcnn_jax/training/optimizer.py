@@ -219,10 +219,18 @@ def split_parameters(
   )
 
 
-def join_parameters(trainable: dict, fixed: dict) -> dict:
-  """Puts together what `split_parameters` split."""
+def join_parameters(params: dict, replacements: dict) -> dict:
+  """Returns parameters in which some leaves are replaced, or added.
+
+  Args:
+    params: Parameters as a nested dict.
+    replacements: Leaves that are used instead of those of `params` with the
+      same path. With the two results of `split_parameters`, which share no
+      path, the whole comes back.
+  """
   return traverse_util.unflatten_dict(
-      traverse_util.flatten_dict(trainable) | traverse_util.flatten_dict(fixed)
+      traverse_util.flatten_dict(params)
+      | traverse_util.flatten_dict(replacements)
   )
 
 

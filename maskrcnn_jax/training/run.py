@@ -108,9 +108,10 @@ def train(
       else:
         _describe(run, first_step)
         state = run_steps(run, state, jit_train_step(run.trainer))
-      is_done = is_over(run, int(state.step))
-      if is_done:
+      if is_over(run, int(state.step)):
+        # A signal may interrupt the evaluation at the end.
         _finish(run, state, skip_test)
+        is_done = True
   if not is_done:
     text = (
         f'Stopped by {stop.name}; all finished steps are saved. The same '
@@ -205,6 +206,7 @@ def prepare_run(
         metadata, config, first_step=int(state.step),
         keep_best=bool(eval_every),
     )
+  trainer = Trainer.from_config(config, rcnn, optimizer, limits)
   log = TrainingLog(
       workdir, num_steps=config.train.num_steps, writes=cluster.is_main()
   )
@@ -214,7 +216,6 @@ def prepare_run(
         workdir, keep=config.train.keep_checkpoints
     )
     on_failure.pop_all()
-  trainer = Trainer.from_config(config, rcnn, optimizer, limits)
   run = Run(
       config, workdir, data_set, rows, plan, schedule, trainer, log, saved,
       metadata, stop, evaluations, eval_every, profile_steps,

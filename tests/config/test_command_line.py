@@ -62,6 +62,12 @@ def test_split_arguments(arguments, path, overrides, others):
   assert split_arguments(arguments.split()) == (path, overrides, others.split())
 
 
+@pytest.mark.parametrize('key', ['seed', 'data.train.images'])
+def test_only_a_switch_can_be_negated(key):
+  with pytest.raises(InputError, match=f'give --config.{key}=VALUE'):
+    split_arguments([f'--noconfig.{key}'])
+
+
 @pytest.mark.parametrize(
     ('arguments', 'values'),
     [

@@ -123,6 +123,7 @@ def test_the_lists_are_what_they_were_before_the_table_of_keys():
   }
   assert open_keys - set(fine_tuning.COMPUTED) == {
       'anchors.sizes', 'anchors.ratios', 'data.short_side', 'data.long_side',
+      'detections.min_score', 'detections.iou_threshold',
       'data.padded_sizes', 'data.max_source_side', 'rpn.num_samples',
       'roi.num_samples', 'freeze_at',
       *(f'rpn.{mode}.{name}' for mode in ('train', 'eval')

@@ -113,3 +113,45 @@ def test_what_is_no_recipe_is_said(tmp_path):
   ):
     with pytest.raises(InputError, match=reason):
       read_recipe(str(path))
+
+
+def test_a_recipe_may_use_what_python_offers(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text("""
+from __future__ import annotations
+import dataclasses
+import ml_collections
+from maskrcnn_jax.config import default_config
+
+@dataclasses.dataclass
+class Sizes:
+  short_side: int = 640
+
+def get_config():
+  config = default_config()
+  config.data.short_side = Sizes().short_side
+  return ml_collections.FrozenConfigDict(config)
+""")
+  recipe = read_recipe(str(path), [('train.num_steps', '7')])
+  assert recipe.config.data.short_side == 640
+  assert recipe.config.train.num_steps == 7
+
+
+def test_a_key_that_a_recipe_adds_is_not_ignored(tmp_path):
+  path = write(tmp_path, 'c.unlock(); c.train.num_stpes = 5; c.lock()')
+  with pytest.raises(InputError, match=(
+      r"no config key 'train.num_stpes'; did you mean 'train.num_steps'\?"
+  )):
+    read_recipe(str(path))
+
+
+@pytest.mark.parametrize(('name', 'given', 'reason'), [
+    ('finetune', ('train.reference_batch_size', '8'), 'leave it out'),
+    ('shapes', ('seed', '9' * 400), None),
+])
+def test_odd_values_are_answered(name, given, reason):
+  if reason is None:
+    assert read_recipe(name, [given]).config.seed == int(given[1])
+    return
+  with pytest.raises(InputError, match=reason):
+    read_recipe(name, [given])

@@ -423,6 +423,21 @@ def test_sigterm_ends_an_evaluation_at_once(config, tmp_path, evaluation):
   assert (tmp_path / 'interrupted').exists()
 
 
+def test_sigterm_in_the_last_evaluation_is_no_finished_run(
+    config, tmp_path, evaluation
+):
+  evaluation.before = lambda step: os.kill(os.getpid(), signal.SIGTERM)
+  tiny.run_training(config, tmp_path, skip_test=False)
+  assert evaluation.steps == []
+  assert steps_of(tmp_path)[-1] == 4
+  assert (tmp_path / 'interrupted').exists()
+  # The same command evaluates, and then the run is done.
+  evaluation.before = lambda step: None
+  tiny.run_training(config, tmp_path, skip_test=False)
+  assert evaluation.steps == [4]
+  assert not (tmp_path / 'interrupted').exists()
+
+
 @leaves_tasks_behind
 def test_a_truncated_newest_checkpoint_is_set_aside(
     workdir, config, tiny_run, caplog
