@@ -73,7 +73,8 @@ class Run:
             env=os.environ | {
                 'JAX_PLATFORMS': 'cpu',
                 'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
-                'XLA_FLAGS': tiny.QUICK_COMPILATION,
+                # Compiles in two thirds of the time.
+                'XLA_FLAGS': '--xla_backend_optimization_level=0',
                 'FIGURES': str(self.figures[i]),
             },
         ))
