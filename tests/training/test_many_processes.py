@@ -111,13 +111,15 @@ class Run:
       time.sleep(0.05)
 
 
-def assert_same_figures(some, others, rtol=1e-5):
+def assert_same_figures(some, others, rtol=1e-5, of_norm=1e-5):
   assert len(some) == len(others)
   for step, (one, other) in enumerate(zip(some, others, strict=True)):
     assert one.keys() == other.keys()
     for name in one:
       assert_allclose(
-          one[name], other[name], rtol=rtol, err_msg=f'{name} of step {step}'
+          one[name], other[name],
+          rtol=of_norm if name == 'grad_norm' else rtol,
+          err_msg=f'{name} of step {step}',
       )
 
 
@@ -272,7 +274,9 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
         count, workdir, data, *OPTIONS,
         f'--config.train.num_steps={num_steps}',
     ).finish()[-1]
-  assert_same_figures(figures, straight[1])
+  # Where an L1 loss or a ReLU has its kink, rounding turns a gradient over, but
+  # moves no loss: see test_many_devices.py.
+  assert_same_figures(figures, straight[1], of_norm=2e-4)
   check_results(workdir, data)
   saved = tiny.saved_arrays(workdir, 6)
   wanted = tiny.saved_arrays(straight[0], 6)
