@@ -111,14 +111,14 @@ class Run:
       time.sleep(0.05)
 
 
-def assert_same_figures(some, others, rtol=1e-5, of_norm=1e-5):
+def assert_same_figures(some, others, rtol=1e-5, of_norm=None):
   assert len(some) == len(others)
   for step, (one, other) in enumerate(zip(some, others, strict=True)):
     assert one.keys() == other.keys()
     for name in one:
       assert_allclose(
           one[name], other[name],
-          rtol=of_norm if name == 'grad_norm' else rtol,
+          rtol=of_norm if of_norm and name == 'grad_norm' else rtol,
           err_msg=f'{name} of step {step}',
       )
 
