@@ -282,8 +282,10 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
   wanted = tiny.saved_arrays(straight[0], 6)
   assert saved.keys() == wanted.keys()
   for name in saved:
+    # The momentum sums gradients, of which a kink may have turned one over.
+    atol = 5e-4 if name.startswith('optimizer/') else 1e-5
     assert_allclose(
-        saved[name], wanted[name], rtol=1e-3, atol=1e-5, err_msg=name
+        saved[name], wanted[name], rtol=1e-3, atol=atol, err_msg=name
     )
 
 
