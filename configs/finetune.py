@@ -23,7 +23,7 @@ Why these figures:
 - Warm-up: a tenth of the steps, at most 500, from a tenth of the learning rate,
   because the new class layers send large gradients at first.
 - Decay: to a tenth at 2/3 and again at 8/9 of the steps, as COCO's schedule.
-- Images without objects are trained on: they show what is none of your classes.
+- Images without objects are trained on: they show the background of your data.
 - 4 images a step: they fit most memories, and are enough to average out noise.
 - Layers that the checkpoint's recipe froze stay frozen; --config.freeze_at=0
   trains them too.

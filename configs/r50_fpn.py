@@ -8,7 +8,7 @@ COCO 2017 is expected in data/coco, as its archives unpack; COCO 2014 with
 and so on. The stem and layer1 are frozen, so that it wants pretrained weights.
 
 Hardware: 8 GPUs. Not run here, and nothing is published for just this recipe.
-Expected on COCO 2017: at least box AP .378, mask AP .349, what detectron2
+Expected on COCO 2017: at least box AP .378, mask AP .349, which detectron2
 publishes for its `Detectron1-Comparisons/mask_rcnn_R_50_FPN_noaug_1x`: the same
 schedule, sizes and samples a cell, but smooth L1 and RoIAlign that is not
 aligned. (Its .386 and .352 of `mask_rcnn_R_50_FPN_1x` are with short sides from

@@ -1,7 +1,7 @@
 """The command `maskrcnn`, also `python -m maskrcnn_jax`: runs the tools.
 
-`maskrcnn TOOL ...` does exactly what `python -m maskrcnn_jax.TOOL ...` does,
-and `maskrcnn --config=... ...` what `python -m maskrcnn_jax.main ...` does.
+`maskrcnn TOOL ...` is the same as `python -m maskrcnn_jax.TOOL ...`, and
+`maskrcnn --config=... ...` is the same as `python -m maskrcnn_jax.main ...`.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import io
 import runpy
 import sys
 
-# The module in this package of each tool, and what the tool does.
+# The module in this package of each tool, and its purpose.
 TOOLS = {
     'main': ('main', 'train, evaluate or predict ("main" may be left out)'),
     'check_data': ('check_data', 'find out what is wrong with a data set'),
@@ -82,7 +82,7 @@ def run_tool(tool: str, arguments: list[str]) -> None:
         contextlib.nullcontext()
     ):
       # alter_sys makes the tool the main module, as `python -m` does. Worker
-      # processes look there for what to import, and absl for its flags.
+      # processes look there for their imports, and absl for its flags.
       runpy.run_module(module, run_name='__main__', alter_sys=True)
   finally:
     help_.seek(0)

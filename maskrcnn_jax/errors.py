@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class InputError(ValueError):
-  """Wrong input: one line saying what, where, and what to do about it.
+  """Wrong input: one line that names the fault, its place and the remedy.
 
   `main` prints the message without a traceback and exits with status 2.  Any
   other exception is a failure while running and exits with status 1.
@@ -17,15 +17,15 @@ class InputError(ValueError):
 
 
 class SaveError(RuntimeError):
-  """Saving failed; what was saved before is as it was."""
+  """Saving failed; earlier checkpoints are unharmed."""
 
 
 class Code(NamedTuple):
-  """What a code in a message stands for."""
+  """The meaning of a code in a message."""
 
   meaning: str  # a few words, as the report of check_data has it
-  cause: str  # when the code is given, and what usually causes that
-  remedy: str  # what the user does about it
+  cause: str  # when the code is given, and the usual reason
+  remedy: str  # the steps that mend it
 
 
 # A: annotations, I: images, C: recipes, checkpoints, results and the machine.

@@ -197,10 +197,10 @@ def _use(recipe, workdir: pathlib.Path) -> int:
 
 
 def _parse_flags(argv: list[str]) -> tuple[str | None, list]:
-  """Parses the command line; of a recipe only what `split_arguments` does.
+  """Parses the command line; the recipe itself is not read yet.
 
   Returns:
-    What --config names, and the overrides of its keys.
+    The value of --config, and the overrides of its keys.
 
   Raises:
     InputError: If an argument is not known or has a wrong value.
@@ -237,7 +237,7 @@ def _check_flags(recipe: str | None) -> pathlib.Path:
   """Raises an InputError if flags are missing; returns the workdir.
 
   Args:
-    recipe: What --config names.
+    recipe: The value of --config.
   """
   _check_flags_of_mode()
   if not _WORKDIR.value:

@@ -8,8 +8,8 @@ Training and inference share the first half:
 
 `Rcnn` holds everything that does not change during a run: the network, the box
 conventions, the sizes. Its methods are pure functions of parameters and arrays
-and may be called inside `jit`. What each step computes is in the module that is
-named like it: `proposals`, `targets`, `losses`, `detections`.
+and may be called inside `jit`. Each step is computed by the module
+that is named like it: `proposals`, `targets`, `losses`, `detections`.
 
 Source:
   Mask R-CNN (arXiv:1703.06870), section 3.
@@ -85,7 +85,7 @@ class ProposalLimits(NamedTuple):
 
 
 class RpnOptions(NamedTuple):
-  """The region proposal network: what it learns from and what it proposes."""
+  """Numbers and thresholds of the region proposal network."""
 
   num_samples: int  # anchors of an image that the losses see
   foreground_fraction: float  # largest share of them that may be foreground
@@ -102,8 +102,8 @@ class RoiOptions(NamedTuple):
   num_samples: int  # RoIs of an image that the losses see
   foreground_fraction: float  # largest share of them that may be foreground
   foreground_iou: float  # overlap from which a RoI is foreground
-  box_side: int  # cells along each side of what the box head sees
-  mask_side: int  # cells along each side of what the mask head sees
+  box_side: int  # cells along each side of the input of the box head
+  mask_side: int  # cells along each side of the input of the mask head
 
   @property
   def max_foreground(self) -> int:
@@ -300,7 +300,7 @@ class Rcnn(NamedTuple):
 
     Args:
       batch: As decoded by the host.
-      augmentation: What is changed at random; None changes nothing.
+      augmentation: Random changes of the images; None changes nothing.
       padded_size: (height, width) of the canvas.
       max_object_vertices: See `prepare_inputs`.
     """
@@ -433,7 +433,7 @@ class Rcnn(NamedTuple):
       inputs: Images and their objects, as `prepare` returns them.
       keys: Random keys of each image: for its anchors and for its RoIs.
       limits: Static sizes of the ground truth.
-      samples: What to compute the losses from; None draws it here.
+      samples: Anchors and RoIs that are learned from; None draws them here.
       counts: Number of samples the losses are averaged over. For a
         micro-batch, the numbers of the whole batch.
     """
@@ -521,7 +521,7 @@ class Rcnn(NamedTuple):
     )
 
   def _sample_anchors(self, inputs, keys, padded_size) -> RpnTargets:
-    """Chooses the anchors to learn from, and what each should predict."""
+    """Chooses the anchors to learn from, and their targets."""
 
     def sample_in_image(image_size, gt_boxes, gt_valid, key):
       levels, fit_to = self.anchors(padded_size, image_size)
@@ -543,7 +543,7 @@ class Rcnn(NamedTuple):
     )
 
   def _sample_rois(self, proposals, inputs, keys) -> RoiTargets:
-    """Chooses the RoIs to learn from, and what each should predict."""
+    """Chooses the RoIs to learn from, and their targets."""
 
     def sample_in_image(proposals, gt_boxes, gt_classes, gt_valid, key):
       return make_roi_targets(

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(argv: list[str]) -> None:
-  """Does what `main` says; raises an InputError where something is wrong."""
+  """Parses the arguments, runs the benchmark and prints its figures."""
   from maskrcnn_jax.config.command_line import (
     refuse_unexpected,
     split_arguments,

@@ -76,7 +76,7 @@ def benchmark_loader(
       that loading its batch takes.
 
   Returns:
-    What was loaded, and the `LoaderSpeed` of each number of workers.
+    The size of the data, and the `LoaderSpeed` of each number of workers.
   """
   if batch_size < 1 or num_steps < 1 or num_threads < 1 or min(workers) < 0:
     raise InputError(

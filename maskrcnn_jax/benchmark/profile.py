@@ -1,4 +1,4 @@
-"""What operations of a compiled step take most of its time."""
+"""The operations of a compiled step that take most of its time."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +33,7 @@ def largest_costs(
   spent, sources = collections.Counter(), {}
   for plane in on_gpu or planes:
     for line in plane.lines:
-      # The other lines of a GPU repeat what its streams show.
+      # The other lines of a GPU repeat the events of its streams.
       if on_gpu and not line.name.startswith('Stream'):
         continue
       for name, source, nanoseconds in _own_times(line.events):

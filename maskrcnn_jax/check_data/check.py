@@ -225,7 +225,7 @@ def _check_images(
     num_workers: int | None,
     pixel_range: tuple[float, float] | None,
 ) -> dict[int, str]:
-  """Decodes all images and reports what is wrong with them.
+  """Decodes all images and reports their faults.
 
   Returns:
     {row: why the image cannot be used, code first}.

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-  """Does what `main` says; raises an InputError where something is wrong."""
+  """Parses the arguments, checks the data and prints the report."""
   from maskrcnn_jax.config.command_line import (
     refuse_unexpected,
     split_arguments,

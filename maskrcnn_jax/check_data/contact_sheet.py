@@ -54,7 +54,7 @@ def write_sheet(
 
   Args:
     data_set: The data set.
-    report: What is wrong with it.
+    report: The findings about the data set.
     bad_images: Rows of images that cannot be decoded.
     ious: The IoU of each object with its best anchor.
     path: The file to write, a PNG.

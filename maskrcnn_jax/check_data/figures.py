@@ -73,7 +73,7 @@ def best_anchor_ious(
   Args:
     index: The data set.
     image_sizes: (height, width) of each image after resizing.
-    config: The recipe, which says what anchors there are.
+    config: The recipe, which has the anchors.
   """
   geometry = geometry_of(config)
   anchors = anchor_arguments(config)

@@ -31,7 +31,7 @@ def findings_of(report: findings.Report) -> dict[str, Any]:
 
 
 def format_report(result: dict[str, Any]) -> str:
-  """Formats what `check_data` returns for people."""
+  """Formats the result of `check_data` for people."""
   lines = [result['annotations']]
   if result['images']:
     lines[0] += f', images in {result["images"]}'

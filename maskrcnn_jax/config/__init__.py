@@ -1,4 +1,4 @@
-"""Recipes: what keys they have, how they are read, and which value holds.
+"""Recipes: their keys, how they are read, and which value holds.
 
 `keys.py` is the table of all keys; begin there.
 """

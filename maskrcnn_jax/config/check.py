@@ -1,7 +1,7 @@
 """Whether a recipe makes sense, before anything is started with it.
 
-What a single key may be is in its row of `KEYS`. This file has the rules about
-several keys at once.
+The values of a single key are in its row of `KEYS`. This file has the rules
+about several keys at once.
 """
 
 import ml_collections
@@ -78,7 +78,7 @@ def _written(value) -> str:
 
 
 def _check_model(config) -> str | None:
-  """Returns what is wrong with the network and its anchors."""
+  """Returns a fault of the network and its anchors, or None."""
   model = config.model
   if model.backbone != 'resnet':
     for name in names(resnet_only=True):
@@ -117,7 +117,7 @@ def _check_model(config) -> str | None:
 
 
 def _check_training(config) -> str | None:
-  """Returns what is wrong with the schedule and the optimizer."""
+  """Returns a fault of the schedule and the optimizer, or None."""
   train, optimizer = config.train, config.optimizer
   if train.ema_decay == 1:
     return 'config.train.ema_decay is 1; the average would never move.'
@@ -145,7 +145,7 @@ def _check_training(config) -> str | None:
 
 
 def _check_sampling(config) -> str | None:
-  """Returns what is wrong with the samples that are trained on."""
+  """Returns a fault of the samples that are trained on, or None."""
   if config.roi.num_samples * config.roi.foreground_fraction < 1:
     return (
         'config.roi.num_samples times config.roi.foreground_fraction is less '
@@ -155,7 +155,7 @@ def _check_sampling(config) -> str | None:
 
 
 def _check_augmentation(config) -> str | None:
-  """Returns what is wrong with the random changes of training images."""
+  """Returns a fault of the random changes of images, or None."""
   data = config.data
   if data.short_sides and data.scale_jitter:
     return (
@@ -178,7 +178,7 @@ def _check_augmentation(config) -> str | None:
 
 
 def _check_images(config) -> str | None:
-  """Returns what is wrong with the pixels and the padded sizes."""
+  """Returns a fault of the pixels and the padded sizes, or None."""
   data = config.data
   if data.pixel_range is not None and not (
       data.pixel_range[0] < data.pixel_range[1]

@@ -38,7 +38,7 @@ def split_arguments(
     argv: The arguments of a program, without its name.
 
   Returns:
-    What --config names, the last one if there are several, None if there is
+    The value of --config, the last one if there are several, None if there is
     none; the overrides; and all other arguments in their order.
 
   Raises:

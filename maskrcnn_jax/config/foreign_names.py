@@ -5,7 +5,7 @@ references and mmdetection, as options (--lr=0.01), as keys (--config.lr=0.01)
 and as pairs (SOLVER.BASE_LR 0.01).
 """
 
-# Each answer is a clause of a sentence that says what to give or do here.
+# Each answer is a clause of a sentence that names our key or another remedy.
 # Names are in lower case, with underscores in place of hyphens.
 _ANSWERS = {
     (
@@ -236,7 +236,7 @@ _ANSWER_OF_PREFIX = {
 
 
 def answer_to(name: str) -> str | None:
-  """Returns what to give or do here for a name of another program.
+  """Returns our key or another remedy for a name of another program.
 
   Args:
     name: An option, a key or a positional argument, without its value.

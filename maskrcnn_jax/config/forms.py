@@ -1,4 +1,4 @@
-"""What values a key of a recipe may have, and how they are read from text."""
+"""The values that a key of a recipe may have, and how text becomes a value."""
 
 import ast
 import math
@@ -19,7 +19,7 @@ class Form(NamedTuple):
     most: Largest number that is allowed, also inside of a tuple.
     above_least: Whether numbers must be greater than `least`, not equal to it.
     choices: All the values there are; empty if they cannot be listed.
-    items: For a tuple: what it holds, in the notation of `_has_items`.
+    items: Type of the items of a tuple, in the notation of `_has_items`.
     length: For a tuple: how many items it has; None for any number.
     may_be_none: Whether None is a value of its own. A recipe may still leave
       any other key open with None, to be filled in by a fine-tuning.
@@ -81,7 +81,7 @@ def sequence(
   """Returns the form of a key that is a tuple.
 
   Args:
-    items: What it holds, in the notation of `_has_items`: [float] for numbers.
+    items: Type of the items, as `_has_items` writes it: [float] for numbers.
     what: The end of the sentence 'give ...', with an example.
     least: Smallest number in it.
     most: Largest number in it.
@@ -96,7 +96,7 @@ def sequence(
 
 
 def problem_with(form: Form, value) -> str | None:
-  """Returns what to give in place of a wrong value; None if it is right.
+  """Returns a request for a right value; None if the value is right.
 
   Args:
     form: Of the key.
@@ -198,7 +198,7 @@ def _parse_tuple(written: str) -> tuple:
 
 
 def _problem_with_numbers(form: Form, values: list) -> str | None:
-  """Returns what is wrong with the numbers in a tuple."""
+  """Returns the fault of the numbers in a tuple, or None."""
   if form.above_least and (not values or min(values) <= form.least):
     return f'give numbers above {form.least:g}'
   if values and min(values) < form.least:

@@ -23,8 +23,8 @@ from maskrcnn_jax.config.forms import (
 
 # The role of a key says who decides its value: see `precedence.py`.
 WEIGHTS = 'weights'  # the weights fit this value and no other
-TRAINING = 'training'  # changes what a training step computes
-EVALUATION = 'evaluation'  # changes what is evaluated, predicted or reported
+TRAINING = 'training'  # changes the result of a training step
+EVALUATION = 'evaluation'  # changes an evaluation, a prediction or a report
 MACHINE = 'machine'  # changes no number, but for rounding
 
 ROLES = (WEIGHTS, TRAINING, EVALUATION, MACHINE)
@@ -38,7 +38,7 @@ class Key(NamedTuple):
     default: Its value where a recipe says nothing.
     role: One of `ROLES`.
     form: The values that it may have.
-    meaning: What it decides, in sentences.
+    meaning: The effect of the key, in sentences.
     overridable: For a key of the weights: the command line may change it when
       a trained model is used, and a fine-tuning may change it too.
     relearned: For a key of the weights: a fine-tuning may change it, because
@@ -69,7 +69,7 @@ class Key(NamedTuple):
     return self.role in (EVALUATION, MACHINE) or self.free
 
 
-# What tuples hold, for messages.
+# The items of tuples, for messages.
 _CHANNELS = 'three numbers, for red, green and blue, in [0, 255]'
 _AP = '(mean, tolerance), for example (0.378, 0.004)'
 _SIZES = (

@@ -28,7 +28,7 @@ def config_for_use(
   """Returns the recipe for evaluating or predicting with a checkpoint.
 
   Args:
-    recipe: What the user gave; without a path, only the given keys count.
+    recipe: The user's recipe; without a path, only the given keys count.
     stored: The recipe that the checkpoint stores, a plain dict.
 
   Returns:

@@ -1,4 +1,4 @@
-"""Reading a recipe, and saying in one line what is wrong with it."""
+"""Reads a recipe, and explains its faults in one line."""
 
 from collections.abc import Sequence
 import difflib
@@ -32,7 +32,7 @@ class Recipe(NamedTuple):
 
   config: ml_collections.ConfigDict  # the file's values, then the given ones
   given: dict[str, Any]  # {key: value} of each --config.KEY argument
-  path: str | None  # what --config named; None: config has the defaults
+  path: str | None  # the value of --config; None if it was not given
 
 
 def read_recipe(
@@ -105,7 +105,7 @@ def _find(path: str) -> pathlib.Path:
 
 
 def _run(path: str) -> ml_collections.ConfigDict:
-  """Returns what `get_config` of a recipe returns."""
+  """Runs a recipe and returns the result of its `get_config`."""
   name, colon, argument = path.partition(':')
   file = _find(name)
 
@@ -125,7 +125,7 @@ def _run(path: str) -> ml_collections.ConfigDict:
     config = make(*[argument] * bool(colon))
   except InputError:
     raise
-  except ValueError as error:  # what a recipe says about its argument
+  except ValueError as error:  # a recipe that refuses its argument
     raise InputError(str(error)) from error
   # A recipe is Python of the user, which may raise anything.
   except Exception as error:
@@ -162,7 +162,7 @@ def _explain_misspelt(error: Exception, file: pathlib.Path) -> str | None:
   """Says which key a recipe misspells; None if the error is another one.
 
   Args:
-    error: What running the recipe raised.
+    error: The error that the recipe raised.
     file: The recipe.
   """
   match = re.search(

@@ -23,7 +23,7 @@ class Object(NamedTuple):
 
 
 class Annotations(NamedTuple):
-  """What a reader found in the annotations of one format."""
+  """The images and objects that a reader found in one format."""
 
   objects: dict[str, list[Object]]  # objects of an image, by its file name
   left_out: dict[str, int]  # number of left out shapes, by the reason

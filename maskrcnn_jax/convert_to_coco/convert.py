@@ -38,7 +38,7 @@ from maskrcnn_jax.errors import InputError
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Converts as the command line says, and prints what was converted."""
+  """Converts as the command line says, and prints the counts."""
   arguments = _parse(argv)
   try:
     sizes = find_images(arguments.images)

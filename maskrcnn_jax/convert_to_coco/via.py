@@ -52,7 +52,7 @@ def read_via(
             region.get('region_attributes') or {}, attribute, class_name,
             where,
         )
-      except InputError:  # a ValueError itself, but it says what is wrong
+      except InputError:  # a ValueError itself, but it explains the fault
         raise
       except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f'A25: {where} is damaged: {error!r}.') from error

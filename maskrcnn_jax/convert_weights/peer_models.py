@@ -1,4 +1,4 @@
-"""What model a weight file of another program holds, and what it expects."""
+"""The model and the conventions of a weight file of another program."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from maskrcnn_jax.convert_weights.weight_names import (
 from maskrcnn_jax.data.coco_classes import COCO_CLASSES
 from maskrcnn_jax.errors import InputError
 
-# Under this key our own detectron2 files repeat what the names cannot tell.
+# Under this key our own detectron2 files repeat facts that names do not tell.
 NOTES = 'maskrcnn_jax'
 
 # Red, green, blue. Of ImageNet, and as the MSRA's weights were trained.
@@ -27,7 +27,7 @@ _MSRA = {
     'pixel_std': (1.0, 1.0, 1.0),
 }
 
-# What a program's own models are trained with.
+# The conventions that a program's own models are trained with.
 # Source: torchvision models/detection/transform.py; detectron2
 # config/defaults.py and layers/batch_norm.py; maskrcnn-benchmark
 # config/defaults.py and layers/batch_norm.py.
@@ -70,7 +70,7 @@ def guess_format(arrays: dict[str, np.ndarray]) -> str:
 def find(
     name: str, arrays: dict[str, np.ndarray], source_format: str
 ) -> str | None:
-  """Returns what one of our arrays is called in a file, None if it lacks it."""
+  """Returns the name of one of our arrays in a file; None if it is missing."""
   for peer_name in peer_names(name, NAMINGS[source_format]):
     if peer_name in arrays:
       return peer_name
@@ -89,7 +89,7 @@ def recipe_of(
 
   Args:
     arrays: Of the file.
-    facts: What else the file says.
+    facts: The other entries of the file.
     source_format: A key of NAMINGS.
     norm_eps: Of the frozen batch norm, where the usual one is wrong.
     stride_in_1x1: Where a bottleneck strides, likewise.
@@ -142,7 +142,7 @@ def naming_of(
 
   Args:
     arrays: Of the file.
-    facts: What else the file says.
+    facts: The other entries of the file.
     source_format: A key of NAMINGS.
     pixel_order: 'rgb' or 'bgr', where the usual one is wrong.
   """
@@ -161,7 +161,7 @@ def naming_of(
 def class_table(
     num_classes: int, names: list[list] | None, *, keep_91: bool = False
 ) -> tuple[list[list], list[int] | None]:
-  """Says what a model's classes are, and which of its rows are used.
+  """Returns the classes of a model, and which of its rows are used.
 
   Args:
     num_classes: Rows of the class scores, with background.

@@ -37,7 +37,7 @@ def read_coco(
       those of images to be detected in have none.
     width_offset: What a box is wider than x2 - x1; 1 where (x2, y2) is the
       last pixel inside. A box whose corners then fall together has no area.
-    report: Gets what is wrong with the file, and what a person should know.
+    report: Receives the faults of the file, and warnings for a person.
       None: the first error is raised.
 
   Returns:
@@ -66,11 +66,11 @@ def index_coco(
     width_offset: float = 0.0,
     report: findings.Report | None = None,
 ) -> CocoIndex:
-  """Does what `read_coco` does with a JSON that is loaded already.
+  """Makes the index of a JSON that is loaded already.
 
   Args:
     content: The JSON; its annotations are taken out to save memory.
-    name: What to call it in errors.
+    name: The name of the JSON in messages.
     require_masks: See `read_coco`.
     require_annotations: See `read_coco`.
     width_offset: See `read_coco`.
@@ -94,7 +94,7 @@ def class_table_difference(
   Args:
     here: The table of the data at hand.
     there: The table it must agree with.
-    there_name: What to call the latter.
+    there_name: The name of the latter in messages.
   """
   lines = []
   for i in range(max(len(here), len(there))):
@@ -108,7 +108,7 @@ def class_table_difference(
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Loads a JSON object that has COCO's three lists, or says what it is."""
+  """Loads a JSON object that has COCO's three lists, or refuses it."""
   content: dict[str | None, Any] = {}
   for key, position, element in json_stream.walk(path):
     if position == json_stream.LIST:
@@ -178,16 +178,16 @@ def shared_images(index: CocoIndex, other: CocoIndex) -> list[str]:
 
 
 class _Clues:
-  """What to tell a COCO file from others by."""
+  """The signs that tell a COCO file from other files."""
 
   def __init__(self, needed: tuple[str, ...] = _LISTS):
     self._needed = needed
     self._firsts: dict[str | None, Any] = {}  # lists, and their first element
-    self._others: dict[str | None, Any] = {}  # what else there is
+    self._others: dict[str | None, Any] = {}  # all other entries
     self._is_via = False
 
   def note(self, key: str | None, position: int, element: Any) -> None:
-    """Looks at what `json_stream.walk` yields."""
+    """Looks at an element that `json_stream.walk` yields."""
     if position == json_stream.LIST:
       self._firsts[key] = None
     elif position == 0:
@@ -203,7 +203,7 @@ class _Clues:
     return key in self._firsts
 
   def why_not_coco(self, name: str) -> str:
-    """Says what keeps a JSON document from being COCO; '' if nothing does.
+    """Returns the reason why a JSON document is not COCO; '' if it is.
 
     Args:
       name: Of the file.
@@ -262,7 +262,7 @@ def _other_task(annotation: Any) -> str:
 
 
 def _walk_loaded(content: dict) -> Iterator[tuple[str, int, Any]]:
-  """Yields what `json_stream.walk` would; the lists get empty."""
+  """Yields the elements as `json_stream.walk` would; empties the lists."""
   for key in sorted(content, key=('annotations').__eq__):
     if isinstance(content[key], list):
       yield key, json_stream.LIST, None
@@ -283,7 +283,7 @@ def _index(
     require_annotations: bool,
     width_offset: float,
 ) -> CocoIndex:
-  """Makes the index of what `walk` yields."""
+  """Makes the index of the elements that `walk` yields."""
   clues = _Clues(
       _LISTS if require_annotations
       else tuple(key for key in _LISTS if key != 'annotations')

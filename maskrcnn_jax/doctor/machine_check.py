@@ -2,7 +2,7 @@
 
   python -m maskrcnn_jax.doctor
 
-Prints one line a check: ok, note, or FAIL with what to do about it.
+Prints one line a check: ok, note, or FAIL with the remedy.
 Exit status: 0 all is well, 1 a check failed, 2 wrong arguments.
 """
 
@@ -34,7 +34,7 @@ PLUGINS = ('jax-cuda13-plugin', 'jax-cuda12-plugin')
 GPU_PLATFORMS = {'cuda', 'gpu', 'rocm'}
 # They bring a cuDNN of their own, and the first to be loaded serves all.
 COMPANIONS = ('torch', 'tensorflow')
-# Where the driver says what it is.
+# Where the driver names its version.
 DRIVER_FILE = pathlib.Path('/proc/driver/nvidia/version')
 
 INSTALL_GPU = "install JAX for GPUs: pip install 'jax[cuda13]'"
@@ -61,7 +61,7 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def first_line(error: Exception) -> str:
-  """Returns the first line of what an error says."""
+  """Returns the first line of the message of an error."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -84,7 +84,7 @@ def nvidia_gpus() -> list[str]:
 
 
 def check_versions() -> Iterator[Finding]:
-  """Looks at the versions of what all stands on."""
+  """Checks the versions of Python, JAX and its plugins."""
   names = ('jax', 'jaxlib', *PLUGINS, 'flax', 'optax', 'numpy')
   versions = {name: installed(name) for name in names}
   listed = ', '.join(f'{n} {v}' for n, v in versions.items() if v)
@@ -109,7 +109,7 @@ def check_versions() -> Iterator[Finding]:
 
 
 def check_devices(devices, gpus: list[str]) -> Iterator[Finding]:
-  """Looks at what JAX runs on, and whether that is what was asked for."""
+  """Checks that JAX runs on the devices that were asked for."""
   wanted = os.environ.get('JAX_PLATFORMS', '')
   used = devices[0].platform
   kinds = sorted({device.device_kind for device in devices})
@@ -175,7 +175,7 @@ def check_numbers() -> Iterator[Finding]:
 
 
 def check_kernels(key) -> Iterator[Finding]:
-  """Runs each kernel on this device beside what it stands for."""
+  """Runs each kernel on this device beside its plain JAX."""
   device = jax.devices()[0]
   chosen, why = choose_kernels(
       'pallas', platform=device.platform, device_kind=device.device_kind,

@@ -8,9 +8,9 @@ A backbone is a linen module that keeps this contract:
 - `last_stage(pooled)` applies the fourth stage to the features of RoIs, which
   were pooled from level 4, and halves their side. C4 models use it as the
   first part of their heads.
-- The four stages are named `layer1`, ..., `layer4`, and what comes before them
-  is named `stem`, so that `frozen_prefixes` finds them. (The stem of the ResNet
-  is `conv1` and `bn1`, as in torchvision.) No other part has parameters.
+- The four stages are named `layer1`, ..., `layer4`, and the layers before them
+  are named `stem`, so that `frozen_prefixes` finds them. (The stem of the
+  ResNet is `conv1` and `bn1`, as in torchvision.) No other part has parameters.
 - Parameters are float32; arithmetic and features have the dtype `dtype`.
 
 To add a backbone, write it in a file of its own beside this one and add one
@@ -31,7 +31,7 @@ RESNET_OPTIONS = ('depth', 'width', 'groups', 'group_width', 'stride_in_1x1')
 
 
 class BackboneOptions(NamedTuple):
-  """What a recipe says about the backbone; `ResNet` explains the fields."""
+  """The recipe's options of the backbone; `ResNet` explains the fields."""
 
   depth: int = 50  # ResNet only
   width: int = 64  # ResNet only: channels of the stem

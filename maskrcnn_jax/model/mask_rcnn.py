@@ -179,9 +179,9 @@ class MaskRCNN(nn.Module):
 
     Args:
       images: Images of any size; 64x64 pixels are enough.
-      box_side: Cells along each side of what the box head will see. It decides
+      box_side: Cells along each side of the input of the box head. It decides
         the shape of `fc6`.
-      mask_side: Cells along each side of what the mask head will see.
+      mask_side: Cells along each side of the input of the mask head.
     """
     pyramid = self.extract(images)
     rpn = self.propose(pyramid)

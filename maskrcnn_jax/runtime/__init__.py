@@ -1,1 +1,1 @@
-"""What every long run needs: devices, checkpoints, precision, logs, signals."""
+"""For every long run: devices, checkpoints, precision, logs, signals."""

@@ -3,7 +3,7 @@
 A checkpoint directory holds, for each saved step, the items `model` (params
 and constants), `optimizer` (its state, the loss's scale, and the params if
 those of `model` are their average) and `metadata` (step, config, class
-table), so that a model can be used without what training needs beside it.
+table), so that a model can be used without the state of its training.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ class DamagedCheckpoint(InputError):
 
 
 class Metadata(NamedTuple):
-  """What a checkpoint says about itself."""
+  """The description that a checkpoint holds of itself."""
 
   step: int
   recipe: dict  # plain nested dict; 'config' in the stored file
   categories: list  # [[COCO's id, name], ...]; class number = position + 1
-  training_set: str = ''  # what it was trained on, in a line
+  training_set: str = ''  # the training set, in a line
   is_partial: bool = False  # lacks layers: to start a training from, no more
 
 
@@ -135,7 +135,7 @@ class RunCheckpoints:
 
     Args:
       model: Params and constants.
-      training: What the training needs beside them.
+      training: The state of the training beside them.
       metadata: With the step.
 
     Raises:
@@ -176,12 +176,12 @@ class RunCheckpoints:
     self._remove_old()
 
   def close(self) -> None:
-    """Finishes what was started, unless it is known to have failed."""
+    """Finishes the save that was started, unless it has failed."""
     try:
       if not self._has_failed:
         self.finish()
     finally:
-      # It raises again what has been raised already.
+      # It raises the same error again.
       with contextlib.suppress(*([Exception] if self._has_failed else [])):
         self._manager.close()
 
@@ -190,7 +190,7 @@ class RunCheckpoints:
     """Turns whatever goes wrong while saving into one line."""
     try:
       yield
-    # Orbax passes on what its threads raised, of any kind.
+    # Orbax passes on the errors of its threads, of any kind.
     except Exception as error:
       self._has_failed = True
       whole = [s for s in saved_steps(self.directory) if s != self._started]
@@ -254,7 +254,7 @@ def check_room(directory: pathlib.Path, *, size: int, count: int) -> str:
     count: How many there will be at once, with those that there are.
 
   Returns:
-    What is to be warned of, if anything.
+    A warning; '' if there is room for all of them.
 
   Raises:
     InputError: If not even one can be written.
@@ -361,7 +361,7 @@ def saved_steps(directory: pathlib.Path) -> list[int]:
 
 
 def read_metadata(path: pathlib.Path) -> Metadata:
-  """Reads what a saved step says about itself.
+  """Reads the description of a saved step.
 
   Args:
     path: As `find_checkpoint` returns it.
@@ -395,7 +395,7 @@ def restore_model(path: pathlib.Path, target: dict) -> dict:
 
   Args:
     path: As `find_checkpoint` returns it.
-    target: What is expected: a tree of arrays or ShapeDtypeStructs, whose
+    target: The expected tree, of arrays or ShapeDtypeStructs, whose
       shardings the result gets.
 
   Raises:

@@ -65,7 +65,7 @@ def plan_launch(
     num_gpus: That this process can see.
 
   Raises:
-    InputError: If what the user gave is incomplete or wrong.
+    InputError: If the given options are incomplete or wrong.
   """
   if num_processes == 1:
     return None
@@ -245,7 +245,7 @@ def gather(value: Any) -> list[Any]:
   """Returns the values of all processes, in their order, to all of them.
 
   Args:
-    value: What JSON can hold. All processes must call this.
+    value: A value that JSON can hold. All processes must call this.
   """
   if jax.process_count() == 1:
     return [value]
@@ -299,7 +299,7 @@ def check_agreement(facts: dict[str, Any]) -> None:
 
 
 def keep_compiled(folder: str | None) -> None:
-  """Keeps what is compiled on disk for the next run, and says where.
+  """Keeps compiled programs on disk for the next run, and logs where.
 
   Args:
     folder: '' for none. None: $JAX_COMPILATION_CACHE_DIR, else the user's
@@ -324,7 +324,7 @@ def keep_compiled(folder: str | None) -> None:
     jax.config.update('jax_enable_compilation_cache', False)
     return
   jax.config.update('jax_compilation_cache_dir', folder)
-  # By default what took less than a second is not kept.
+  # By default, programs that compile in less than a second are not kept.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
   logging.info(
       'What is compiled is kept in %s (--compilation_cache).', folder
@@ -380,7 +380,7 @@ def each_image(function: Callable, mesh: Mesh | None) -> Callable:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of what is whole on every device."""
+  """Returns the sharding of arrays that are whole on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -516,7 +516,7 @@ def _devices_by_process(devices):
 
 
 def _platform() -> str:
-  """Names what compiled programs are for.
+  """Names the platform that compiled programs are for.
 
   XLA's programs for a CPU may not run on an older one that shares the folder.
   """

@@ -101,7 +101,7 @@ class TrainingLog:
     self._events.flush()
 
   def close(self) -> None:
-    """Writes what is pending."""
+    """Writes pending lines and closes the files."""
     self._events.close()
     self._file.close()
 

@@ -33,7 +33,7 @@ _EARLY = 100
 
 
 class Run(NamedTuple):
-  """What every step of a run needs."""
+  """The constants and open files of a run."""
 
   config: ml_collections.ConfigDict
   workdir: pathlib.Path
@@ -68,7 +68,7 @@ def run_steps(
   """Runs the remaining steps, or until the run is told to stop.
 
   Args:
-    run: What every step needs.
+    run: The constants and open files of the run.
     state: The state to begin with, replicated on every device.
     train_step: The jitted training step.
 

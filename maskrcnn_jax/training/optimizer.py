@@ -202,7 +202,7 @@ def split_parameters(
 
   Args:
     params: Parameters as a nested dict.
-    frozen: Prefixes of the paths of what is not trained, such as
+    frozen: Path prefixes of parameters that are not trained, such as
       ('backbone', 'layer1').
 
   Returns:

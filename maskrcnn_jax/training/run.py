@@ -149,7 +149,7 @@ def prepare_run(
 
   Returns:
     The run with its log and its checkpoints open, the state to begin with, and
-    lines for the log that say what was derived from batch size and data.
+    lines for the log about the values that batch size and data decided.
   """
   config, remarks = scaled_to_batch(config, given_keys)
   is_fine_tuning = config.train.fine_tune
@@ -224,7 +224,7 @@ def prepare_run(
 
 
 def _finish(run: Run, state: TrainState, skip_test: bool) -> None:
-  """Evaluates at the end and compares the AP with what the recipe expects."""
+  """Evaluates at the end and compares the AP with the expected one."""
   step = int(state.step)
   if step < run.config.train.num_steps:
     run.log.line(
@@ -243,7 +243,7 @@ def _finish(run: Run, state: TrainState, skip_test: bool) -> None:
 
 
 def _describe(run: Run, first_step: int) -> None:
-  """Writes to the log what is about to be trained."""
+  """Writes the training set, steps and sizes to the log."""
   log, rows, config = run.log, run.rows, run.config
   index, rcnn = run.data_set.index, run.trainer.rcnn
   log.line(

@@ -38,7 +38,7 @@ Figures = dict[str, Float[Array, ''] | Int[Array, '']]
 
 
 class Trainer(NamedTuple):
-  """What every training step needs; nothing of it changes during a run."""
+  """The constants of a run that every training step needs."""
 
   rcnn: Rcnn
   optimizer: optax.GradientTransformationExtraArgs
@@ -115,7 +115,7 @@ def train_step(
   follow that count.
 
   Args:
-    trainer: What all steps share.
+    trainer: The constants of the run.
     state: Parameters and optimizer state.
     batch: As decoded by the host.
     padded_size: (height, width) of the canvas; static.
@@ -195,7 +195,7 @@ def scaled_loss(
     keys: Random keys of each image: for augmentation, anchors and RoIs.
     samples: See `Rcnn.compute_losses`.
     counts: See `Rcnn.compute_losses`.
-    trainer: What all steps share.
+    trainer: The constants of the run.
     padded_size: (height, width) of the canvas.
   """
   inputs = prepare_batch(trainer, batch, keys[:, 0], padded_size)
@@ -222,7 +222,7 @@ def accumulate_gradients(
   proposals, draws the samples of all parts and counts them.
 
   Args:
-    trainer: What all steps share; says how many parts.
+    trainer: The constants of the run, with the number of parts.
     differentiate: The value and gradient of `scaled_loss`.
     trainable: The parameters to differentiate by.
     state: All else.
@@ -268,7 +268,7 @@ def prepare_batch(
   """Returns the augmented, resized and normalised images and their objects.
 
   Args:
-    trainer: What all steps share.
+    trainer: The constants of the run.
     batch: As decoded by the host.
     keys: A random key an image.
     padded_size: (height, width) of the canvas.
@@ -314,7 +314,7 @@ def split_rows(tree, num_parts: int):
 
 
 def _variables(state: TrainState, trainable: dict) -> dict:
-  """Returns what the network is applied to."""
+  """Returns the variables that the network is applied to."""
   return {
       'params': join_parameters(state.params, trainable),
       'constants': state.constants,
