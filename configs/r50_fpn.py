@@ -23,15 +23,13 @@ from maskrcnn_jax.config import default_config
 def get_config(year: str = '2017'):
   """Returns the recipe for COCO '2017' or '2014'."""
   if year not in ('2014', '2017'):
-    raise ValueError(
-        f'r50_fpn:{year}: give the year of COCO, 2014 or 2017.'
-    )
+    raise ValueError(f'r50_fpn:{year}: give the year of COCO, 2014 or 2017.')
   config = default_config()
   for part, name in (('train', f'train{year}'), ('eval', f'val{year}')):
     config.data[part].images = f'data/coco/{name}'
-    config.data[part].annotations = (
-        f'data/coco/annotations/instances_{name}.json'
-    )
+    config.data[
+      part
+    ].annotations = f'data/coco/annotations/instances_{name}.json'
   # Faster than as many samples as a cell is long, the preset's.
   config.roi.sampling_ratio = 2
   config.train.batch_size = 16

@@ -12,22 +12,23 @@ import sys
 
 # The module in this package of each tool, and its purpose.
 TOOLS = {
-    'main': ('main', 'train, evaluate or predict ("main" may be left out)'),
-    'check_data': ('check_data', 'find out what is wrong with a data set'),
-    'convert_to_coco': (
-        'convert_to_coco', 'make COCO JSON of VIA, LabelMe or mask pictures'
-    ),
-    'build_tfds': (
-        'build_tfds', 'write a data set as a set of tensorflow-datasets'
-    ),
-    'shapes': ('data.shapes', 'draw a small data set of shapes to try it out'),
-    'convert_weights': (
-        'convert_weights', 'read weights of other programs, or write them'
-    ),
-    'benchmark': (
-        'benchmark', 'time training, inference or the loading of data'
-    ),
-    'doctor': ('doctor', 'check versions, devices, numbers and GPU kernels'),
+  'main': ('main', 'train, evaluate or predict ("main" may be left out)'),
+  'check_data': ('check_data', 'find out what is wrong with a data set'),
+  'convert_to_coco': (
+    'convert_to_coco',
+    'make COCO JSON of VIA, LabelMe or mask pictures',
+  ),
+  'build_tfds': (
+    'build_tfds',
+    'write a data set as a set of tensorflow-datasets',
+  ),
+  'shapes': ('data.shapes', 'draw a small data set of shapes to try it out'),
+  'convert_weights': (
+    'convert_weights',
+    'read weights of other programs, or write them',
+  ),
+  'benchmark': ('benchmark', 'time training, inference or the loading of data'),
+  'doctor': ('doctor', 'check versions, devices, numbers and GPU kernels'),
 }
 
 _HELP = {'--help', '-help', '-h'}
@@ -44,8 +45,8 @@ def main() -> None:
     near = difflib.get_close_matches(tool, TOOLS, 1)
     hint = f'did you mean {near[0]}? ' if near else ''
     print(
-        f'error: there is no tool {tool!r}; {hint}maskrcnn --help lists all.',
-        file=sys.stderr,
+      f'error: there is no tool {tool!r}; {hint}maskrcnn --help lists all.',
+      file=sys.stderr,
     )
     sys.exit(2)
   run_tool(tool, arguments)
@@ -54,7 +55,8 @@ def main() -> None:
 def overview() -> str:
   """Returns the help of the command itself."""
   lines = [f'  {name:<17}{what}' for name, (_, what) in TOOLS.items()]
-  return '\n'.join([
+  return '\n'.join(
+    [
       'Mask R-CNN in JAX: finds the objects in pictures and draws their'
       ' outlines.',
       '',
@@ -63,7 +65,8 @@ def overview() -> str:
       '',
       'The tools; maskrcnn TOOL --help says how to use one:',
       *lines,
-  ])
+    ]
+  )
 
 
 def run_tool(tool: str, arguments: list[str]) -> None:
@@ -78,8 +81,10 @@ def run_tool(tool: str, arguments: list[str]) -> None:
   help_ = io.TextIOWrapper(io.BytesIO(), encoding='utf-8')
   asks_for_help = bool(_HELP & set(arguments))
   try:
-    with contextlib.redirect_stdout(help_) if asks_for_help else (
-        contextlib.nullcontext()
+    with (
+      contextlib.redirect_stdout(help_)
+      if asks_for_help
+      else (contextlib.nullcontext())
     ):
       # alter_sys makes the tool the main module, as `python -m` does. Worker
       # processes look there for their imports, and absl for its flags.
@@ -87,7 +92,7 @@ def run_tool(tool: str, arguments: list[str]) -> None:
   finally:
     help_.seek(0)
     print(
-        renamed(help_.read(), f'python -m {module}', f'maskrcnn {tool}'), end=''
+      renamed(help_.read(), f'python -m {module}', f'maskrcnn {tool}'), end=''
     )
 
 

@@ -15,20 +15,20 @@ Weights = tuple[float, float, float, float]
 
 
 def detect_boxes(
-    class_logits: Float[Array, 'p k'],
-    box_deltas: Float[Array, 'p k 4'],
-    proposals: Proposals,
-    image_size: Int[Array, '2'],
-    *,
-    min_score: float,
-    iou_threshold: float,
-    max_detections: int,
-    delta_weights: Weights,
-    min_size: float = 0.0,
-    width_offset: float = 0.0,
-    kernels: Kernels = XLA,
+  class_logits: Float[Array, 'p k'],
+  box_deltas: Float[Array, 'p k 4'],
+  proposals: Proposals,
+  image_size: Int[Array, '2'],
+  *,
+  min_score: float,
+  iou_threshold: float,
+  max_detections: int,
+  delta_weights: Weights,
+  min_size: float = 0.0,
+  width_offset: float = 0.0,
+  kernels: Kernels = XLA,
 ) -> tuple[
-    Float[Array, 'd 4'], Int[Array, 'd'], Float[Array, 'd'], Bool[Array, 'd']
+  Float[Array, 'd 4'], Int[Array, 'd'], Float[Array, 'd'], Bool[Array, 'd']
 ]:
   """Turns the box head's output for one image into its final boxes.
 
@@ -77,34 +77,43 @@ def detect_boxes(
   classes = index.astype(jnp.int32) + 1
   deltas = jnp.take_along_axis(box_deltas, classes[..., None], axis=1)
   boxes = decode_boxes(
-      deltas, jnp.broadcast_to(proposals.boxes[:, None], deltas.shape),
-      weights=delta_weights, width_offset=width_offset,
+    deltas,
+    jnp.broadcast_to(proposals.boxes[:, None], deltas.shape),
+    weights=delta_weights,
+    width_offset=width_offset,
   )
   boxes = clip_boxes(boxes, image_size, width_offset=width_offset)
-  valid = (scores > min_score) & proposals.valid[:, None] & has_area(
-      boxes, min_size=min_size, width_offset=width_offset
+  valid = (
+    (scores > min_score)
+    & proposals.valid[:, None]
+    & has_area(boxes, min_size=min_size, width_offset=width_offset)
   )
 
   boxes, classes = boxes.reshape(-1, 4), classes.reshape(-1)
   scores, valid = scores.reshape(-1), valid.reshape(-1)
   kept, kept_valid = nms(
-      boxes, scores, valid, iou_threshold=iou_threshold,
-      limit=max_detections, groups=classes, width_offset=width_offset,
-      kernels=kernels.nms,
+    boxes,
+    scores,
+    valid,
+    iou_threshold=iou_threshold,
+    limit=max_detections,
+    groups=classes,
+    width_offset=width_offset,
+    kernels=kernels.nms,
   )
   return (
-      jnp.where(kept_valid[:, None], boxes[kept], 0),
-      jnp.where(kept_valid, classes[kept], 0),
-      jnp.where(kept_valid, scores[kept], 0),
-      kept_valid,
+    jnp.where(kept_valid[:, None], boxes[kept], 0),
+    jnp.where(kept_valid, classes[kept], 0),
+    jnp.where(kept_valid, scores[kept], 0),
+    kept_valid,
   )
 
 
 def select_masks(
-    mask_logits: Float[Array, 'd m m k'], classes: Int[Array, 'd']
+  mask_logits: Float[Array, 'd m m k'], classes: Int[Array, 'd']
 ) -> Float[Array, 'd m m']:
   """Returns the probabilities of the mask of each detection's own class."""
   logits = jnp.take_along_axis(
-      mask_logits, classes[:, None, None, None], axis=3
+    mask_logits, classes[:, None, None, None], axis=3
   )[..., 0]
   return jax.nn.sigmoid(logits)

@@ -14,8 +14,8 @@ import numpy as np
 
 from maskrcnn_jax.array_types import Batch, Detections, Inputs
 from maskrcnn_jax.config import (
-    Heads,
-    stored_config,
+  Heads,
+  stored_config,
 )
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.config.precedence import config_for_use
@@ -52,9 +52,7 @@ class Detector(NamedTuple):
     """The devices that the images of a batch are spread over."""
     return self.rcnn.mesh
 
-  def detect(
-      self, batch: Batch, *, padded_size: tuple[int, int]
-  ) -> Detections:
+  def detect(self, batch: Batch, *, padded_size: tuple[int, int]) -> Detections:
     """Finds the objects in a batch of images.
 
     The preparation of the images is compiled separately from the network,
@@ -69,9 +67,7 @@ class Detector(NamedTuple):
       Detections in pixels of the resized images, best first.
     """
     inputs = _prepare(self.rcnn, batch, padded_size=padded_size)
-    return _detect(
-        self.rcnn, self.variables, inputs.images, inputs.image_sizes
-    )
+    return _detect(self.rcnn, self.variables, inputs.images, inputs.image_sizes)
 
 
 @functools.partial(jax.jit, static_argnames=('rcnn', 'padded_size'))
@@ -87,13 +83,13 @@ def _detect(rcnn: Rcnn, variables: dict, images, image_sizes) -> Detections:
 
 
 def to_original(
-    detections: Detections,
-    image_size: tuple[int, int],
-    *,
-    row: int,
-    original_size: tuple[int, int],
-    mask_threshold: float,
-    paste_rule: str = 'sampled',
+  detections: Detections,
+  image_size: tuple[int, int],
+  *,
+  row: int,
+  original_size: tuple[int, int],
+  mask_threshold: float,
+  paste_rule: str = 'sampled',
 ) -> ImageDetections:
   """Maps one image's detections to the pixels of the image on disk.
 
@@ -111,24 +107,29 @@ def to_original(
   height, width = original_size
   y_scale, x_scale = height / image_size[0], width / image_size[1]
   boxes = np.asarray(detections.boxes)[valid] * np.array(
-      [x_scale, y_scale, x_scale, y_scale], np.float32
+    [x_scale, y_scale, x_scale, y_scale], np.float32
   )
   boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
   masks = None
   if detections.masks is not None:
     masks = paste_masks(
-        np.asarray(detections.masks)[valid], boxes, height=height, width=width,
-        threshold=mask_threshold, rule=paste_rule,
+      np.asarray(detections.masks)[valid],
+      boxes,
+      height=height,
+      width=width,
+      threshold=mask_threshold,
+      rule=paste_rule,
     )
   return ImageDetections(
-      row, boxes, np.asarray(detections.classes)[valid],
-      np.asarray(detections.scores)[valid], masks,
+    row,
+    boxes,
+    np.asarray(detections.classes)[valid],
+    np.asarray(detections.scores)[valid],
+    masks,
   )
 
 
-def load_detector(
-    path: pathlib.Path, recipe: Recipe | None = None
-) -> Detector:
+def load_detector(path: pathlib.Path, recipe: Recipe | None = None) -> Detector:
   """Restores a trained model.
 
   Args:
@@ -144,8 +145,8 @@ def load_detector(
   metadata = checkpoint.read_metadata(path)
   if metadata.is_partial:
     raise InputError(
-        f'C08: {path} holds only a part of a model. Train a model from it '
-        f'with --mode=train --init_from={path}.'
+      f'C08: {path} holds only a part of a model. Train a model from it '
+      f'with --mode=train --init_from={path}.'
     )
   config, lines = stored_config(metadata.recipe), []
   if recipe is not None:
@@ -157,8 +158,10 @@ def load_detector(
   local_mesh = cluster.make_local_mesh()
   categories = tuple(coco_index.Category(*pair) for pair in metadata.categories)
   rcnn = Rcnn.from_config(
-      config, num_classes=len(categories) + 1,
-      dtype=set_precision(config.precision), mesh=local_mesh,
+    config,
+    num_classes=len(categories) + 1,
+    dtype=set_precision(config.precision),
+    mesh=local_mesh,
   )
   shapes = jax.eval_shape(rcnn.init, jax.random.key(0))
   target = cluster.replicated_shapes(shapes, mesh)
@@ -166,23 +169,26 @@ def load_detector(
   logging.info('Restored step %d from %s.', metadata.step, path)
   logging.info('%s', rcnn.kernel_choice)
   return Detector(
-      rcnn, cluster.to_mesh(variables, local_mesh), config, categories,
-      metadata.step,
+    rcnn,
+    cluster.to_mesh(variables, local_mesh),
+    config,
+    categories,
+    metadata.step,
   )
 
 
 def proposals_only(detector: Detector) -> Detector:
   """Returns the same model without heads; its detections are proposals."""
-  return detector._replace(rcnn=detector.rcnn._replace(
-      heads=Heads(boxes=False, masks=False)
-  ))
+  return detector._replace(
+    rcnn=detector.rcnn._replace(heads=Heads(boxes=False, masks=False))
+  )
 
 
 def detect_batches(
-    detector: Detector,
-    batches: Iterable[tuple[Batch, np.ndarray]],
-    index: coco_index.CocoIndex,
-    plan: canvases.CanvasPlan,
+  detector: Detector,
+  batches: Iterable[tuple[Batch, np.ndarray]],
+  index: coco_index.CocoIndex,
+  plan: canvases.CanvasPlan,
 ) -> Iterator[ImageDetections]:
   """Yields the detections of each image of each batch.
 
@@ -204,18 +210,19 @@ def detect_batches(
     for i, row in enumerate(rows):
       if batch.image_valid[i]:
         yield to_original(
-            jax.tree.map(lambda field, i=i: field[i], detections),
-            tuple(batch.image_sizes[i].tolist()), row=int(row),
-            original_size=(int(index.heights[row]), int(index.widths[row])),
-            mask_threshold=conventions.mask_threshold,
-            paste_rule=conventions.paste_rule,
+          jax.tree.map(lambda field, i=i: field[i], detections),
+          tuple(batch.image_sizes[i].tolist()),
+          row=int(row),
+          original_size=(int(index.heights[row]), int(index.widths[row])),
+          mask_threshold=conventions.mask_threshold,
+          paste_rule=conventions.paste_rule,
         )
 
   pending = None
   for batch, rows in batches:
     canvas = plan.canvases[plan.canvas_of_image[rows[0]]]
     detections = detector.detect(
-        cluster.shard_batch(batch, detector.mesh), padded_size=canvas.padded
+      cluster.shard_batch(batch, detector.mesh), padded_size=canvas.padded
     )
     if pending:
       yield from finish(*pending)
@@ -225,7 +232,7 @@ def detect_batches(
 
 
 def category_of(
-    detector: Detector, class_: int | np.integer
+  detector: Detector, class_: int | np.integer
 ) -> coco_index.Category:
   """Returns COCO's id and the name of a class.
 
@@ -242,7 +249,7 @@ def category_of(
 
 
 def to_xywh(
-    box: Float[np.ndarray, '4'], *, width_offset: float = 0.0
+  box: Float[np.ndarray, '4'], *, width_offset: float = 0.0
 ) -> list[float]:
   """Converts a box to (x, y, width, height), as in COCO's files.
 

@@ -28,14 +28,14 @@ Plate = tuple[int, int, int, int]  # a box in pixels of the picture
 
 
 def draw_detections(
-    image: UInt8[np.ndarray, 'h w 3'],
-    boxes: Float[np.ndarray, 'd 4'],
-    class_names: list[str],
-    scores: Float[np.ndarray, 'd'] | None,
-    masks: list[dict[str, Any]] | None,
-    *,
-    min_score: float = 0.5,
-    line_width: int | None = None,
+  image: UInt8[np.ndarray, 'h w 3'],
+  boxes: Float[np.ndarray, 'd 4'],
+  class_names: list[str],
+  scores: Float[np.ndarray, 'd'] | None,
+  masks: list[dict[str, Any]] | None,
+  *,
+  min_score: float = 0.5,
+  line_width: int | None = None,
 ) -> Image.Image:
   """Draws detections over the image.
 
@@ -72,15 +72,15 @@ def draw_detections(
     lengths.add(len(masks))
   if len(lengths) > 1:
     raise ValueError(
-        f'There are {count} boxes, {len(class_names)} class names, '
-        f'{len(scores)} scores and {len(masks or ())} masks; these numbers '
-        'must be equal.'
+      f'There are {count} boxes, {len(class_names)} class names, '
+      f'{len(scores)} scores and {len(masks or ())} masks; these numbers '
+      'must be equal.'
     )
   height, width = image.shape[:2]
   chosen = [
-      i
-      for i in range(count)
-      if scores[i] >= min_score and np.isfinite(boxes[i]).all()
+    i
+    for i in range(count)
+    if scores[i] >= min_score and np.isfinite(boxes[i]).all()
   ]
   if not chosen or not height or not width:
     return Image.fromarray(image)
@@ -100,8 +100,7 @@ def draw_detections(
   colors = {i: instance_color(i) for i in chosen}
   names = {i: printable(class_names[i]) for i in chosen}
   texts = {
-      i: names[i] if is_truth else f'{names[i]} {scores[i]:.2f}'
-      for i in chosen
+    i: names[i] if is_truth else f'{names[i]} {scores[i]:.2f}' for i in chosen
   }
   plates = {i: _plate_size(texts[i], font) for i in chosen}
   crowded = len(chosen) >= CROWD
@@ -118,7 +117,7 @@ def draw_detections(
   widths = {i: thin if i in tiny else line_width for i in chosen}
   if masks is not None:
     windows = {
-        i: _mask_window(masks[i], image.shape[:2], factor) for i in chosen
+      i: _mask_window(masks[i], image.shape[:2], factor) for i in chosen
     }
     picture = _draw_masks(picture, windows, order, colors, widths)
   pen = ImageDraw.Draw(picture, 'RGBA')
@@ -129,7 +128,7 @@ def draw_detections(
 
   labelled = sorted(set(chosen) - tiny, key=lambda i: (-scores[i], i))
   placed = _place_labels(
-      labelled, shown, plates, picture.size, may_drop=crowded
+    labelled, shown, plates, picture.size, may_drop=crowded
   )
   for i, plate in placed.items():
     _draw_leader(pen, plate, shown[i], colors[i], line_width)
@@ -158,26 +157,30 @@ def instance_color(index: int) -> Color:
     if 0 <= rgb.min() and rgb.max() <= 1:
       break
   encoded = np.where(
-      rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb.clip(0) ** (1 / 2.4) - 0.055
+    rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb.clip(0) ** (1 / 2.4) - 0.055
   )
   red, green, blue = np.round(255 * encoded).clip(0, 255).astype(int).tolist()
   return red, green, blue
 
 
 def _oklch_to_linear_rgb(
-    lightness: float, chroma: float, hue: float
+  lightness: float, chroma: float, hue: float
 ) -> Float[np.ndarray, '3']:
   a, b = chroma * math.cos(hue), chroma * math.sin(hue)
-  cones = np.array([
+  cones = np.array(
+    [
       lightness + 0.3963377774 * a + 0.2158037573 * b,
       lightness - 0.1055613458 * a - 0.0638541728 * b,
       lightness - 0.0894841775 * a - 1.2914855480 * b,
-  ])
-  to_rgb = np.array([
+    ]
+  )
+  to_rgb = np.array(
+    [
       [4.0767416621, -3.3077115913, 0.2309699292],
       [-1.2684380046, 2.6097574011, -0.3413193965],
       [-0.0041960863, -0.7034186147, 1.7076147010],
-  ])
+    ]
+  )
   return to_rgb @ cones**3
 
 
@@ -198,7 +201,7 @@ def _hides(plate_size: tuple[int, int], box: np.ndarray) -> bool:
 
 
 def _mask_window(
-    rle: dict[str, Any], size: tuple[int, ...], factor: int
+  rle: dict[str, Any], size: tuple[int, ...], factor: int
 ) -> tuple[int, int, Image.Image] | None:
   """Cuts the bounding box of an object out of its mask and enlarges it.
 
@@ -213,8 +216,8 @@ def _mask_window(
   """
   if tuple(rle['size']) != tuple(size):
     raise ValueError(
-        f'A mask has the size {rle["size"]} (height, width), but its image has '
-        f'the size {list(size)}; they must agree.'
+      f'A mask has the size {rle["size"]} (height, width), but its image has '
+      f'the size {list(size)}; they must agree.'
     )
   left, top, width, height = (int(v) for v in mask_api.toBbox(rle))
   if not width or not height:
@@ -227,11 +230,11 @@ def _mask_window(
 
 
 def _draw_masks(
-    picture: Image.Image,
-    windows: dict[int, tuple[int, int, Image.Image] | None],
-    order: list[int],
-    colors: dict[int, Color],
-    widths: dict[int, int],
+  picture: Image.Image,
+  windows: dict[int, tuple[int, int, Image.Image] | None],
+  order: list[int],
+  colors: dict[int, Color],
+  widths: dict[int, int],
 ) -> Image.Image:
   """Fills the masks, then draws their outlines over all fills."""
   order = [i for i in order if windows[i] is not None]
@@ -257,8 +260,8 @@ def _draw_masks(
     right = min(left + mask.width + margin, picture.width)
     bottom = min(top + mask.height + margin, picture.height)
     cut = np.s_[
-        y - top + margin : bottom - top + margin,
-        x - left + margin : right - left + margin,
+      y - top + margin : bottom - top + margin,
+      x - left + margin : right - left + margin,
     ]
     where = np.s_[y:bottom, x:right]
     canvas[where] = _mix(canvas[where], HALO, halo[cut])
@@ -270,15 +273,15 @@ def _draw_masks(
 # at which the blurred mask has this value, in standard deviations of the blur;
 # positive inside the mask.
 _EDGE_DISTANCE = np.array(
-    [-3.0]
-    + [statistics.NormalDist().inv_cdf(v / 255) for v in range(1, 255)]
-    + [3.0],
-    np.float32,
+  [-3.0]
+  + [statistics.NormalDist().inv_cdf(v / 255) for v in range(1, 255)]
+  + [3.0],
+  np.float32,
 )
 
 
 def _outline(
-    mask: Image.Image, width: int
+  mask: Image.Image, width: int
 ) -> tuple[Float[np.ndarray, 'h w'], Float[np.ndarray, 'h w']]:
   """Computes the opacity of a smooth line inside the edge, and of its halo."""
   soft = np.asarray(mask.filter(ImageFilter.GaussianBlur(0.6)))
@@ -297,7 +300,7 @@ def _mix(pixels: np.ndarray, color: Color, opacity: np.ndarray) -> np.ndarray:
 
 
 def _draw_box(
-    pen: ImageDraw.ImageDraw, box: np.ndarray, color: Color, width: int
+  pen: ImageDraw.ImageDraw, box: np.ndarray, color: Color, width: int
 ) -> None:
   x1, y1, x2, y2 = (round(float(v)) for v in box)
   if x2 <= x1 or y2 <= y1:
@@ -319,12 +322,12 @@ def _pad(font: ImageFont.FreeTypeFont) -> int:
 
 
 def _place_labels(
-    labelled: list[int],
-    boxes: dict[int, np.ndarray],
-    sizes: dict[int, tuple[int, int]],
-    picture_size: tuple[int, int],
-    *,
-    may_drop: bool,
+  labelled: list[int],
+  boxes: dict[int, np.ndarray],
+  sizes: dict[int, tuple[int, int]],
+  picture_size: tuple[int, int],
+  *,
+  may_drop: bool,
 ) -> dict[int, Plate]:
   """Chooses the place of each label.
 
@@ -369,22 +372,22 @@ def _place_labels(
 
 
 def _places(
-    box: np.ndarray, width: int, height: int, picture_size: tuple[int, int]
+  box: np.ndarray, width: int, height: int, picture_size: tuple[int, int]
 ) -> list[Plate]:
   """Lists the places of a label: at the corners, inside, above and below."""
   x1, y1, x2, y2 = (float(v) for v in box)
   corners = [
-      (x1, y1 - height),
-      (x1, y1),
-      (x2 - width, y1 - height),
-      (x1, y2),
-      (x2 - width, y1),
-      (x2 - width, y2),
-      (x1, y2 - height),
-      (x2 - width, y2 - height),
-      ((x1 + x2 - width) / 2, (y1 + y2 - height) / 2),
-      (x2, y1),
-      (x1 - width, y1),
+    (x1, y1 - height),
+    (x1, y1),
+    (x2 - width, y1 - height),
+    (x1, y2),
+    (x2 - width, y1),
+    (x2 - width, y2),
+    (x1, y2 - height),
+    (x2 - width, y2 - height),
+    ((x1 + x2 - width) / 2, (y1 + y2 - height) / 2),
+    (x2, y1),
+    (x1 - width, y1),
   ]
   for step in (2, 3, 4):
     corners += [(x1, y1 - step * height), (x1, y2 + (step - 1) * height)]
@@ -403,11 +406,11 @@ def _overlap(plate: Plate, boxes: np.ndarray) -> np.ndarray:
 
 
 def _draw_leader(
-    pen: ImageDraw.ImageDraw,
-    plate: Plate,
-    box: np.ndarray,
-    color: Color,
-    width: int,
+  pen: ImageDraw.ImageDraw,
+  plate: Plate,
+  box: np.ndarray,
+  color: Color,
+  width: int,
 ) -> None:
   """Draws a line between a label and its box if they do not touch."""
   ends = []
@@ -427,11 +430,11 @@ def _draw_leader(
 
 
 def _draw_plate(
-    pen: ImageDraw.ImageDraw,
-    plate: Plate,
-    text: str,
-    color: Color,
-    font: ImageFont.FreeTypeFont,
+  pen: ImageDraw.ImageDraw,
+  plate: Plate,
+  text: str,
+  color: Color,
+  font: ImageFont.FreeTypeFont,
 ) -> None:
   x1, y1, x2, y2 = plate
   light = np.dot(color, (0.299, 0.587, 0.114)) > 110
@@ -441,11 +444,11 @@ def _draw_plate(
 
 
 def _draw_caption(
-    pen: ImageDraw.ImageDraw,
-    counts: collections.Counter[str],
-    taken: list[Plate],
-    picture_size: tuple[int, int],
-    font: ImageFont.FreeTypeFont,
+  pen: ImageDraw.ImageDraw,
+  counts: collections.Counter[str],
+  taken: list[Plate],
+  picture_size: tuple[int, int],
+  font: ImageFont.FreeTypeFont,
 ) -> None:
   """Writes the number of objects of each class into the emptiest corner."""
   common = counts.most_common()

@@ -64,11 +64,11 @@ class Augmentation(NamedTuple):
 
 
 def draw_augmentation(
-    keys: Key[Array, 'b'],
-    source_sizes: Int[Array, 'b 2'],
-    options: AugmentationOptions,
-    *,
-    padded_size: tuple[int, int],
+  keys: Key[Array, 'b'],
+  source_sizes: Int[Array, 'b 2'],
+  options: AugmentationOptions,
+  *,
+  padded_size: tuple[int, int],
 ) -> Augmentation:
   """Draws the random changes of each image of a batch.
 
@@ -80,44 +80,48 @@ def draw_augmentation(
   """
   # New keys make sizes and colours independent of each other and of the flips.
   placement_keys, color_keys = (
-      jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys)
-      for i in (1, 2)
+    jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in (1, 2)
   )
   placement = color_factors = None
   if options.scale_jitter:
     placement = draw_scale_jitter(
-        placement_keys, source_sizes, scales=options.scale_jitter,
-        padded_size=padded_size,
+      placement_keys,
+      source_sizes,
+      scales=options.scale_jitter,
+      padded_size=padded_size,
     )
   elif options.short_sides:
     placement = draw_short_sides(
-        placement_keys, source_sizes, choices=options.short_sides,
-        long_side=options.long_side, resize_rule=options.resize_rule,
-        padded_size=padded_size,
+      placement_keys,
+      source_sizes,
+      choices=options.short_sides,
+      long_side=options.long_side,
+      resize_rule=options.resize_rule,
+      padded_size=padded_size,
     )
   if any(options.color_jitter):
     color_factors = draw_color_factors(
-        color_keys, strengths=options.color_jitter
+      color_keys, strengths=options.color_jitter
     )
   flips = draw_flips(keys, probability=options.flip_probability)
   return Augmentation(flips, placement, color_factors)
 
 
 def draw_flips(
-    keys: Key[Array, 'b'], *, probability: float
+  keys: Key[Array, 'b'], *, probability: float
 ) -> Bool[Array, 'b']:
   """Draws for each image of a batch whether it is mirrored."""
   return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys)
 
 
 def draw_short_sides(
-    keys: Key[Array, 'b'],
-    source_sizes: Int[Array, 'b 2'],
-    *,
-    choices: tuple[int, ...],
-    long_side: int,
-    resize_rule: str,
-    padded_size: tuple[int, int],
+  keys: Key[Array, 'b'],
+  source_sizes: Int[Array, 'b 2'],
+  *,
+  choices: tuple[int, ...],
+  long_side: int,
+  resize_rule: str,
+  padded_size: tuple[int, int],
 ) -> Placement:
   """Draws the size of each image from several lengths of its shorter side.
 
@@ -139,7 +143,7 @@ def draw_short_sides(
   def draw(key, size):
     short_side = jax.random.choice(key, jnp.array(choices, jnp.int32))
     resized = resized_size(
-        size, short_side, long_side=long_side, rule=resize_rule
+      size, short_side, long_side=long_side, rule=resize_rule
     )
     # Decoding at a reduced size rounds the sides of an image and so changes its
     # aspect ratio a little. The result may therefore be a pixel too long.
@@ -150,11 +154,11 @@ def draw_short_sides(
 
 
 def draw_scale_jitter(
-    keys: Key[Array, 'b'],
-    source_sizes: Int[Array, 'b 2'],
-    *,
-    scales: tuple[float, float],
-    padded_size: tuple[int, int],
+  keys: Key[Array, 'b'],
+  source_sizes: Int[Array, 'b 2'],
+  *,
+  scales: tuple[float, float],
+  padded_size: tuple[int, int],
 ) -> Placement:
   """Draws the size of each image, and the part of it that the canvas shows.
 
@@ -177,9 +181,7 @@ def draw_scale_jitter(
 
   def draw(key, size):
     scale_key, offset_key = jax.random.split(key)
-    scale = jax.random.uniform(
-        scale_key, minval=scales[0], maxval=scales[1]
-    )
+    scale = jax.random.uniform(scale_key, minval=scales[0], maxval=scales[1])
     fit = jnp.min(canvas / size.astype(jnp.float32))
     resized = jnp.maximum(jnp.round(size * fit * scale), 1)
     beyond = jnp.maximum(resized - canvas, 0)
@@ -190,7 +192,7 @@ def draw_scale_jitter(
 
 
 def draw_color_factors(
-    keys: Key[Array, 'b'], *, strengths: tuple[float, float, float]
+  keys: Key[Array, 'b'], *, strengths: tuple[float, float, float]
 ) -> Float[Array, 'b 3']:
   """Draws the factors of brightness, contrast and saturation of each image.
 
@@ -202,22 +204,22 @@ def draw_color_factors(
   """
   widths = jnp.array(strengths, jnp.float32)
   return jax.vmap(
-      lambda key: 1 + widths * jax.random.uniform(key, (3,), minval=-1)
+    lambda key: 1 + widths * jax.random.uniform(key, (3,), minval=-1)
   )(keys)
 
 
 def prepare_inputs(
-    batch: Batch,
-    flips: Bool[Array, 'b'],
-    *,
-    padded_size: tuple[int, int],
-    pixel_mean: tuple[float, float, float],
-    pixel_std: tuple[float, float, float],
-    antialias: bool,
-    width_offset: float = 0.0,
-    placement: Placement | None = None,
-    color_factors: Float[Array, 'b 3'] | None = None,
-    max_object_vertices: int | None = None,
+  batch: Batch,
+  flips: Bool[Array, 'b'],
+  *,
+  padded_size: tuple[int, int],
+  pixel_mean: tuple[float, float, float],
+  pixel_std: tuple[float, float, float],
+  antialias: bool,
+  width_offset: float = 0.0,
+  placement: Placement | None = None,
+  color_factors: Float[Array, 'b 3'] | None = None,
+  max_object_vertices: int | None = None,
 ) -> Inputs:
   """Flips, resizes, crops, normalises and pads images and their ground truth.
 
@@ -243,34 +245,53 @@ def prepare_inputs(
       not valid.
   """
   if placement is None:
-    placement = Placement(
-        batch.image_sizes, jnp.zeros_like(batch.image_sizes)
-    )
+    placement = Placement(batch.image_sizes, jnp.zeros_like(batch.image_sizes))
 
   def prepare(row, flip, placed, factors):
     return _prepare_image(
-        row, flip, placed, factors, padded_size, pixel_mean, pixel_std,
-        antialias, width_offset, max_object_vertices,
+      row,
+      flip,
+      placed,
+      factors,
+      padded_size,
+      pixel_mean,
+      pixel_std,
+      antialias,
+      width_offset,
+      max_object_vertices,
     )
 
   return jax.vmap(prepare)(batch, flips, placement, color_factors)
 
 
 def _prepare_image(
-    batch, flip, placed, factors, padded_size, pixel_mean, pixel_std,
-    antialias, width_offset, max_object_vertices,
+  batch,
+  flip,
+  placed,
+  factors,
+  padded_size,
+  pixel_mean,
+  pixel_std,
+  antialias,
+  width_offset,
+  max_object_vertices,
 ):
   resized, offset = placed
   pixels = resize_image(
-      batch.images, batch.source_sizes, resized,
-      padded_size=padded_size, antialias=antialias, flip=flip, offset=offset,
+    batch.images,
+    batch.source_sizes,
+    resized,
+    padded_size=padded_size,
+    antialias=antialias,
+    flip=flip,
+    offset=offset,
   )
   image_size = jnp.minimum(
-      resized - offset, jnp.array(padded_size, resized.dtype)
+    resized - offset, jnp.array(padded_size, resized.dtype)
   )
   height, width = image_size[0], image_size[1]
   real = (jnp.arange(padded_size[0]) < height)[:, None] & (
-      jnp.arange(padded_size[1]) < width
+    jnp.arange(padded_size[1]) < width
   )
   if factors is not None:
     pixels = adjust_colors(pixels, real, factors)
@@ -283,33 +304,31 @@ def _prepare_image(
   flipped = flip_boxes(boxes, resized[1], width_offset=width_offset)
   boxes = jnp.where(flip, flipped, boxes) - jnp.tile(shift, 2)
   vertices = batch.outlines.vertices * jnp.stack([x_scale, y_scale])
-  mirrored = vertices.at[:, 0].set(
-      resized[1] - width_offset - vertices[:, 0]
-  )
+  mirrored = vertices.at[:, 0].set(resized[1] - width_offset - vertices[:, 0])
   vertices = jnp.where(flip, mirrored, vertices) - shift
   outlines = Outlines(vertices, batch.outlines.parts, batch.outlines.starts)
   valid = batch.gt_valid
   if max_object_vertices is not None:
     boxes, valid = _cut_boxes(
-        boxes, valid, outlines, image_size, width_offset, max_object_vertices
+      boxes, valid, outlines, image_size, width_offset, max_object_vertices
     )
   return Inputs(
-      images=jnp.where(real[..., None], pixels, 0),
-      image_sizes=image_size,
-      gt_boxes=jnp.where(valid[:, None], boxes, 0),
-      gt_classes=jnp.where(valid, batch.gt_classes, 0),
-      gt_valid=valid,
-      outlines=outlines,
+    images=jnp.where(real[..., None], pixels, 0),
+    image_sizes=image_size,
+    gt_boxes=jnp.where(valid[:, None], boxes, 0),
+    gt_classes=jnp.where(valid, batch.gt_classes, 0),
+    gt_valid=valid,
+    outlines=outlines,
   )
 
 
 def _cut_boxes(
-    boxes, valid, outlines, image_size, width_offset, max_object_vertices
+  boxes, valid, outlines, image_size, width_offset, max_object_vertices
 ):
   """Returns the boxes of visible parts, and which objects have such a part."""
   clipped = clip_boxes(boxes, image_size, width_offset=width_offset)
   seen = visible_boxes(
-      outlines, image_size, max_object_vertices=max_object_vertices
+    outlines, image_size, max_object_vertices=max_object_vertices
   ) - jnp.array([0, 0, width_offset, width_offset])
   is_cut = (jnp.abs(clipped - boxes) > MIN_VISIBLE_SIDE).any(axis=1)
   has_outline = outlines.starts[1:] > outlines.starts[:-1]
@@ -319,9 +338,9 @@ def _cut_boxes(
 
 
 def adjust_colors(
-    pixels: Float[Array, 'h w 3'],
-    real: Bool[Array, 'h w'],
-    factors: Float[Array, '3'],
+  pixels: Float[Array, 'h w 3'],
+  real: Bool[Array, 'h w'],
+  factors: Float[Array, '3'],
 ) -> Float[Array, 'h w 3']:
   """Changes brightness, then contrast, then saturation of an image.
 

@@ -50,10 +50,7 @@ def kernels_on_gpu(operation: str) -> tuple[str, ...]:
   kernels = []
   if importlib.util.find_spec(BACKEND) is not None:
     kernels.append('pallas')
-  if (
-      operation == 'nms'
-      and importlib.util.find_spec(OTHER_BACKEND) is not None
-  ):
+  if operation == 'nms' and importlib.util.find_spec(OTHER_BACKEND) is not None:
     kernels.append('triton')
   return tuple(kernels)
 
@@ -64,12 +61,12 @@ def all_kernels(implementation: str) -> Kernels:
 
 
 def choose_kernels(
-    wanted: str,
-    *,
-    platform: str,
-    device_kind: str,
-    jax_version: str,
-    compute_capability: float | None = None,
+  wanted: str,
+  *,
+  platform: str,
+  device_kind: str,
+  jax_version: str,
+  compute_capability: float | None = None,
 ) -> tuple[Kernels, str]:
   """Chooses the implementation of each operation.
 
@@ -89,9 +86,9 @@ def choose_kernels(
   if wanted == 'xla':
     return XLA, 'Kernels: xla, as configured'
   offered = {
-      name: kernels[0]
-      for name in Kernels._fields
-      if (kernels := kernels_on_gpu(name))
+    name: kernels[0]
+    for name in Kernels._fields
+    if (kernels := kernels_on_gpu(name))
   }
   lack = None
   if 'pallas' not in offered.values():
@@ -101,8 +98,8 @@ def choose_kernels(
   if wanted == 'pallas':
     if platform == 'cpu' and not lack:
       return all_kernels('interpret'), (
-          'Kernels: pallas, as configured; on a CPU they are interpreted, '
-          'which gives correct results but is very slow'
+        'Kernels: pallas, as configured; on a CPU they are interpreted, '
+        'which gives correct results but is very slow'
       )
     if platform not in ('gpu', 'cuda', 'cpu'):
       reason = f'they are for NVIDIA GPUs, not {platform}'
@@ -110,28 +107,28 @@ def choose_kernels(
       reason = lack
     elif compute_capability is not None and compute_capability < 8:
       reason = (
-          f'{device_kind} has compute capability {compute_capability}, but '
-          'they need 8.0'
+        f'{device_kind} has compute capability {compute_capability}, but '
+        'they need 8.0'
       )
     elif lack:
       return Kernels(**offered), (
-          f'Kernels: jax-triton for {", ".join(offered)}, xla instead of '
-          f'pallas for the rest: {lack}'
+        f'Kernels: jax-triton for {", ".join(offered)}, xla instead of '
+        f'pallas for the rest: {lack}'
       )
     else:
       return Kernels(**offered), 'Kernels: pallas, as configured'
     return XLA, f'Kernels: xla instead of pallas: {reason}'
   if wanted != 'auto':
     raise ValueError(
-        f"kernels must be 'auto', 'xla' or 'pallas', not {wanted!r}."
+      f"kernels must be 'auto', 'xla' or 'pallas', not {wanted!r}."
     )
   version = tuple(int(part) for part in jax_version.split('.')[:2])
   measured = MEASURED.get(device_kind, {}).get(version, ())
   chosen = {name: offered[name] for name in measured if name in offered}
   if not chosen:
     return XLA, (
-        'Kernels: xla; no other implementation is known to be faster on '
-        f'{device_kind} with jax {jax_version}'
+      'Kernels: xla; no other implementation is known to be faster on '
+      f'{device_kind} with jax {jax_version}'
     )
   listed = ', '.join(f'{way} for {name}' for name, way in chosen.items())
   return Kernels(**chosen), f'Kernels: {listed}, measured on {device_kind}'

@@ -17,11 +17,11 @@ from maskrcnn_jax.array_types import RoiTargets, RpnTargets
 
 
 def objectness_loss(
-    objectness_logits: Float[Array, 'b a'],
-    targets: RpnTargets,
-    *,
-    over_slots: bool = False,
-    total: Int[Array, ''] | None = None,
+  objectness_logits: Float[Array, 'b a'],
+  targets: RpnTargets,
+  *,
+  over_slots: bool = False,
+  total: Int[Array, ''] | None = None,
 ) -> Float[Array, '']:
   """Binary cross-entropy, averaged over the sampled anchors.
 
@@ -41,19 +41,19 @@ def objectness_loss(
   """
   logits = jnp.take_along_axis(objectness_logits, targets.indices, axis=1)
   loss = optax.sigmoid_binary_cross_entropy(
-      logits, targets.foreground.astype(jnp.float32)
+    logits, targets.foreground.astype(jnp.float32)
   )
   loss = jnp.where(targets.valid, loss, 0)
   return _mean_over(loss, counted_anchors(targets, over_slots), total)
 
 
 def anchor_box_loss(
-    anchor_deltas: Float[Array, 'b a 4'],
-    targets: RpnTargets,
-    *,
-    smooth_l1_beta: float,
-    over_slots: bool = False,
-    total: Int[Array, ''] | None = None,
+  anchor_deltas: Float[Array, 'b a 4'],
+  targets: RpnTargets,
+  *,
+  smooth_l1_beta: float,
+  over_slots: bool = False,
+  total: Int[Array, ''] | None = None,
 ) -> Float[Array, '']:
   """Smooth L1 of the foreground anchors, averaged over all sampled anchors.
 
@@ -73,7 +73,7 @@ def anchor_box_loss(
     `modeling/rpn/loss.py`.
   """
   deltas = jnp.take_along_axis(
-      anchor_deltas, targets.indices[..., None], axis=1
+    anchor_deltas, targets.indices[..., None], axis=1
   )
   loss = smooth_l1(deltas - targets.delta_targets, beta=smooth_l1_beta)
   loss = jnp.where(targets.foreground, loss.sum(axis=-1), 0)
@@ -81,7 +81,7 @@ def anchor_box_loss(
 
 
 def counted_anchors(
-    targets: RpnTargets, over_slots: bool
+  targets: RpnTargets, over_slots: bool
 ) -> Bool[Array, 'b s']:
   """Returns which slots of the sample the two losses above are averaged over.
 
@@ -94,10 +94,10 @@ def counted_anchors(
 
 
 def classification_loss(
-    class_logits: Float[Array, 'b r k'],
-    targets: RoiTargets,
-    *,
-    total: Int[Array, ''] | None = None,
+  class_logits: Float[Array, 'b r k'],
+  targets: RoiTargets,
+  *,
+  total: Int[Array, ''] | None = None,
 ) -> Float[Array, '']:
   """Softmax cross-entropy, averaged over the sampled RoIs.
 
@@ -111,19 +111,17 @@ def classification_loss(
     Fast R-CNN (arXiv:1504.08083), equation 1.
   """
   loss = optax.softmax_cross_entropy_with_integer_labels(
-      class_logits, targets.class_targets
+    class_logits, targets.class_targets
   )
-  return _mean_over(
-      jnp.where(targets.valid, loss, 0), targets.valid, total
-  )
+  return _mean_over(jnp.where(targets.valid, loss, 0), targets.valid, total)
 
 
 def box_loss(
-    box_deltas: Float[Array, 'b r k 4'],
-    targets: RoiTargets,
-    *,
-    smooth_l1_beta: float,
-    total: Int[Array, ''] | None = None,
+  box_deltas: Float[Array, 'b r k 4'],
+  targets: RoiTargets,
+  *,
+  smooth_l1_beta: float,
+  total: Int[Array, ''] | None = None,
 ) -> Float[Array, '']:
   """Smooth L1 of the foreground RoIs, averaged over all sampled RoIs.
 
@@ -143,7 +141,7 @@ def box_loss(
     `modeling/roi_heads/box_head/loss.py`.
   """
   deltas = jnp.take_along_axis(
-      box_deltas, targets.class_targets[:, :, None, None], axis=2
+    box_deltas, targets.class_targets[:, :, None, None], axis=2
   )[:, :, 0]
   loss = smooth_l1(deltas - targets.delta_targets, beta=smooth_l1_beta)
   loss = jnp.where(targets.foreground, loss.sum(axis=-1), 0)
@@ -151,12 +149,12 @@ def box_loss(
 
 
 def mask_loss(
-    mask_logits: Float[Array, 'b r m m k'],
-    mask_targets: Float[Array, 'b r m m'],
-    class_targets: Int[Array, 'b r'],
-    foreground: Bool[Array, 'b r'],
-    *,
-    total: Int[Array, ''] | None = None,
+  mask_logits: Float[Array, 'b r m m k'],
+  mask_targets: Float[Array, 'b r m m'],
+  class_targets: Int[Array, 'b r'],
+  foreground: Bool[Array, 'b r'],
+  *,
+  total: Int[Array, ''] | None = None,
 ) -> Float[Array, '']:
   """Binary cross-entropy of foreground masks, averaged over their pixels.
 
@@ -176,7 +174,7 @@ def mask_loss(
     of foreground RoIs times m * m. The loss is 0 if no RoI is foreground.
   """
   logits = jnp.take_along_axis(
-      mask_logits, class_targets[:, :, None, None, None], axis=4
+    mask_logits, class_targets[:, :, None, None, None], axis=4
   )[..., 0]
   loss = optax.sigmoid_binary_cross_entropy(logits, mask_targets)
   loss = jnp.where(foreground, loss.mean(axis=(2, 3)), 0)
@@ -184,7 +182,7 @@ def mask_loss(
 
 
 def smooth_l1(
-    difference: Float[Array, '*n'], *, beta: float
+  difference: Float[Array, '*n'], *, beta: float
 ) -> Float[Array, '*n']:
   """Returns |d| - beta / 2, or the parabola d^2 / (2 beta) where |d| < beta.
 
@@ -200,9 +198,7 @@ def smooth_l1(
   size = difference * jnp.sign(difference)
   if beta == 0:
     return size
-  return jnp.where(
-      size < beta, 0.5 * difference**2 / beta, size - 0.5 * beta
-  )
+  return jnp.where(size < beta, 0.5 * difference**2 / beta, size - 0.5 * beta)
 
 
 def _mean_over(loss, counted, total):

@@ -26,85 +26,105 @@ from maskrcnn_jax.errors import InputError, SaveError
 
 # Listed by --help; `split_arguments` reads it, together with --config.KEY.
 flags.DEFINE_string(
-    'config', None, 'The recipe: the name of a recipe that comes with the '
-    'program, such as r50_fpn, or a file. Each of its keys can be '
-    'changed: --config.train.batch_size=8. Without a recipe, eval and predict '
-    "use the checkpoint's own, with such changes.",
+  'config',
+  None,
+  'The recipe: the name of a recipe that comes with the '
+  'program, such as r50_fpn, or a file. Each of its keys can be '
+  'changed: --config.train.batch_size=8. Without a recipe, eval and predict '
+  "use the checkpoint's own, with such changes.",
 )
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Directory of the run: checkpoints, logs and results.'
+  'workdir', None, 'Directory of the run: checkpoints, logs and results.'
 )
 _MODE = flags.DEFINE_enum(
-    'mode', 'train', ['train', 'eval', 'predict'],
-    'train: train, checkpoint, evaluate at the end. eval: print the COCO '
-    'table of a checkpoint. predict: find objects in your own pictures.',
+  'mode',
+  'train',
+  ['train', 'eval', 'predict'],
+  'train: train, checkpoint, evaluate at the end. eval: print the COCO '
+  'table of a checkpoint. predict: find objects in your own pictures.',
 )
 _CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', None, 'For eval and predict: a workdir or one saved step. '
-    'Default: the newest step of --workdir.',
+  'checkpoint',
+  None,
+  'For eval and predict: a workdir or one saved step. '
+  'Default: the newest step of --workdir.',
 )
 _INIT_FROM = flags.DEFINE_string(
-    'init_from', None, 'For train: a checkpoint to take the initial weights '
-    'from, and nothing else.',
+  'init_from',
+  None,
+  'For train: a checkpoint to take the initial weights from, and nothing else.',
 )
 _INPUT = flags.DEFINE_string(
-    'input', None, 'For predict: a picture, a folder of pictures or a glob.'
+  'input', None, 'For predict: a picture, a folder of pictures or a glob.'
 )
 _RESUME = flags.DEFINE_boolean(
-    'resume', True, 'For train: continue from the newest checkpoint of '
-    '--workdir, if there is one. --noresume refuses such a workdir.',
+  'resume',
+  True,
+  'For train: continue from the newest checkpoint of '
+  '--workdir, if there is one. --noresume refuses such a workdir.',
 )
 _ALLOW_CHANGES = flags.DEFINE_boolean(
-    'allow_changes', False, 'For train: continue although the recipe or the '
-    'training set has changed; the changes are logged.',
+  'allow_changes',
+  False,
+  'For train: continue although the recipe or the '
+  'training set has changed; the changes are logged.',
 )
 _SKIP_TEST = flags.DEFINE_boolean(
-    'skip_test', False, 'For train: leave out the evaluation at the end.'
+  'skip_test', False, 'For train: leave out the evaluation at the end.'
 )
 _SKIP_EVAL = flags.DEFINE_boolean(
-    'skip_eval', False, 'For eval: write the predictions, compute no AP.'
+  'skip_eval', False, 'For eval: write the predictions, compute no AP.'
 )
 _COORDINATOR = flags.DEFINE_string(
-    'coordinator', None, 'Of several processes: HOST:PORT of process 0. None '
-    'of the three is needed under SLURM, Open MPI (mpirun) or Kubernetes.',
+  'coordinator',
+  None,
+  'Of several processes: HOST:PORT of process 0. None '
+  'of the three is needed under SLURM, Open MPI (mpirun) or Kubernetes.',
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    'num_processes', None, 'Number of processes that work together. 1: only '
-    'this one, whatever started it.',
+  'num_processes',
+  None,
+  'Number of processes that work together. 1: only '
+  'this one, whatever started it.',
 )
 _PROCESS_ID = flags.DEFINE_integer(
-    'process_id', None, 'Number of this process, from 0.'
+  'process_id', None, 'Number of this process, from 0.'
 )
 _INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
-    'initialization_timeout', 300, 'Seconds to wait for the other processes.',
-    lower_bound=1,
+  'initialization_timeout',
+  300,
+  'Seconds to wait for the other processes.',
+  lower_bound=1,
 )
 _COMPILATION_CACHE = flags.DEFINE_string(
-    'compilation_cache', None, 'Folder that keeps compiled programs for the '
-    "next run; '' for none. Default: $JAX_COMPILATION_CACHE_DIR, else "
-    "~/.cache/maskrcnn_jax. Several machines should share it.",
+  'compilation_cache',
+  None,
+  'Folder that keeps compiled programs for the '
+  "next run; '' for none. Default: $JAX_COMPILATION_CACHE_DIR, else "
+  '~/.cache/maskrcnn_jax. Several machines should share it.',
 )
 _PROFILE_STEPS = flags.DEFINE_string(
-    'profile_steps', None, 'For train: A:B writes a trace of steps A to B-1 '
-    'into WORKDIR/profile.',
+  'profile_steps',
+  None,
+  'For train: A:B writes a trace of steps A to B-1 into WORKDIR/profile.',
 )
 # The exit status that shells give to a program that SIGINT ended.
 _INTERRUPTED = 130
 
 # Flags that only some modes use; the other modes refuse them.
 _MODES_OF_FLAGS = {
-    'allow_changes': ('train',),
-    'checkpoint': ('eval', 'predict'),
-    'init_from': ('train',),
-    'input': ('predict',),
-    'profile_steps': ('train',),
-    'resume': ('train',),
-    'skip_eval': ('eval',),
-    'skip_test': ('train',),
+  'allow_changes': ('train',),
+  'checkpoint': ('eval', 'predict'),
+  'init_from': ('train',),
+  'input': ('predict',),
+  'profile_steps': ('train',),
+  'resume': ('train',),
+  'skip_eval': ('eval',),
+  'skip_test': ('train',),
 }
 _MEANT = {
-    'checkpoint': '; --init_from=CHECKPOINT trains from its weights',
-    'init_from': '; give --checkpoint=CHECKPOINT instead',
+  'checkpoint': '; --init_from=CHECKPOINT trains from its weights',
+  'init_from': '; give --checkpoint=CHECKPOINT instead',
 }
 
 
@@ -132,21 +152,24 @@ def main(argv: list[str]) -> int:
   from maskrcnn_jax.training.run import train
 
   launch = cluster.plan_launch(
-      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
-      environment=os.environ, num_gpus=cluster.visible_gpus(),
+    _COORDINATOR.value,
+    _NUM_PROCESSES.value,
+    _PROCESS_ID.value,
+    environment=os.environ,
+    num_gpus=cluster.visible_gpus(),
   )
   if launch is not None:
     if _MODE.value == 'predict':
-      raise InputError(
-          'predict runs in one process; give --num_processes=1.'
-      )
+      raise InputError('predict runs in one process; give --num_processes=1.')
     cluster.start_processes(launch, timeout=_INITIALIZATION_TIMEOUT.value)
     if not cluster.is_main():
       logging.set_verbosity(logging.WARNING)
   logging.info(
-      'JAX %s on %s; process %d of %d', jax.__version__,
-      ', '.join(map(str, cluster.find_devices())), jax.process_index(),
-      jax.process_count(),
+    'JAX %s on %s; process %d of %d',
+    jax.__version__,
+    ', '.join(map(str, cluster.find_devices())),
+    jax.process_index(),
+    jax.process_count(),
   )
   # Only now, because only process 0 writes to the cache.
   cluster.keep_compiled(_COMPILATION_CACHE.value)
@@ -155,12 +178,14 @@ def main(argv: list[str]) -> int:
       return _use(recipe, workdir)
     init_from = _INIT_FROM.value
     train(
-        recipe.config, workdir,
-        init_from=pathlib.Path(init_from) if init_from else None,
-        skip_test=_SKIP_TEST.value, resume=_RESUME.value,
-        allow_changes=_ALLOW_CHANGES.value,
-        given_keys=frozenset(recipe.given),
-        profile_steps=profile_steps,
+      recipe.config,
+      workdir,
+      init_from=pathlib.Path(init_from) if init_from else None,
+      skip_test=_SKIP_TEST.value,
+      resume=_RESUME.value,
+      allow_changes=_ALLOW_CHANGES.value,
+      given_keys=frozenset(recipe.given),
+      profile_steps=profile_steps,
     )
   return 0
 
@@ -178,8 +203,10 @@ def _use(recipe, workdir: pathlib.Path) -> int:
   detector = load_detector(pathlib.Path(_CHECKPOINT.value or workdir), recipe)
   if _MODE.value == 'predict':
     broken = predict(
-        detector, pattern=_INPUT.value, workdir=workdir,
-        config=detector.config,
+      detector,
+      pattern=_INPUT.value,
+      workdir=workdir,
+      config=detector.config,
     )
     return 2 if broken else 0
 
@@ -187,8 +214,11 @@ def _use(recipe, workdir: pathlib.Path) -> int:
   if source is None:
     raise InputError(f'No evaluation set: give {options_of("eval")}.')
   aps = evaluate(
-      detector, source=source, workdir=workdir, config=detector.config,
-      skip_eval=_SKIP_EVAL.value,
+    detector,
+    source=source,
+    workdir=workdir,
+    config=detector.config,
+    skip_eval=_SKIP_EVAL.value,
   )
   if cluster.is_main():
     for line in expected_lines(aps, **detector.config.expected):
@@ -249,8 +279,8 @@ def _check_flags(recipe: str | None) -> pathlib.Path:
     from maskrcnn_jax.config.recipe import packaged_recipes
 
     raise InputError(
-        '--config=FILE is missing: the recipe, or the name of a recipe that '
-        f'comes with the program: {", ".join(packaged_recipes())}.'
+      '--config=FILE is missing: the recipe, or the name of a recipe that '
+      f'comes with the program: {", ".join(packaged_recipes())}.'
     )
   if _MODE.value == 'predict' and not _INPUT.value:
     raise InputError('--input=FILE|DIR|GLOB is missing: what to look at.')
@@ -267,8 +297,8 @@ def _check_flags_of_mode() -> None:
     if isinstance(flag.value, bool):
       text = f'--{"" if flag.value else "no"}{name}'
     raise InputError(
-        f'{text} is for --mode={" or ".join(modes)}, not for '
-        f'{_MODE.value}{_MEANT.get(name, "")}.'
+      f'{text} is for --mode={" or ".join(modes)}, not for '
+      f'{_MODE.value}{_MEANT.get(name, "")}.'
     )
 
 
@@ -287,9 +317,10 @@ def run() -> None:
     # another error with the same text in it.
     if os.strerror(errno.ENOSPC) in str(error):
       _fail(
-          'C10: the disk is full. What was saved before is whole; make room '
-          'and give the same command again '
-          f'({" ".join(str(error).split())[:300]}).', 1,
+        'C10: the disk is full. What was saved before is whole; make room '
+        'and give the same command again '
+        f'({" ".join(str(error).split())[:300]}).',
+        1,
       )
     traceback.print_exc()
     # If one of several processes fails, all the others come here.
@@ -304,12 +335,14 @@ def _set_up_console() -> None:
   logging.set_stderrthreshold(logging.INFO)
   handler = logging.get_absl_handler()
   handler.setFormatter(
-      standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
+    standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
   )
   ours = str(pathlib.Path(__file__).parent)
   handler.addFilter(
-      lambda record: record.levelno >= standard_logging.WARNING
+    lambda record: (
+      record.levelno >= standard_logging.WARNING
       or record.pathname.startswith(ours)
+    )
   )
 
 
@@ -338,8 +371,7 @@ def _parse_profile_steps(text: str | None) -> range:
   match = re.fullmatch(r'(\d+):(\d+)', text)
   if not match or int(match[1]) >= int(match[2]):
     raise InputError(
-        f'--profile_steps={text}: give A:B for steps A to B-1, for example '
-        '10:13.'
+      f'--profile_steps={text}: give A:B for steps A to B-1, for example 10:13.'
     )
   return range(int(match[1]), int(match[2]))
 
@@ -354,6 +386,7 @@ def _leave(status: int) -> None:
   """Exits; one of several processes does not wait for the others."""
   if 'jax' in sys.modules:
     from maskrcnn_jax.runtime import cluster
+
     cluster.leave(status)
   sys.exit(status)
 

@@ -12,13 +12,13 @@ STRIP_PIXELS = 1 << 20
 
 
 def paste_masks(
-    masks: Float32[np.ndarray, 'd m m'],
-    boxes: Float32[np.ndarray, 'd 4'],
-    *,
-    height: int,
-    width: int,
-    threshold: float = 0.5,
-    rule: str = 'sampled',
+  masks: Float32[np.ndarray, 'd m m'],
+  boxes: Float32[np.ndarray, 'd 4'],
+  *,
+  height: int,
+  width: int,
+  threshold: float = 0.5,
+  rule: str = 'sampled',
 ) -> list[dict[str, Any]]:
   """Writes each mask into its box of the image, as compressed run lengths.
 
@@ -63,39 +63,38 @@ def paste_masks(
   """
   if height < 1 or width < 1:
     raise ValueError(
-        f'height ({height}) and width ({width}) of the image must be at least '
-        '1.'
+      f'height ({height}) and width ({width}) of the image must be at least 1.'
     )
   if not threshold > 0:
     raise ValueError(
-        f'threshold ({threshold}) must be above 0; otherwise all pixels '
-        'outside the mask, whose samples are 0, would belong to the object.'
+      f'threshold ({threshold}) must be above 0; otherwise all pixels '
+      'outside the mask, whose samples are 0, would belong to the object.'
     )
   if rule not in _AXIS_WEIGHTS:
     raise ValueError(
-        f'rule must be one of {", ".join(_AXIS_WEIGHTS)}, not {rule!r}.'
+      f'rule must be one of {", ".join(_AXIS_WEIGHTS)}, not {rule!r}.'
     )
   finite = np.isfinite(masks).all(axis=(1, 2)) & np.isfinite(boxes).all(axis=1)
   if not finite.all():
     raise ValueError(
-        f'The mask or box of detection {int(np.argmin(finite))} is not finite: '
-        'the weights or the input of the model contain nan or inf.'
+      f'The mask or box of detection {int(np.argmin(finite))} is not finite: '
+      'the weights or the input of the model contain nan or inf.'
     )
   return [
-      _compress(
-          _paste_runs(mask, box, height, width, threshold, rule), height, width
-      )
-      for mask, box in zip(masks, boxes, strict=True)
+    _compress(
+      _paste_runs(mask, box, height, width, threshold, rule), height, width
+    )
+    for mask, box in zip(masks, boxes, strict=True)
   ]
 
 
 def _paste_runs(
-    mask: np.ndarray,
-    box: np.ndarray,
-    height: int,
-    width: int,
-    threshold: float,
-    rule: str,
+  mask: np.ndarray,
+  box: np.ndarray,
+  height: int,
+  width: int,
+  threshold: float,
+  rule: str,
 ) -> np.ndarray:
   """Finds where the runs of one object start and end.
 
@@ -136,7 +135,7 @@ def _paste_runs(
 
 
 def _sample_weights(
-    low: np.float32, high: np.float32, side: int, length: int
+  low: np.float32, high: np.float32, side: int, length: int
 ) -> tuple[int, Float[np.ndarray, 'n m']]:
   """Computes the weights of mask cells in each pixel of an axis: 'sampled'.
 
@@ -165,7 +164,7 @@ def _sample_weights(
 
 
 def _resize_weights(
-    low: np.float32, high: np.float32, side: int, length: int
+  low: np.float32, high: np.float32, side: int, length: int
 ) -> tuple[int, Float[np.ndarray, 'n m']]:
   """Computes the weights of mask cells in each pixel of an axis: 'resized'.
 
@@ -197,8 +196,8 @@ def _resize_weights(
 # {rule: (function that computes the weights of an axis, comparison of samples
 # with the threshold that tells whether a pixel belongs to the object)}.
 _AXIS_WEIGHTS = {
-    'sampled': (_sample_weights, np.greater_equal),
-    'resized': (_resize_weights, np.greater),
+  'sampled': (_sample_weights, np.greater_equal),
+  'resized': (_resize_weights, np.greater),
 }
 
 
@@ -209,6 +208,6 @@ def _compress(offsets: np.ndarray, height: int, width: int) -> dict[str, Any]:
     counts = counts[:-1]
   size = [int(height), int(width)]
   rle = mask_api.frPyObjects(
-      {'size': size, 'counts': counts.tolist()}, height, width
+    {'size': size, 'counts': counts.tolist()}, height, width
   )
   return {'size': size, 'counts': rle['counts'].decode('ascii')}

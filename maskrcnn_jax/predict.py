@@ -27,11 +27,11 @@ from maskrcnn_jax.runtime.training_log import progress
 
 
 def predict(
-    detector: Detector,
-    *,
-    pattern: str,
-    workdir: pathlib.Path,
-    config: ml_collections.ConfigDict,
+  detector: Detector,
+  *,
+  pattern: str,
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
 ) -> int:
   """Finds the objects in pictures; writes predictions.json and overlays.
 
@@ -72,14 +72,12 @@ def predict(
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
       waiting = [reader.submit(_read, readable[0], plan, 0, pixel_range)]
       for row in progress(
-          range(len(readable)), total=len(readable), description='Predicting'
+        range(len(readable)), total=len(readable), description='Predicting'
       ):
         reading = waiting.pop()
         if row + 1 < len(readable):
           waiting.append(
-              reader.submit(
-                  _read, readable[row + 1], plan, row + 1, pixel_range
-              )
+            reader.submit(_read, readable[row + 1], plan, row + 1, pixel_range)
           )
         try:
           pixels, batch = reading.result()
@@ -87,31 +85,40 @@ def predict(
           broken.append(str(error))
           continue
         results += _predict_image(
-            detector, batch, plan, row, pixels, str(names[row]),
-            sizes[row], directory / overlays[row],
-            min_score=config.predict.min_score,
+          detector,
+          batch,
+          plan,
+          row,
+          pixels,
+          str(names[row]),
+          sizes[row],
+          directory / overlays[row],
+          min_score=config.predict.min_score,
         )
   write_json(directory / 'predictions.json', results)
   for line in broken:
     logging.error('Skipped: %s', line)
   logging.info(
-      '%d objects in %d pictures; %d files could not be read. See %s.',
-      len(results), len(files) - len(broken), len(broken), directory,
+    '%d objects in %d pictures; %d files could not be read. See %s.',
+    len(results),
+    len(files) - len(broken),
+    len(broken),
+    directory,
   )
   return len(broken)
 
 
 def _predict_image(
-    detector: Detector,
-    batch: Batch,
-    plan: canvases.CanvasPlan,
-    row: int,
-    pixels: np.ndarray,
-    name: str,
-    size: tuple[int, int],
-    overlay: pathlib.Path,
-    *,
-    min_score: float,
+  detector: Detector,
+  batch: Batch,
+  plan: canvases.CanvasPlan,
+  row: int,
+  pixels: np.ndarray,
+  name: str,
+  size: tuple[int, int],
+  overlay: pathlib.Path,
+  *,
+  min_score: float,
 ) -> list[dict[str, Any]]:
   """Finds and draws the objects of one picture.
 
@@ -133,29 +140,36 @@ def _predict_image(
   canvas = plan.canvases[plan.canvas_of_image[row]]
   detections = detector.detect(batch, padded_size=canvas.padded)
   objects = to_original(
-      jax.tree.map(lambda field: np.asarray(field)[0], detections),
-      tuple(plan.image_sizes[row].tolist()), row=row, original_size=size,
-      mask_threshold=geometry.mask_threshold, paste_rule=geometry.paste_rule,
+    jax.tree.map(lambda field: np.asarray(field)[0], detections),
+    tuple(plan.image_sizes[row].tolist()),
+    row=row,
+    original_size=size,
+    mask_threshold=geometry.mask_threshold,
+    paste_rule=geometry.paste_rule,
   )
   categories = [category_of(detector, class_) for class_ in objects.classes]
   names = [category.name for category in categories]
   overlay.parent.mkdir(parents=True, exist_ok=True)
   draw_detections(
-      pixels, objects.boxes, names, objects.scores, objects.masks,
-      min_score=min_score,
+    pixels,
+    objects.boxes,
+    names,
+    objects.scores,
+    objects.masks,
+    min_score=min_score,
   ).save(overlay)
   results = [
-      {
-          'image_id': row + 1,
-          'file_name': name,
-          'category_id': category.id,
-          'category_name': category.name,
-          'score': float(score),
-          'bbox': to_xywh(box, width_offset=geometry.width_offset),
-      }
-      for category, score, box in zip(
-          categories, objects.scores, objects.boxes, strict=True
-      )
+    {
+      'image_id': row + 1,
+      'file_name': name,
+      'category_id': category.id,
+      'category_name': category.name,
+      'score': float(score),
+      'bbox': to_xywh(box, width_offset=geometry.width_offset),
+    }
+    for category, score, box in zip(
+      categories, objects.scores, objects.boxes, strict=True
+    )
   ]
   for result, mask in zip(results, objects.masks or (), strict=False):
     result['segmentation'] = mask
@@ -163,10 +177,10 @@ def _predict_image(
 
 
 def _read(
-    file: pathlib.Path,
-    plan: canvases.CanvasPlan,
-    row: int,
-    pixel_range: tuple[float, float] | None,
+  file: pathlib.Path,
+  plan: canvases.CanvasPlan,
+  row: int,
+  pixel_range: tuple[float, float] | None,
 ) -> tuple[np.ndarray, Batch]:
   """Decodes a picture.
 
@@ -184,24 +198,26 @@ def _read(
   pixels = image_files.decode_image(file, pixel_range=pixel_range)
   reduce = int(plan.reduce[row])
   small = (
-      image_files.decode_image(file, reduce=reduce, pixel_range=pixel_range)
-      if reduce > 1 else pixels
+    image_files.decode_image(file, reduce=reduce, pixel_range=pixel_range)
+    if reduce > 1
+    else pixels
   )
   canvas = plan.canvases[plan.canvas_of_image[row]]
   padded = np.zeros((1, *canvas.source, 3), np.uint8)
   padded[0, : small.shape[0], : small.shape[1]] = small
   return pixels, Batch(
-      images=padded,
-      source_sizes=np.array([small.shape[:2]], np.int32),
-      image_sizes=plan.image_sizes[row : row + 1],
-      image_valid=np.ones(1, bool),
-      gt_boxes=np.zeros((1, 1, 4), np.float32),
-      gt_classes=np.zeros((1, 1), np.int32),
-      gt_valid=np.zeros((1, 1), bool),
-      outlines=Outlines(
-          np.zeros((1, 1, 2), np.float32), np.full((1, 1), -1, np.int16),
-          np.zeros((1, 2), np.int32),
-      ),
+    images=padded,
+    source_sizes=np.array([small.shape[:2]], np.int32),
+    image_sizes=plan.image_sizes[row : row + 1],
+    image_valid=np.ones(1, bool),
+    gt_boxes=np.zeros((1, 1, 4), np.float32),
+    gt_classes=np.zeros((1, 1), np.int32),
+    gt_valid=np.zeros((1, 1), bool),
+    outlines=Outlines(
+      np.zeros((1, 1, 2), np.float32),
+      np.full((1, 1), -1, np.int16),
+      np.zeros((1, 2), np.int32),
+    ),
   )
 
 

@@ -17,21 +17,21 @@ from maskrcnn_jax.ops.selection import select_boxes
 
 
 def make_proposals(
-    objectness_logits: Float[Array, 'a'],
-    anchor_deltas: Float[Array, 'a 4'],
-    levels: tuple[AnchorLevel, ...],
-    image_size: Int[Array, '2'],
-    *,
-    pre_nms: int,
-    post_nms: int,
-    num_proposals: int,
-    iou_threshold: float,
-    delta_weights: tuple[float, float, float, float],
-    padding_multiple: int,
-    min_size: float = 0.0,
-    width_offset: float = 0.0,
-    fit_to: Int[Array, '2'] | None = None,
-    kernels: Kernels = XLA,
+  objectness_logits: Float[Array, 'a'],
+  anchor_deltas: Float[Array, 'a 4'],
+  levels: tuple[AnchorLevel, ...],
+  image_size: Int[Array, '2'],
+  *,
+  pre_nms: int,
+  post_nms: int,
+  num_proposals: int,
+  iou_threshold: float,
+  delta_weights: tuple[float, float, float, float],
+  padding_multiple: int,
+  min_size: float = 0.0,
+  width_offset: float = 0.0,
+  fit_to: Int[Array, '2'] | None = None,
+  kernels: Kernels = XLA,
 ) -> Proposals:
   """Selects the proposals of one image.
 
@@ -73,25 +73,38 @@ def make_proposals(
   """
   objectness_logits = jax.lax.stop_gradient(objectness_logits)
   anchor_deltas = jax.lax.stop_gradient(anchor_deltas)
-  present = jnp.concatenate([
+  present = jnp.concatenate(
+    [
       anchors_in_image(
-          level_anchors, image_size, padding_multiple=padding_multiple
+        level_anchors, image_size, padding_multiple=padding_multiple
       )
       for level_anchors in make_anchors(levels, fit_to=fit_to)
-  ])
+    ]
+  )
   boxes, logits = select_boxes(
-      jnp.where(present, objectness_logits, -jnp.inf), anchor_deltas, levels,
-      image_size, limit=pre_nms, weights=delta_weights,
-      width_offset=width_offset, fit_to=fit_to, kernels=kernels.select_boxes,
+    jnp.where(present, objectness_logits, -jnp.inf),
+    anchor_deltas,
+    levels,
+    image_size,
+    limit=pre_nms,
+    weights=delta_weights,
+    width_offset=width_offset,
+    fit_to=fit_to,
+    kernels=kernels.select_boxes,
   )
   valid = jnp.isfinite(logits) & has_area(
-      boxes, min_size=min_size, width_offset=width_offset
+    boxes, min_size=min_size, width_offset=width_offset
   )
   kept, kept_valid = jax.vmap(
-      lambda b, s, v: nms(
-          b, s, v, iou_threshold=iou_threshold, limit=post_nms,
-          width_offset=width_offset, kernels=kernels.nms,
-      )
+    lambda b, s, v: nms(
+      b,
+      s,
+      v,
+      iou_threshold=iou_threshold,
+      limit=post_nms,
+      width_offset=width_offset,
+      kernels=kernels.nms,
+    )
   )(boxes, logits, valid)
   boxes = jnp.take_along_axis(boxes, kept[..., None], axis=1).reshape(-1, 4)
   logits = jnp.take_along_axis(logits, kept, axis=1)
@@ -104,7 +117,7 @@ def make_proposals(
   valid = jnp.isfinite(best)
   boxes = jnp.pad(boxes[index], ((0, fill), (0, 0)))
   return Proposals(
-      boxes=jnp.where(valid[:, None], boxes, 0),
-      scores=jnp.where(valid, jax.nn.sigmoid(best), 0),
-      valid=valid,
+    boxes=jnp.where(valid[:, None], boxes, 0),
+    scores=jnp.where(valid, jax.nn.sigmoid(best), 0),
+    valid=valid,
   )

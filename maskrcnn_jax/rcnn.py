@@ -167,11 +167,11 @@ class Losses(NamedTuple):
       `roi_heads/mask_head/mask_head.py`.
     """
     names = {
-        'loss_box_reg': self.box,
-        'loss_classifier': self.classification,
-        'loss_mask': self.mask,
-        'loss_objectness': self.objectness,
-        'loss_rpn_box_reg': self.rpn_box,
+      'loss_box_reg': self.box,
+      'loss_classifier': self.classification,
+      'loss_mask': self.mask,
+      'loss_objectness': self.objectness,
+      'loss_rpn_box_reg': self.rpn_box,
     }
     return {name: loss for name, loss in names.items() if loss is not None}
 
@@ -203,12 +203,12 @@ class Rcnn(NamedTuple):
 
   @classmethod
   def from_config(
-      cls,
-      config: ml_collections.ConfigDict,
-      *,
-      num_classes: int,
-      dtype: DTypeLike,
-      mesh: Mesh | None = None,
+    cls,
+    config: ml_collections.ConfigDict,
+    *,
+    num_classes: int,
+    dtype: DTypeLike,
+    mesh: Mesh | None = None,
   ) -> 'Rcnn':
     """Returns the model of a recipe. Nothing below this function reads one.
 
@@ -222,9 +222,11 @@ class Rcnn(NamedTuple):
     heads = heads_of(config)
     device = mesh.devices.flat[0] if mesh else jax.local_devices()[0]
     kernels, kernel_choice = choose_kernels(
-        config.kernels, platform=device.platform,
-        device_kind=device.device_kind, jax_version=jax.__version__,
-        compute_capability=float(getattr(device, 'compute_capability', 8)),
+      config.kernels,
+      platform=device.platform,
+      device_kind=device.device_kind,
+      jax_version=jax.__version__,
+      compute_capability=float(getattr(device, 'compute_capability', 8)),
     )
     network_options = dict(config.model)
     # `heads_of` has read the output; the module calls its backbone `backbone`.
@@ -232,69 +234,72 @@ class Rcnn(NamedTuple):
     network_options['backbone_name'] = network_options.pop('backbone')
     rpn, roi = config.rpn, config.roi
     return cls(
-        network=MaskRCNN(
-            num_classes=num_classes,
-            anchors_per_cell=len(config.anchors.sizes[0])
-            * len(config.anchors.ratios),
-            has_box_head=heads.boxes,
-            has_mask_head=heads.masks,
-            dtype=dtype,
-            **network_options,
-        ),
-        heads=heads,
-        geometry=geometry_of(config),
-        kernels=kernels,
-        kernel_choice=kernel_choice,
-        mesh=mesh,
-        anchor_sizes=tuple(map(tuple, config.anchors.sizes)),
-        anchor_ratios=tuple(config.anchors.ratios),
-        first_level=first_level_of(config),
-        rpn=RpnOptions(
-            num_samples=rpn.num_samples,
-            foreground_fraction=rpn.foreground_fraction,
-            foreground_iou=rpn.foreground_iou,
-            background_iou=rpn.background_iou,
-            iou_threshold=rpn.iou_threshold,
-            train=ProposalLimits(**rpn.train),
-            eval=ProposalLimits(**rpn.eval),
-        ),
-        roi=RoiOptions(
-            num_samples=roi.num_samples,
-            foreground_fraction=roi.foreground_fraction,
-            foreground_iou=roi.foreground_iou,
-            box_side=roi.box_side,
-            mask_side=roi.mask_side,
-        ),
-        detection=DetectionOptions(**config.detections),
-        loss_weights=LossWeights(**config.loss_weights),
-        # It pays on a single CPU with a wide mask head. XLA runs the
-        # convolutions of a narrow one several times slower inside the loop
-        # over the chunks.
-        skip_background=(
-            mesh is not None and is_single_cpu(mesh)
-            and config.model.mask_channels >= WIDE_CHANNELS
-        ),
+      network=MaskRCNN(
+        num_classes=num_classes,
+        anchors_per_cell=len(config.anchors.sizes[0])
+        * len(config.anchors.ratios),
+        has_box_head=heads.boxes,
+        has_mask_head=heads.masks,
+        dtype=dtype,
+        **network_options,
+      ),
+      heads=heads,
+      geometry=geometry_of(config),
+      kernels=kernels,
+      kernel_choice=kernel_choice,
+      mesh=mesh,
+      anchor_sizes=tuple(map(tuple, config.anchors.sizes)),
+      anchor_ratios=tuple(config.anchors.ratios),
+      first_level=first_level_of(config),
+      rpn=RpnOptions(
+        num_samples=rpn.num_samples,
+        foreground_fraction=rpn.foreground_fraction,
+        foreground_iou=rpn.foreground_iou,
+        background_iou=rpn.background_iou,
+        iou_threshold=rpn.iou_threshold,
+        train=ProposalLimits(**rpn.train),
+        eval=ProposalLimits(**rpn.eval),
+      ),
+      roi=RoiOptions(
+        num_samples=roi.num_samples,
+        foreground_fraction=roi.foreground_fraction,
+        foreground_iou=roi.foreground_iou,
+        box_side=roi.box_side,
+        mask_side=roi.mask_side,
+      ),
+      detection=DetectionOptions(**config.detections),
+      loss_weights=LossWeights(**config.loss_weights),
+      # It pays on a single CPU with a wide mask head. XLA runs the
+      # convolutions of a narrow one several times slower inside the loop
+      # over the chunks.
+      skip_background=(
+        mesh is not None
+        and is_single_cpu(mesh)
+        and config.model.mask_channels >= WIDE_CHANNELS
+      ),
     )
 
   def init(self, key: Key[Array, '']) -> dict:
     """Returns random `params` and, under frozen batch norm, `constants`."""
     images = jnp.zeros((1, 64, 64, 3))
     return dict(
-        self.network.init(
-            key, images, box_side=self.roi.box_side,
-            mask_side=self.roi.mask_side,
-        )
+      self.network.init(
+        key,
+        images,
+        box_side=self.roi.box_side,
+        mask_side=self.roi.mask_side,
+      )
     )
 
   # Training and inference.
 
   def prepare(
-      self,
-      batch: Batch,
-      augmentation: Augmentation | None = None,
-      *,
-      padded_size: tuple[int, int],
-      max_object_vertices: int | None = None,
+    self,
+    batch: Batch,
+    augmentation: Augmentation | None = None,
+    *,
+    padded_size: tuple[int, int],
+    max_object_vertices: int | None = None,
   ) -> Inputs:
     """Resizes, normalises and pads the images of a batch, and their objects.
 
@@ -309,16 +314,20 @@ class Rcnn(NamedTuple):
     if augmentation is None:
       augmentation = Augmentation(jnp.zeros(batch.images.shape[0], bool))
     return prepare_inputs(
-        batch, augmentation.flips, padded_size=padded_size, pixel_mean=mean,
-        pixel_std=std, antialias=pixels.antialias,
-        width_offset=self.geometry.width_offset,
-        placement=augmentation.placement,
-        color_factors=augmentation.color_factors,
-        max_object_vertices=max_object_vertices,
+      batch,
+      augmentation.flips,
+      padded_size=padded_size,
+      pixel_mean=mean,
+      pixel_std=std,
+      antialias=pixels.antialias,
+      width_offset=self.geometry.width_offset,
+      placement=augmentation.placement,
+      color_factors=augmentation.color_factors,
+      max_object_vertices=max_object_vertices,
     )
 
   def extract(
-      self, variables: dict, images: Float[Array, 'b h w 3']
+    self, variables: dict, images: Float[Array, 'b h w 3']
   ) -> Pyramid:
     """Returns the feature maps of normalised images, by level."""
     return self.network.apply(variables, images, method='extract')
@@ -328,12 +337,12 @@ class Rcnn(NamedTuple):
     return self.network.apply(variables, pyramid, method='propose')
 
   def propose(
-      self,
-      rpn: RpnOutput,
-      image_sizes: Int[Array, 'b 2'],
-      limits: ProposalLimits,
-      *,
-      padded_size: tuple[int, int],
+    self,
+    rpn: RpnOutput,
+    image_sizes: Int[Array, 'b 2'],
+    limits: ProposalLimits,
+    *,
+    padded_size: tuple[int, int],
   ) -> Proposals:
     """Selects the boxes that the heads will process.
 
@@ -347,21 +356,26 @@ class Rcnn(NamedTuple):
     def propose_in_image(logits, deltas, image_size):
       levels, fit_to = self.anchors(padded_size, image_size)
       return make_proposals(
-          logits, deltas, levels, image_size, fit_to=fit_to,
-          iou_threshold=self.rpn.iou_threshold,
-          delta_weights=self.geometry.anchor_delta_weights,
-          padding_multiple=self.geometry.padding_multiple,
-          min_size=self.geometry.proposal_min_size,
-          width_offset=self.geometry.width_offset, kernels=self.kernels,
-          **limits._asdict(),
+        logits,
+        deltas,
+        levels,
+        image_size,
+        fit_to=fit_to,
+        iou_threshold=self.rpn.iou_threshold,
+        delta_weights=self.geometry.anchor_delta_weights,
+        padding_multiple=self.geometry.padding_multiple,
+        min_size=self.geometry.proposal_min_size,
+        width_offset=self.geometry.width_offset,
+        kernels=self.kernels,
+        **limits._asdict(),
       )
 
     return each_image(propose_in_image, self.mesh)(
-        rpn.objectness_logits, rpn.anchor_deltas, image_sizes
+      rpn.objectness_logits, rpn.anchor_deltas, image_sizes
     )
 
   def anchors(
-      self, padded_size: tuple[int, int], image_size: Int[Array, '2']
+    self, padded_size: tuple[int, int], image_size: Int[Array, '2']
   ) -> tuple[tuple[AnchorLevel, ...], Int[Array, '2'] | None]:
     """Returns where the anchors of an image are: the levels, and `fit_to`.
 
@@ -373,18 +387,19 @@ class Rcnn(NamedTuple):
       Arguments of `ops.anchors.make_anchors`.
     """
     levels = anchor_levels(
-        padded_size,
-        sizes=dict(enumerate(self.anchor_sizes, start=self.first_level)),
-        ratios=self.anchor_ratios, rounding=self.geometry.anchor_rounding,
+      padded_size,
+      sizes=dict(enumerate(self.anchor_sizes, start=self.first_level)),
+      ratios=self.anchor_ratios,
+      rounding=self.geometry.anchor_rounding,
     )
     if not self.geometry.fit_strides:
       return levels, None
     return levels, pad_size(
-        image_size, padding_multiple=self.geometry.padding_multiple
+      image_size, padding_multiple=self.geometry.padding_multiple
     )
 
   def pool(
-      self, pyramid: Pyramid, boxes: Float[Array, 'b r 4'], *, side: int
+    self, pyramid: Pyramid, boxes: Float[Array, 'b r 4'], *, side: int
   ) -> Float[Array, 'b r {side} {side} c']:
     """Pools each box from the pyramid level that suits its size.
 
@@ -394,37 +409,43 @@ class Rcnn(NamedTuple):
       side: Number of cells along each side of the result.
     """
     features = {
-        level: x for level, x in pyramid.items() if level <= MAX_ROI_LEVEL
+      level: x for level, x in pyramid.items() if level <= MAX_ROI_LEVEL
     }
     levels = assign_levels(
-        boxes, min_level=min(features), max_level=max(features),
-        epsilon=self.geometry.level_epsilon, shift=self.geometry.level_shift,
-        width_offset=self.geometry.width_offset,
+      boxes,
+      min_level=min(features),
+      max_level=max(features),
+      epsilon=self.geometry.level_epsilon,
+      shift=self.geometry.level_shift,
+      width_offset=self.geometry.width_offset,
     )
     kernels = self.kernels.roi_align
     pool_in_image = functools.partial(
-        roi_align, side=side, sampling_ratio=self.geometry.sampling_ratio,
-        offset=self.geometry.roi_offset, min_side=self.geometry.roi_min_side,
-        kernels=kernels,
+      roi_align,
+      side=side,
+      sampling_ratio=self.geometry.sampling_ratio,
+      offset=self.geometry.roi_offset,
+      min_side=self.geometry.roi_min_side,
+      kernels=kernels,
     )
     # XLA distributes the code that it compiles itself. It cannot split a
     # kernel over devices.
     pool_batch = each_image(
-        pool_in_image, self.mesh if kernels != 'xla' else None
+      pool_in_image, self.mesh if kernels != 'xla' else None
     )
     return pool_batch(features, boxes, levels)
 
   # Training.
 
   def compute_losses(
-      self,
-      variables: dict,
-      inputs: Inputs,
-      keys: Key[Array, 'b 2'],
-      *,
-      limits: GroundTruthLimits,
-      samples: Samples | None = None,
-      counts: SampleCounts = OF_THIS_BATCH,
+    self,
+    variables: dict,
+    inputs: Inputs,
+    keys: Key[Array, 'b 2'],
+    *,
+    limits: GroundTruthLimits,
+    samples: Samples | None = None,
+    counts: SampleCounts = OF_THIS_BATCH,
   ) -> Losses:
     """Returns the losses of a batch, from images to five numbers.
 
@@ -444,40 +465,46 @@ class Rcnn(NamedTuple):
 
     over_slots = self.geometry.anchor_loss_over_slots
     objectness = losses.objectness_loss(
-        rpn.objectness_logits, samples.rpn, over_slots=over_slots,
-        total=counts.anchors,
+      rpn.objectness_logits,
+      samples.rpn,
+      over_slots=over_slots,
+      total=counts.anchors,
     )
     rpn_box = losses.anchor_box_loss(
-        rpn.anchor_deltas, samples.rpn,
-        smooth_l1_beta=self.geometry.anchor_smooth_l1_beta,
-        over_slots=over_slots, total=counts.anchors,
+      rpn.anchor_deltas,
+      samples.rpn,
+      smooth_l1_beta=self.geometry.anchor_smooth_l1_beta,
+      over_slots=over_slots,
+      total=counts.anchors,
     )
     classification = box = mask = None
     if self.heads.boxes:
       pooled = self.pool(pyramid, samples.roi.rois, side=self.roi.box_side)
       boxes = self.network.apply(variables, pooled, method='classify')
       classification = losses.classification_loss(
-          boxes.class_logits, samples.roi, total=counts.rois
+        boxes.class_logits, samples.roi, total=counts.rois
       )
       box = losses.box_loss(
-          boxes.box_deltas, samples.roi,
-          smooth_l1_beta=self.geometry.roi_smooth_l1_beta, total=counts.rois,
+        boxes.box_deltas,
+        samples.roi,
+        smooth_l1_beta=self.geometry.roi_smooth_l1_beta,
+        total=counts.rois,
       )
     if self.heads.masks:
       mask = self._compute_mask_loss(
-          variables, pyramid, samples.roi, inputs, limits, counts.masks
+        variables, pyramid, samples.roi, inputs, limits, counts.masks
       )
     weights = self.loss_weights
     return Losses(
-        box=_weigh(box, weights.box),
-        classification=_weigh(classification, weights.classification),
-        mask=_weigh(mask, weights.mask),
-        objectness=_weigh(objectness, weights.objectness),
-        rpn_box=_weigh(rpn_box, weights.rpn_box),
+      box=_weigh(box, weights.box),
+      classification=_weigh(classification, weights.classification),
+      mask=_weigh(mask, weights.mask),
+      objectness=_weigh(objectness, weights.objectness),
+      rpn_box=_weigh(rpn_box, weights.rpn_box),
     )
 
   def sample(
-      self, rpn: RpnOutput, inputs: Inputs, keys: Key[Array, 'b 2']
+    self, rpn: RpnOutput, inputs: Inputs, keys: Key[Array, 'b 2']
   ) -> Samples:
     """Chooses the anchors and the RoIs that the losses are computed from.
 
@@ -495,29 +522,30 @@ class Rcnn(NamedTuple):
     # The gradient is cut here, so that the backward pass of `each_image` on a
     # mesh is not built.
     proposals = self.propose(
-        jax.lax.stop_gradient(rpn), inputs.image_sizes, self.rpn.train,
-        padded_size=padded_size,
+      jax.lax.stop_gradient(rpn),
+      inputs.image_sizes,
+      self.rpn.train,
+      padded_size=padded_size,
     )
     roi_targets = self._sample_rois(proposals, inputs, keys[:, 1])
     return Samples(rpn_targets, roi_targets)
 
-  def count_samples(
-      self, samples: Samples, outlines: Outlines
-  ) -> SampleCounts:
+  def count_samples(self, samples: Samples, outlines: Outlines) -> SampleCounts:
     """Returns the number of samples that each loss is averaged over.
 
     Args:
       samples: As `sample` returns them.
       outlines: Outlines of the objects of the same images.
     """
-    anchors = jnp.sum(losses.counted_anchors(
-        samples.rpn, self.geometry.anchor_loss_over_slots
-    ))
+    anchors = jnp.sum(
+      losses.counted_anchors(samples.rpn, self.geometry.anchor_loss_over_slots)
+    )
     if samples.roi is None:
       return SampleCounts(anchors)
     return SampleCounts(
-        anchors, jnp.sum(samples.roi.valid),
-        jnp.sum(rois_with_mask(samples.roi, outlines)),
+      anchors,
+      jnp.sum(samples.roi.valid),
+      jnp.sum(rois_with_mask(samples.roi, outlines)),
     )
 
   def _sample_anchors(self, inputs, keys, padded_size) -> RpnTargets:
@@ -526,20 +554,24 @@ class Rcnn(NamedTuple):
     def sample_in_image(image_size, gt_boxes, gt_valid, key):
       levels, fit_to = self.anchors(padded_size, image_size)
       return make_rpn_targets(
-          jnp.concatenate(make_anchors(levels, fit_to=fit_to)), image_size,
-          gt_boxes, gt_valid, key,
-          num_samples=self.rpn.num_samples,
-          foreground_fraction=self.rpn.foreground_fraction,
-          foreground_iou=self.rpn.foreground_iou,
-          background_iou=self.rpn.background_iou,
-          delta_weights=self.geometry.anchor_delta_weights,
-          padding_multiple=self.geometry.padding_multiple,
-          ignore_straddling=self.geometry.ignore_straddling,
-          width_offset=self.geometry.width_offset, kernels=self.kernels,
+        jnp.concatenate(make_anchors(levels, fit_to=fit_to)),
+        image_size,
+        gt_boxes,
+        gt_valid,
+        key,
+        num_samples=self.rpn.num_samples,
+        foreground_fraction=self.rpn.foreground_fraction,
+        foreground_iou=self.rpn.foreground_iou,
+        background_iou=self.rpn.background_iou,
+        delta_weights=self.geometry.anchor_delta_weights,
+        padding_multiple=self.geometry.padding_multiple,
+        ignore_straddling=self.geometry.ignore_straddling,
+        width_offset=self.geometry.width_offset,
+        kernels=self.kernels,
       )
 
     return each_image(sample_in_image, self.mesh)(
-        inputs.image_sizes, inputs.gt_boxes, inputs.gt_valid, keys
+      inputs.image_sizes, inputs.gt_boxes, inputs.gt_valid, keys
     )
 
   def _sample_rois(self, proposals, inputs, keys) -> RoiTargets:
@@ -547,20 +579,25 @@ class Rcnn(NamedTuple):
 
     def sample_in_image(proposals, gt_boxes, gt_classes, gt_valid, key):
       return make_roi_targets(
-          proposals, gt_boxes, gt_classes, gt_valid, key,
-          num_samples=self.roi.num_samples,
-          foreground_fraction=self.roi.foreground_fraction,
-          foreground_iou=self.roi.foreground_iou,
-          delta_weights=self.geometry.roi_delta_weights,
-          width_offset=self.geometry.width_offset, kernels=self.kernels,
+        proposals,
+        gt_boxes,
+        gt_classes,
+        gt_valid,
+        key,
+        num_samples=self.roi.num_samples,
+        foreground_fraction=self.roi.foreground_fraction,
+        foreground_iou=self.roi.foreground_iou,
+        delta_weights=self.geometry.roi_delta_weights,
+        width_offset=self.geometry.width_offset,
+        kernels=self.kernels,
       )
 
     return each_image(sample_in_image, self.mesh)(
-        proposals, inputs.gt_boxes, inputs.gt_classes, inputs.gt_valid, keys
+      proposals, inputs.gt_boxes, inputs.gt_classes, inputs.gt_valid, keys
     )
 
   def _compute_mask_loss(
-      self, variables, pyramid, targets, inputs, limits, count
+    self, variables, pyramid, targets, inputs, limits, count
   ) -> Float[Array, '']:
     """Returns the mask loss of the sampled RoIs that are foreground."""
     # Foreground RoIs come first, so that no other slot needs the mask head.
@@ -573,24 +610,36 @@ class Rcnn(NamedTuple):
 
     def draw_in_image(outlines, rois, objects, foreground, image_size):
       return make_mask_targets(
-          outlines, rois, objects, foreground, side=mask_logits.shape[2],
-          max_object_vertices=limits.max_object_vertices,
-          max_parts=limits.max_parts, min_roi_side=self.geometry.mask_min_side,
-          image_size=image_size if is_bitmap else None,
-          padded_size=padded_size, kernels=self.kernels,
+        outlines,
+        rois,
+        objects,
+        foreground,
+        side=mask_logits.shape[2],
+        max_object_vertices=limits.max_object_vertices,
+        max_parts=limits.max_parts,
+        min_roi_side=self.geometry.mask_min_side,
+        image_size=image_size if is_bitmap else None,
+        padded_size=padded_size,
+        kernels=self.kernels,
       )
 
     mask_targets = each_image(draw_in_image, self.mesh)(
-        inputs.outlines, targets.rois, targets.objects, targets.foreground,
-        inputs.image_sizes,
+      inputs.outlines,
+      targets.rois,
+      targets.objects,
+      targets.foreground,
+      inputs.image_sizes,
     )
     return losses.mask_loss(
-        mask_logits, mask_targets, targets.class_targets, has_mask,
-        total=count,
+      mask_logits,
+      mask_targets,
+      targets.class_targets,
+      has_mask,
+      total=count,
     )
 
   def _segment_chosen(
-      self, variables, pooled, has_mask
+    self, variables, pooled, has_mask
   ) -> Float[Array, 'b r m m k']:
     """Runs the mask head on all RoIs, or on those with a mask only."""
     if not self.skip_background:
@@ -600,18 +649,21 @@ class Rcnn(NamedTuple):
       return self.network.apply(variables, rows[None], method='segment')[0]
 
     flat = apply_to_chosen(
-        segment, variables, pooled.reshape(-1, *pooled.shape[2:]),
-        has_mask.reshape(-1), MASK_CHUNK,
+      segment,
+      variables,
+      pooled.reshape(-1, *pooled.shape[2:]),
+      has_mask.reshape(-1),
+      MASK_CHUNK,
     )
     return flat.reshape(*pooled.shape[:2], *flat.shape[1:])
 
   # Inference.
 
   def detect(
-      self,
-      variables: dict,
-      images: Float[Array, 'b h w 3'],
-      image_sizes: Int[Array, 'b 2'],
+    self,
+    variables: dict,
+    images: Float[Array, 'b h w 3'],
+    image_sizes: Int[Array, 'b 2'],
   ) -> Detections:
     """Finds the objects in a batch of images, best first.
 
@@ -627,27 +679,34 @@ class Rcnn(NamedTuple):
     pyramid = self.extract(variables, images)
     rpn = self.rate_anchors(variables, pyramid)
     proposals = self.propose(
-        rpn, image_sizes, self.rpn.eval, padded_size=images.shape[1:3]
+      rpn, image_sizes, self.rpn.eval, padded_size=images.shape[1:3]
     )
     if not self.heads.boxes:
       return Detections(
-          proposals.boxes, proposals.valid.astype(jnp.int32),
-          proposals.scores, None, proposals.valid,
+        proposals.boxes,
+        proposals.valid.astype(jnp.int32),
+        proposals.scores,
+        None,
+        proposals.valid,
       )
     pooled = self.pool(pyramid, proposals.boxes, side=self.roi.box_side)
     heads = self.network.apply(variables, pooled, method='classify')
 
     def detect_in_image(class_logits, box_deltas, proposals, image_size):
       return detect_boxes(
-          class_logits, box_deltas, proposals, image_size,
-          delta_weights=self.geometry.roi_delta_weights,
-          min_size=self.geometry.detection_min_size,
-          width_offset=self.geometry.width_offset, kernels=self.kernels,
-          **self.detection._asdict(),
+        class_logits,
+        box_deltas,
+        proposals,
+        image_size,
+        delta_weights=self.geometry.roi_delta_weights,
+        min_size=self.geometry.detection_min_size,
+        width_offset=self.geometry.width_offset,
+        kernels=self.kernels,
+        **self.detection._asdict(),
       )
 
     boxes, classes, scores, valid = each_image(detect_in_image, self.mesh)(
-        heads.class_logits, heads.box_deltas, proposals, image_sizes
+      heads.class_logits, heads.box_deltas, proposals, image_sizes
     )
     if not self.heads.masks:
       return Detections(boxes, classes, scores, None, valid)
@@ -658,7 +717,7 @@ class Rcnn(NamedTuple):
 
 
 def rois_with_mask(
-    targets: RoiTargets, outlines: Outlines
+  targets: RoiTargets, outlines: Outlines
 ) -> Bool[Array, 'b r']:
   """Returns which RoIs are foreground and have an outline to learn.
 
@@ -666,7 +725,7 @@ def rois_with_mask(
   """
   starts = outlines.starts
   return targets.foreground & jnp.take_along_axis(
-      starts[:, 1:] > starts[:, :-1], targets.objects, axis=1
+    starts[:, 1:] > starts[:, :-1], targets.objects, axis=1
   )
 
 

@@ -20,21 +20,21 @@ Weights = tuple[float, float, float, float]
 
 
 def make_rpn_targets(
-    anchors: Float[Array, 'a 4'],
-    image_size: Int[Array, '2'],
-    gt_boxes: Float[Array, 'g 4'],
-    gt_valid: Bool[Array, 'g'],
-    sample_key: Key[Array, ''],
-    *,
-    num_samples: int,
-    foreground_fraction: float,
-    foreground_iou: float,
-    background_iou: float,
-    delta_weights: Weights,
-    padding_multiple: int,
-    ignore_straddling: bool = False,
-    width_offset: float = 0.0,
-    kernels: Kernels = XLA,
+  anchors: Float[Array, 'a 4'],
+  image_size: Int[Array, '2'],
+  gt_boxes: Float[Array, 'g 4'],
+  gt_valid: Bool[Array, 'g'],
+  sample_key: Key[Array, ''],
+  *,
+  num_samples: int,
+  foreground_fraction: float,
+  foreground_iou: float,
+  background_iou: float,
+  delta_weights: Weights,
+  padding_multiple: int,
+  ignore_straddling: bool = False,
+  width_offset: float = 0.0,
+  kernels: Kernels = XLA,
 ) -> RpnTargets:
   """Samples the anchors of one image that the RPN's losses see.
 
@@ -71,45 +71,55 @@ def make_rpn_targets(
     treated as in maskrcnn-benchmark `modeling/rpn/loss.py`.
   """
   present = anchors_in_image(
-      anchors, image_size, padding_multiple=padding_multiple
+    anchors, image_size, padding_multiple=padding_multiple
   )
   matches, labels = match_by_overlap(
-      anchors, present, gt_boxes, gt_valid, foreground_iou=foreground_iou,
-      background_iou=background_iou, rescue=True, width_offset=width_offset,
-      kernels=kernels.match_by_overlap,
+    anchors,
+    present,
+    gt_boxes,
+    gt_valid,
+    foreground_iou=foreground_iou,
+    background_iou=background_iou,
+    rescue=True,
+    width_offset=width_offset,
+    kernels=kernels.match_by_overlap,
   )
   if ignore_straddling:
     present &= anchors_inside_image(anchors, image_size)
   labels = jnp.where(present, labels, -1)
   sample = sample_labels(
-      labels, sample_key, size=num_samples,
-      foreground_fraction=foreground_fraction,
+    labels,
+    sample_key,
+    size=num_samples,
+    foreground_fraction=foreground_fraction,
   )
   deltas = encode_boxes(
-      gt_boxes[matches[sample.indices]], anchors[sample.indices],
-      weights=delta_weights, width_offset=width_offset,
+    gt_boxes[matches[sample.indices]],
+    anchors[sample.indices],
+    weights=delta_weights,
+    width_offset=width_offset,
   )
   return RpnTargets(
-      indices=sample.indices,
-      foreground=sample.foreground,
-      delta_targets=jnp.where(sample.foreground[:, None], deltas, 0),
-      valid=sample.valid,
+    indices=sample.indices,
+    foreground=sample.foreground,
+    delta_targets=jnp.where(sample.foreground[:, None], deltas, 0),
+    valid=sample.valid,
   )
 
 
 def make_roi_targets(
-    proposals: Proposals,
-    gt_boxes: Float[Array, 'g 4'],
-    gt_classes: Int[Array, 'g'],
-    gt_valid: Bool[Array, 'g'],
-    sample_key: Key[Array, ''],
-    *,
-    num_samples: int,
-    foreground_fraction: float,
-    foreground_iou: float,
-    delta_weights: Weights,
-    width_offset: float = 0.0,
-    kernels: Kernels = XLA,
+  proposals: Proposals,
+  gt_boxes: Float[Array, 'g 4'],
+  gt_classes: Int[Array, 'g'],
+  gt_valid: Bool[Array, 'g'],
+  sample_key: Key[Array, ''],
+  *,
+  num_samples: int,
+  foreground_fraction: float,
+  foreground_iou: float,
+  delta_weights: Weights,
+  width_offset: float = 0.0,
+  kernels: Kernels = XLA,
 ) -> RoiTargets:
   """Samples the RoIs of one image that the losses of the heads see.
 
@@ -147,48 +157,57 @@ def make_roi_targets(
   candidates = jnp.concatenate([proposals.boxes, gt_boxes])
   valid = jnp.concatenate([proposals.valid, gt_valid])
   iou = pairwise_iou(
-      candidates, gt_boxes, width_offset=width_offset,
-      kernels=kernels.pairwise_iou,
+    candidates,
+    gt_boxes,
+    width_offset=width_offset,
+    kernels=kernels.pairwise_iou,
   )
   iou = jnp.where(valid[:, None], iou, -1)
   matches, labels = match_boxes(
-      iou, gt_valid, foreground_iou=foreground_iou,
-      background_iou=foreground_iou, rescue=False,
+    iou,
+    gt_valid,
+    foreground_iou=foreground_iou,
+    background_iou=foreground_iou,
+    rescue=False,
   )
   labels = jnp.where(valid, labels, -1)
   sample = sample_labels(
-      labels, sample_key, size=num_samples,
-      foreground_fraction=foreground_fraction,
+    labels,
+    sample_key,
+    size=num_samples,
+    foreground_fraction=foreground_fraction,
   )
   rois = jnp.where(sample.valid[:, None], candidates[sample.indices], 0)
   objects = jnp.where(sample.foreground, matches[sample.indices], 0)
   deltas = encode_boxes(
-      gt_boxes[objects], rois, weights=delta_weights,
-      width_offset=width_offset,
+    gt_boxes[objects],
+    rois,
+    weights=delta_weights,
+    width_offset=width_offset,
   )
   return RoiTargets(
-      rois=rois,
-      class_targets=jnp.where(sample.foreground, gt_classes[objects], 0),
-      delta_targets=jnp.where(sample.foreground[:, None], deltas, 0),
-      objects=objects,
-      foreground=sample.foreground,
-      valid=sample.valid,
+    rois=rois,
+    class_targets=jnp.where(sample.foreground, gt_classes[objects], 0),
+    delta_targets=jnp.where(sample.foreground[:, None], deltas, 0),
+    objects=objects,
+    foreground=sample.foreground,
+    valid=sample.valid,
   )
 
 
 def make_mask_targets(
-    outlines: Outlines,
-    rois: Float[Array, 'r 4'],
-    objects: Int[Array, 'r'],
-    foreground: Bool[Array, 'r'],
-    *,
-    side: int,
-    max_object_vertices: int,
-    max_parts: int,
-    min_roi_side: float = 0.1,
-    image_size: Int[Array, '2'] | None = None,
-    padded_size: tuple[int, int] | None = None,
-    kernels: Kernels = XLA,
+  outlines: Outlines,
+  rois: Float[Array, 'r 4'],
+  objects: Int[Array, 'r'],
+  foreground: Bool[Array, 'r'],
+  *,
+  side: int,
+  max_object_vertices: int,
+  max_parts: int,
+  min_roi_side: float = 0.1,
+  image_size: Int[Array, '2'] | None = None,
+  padded_size: tuple[int, int] | None = None,
+  kernels: Kernels = XLA,
 ) -> Float[Array, 'r {side} {side}']:
   """Draws the mask that the mask head should predict for each RoI.
 
@@ -217,17 +236,27 @@ def make_mask_targets(
     Mask R-CNN (arXiv:1703.06870), section 3.
   """
   limits = dict(
-      max_object_vertices=max_object_vertices, max_parts=max_parts,
-      min_box_side=min_roi_side,
+    max_object_vertices=max_object_vertices,
+    max_parts=max_parts,
+    min_box_side=min_roi_side,
   )
   if image_size is None:
     masks = rasterize_outlines(
-        outlines, objects, rois, side=side,
-        kernels=kernels.rasterize_outlines, **limits
+      outlines,
+      objects,
+      rois,
+      side=side,
+      kernels=kernels.rasterize_outlines,
+      **limits,
     )
   else:
     masks = pool_outlines(
-        outlines, objects, rois, side=side, image_size=image_size,
-        padded_size=padded_size, **limits
+      outlines,
+      objects,
+      rois,
+      side=side,
+      image_size=image_size,
+      padded_size=padded_size,
+      **limits,
     )
   return jnp.where(foreground[:, None, None], masks, 0).astype(jnp.float32)

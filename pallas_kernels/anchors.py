@@ -28,7 +28,7 @@ LAYOUT_WIDTH = 8
 
 
 def anchor_layout(
-    levels: Sequence, fit_to: Array | None
+  levels: Sequence, fit_to: Array | None
 ) -> tuple[Array, np.ndarray]:
   """Returns what the kernels know of the levels: integers, and cell anchors.
 
@@ -66,6 +66,7 @@ def anchor_corners(layout_ref, around_ref, level, index, mask):
     index: Numbers of the anchors on that level.
     mask: Anchors to make.
   """
+
   def know(column):
     return load(layout_ref, level, column)
 
@@ -77,20 +78,18 @@ def anchor_corners(layout_ref, around_ref, level, index, mask):
   column = cell - row * know(COLUMNS)
 
   def start(cells, fitted):
-    stride = jnp.where(
-        cells < know(fitted), know(fitted + 1), know(STRIDE)
-    )
+    stride = jnp.where(cells < know(fitted), know(fitted + 1), know(STRIDE))
     return (cells * stride).astype(jnp.float32)
 
   y, x = start(row, FITTED_ROWS), start(column, FITTED_COLUMNS)
   return tuple(
-      corner + load(around_ref, level, anchor, i, mask=mask)
-      for i, corner in enumerate((x, y, x, y))
+    corner + load(around_ref, level, anchor, i, mask=mask)
+    for i, corner in enumerate((x, y, x, y))
   )
 
 
 def _anchors_kernel(
-    index_ref, layout_ref, around_ref, anchors_ref, *, n, interpret
+  index_ref, layout_ref, around_ref, anchors_ref, *, n, interpret
 ):
   del interpret  # Nothing here depends on it.
   slots = pl.program_id(0) * BLOCK + jnp.arange(BLOCK)
@@ -102,11 +101,11 @@ def _anchors_kernel(
 
 
 def anchors_at(
-    level,
-    index: Array,
-    *,
-    fit_to: Array | None = None,
-    interpret: bool = False,
+  level,
+  index: Array,
+  *,
+  fit_to: Array | None = None,
+  interpret: bool = False,
 ) -> Array:
   """Returns anchors of one level, made from their numbers.
 
@@ -124,8 +123,13 @@ def anchors_at(
     return jnp.zeros((0, 4), jnp.float32)
   layout, around = anchor_layout((level,), fit_to)
   return launch(
-      _anchors_kernel, index, layout, jnp.asarray(around), name='anchors_at',
-      grid=(pl.cdiv(n, BLOCK),),
-      out_shape=jax.ShapeDtypeStruct((n, 4), jnp.float32),
-      interpret=interpret, n=n,
+    _anchors_kernel,
+    index,
+    layout,
+    jnp.asarray(around),
+    name='anchors_at',
+    grid=(pl.cdiv(n, BLOCK),),
+    out_shape=jax.ShapeDtypeStruct((n, 4), jnp.float32),
+    interpret=interpret,
+    n=n,
   )

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 
 
 def launch(
-    kernel: Callable,
-    *arguments: Array,
-    name: str,
-    grid: tuple[int, ...],
-    out_shape,
-    interpret: bool,
-    num_warps: int = 4,
-    **statics,
+  kernel: Callable,
+  *arguments: Array,
+  name: str,
+  grid: tuple[int, ...],
+  out_shape,
+  interpret: bool,
+  num_warps: int = 4,
+  **statics,
 ):
   """Runs a kernel once for each point of the grid.
 
@@ -37,14 +37,14 @@ def launch(
     **statics: What else the kernel is told.
   """
   return pl.pallas_call(
-      functools.partial(kernel, interpret=interpret, **statics),
-      grid=grid,
-      out_shape=out_shape,
-      # Without it, what compiles the kernel depends on the version of JAX.
-      # With one stage no load is moved ahead of a barrier.
-      compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=1),
-      interpret=interpret,
-      name=name,
+    functools.partial(kernel, interpret=interpret, **statics),
+    grid=grid,
+    out_shape=out_shape,
+    # Without it, what compiles the kernel depends on the version of JAX.
+    # With one stage no load is moved ahead of a barrier.
+    compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=1),
+    interpret=interpret,
+    name=name,
   )(*map(jax.lax.stop_gradient, arguments))
 
 
@@ -78,10 +78,10 @@ def divide(x: Array, y: Array, *, interpret: bool) -> Array:
   if interpret:
     return x / y
   (quotient,) = plgpu.elementwise_inline_asm(
-      'div.rn.f32 $0, $1, $2;',
-      args=[x, y],
-      constraints='=f,f,f',
-      pack=1,
-      result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
+    'div.rn.f32 $0, $1, $2;',
+    args=[x, y],
+    constraints='=f,f,f',
+    pack=1,
+    result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
   )
   return quotient

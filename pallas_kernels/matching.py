@@ -24,9 +24,19 @@ BLOCK, WORD = 128, 32
 
 
 def _match_kernel(
-    boxes_ref, valid_ref, gt_boxes_ref, gt_valid_ref,
-    matches_ref, best_ref, ties_ref, block_best_ref,
-    *, n, g, width_offset, interpret,
+  boxes_ref,
+  valid_ref,
+  gt_boxes_ref,
+  gt_valid_ref,
+  matches_ref,
+  best_ref,
+  ties_ref,
+  block_best_ref,
+  *,
+  n,
+  g,
+  width_offset,
+  interpret,
 ):
   """Looks at all truths for a block of boxes.
 
@@ -47,8 +57,10 @@ def _match_kernel(
     columns = word * WORD + lanes
     exists = columns < g
     iou = iou_tile(
-        boxes, load_boxes(gt_boxes_ref, columns, exists),
-        width_offset=width_offset, interpret=interpret,
+      boxes,
+      load_boxes(gt_boxes_ref, columns, exists),
+      width_offset=width_offset,
+      interpret=interpret,
     )
     gt_valid = load(gt_valid_ref, columns, mask=exists) != 0
     iou = jnp.where(valid[:, None] & gt_valid[None], iou, -1)
@@ -60,29 +72,31 @@ def _match_kernel(
     word_best = jnp.max(iou, axis=1)
     word_matches = word * WORD + jnp.argmax(iou, axis=1).astype(jnp.int32)
     return (
-        jnp.where(word_best > best, word_matches, matches),
-        jnp.maximum(word_best, best),
+      jnp.where(word_best > best, word_matches, matches),
+      jnp.maximum(word_best, best),
     )
 
   matches, best = jax.lax.fori_loop(
-      0, pl.cdiv(g, WORD), look_at,
-      (jnp.zeros(BLOCK, jnp.int32), jnp.full(BLOCK, -1, jnp.float32)),
+    0,
+    pl.cdiv(g, WORD),
+    look_at,
+    (jnp.zeros(BLOCK, jnp.int32), jnp.full(BLOCK, -1, jnp.float32)),
   )
   store(matches_ref, rows, value=matches, mask=real)
   store(best_ref, rows, value=best, mask=real)
 
 
 def match_by_overlap(
-    boxes: Array,
-    valid: Array,
-    gt_boxes: Array,
-    gt_valid: Array,
-    *,
-    foreground_iou: float,
-    background_iou: float,
-    rescue: bool,
-    width_offset: float = 0.0,
-    interpret: bool = False,
+  boxes: Array,
+  valid: Array,
+  gt_boxes: Array,
+  gt_valid: Array,
+  *,
+  foreground_iou: float,
+  background_iou: float,
+  rescue: bool,
+  width_offset: float = 0.0,
+  interpret: bool = False,
 ) -> tuple[Array, Array]:
   """Gives every box the truth that it overlaps most, and a label.
 
@@ -106,24 +120,32 @@ def match_by_overlap(
     return jnp.zeros(n, jnp.int32), jnp.zeros(n, jnp.int32)
   blocks, words = pl.cdiv(n, BLOCK), pl.cdiv(g, WORD)
   matches, best, ties, block_best = launch(
-      _match_kernel, boxes, valid.astype(jnp.int8), gt_boxes,
-      gt_valid.astype(jnp.int8), name='match_by_overlap', grid=(blocks,),
-      out_shape=(
-          jax.ShapeDtypeStruct((n,), jnp.int32),
-          jax.ShapeDtypeStruct((n,), jnp.float32),
-          jax.ShapeDtypeStruct((words, n), jnp.int32),
-          jax.ShapeDtypeStruct((blocks, words * WORD), jnp.float32),
-      ),
-      interpret=interpret, n=n, g=g, width_offset=width_offset,
+    _match_kernel,
+    boxes,
+    valid.astype(jnp.int8),
+    gt_boxes,
+    gt_valid.astype(jnp.int8),
+    name='match_by_overlap',
+    grid=(blocks,),
+    out_shape=(
+      jax.ShapeDtypeStruct((n,), jnp.int32),
+      jax.ShapeDtypeStruct((n,), jnp.float32),
+      jax.ShapeDtypeStruct((words, n), jnp.int32),
+      jax.ShapeDtypeStruct((blocks, words * WORD), jnp.float32),
+    ),
+    interpret=interpret,
+    n=n,
+    g=g,
+    width_offset=width_offset,
   )
   labels = jnp.where(
-      best >= foreground_iou, 1, jnp.where(best < background_iou, 0, -1)
+    best >= foreground_iou, 1, jnp.where(best < background_iou, 0, -1)
   )
   if rescue:
     best_of_truth = jnp.max(block_best, axis=0)
     hot = (block_best == best_of_truth) & (best_of_truth > 0)
     bits = jnp.where(
-        hot.reshape(blocks, words, WORD), jnp.int32(1) << jnp.arange(WORD), 0
+      hot.reshape(blocks, words, WORD), jnp.int32(1) << jnp.arange(WORD), 0
     ).sum(axis=2, dtype=jnp.int32)
     bits = jnp.repeat(bits.T, BLOCK, axis=1)[:, :n]
     labels = jnp.where(jnp.any(ties & bits, axis=0), 1, labels)

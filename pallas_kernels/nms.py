@@ -25,9 +25,20 @@ BLOCK = 64
 
 
 def _nms_kernel(
-    boxes_ref, order_ref, groups_ref, num_valid_ref,
-    kept_ref, count_ref, kept_boxes_ref, kept_groups_ref,
-    *, limit, iou_threshold, width_offset, grouped, interpret,
+  boxes_ref,
+  order_ref,
+  groups_ref,
+  num_valid_ref,
+  kept_ref,
+  count_ref,
+  kept_boxes_ref,
+  kept_groups_ref,
+  *,
+  limit,
+  iou_threshold,
+  width_offset,
+  grouped,
+  interpret,
 ):
   """Takes boxes in the order of their scores; writes which are kept."""
   num_valid = load(num_valid_ref, 0)
@@ -35,7 +46,7 @@ def _nms_kernel(
 
   def overlap(boxes, others, groups, other_groups):
     iou = iou_tile(
-        boxes, others, width_offset=width_offset, interpret=interpret
+      boxes, others, width_offset=width_offset, interpret=interpret
     )
     too_much = iou > iou_threshold
     if grouped:
@@ -64,14 +75,18 @@ def _nms_kernel(
       slots = kept_block * BLOCK + lanes
       filled = slots < count
       hits = overlap(
-          load_boxes(kept_boxes_ref, slots, filled), boxes,
-          load_groups(kept_groups_ref, slots, filled), groups,
+        load_boxes(kept_boxes_ref, slots, filled),
+        boxes,
+        load_groups(kept_groups_ref, slots, filled),
+        groups,
       )
       return jnp.maximum(hit, any_of(hits & filled[:, None]))
 
     hit = jax.lax.fori_loop(
-        0, jax.lax.div(count + BLOCK - 1, jnp.int32(BLOCK)), compare,
-        jnp.zeros(BLOCK, jnp.int32),
+      0,
+      jax.lax.div(count + BLOCK - 1, jnp.int32(BLOCK)),
+      compare,
+      jnp.zeros(BLOCK, jnp.int32),
     )
     alive = jnp.where(real & (hit == 0), 1, 0)
     rival = overlap(boxes, boxes, groups, groups)
@@ -100,21 +115,21 @@ def _nms_kernel(
     return block + 1, jnp.minimum(count + jnp.sum(keep), limit)
 
   _, count = jax.lax.while_loop(
-      unfinished, take_block, (jnp.int32(0), jnp.int32(0))
+    unfinished, take_block, (jnp.int32(0), jnp.int32(0))
   )
   store(count_ref, 0, value=count)
 
 
 def nms(
-    boxes: Array,
-    scores: Array,
-    valid: Array,
-    *,
-    iou_threshold: float,
-    limit: int,
-    groups: Array | None = None,
-    width_offset: float = 0.0,
-    interpret: bool = False,
+  boxes: Array,
+  scores: Array,
+  valid: Array,
+  *,
+  iou_threshold: float,
+  limit: int,
+  groups: Array | None = None,
+  width_offset: float = 0.0,
+  interpret: bool = False,
 ) -> tuple[Array, Array]:
   """Keeps the best boxes, each of which suppresses the worse that overlap it.
 
@@ -138,18 +153,25 @@ def nms(
   order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
   grouped = groups is not None
   indices, count, _, _ = launch(
-      _nms_kernel, boxes, order.astype(jnp.int32),
-      groups if grouped else jnp.zeros(1, jnp.int32),
-      jnp.sum(valid, dtype=jnp.int32)[None], name='nms', grid=(1,),
-      num_warps=8,
-      out_shape=(
-          jax.ShapeDtypeStruct((limit,), jnp.int32),
-          jax.ShapeDtypeStruct((1,), jnp.int32),
-          jax.ShapeDtypeStruct((limit, 4), jnp.float32),
-          jax.ShapeDtypeStruct((limit if grouped else 1,), jnp.int32),
-      ),
-      interpret=interpret, limit=limit, iou_threshold=iou_threshold,
-      width_offset=width_offset, grouped=grouped,
+    _nms_kernel,
+    boxes,
+    order.astype(jnp.int32),
+    groups if grouped else jnp.zeros(1, jnp.int32),
+    jnp.sum(valid, dtype=jnp.int32)[None],
+    name='nms',
+    grid=(1,),
+    num_warps=8,
+    out_shape=(
+      jax.ShapeDtypeStruct((limit,), jnp.int32),
+      jax.ShapeDtypeStruct((1,), jnp.int32),
+      jax.ShapeDtypeStruct((limit, 4), jnp.float32),
+      jax.ShapeDtypeStruct((limit if grouped else 1,), jnp.int32),
+    ),
+    interpret=interpret,
+    limit=limit,
+    iou_threshold=iou_threshold,
+    width_offset=width_offset,
+    grouped=grouped,
   )
   kept = jnp.arange(limit) < count
   return jnp.where(kept, indices, 0), kept

@@ -31,10 +31,10 @@ def _load_boxes(ref, index, mask):
   """Returns x1, y1, x2, y2; zeros where masked."""
   corner = ref + index * 4
   return (
-      tl.load(corner, mask=mask, other=0.0),
-      tl.load(corner + 1, mask=mask, other=0.0),
-      tl.load(corner + 2, mask=mask, other=0.0),
-      tl.load(corner + 3, mask=mask, other=0.0),
+    tl.load(corner, mask=mask, other=0.0),
+    tl.load(corner + 1, mask=mask, other=0.0),
+    tl.load(corner + 2, mask=mask, other=0.0),
+    tl.load(corner + 3, mask=mask, other=0.0),
   )
 
 
@@ -42,19 +42,17 @@ def _load_boxes(ref, index, mask):
 def _iou_tile(x1, y1, x2, y2, u1, v1, u2, v2, width_offset: tl.constexpr):
   """Returns the overlaps of two lists of boxes; 0 if they share nothing."""
   area = _larger(x2 - x1 + width_offset, 0.0) * _larger(
-      y2 - y1 + width_offset, 0.0
+    y2 - y1 + width_offset, 0.0
   )
   other_area = _larger(u2 - u1 + width_offset, 0.0) * _larger(
-      v2 - v1 + width_offset, 0.0
+    v2 - v1 + width_offset, 0.0
   )
-  width = _smaller(x2[:, None], u2[None, :]) - _larger(
-      x1[:, None], u1[None, :]
-  )
+  width = _smaller(x2[:, None], u2[None, :]) - _larger(x1[:, None], u1[None, :])
   height = _smaller(y2[:, None], v2[None, :]) - _larger(
-      y1[:, None], v1[None, :]
+    y1[:, None], v1[None, :]
   )
   intersection = _larger(width + width_offset, 0.0) * _larger(
-      height + width_offset, 0.0
+    height + width_offset, 0.0
   )
   union = area[:, None] + other_area[None, :] - intersection
   # Plain division may be off in the last bit; see `launch.divide`.
@@ -64,10 +62,20 @@ def _iou_tile(x1, y1, x2, y2, u1, v1, u2, v2, width_offset: tl.constexpr):
 
 @triton.jit
 def _nms_kernel(
-    boxes, order, groups, num_valid,
-    kept, count, kept_boxes, kept_groups,
-    n: tl.constexpr, limit: tl.constexpr, iou_threshold: tl.constexpr,
-    width_offset: tl.constexpr, grouped: tl.constexpr, block: tl.constexpr,
+  boxes,
+  order,
+  groups,
+  num_valid,
+  kept,
+  count,
+  kept_boxes,
+  kept_groups,
+  n: tl.constexpr,
+  limit: tl.constexpr,
+  iou_threshold: tl.constexpr,
+  width_offset: tl.constexpr,
+  grouped: tl.constexpr,
+  block: tl.constexpr,
 ):
   """Takes boxes in the order of their scores; writes which are kept."""
   # Of many lists, each program has one.
@@ -87,9 +95,9 @@ def _nms_kernel(
     real = start + lanes < end
     index = tl.load(order + start + lanes, mask=real, other=0)
     x1, y1, x2, y2 = _load_boxes(boxes, index, real)
-    rival = _iou_tile(
-        x1, y1, x2, y2, x1, y1, x2, y2, width_offset
-    ) > iou_threshold
+    rival = (
+      _iou_tile(x1, y1, x2, y2, x1, y1, x2, y2, width_offset) > iou_threshold
+    )
     rival &= lanes[:, None] < lanes[None, :]
     if grouped:
       group = tl.load(groups + index, mask=real, other=0)
@@ -100,9 +108,9 @@ def _nms_kernel(
       slots = first + lanes
       taken = slots < filled
       u1, v1, u2, v2 = _load_boxes(kept_boxes, slots, taken)
-      hits = _iou_tile(
-          u1, v1, u2, v2, x1, y1, x2, y2, width_offset
-      ) > iou_threshold
+      hits = (
+        _iou_tile(u1, v1, u2, v2, x1, y1, x2, y2, width_offset) > iou_threshold
+      )
       hits &= taken[:, None]
       if grouped:
         other = tl.load(kept_groups + slots, mask=taken, other=0)
@@ -135,8 +143,15 @@ def _nms_kernel(
 
 
 def _nms_of_many(
-    boxes, order, groups, num_valid, *, limit, iou_threshold, width_offset,
-    grouped,
+  boxes,
+  order,
+  groups,
+  num_valid,
+  *,
+  limit,
+  iou_threshold,
+  width_offset,
+  grouped,
 ):
   """Returns indices [b, limit] and counts [b] of many lists at once."""
 
@@ -147,29 +162,40 @@ def _nms_of_many(
   def of_many(boxes, order, groups, num_valid):
     b, n = order.shape
     indices, count, _, _ = jax_triton.triton_call(
-        boxes, order, groups, num_valid, kernel=_nms_kernel, name='nms',
-        out_type=(
-            jax.ShapeDtypeStruct((b, limit), jnp.int32),
-            jax.ShapeDtypeStruct((b,), jnp.int32),
-            jax.ShapeDtypeStruct((b, limit, 4), jnp.float32),
-            jax.ShapeDtypeStruct((b, limit if grouped else 1), jnp.int32),
-        ),
-        # With one stage no load is moved ahead of a barrier. Each product is
-        # rounded, whatever Triton's default is.
-        grid=(b,), num_warps=8, num_stages=1,
-        backend_options={'enable_fp_fusion': False},
-        n=n, limit=limit, iou_threshold=iou_threshold,
-        width_offset=width_offset, grouped=grouped, block=BLOCK,
+      boxes,
+      order,
+      groups,
+      num_valid,
+      kernel=_nms_kernel,
+      name='nms',
+      out_type=(
+        jax.ShapeDtypeStruct((b, limit), jnp.int32),
+        jax.ShapeDtypeStruct((b,), jnp.int32),
+        jax.ShapeDtypeStruct((b, limit, 4), jnp.float32),
+        jax.ShapeDtypeStruct((b, limit if grouped else 1), jnp.int32),
+      ),
+      # With one stage no load is moved ahead of a barrier. Each product is
+      # rounded, whatever Triton's default is.
+      grid=(b,),
+      num_warps=8,
+      num_stages=1,
+      backend_options={'enable_fp_fusion': False},
+      n=n,
+      limit=limit,
+      iou_threshold=iou_threshold,
+      width_offset=width_offset,
+      grouped=grouped,
+      block=BLOCK,
     )
     return indices, count
 
   @of_many.def_vmap
   def _(size, batched, *arguments):
     merged = [
-        (x if is_batched else jnp.broadcast_to(x, (size, *x.shape))).reshape(
-            -1, *x.shape[1 + is_batched:]
-        )
-        for x, is_batched in zip(arguments, batched, strict=True)
+      (x if is_batched else jnp.broadcast_to(x, (size, *x.shape))).reshape(
+        -1, *x.shape[1 + is_batched :]
+      )
+      for x, is_batched in zip(arguments, batched, strict=True)
     ]
     split = [x.reshape(size, -1, *x.shape[1:]) for x in of_many(*merged)]
     return tuple(split), (True, True)
@@ -178,14 +204,14 @@ def _nms_of_many(
 
 
 def nms(
-    boxes: Array,
-    scores: Array,
-    valid: Array,
-    *,
-    iou_threshold: float,
-    limit: int,
-    groups: Array | None = None,
-    width_offset: float = 0.0,
+  boxes: Array,
+  scores: Array,
+  valid: Array,
+  *,
+  iou_threshold: float,
+  limit: int,
+  groups: Array | None = None,
+  width_offset: float = 0.0,
 ) -> tuple[Array, Array]:
   """Keeps the best boxes, each of which suppresses the worse that overlap it.
 
@@ -197,10 +223,14 @@ def nms(
   order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
   grouped = groups is not None
   indices, count = _nms_of_many(
-      jax.lax.stop_gradient(boxes)[None], order.astype(jnp.int32)[None],
-      groups[None] if grouped else jnp.zeros((1, 1), jnp.int32),
-      jnp.sum(valid, dtype=jnp.int32)[None], limit=limit,
-      iou_threshold=iou_threshold, width_offset=width_offset, grouped=grouped,
+    jax.lax.stop_gradient(boxes)[None],
+    order.astype(jnp.int32)[None],
+    groups[None] if grouped else jnp.zeros((1, 1), jnp.int32),
+    jnp.sum(valid, dtype=jnp.int32)[None],
+    limit=limit,
+    iou_threshold=iou_threshold,
+    width_offset=width_offset,
+    grouped=grouped,
   )
   kept = jnp.arange(limit) < count[0]
   return jnp.where(kept, indices[0], 0), kept

@@ -19,8 +19,18 @@ from pallas_kernels.launch import divide, launch, load, store
 
 
 def _fill_kernel(
-    vertices_ref, parts_ref, starts_ref, objects_ref, boxes_ref, masks_ref,
-    *, side, lanes, num_vertices, min_box_side, interpret,
+  vertices_ref,
+  parts_ref,
+  starts_ref,
+  objects_ref,
+  boxes_ref,
+  masks_ref,
+  *,
+  side,
+  lanes,
+  num_vertices,
+  min_box_side,
+  interpret,
 ):
   """Fills the outline of one object on a grid over one box."""
   roi = pl.program_id(0)
@@ -35,8 +45,9 @@ def _fill_kernel(
   def per_pixel(near, far):
     length = jnp.maximum(far - near, min_box_side)
     return divide(
-        jnp.full(lanes, side, jnp.float32), jnp.full(lanes, length),
-        interpret=interpret,
+      jnp.full(lanes, side, jnp.float32),
+      jnp.full(lanes, length),
+      interpret=interpret,
     )
 
   x_scale, y_scale = per_pixel(x1, x2), per_pixel(y1, y2)
@@ -60,7 +71,7 @@ def _fill_kernel(
     # The crossing turns all cells whose centre is at or right of it.
     column = jnp.ceil(at_x - 0.5)
     turned = crosses[:, None] & (
-        cells.astype(jnp.float32)[None] >= column[:, None]
+      cells.astype(jnp.float32)[None] >= column[:, None]
     )
     # The edges of a part follow one another.
     is_new = (part >= 0) & (part != last_part)
@@ -70,24 +81,28 @@ def _fill_kernel(
 
   grid = jnp.zeros((lanes, lanes), jnp.int32)
   _, inside, union = jax.lax.fori_loop(
-      0, end - start, add_edge, (jnp.int32(-1), grid, grid)
+    0, end - start, add_edge, (jnp.int32(-1), grid, grid)
   )
   store(
-      masks_ref, roi, cells[:, None], cells[None], value=inside | union,
-      mask=(cells < side)[:, None] & (cells < side)[None],
+    masks_ref,
+    roi,
+    cells[:, None],
+    cells[None],
+    value=inside | union,
+    mask=(cells < side)[:, None] & (cells < side)[None],
   )
 
 
 def rasterize_outlines(
-    outlines,
-    objects: Array,
-    boxes: Array,
-    *,
-    side: int,
-    max_object_vertices: int,
-    max_parts: int,
-    min_box_side: float = 0.1,
-    interpret: bool = False,
+  outlines,
+  objects: Array,
+  boxes: Array,
+  *,
+  side: int,
+  max_object_vertices: int,
+  max_parts: int,
+  min_box_side: float = 0.1,
+  interpret: bool = False,
 ) -> Array:
   """Fills the outline of one object for every box, on a grid over the box.
 
@@ -110,11 +125,19 @@ def rasterize_outlines(
   if num_boxes == 0 or num_vertices == 0:
     return jnp.zeros((num_boxes, side, side), bool)
   masks = launch(
-      _fill_kernel, outlines.vertices, outlines.parts.astype(jnp.int32),
-      outlines.starts.astype(jnp.int32), objects.astype(jnp.int32), boxes,
-      name='rasterize_outlines', grid=(num_boxes,),
-      out_shape=jax.ShapeDtypeStruct((num_boxes, side, side), jnp.int8),
-      interpret=interpret, side=side, lanes=pl.next_power_of_2(side),
-      num_vertices=num_vertices, min_box_side=min_box_side,
+    _fill_kernel,
+    outlines.vertices,
+    outlines.parts.astype(jnp.int32),
+    outlines.starts.astype(jnp.int32),
+    objects.astype(jnp.int32),
+    boxes,
+    name='rasterize_outlines',
+    grid=(num_boxes,),
+    out_shape=jax.ShapeDtypeStruct((num_boxes, side, side), jnp.int8),
+    interpret=interpret,
+    side=side,
+    lanes=pl.next_power_of_2(side),
+    num_vertices=num_vertices,
+    min_box_side=min_box_side,
   )
   return masks != 0

@@ -73,8 +73,13 @@ def _axis_weights(start, size, length, *, side, sampling_ratio, max_length):
   for i in range(num_tried):
     sample = first + i
     position = _position(
-        start, size, cell, sample, count, side=side,
-        sampling_ratio=sampling_ratio,
+      start,
+      size,
+      cell,
+      sample,
+      count,
+      side=side,
+      sampling_ratio=sampling_ratio,
     )
     counts = (sample >= 0) & (sample < count)
     counts &= (position >= -1) & (position <= last + 1)
@@ -84,7 +89,7 @@ def _axis_weights(start, size, length, *, side, sampling_ratio, max_length):
 
 
 def _forward_kernel(
-    *refs, level_shapes, side, sampling_ratio, channels, block, lanes, interpret
+  *refs, level_shapes, side, sampling_ratio, channels, block, lanes, interpret
 ):
   """Pools one row of cells of one RoI for a block of channels."""
   del interpret  # Nothing here depends on it.
@@ -101,8 +106,12 @@ def _forward_kernel(
   def taps(start, size, index, sample, count, length):
     """The two cells that a sample lies between, and their weights."""
     position = _position(
-        start, size, index.astype(jnp.float32), sample.astype(jnp.float32),
-        count, **rule,
+      start,
+      size,
+      index.astype(jnp.float32),
+      sample.astype(jnp.float32),
+      count,
+      **rule,
     )
     inside = (position >= -1) & (position <= length)
     position = jnp.minimum(jnp.maximum(position, 0), length - 1)
@@ -121,29 +130,34 @@ def _forward_kernel(
         for row_cell, row_weight in row_taps:
           for column_cell, column_weight in column_taps:
             features = load(
-                ref, row_cell, column_cell[:, None], channel[None], mask=mask
+              ref, row_cell, column_cell[:, None], channel[None], mask=mask
             )
             total += (row_weight * column_weight)[:, None] * features.astype(
-                jnp.float32
+              jnp.float32
             )
         return total
 
       if sampling_ratio > 0:
         return jax.lax.fori_loop(0, sampling_ratio, add_column, total)
       return jax.lax.fori_loop(
-          0, column_count.astype(jnp.int32), add_column, total
+        0, column_count.astype(jnp.int32), add_column, total
       )
 
     num_rows = (
-        sampling_ratio if sampling_ratio > 0 else row_count.astype(jnp.int32)
+      sampling_ratio if sampling_ratio > 0 else row_count.astype(jnp.int32)
     )
     total = jax.lax.fori_loop(
-        0, num_rows, add_row, jnp.zeros((lanes, block), jnp.float32)
+      0, num_rows, add_row, jnp.zeros((lanes, block), jnp.float32)
     )
     total *= 1 / jnp.maximum(row_count * column_count, 1)
     store(
-        pooled_ref, roi, row, cell[:, None], channel[None], value=total,
-        mask=mask,
+      pooled_ref,
+      roi,
+      row,
+      cell[:, None],
+      channel[None],
+      value=total,
+      mask=mask,
     )
 
   level = load(levels_ref, roi)
@@ -152,9 +166,20 @@ def _forward_kernel(
 
 
 def _backward_kernel(
-    gradient_ref, row_weights_ref, column_weights_ref, rois_ref, levels_ref,
-    cells_ref,
-    *, level, shape, num_rois, side, channels, block, interpret,
+  gradient_ref,
+  row_weights_ref,
+  column_weights_ref,
+  rois_ref,
+  levels_ref,
+  cells_ref,
+  *,
+  level,
+  shape,
+  num_rois,
+  side,
+  channels,
+  block,
+  interpret,
 ):
   """Adds up the gradient of one tile of a level for a block of channels."""
   del interpret  # Nothing here depends on it.
@@ -192,8 +217,8 @@ def _backward_kernel(
     low = jnp.floor(first / bin_size)
     high = jnp.floor(last / bin_size) + 1
     return (
-        jnp.minimum(jnp.maximum(low, 0), side).astype(jnp.int32),
-        jnp.minimum(jnp.maximum(high, 0), side).astype(jnp.int32),
+      jnp.minimum(jnp.maximum(low, 0), side).astype(jnp.int32),
+      jnp.minimum(jnp.maximum(high, 0), side).astype(jnp.int32),
     )
 
   def add_roi(state):
@@ -203,16 +228,14 @@ def _backward_kernel(
     first_column, end_column = cells_between(x, width, left, TILE_COLUMNS)
 
     def add_row(i, total):
-      row_weights = load(
-          row_weights_ref, roi, i, rows, mask=rows < shape[0]
-      )
+      row_weights = load(row_weights_ref, roi, i, rows, mask=rows < shape[0])
 
       def add_cell(j, total):
         column_weights = load(
-            column_weights_ref, roi, j, columns, mask=columns < shape[1]
+          column_weights_ref, roi, j, columns, mask=columns < shape[1]
         )
         gradient = load(
-            gradient_ref, roi, i, j, channel, mask=channel < channels
+          gradient_ref, roi, i, j, channel, mask=channel < channels
         ).astype(jnp.float32)
         weights = row_weights[:, None] * column_weights[None]
         return total + weights[:, :, None] * gradient[None, None, :]
@@ -223,31 +246,35 @@ def _backward_kernel(
     return next_after(roi), total
 
   _, total = jax.lax.while_loop(
-      lambda state: state[0] < end, add_roi,
-      (
-          next_after(jnp.int32(-1)),
-          jnp.zeros((TILE_ROWS, TILE_COLUMNS, block), jnp.float32),
-      ),
+    lambda state: state[0] < end,
+    add_roi,
+    (
+      next_after(jnp.int32(-1)),
+      jnp.zeros((TILE_ROWS, TILE_COLUMNS, block), jnp.float32),
+    ),
   )
   store(
-      cells_ref, rows[:, None, None], columns[None, :, None],
-      channel[None, None, :], value=total,
-      mask=(rows < shape[0])[:, None, None]
-      & (columns < shape[1])[None, :, None]
-      & (channel < channels)[None, None, :],
+    cells_ref,
+    rows[:, None, None],
+    columns[None, :, None],
+    channel[None, None, :],
+    value=total,
+    mask=(rows < shape[0])[:, None, None]
+    & (columns < shape[1])[None, :, None]
+    & (channel < channels)[None, None, :],
   )
 
 
 def roi_align(
-    pyramid: dict[int, Array],
-    boxes: Array,
-    levels: Array,
-    *,
-    side: int,
-    sampling_ratio: int,
-    offset: float,
-    min_side: float = 0.0,
-    interpret: bool = False,
+  pyramid: dict[int, Array],
+  boxes: Array,
+  levels: Array,
+  *,
+  side: int,
+  sampling_ratio: int,
+  offset: float,
+  min_side: float = 0.0,
+  interpret: bool = False,
 ) -> Array:
   """Pools every box into a square of features, from one level each.
 
@@ -280,21 +307,26 @@ def roi_align(
     """[4, r]: top, height, left and width in cells of the level."""
     corners = boxes / (2.0 ** levels.astype(jnp.float32))[:, None] - offset
     x1, y1, x2, y2 = corners.T
-    return jnp.stack([
-        y1, jnp.maximum(y2 - y1, min_side), x1, jnp.maximum(x2 - x1, min_side)
-    ])
+    return jnp.stack(
+      [y1, jnp.maximum(y2 - y1, min_side), x1, jnp.maximum(x2 - x1, min_side)]
+    )
 
   def forward(pyramid, boxes, levels):
     block = min(FORWARD_CHANNELS, pl.next_power_of_2(channels))
     return launch(
-        _forward_kernel, *(pyramid[name] for name in names),
-        in_cells(boxes, levels), (levels - names[0]).astype(jnp.int32),
-        name='roi_align', grid=(num_rois, side, pl.cdiv(channels, block)),
-        out_shape=jax.ShapeDtypeStruct(
-            (num_rois, side, side, channels), dtype
-        ),
-        interpret=interpret, level_shapes=shapes, channels=channels,
-        block=block, lanes=pl.next_power_of_2(side), **rule,
+      _forward_kernel,
+      *(pyramid[name] for name in names),
+      in_cells(boxes, levels),
+      (levels - names[0]).astype(jnp.int32),
+      name='roi_align',
+      grid=(num_rois, side, pl.cdiv(channels, block)),
+      out_shape=jax.ShapeDtypeStruct((num_rois, side, side, channels), dtype),
+      interpret=interpret,
+      level_shapes=shapes,
+      channels=channels,
+      block=block,
+      lanes=pl.next_power_of_2(side),
+      **rule,
     )
 
   def backward(residuals, gradient):
@@ -306,34 +338,48 @@ def roi_align(
     # go through all their cells in vain.
     index = jnp.where(jnp.any(gradient != 0, axis=(1, 2, 3)), index, -1)
     row_weights, column_weights = (
-        _axis_weights(
-            rois[2 * axis], rois[2 * axis + 1], lengths[:, axis],
-            max_length=max(shape[axis] for shape in shapes), **rule,
-        )
-        for axis in (0, 1)
+      _axis_weights(
+        rois[2 * axis],
+        rois[2 * axis + 1],
+        lengths[:, axis],
+        max_length=max(shape[axis] for shape in shapes),
+        **rule,
+      )
+      for axis in (0, 1)
     )
     block = min(BACKWARD_CHANNELS, pl.next_power_of_2(channels))
     gradients = {
-        name: launch(
-            _backward_kernel, gradient, row_weights, column_weights, rois,
-            index, name=f'roi_align_backward_{name}',
-            grid=(
-                pl.cdiv(shape[0], TILE_ROWS) * pl.cdiv(shape[1], TILE_COLUMNS),
-                pl.cdiv(channels, block),
-            ),
-            out_shape=jax.ShapeDtypeStruct((*shape, channels), dtype),
-            interpret=interpret, level=level, shape=shape, num_rois=num_rois,
-            side=side, channels=channels, block=block,
-        )
-        for level, (name, shape) in enumerate(zip(names, shapes, strict=True))
+      name: launch(
+        _backward_kernel,
+        gradient,
+        row_weights,
+        column_weights,
+        rois,
+        index,
+        name=f'roi_align_backward_{name}',
+        grid=(
+          pl.cdiv(shape[0], TILE_ROWS) * pl.cdiv(shape[1], TILE_COLUMNS),
+          pl.cdiv(channels, block),
+        ),
+        out_shape=jax.ShapeDtypeStruct((*shape, channels), dtype),
+        interpret=interpret,
+        level=level,
+        shape=shape,
+        num_rois=num_rois,
+        side=side,
+        channels=channels,
+        block=block,
+      )
+      for level, (name, shape) in enumerate(zip(names, shapes, strict=True))
     }
     return gradients, jnp.zeros_like(boxes), None
 
   pool = jax.custom_vjp(forward)
   pool.defvjp(
-      lambda pyramid, boxes, levels: (
-          forward(pyramid, boxes, levels), (boxes, levels)
-      ),
-      backward,
+    lambda pyramid, boxes, levels: (
+      forward(pyramid, boxes, levels),
+      (boxes, levels),
+    ),
+    backward,
   )
   return pool(pyramid, boxes, levels)

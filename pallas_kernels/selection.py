@@ -44,8 +44,15 @@ def _sort_keys(logits):
 
 
 def _chunk_kernel(
-    ranges_ref, logits_ref, index_ref, best_ref, best_index_ref,
-    *, chunk, limit, interpret,
+  ranges_ref,
+  logits_ref,
+  index_ref,
+  best_ref,
+  best_index_ref,
+  *,
+  chunk,
+  limit,
+  interpret,
 ):
   """Keeps the best `limit` of a chunk, in their order."""
   del interpret  # Nothing here depends on it.
@@ -75,19 +82,35 @@ def _chunk_kernel(
   store(best_index_ref, program, slots, value=index, mask=taken)
   empty = (lanes >= jnp.sum(taken.astype(jnp.int32))) & (lanes < limit)
   store(
-      best_ref, program, lanes, mask=empty,
-      value=jnp.full(chunk, -jnp.inf, jnp.float32),
+    best_ref,
+    program,
+    lanes,
+    mask=empty,
+    value=jnp.full(chunk, -jnp.inf, jnp.float32),
   )
   store(
-      best_index_ref, program, lanes, mask=empty,
-      value=jnp.zeros(chunk, jnp.int32),
+    best_index_ref,
+    program,
+    lanes,
+    mask=empty,
+    value=jnp.zeros(chunk, jnp.int32),
   )
 
 
 def _decode_kernel(
-    best_ref, index_ref, deltas_ref, layout_ref, around_ref, far_ref,
-    boxes_ref, logits_ref,
-    *, limit, weights, width_offset, interpret,
+  best_ref,
+  index_ref,
+  deltas_ref,
+  layout_ref,
+  around_ref,
+  far_ref,
+  boxes_ref,
+  logits_ref,
+  *,
+  limit,
+  weights,
+  width_offset,
+  interpret,
 ):
   """Ranks a block of a level's chosen anchors and makes their boxes."""
   level, block = pl.program_id(0), pl.program_id(1)
@@ -99,27 +122,25 @@ def _decode_kernel(
   def count_better(other_block, rank):
     others = other_block * BLOCK + jnp.arange(BLOCK)
     other_keys = jnp.where(
-        others < limit,
-        _sort_keys(
-            load(best_ref, level, others, mask=others < limit, other=-jnp.inf)
-        ),
-        LOWEST,
+      others < limit,
+      _sort_keys(
+        load(best_ref, level, others, mask=others < limit, other=-jnp.inf)
+      ),
+      LOWEST,
     )
     better = other_keys[None] > keys[:, None]
     better |= (other_keys[None] == keys[:, None]) & (
-        others[None] < slots[:, None]
+      others[None] < slots[:, None]
     )
     return rank + jnp.sum(better.astype(jnp.int32), axis=1)
 
   rank = jax.lax.fori_loop(
-      0, pl.cdiv(limit, BLOCK), count_better, jnp.zeros(BLOCK, jnp.int32)
+    0, pl.cdiv(limit, BLOCK), count_better, jnp.zeros(BLOCK, jnp.int32)
   )
 
   found = mask & (logits > -jnp.inf)
   index = load(index_ref, level, slots, mask=found)
-  x1, y1, x2, y2 = anchor_corners(
-      layout_ref, around_ref, level, index, found
-  )
+  x1, y1, x2, y2 = anchor_corners(layout_ref, around_ref, level, index, found)
   place = load(layout_ref, level, 0) + index
 
   def scaled(column):
@@ -145,8 +166,12 @@ def _decode_kernel(
     # On a GPU the smaller of NaN and a number is the number.
     clipped = jnp.where(is_nan, jnp.nan, clipped)
     store(
-        boxes_ref, level, rank, i, mask=mask,
-        value=jnp.where(found, clipped, 0),
+      boxes_ref,
+      level,
+      rank,
+      i,
+      mask=mask,
+      value=jnp.where(found, clipped, 0),
     )
   store(logits_ref, level, rank, value=logits, mask=mask)
 
@@ -154,25 +179,25 @@ def _decode_kernel(
 def _cut(ranges, chunk):
   """Cuts the range of each level into chunks; returns them level by level."""
   return [
-      [
-          (start + i, min(chunk, length - i))
-          for i in range(0, max(length, 1), chunk)
-      ]
-      for start, length in ranges
+    [
+      (start + i, min(chunk, length - i))
+      for i in range(0, max(length, 1), chunk)
+    ]
+    for start, length in ranges
   ]
 
 
 def select_boxes(
-    objectness_logits: Array,
-    anchor_deltas: Array,
-    levels: Sequence,
-    image_size: Array,
-    *,
-    limit: int,
-    weights: tuple[float, float, float, float],
-    width_offset: float = 0.0,
-    fit_to: Array | None = None,
-    interpret: bool = False,
+  objectness_logits: Array,
+  anchor_deltas: Array,
+  levels: Sequence,
+  image_size: Array,
+  *,
+  limit: int,
+  weights: tuple[float, float, float, float],
+  width_offset: float = 0.0,
+  fit_to: Array | None = None,
+  interpret: bool = False,
 ) -> tuple[Array, Array]:
   """Takes the best anchors of each level and moves them by their deltas.
 
@@ -194,7 +219,7 @@ def select_boxes(
   layout, around = anchor_layout(levels, fit_to)
   num_levels = len(levels)
   counts = [
-      level.size[0] * level.size[1] * len(level.around) for level in levels
+    level.size[0] * level.size[1] * len(level.around) for level in levels
   ]
   chunk = max(CHUNK, pl.next_power_of_2(2 * limit))
   logits = objectness_logits.astype(jnp.float32)
@@ -206,13 +231,20 @@ def select_boxes(
     chunks = _cut(ranges, chunk)
     flat = np.array([piece for level in chunks for piece in level], np.int32)
     logits, index = launch(
-        _chunk_kernel, jnp.asarray(flat), logits, index.astype(jnp.int32),
-        name='select_chunk', grid=(len(flat),), num_warps=16,
-        out_shape=(
-            jax.ShapeDtypeStruct((len(flat), limit), jnp.float32),
-            jax.ShapeDtypeStruct((len(flat), limit), jnp.int32),
-        ),
-        interpret=interpret, chunk=chunk, limit=limit,
+      _chunk_kernel,
+      jnp.asarray(flat),
+      logits,
+      index.astype(jnp.int32),
+      name='select_chunk',
+      grid=(len(flat),),
+      num_warps=16,
+      out_shape=(
+        jax.ShapeDtypeStruct((len(flat), limit), jnp.float32),
+        jax.ShapeDtypeStruct((len(flat), limit), jnp.int32),
+      ),
+      interpret=interpret,
+      chunk=chunk,
+      limit=limit,
     )
     if len(flat) == num_levels:
       break
@@ -223,13 +255,21 @@ def select_boxes(
   height, width = image_size[0], image_size[1]
   far = jnp.stack([width, height, width, height]).astype(jnp.float32)
   return launch(
-      _decode_kernel, logits, index, anchor_deltas.astype(jnp.float32), layout,
-      jnp.asarray(around), far - width_offset, name='select_decode',
-      grid=(num_levels, pl.cdiv(limit, BLOCK)),
-      out_shape=(
-          jax.ShapeDtypeStruct((num_levels, limit, 4), jnp.float32),
-          jax.ShapeDtypeStruct((num_levels, limit), jnp.float32),
-      ),
-      interpret=interpret, limit=limit, weights=weights,
-      width_offset=width_offset,
+    _decode_kernel,
+    logits,
+    index,
+    anchor_deltas.astype(jnp.float32),
+    layout,
+    jnp.asarray(around),
+    far - width_offset,
+    name='select_decode',
+    grid=(num_levels, pl.cdiv(limit, BLOCK)),
+    out_shape=(
+      jax.ShapeDtypeStruct((num_levels, limit, 4), jnp.float32),
+      jax.ShapeDtypeStruct((num_levels, limit), jnp.float32),
+    ),
+    interpret=interpret,
+    limit=limit,
+    weights=weights,
+    width_offset=width_offset,
   )

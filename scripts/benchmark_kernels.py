@@ -30,9 +30,9 @@ from maskrcnn_jax.doctor import kernel_check
 from maskrcnn_jax.kernels import kernels_on_gpu
 
 SIZES = {
-    'training': kernel_check.TRAINING,
-    'quick': kernel_check.QUICK,
-    'tiny': kernel_check.TINY,
+  'training': kernel_check.TRAINING,
+  'quick': kernel_check.QUICK,
+  'tiny': kernel_check.TINY,
 }
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 
@@ -75,8 +75,11 @@ def num_bytes(tree) -> int:
 
 
 def measure(
-    case: kernel_check.Case, *, kernels: str | None, bandwidth: float,
-    repeat: int,
+  case: kernel_check.Case,
+  *,
+  kernels: str | None,
+  bandwidth: float,
+  repeat: int,
 ) -> dict:
   """Returns the figures of one operation, and of a kernel if one is named."""
   arguments = jax.jit(case.make)(jax.random.key(0))
@@ -105,33 +108,46 @@ def measure(
 
 def row_of(figures: dict) -> str:
   """Formats the figures of one operation as a row of the table."""
+
   def cell(key, form, scale=1.0):
     return form.format(figures[key] * scale) if key in figures else ''
 
-  return '| ' + ' | '.join([
-      f'{figures["name"]}: {figures["detail"]}'
-      + (', jax-triton' if figures['kernels'] == 'triton' else ''),
-      *(cell(f'{way}_s', '{:.2f}', 1e3)
-        for way in ('kernel', 'xla', 'torchvision')),
-      cell('xla_over_kernel', '{:.2f}'), cell('torchvision_over_xla', '{:.2f}'),
-      *(cell(f'{way}_mib', '{:.0f}')
-        for way in ('kernel', 'xla', 'torchvision')),
-      cell('kernel_share', '{:.1%}'), cell('xla_share', '{:.1%}'),
-  ]) + ' |'
+  return (
+    '| '
+    + ' | '.join(
+      [
+        f'{figures["name"]}: {figures["detail"]}'
+        + (', jax-triton' if figures['kernels'] == 'triton' else ''),
+        *(
+          cell(f'{way}_s', '{:.2f}', 1e3)
+          for way in ('kernel', 'xla', 'torchvision')
+        ),
+        cell('xla_over_kernel', '{:.2f}'),
+        cell('torchvision_over_xla', '{:.2f}'),
+        *(
+          cell(f'{way}_mib', '{:.0f}')
+          for way in ('kernel', 'xla', 'torchvision')
+        ),
+        cell('kernel_share', '{:.1%}'),
+        cell('xla_share', '{:.1%}'),
+      ]
+    )
+    + ' |'
+  )
 
 
 HEADER = (
-    '| operation | kernel, ms | plain JAX, ms | torchvision\'s way, ms '
-    '| plain JAX / kernel | torchvision\'s / plain JAX '
-    '| kernel, MiB | plain JAX, MiB | torchvision\'s, MiB '
-    '| kernel, of bandwidth | plain JAX, of bandwidth |\n' + '|---' * 11 + '|'
+  "| operation | kernel, ms | plain JAX, ms | torchvision's way, ms "
+  "| plain JAX / kernel | torchvision's / plain JAX "
+  "| kernel, MiB | plain JAX, MiB | torchvision's, MiB "
+  '| kernel, of bandwidth | plain JAX, of bandwidth |\n' + '|---' * 11 + '|'
 )
 
 
 def main() -> None:
   """Prints the table."""
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--size', choices=SIZES, default='training')
   parser.add_argument('--images', type=int, help='of a batch')
@@ -155,10 +171,11 @@ def main() -> None:
   device = jax.devices()[0]
   bandwidth = copy_bandwidth(arguments.repeat)
   print(
-      f'{device.device_kind}, jax {jax.__version__}, {size.num_images} images '
-      f'of {size.padded_size[0]}x{size.padded_size[1]}, features in '
-      f'{jnp.dtype(size.dtype).name}, copies at {bandwidth / 1e9:.0f} GB/s, '
-      f'median of {arguments.repeat}\n\n{HEADER}', flush=True,
+    f'{device.device_kind}, jax {jax.__version__}, {size.num_images} images '
+    f'of {size.padded_size[0]}x{size.padded_size[1]}, features in '
+    f'{jnp.dtype(size.dtype).name}, copies at {bandwidth / 1e9:.0f} GB/s, '
+    f'median of {arguments.repeat}\n\n{HEADER}',
+    flush=True,
   )
   rows = []
   for case in kernel_check.make_cases(size):
@@ -168,15 +185,24 @@ def main() -> None:
     if device.platform in ('gpu', 'cuda'):
       ways = kernels_on_gpu(case.name) or ways
     for kernels in ways:
-      rows.append(measure(
+      rows.append(
+        measure(
           case, kernels=kernels, bandwidth=bandwidth, repeat=arguments.repeat
-      ))
+        )
+      )
       print(row_of(rows[-1]), flush=True)
   if arguments.json:
-    arguments.json.write_text(json.dumps({
-        'device': device.device_kind, 'jax': jax.__version__,
-        'bandwidth': bandwidth, 'rows': rows,
-    }, indent=1))
+    arguments.json.write_text(
+      json.dumps(
+        {
+          'device': device.device_kind,
+          'jax': jax.__version__,
+          'bandwidth': bandwidth,
+          'rows': rows,
+        },
+        indent=1,
+      )
+    )
 
 
 if __name__ == '__main__':

@@ -19,16 +19,16 @@ from maskrcnn_jax.doctor import kernel_check
 from maskrcnn_jax.kernels import kernels_on_gpu
 
 SIZES = {
-    'training': kernel_check.TRAINING,
-    'quick': kernel_check.QUICK,
-    'tiny': kernel_check.TINY,
+  'training': kernel_check.TRAINING,
+  'quick': kernel_check.QUICK,
+  'tiny': kernel_check.TINY,
 }
 
 
 def main() -> None:
   """Prints a line for each operation."""
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--size', choices=SIZES, default='training')
   parser.add_argument('--seed', type=int, default=int(time.time()))
@@ -40,8 +40,9 @@ def main() -> None:
   device = jax.devices()[0]
   on_gpu = device.platform in ('gpu', 'cuda')
   print(
-      f'{device.device_kind}, jax {jax.__version__}, size {arguments.size}, '
-      f'seed {arguments.seed}', flush=True,
+    f'{device.device_kind}, jax {jax.__version__}, size {arguments.size}, '
+    f'seed {arguments.seed}',
+    flush=True,
   )
   if on_gpu and 'triton' not in kernels_on_gpu('nms'):
     print('NMS by jax-triton is left out: it is not installed', flush=True)
@@ -56,12 +57,13 @@ def main() -> None:
     for kernels in ways:
       check = kernel_check.make_check(case, kernels)
       found = (
-          check(jax.random.fold_in(key, i)) for i in range(arguments.repeat)
+        check(jax.random.fold_in(key, i)) for i in range(arguments.repeat)
       )
       faults = [fault for fault in found if fault]
       print(
-          f'{case.name} ({case.detail}), {kernels}: '
-          f'{"; ".join(faults) or "equal"}', flush=True,
+        f'{case.name} ({case.detail}), {kernels}: '
+        f'{"; ".join(faults) or "equal"}',
+        flush=True,
       )
       well &= not faults
   if not well:

@@ -43,8 +43,10 @@ TARGETS = pathlib.Path(__file__).parent / 'gpu_targets'
 def gpu_mesh(target: str, num_gpus: int = 1) -> Mesh:
   """Returns a mesh of GPUs that need not exist."""
   described = topologies.get_topology_desc(
-      platform='cuda', topology_name=target, topology=f'1x{num_gpus}x1',
-      target_config=(TARGETS / f'{target}.txtpb').read_text(),
+    platform='cuda',
+    topology_name=target,
+    topology=f'1x{num_gpus}x1',
+    target_config=(TARGETS / f'{target}.txtpb').read_text(),
   )
   return Mesh(np.array(described.devices), ('data',))
 
@@ -53,14 +55,15 @@ def compile_for(mesh: Mesh, function, *arguments, **statics):
   """Compiles a jitted function for arguments with shardings on the mesh."""
   # Pallas asks which GPU it compiles for; inside shard_map it finds out.
   abstract = (
-      jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
-      if mesh.size == 1 else contextlib.nullcontext()
+    jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+    if mesh.size == 1
+    else contextlib.nullcontext()
   )
   with abstract, warnings.catch_warnings():
     # Pallas's Triton backend says that it will go one day.
     warnings.simplefilter('ignore', DeprecationWarning)
     lowered = function.trace(*arguments, **statics).lower(
-        lowering_platforms=('cuda',)
+      lowering_platforms=('cuda',)
     )
     # Autotuning would time candidates on the GPU that is not there.
     return lowered.compile(compiler_options={'xla_gpu_autotune_level': 0})
@@ -70,10 +73,10 @@ def shapes_on(mesh: Mesh, tree, spec=()):
   """Returns the shapes of a tree, each with the same sharding."""
   sharding = NamedSharding(mesh, PartitionSpec(*spec))
   return jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(
-          leaf.shape, leaf.dtype, sharding=sharding
-      ),
-      tree,
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    tree,
   )
 
 
@@ -81,15 +84,17 @@ def report(title: str, started: float, compiled) -> None:
   """Prints what a program needs."""
   memory = compiled.memory_analysis()
   arguments, results, own = (
-      size / 2**20 for size in (
-          memory.argument_size_in_bytes, memory.output_size_in_bytes,
-          memory.temp_size_in_bytes,
-      )
+    size / 2**20
+    for size in (
+      memory.argument_size_in_bytes,
+      memory.output_size_in_bytes,
+      memory.temp_size_in_bytes,
+    )
   )
   print(
-      f'{title}: arguments {arguments:.1f}, results {results:.1f}, temporary '
-      f'{own:.1f} MiB; compiled in {time.monotonic() - started:.1f} s',
-      flush=True,
+    f'{title}: arguments {arguments:.1f}, results {results:.1f}, temporary '
+    f'{own:.1f} MiB; compiled in {time.monotonic() - started:.1f} s',
+    flush=True,
   )
 
 
@@ -103,52 +108,60 @@ def compile_cases(target: str, size: kernel_check.Size, only: str) -> None:
     for kernels in (*kernels_on_gpu(case.name), 'xla'):
       started = time.monotonic()
       compiled = compile_for(
-          mesh, jax.jit(functools.partial(case.call, kernels=kernels)),
-          *arguments,
+        mesh,
+        jax.jit(functools.partial(case.call, kernels=kernels)),
+        *arguments,
       )
       report(
-          f'{target} {case.name} ({case.detail}) {kernels}', started, compiled
+        f'{target} {case.name} ({case.detail}) {kernels}', started, compiled
       )
 
 
 def compile_model(
-    config, target: str, num_gpus: int, *, batch_size: int,
-    padded_size: tuple[int, int],
+  config,
+  target: str,
+  num_gpus: int,
+  *,
+  batch_size: int,
+  padded_size: tuple[int, int],
 ) -> None:
   """Compiles the training step and inference, with kernels and without."""
   mesh = gpu_mesh(target, num_gpus)
   dtype = set_precision(config.precision)
   batch = shapes_on(
-      mesh,
-      made_up_batch(
-          image_size=padded_size, batch_size=batch_size, num_objects=8,
-          max_objects=config.data.max_objects, num_classes=81,
-      ),
-      ['data'],
+    mesh,
+    made_up_batch(
+      image_size=padded_size,
+      batch_size=batch_size,
+      num_objects=8,
+      max_objects=config.data.max_objects,
+      num_classes=81,
+    ),
+    ['data'],
   )
   optimizer = make_optimizer(
-      momentum=config.optimizer.momentum,
-      weight_decay=config.optimizer.weight_decay,
-      clip_norm=config.optimizer.clip_norm,
-      schedule=lambda step: 1e-6,
-      bias_schedule=lambda step: 1e-6,
+    momentum=config.optimizer.momentum,
+    weight_decay=config.optimizer.weight_decay,
+    clip_norm=config.optimizer.clip_norm,
+    schedule=lambda step: 1e-6,
+    bias_schedule=lambda step: 1e-6,
   )
   state = None
   limits = GroundTruthLimits(config.data.max_objects, 512, 64, 1)
   for kernels in ('pallas', 'xla'):
     config.kernels = kernels
     title = (
-        f'{num_gpus} x {target}, {kernels}, {batch_size} images of '
-        f'{padded_size[0]}x{padded_size[1]}, {config.precision}'
+      f'{num_gpus} x {target}, {kernels}, {batch_size} images of '
+      f'{padded_size[0]}x{padded_size[1]}, {config.precision}'
     )
     started = time.monotonic()
     rcnn = Rcnn.from_config(config, num_classes=81, dtype=dtype, mesh=mesh)
     if state is None:
       state = shapes_on(
-          mesh, train_state.initial_state(rcnn, optimizer, config)
+        mesh, train_state.initial_state(rcnn, optimizer, config)
       )
     step = train_step.jit_train_step(
-        train_step.Trainer.from_config(config, rcnn, optimizer, limits)
+      train_step.Trainer.from_config(config, rcnn, optimizer, limits)
     )
     compiled = compile_for(mesh, step, state, batch, padded_size=padded_size)
     report(f'training step, {title}', started, compiled)
@@ -159,8 +172,11 @@ def compile_model(
       return detector.detect(batch, padded_size=padded_size)
 
     compiled = compile_for(
-        mesh, jax.jit(detect, static_argnames=('padded_size', 'rcnn')),
-        train_state.variables_of(state), batch, padded_size=padded_size,
+      mesh,
+      jax.jit(detect, static_argnames=('padded_size', 'rcnn')),
+      train_state.variables_of(state),
+      batch,
+      padded_size=padded_size,
     )
     report(f'inference, {title}', started, compiled)
 
@@ -168,7 +184,7 @@ def compile_model(
 def main() -> None:
   """Compiles all that is asked for; any failure is an error."""
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--targets', default='h200,a100')
   parser.add_argument('--only', default='', help='operations named like this')
@@ -177,8 +193,9 @@ def main() -> None:
   arguments = parser.parse_args()
   if importlib.util.find_spec('jax_plugins') is None:
     print(
-        'error: the CUDA plugin of jax is not installed; see '
-        'scripts/compile_kernels.py --help.', file=sys.stderr,
+      'error: the CUDA plugin of jax is not installed; see '
+      'scripts/compile_kernels.py --help.',
+      file=sys.stderr,
     )
     sys.exit(2)
   if 'triton' not in kernels_on_gpu('nms'):
@@ -195,12 +212,13 @@ def main() -> None:
   if arguments.quick:
     padded_size = (128, 160)
   for target in arguments.targets.split(','):
-    compile_model(
-        config, target, 1, batch_size=8, padded_size=padded_size
-    )
+    compile_model(config, target, 1, batch_size=8, padded_size=padded_size)
   compile_model(
-      config, arguments.targets.split(',')[0], 8, batch_size=64,
-      padded_size=padded_size,
+    config,
+    arguments.targets.split(',')[0],
+    8,
+    batch_size=64,
+    padded_size=padded_size,
   )
 
 

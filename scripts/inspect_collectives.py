@@ -43,20 +43,36 @@ from maskrcnn_jax.runtime.precision import set_precision  # noqa: E402
 from maskrcnn_jax.training import state as train_state  # noqa: E402
 from maskrcnn_jax.training import step as train_step  # noqa: E402
 from maskrcnn_jax.training.optimizer import (  # noqa: E402
-    make_recipe_optimizer,
-    split_parameters,
+  make_recipe_optimizer,
+  split_parameters,
 )
 
 COLLECTIVES = (
-    'all-reduce', 'all-gather', 'all-to-all', 'reduce-scatter',
-    'collective-permute', 'collective-broadcast', 'ragged-all-to-all',
+  'all-reduce',
+  'all-gather',
+  'all-to-all',
+  'reduce-scatter',
+  'collective-permute',
+  'collective-broadcast',
+  'ragged-all-to-all',
 )
 TRANSFERS = ('infeed', 'outfeed', 'send', 'recv')
 # How XLA's text marks an array in the memory of the host.
 HOST_MEMORY = 'S(5)'
 BYTES = {
-    'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2,
-    'f32': 4, 's32': 4, 'u32': 4, 'f64': 8, 's64': 8, 'u64': 8,
+  'pred': 1,
+  's8': 1,
+  'u8': 1,
+  'bf16': 2,
+  'f16': 2,
+  's16': 2,
+  'u16': 2,
+  'f32': 4,
+  's32': 4,
+  'u32': 4,
+  'f64': 8,
+  's64': 8,
+  'u64': 8,
 }
 
 
@@ -68,12 +84,12 @@ def find_plugin() -> None:
     found = None
   if found is None:
     sys.exit(
-        'error: the plugin of JAX for GPUs is not installed; --help says how.'
+      'error: the plugin of JAX for GPUs is not installed; --help says how.'
     )
   nvidia = importlib.util.find_spec('nvidia')
   folders = [
-      str(pathlib.Path(folder) / 'cu13' / 'bin')
-      for folder in nvidia.submodule_search_locations
+    str(pathlib.Path(folder) / 'cu13' / 'bin')
+    for folder in nvidia.submodule_search_locations
   ]
   os.environ['PATH'] = os.pathsep.join([*folders, os.environ['PATH']])
 
@@ -82,32 +98,35 @@ def compile_step(config, mesh, *, image_size, num_classes):
   """Returns the compiled step and the bytes and number of what it trains."""
   dtype = set_precision(config.precision)
   rcnn = Rcnn.from_config(
-      config, num_classes=num_classes, dtype=dtype, mesh=mesh
+    config, num_classes=num_classes, dtype=dtype, mesh=mesh
   )
   _, optimizer = make_recipe_optimizer(config)
   state = train_state.start_average(
-      train_state.initial_state(rcnn, optimizer, config), config
+    train_state.initial_state(rcnn, optimizer, config), config
   )
   trainable, _ = split_parameters(
-      state.params, frozen_prefixes(config.freeze_at)
+    state.params, frozen_prefixes(config.freeze_at)
   )
   one = made_up_batch(
-      image_size=image_size, batch_size=1, num_objects=8,
-      max_objects=config.data.max_objects, num_classes=num_classes,
+    image_size=image_size,
+    batch_size=1,
+    num_objects=8,
+    max_objects=config.data.max_objects,
+    num_classes=num_classes,
   )
   spread = NamedSharding(mesh, PartitionSpec('data'))
   batch = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-          (config.train.batch_size, *x.shape[1:]), x.dtype, sharding=spread
-      ),
-      one,
+    lambda x: jax.ShapeDtypeStruct(
+      (config.train.batch_size, *x.shape[1:]), x.dtype, sharding=spread
+    ),
+    one,
   )
   limits = GroundTruthLimits(config.data.max_objects, 512, 64, 1)
   step = train_step.jit_train_step(
-      train_step.Trainer.from_config(config, rcnn, optimizer, limits)
+    train_step.Trainer.from_config(config, rcnn, optimizer, limits)
   )
   lowered = step.trace(
-      cluster.replicated_shapes(state, mesh), batch, padded_size=image_size
+    cluster.replicated_shapes(state, mesh), batch, padded_size=image_size
   ).lower(lowering_platforms=('cuda',))
   # Autotuning would time candidates on the GPU that is not there.
   compiled = lowered.compile(compiler_options={'xla_gpu_autotune_level': 0})
@@ -133,8 +152,8 @@ def read_program(text: str) -> dict:
     if name in COLLECTIVES:
       arrays = re.findall(r'([a-z]+\d*)\[([\d,]*)\]', shapes)
       size = sum(
-          BYTES[dtype] * math.prod(int(n) for n in sides.split(',') if n)
-          for dtype, sides in arrays
+        BYTES[dtype] * math.prod(int(n) for n in sides.split(',') if n)
+        for dtype, sides in arrays
       )
       if name == 'all-reduce' and operation != name:
         size //= 2
@@ -146,30 +165,35 @@ def read_program(text: str) -> dict:
     elif HOST_MEMORY in shapes:
       transfers[f'{name} in host memory'] += 1
   targets = collections.Counter(
-      re.findall(r'custom_call_target="([^"]*)"', text)
+    re.findall(r'custom_call_target="([^"]*)"', text)
   )
   return {
-      'collectives': dict(exchanged),
-      'in_loops': dict(in_loops),
-      'transfers': dict(transfers),
-      'callbacks': {
-          name: count for name, count in targets.items()
-          if 'callback' in name.lower()
-      },
-      'custom_calls': dict(targets),
+    'collectives': dict(exchanged),
+    'in_loops': dict(in_loops),
+    'transfers': dict(transfers),
+    'callbacks': {
+      name: count
+      for name, count in targets.items()
+      if 'callback' in name.lower()
+    },
+    'custom_calls': dict(targets),
   }
 
 
 def main() -> None:
   """Compiles, prints what was found, and a line of JSON."""
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument(
-      '--config', help='the recipe; its keys can be changed: --config.KEY=VALUE'
+    '--config', help='the recipe; its keys can be changed: --config.KEY=VALUE'
   )
-  parser.add_argument('--target', default=HERE / 'gpu_targets' / 'h200.txtpb',
-                      type=pathlib.Path, help='description of the GPU')
+  parser.add_argument(
+    '--target',
+    default=HERE / 'gpu_targets' / 'h200.txtpb',
+    type=pathlib.Path,
+    help='description of the GPU',
+  )
   parser.add_argument('--hosts', type=int, default=1)
   parser.add_argument('--gpus', type=int, default=8, help='of each host')
   parser.add_argument('--batch_size', type=int, help="the recipe's if not")
@@ -189,18 +213,19 @@ def main() -> None:
     config.precision = arguments.precision
 
   topology = topologies.get_topology_desc(
-      platform='cuda', topology_name='target',
-      topology=f'{arguments.hosts}x{arguments.gpus}x1',
-      target_config=arguments.target.read_text(),
+    platform='cuda',
+    topology_name='target',
+    topology=f'{arguments.hosts}x{arguments.gpus}x1',
+    target_config=arguments.target.read_text(),
   )
   mesh = Mesh(np.array(topology.devices), ('data',))
   cluster.check_batch_size(
-      config.train.batch_size, mesh, key='config.train.batch_size'
+    config.train.batch_size, mesh, key='config.train.batch_size'
   )
   image_size = tuple(map(int, arguments.size.split('x')))
   started = time.monotonic()
   compiled, trainable_bytes, trainable = compile_step(
-      config, mesh, image_size=image_size, num_classes=arguments.classes + 1
+    config, mesh, image_size=image_size, num_classes=arguments.classes + 1
   )
   seconds = time.monotonic() - started
   text = compiled.as_text()
@@ -212,38 +237,36 @@ def main() -> None:
   # What a step reduces beside gradients is a few numbers.
   large = [size for size in reduced if size >= 1024]
   figures = found | {
-      'config': path,
-      'precision': config.precision,
-      'devices': mesh.size,
-      'trainable_parameters': trainable,
-      'trainable_bytes': trainable_bytes,
-      'all_reduce_bytes': sum(reduced),
-      'compile_s': round(seconds, 1),
-      'device_mib': round((
-          memory.argument_size_in_bytes + memory.temp_size_in_bytes
-      ) / 2**20),
+    'config': path,
+    'precision': config.precision,
+    'devices': mesh.size,
+    'trainable_parameters': trainable,
+    'trainable_bytes': trainable_bytes,
+    'all_reduce_bytes': sum(reduced),
+    'compile_s': round(seconds, 1),
+    'device_mib': round(
+      (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
+    ),
   }
   print(
-      f'The step of {path}, {config.train.batch_size} images of '
-      f'{arguments.size}, {config.precision}, for {mesh.size} x '
-      f'{arguments.target.stem}: compiled in {seconds:.0f} s, not run; '
-      f'{figures["device_mib"]} MiB a device.'
+    f'The step of {path}, {config.train.batch_size} images of '
+    f'{arguments.size}, {config.precision}, for {mesh.size} x '
+    f'{arguments.target.stem}: compiled in {seconds:.0f} s, not run; '
+    f'{figures["device_mib"]} MiB a device.'
   )
   print(
-      f'  all-reduces: {len(reduced)}, of {sum(reduced):,} bytes, of which '
-      f'{len(large)} large ones have {sum(large):,}'
+    f'  all-reduces: {len(reduced)}, of {sum(reduced):,} bytes, of which '
+    f'{len(large)} large ones have {sum(large):,}'
   )
-  print(
-      f'  trainable parameters: {trainable:,}, of {trainable_bytes:,} bytes'
-  )
+  print(f'  trainable parameters: {trainable:,}, of {trainable_bytes:,} bytes')
   for name, sizes in found['collectives'].items():
     if name != 'all-reduce':
       print(f'  {name}: {len(sizes)}, of {sum(sizes):,} bytes')
   for name in ('in_loops', 'transfers', 'callbacks'):
     what = {
-        'in_loops': 'collectives in loops or branches',
-        'transfers': 'transfers from and to the host',
-        'callbacks': 'callbacks of the host',
+      'in_loops': 'collectives in loops or branches',
+      'transfers': 'transfers from and to the host',
+      'callbacks': 'callbacks of the host',
     }[name]
     print(f'  {what}: {found[name] or "none"}')
   print(json.dumps(figures))

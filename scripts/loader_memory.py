@@ -40,29 +40,42 @@ def write_set(folder, num_annotations):
   path = folder / f'instances_{num_annotations}.json'
   with open(path, 'w') as file:
     file.write('{"images": [')
-    file.write(',\n'.join(
-        json.dumps({
-            'id': i, 'file_name': f'{i % NUM_FILES}.jpg', 'height': SIZE[0],
+    file.write(
+      ',\n'.join(
+        json.dumps(
+          {
+            'id': i,
+            'file_name': f'{i % NUM_FILES}.jpg',
+            'height': SIZE[0],
             'width': SIZE[1],
-        })
+          }
+        )
         for i in range(num_images)
-    ))
+      )
+    )
     file.write('],\n"annotations": [')
     for i in range(num_annotations):
       x, y = rng.uniform(60, 400, 2).round(2)
       radius = rng.uniform(5, 50)
       polygon = (circle * radius + (x, y)).round(2).ravel().tolist()
-      file.write((',\n' if i else '') + json.dumps({
-          'id': i + 1, 'image_id': int(rng.integers(num_images)),
-          'category_id': 1 + i % 80, 'iscrowd': 0,
-          'area': round(3.1 * radius**2, 2),
-          'bbox': [x - radius, y - radius, 2 * radius, 2 * radius],
-          'segmentation': [polygon],
-      }))
+      file.write(
+        (',\n' if i else '')
+        + json.dumps(
+          {
+            'id': i + 1,
+            'image_id': int(rng.integers(num_images)),
+            'category_id': 1 + i % 80,
+            'iscrowd': 0,
+            'area': round(3.1 * radius**2, 2),
+            'bbox': [x - radius, y - radius, 2 * radius, 2 * radius],
+            'segmentation': [polygon],
+          }
+        )
+      )
     file.write('],\n"categories": ')
-    file.write(json.dumps(
-        [{'id': i, 'name': f'class {i}'} for i in range(1, 81)]
-    ))
+    file.write(
+      json.dumps([{'id': i, 'name': f'class {i}'} for i in range(1, 81)])
+    )
     file.write('}')
   return path
 
@@ -76,14 +89,14 @@ def memory_mib(pid):
   """The memory of a process in MiB: (all, what no other process shares)."""
   text = pathlib.Path(f'/proc/{pid}/smaps_rollup').read_text()
   kib = {
-      name: int(rest.split()[0])
-      for name, _, rest in (line.partition(':') for line in text.splitlines())
-      if name in ('Rss', 'Private_Clean', 'Private_Dirty')
+    name: int(rest.split()[0])
+    for name, _, rest in (line.partition(':') for line in text.splitlines())
+    if name in ('Rss', 'Private_Clean', 'Private_Dirty')
   }
   if not kib:  # it is a zombie
     raise ProcessLookupError(pid)
   return kib['Rss'] / 2**10, (
-      kib['Private_Clean'] + kib['Private_Dirty']
+    kib['Private_Clean'] + kib['Private_Dirty']
   ) / 2**10
 
 
@@ -104,20 +117,30 @@ def main():
   started = time.monotonic()
   index = coco.read_coco(path)
   print(
-      f'reading: {time.monotonic() - started:.1f} s, peak {peak_mib():.0f} MiB'
-      f' ({before:.0f} before)', flush=True,
+    f'reading: {time.monotonic() - started:.1f} s, peak {peak_mib():.0f} MiB'
+    f' ({before:.0f} before)',
+    flush=True,
   )
   plan = canvases.plan_canvases(
-      index.heights, index.widths, short_side=800, long_side=1333,
-      padded_sizes=((800, 1088),), max_source_side=2666,
+    index.heights,
+    index.widths,
+    short_side=800,
+    long_side=1333,
+    padded_sizes=((800, 1088),),
+    max_source_side=2666,
   )
   rows, _ = image_sets.filter_images(index, keep_empty=False)
   started = time.monotonic()
   batches = loader.train_batches(
-      DataSet(index, folder / 'images'), plan, rows,
-      limits=image_sets.find_limits(index, max_objects=100), seed=0,
-      start_step=0, num_steps=arguments.steps, batch_size=4,
-      num_workers=arguments.workers,
+    DataSet(index, folder / 'images'),
+    plan,
+    rows,
+    limits=image_sets.find_limits(index, max_objects=100),
+    seed=0,
+    start_step=0,
+    num_steps=arguments.steps,
+    batch_size=4,
+    num_workers=arguments.workers,
   )
   most = {}
 
@@ -139,9 +162,7 @@ def main():
   done.set()
   watcher.join()
   for pid, (rss, uss) in most.items():
-    print(
-        f'process {pid}: at most {rss:.0f} MiB RSS, {uss:.0f} MiB USS'
-    )
+    print(f'process {pid}: at most {rss:.0f} MiB RSS, {uss:.0f} MiB USS')
 
 
 if __name__ == '__main__':

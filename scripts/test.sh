@@ -13,12 +13,13 @@ source scripts/python_environment.sh
 
 make_environment
 lint=0
-tell 'ruff check'
+tell 'ruff check, ruff format'
 .venv/bin/python -m ruff check --quiet --output-format concise . || lint=$?
+.venv/bin/python -m ruff format --quiet --check . || lint=$?
 tell 'pytest'
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 .venv/bin/python -m pytest -q -p no:cacheprovider -n 2 --dist worksteal "$@"
 if (( lint )); then
-  echo 'The tests passed, but ruff check (above) did not.' >&2
+  echo 'The tests passed, but not a check of the code (above).' >&2
 fi
 exit $lint

@@ -9,14 +9,15 @@ import pytest
 # Read once, when jax is first imported; child processes inherit it.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
+
 def pytest_configure(config):
   """Compiles quickly, except for the slow tests, which compile as users do."""
   if 'not slow' in config.option.markexpr and 'XLA_FLAGS' not in os.environ:
     # Compiling takes most of the time of the tests, and their arrays are tiny.
     # JAX reads this when it starts; child processes inherit it.
     os.environ['XLA_FLAGS'] = (
-        '--xla_backend_optimization_level=0 '
-        '--xla_llvm_disable_expensive_passes=true'
+      '--xla_backend_optimization_level=0 '
+      '--xla_llvm_disable_expensive_passes=true'
     )
 
 
@@ -39,8 +40,8 @@ def compilation_cache(tmp_path_factory):
   folder = folder / 'compiled'
   folder.mkdir(exist_ok=True)
   settings = {
-      'jax_compilation_cache_dir': str(folder),
-      'jax_persistent_cache_min_compile_time_secs': 0.5,
+    'jax_compilation_cache_dir': str(folder),
+    'jax_persistent_cache_min_compile_time_secs': 0.5,
   }
   for name, value in settings.items():
     jax.config.update(name, value)
@@ -57,8 +58,11 @@ def tiny_data(tmp_path_factory):
 
   folder = tmp_path_factory.mktemp('shapes')
   write_shapes(
-      folder, num_train=tiny.NUM_TRAIN, num_val=tiny.NUM_VAL, image_size=64,
-      seed=0,
+    folder,
+    num_train=tiny.NUM_TRAIN,
+    num_val=tiny.NUM_VAL,
+    image_size=64,
+    seed=0,
   )
   return folder
 
@@ -147,7 +151,7 @@ def refuse(run):
     code, out, err = run(*arguments)
     assert code == status, err
     assert 'Traceback' not in out + err
-    line, = (line for line in err.splitlines() if line.startswith('error: '))
+    (line,) = (line for line in err.splitlines() if line.startswith('error: '))
     return line
 
   return refuse_with

@@ -20,7 +20,7 @@ def pairwise_iou(boxes):
   """Overlaps of all boxes with each other in float64."""
   boxes = boxes.astype(np.float64)
   sides = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(
-      boxes[:, None, :2], boxes[None, :, :2]
+    boxes[:, None, :2], boxes[None, :, :2]
   )
   intersection = np.maximum(sides, 0).prod(axis=-1)
   area = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=-1)
@@ -79,7 +79,7 @@ def bilinear(features, y, x):
 
 
 def roi_align(
-    features, box, *, stride, side, sampling_ratio, offset, min_side=0.0
+  features, box, *, stride, side, sampling_ratio, offset, min_side=0.0
 ):
   """The mean of the samples of each cell; 0: as many as a cell is long."""
   x1, y1, x2, y2 = np.asarray(box, np.float64) / stride - offset
@@ -139,8 +139,10 @@ def rasterize(vertices, parts, box, *, side, min_side=0.1):
   for i in range(side):
     for j in range(side):
       inside[i, j], margin[i, j] = inside_outline(
-          np.asarray(vertices, np.float64), parts,
-          x1 + (j + 0.5) * cell[0], y1 + (i + 0.5) * cell[1],
+        np.asarray(vertices, np.float64),
+        parts,
+        x1 + (j + 0.5) * cell[0],
+        y1 + (i + 0.5) * cell[1],
       )
   return inside, margin
 

@@ -24,8 +24,8 @@ GOLDEN = pathlib.Path(__file__).parents[2] / 'shared' / 'golden'
 FOLDER = pathlib.Path(os.environ.get('MASKRCNN_GOLDEN', GOLDEN))
 
 needs_golden = pytest.mark.skipif(
-    not (GOLDEN / 'seeded.py').exists(),
-    reason='needs ../shared/golden: not in this checkout',
+  not (GOLDEN / 'seeded.py').exists(),
+  reason='needs ../shared/golden: not in this checkout',
 )
 
 
@@ -37,8 +37,8 @@ def golden_files(peer, **marks):
     **marks: Mark of a file, by its name.
   """
   return [
-      pytest.param(path, id=path.stem, marks=marks.get(path.stem, ()))
-      for path in sorted(FOLDER.glob(f'{peer}_seed*.npz'))
+    pytest.param(path, id=path.stem, marks=marks.get(path.stem, ()))
+    for path in sorted(FOLDER.glob(f'{peer}_seed*.npz'))
   ] or [pytest.param(None, marks=pytest.mark.skip(reason=f'no {peer} file'))]
 
 
@@ -72,17 +72,22 @@ def make_batch(image, boxes=(), classes=(), masks=()):
   empty = [(np.zeros((1, 2), np.float32), np.full(1, -1, np.int16))]
   vertices, parts = zip(*(drawn or empty), strict=True)
   return Batch(
-      images=canvas, source_sizes=size, image_sizes=size,
-      image_valid=np.ones(1, bool),
-      gt_boxes=np.array(boxes, np.float32).reshape(1, -1, 4)
-      if len(boxes) else np.zeros((1, 1, 4), np.float32),
-      gt_classes=np.array(classes, np.int32)[None]
-      if len(boxes) else np.zeros((1, 1), np.int32),
-      gt_valid=np.full((1, count), len(boxes) > 0),
-      outlines=Outlines(
-          np.concatenate(vertices)[None], np.concatenate(parts)[None],
-          (ends if drawn else np.zeros(2)).astype(np.int32)[None],
-      ),
+    images=canvas,
+    source_sizes=size,
+    image_sizes=size,
+    image_valid=np.ones(1, bool),
+    gt_boxes=np.array(boxes, np.float32).reshape(1, -1, 4)
+    if len(boxes)
+    else np.zeros((1, 1, 4), np.float32),
+    gt_classes=np.array(classes, np.int32)[None]
+    if len(boxes)
+    else np.zeros((1, 1), np.int32),
+    gt_valid=np.full((1, count), len(boxes) > 0),
+    outlines=Outlines(
+      np.concatenate(vertices)[None],
+      np.concatenate(parts)[None],
+      (ends if drawn else np.zeros(2)).astype(np.int32)[None],
+    ),
   )
 
 
@@ -125,11 +130,11 @@ def torchvision_name(path):
   Kernels are (out, in, row, column) there, (row, column, in, out) here.
   """
   leaves = {
-      'kernel': 'weight',
-      'scale': 'weight',
-      'bias': 'bias',
-      'mean': 'running_mean',
-      'var': 'running_var',
+    'kernel': 'weight',
+    'scale': 'weight',
+    'bias': 'bias',
+    'mean': 'running_mean',
+    'var': 'running_var',
   }
   collection, part, *modules, leaf = path
   leaf = leaves[leaf]
@@ -188,11 +193,11 @@ def peer_variables(shapes, draw, seed, peer_name):
 def detectron2_name(path):
   """The same for detectron2."""
   leaves = {
-      'kernel': 'weight',
-      'scale': 'norm.weight',
-      'bias': 'bias',
-      'mean': 'norm.running_mean',
-      'var': 'norm.running_var',
+    'kernel': 'weight',
+    'scale': 'norm.weight',
+    'bias': 'bias',
+    'mean': 'norm.running_mean',
+    'var': 'norm.running_var',
   }
   collection, part, *modules, leaf = path
   leaf = leaves[leaf]
@@ -204,7 +209,7 @@ def detectron2_name(path):
     case 'backbone', [stage, block, module]:
       stage = f'res{int(stage[-1]) + 1}'
       module = {'downsample_conv': 'shortcut', 'downsample_bn': 'shortcut'}.get(
-          module, module.replace('bn', 'conv')
+        module, module.replace('bn', 'conv')
       )
       return f'backbone.bottom_up.{stage}.{block}.{module}.{leaf}'
     case 'fpn', [module]:
@@ -230,6 +235,7 @@ def detectron2_variables(shapes, draw, seed):
   The background comes last there, and has no box and no mask; the image comes
   as BGR.
   """
+
   def draw_all(name, shape, seed):
     part = name.rsplit('.', 1)[0]
     if part.endswith('cls_score'):

@@ -15,16 +15,20 @@ PACKAGE = pathlib.Path(command.__file__).parent
 
 def maskrcnn(*arguments, cwd=None):
   return subprocess.run(
-      [sys.executable, '-m', 'maskrcnn_jax', *arguments], cwd=cwd,
-      capture_output=True, text=True, timeout=300,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    [sys.executable, '-m', 'maskrcnn_jax', *arguments],
+    cwd=cwd,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
   )
 
 
 def test_every_tool_of_the_package_is_named():
-  there = {
-      path.parent.name for path in PACKAGE.glob('*/__main__.py')
-  } | {'main', 'data.shapes'}
+  there = {path.parent.name for path in PACKAGE.glob('*/__main__.py')} | {
+    'main',
+    'data.shapes',
+  }
   assert {module for module, _ in command.TOOLS.values()} == there
 
 
@@ -40,23 +44,24 @@ def test_without_a_tool_it_shows_an_overview(arguments, monkeypatch, capsys):
 
 def test_the_overview_does_not_wait_for_jax():
   done = subprocess.run(
-      [sys.executable, '-X', 'importtime', '-m', 'maskrcnn_jax', '--help'],
-      capture_output=True, text=True,
+    [sys.executable, '-X', 'importtime', '-m', 'maskrcnn_jax', '--help'],
+    capture_output=True,
+    text=True,
   )
   assert done.returncode == 0
   assert 'runpy' in done.stderr
   assert not {'jax', 'numpy', 'absl'} & {
-      line.split()[-1] for line in done.stderr.splitlines()
+    line.split()[-1] for line in done.stderr.splitlines()
   }
 
 
 @pytest.mark.parametrize(
-    ('typed', 'hint'),
-    [
-        ('chek_data', 'did you mean check_data? '),
-        ('check-data', 'did you mean check_data? '),
-        ('xyzzy', ''),
-    ],
+  ('typed', 'hint'),
+  [
+    ('chek_data', 'did you mean check_data? '),
+    ('check-data', 'did you mean check_data? '),
+    ('xyzzy', ''),
+  ],
 )
 def test_a_misspelt_tool_is_one_line(typed, hint, monkeypatch, capsys):
   monkeypatch.setattr(sys, 'argv', ['maskrcnn', typed, '--images=DIR'])
@@ -64,12 +69,12 @@ def test_a_misspelt_tool_is_one_line(typed, hint, monkeypatch, capsys):
     command.main()
   assert exit_.value.code == 2
   assert capsys.readouterr().err == (
-      f"error: there is no tool '{typed}'; {hint}maskrcnn --help lists all.\n"
+    f"error: there is no tool '{typed}'; {hint}maskrcnn --help lists all.\n"
   )
 
 
 @pytest.mark.parametrize(
-    'tool', ['check_data', 'convert_to_coco', 'build_tfds', 'shapes']
+  'tool', ['check_data', 'convert_to_coco', 'build_tfds', 'shapes']
 )
 def test_help_of_a_tool_names_the_command(tool):
   done = maskrcnn(tool, '--help')
@@ -80,7 +85,7 @@ def test_help_of_a_tool_names_the_command(tool):
   indent = ' ' * len(f'usage: maskrcnn {tool} ')
   assert others
   assert all(
-      line.startswith(indent) and line[len(indent)] != ' ' for line in others
+    line.startswith(indent) and line[len(indent)] != ' ' for line in others
   )
   assert 'python -m' not in rest
   assert '__main__' not in done.stdout
@@ -99,26 +104,33 @@ def test_an_option_goes_to_main_and_its_status_comes_back():
   done = maskrcnn('--confg=shapes')
   assert done.returncode == 2
   assert done.stderr == (
-      "error: Unknown command line flag 'confg'. Did you mean: config ?\n"
+    "error: Unknown command line flag 'confg'. Did you mean: config ?\n"
   )
 
 
 def test_the_status_of_a_tool_comes_back(tmp_path):
   done = maskrcnn(
-      'check_data', '--images=.', '--annotations=none.json', cwd=tmp_path
+    'check_data', '--images=.', '--annotations=none.json', cwd=tmp_path
   )
   assert done.returncode == 2
   assert 'there is no file of annotations none.json' in done.stdout
 
 
 def test_tools_may_start_processes(tmp_path):
-  assert maskrcnn(
+  assert (
+    maskrcnn(
       'shapes', 'drawn', '--train=24', '--val=1', '--size=64', cwd=tmp_path
-  ).returncode == 0
+    ).returncode
+    == 0
+  )
   # From 24 images on, processes decode them.
   done = maskrcnn(
-      'check_data', '--images=drawn/images', '--workers=2', '--out=.',
-      '--annotations=drawn/instances_train.json', cwd=tmp_path,
+    'check_data',
+    '--images=drawn/images',
+    '--workers=2',
+    '--out=.',
+    '--annotations=drawn/instances_train.json',
+    cwd=tmp_path,
   )
   assert done.returncode == 0, done.stderr
   assert '24 images' in done.stdout

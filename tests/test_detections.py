@@ -14,8 +14,8 @@ from maskrcnn_jax.detections import detect_boxes, select_masks
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 detect = jax.jit(
-    functools.partial(detect_boxes, delta_weights=WEIGHTS),
-    static_argnames=('min_score', 'iou_threshold', 'max_detections'),
+  functools.partial(detect_boxes, delta_weights=WEIGHTS),
+  static_argnames=('min_score', 'iou_threshold', 'max_detections'),
 )
 
 
@@ -29,8 +29,15 @@ def iou(box, other):
 
 
 def detections_by_definition(
-    class_logits, box_deltas, boxes, valid, image_size, *, min_score,
-    iou_threshold, max_detections,
+  class_logits,
+  box_deltas,
+  boxes,
+  valid,
+  image_size,
+  *,
+  min_score,
+  iou_threshold,
+  max_detections,
 ):
   """Greedy NMS of each class over all boxes above min_score; then the best."""
   exp = np.exp(class_logits - class_logits.max(axis=1, keepdims=True))
@@ -49,8 +56,10 @@ def detections_by_definition(
       w = (x2 - x1) * math.exp(dw)
       h = (y2 - y1) * math.exp(dh)
       box = (
-          min(max(x - w / 2, 0), width), min(max(y - h / 2, 0), height),
-          min(max(x + w / 2, 0), width), min(max(y + h / 2, 0), height),
+        min(max(x - w / 2, 0), width),
+        min(max(y - h / 2, 0), height),
+        min(max(x + w / 2, 0), width),
+        min(max(y + h / 2, 0), height),
       )
       if box[2] <= box[0] or box[3] <= box[1]:
         continue
@@ -60,9 +69,9 @@ def detections_by_definition(
   found.sort(key=lambda item: -item[0])
   found = found[:max_detections]
   return (
-      np.reshape([box for _, box, _ in found], (-1, 4)),
-      [c for _, _, c in found],
-      [score for score, _, _ in found],
+    np.reshape([box for _, box, _ in found], (-1, 4)),
+    [c for _, _, c in found],
+    [score for score, _, _ in found],
   )
 
 
@@ -76,34 +85,36 @@ def make_case(key, *, num_proposals=30, num_classes=6):
   """Random output of the box head over crowded proposals."""
   keys = jax.random.split(key, 4)
   corners, sides = jax.random.uniform(keys[0], (2, num_proposals, 2))
-  boxes = jnp.concatenate(
-      [40 * corners, 40 * corners + 8 + 16 * sides], axis=1
-  )
+  boxes = jnp.concatenate([40 * corners, 40 * corners + 8 + 16 * sides], axis=1)
   valid = jax.random.bernoulli(keys[3], 0.8, (num_proposals,))
   return (
-      2 * jax.random.normal(keys[1], (num_proposals, num_classes)),
-      jax.random.normal(keys[2], (num_proposals, num_classes, 4)),
-      make_proposals(boxes, valid),
+    2 * jax.random.normal(keys[1], (num_proposals, num_classes)),
+    jax.random.normal(keys[2], (num_proposals, num_classes, 4)),
+    make_proposals(boxes, valid),
   )
 
 
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize(
-    ('min_score', 'max_detections'), [(0.05, 200), (0.0, 20), (0.4, 20)],
-    ids=['all that are found', 'the best', 'two classes a proposal'],
+  ('min_score', 'max_detections'),
+  [(0.05, 200), (0.0, 20), (0.4, 20)],
+  ids=['all that are found', 'the best', 'two classes a proposal'],
 )
 def test_detect_boxes_is_the_definition(seed, min_score, max_detections):
   class_logits, box_deltas, proposals = make_case(jax.random.key(seed))
   limits = dict(
-      min_score=min_score, iou_threshold=0.5, max_detections=max_detections
+    min_score=min_score, iou_threshold=0.5, max_detections=max_detections
   )
   boxes, classes, scores, valid = detect(
-      class_logits, box_deltas, proposals, jnp.array([48, 56]), **limits
+    class_logits, box_deltas, proposals, jnp.array([48, 56]), **limits
   )
   expected = detections_by_definition(
-      np.asarray(class_logits, np.float64), np.asarray(box_deltas),
-      np.asarray(proposals.boxes), np.asarray(proposals.valid), (48, 56),
-      **limits,
+    np.asarray(class_logits, np.float64),
+    np.asarray(box_deltas),
+    np.asarray(proposals.boxes),
+    np.asarray(proposals.valid),
+    (48, 56),
+    **limits,
   )
   count = len(expected[0])
   assert count > 3
@@ -117,13 +128,18 @@ def test_detect_boxes_is_the_definition(seed, min_score, max_detections):
 
 def test_detect_boxes_suppresses_inside_a_class_only():
   # Three times the same box: twice mostly class 1, once mostly class 2.
-  logits = jnp.log(jnp.array(
-      [[0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.3, 0.1, 0.6]]
-  ))
+  logits = jnp.log(
+    jnp.array([[0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.3, 0.1, 0.6]])
+  )
   proposals = make_proposals([[2, 2, 8, 8]] * 3)
   boxes, classes, scores, valid = detect(
-      logits, jnp.zeros((3, 3, 4)), proposals, jnp.array([16, 16]),
-      min_score=0.3, iou_threshold=0.5, max_detections=4,
+    logits,
+    jnp.zeros((3, 3, 4)),
+    proposals,
+    jnp.array([16, 16]),
+    min_score=0.3,
+    iou_threshold=0.5,
+    max_detections=4,
   )
   assert_array_equal(valid, [True, True, False, False])
   assert_array_equal(classes, [1, 2, 0, 0])
@@ -134,13 +150,19 @@ def test_detect_boxes_suppresses_inside_a_class_only():
 def test_detect_boxes_moves_a_box_by_the_deltas_of_its_class():
   # dx = 5 / 10 of a width of 10, dh = 5 ln 2 / 5: twice as high, about the
   # centre (15, 10). The deltas of class 2 are no part of it.
-  deltas = jnp.full((1, 3, 4), 99.0).at[0, 1].set(
-      jnp.array([5, 0, 0, 5 * math.log(2)])
+  deltas = (
+    jnp.full((1, 3, 4), 99.0)
+    .at[0, 1]
+    .set(jnp.array([5, 0, 0, 5 * math.log(2)]))
   )
   boxes, classes, _, _ = detect(
-      jnp.array([[0.0, 9, 0]]), deltas, make_proposals([[5, 5, 15, 15]]),
-      jnp.array([100, 100]), min_score=0.5, iou_threshold=0.5,
-      max_detections=1,
+    jnp.array([[0.0, 9, 0]]),
+    deltas,
+    make_proposals([[5, 5, 15, 15]]),
+    jnp.array([100, 100]),
+    min_score=0.5,
+    iou_threshold=0.5,
+    max_detections=1,
   )
   assert_allclose(boxes, [[10, 0, 20, 20]], atol=1e-5)
   assert_array_equal(classes, [1])
@@ -149,9 +171,13 @@ def test_detect_boxes_moves_a_box_by_the_deltas_of_its_class():
 def test_detect_boxes_drops_what_lies_outside_the_image():
   # The image is 8 high; clipped to it, the second box is a line.
   valid = detect(
-      jnp.array([[0.0, 9], [0, 9]]), jnp.zeros((2, 2, 4)),
-      make_proposals([[0, 4, 4, 12], [0, 8, 4, 12]]), jnp.array([8, 16]),
-      min_score=0.5, iou_threshold=0.5, max_detections=2,
+    jnp.array([[0.0, 9], [0, 9]]),
+    jnp.zeros((2, 2, 4)),
+    make_proposals([[0, 4, 4, 12], [0, 8, 4, 12]]),
+    jnp.array([8, 16]),
+    min_score=0.5,
+    iou_threshold=0.5,
+    max_detections=2,
   )[3]
   assert_array_equal(valid, [True, False])
 
@@ -159,12 +185,17 @@ def test_detect_boxes_drops_what_lies_outside_the_image():
 def test_detect_boxes_drops_a_score_of_exactly_the_minimum():
   logits = jnp.zeros((1, 2))  # Both have exactly one half.
   arguments = (
-      jnp.zeros((1, 2, 4)), make_proposals([[0, 0, 4, 4]]), jnp.array([8, 8])
+    jnp.zeros((1, 2, 4)),
+    make_proposals([[0, 0, 4, 4]]),
+    jnp.array([8, 8]),
   )
   for min_score, found in ((0.5, 0), (0.499, 1)):
     valid = detect(
-        logits, *arguments, min_score=min_score, iou_threshold=0.5,
-        max_detections=1,
+      logits,
+      *arguments,
+      min_score=min_score,
+      iou_threshold=0.5,
+      max_detections=1,
     )[3]
     assert int(valid.sum()) == found
 
@@ -173,8 +204,13 @@ def test_detect_boxes_of_no_valid_proposal_is_empty(key):
   class_logits, box_deltas, proposals = make_case(key)
   proposals = proposals._replace(valid=jnp.zeros(30, bool))
   for array in detect(
-      class_logits, box_deltas, proposals, jnp.array([48, 56]),
-      min_score=0.05, iou_threshold=0.5, max_detections=20,
+    class_logits,
+    box_deltas,
+    proposals,
+    jnp.array([48, 56]),
+    min_score=0.05,
+    iou_threshold=0.5,
+    max_detections=20,
   ):
     assert not array.any()
 
@@ -182,20 +218,20 @@ def test_detect_boxes_of_no_valid_proposal_is_empty(key):
 def test_slots_of_padding_change_nothing(key):
   class_logits, box_deltas, proposals = make_case(key)
   wide = (
-      jnp.pad(class_logits, ((0, 5), (0, 0)), constant_values=3),
-      jnp.pad(box_deltas, ((0, 5), (0, 0), (0, 0))),
-      Proposals(
-          jnp.pad(proposals.boxes, ((0, 5), (0, 0)), constant_values=9),
-          jnp.pad(proposals.scores, (0, 5)),
-          jnp.pad(proposals.valid, (0, 5)),
-      ),
+    jnp.pad(class_logits, ((0, 5), (0, 0)), constant_values=3),
+    jnp.pad(box_deltas, ((0, 5), (0, 0), (0, 0))),
+    Proposals(
+      jnp.pad(proposals.boxes, ((0, 5), (0, 0)), constant_values=9),
+      jnp.pad(proposals.scores, (0, 5)),
+      jnp.pad(proposals.valid, (0, 5)),
+    ),
   )
   limits = dict(min_score=0.05, iou_threshold=0.5, max_detections=20)
   size = jnp.array([48, 56])
   for one, other in zip(
-      detect(class_logits, box_deltas, proposals, size, **limits),
-      detect(*wide, size, **limits),
-      strict=True,
+    detect(class_logits, box_deltas, proposals, size, **limits),
+    detect(*wide, size, **limits),
+    strict=True,
   ):
     assert_allclose(one, other, rtol=1e-6)
 
@@ -204,7 +240,7 @@ def test_select_masks_takes_the_mask_of_the_class():
   # Class k of detection i has logit 10 i + k everywhere.
   logits = jnp.arange(2)[:, None] * 10 + jnp.arange(3)[None, :]
   mask_logits = jnp.broadcast_to(
-      logits[:, None, None, :].astype(jnp.float32) / 10, (2, 4, 4, 3)
+    logits[:, None, None, :].astype(jnp.float32) / 10, (2, 4, 4, 3)
   )
   masks = select_masks(mask_logits, jnp.array([2, 1]))
   # sigmoid(0.2) and sigmoid(1.1).

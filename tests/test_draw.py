@@ -10,7 +10,7 @@ from maskrcnn_jax import draw
 
 # pycocotools 2.0.11 decodes with an __array__ from before NumPy 2.
 pytestmark = pytest.mark.filterwarnings(
-    'ignore:__array__ implementation:DeprecationWarning'
+  'ignore:__array__ implementation:DeprecationWarning'
 )
 
 
@@ -36,7 +36,7 @@ def _draw(image, boxes, *, names=None, scores=None, masks=True, **kwargs):
     scores = np.full(len(boxes), 0.9)
   rles = _rectangles(boxes, image.shape[:2]) if masks else None
   picture = draw.draw_detections(
-      image, boxes, names, np.array(scores, np.float32), rles, **kwargs
+    image, boxes, names, np.array(scores, np.float32), rles, **kwargs
   )
   return np.asarray(picture)
 
@@ -64,7 +64,7 @@ def test_draw_detections_moves_the_pixels_of_a_mask_toward_its_color():
 @pytest.mark.parametrize('masks', [True, False])
 def test_draw_detections_leaves_the_rest_of_the_image(masks):
   image = np.random.default_rng(0).integers(
-      0, 256, (400, 500, 3), dtype=np.uint8
+    0, 256, (400, 500, 3), dtype=np.uint8
   )
   box = [100, 150, 300, 350]
   drawn = _draw(image, [box], masks=masks)
@@ -108,8 +108,8 @@ def test_draw_detections_does_not_change_its_input():
 
 
 @pytest.mark.parametrize(
-    ('size', 'factor'),
-    [((1, 1), 16), ((64, 64), 7), ((256, 9), 2), ((399, 9), 2), ((400, 9), 1)],
+  ('size', 'factor'),
+  [((1, 1), 16), ((64, 64), 7), ((256, 9), 2), ((399, 9), 2), ((400, 9), 1)],
 )
 def test_draw_detections_enlarges_small_images(size, factor):
   drawn = _draw(_gray(*size), [[0, 0, size[1], size[0]]])
@@ -129,23 +129,23 @@ def test_draw_detections_takes_images_of_any_size(size, count, masks):
 
 
 @pytest.mark.parametrize(
-    'box',
-    [
-        [-100, -100, 50, 50],
-        [450, 350, 900, 900],
-        [-500, -500, 900, 900],
-        [-90, -90, -10, -10],
-        [600, 500, 700, 600],
-        [100, 100, 100, 100],
-        [100, 100, 50, 50],
-    ],
+  'box',
+  [
+    [-100, -100, 50, 50],
+    [450, 350, 900, 900],
+    [-500, -500, 900, 900],
+    [-90, -90, -10, -10],
+    [600, 500, 700, 600],
+    [100, 100, 100, 100],
+    [100, 100, 50, 50],
+  ],
 )
 @pytest.mark.parametrize('masks', [True, False])
 def test_draw_detections_takes_boxes_out_of_the_image(box, masks, monkeypatch):
   assert _draw(_gray(), [box], masks=masks).shape == (400, 500, 3)
   labels = _placed(monkeypatch)
   _draw(_gray(), [box], masks=masks)
-  (_, (x1, y1, x2, y2)), = labels
+  ((_, (x1, y1, x2, y2)),) = labels
   assert 0 <= x1 < x2 <= 500 and 0 <= y1 < y2 <= 400
 
 
@@ -160,9 +160,9 @@ def test_draw_detections_keeps_labels_apart(monkeypatch):
 
 def _grid(side, step):
   return [
-      [x, y, x + side, y + side]
-      for y in range(30, 370, step)
-      for x in range(30, 470, step)
+    [x, y, x + side, y + side]
+    for y in range(30, 370, step)
+    for x in range(30, 470, step)
   ]
 
 
@@ -179,8 +179,8 @@ def test_draw_detections_labels_the_large_objects_of_a_crowd(monkeypatch):
   names = ['ant'] * (len(boxes) - 1) + ['table']
   _draw(_gray(), boxes, names=names)
   assert [text for text, _ in labels] == [
-      'table 0.90',
-      f'ant: {len(boxes) - 1}, table: 1',
+    'table 0.90',
+    f'ant: {len(boxes) - 1}, table: 1',
   ]
 
 
@@ -230,9 +230,9 @@ def test_draw_detections_refuses_lists_of_other_lengths():
 def test_draw_detections_refuses_a_mask_of_another_size():
   with pytest.raises(ValueError, match='must agree'):
     draw.draw_detections(
-        _gray(),
-        np.array([[1, 1, 9, 9]], np.float32),
-        ['cat'],
-        np.array([0.9], np.float32),
-        _rectangles([[1, 1, 9, 9]], (500, 400)),
+      _gray(),
+      np.array([[1, 1, 9, 9]], np.float32),
+      ['cat'],
+      np.array([0.9], np.float32),
+      _rectangles([[1, 1, 9, 9]], (500, 400)),
     )

@@ -36,15 +36,20 @@ SIZES = {2: (32.0,), 3: (64.0,), 4: (128.0,), 5: (256.0,), 6: (512.0,)}
 # Stride 32: the base of ratio .5 is round(sqrt(2048)) = 45 by round(22.5) = 22,
 # to the even side.
 LEGACY_ANCHORS = {
-    2: [(-22, -10, 25, 13), (-14, -14, 17, 17), (-10, -22, 13, 25)],
-    3: [(-40, -20, 47, 27), (-28, -28, 35, 35), (-20, -44, 27, 51)],
-    4: [(-84, -40, 99, 55), (-56, -56, 71, 71), (-36, -80, 51, 95)],
-    5: [(-164, -72, 195, 103), (-112, -112, 143, 143), (-76, -168, 107, 199)],
-    6: [(-332, -152, 395, 215), (-224, -224, 287, 287), (-148, -328, 211, 391)],
+  2: [(-22, -10, 25, 13), (-14, -14, 17, 17), (-10, -22, 13, 25)],
+  3: [(-40, -20, 47, 27), (-28, -28, 35, 35), (-20, -44, 27, 51)],
+  4: [(-84, -40, 99, 55), (-56, -56, 71, 71), (-36, -80, 51, 95)],
+  5: [(-164, -72, 195, 103), (-112, -112, 143, 143), (-76, -168, 107, 199)],
+  6: [(-332, -152, 395, 215), (-224, -224, 287, 287), (-148, -328, 211, 391)],
 }
 # Half of size * sqrt(2), half of size / sqrt(2), to the nearest.
-TORCHVISION_HALVES = {2: (23, 11), 3: (45, 23), 4: (91, 45), 5: (181, 91),
-                      6: (362, 181)}
+TORCHVISION_HALVES = {
+  2: (23, 11),
+  3: (45, 23),
+  4: (91, 45),
+  5: (181, 91),
+  6: (362, 181),
+}
 
 # Both pixels included, 11 wide and 21 high; no further than pixel 99.
 BOX = jnp.array([[10.0, 20.0, 20.0, 40.0]])
@@ -55,27 +60,32 @@ LEGACY = {'width_offset': geometry.LEGACY.width_offset}
 def test_anchors_of_the_presets(level):
   stride, sizes = 2**level, SIZES[level]
   assert_array_equal(
-      anchor_ops.cell_anchors(
-          sizes, RATIOS, rounding=geometry.LEGACY.anchor_rounding,
-          stride=stride,
-      ),
-      LEGACY_ANCHORS[level],
+    anchor_ops.cell_anchors(
+      sizes,
+      RATIOS,
+      rounding=geometry.LEGACY.anchor_rounding,
+      stride=stride,
+    ),
+    LEGACY_ANCHORS[level],
   )
   long, short = TORCHVISION_HALVES[level]
   half = sizes[0] / 2
   assert_array_equal(
-      anchor_ops.cell_anchors(
-          sizes, RATIOS, rounding=geometry.TORCHVISION.anchor_rounding
-      ),
-      [(-long, -short, long, short), (-half, -half, half, half),
-       (-short, -long, short, long)],
+    anchor_ops.cell_anchors(
+      sizes, RATIOS, rounding=geometry.TORCHVISION.anchor_rounding
+    ),
+    [
+      (-long, -short, long, short),
+      (-half, -half, half, half),
+      (-short, -long, short, long),
+    ],
   )
 
 
 @pytest.mark.parametrize('rounding', ['corners', 'stride'])
 def test_rounded_anchors_go_through_the_sizes_of_a_ratio_first(rounding):
   cells = anchor_ops.cell_anchors(
-      (16.0, 64.0), (0.5, 2.0), rounding=rounding, stride=16
+    (16.0, 64.0), (0.5, 2.0), rounding=rounding, stride=16
   )
   width, height = (cells[:, 2:] - cells[:, :2]).T
   assert_array_equal(width > height, [True, True, False, False])
@@ -96,11 +106,11 @@ def test_fitted_strides_divide_the_padded_image():
   @jax.jit
   def left(fit_to):
     levels = anchor_ops.anchor_levels(
-        (384, 448), sizes={5: (2.0,), 6: (2.0,)}, ratios=(1.0,)
+      (384, 448), sizes={5: (2.0,), 6: (2.0,)}, ratios=(1.0,)
     )
     return [
-        level[:, :2] + 1
-        for level in anchor_ops.make_anchors(levels, fit_to=fit_to)
+      level[:, :2] + 1
+      for level in anchor_ops.make_anchors(levels, fit_to=fit_to)
     ]
 
   fine, coarse = left(padded)
@@ -116,20 +126,20 @@ def test_legacy_box_arithmetic_counts_both_pixels():
   # Pixels 15..20 by 30..40: 6 * 11 of both; the union has 2 * 231 - 66.
   other = BOX + jnp.array([5.0, 10.0, 5.0, 10.0])
   assert_allclose(
-      box_ops.pairwise_iou(BOX, other, **LEGACY), [[66 / (462 - 66)]]
+    box_ops.pairwise_iou(BOX, other, **LEGACY), [[66 / (462 - 66)]]
   )
   # Boxes that share one column overlap, though x2 - x1 is 0 for it.
   touching = jnp.array([[20.0, 20.0, 30.0, 40.0]])
   assert_allclose(
-      box_ops.pairwise_iou(BOX, touching, **LEGACY), [[21 / (462 - 21)]]
+    box_ops.pairwise_iou(BOX, touching, **LEGACY), [[21 / (462 - 21)]]
   )
   size = jnp.array([30, 18])
   assert_array_equal(
-      box_ops.clip_boxes(BOX, size, **LEGACY), [[10, 20, 17, 29]]
+    box_ops.clip_boxes(BOX, size, **LEGACY), [[10, 20, 17, 29]]
   )
   # The first pixel becomes the last: 99 - 20 and 99 - 10.
   assert_array_equal(
-      box_ops.flip_boxes(BOX, jnp.int32(100), **LEGACY), [[79, 20, 89, 40]]
+    box_ops.flip_boxes(BOX, jnp.int32(100), **LEGACY), [[79, 20, 89, 40]]
   )
   assert to_xywh(np.float32([10, 20, 20, 40]), **LEGACY) == [10, 20, 11, 21]
   # A single pixel has an area.
@@ -145,9 +155,7 @@ def test_legacy_box_coder_by_hand():
   box = jnp.array([[-2.0, -5.0, 17.0, 14.0]])
   weights = (10.0, 10.0, 5.0, 5.0)
   deltas = box_ops.encode_boxes(box, anchor, weights=weights, **LEGACY)
-  assert_allclose(
-      deltas, [[10 * 0.3, 10 * -0.25, 5 * np.log(2), 0]], rtol=1e-6
-  )
+  assert_allclose(deltas, [[10 * 0.3, 10 * -0.25, 5 * np.log(2), 0]], rtol=1e-6)
   decoded = box_ops.decode_boxes(deltas, anchor, weights=weights, **LEGACY)
   assert_allclose(decoded, box, atol=1e-5)
 
@@ -159,35 +167,46 @@ def test_legacy_nms_counts_both_pixels():
   scores, valid = jnp.array([0.9, 0.8]), jnp.ones(2, bool)
 
   def count(**options):
-    return nms(
-        boxes, scores, valid, iou_threshold=0.4, limit=2, **options
-    )[1].sum()
+    return nms(boxes, scores, valid, iou_threshold=0.4, limit=2, **options)[
+      1
+    ].sum()
 
   assert count(**LEGACY) == 1
   assert count() == 2
 
 
 def test_legacy_anchors_that_straddle_an_edge_are_ignored(key):
-  anchors = jnp.array([
+  anchors = jnp.array(
+    [
       [0.0, 0, 31, 31],  # inside
       [-1, 0, 30, 31],  # over the left edge
       [33, 0, 64, 31],  # its last pixel would be the 65th
       [32, 32, 63, 63],  # just inside
-  ])
+    ]
+  )
   gt_boxes = jnp.array([[-1.0, 0, 30, 31]])
 
   def sample(ignore_straddling):
     targets = make_rpn_targets(
-        anchors, jnp.array([64, 64]), gt_boxes, jnp.ones(1, bool), key,
-        num_samples=4, foreground_fraction=0.5, foreground_iou=0.98,
-        background_iou=0.3, delta_weights=(1.0,) * 4, padding_multiple=32,
-        ignore_straddling=ignore_straddling, **LEGACY,
+      anchors,
+      jnp.array([64, 64]),
+      gt_boxes,
+      jnp.ones(1, bool),
+      key,
+      num_samples=4,
+      foreground_fraction=0.5,
+      foreground_iou=0.98,
+      background_iou=0.3,
+      delta_weights=(1.0,) * 4,
+      padding_multiple=32,
+      ignore_straddling=ignore_straddling,
+      **LEGACY,
     )
     index = np.asarray(targets.indices)
     chosen = np.asarray(targets.foreground)
     return (
-        set(index[chosen].tolist()),
-        set(index[targets.valid & ~chosen].tolist()),
+      set(index[chosen].tolist()),
+      set(index[targets.valid & ~chosen].tolist()),
     )
 
   assert sample(False) == ({1}, {2, 3})
@@ -198,18 +217,24 @@ def test_legacy_anchors_that_straddle_an_edge_are_ignored(key):
 
 def test_legacy_truth_ends_at_its_last_pixel(tmp_path):
   boxes = [
-      [10, 20, 11, 21],
-      [90, 50, 20, 10],  # over the right edge
-      [30, 30, 1, 5],  # a single column: no area is left
+    [10, 20, 11, 21],
+    [90, 50, 20, 10],  # over the right edge
+    [30, 30, 1, 5],  # a single column: no area is left
   ]
   content = {
-      'images': [{'id': 1, 'file_name': 'a.png', 'height': 80, 'width': 100}],
-      'categories': [{'id': 1, 'name': 'a'}],
-      'annotations': [
-          {'id': i, 'image_id': 1, 'category_id': 1, 'bbox': box,
-           'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]]}
-          for i, box in enumerate(boxes) for x, y, w, h in [box]
-      ],
+    'images': [{'id': 1, 'file_name': 'a.png', 'height': 80, 'width': 100}],
+    'categories': [{'id': 1, 'name': 'a'}],
+    'annotations': [
+      {
+        'id': i,
+        'image_id': 1,
+        'category_id': 1,
+        'bbox': box,
+        'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]],
+      }
+      for i, box in enumerate(boxes)
+      for x, y, w, h in [box]
+    ],
   }
   path = tmp_path / 'truth.json'
   path.write_text(json.dumps(content))
@@ -222,12 +247,19 @@ def test_legacy_truth_ends_at_its_last_pixel(tmp_path):
 
 def test_legacy_flip_moves_truth_to_the_mirrored_pixels():
   batch = parity.make_batch(
-      np.zeros((32, 64, 3), np.uint8), [[10, 0, 20, 9]], [1],
-      [np.pad(np.ones((9, 10), bool), ((0, 23), (10, 44)))],
+    np.zeros((32, 64, 3), np.uint8),
+    [[10, 0, 20, 9]],
+    [1],
+    [np.pad(np.ones((9, 10), bool), ((0, 23), (10, 44)))],
   )
   inputs = prepare_inputs(
-      batch, jnp.ones(1, bool), padded_size=(32, 64), pixel_mean=(0.0,) * 3,
-      pixel_std=(1.0,) * 3, antialias=True, **LEGACY,
+    batch,
+    jnp.ones(1, bool),
+    padded_size=(32, 64),
+    pixel_mean=(0.0,) * 3,
+    pixel_std=(1.0,) * 3,
+    antialias=True,
+    **LEGACY,
   )
   # 64 - 1 - 20 and 64 - 1 - 10.
   assert_array_equal(inputs.gt_boxes[0], [[43, 0, 53, 9]])
@@ -239,20 +271,25 @@ def test_pool_outlines_pools_the_bitmap_that_an_outline_was_made_of():
   mask[1:4, 2:7] = True
   mask[2, 4] = False
   batch = parity.make_batch(
-      np.zeros((6, 9, 3), np.uint8), [[2, 1, 7, 4]], [1], [mask]
+    np.zeros((6, 9, 3), np.uint8), [[2, 1, 7, 4]], [1], [mask]
   )
   drawn = pool_outlines(
-      jax.tree.map(lambda x: jnp.asarray(x[0]), batch.outlines),
-      jnp.zeros(1, jnp.int32), jnp.array([[0.0, 0.0, 9.0, 9.0]]), side=9,
-      image_size=jnp.array([6, 9]), padded_size=(32, 32),
-      max_object_vertices=64, max_parts=1,
+    jax.tree.map(lambda x: jnp.asarray(x[0]), batch.outlines),
+    jnp.zeros(1, jnp.int32),
+    jnp.array([[0.0, 0.0, 9.0, 9.0]]),
+    side=9,
+    image_size=jnp.array([6, 9]),
+    padded_size=(32, 32),
+    max_object_vertices=64,
+    max_parts=1,
   )
   # A sample in the middle of each pixel, but moved by half a pixel, for
   # torchvision's RoIAlign is not aligned: the mean of four pixels.
   square = np.pad(mask, ((0, 1), (0, 1))).astype(float)
   square[6:] = square[5]
-  mean = (square[:-1, :-1] + square[1:, :-1] + square[:-1, 1:]
-          + square[1:, 1:]) / 4
+  mean = (
+    square[:-1, :-1] + square[1:, :-1] + square[:-1, 1:] + square[1:, 1:]
+  ) / 4
   assert_allclose(drawn[0, :5, :8], mean[:5, :8], atol=1e-6)
 
 
@@ -263,8 +300,11 @@ def test_pasted_by_resizing_by_hand():
   # 3.28, of which cells 1 and 2 are the mask.
   mask = np.array([[[1, 1], [1, 1]]], np.float32)
   (rle,) = paste_masks(
-      mask, np.array([[2, 2, 6, 6]], np.float32), height=10, width=10,
-      rule='resized',
+    mask,
+    np.array([[2, 2, 6, 6]], np.float32),
+    height=10,
+    width=10,
+    rule='resized',
   )
   # Along an axis: 0 .17 .61 1 1 1 .61 .17 0. Of the products of two of these
   # .61 * 1 exceeds .5, but not the corners, .61 * .61 = .37.
@@ -273,16 +313,23 @@ def test_pasted_by_resizing_by_hand():
   assert_array_equal(mask_api.decode(rle), expected)
 
 
-@pytest.mark.parametrize('box, first, last', [
+@pytest.mark.parametrize(
+  'box, first, last',
+  [
     # A border cell a side: 2 px more each way, then towards zero.
     ((2.9, 2.9, 5.9, 5.9), 1, 7),  # 1.4 and 7.4
     ((-1.2, -1.2, 1.8, 1.8), -2, 3),  # -2.7 and 3.3: towards zero
     ((4, 4, 4, 4), 4, 4),  # no area: one pixel
-])
+  ],
+)
 def test_pasted_by_resizing_truncates_the_box(box, first, last):
   (rle,) = paste_masks(
-      np.ones((1, 2, 2), np.float32), np.array([box], np.float32), height=9,
-      width=9, rule='resized', threshold=1e-6,
+    np.ones((1, 2, 2), np.float32),
+    np.array([box], np.float32),
+    height=9,
+    width=9,
+    rule='resized',
+    threshold=1e-6,
   )
   # All pixels but those that see only the border: cells 0 and 3.
   size = last - first + 1
@@ -298,15 +345,15 @@ def test_pasted_by_resizing_wants_more_than_the_threshold():
   masks = np.full((1, 2, 2), 0.5, np.float32)
   box = np.array([[2, 2, 6, 6]], np.float32)
   resized, sampled = (
-      mask_api.area(
-          paste_masks(masks, box, height=10, width=10, rule=rule)[0]
-      )
-      for rule in ('resized', 'sampled')
+    mask_api.area(paste_masks(masks, box, height=10, width=10, rule=rule)[0])
+    for rule in ('resized', 'sampled')
   )
   assert resized == 0 and sampled > 0
 
 
-@pytest.mark.parametrize('rule, size, expected', [
+@pytest.mark.parametrize(
+  'rule, size, expected',
+  [
     # 800 / 426 * 640 = 1201.88
     ('nearest', (426, 640), (800, 1202)),
     ('down', (426, 640), (800, 1201)),
@@ -318,10 +365,11 @@ def test_pasted_by_resizing_wants_more_than_the_threshold():
     ('legacy', (333, 1000), (444, 1333)),
     ('legacy', (1000, 333), (1333, 444)),
     ('legacy', (800, 1000), (800, 1000)),
-])
+  ],
+)
 def test_resize_rules(rule, size, expected):
   assert resized_size(*size, short_side=800, long_side=1333, rule=rule) == (
-      expected
+    expected
   )
 
 
@@ -370,7 +418,7 @@ def test_saying_what_the_preset_says_is_no_difference():
 @pytest.mark.slow
 @pytest.mark.parametrize('name', geometry.PRESETS)
 def test_a_checkpoint_is_trained_and_used_with_its_preset(
-    name, tmp_path, tiny_data, compilation_cache
+  name, tmp_path, tiny_data, compilation_cache
 ):
   config = tiny.with_data(tiny.get_config(), tiny_data)
   config.geometry = name

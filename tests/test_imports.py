@@ -11,8 +11,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 # entry, never another entry of its own row. `name.*` is a whole package.
 ROWS = (
   (
-    '__main__', 'main', 'benchmark.*', 'build_tfds.*', 'check_data.*',
-    'convert_to_coco.*', 'convert_weights.*', 'doctor.*',
+    '__main__',
+    'main',
+    'benchmark.*',
+    'build_tfds.*',
+    'check_data.*',
+    'convert_to_coco.*',
+    'convert_weights.*',
+    'doctor.*',
   ),
   ('training.*',),
   ('evaluation.*', 'predict'),
@@ -21,8 +27,14 @@ ROWS = (
   ('config.*',),
   # The steps of the paper; and, beside them, data and runtime.
   (
-    'inputs', 'proposals', 'targets', 'losses', 'detections', 'mask_paste',
-    'data.*', 'runtime.*',
+    'inputs',
+    'proposals',
+    'targets',
+    'losses',
+    'detections',
+    'mask_paste',
+    'data.*',
+    'runtime.*',
   ),
   ('model.*', 'ops.*'),
   ('array_types', 'geometry', 'errors', 'kernels', 'pallas_kernels.*'),
@@ -151,8 +163,10 @@ def config_lines(source):
   for node in ast.walk(ast.parse(source)):
     if isinstance(node, ast.arg) and node.arg == 'config':
       lines.append(node.lineno)
-    elif isinstance(node, ast.Attribute) and node.attr == 'config' and not (
-      isinstance(node.value, ast.Name) and node.value.id == 'jax'
+    elif (
+      isinstance(node, ast.Attribute)
+      and node.attr == 'config'
+      and not (isinstance(node.value, ast.Name) and node.value.id == 'jax')
     ):
       lines.append(node.lineno)
     # A field of a NamedTuple.

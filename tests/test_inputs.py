@@ -23,10 +23,13 @@ from maskrcnn_jax.ops.outlines import rasterize_outlines
 
 PADDED = (8, 8)
 prepare = jax.jit(
-    functools.partial(
-        prepare_inputs, padded_size=PADDED, pixel_mean=(10.0, 20.0, 30.0),
-        pixel_std=(1.0, 2.0, 4.0), antialias=True,
-    )
+  functools.partial(
+    prepare_inputs,
+    padded_size=PADDED,
+    pixel_mean=(10.0, 20.0, 30.0),
+    pixel_std=(1.0, 2.0, 4.0),
+    antialias=True,
+  )
 )
 
 
@@ -53,8 +56,14 @@ def make_batch(rows, *, slots=2, vertices=8):
     parts[i, : len(polygon)] = [0] * (len(polygon) - 1) + [-1]
     starts[i, 1:] = len(polygon)
   return Batch(
-      images, source_sizes, image_sizes, np.ones(b, bool), gt_boxes,
-      gt_classes, gt_valid, Outlines(points, parts, starts),
+    images,
+    source_sizes,
+    image_sizes,
+    np.ones(b, bool),
+    gt_boxes,
+    gt_classes,
+    gt_valid,
+    Outlines(points, parts, starts),
   )
 
 
@@ -91,15 +100,15 @@ def test_prepare_inputs_is_zero_outside_the_image(ramp):
 
 
 @pytest.mark.parametrize(
-    ('flip', 'box', 'vertices'),
-    [
-        # Times 2; mirrored in 6 pixels, x becomes 6 - x.
-        (False, (0, 0, 4, 2), [(0, 0), (4, 0), (4, 4), (0, 0)]),
-        (True, (2, 0, 6, 2), [(6, 0), (2, 0), (2, 4), (6, 0)]),
-    ],
+  ('flip', 'box', 'vertices'),
+  [
+    # Times 2; mirrored in 6 pixels, x becomes 6 - x.
+    (False, (0, 0, 4, 2), [(0, 0), (4, 0), (4, 4), (0, 0)]),
+    (True, (2, 0, 6, 2), [(6, 0), (2, 0), (2, 4), (6, 0)]),
+  ],
 )
 def test_prepare_inputs_moves_the_truth_with_the_image(
-    ramp, flip, box, vertices
+  ramp, flip, box, vertices
 ):
   inputs = prepare(ramp, jnp.array([flip]))
   assert_allclose(inputs.gt_boxes[0, 0], box, rtol=1e-6)
@@ -109,7 +118,7 @@ def test_prepare_inputs_moves_the_truth_with_the_image(
 def test_prepare_inputs_scales_the_axes_apart():
   # 4x3 pixels become 2x6: y halves, x doubles.
   batch = make_batch(
-      [(grey(np.zeros((4, 3))), (2, 6), [(1, 2, 3, 4)], [(1, 2), (3, 4)])]
+    [(grey(np.zeros((4, 3))), (2, 6), [(1, 2, 3, 4)], [(1, 2), (3, 4)])]
   )
   inputs = prepare(batch, jnp.array([False]))
   assert_allclose(inputs.gt_boxes[0, 0], [2, 1, 6, 2], rtol=1e-6)
@@ -143,8 +152,8 @@ def test_prepare_inputs_ignores_pixels_outside_the_source(ramp):
   other[0, :, 3:] = 255
   flips = jnp.array([False])
   assert_array_equal(
-      prepare(ramp, flips).images,
-      prepare(ramp._replace(images=other), flips).images,
+    prepare(ramp, flips).images,
+    prepare(ramp._replace(images=other), flips).images,
   )
 
 
@@ -155,9 +164,9 @@ def test_prepare_inputs_treats_rows_apart(ramp, key):
   together = prepare(both, jnp.array([True, False]))
   alone = prepare(other, jnp.array([False]))
   for a, b in zip(
-      jax.tree.leaves(jax.tree.map(lambda x: x[1:], together)),
-      jax.tree.leaves(alone),
-      strict=True,
+    jax.tree.leaves(jax.tree.map(lambda x: x[1:], together)),
+    jax.tree.leaves(alone),
+    strict=True,
   ):
     assert_allclose(a, b, atol=1e-5)
 
@@ -167,7 +176,7 @@ def test_prepare_inputs_leaves_the_size_of_an_image_that_fits_alone(key):
   batch = make_batch([(noise, (6, 6), [], [])])
   pixels = prepare(batch, jnp.array([False])).images[0, :6, :6]
   assert_allclose(
-      pixels, (noise - np.array([10.0, 20, 30])) / [1, 2, 4], atol=1e-4
+    pixels, (noise - np.array([10.0, 20, 30])) / [1, 2, 4], atol=1e-4
   )
 
 
@@ -190,11 +199,14 @@ LARGE = (48, 64)
 
 
 augment_with = jax.jit(
-    functools.partial(
-        prepare_inputs, padded_size=LARGE, pixel_mean=(0.0, 0.0, 0.0),
-        pixel_std=(1.0, 1.0, 1.0), antialias=True,
-    ),
-    static_argnames='max_object_vertices',
+  functools.partial(
+    prepare_inputs,
+    padded_size=LARGE,
+    pixel_mean=(0.0, 0.0, 0.0),
+    pixel_std=(1.0, 1.0, 1.0),
+    antialias=True,
+  ),
+  static_argnames='max_object_vertices',
 )
 
 
@@ -217,7 +229,7 @@ def scene(count, seed=0):
       center = rng.uniform(0, [height, width])
       radius = rng.uniform(3, 14, 2)
       inside = ((y - center[0]) / radius[0]) ** 2 + (
-          (x - center[1]) / radius[1]
+        (x - center[1]) / radius[1]
       ) ** 2 < 1
       masks.append(inside & (rng.random((height, width)) < 0.995))
     rows.append(masks)
@@ -237,7 +249,10 @@ def scene(count, seed=0):
       if mask.any():
         rows_, columns = np.nonzero(mask)
         boxes[i, j] = (
-            columns.min(), rows_.min(), columns.max() + 1, rows_.max() + 1
+          columns.min(),
+          rows_.min(),
+          columns.max() + 1,
+          rows_.max() + 1,
         )
         valid[i, j] = True
   # One picture an object: 255 where it is.
@@ -247,8 +262,14 @@ def scene(count, seed=0):
       images[j, i, :height, :width] = 255 * mask[..., None]
   sizes = np.tile(np.array([[height, width]], np.int32), (count, 1))
   batch = Batch(
-      images[0], sizes, sizes, np.ones(count, bool), boxes,
-      valid.astype(np.int32), valid, Outlines(vertices, parts, starts),
+    images[0],
+    sizes,
+    sizes,
+    np.ones(count, bool),
+    boxes,
+    valid.astype(np.int32),
+    valid,
+    Outlines(vertices, parts, starts),
   )
   return batch, images
 
@@ -261,34 +282,45 @@ def test_augmented_outlines_lie_on_the_augmented_bitmaps(key, kind):
   flips = draw_flips(keys, probability=0.5)
   if kind == 'jitter':
     arguments = dict(
-        placement=draw_scale_jitter(
-            keys, jnp.asarray(batch.source_sizes), scales=(0.3, 3.0),
-            padded_size=LARGE,
-        ),
-        max_object_vertices=256,
+      placement=draw_scale_jitter(
+        keys,
+        jnp.asarray(batch.source_sizes),
+        scales=(0.3, 3.0),
+        padded_size=LARGE,
+      ),
+      max_object_vertices=256,
     )
   else:
     arguments = dict(
-        placement=draw_short_sides(
-            keys, jnp.asarray(batch.source_sizes), choices=(20, 30, 37, 48),
-            long_side=64, resize_rule='nearest', padded_size=LARGE,
-        ),
+      placement=draw_short_sides(
+        keys,
+        jnp.asarray(batch.source_sizes),
+        choices=(20, 30, 37, 48),
+        long_side=64,
+        resize_rule='nearest',
+        padded_size=LARGE,
+      ),
     )
   run = functools.partial(augment, **arguments)
   whole = jnp.array([[0, 0, LARGE[1], LARGE[0]]], jnp.float32)
   square = max(LARGE)
-  fill = jax.jit(lambda outlines, i: rasterize_outlines(
-      outlines, jnp.array([i]),
-      whole.at[0, 3].set(square), side=square, max_object_vertices=256,
+  fill = jax.jit(
+    lambda outlines, i: rasterize_outlines(
+      outlines,
+      jnp.array([i]),
+      whole.at[0, 3].set(square),
+      side=square,
+      max_object_vertices=256,
       max_parts=1,
-  )[0, : LARGE[0]])
+    )[0, : LARGE[0]]
+  )
   seen = 0
   for j in range(images.shape[0]):
     inputs = run(batch._replace(images=images[j]), flips)
     for i in range(count):
       pixels = np.asarray(inputs.images[i, ..., 0])
       drawn = np.asarray(
-          fill(jax.tree.map(lambda x, i=i: x[i], inputs.outlines), j)
+        fill(jax.tree.map(lambda x, i=i: x[i], inputs.outlines), j)
       )
       height, width = inputs.image_sizes[i].tolist()
       drawn = drawn[:height, :width]
@@ -322,8 +354,9 @@ def test_an_object_that_leaves_the_canvas_is_not_valid():
   batch = make_batch([(pixels, (6, 6), [(0, 0, 2, 2), (1, 1, 6, 6)], corner)])
   batch.outlines.starts[0] = [0, 5, 5]  # the second has no outline
   inputs = augment(
-      batch, max_object_vertices=8,
-      placement=Placement(jnp.array([[96, 96]]), jnp.array([[40, 20]])),
+    batch,
+    max_object_vertices=8,
+    placement=Placement(jnp.array([[96, 96]]), jnp.array([[40, 20]])),
   )
   assert inputs.gt_valid.tolist() == [[False, True]]
   assert inputs.gt_classes.tolist() == [[0, 1]]
@@ -338,9 +371,10 @@ def test_an_object_that_is_cut_has_the_box_of_what_is_visible():
   diamond = [(3, 0), (6, 3), (3, 6), (0, 3), (3, 0)]
   batch = make_batch([(pixels, (6, 6), [(0, 0, 6, 6)], diamond)])
   inputs = augment(
-      batch, max_object_vertices=8,
-      # 60x60 pixels less the first 50 rows: the diamond's lowest tip.
-      placement=Placement(jnp.array([[60, 60]]), jnp.array([[50, 0]])),
+    batch,
+    max_object_vertices=8,
+    # 60x60 pixels less the first 50 rows: the diamond's lowest tip.
+    placement=Placement(jnp.array([[60, 60]]), jnp.array([[50, 0]])),
   )
   assert_allclose(inputs.gt_boxes[0, 0], [20, 0, 40, 10], atol=1e-4)
 
@@ -349,9 +383,11 @@ def test_a_placement_as_the_batch_has_it_changes_nothing(ramp):
   flips = jnp.array([True])
   plain = prepare(ramp, flips)
   placed = prepare(
-      ramp, flips, placement=Placement(
-          jnp.asarray(ramp.image_sizes), jnp.zeros((1, 2), jnp.int32)
-      ),
+    ramp,
+    flips,
+    placement=Placement(
+      jnp.asarray(ramp.image_sizes), jnp.zeros((1, 2), jnp.int32)
+    ),
   )
   jax.tree.map(assert_array_equal, plain, placed)
 
@@ -359,17 +395,13 @@ def test_a_placement_as_the_batch_has_it_changes_nothing(ramp):
 def test_draw_scale_jitter_fits_the_scale_to_the_canvas(key):
   keys = jax.random.split(key, 200)
   sizes = jnp.tile(jnp.array([[30, 80]]), (200, 1))
-  placed = draw_scale_jitter(
-      keys, sizes, scales=(0.1, 2.0), padded_size=LARGE
-  )
+  placed = draw_scale_jitter(keys, sizes, scales=(0.1, 2.0), padded_size=LARGE)
   # At 1, 80 pixels become 64.
   scales = np.asarray(placed.resized_sizes[:, 1]) / 64
   assert 0.1 - 0.01 <= scales.min() < 0.2
   assert 1.9 < scales.max() <= 2.0 + 0.01
   assert_allclose(scales.mean(), 1.05, atol=0.15)  # 4 sigma of 200
-  assert_allclose(
-      placed.resized_sizes[:, 0], 30 * 0.8 * scales, atol=1.01
-  )
+  assert_allclose(placed.resized_sizes[:, 0], 30 * 0.8 * scales, atol=1.01)
   beyond = np.maximum(np.asarray(placed.resized_sizes) - LARGE, 0)
   offsets = np.asarray(placed.offsets)
   assert (0 <= offsets).all() and (offsets <= beyond).all()
@@ -382,8 +414,12 @@ def test_draw_short_sides_takes_each_choice(key):
   keys = jax.random.split(key, 64)
   sizes = jnp.tile(jnp.array([[480, 640]]), (64, 1))
   placed = draw_short_sides(
-      keys, sizes, choices=(640, 672, 800), long_side=1333,
-      resize_rule='nearest', padded_size=(800, 1088),
+    keys,
+    sizes,
+    choices=(640, 672, 800),
+    long_side=1333,
+    resize_rule='nearest',
+    padded_size=(800, 1088),
   )
   found = {tuple(size) for size in placed.resized_sizes.tolist()}
   assert found == {(640, 853), (672, 896), (800, 1067)}
@@ -391,24 +427,29 @@ def test_draw_short_sides_takes_each_choice(key):
 
 
 @pytest.mark.parametrize(
-    'draw',
-    [
-        lambda keys, sizes: draw_scale_jitter(
-            keys, sizes, scales=(0.1, 2.0), padded_size=LARGE
-        ),
-        lambda keys, sizes: draw_short_sides(
-            keys, sizes, choices=(8, 9, 10), long_side=99,
-            resize_rule='nearest', padded_size=LARGE,
-        ),
-        lambda keys, _: draw_color_factors(keys, strengths=(0.4, 0.4, 0.4)),
-    ],
+  'draw',
+  [
+    lambda keys, sizes: draw_scale_jitter(
+      keys, sizes, scales=(0.1, 2.0), padded_size=LARGE
+    ),
+    lambda keys, sizes: draw_short_sides(
+      keys,
+      sizes,
+      choices=(8, 9, 10),
+      long_side=99,
+      resize_rule='nearest',
+      padded_size=LARGE,
+    ),
+    lambda keys, _: draw_color_factors(keys, strengths=(0.4, 0.4, 0.4)),
+  ],
 )
 def test_what_is_drawn_depends_on_the_key_of_the_row_alone(key, draw):
   keys = jax.random.split(key, 16)
   sizes = jnp.tile(jnp.array([[20, 30]]), (16, 1))
   jax.tree.map(
-      lambda all_, part: assert_array_equal(all_[3:5], part),
-      draw(keys, sizes), draw(keys[3:5], sizes[3:5]),
+    lambda all_, part: assert_array_equal(all_[3:5], part),
+    draw(keys, sizes),
+    draw(keys[3:5], sizes[3:5]),
   )
 
 
@@ -430,16 +471,16 @@ def test_adjust_colors_by_hand():
 
 
 def test_draw_color_factors_stay_within_their_strengths(key):
-  factors = np.asarray(draw_color_factors(
-      jax.random.split(key, 500), strengths=(0.4, 0.1, 0.0)
-  ))
+  factors = np.asarray(
+    draw_color_factors(jax.random.split(key, 500), strengths=(0.4, 0.1, 0.0))
+  )
   assert_allclose(factors.min(axis=0), [0.6, 0.9, 1], atol=0.02)
   assert_allclose(factors.max(axis=0), [1.4, 1.1, 1], atol=0.02)
 
 
 def test_color_factors_leave_the_padding_zero(ramp):
   inputs = prepare(
-      ramp, jnp.array([False]), color_factors=jnp.array([[1.2, 0.9, 1.1]])
+    ramp, jnp.array([False]), color_factors=jnp.array([[1.2, 0.9, 1.1]])
   )
   assert not inputs.images[0, 4:].any()
   assert not inputs.images[0, :, 6:].any()

@@ -8,18 +8,21 @@ from maskrcnn_jax import kernels
 from maskrcnn_jax.kernels import XLA, Kernels, all_kernels
 
 H200 = {
-    'platform': 'gpu', 'device_kind': 'NVIDIA H200', 'jax_version': '0.11.2',
-    'compute_capability': 9.0,
+  'platform': 'gpu',
+  'device_kind': 'NVIDIA H200',
+  'jax_version': '0.11.2',
+  'compute_capability': 9.0,
 }
 
 
 @pytest.fixture
 def installed(monkeypatch):
   """Sets whether there are Pallas's Triton backend and jax-triton."""
+
   def install(*, backend, jax_triton):
     found = {kernels.BACKEND: backend, kernels.OTHER_BACKEND: jax_triton}
     monkeypatch.setattr(
-        importlib.util, 'find_spec', lambda name: found[name] or None
+      importlib.util, 'find_spec', lambda name: found[name] or None
     )
 
   return install
@@ -29,16 +32,17 @@ def test_where_pallas_can_be_compiled_jax_triton_changes_nothing(installed):
   for jax_triton in (False, True):
     installed(backend=True, jax_triton=jax_triton)
     assert kernels.choose_kernels('pallas', **H200) == (
-        all_kernels('pallas'), 'Kernels: pallas, as configured'
+      all_kernels('pallas'),
+      'Kernels: pallas, as configured',
     )
 
 
 def test_without_pallas_nms_is_by_jax_triton(installed):
   installed(backend=False, jax_triton=True)
   assert kernels.choose_kernels('pallas', **H200) == (
-      Kernels(nms='triton'),
-      'Kernels: jax-triton for nms, xla instead of pallas for the rest: '
-      'jax 0.11.2 has no jax.experimental.pallas.triton',
+    Kernels(nms='triton'),
+    'Kernels: jax-triton for nms, xla instead of pallas for the rest: '
+    'jax 0.11.2 has no jax.experimental.pallas.triton',
   )
   # Not so unless asked for or measured.
   assert kernels.choose_kernels('xla', **H200)[0] == XLA
@@ -46,16 +50,16 @@ def test_without_pallas_nms_is_by_jax_triton(installed):
 
 
 @pytest.mark.parametrize(
-    ('jax_triton', 'changed', 'why'),
-    [
-        (False, {}, 'and jax-triton is not installed'),
-        (True, {'compute_capability': 7.5}, 'capability 7.5'),
-        (True, {'platform': 'tpu'}, 'not tpu'),
-        (True, {'platform': 'cpu'}, 'has no jax.experimental.pallas'),
-    ],
+  ('jax_triton', 'changed', 'why'),
+  [
+    (False, {}, 'and jax-triton is not installed'),
+    (True, {'compute_capability': 7.5}, 'capability 7.5'),
+    (True, {'platform': 'tpu'}, 'not tpu'),
+    (True, {'platform': 'cpu'}, 'has no jax.experimental.pallas'),
+  ],
 )
 def test_without_pallas_and_what_jax_triton_needs_it_is_plain_jax(
-    installed, jax_triton, changed, why
+  installed, jax_triton, changed, why
 ):
   installed(backend=False, jax_triton=jax_triton)
   chosen, line = kernels.choose_kernels('pallas', **H200 | changed)
@@ -66,13 +70,13 @@ def test_without_pallas_and_what_jax_triton_needs_it_is_plain_jax(
 
 def test_auto_takes_of_what_was_measured_what_there_is(installed, monkeypatch):
   monkeypatch.setattr(
-      kernels, 'MEASURED', {'NVIDIA H200': {(0, 11): ('nms', 'roi_align')}}
+    kernels, 'MEASURED', {'NVIDIA H200': {(0, 11): ('nms', 'roi_align')}}
   )
   installed(backend=True, jax_triton=True)
   chosen, line = kernels.choose_kernels('auto', **H200)
   assert chosen == Kernels(nms='pallas', roi_align='pallas')
   assert line == (
-      'Kernels: pallas for nms, pallas for roi_align, measured on NVIDIA H200'
+    'Kernels: pallas for nms, pallas for roi_align, measured on NVIDIA H200'
   )
   installed(backend=False, jax_triton=True)
   assert kernels.choose_kernels('auto', **H200)[0] == Kernels(nms='triton')
@@ -83,8 +87,8 @@ def test_auto_takes_of_what_was_measured_what_there_is(installed, monkeypatch):
 def test_nms_alone_has_a_kernel_by_jax_triton(installed):
   installed(backend=True, jax_triton=True)
   ways = {
-      name: kernels.kernels_on_gpu(name)
-      for name in (*Kernels._fields, 'anchors_at')
+    name: kernels.kernels_on_gpu(name)
+    for name in (*Kernels._fields, 'anchors_at')
   }
   assert ways.pop('nms') == ('pallas', 'triton')
   assert set(ways.values()) == {('pallas',)}

@@ -33,15 +33,15 @@ def make_rpn_case(*, foreground, valid):
   random = np.random.default_rng(0)
   b, s = valid.shape
   return (
-      random.normal(size=(b, 7)).astype(np.float32),
-      random.normal(size=(b, 7, 4)).astype(np.float32),
-      RpnTargets(
-          indices=random.integers(0, 7, (b, s), np.int32),
-          foreground=foreground,
-          delta_targets=random.normal(size=(b, s, 4)).astype(np.float32)
-          * foreground[..., None],
-          valid=valid,
-      ),
+    random.normal(size=(b, 7)).astype(np.float32),
+    random.normal(size=(b, 7, 4)).astype(np.float32),
+    RpnTargets(
+      indices=random.integers(0, 7, (b, s), np.int32),
+      foreground=foreground,
+      delta_targets=random.normal(size=(b, s, 4)).astype(np.float32)
+      * foreground[..., None],
+      valid=valid,
+    ),
   )
 
 
@@ -51,20 +51,20 @@ def make_roi_case(*, foreground, valid):
   random = np.random.default_rng(0)
   b, r = valid.shape
   targets = RoiTargets(
-      rois=np.zeros((b, r, 4), np.float32),
-      class_targets=random.integers(1, K, (b, r), np.int32) * foreground,
-      delta_targets=random.normal(size=(b, r, 4)).astype(np.float32)
-      * foreground[..., None],
-      objects=np.zeros((b, r), np.int32),
-      foreground=foreground,
-      valid=valid,
+    rois=np.zeros((b, r, 4), np.float32),
+    class_targets=random.integers(1, K, (b, r), np.int32) * foreground,
+    delta_targets=random.normal(size=(b, r, 4)).astype(np.float32)
+    * foreground[..., None],
+    objects=np.zeros((b, r), np.int32),
+    foreground=foreground,
+    valid=valid,
   )
   return (
-      random.normal(size=(b, r, K)).astype(np.float32),
-      random.normal(size=(b, r, K, 4)).astype(np.float32),
-      random.normal(size=(b, r, M, M, K)).astype(np.float32),
-      random.integers(0, 2, (b, r, M, M)).astype(np.float32),
-      targets,
+    random.normal(size=(b, r, K)).astype(np.float32),
+    random.normal(size=(b, r, K, 4)).astype(np.float32),
+    random.normal(size=(b, r, M, M, K)).astype(np.float32),
+    random.integers(0, 2, (b, r, M, M)).astype(np.float32),
+    targets,
   )
 
 
@@ -73,15 +73,15 @@ def all_losses(rpn, roi):
   logits, deltas, rpn_targets = rpn
   class_logits, box_deltas, mask_logits, masks, targets = roi
   return {
-      'objectness': losses.objectness_loss(logits, rpn_targets),
-      'anchor_box': losses.anchor_box_loss(
-          deltas, rpn_targets, smooth_l1_beta=BETA
-      ),
-      'classification': losses.classification_loss(class_logits, targets),
-      'box': losses.box_loss(box_deltas, targets, smooth_l1_beta=BETA),
-      'mask': losses.mask_loss(
-          mask_logits, masks, targets.class_targets, targets.foreground
-      ),
+    'objectness': losses.objectness_loss(logits, rpn_targets),
+    'anchor_box': losses.anchor_box_loss(
+      deltas, rpn_targets, smooth_l1_beta=BETA
+    ),
+    'classification': losses.classification_loss(class_logits, targets),
+    'box': losses.box_loss(box_deltas, targets, smooth_l1_beta=BETA),
+    'mask': losses.mask_loss(
+      mask_logits, masks, targets.class_targets, targets.foreground
+    ),
   }
 
 
@@ -90,8 +90,8 @@ def all_sums_by_definition(rpn, roi):
   logits, deltas, rpn_targets = rpn
   class_logits, box_deltas, mask_logits, masks, targets = roi
   sums = {
-      name: [0.0, 0] for name in
-      ('objectness', 'anchor_box', 'classification', 'box', 'mask')
+    name: [0.0, 0]
+    for name in ('objectness', 'anchor_box', 'classification', 'box', 'mask')
   }
 
   def add(name, loss, count):
@@ -122,19 +122,20 @@ def all_sums_by_definition(rpn, roi):
 
 
 MIXED = dict(
-    foreground=[[True, True, False], [True, False, False]],
-    valid=[[True, True, True], [True, True, False]],
+  foreground=[[True, True, False], [True, False, False]],
+  valid=[[True, True, True], [True, True, False]],
 )
 NOTHING = dict(
-    foreground=[[False, False, False]], valid=[[False, False, False]]
+  foreground=[[False, False, False]], valid=[[False, False, False]]
 )
 BACKGROUND = dict(
-    foreground=[[False, False, False]], valid=[[True, True, False]]
+  foreground=[[False, False, False]], valid=[[True, True, False]]
 )
 FULL = dict(foreground=[[True, True, True]], valid=[[True, True, True]])
 CASES = pytest.mark.parametrize(
-    'case', [MIXED, NOTHING, BACKGROUND, FULL],
-    ids=['mixed', 'nothing', 'background', 'full'],
+  'case',
+  [MIXED, NOTHING, BACKGROUND, FULL],
+  ids=['mixed', 'nothing', 'background', 'full'],
 )
 
 
@@ -164,16 +165,20 @@ def test_box_losses_divide_by_the_background_too():
   foreground = jnp.array([[True, False, False, False]])
   valid = jnp.ones((1, 4), bool)
   rpn_targets = RpnTargets(
-      jnp.zeros((1, 4), jnp.int32), foreground, jnp.zeros((1, 4, 4)), valid
+    jnp.zeros((1, 4), jnp.int32), foreground, jnp.zeros((1, 4, 4)), valid
   )
   found = losses.anchor_box_loss(
-      jnp.ones((1, 2, 4)), rpn_targets, smooth_l1_beta=0.0
+    jnp.ones((1, 2, 4)), rpn_targets, smooth_l1_beta=0.0
   )
   assert_allclose(found, 1)
   zeros = jnp.zeros((1, 4), jnp.int32)
   targets = RoiTargets(
-      jnp.zeros((1, 4, 4)), zeros.at[0, 0].set(1), jnp.zeros((1, 4, 4)), zeros,
-      foreground, valid,
+    jnp.zeros((1, 4, 4)),
+    zeros.at[0, 0].set(1),
+    jnp.zeros((1, 4, 4)),
+    zeros,
+    foreground,
+    valid,
   )
   # Deltas of other classes are no part of it.
   deltas = jnp.full((1, 4, 3, 4), 99.0).at[:, :, 1].set(1)
@@ -221,11 +226,12 @@ def test_padding_slots_change_nothing():
 
   def pad_slots(tree, value):
     return jax.tree.map(
-        lambda x: np.pad(
-            x, [(0, 0), (0, 2)] + [(0, 0)] * (x.ndim - 2),
-            constant_values=value if x.dtype == np.float32 else 0,
-        ),
-        tree,
+      lambda x: np.pad(
+        x,
+        [(0, 0), (0, 2)] + [(0, 0)] * (x.ndim - 2),
+        constant_values=value if x.dtype == np.float32 else 0,
+      ),
+      tree,
     )
 
   wide = all_losses((*rpn[:2], pad_slots(rpn[2], 9)), pad_slots(roi, 9))
@@ -238,8 +244,8 @@ def test_the_loss_of_a_batch_is_normalised_over_all_its_images():
   # slots, and not the mean of two means.
   rpn, roi = make_rpn_case(**MIXED), make_roi_case(**MIXED)
   rows = [
-      jax.tree.map(lambda x: x[i : i + 1], (rpn, roi))  # noqa: B023
-      for i in range(2)
+    jax.tree.map(lambda x: x[i : i + 1], (rpn, roi))  # noqa: B023
+    for i in range(2)
   ]
   sums = [all_sums_by_definition(*row) for row in rows]
   found = all_losses(rpn, roi)
@@ -253,8 +259,8 @@ def test_the_loss_of_a_batch_is_normalised_over_all_its_images():
 
 def test_an_image_without_objects_only_adds_to_the_normaliser():
   roi = make_roi_case(
-      foreground=[[True, False], [False, False]],
-      valid=[[True, True], [True, True]],
+    foreground=[[True, False], [False, False]],
+    valid=[[True, True], [True, True]],
   )
   first = jax.tree.map(lambda x: x[:1], roi)
   rpn = make_rpn_case(**NOTHING)

@@ -9,30 +9,30 @@ from maskrcnn_jax import mask_paste
 
 # pycocotools 2.0.11 decodes with an __array__ from before NumPy 2.
 pytestmark = pytest.mark.filterwarnings(
-    'ignore:__array__ implementation:DeprecationWarning'
+  'ignore:__array__ implementation:DeprecationWarning'
 )
 
 # (x1, y1, x2, y2) for an image of 24 rows and 31 columns.
 BOXES = np.array(
-    [
-        [3.2, 4.7, 20.9, 18.1],
-        [-6.5, -3.25, 9.75, 11.5],  # over the top left corner
-        [25.3, 20.1, 44.0, 39.9],  # over the bottom right corner
-        [-10, -10, 50, 50],  # larger than the image
-        [7, 9, 8, 10],  # one pixel
-        [7.4, 9.4, 7.6, 9.6],  # around one pixel centre
-        [7.6, 9.6, 8.4, 10.4],  # between pixel centres
-        [40, 4, 50, 9],  # outside
-        [-6, -5, 37, 29],  # covers the image: runs go on in the next column
-    ],
-    np.float32,
+  [
+    [3.2, 4.7, 20.9, 18.1],
+    [-6.5, -3.25, 9.75, 11.5],  # over the top left corner
+    [25.3, 20.1, 44.0, 39.9],  # over the bottom right corner
+    [-10, -10, 50, 50],  # larger than the image
+    [7, 9, 8, 10],  # one pixel
+    [7.4, 9.4, 7.6, 9.6],  # around one pixel centre
+    [7.6, 9.6, 8.4, 10.4],  # between pixel centres
+    [40, 4, 50, 9],  # outside
+    [-6, -5, 37, 29],  # covers the image: runs go on in the next column
+  ],
+  np.float32,
 )
 HEIGHT, WIDTH = 24, 31
 
 
 def _paste(masks, boxes, *, height=HEIGHT, width=WIDTH, threshold=0.5):
   rles = mask_paste.paste_masks(
-      masks, boxes, height=height, width=width, threshold=threshold
+    masks, boxes, height=height, width=width, threshold=threshold
   )
   return np.array([mask_api.decode(rle) for rle in rles]).astype(bool)
 
@@ -62,7 +62,7 @@ def _samples_by_scipy(mask, box):
   rows, columns = np.meshgrid(y + 1, x + 1, indexing='ij')
   padded = np.pad(mask.astype(np.float64), 1)
   return ndimage.map_coordinates(
-      padded, [rows, columns], order=1, mode='constant'
+    padded, [rows, columns], order=1, mode='constant'
   )
 
 
@@ -113,14 +113,14 @@ def test_paste_masks_gives_the_codes_of_pycocotools(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'box', [[5, 5, 5, 9], [5, 5, 9, 5], [9, 9, 5, 5], [0, 0, 0, 0]]
+  'box', [[5, 5, 5, 9], [5, 5, 9, 5], [9, 9, 5, 5], [0, 0, 0, 0]]
 )
 def test_paste_masks_of_a_box_without_area_is_empty(box):
   rles = mask_paste.paste_masks(
-      np.ones((1, 4, 4), np.float32),
-      np.array([box], np.float32),
-      height=HEIGHT,
-      width=WIDTH,
+    np.ones((1, 4, 4), np.float32),
+    np.array([box], np.float32),
+    height=HEIGHT,
+    width=WIDTH,
   )
   assert rles[0]['size'] == [HEIGHT, WIDTH]
   assert mask_api.area(rles[0]) == 0

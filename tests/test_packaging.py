@@ -21,9 +21,20 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # What the wheel and the source distribution are made of.
 SOURCES = (
-    'maskrcnn_jax', 'configs', 'pallas_kernels', 'docs', 'scripts', 'tests',
-    'setup.cfg', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'CHANGELOG.md',
-    'BENCHMARKS.md', 'LICENSE', 'requirements.lock',
+  'maskrcnn_jax',
+  'configs',
+  'pallas_kernels',
+  'docs',
+  'scripts',
+  'tests',
+  'setup.cfg',
+  'pyproject.toml',
+  'MANIFEST.in',
+  'README.md',
+  'CHANGELOG.md',
+  'BENCHMARKS.md',
+  'LICENSE',
+  'requirements.lock',
 )
 
 
@@ -32,14 +43,16 @@ def test_setup_cfg_lists_every_package_on_disk():
   setup.read(ROOT / 'setup.cfg')
   listed = setup['options']['packages'].split()
   found = {
-      '.'.join(path.parent.relative_to(ROOT).parts)
-      for folder in ('maskrcnn_jax', 'pallas_kernels')
-      for path in (ROOT / folder).rglob('*.py')
+    '.'.join(path.parent.relative_to(ROOT).parts)
+    for folder in ('maskrcnn_jax', 'pallas_kernels')
+    for path in (ROOT / folder).rglob('*.py')
   }
   # The recipes; setup.cfg maps the folder configs/ there.
   assert listed == sorted(found | {'maskrcnn_jax.configs'})
   assert setup['options']['package_dir'].split() == [
-      'maskrcnn_jax.configs', '=', 'configs'
+    'maskrcnn_jax.configs',
+    '=',
+    'configs',
   ]
   for package in found:
     assert (ROOT / package.replace('.', '/') / '__init__.py').is_file()
@@ -49,37 +62,43 @@ def strings_of(path):
   """Returns (line, text) of each string of a file; f-strings as a whole."""
   nodes = list(ast.walk(ast.parse(path.read_text())))
   parts = {
-      id(part) for node in nodes if isinstance(node, ast.JoinedStr)
-      for part in node.values
+    id(part)
+    for node in nodes
+    if isinstance(node, ast.JoinedStr)
+    for part in node.values
   }
   for node in nodes:
     if isinstance(node, ast.JoinedStr):
       texts = (v.value for v in node.values if isinstance(v, ast.Constant))
       yield node.lineno, ''.join(texts)
     elif (
-        isinstance(node, ast.Constant) and isinstance(node.value, str)
-        and id(node) not in parts
+      isinstance(node, ast.Constant)
+      and isinstance(node.value, str)
+      and id(node) not in parts
     ):
       yield node.lineno, node.value
 
 
 def test_messages_name_no_file_that_is_not_installed():
   problems = [
-      f'{path.relative_to(ROOT)}:{line}: {text}'
-      for path in (ROOT / 'maskrcnn_jax').rglob('*.py')
-      # These make files of docs/.
-      if path.name not in ('errors.py', 'documentation.py')
-      for line, text in strings_of(path)
-      if re.search(r'\b(scripts|docs|tests)/|README', text)
-      and 'source repository' not in text.replace('\n', ' ')
+    f'{path.relative_to(ROOT)}:{line}: {text}'
+    for path in (ROOT / 'maskrcnn_jax').rglob('*.py')
+    # These make files of docs/.
+    if path.name not in ('errors.py', 'documentation.py')
+    for line, text in strings_of(path)
+    if re.search(r'\b(scripts|docs|tests)/|README', text)
+    and 'source repository' not in text.replace('\n', ' ')
   ]
   assert not problems, '\n'.join(problems)
 
 
 def test_documents_and_scripts_name_files_and_tools_that_exist():
   documents = [
-      *ROOT.glob('*.md'), *ROOT.glob('*/*.md'), *ROOT.glob('configs/*.py'),
-      *ROOT.glob('scripts/*.*'), *ROOT.glob('maskrcnn_jax/**/*.py'),
+    *ROOT.glob('*.md'),
+    *ROOT.glob('*/*.md'),
+    *ROOT.glob('configs/*.py'),
+    *ROOT.glob('scripts/*.*'),
+    *ROOT.glob('maskrcnn_jax/**/*.py'),
   ]
   problems = []
   for path in documents:
@@ -87,20 +106,23 @@ def test_documents_and_scripts_name_files_and_tools_that_exist():
       continue
     text = path.read_text()
     files = re.findall(
-        r'(?<![\w/.])(?:maskrcnn_jax|pallas_kernels|scripts|tests|docs)'
-        r'/[\w/]+\.(?:py|sh|md|png|txt)\b', text
+      r'(?<![\w/.])(?:maskrcnn_jax|pallas_kernels|scripts|tests|docs)'
+      r'/[\w/]+\.(?:py|sh|md|png|txt)\b',
+      text,
     )
     tools = re.findall(r'python -m (maskrcnn_jax[.\w]*\w)', text)
     modules = [
-        tool.replace('.', '/') for tool in tools if not tool.endswith('TOOL')
+      tool.replace('.', '/') for tool in tools if not tool.endswith('TOOL')
     ]
     problems += [
-        f'{path.relative_to(ROOT)}: there is no {name}' for name in files
-        if not (ROOT / name).is_file()
+      f'{path.relative_to(ROOT)}: there is no {name}'
+      for name in files
+      if not (ROOT / name).is_file()
     ] + [
-        f'{path.relative_to(ROOT)}: there is no tool {name}' for name in modules
-        if not (ROOT / f'{name}.py').is_file()
-        and not (ROOT / name / '__main__.py').is_file()
+      f'{path.relative_to(ROOT)}: there is no tool {name}'
+      for name in modules
+      if not (ROOT / f'{name}.py').is_file()
+      and not (ROOT / name / '__main__.py').is_file()
     ]
   assert not problems, '\n'.join(problems)
 
@@ -117,8 +139,9 @@ def installed(tmp_path_factory):
   for name in SOURCES:
     if (ROOT / name).is_dir():
       shutil.copytree(
-          ROOT / name, source / name,
-          ignore=shutil.ignore_patterns('__pycache__'),
+        ROOT / name,
+        source / name,
+        ignore=shutil.ignore_patterns('__pycache__'),
       )
     else:
       shutil.copy(ROOT / name, source / name)
@@ -126,30 +149,58 @@ def installed(tmp_path_factory):
   python = folder / 'env' / 'bin' / 'python'
   requires = tomllib.loads((ROOT / 'pyproject.toml').read_text())
   subprocess.run(
-      [python, '-m', 'pip', 'install', '-q', *requires['build-system'][
-          'requires']], check=True, env=environment(),
+    [
+      python,
+      '-m',
+      'pip',
+      'install',
+      '-q',
+      *requires['build-system']['requires'],
+    ],
+    check=True,
+    env=environment(),
   )
   # pip makes no source distributions, so the backend is asked itself.
   subprocess.run(
-      [python, '-c', 'from setuptools import build_meta; '
-       f'build_meta.build_sdist({str(folder)!r})'],
-      check=True, cwd=source, env=environment(), stdout=subprocess.DEVNULL,
+    [
+      python,
+      '-c',
+      'from setuptools import build_meta; '
+      f'build_meta.build_sdist({str(folder)!r})',
+    ],
+    check=True,
+    cwd=source,
+    env=environment(),
+    stdout=subprocess.DEVNULL,
   )
-  sdist, = folder.glob('*.tar.gz')
+  (sdist,) = folder.glob('*.tar.gz')
   subprocess.run(
-      [python, '-m', 'pip', 'wheel', '-q', '--no-deps',
-       '--no-build-isolation', f'--wheel-dir={folder}', sdist],
-      check=True, cwd=folder, env=environment(),
+    [
+      python,
+      '-m',
+      'pip',
+      'wheel',
+      '-q',
+      '--no-deps',
+      '--no-build-isolation',
+      f'--wheel-dir={folder}',
+      sdist,
+    ],
+    check=True,
+    cwd=folder,
+    env=environment(),
   )
-  wheel, = folder.glob('*.whl')
+  (wheel,) = folder.glob('*.whl')
   subprocess.run(
-      [python, '-m', 'pip', 'install', '-q', '--no-deps', wheel],
-      check=True, cwd=folder, env=environment(),
+    [python, '-m', 'pip', 'install', '-q', '--no-deps', wheel],
+    check=True,
+    cwd=folder,
+    env=environment(),
   )
   shutil.rmtree(source)
-  site_packages, = folder.glob('env/lib/python*/site-packages')
+  (site_packages,) = folder.glob('env/lib/python*/site-packages')
   (site_packages / 'others.pth').write_text(
-      sysconfig.get_paths()['purelib'] + '\n'
+    sysconfig.get_paths()['purelib'] + '\n'
   )
   return python.parent
 
@@ -157,7 +208,8 @@ def installed(tmp_path_factory):
 def environment():
   """The environment variables, but the sources are not in the path."""
   variables = os.environ | {
-      'JAX_PLATFORMS': 'cpu', 'PIP_DISABLE_PIP_VERSION_CHECK': '1',
+    'JAX_PLATFORMS': 'cpu',
+    'PIP_DISABLE_PIP_VERSION_CHECK': '1',
   }
   variables.pop('PYTHONPATH', None)
   return variables
@@ -165,23 +217,25 @@ def environment():
 
 def run(folder, *command):
   return subprocess.run(
-      command, cwd=folder, env=environment(), capture_output=True, text=True,
-      timeout=300,
+    command,
+    cwd=folder,
+    env=environment(),
+    capture_output=True,
+    text=True,
+    timeout=300,
   )
 
 
 @pytest.mark.slow
 def test_the_source_distribution_is_complete(installed):
-  sdist, = installed.parents[1].glob('*.tar.gz')
+  (sdist,) = installed.parents[1].glob('*.tar.gz')
   with tarfile.open(sdist) as archive:
-    there = {
-        name.partition('/')[2] for name in archive.getnames()
-    }
+    there = {name.partition('/')[2] for name in archive.getnames()}
   wanted = {
-      path.relative_to(ROOT).as_posix()
-      for name in SOURCES
-      for path in [ROOT / name, *(ROOT / name).rglob('*')]
-      if path.is_file() and '__pycache__' not in path.parts
+    path.relative_to(ROOT).as_posix()
+    for name in SOURCES
+    for path in [ROOT / name, *(ROOT / name).rglob('*')]
+    if path.is_file() and '__pycache__' not in path.parts
   }
   assert wanted <= there
 
@@ -189,13 +243,15 @@ def test_the_source_distribution_is_complete(installed):
 @pytest.mark.slow
 def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
   done = run(
-      tmp_path, installed / 'python', '-c',
-      'import maskrcnn_jax; print(maskrcnn_jax.__file__)',
+    tmp_path,
+    installed / 'python',
+    '-c',
+    'import maskrcnn_jax; print(maskrcnn_jax.__file__)',
   )
   package = pathlib.Path(done.stdout.strip()).parent
   assert package.is_relative_to(installed.parent)
   assert sorted(path.name for path in package.glob('configs/*.py')) == sorted(
-      path.name for path in ROOT.glob('configs/*.py')
+    path.name for path in ROOT.glob('configs/*.py')
   )
   assert not list(package.parent.glob('configs'))
 
@@ -209,8 +265,12 @@ def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
   assert done.returncode == 0, done.stderr
   # From 24 images on, processes decode them.
   done = run(
-      tmp_path, command, 'check_data', '--images=drawn/images', '--workers=2',
-      '--annotations=drawn/instances_train.json',
+    tmp_path,
+    command,
+    'check_data',
+    '--images=drawn/images',
+    '--workers=2',
+    '--annotations=drawn/instances_train.json',
   )
   assert done.returncode == 0, done.stderr
   assert '24 images' in done.stdout
@@ -219,9 +279,10 @@ def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
 def named_files(text):
   """Returns what looks like the name of a file in messages."""
   return {
-      word for word in re.findall(r'(?<![\w=*<])[\w./-]+\.\w{1,8}\b', text)
-      if word.endswith(('.py', '.sh', '.md', '.json', '.txt', '.png', '.gz'))
-      and not word.startswith('//')
+    word
+    for word in re.findall(r'(?<![\w=*<])[\w./-]+\.\w{1,8}\b', text)
+    if word.endswith(('.py', '.sh', '.md', '.json', '.txt', '.png', '.gz'))
+    and not word.startswith('//')
   }
 
 
@@ -230,47 +291,49 @@ def test_the_wheel_trains_fine_tunes_and_predicts(installed, tmp_path):
   command = installed / 'maskrcnn'
   draw = ('shapes', 'drawn', '--train=8', '--val=2', '--size=64')
   data = [
-      f'--config.data.{part}.{key}=drawn/{value}'
-      for part, name in (('train', 'train'), ('eval', 'val'))
-      for key, value in (
-          ('images', 'images'), ('annotations', f'instances_{name}.json')
-      )
+    f'--config.data.{part}.{key}=drawn/{value}'
+    for part, name in (('train', 'train'), ('eval', 'val'))
+    for key, value in (
+      ('images', 'images'),
+      ('annotations', f'instances_{name}.json'),
+    )
   ]
   short = (
-      '--config.train.num_steps=2', '--config.train.batch_size=2',
-      '--config.data.padded_sizes=((128, 160), (160, 128))',
+    '--config.train.num_steps=2',
+    '--config.train.batch_size=2',
+    '--config.data.padded_sizes=((128, 160), (160, 128))',
   )
   runs = (
-      draw,
-      ('--config=shapes', '--workdir=first', '--skip_test', *short, *data),
-      ('--config=finetune', '--workdir=mine', '--init_from=first', *short,
-       *data),
-      ('--mode=predict', '--workdir=mine', '--input=drawn/samples'),
-      ('check_data', '--config=finetune', *data),
+    draw,
+    ('--config=shapes', '--workdir=first', '--skip_test', *short, *data),
+    ('--config=finetune', '--workdir=mine', '--init_from=first', *short, *data),
+    ('--mode=predict', '--workdir=mine', '--input=drawn/samples'),
+    ('check_data', '--config=finetune', *data),
   )
   missing = set()
   for arguments in runs:
     done = run(tmp_path, command, *arguments)
     assert done.returncode == 0, done.stderr
     missing |= {
-        name for name in named_files(done.stdout + done.stderr)
-        if not (tmp_path / name).exists()
-        and not list(tmp_path.rglob(pathlib.Path(name).name))
+      name
+      for name in named_files(done.stdout + done.stderr)
+      if not (tmp_path / name).exists()
+      and not list(tmp_path.rglob(pathlib.Path(name).name))
     }
   assert not missing
   # Wrong input: its answers name nothing that is not there either.
   for arguments, word in (
-      (('--config=configs/finetune.py', '--workdir=x'), 'finetune'),
-      (('--config=finetune', '--workdir=x', *data), '--init_from'),
-      (('--config=shapes', '--workdir=x'), 'training set'),
-      (('--config=r50_fpn', '--workdir=x'), 'download'),
+    (('--config=configs/finetune.py', '--workdir=x'), 'finetune'),
+    (('--config=finetune', '--workdir=x', *data), '--init_from'),
+    (('--config=shapes', '--workdir=x'), 'training set'),
+    (('--config=r50_fpn', '--workdir=x'), 'download'),
   ):
     done = run(tmp_path, command, *arguments)
     assert done.returncode == 2, done.stderr
     assert word in done.stderr
     print(done.stderr.splitlines()[-1])
   objects = json.loads(
-      (tmp_path / 'mine' / 'predictions' / 'predictions.json').read_text()
+    (tmp_path / 'mine' / 'predictions' / 'predictions.json').read_text()
   )
   assert objects == [] or {'file_name', 'segmentation'} <= objects[0].keys()
   assert list((tmp_path / 'mine' / 'predictions').glob('*.png'))
@@ -285,15 +348,27 @@ def test_an_editable_install_finds_package_and_command(tmp_path):
   subprocess.run([sys.executable, '-m', 'venv', tmp_path / 'env'], check=True)
   scripts = tmp_path / 'env' / 'bin'
   subprocess.run(
-      [scripts / 'python', '-m', 'pip', 'install', '-q', '--no-deps', '-e',
-       tmp_path], check=True, env=environment(),
+    [
+      scripts / 'python',
+      '-m',
+      'pip',
+      'install',
+      '-q',
+      '--no-deps',
+      '-e',
+      tmp_path,
+    ],
+    check=True,
+    env=environment(),
   )
   empty = tmp_path / 'empty'
   empty.mkdir()
   assert run(empty, scripts / 'maskrcnn', '--help').returncode == 0
   done = run(
-      empty, scripts / 'python', '-c',
-      'import maskrcnn_jax; print(maskrcnn_jax.__file__)',
+    empty,
+    scripts / 'python',
+    '-c',
+    'import maskrcnn_jax; print(maskrcnn_jax.__file__)',
   )
   package = pathlib.Path(done.stdout.strip()).parent
   assert package == tmp_path / 'maskrcnn_jax'

@@ -29,8 +29,11 @@ def test_inference_equals_detectron2(path):
   shape, padded = geometry_of(config), config.data.padded_sizes[0]
   assert shape.sampling_ratio == 0
   rcnn, variables = parity.build(
-      config, NUM_CLASSES, parity.load_seeded().detectron2_array,
-      int(golden['seed']), parity.detectron2_variables,
+    config,
+    NUM_CLASSES,
+    parity.load_seeded().detectron2_array,
+    int(golden['seed']),
+    parity.detectron2_variables,
   )
   batch = parity.make_batch(image)
 
@@ -38,70 +41,75 @@ def test_inference_equals_detectron2(path):
   def run(variables, batch, boxes):
     inputs = rcnn.prepare(batch, padded_size=padded)
     body = rcnn.network.apply(
-        variables, inputs.images, method=lambda m, x: m.backbone(x)
+      variables, inputs.images, method=lambda m, x: m.backbone(x)
     )
     pyramid = rcnn.extract(variables, inputs.images)
     rpn = rcnn.rate_anchors(variables, pyramid)
     found = rcnn.propose(
-        rpn, inputs.image_sizes, rcnn.rpn.eval, padded_size=padded
+      rpn, inputs.image_sizes, rcnn.rpn.eval, padded_size=padded
     )
     large = rcnn.pool(pyramid, boxes[None], side=rcnn.roi.mask_side)
     mask_logits = rcnn.network.apply(variables, large, method='segment')[0]
     return body, pyramid, rpn, found, mask_logits
 
   body, pyramid, rpn, found, mask_logits = run(
-      variables, batch, golden['det_boxes']
+    variables, batch, golden['det_boxes']
   )
   errors = {}
   thin = np.s_[0, ::4, ::4, ::8]
   for level in LEVELS:
     if level < 6:
       errors[f'res{level}'] = parity.error(
-          body[level][thin], golden[f'res{level}']
+        body[level][thin], golden[f'res{level}']
       )
     errors[f'p{level}'] = parity.error(
-        pyramid[level][thin], golden[f'p{level}']
+      pyramid[level][thin], golden[f'p{level}']
     )
   for name, values in (
-      ('rpn_logits', rpn.objectness_logits[0]),
-      ('rpn_deltas', rpn.anchor_deltas[0].reshape(-1)),
+    ('rpn_logits', rpn.objectness_logits[0]),
+    ('rpn_deltas', rpn.anchor_deltas[0].reshape(-1)),
   ):
     theirs = [golden[f'{name}_p{level}'].reshape(-1) for level in LEVELS]
     errors[name] = parity.error(values, np.concatenate(theirs))
 
   assert found.valid[0].sum() == len(golden['proposals'])
   left, right = parity.pair_boxes(
-      found.boxes[0][found.valid[0]], golden['proposals'], atol=0.05
+    found.boxes[0][found.valid[0]], golden['proposals'], atol=0.05
   )
   errors['proposals unpaired'] = 1 - len(left) / len(golden['proposals'])
   logits = golden['proposal_logits'][right].astype(np.float64)
   errors['objectness'] = np.abs(
-      np.asarray(found.scores[0])[left] - 1 / (1 + np.exp(-logits))
+    np.asarray(found.scores[0])[left] - 1 / (1 + np.exp(-logits))
   ).max()
 
   labels = golden['det_labels'] + 1
   probabilities = jax.nn.sigmoid(
-      mask_logits[np.arange(len(labels)), :, :, labels]
+    mask_logits[np.arange(len(labels)), :, :, labels]
   )
   errors['masks'] = parity.error(probabilities, golden['det_mask_probs'])
 
   detections = Detector(rcnn, variables, config, (), 0).detect(
-      batch, padded_size=padded
+    batch, padded_size=padded
   )
   first = jax.tree.map(lambda x: np.asarray(x[0]), detections)
   final = to_original(
-      first, size, row=0, original_size=size,
-      mask_threshold=shape.mask_threshold, paste_rule=shape.paste_rule,
+    first,
+    size,
+    row=0,
+    original_size=size,
+    mask_threshold=shape.mask_threshold,
+    paste_rule=shape.paste_rule,
   )
   assert len(final.boxes) == len(labels)
   left, right = parity.pair_boxes(
-      # Only those of a class can be a pair.
-      np.column_stack([final.boxes, final.classes]),
-      np.column_stack([golden['det_boxes'], labels]), atol=0.05,
+    # Only those of a class can be a pair.
+    np.column_stack([final.boxes, final.classes]),
+    np.column_stack([golden['det_boxes'], labels]),
+    atol=0.05,
   )
   errors['detections unpaired'] = 1 - len(left) / len(labels)
   errors['scores'] = parity.error(
-      final.scores[left], golden['det_scores'][right]
+    final.scores[left], golden['det_scores'][right]
   )
   errors['boxes'] = parity.error(final.boxes[left], golden['det_boxes'][right])
   areas = np.array([mask_api.area(final.masks[i]) for i in left], np.float64)

@@ -22,9 +22,7 @@ from maskrcnn_jax.training.optimizer import join_parameters, split_parameters
 pytestmark = parity.needs_golden
 
 LEVELS = (2, 3, 4, 5, 6)
-FILES = parity.golden_files(
-    'torchvision', torchvision_seed0=pytest.mark.slow
-)
+FILES = parity.golden_files('torchvision', torchvision_seed0=pytest.mark.slow)
 
 
 class Ours:
@@ -38,8 +36,11 @@ class Ours:
     self.config = parity.parity_config('torchvision', self.size)
     self.shape = geometry_of(self.config)
     self.rcnn, self.variables = parity.build(
-        self.config, classes, parity.load_seeded().torchvision_array, seed,
-        parity.torchvision_variables,
+      self.config,
+      classes,
+      parity.load_seeded().torchvision_array,
+      seed,
+      parity.torchvision_variables,
     )
     self.image = image
     self.padded = self.config.data.padded_sizes[0]
@@ -56,14 +57,14 @@ def test_inference_equals_torchvision(path):
   def run(variables, batch, proposals, boxes):
     inputs = rcnn.prepare(batch, padded_size=ours.padded)
     body = rcnn.network.apply(
-        variables, inputs.images, method=lambda m, x: m.backbone(x)
+      variables, inputs.images, method=lambda m, x: m.backbone(x)
     )
     pyramid = rcnn.extract(variables, inputs.images)
     rpn = rcnn.rate_anchors(variables, pyramid)
     levels, fit_to = rcnn.anchors(ours.padded, inputs.image_sizes[0])
     anchors = make_anchors(levels, fit_to=fit_to)
     found = rcnn.propose(
-        rpn, inputs.image_sizes, rcnn.rpn.eval, padded_size=ours.padded
+      rpn, inputs.image_sizes, rcnn.rpn.eval, padded_size=ours.padded
     )
     pooled = rcnn.pool(pyramid, proposals[None], side=rcnn.roi.box_side)
     heads = rcnn.network.apply(variables, pooled, method='classify')
@@ -72,21 +73,19 @@ def test_inference_equals_torchvision(path):
     return body, pyramid, rpn, anchors, found, pooled, heads, mask_logits
 
   body, pyramid, rpn, anchors, found, pooled, heads, mask_logits = run(
-      ours.variables, batch, golden['proposals'], golden['det_boxes']
+    ours.variables, batch, golden['proposals'], golden['det_boxes']
   )
   errors = {}
   for level in LEVELS:
     thin = np.s_[0, ::4, ::4, ::8]
     if level < 6:
-      errors[f'c{level}'] = parity.error(
-          body[level][thin], golden[f'c{level}']
-      )
+      errors[f'c{level}'] = parity.error(body[level][thin], golden[f'c{level}'])
     errors[f'p{level}'] = parity.error(
-        pyramid[level][thin], golden[f'p{level}']
+      pyramid[level][thin], golden[f'p{level}']
     )
   for name, values in (
-      ('rpn_logits', rpn.objectness_logits[0]),
-      ('rpn_deltas', rpn.anchor_deltas[0].reshape(-1)),
+    ('rpn_logits', rpn.objectness_logits[0]),
+    ('rpn_deltas', rpn.anchor_deltas[0].reshape(-1)),
   ):
     theirs = [golden[f'{name}_p{level}'].reshape(-1) for level in LEVELS]
     errors[name] = parity.error(values, np.concatenate(theirs))
@@ -96,47 +95,52 @@ def test_inference_equals_torchvision(path):
   np.testing.assert_array_equal(anchors[:16], golden['anchors_first16'])
   np.testing.assert_array_equal(anchors[-16:], golden['anchors_last16'])
   np.testing.assert_array_equal(
-      anchors.astype(np.float64).sum(axis=0), golden['anchors_sum']
+    anchors.astype(np.float64).sum(axis=0), golden['anchors_sum']
   )
 
   assert found.valid[0].sum() == len(golden['proposals'])
   ours_index, _ = parity.pair_boxes(
-      found.boxes[0][found.valid[0]], golden['proposals'], atol=0.05
+    found.boxes[0][found.valid[0]], golden['proposals'], atol=0.05
   )
   errors['proposals unpaired'] = 1 - len(ours_index) / len(golden['proposals'])
 
   errors['pooled'] = parity.error(
-      np.asarray(pooled[0], np.float64).sum(axis=(1, 2, 3)),
-      golden['box_pooled_sum'],
+    np.asarray(pooled[0], np.float64).sum(axis=(1, 2, 3)),
+    golden['box_pooled_sum'],
   )
   errors['class_logits'] = parity.error(
-      heads.class_logits[0], golden['class_logits']
+    heads.class_logits[0], golden['class_logits']
   )
   deltas = np.asarray(heads.box_deltas[0]).reshape(len(golden['proposals']), -1)
   errors['box_deltas'] = parity.error(deltas[:, ::4], golden['box_deltas'])
   labels = golden['det_labels']
   errors['mask_logits'] = parity.error(
-      np.asarray(mask_logits)[np.arange(len(labels)), :, :, labels],
-      golden['det_mask_logits'],
+    np.asarray(mask_logits)[np.arange(len(labels)), :, :, labels],
+    golden['det_mask_logits'],
   )
 
   detections = Detector(rcnn, ours.variables, config, (), 0).detect(
-      batch, padded_size=ours.padded
+    batch, padded_size=ours.padded
   )
   first = jax.tree.map(lambda x: np.asarray(x[0]), detections)
   final = to_original(
-      first, ours.size, row=0, original_size=ours.size,
-      mask_threshold=shape.mask_threshold, paste_rule=shape.paste_rule,
+    first,
+    ours.size,
+    row=0,
+    original_size=ours.size,
+    mask_threshold=shape.mask_threshold,
+    paste_rule=shape.paste_rule,
   )
   assert len(final.boxes) == len(golden['det_boxes'])
   left, right = parity.pair_boxes(
-      # Only those of a class can be a pair.
-      np.column_stack([final.boxes, final.classes]),
-      np.column_stack([golden['det_boxes'], labels]), atol=0.05,
+    # Only those of a class can be a pair.
+    np.column_stack([final.boxes, final.classes]),
+    np.column_stack([golden['det_boxes'], labels]),
+    atol=0.05,
   )
   errors['detections unpaired'] = 1 - len(left) / len(labels)
   errors['scores'] = parity.error(
-      final.scores[left], golden['det_scores'][right]
+    final.scores[left], golden['det_scores'][right]
   )
   errors['boxes'] = parity.error(final.boxes[left], golden['det_boxes'][right])
   areas = np.array([mask_api.area(final.masks[i]) for i in left], np.float64)
@@ -161,15 +165,15 @@ def test_training_equals_torchvision(path):
   config.data.flip_probability = 0.0
   masks = np.unpackbits(golden['gt_masks'], axis=-1)[..., : ours.size[1]]
   batch = parity.make_batch(
-      ours.image, golden['gt_boxes'], golden['gt_labels'], masks
+    ours.image, golden['gt_boxes'], golden['gt_labels'], masks
   )
   most = int(np.diff(batch.outlines.starts).max())
   limits = GroundTruthLimits(len(masks), batch.outlines.parts.size, most, 1)
   rcnn = Rcnn.from_config(
-      config, num_classes=int(golden['classes']), dtype=jnp.float32
+    config, num_classes=int(golden['classes']), dtype=jnp.float32
   )._replace(skip_background=True)
   trainable, fixed = split_parameters(
-      ours.variables['params'], frozen_prefixes(config.freeze_at)
+    ours.variables['params'], frozen_prefixes(config.freeze_at)
   )
 
   @jax.jit
@@ -180,7 +184,7 @@ def test_training_equals_torchvision(path):
     def total(trainable):
       params = join_parameters(trainable, fixed)
       losses = rcnn.compute_losses(
-          ours.variables | {'params': params}, inputs, keys, limits=limits
+        ours.variables | {'params': params}, inputs, keys, limits=limits
       )
       return losses.total(), losses.by_name()
 
@@ -197,10 +201,10 @@ def test_training_equals_torchvision(path):
     norms[parity.torchvision_name(('params', *leaf))] = norm
   assert set(norms) == set(golden['grad_names']) and len(norms) == 84
   ratios = {
-      name: norms[name] / theirs - 1
-      for name, theirs in zip(
-          golden['grad_names'], golden['grad_norms'], strict=True
-      )
+    name: norms[name] / theirs - 1
+    for name, theirs in zip(
+      golden['grad_names'], golden['grad_norms'], strict=True
+    )
   }
   print('gradient norms', f'{max(map(abs, ratios.values())):.1e}')
   assert not {k: v for k, v in ratios.items() if abs(v) > 1e-3}

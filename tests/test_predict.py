@@ -40,8 +40,10 @@ def run(detector, tmp_path):
 
   def run_on(pattern):
     broken = predict(
-        detector, pattern=str(pattern), workdir=tmp_path / 'run',
-        config=detector.config,
+      detector,
+      pattern=str(pattern),
+      workdir=tmp_path / 'run',
+      config=detector.config,
     )
     path = tmp_path / 'run' / 'predictions' / 'predictions.json'
     return json.loads(path.read_text(encoding='utf-8')), broken
@@ -52,8 +54,9 @@ def run(detector, tmp_path):
 def overlays(tmp_path):
   folder = tmp_path / 'run' / 'predictions'
   return {
-      str(path.relative_to(folder))
-      for path in folder.rglob('*') if path.is_file()
+    str(path.relative_to(folder))
+    for path in folder.rglob('*')
+    if path.is_file()
   } - {'predictions.json'}
 
 
@@ -85,17 +88,18 @@ def test_predict_reads_gray_of_16_bits(detector, tmp_path):
   path = tmp_path / 'run' / 'predictions' / 'predictions.json'
   found = json.loads(path.read_text(encoding='utf-8'))
   predict(
-      detector, config=config,
-      **options | {'pattern': str(tmp_path / 'b.png')},
+    detector,
+    config=config,
+    **options | {'pattern': str(tmp_path / 'b.png')},
   )
   of_8_bits = json.loads(path.read_text(encoding='utf-8'))
   assert [f | {'file_name': ''} for f in found] == [
-      f | {'file_name': ''} for f in of_8_bits
+    f | {'file_name': ''} for f in of_8_bits
   ]
 
 
 def test_predict_writes_coco_results_with_names(
-    run, detector, pictures, tiny_data
+  run, detector, pictures, tiny_data
 ):
   results, broken = run(pictures / 'a.jpg')
   assert broken == 0
@@ -105,8 +109,13 @@ def test_predict_writes_coco_results_with_names(
   names = {c['id']: c['name'] for c in content['categories']}
   for result in results:
     assert set(result) == {
-        'image_id', 'file_name', 'category_id', 'category_name', 'score',
-        'bbox', 'segmentation',
+      'image_id',
+      'file_name',
+      'category_id',
+      'category_name',
+      'score',
+      'bbox',
+      'segmentation',
     }
     assert (result['image_id'], result['file_name']) == (1, 'a.jpg')
     assert names[result['category_id']] == result['category_name']
@@ -125,10 +134,10 @@ def test_predict_finds_what_the_evaluation_finds(run, tiny_run, pictures):
   first = evaluated[0]['image_id']
   evaluated = [r for r in evaluated if r['image_id'] == first]
   assert_allclose(
-      [r['bbox'] for r in results], [r['bbox'] for r in evaluated], atol=0.01
+    [r['bbox'] for r in results], [r['bbox'] for r in evaluated], atol=0.01
   )
   assert_allclose(
-      [r['score'] for r in results], [r['score'] for r in evaluated], atol=1e-4
+    [r['score'] for r in results], [r['score'] for r in evaluated], atol=1e-4
   )
 
 
@@ -139,7 +148,8 @@ def test_predict_mirrors_sub_folders(run, pictures, tmp_path):
   assert len({r['image_id'] for r in results}) == 2
   assert overlays(tmp_path) == {'a.png', 'sub/deep/b.png'}
   for source, overlay in (
-      ('a.jpg', 'a.png'), ('sub/deep/b.png', 'sub/deep/b.png')
+    ('a.jpg', 'a.png'),
+    ('sub/deep/b.png', 'sub/deep/b.png'),
   ):
     assert_drawn_on(tmp_path, overlay, *size_of(pictures / source))
 
@@ -159,11 +169,11 @@ def test_predict_takes_relative_paths(run, pictures, tmp_path, monkeypatch):
 
 
 def test_predict_skips_and_names_broken_files(
-    run, pictures, tmp_path, monkeypatch
+  run, pictures, tmp_path, monkeypatch
 ):
   lines = []
   monkeypatch.setattr(
-      logging, 'error', lambda text, *args: lines.append(text % args)
+    logging, 'error', lambda text, *args: lines.append(text % args)
   )
   # One that shows it at once, and one only when it is decoded.
   (pictures / 'aa.jpg').write_bytes(b'no picture')
@@ -188,7 +198,7 @@ def test_predict_turns_a_picture_as_a_viewer_does(run, pictures, tmp_path):
   exif = Image.Exif()
   exif[ExifTags.Base.Orientation] = 6
   picture = Image.fromarray(
-      np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
+    np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
   )
   picture.save(pictures / 'turned.jpg', exif=exif)
   results, _ = run(pictures / 'turned.jpg')
@@ -207,7 +217,9 @@ def test_predict_draws_pictures_of_one_stem_apart(run, pictures, tmp_path):
     image.save(pictures / 'a.png')
   results, _ = run(pictures)
   assert {r['file_name'] for r in results} == {
-      'a.jpg', 'a.png', 'sub/deep/b.png'
+    'a.jpg',
+    'a.png',
+    'sub/deep/b.png',
   }
   assert overlays(tmp_path) == {'a.jpg.png', 'a.png.png', 'sub/deep/b.png.png'}
 

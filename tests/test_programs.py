@@ -14,11 +14,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A folder whose name is a number, a value after a space, and True and False.
 RECIPE = (
-    f'--config={tiny.__file__}', '--config.data.train.images=2017',
-    '--config.data.train.annotations', 'train.json',
-    '--config.data.keep_empty=true', '--noconfig.train.auto_scale',
-    '--config.data.short_side', '48', '--config.data.long_side=64',
-    '--config.data.color_jitter', '0.1,0.1,0.1',
+  f'--config={tiny.__file__}',
+  '--config.data.train.images=2017',
+  '--config.data.train.annotations',
+  'train.json',
+  '--config.data.keep_empty=true',
+  '--noconfig.train.auto_scale',
+  '--config.data.short_side',
+  '48',
+  '--config.data.long_side=64',
+  '--config.data.color_jitter',
+  '0.1,0.1,0.1',
 )
 
 
@@ -32,12 +38,16 @@ def folder(tiny_data, tmp_path):
 
 def program(folder, name, *arguments):
   done = subprocess.run(
-      [sys.executable, '-m', f'maskrcnn_jax.{name}', *arguments], cwd=folder,
-      capture_output=True, text=True, timeout=300,
-      env=os.environ | {
-          'JAX_PLATFORMS': 'cpu',
-          'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}',
-      },
+    [sys.executable, '-m', f'maskrcnn_jax.{name}', *arguments],
+    cwd=folder,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    env=os.environ
+    | {
+      'JAX_PLATFORMS': 'cpu',
+      'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}',
+    },
   )
   assert done.returncode == 0, done.stderr
   return done.stdout
@@ -51,18 +61,22 @@ def test_check_data_takes_the_training_set_of_the_recipe(folder):
 
 def test_benchmark_loads_the_training_set_of_the_recipe(folder):
   text = program(
-      folder, 'benchmark', *RECIPE, '--mode=loader', '--batch_size=2',
-      '--steps=2',
+    folder,
+    'benchmark',
+    *RECIPE,
+    '--mode=loader',
+    '--batch_size=2',
+    '--steps=2',
   )
   assert json.loads(text.splitlines()[-1])['num_images'] == 8
 
 
 def test_main_trains_on_the_training_set_of_the_recipe(
-    folder, run, monkeypatch
+  folder, run, monkeypatch
 ):
   monkeypatch.chdir(folder)
   monkeypatch.setattr(
-      'maskrcnn_jax.training.run.jit_train_step', lambda _: tiny.IdleStep()
+    'maskrcnn_jax.training.run.jit_train_step', lambda _: tiny.IdleStep()
   )
   status, _, err = run(*RECIPE, '--workdir=run')
   assert status == 0, err

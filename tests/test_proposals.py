@@ -18,19 +18,25 @@ from maskrcnn_jax.proposals import make_proposals
 
 UNIT = (1.0, 1.0, 1.0, 1.0)
 LEVELS = anchor_levels(
-    (64, 96), sizes={3: (12.0,), 4: (24.0,), 5: (48.0,)}, ratios=(0.5, 2.0)
+  (64, 96), sizes={3: (12.0,), 4: (24.0,), 5: (48.0,)}, ratios=(0.5, 2.0)
 )
 ANCHORS = make_anchors(LEVELS)
 NUM_ANCHORS = sum(level.shape[0] for level in ANCHORS)
 make = jax.jit(
-    make_proposals,
-    static_argnames=(
-        'pre_nms', 'post_nms', 'num_proposals', 'iou_threshold',
-        'delta_weights', 'padding_multiple', 'levels', 'kernels',
-    ),
+  make_proposals,
+  static_argnames=(
+    'pre_nms',
+    'post_nms',
+    'num_proposals',
+    'iou_threshold',
+    'delta_weights',
+    'padding_multiple',
+    'levels',
+    'kernels',
+  ),
 )
 propose = functools.partial(
-    make, iou_threshold=0.7, delta_weights=UNIT, padding_multiple=32
+  make, iou_threshold=0.7, delta_weights=UNIT, padding_multiple=32
 )
 
 
@@ -50,8 +56,16 @@ def iou(box, other):
 
 
 def proposals_by_definition(
-    logits, deltas, anchors, image_size, *, pre_nms, post_nms, num_proposals,
-    iou_threshold, padding_multiple,
+  logits,
+  deltas,
+  anchors,
+  image_size,
+  *,
+  pre_nms,
+  post_nms,
+  num_proposals,
+  iou_threshold,
+  padding_multiple,
 ):
   """Per level top-k, decode, clip and greedy NMS; then the image's top-k."""
   height, width = (int(side) for side in image_size)
@@ -60,11 +74,12 @@ def proposals_by_definition(
   start, found = 0, []
   for level in anchors:
     ranked = sorted(
-        (
-            i for i, (x1, y1, x2, y2) in enumerate(level)
-            if (x1 + x2) / 2 < columns and (y1 + y2) / 2 < rows
-        ),
-        key=lambda i: -logits[start + i],  # noqa: B023
+      (
+        i
+        for i, (x1, y1, x2, y2) in enumerate(level)
+        if (x1 + x2) / 2 < columns and (y1 + y2) / 2 < rows
+      ),
+      key=lambda i: -logits[start + i],  # noqa: B023
     )
     kept = []
     for i in ranked[:pre_nms]:
@@ -75,8 +90,10 @@ def proposals_by_definition(
       w = (x2 - x1) * math.exp(min(dw, math.log(1000 / 16)))
       h = (y2 - y1) * math.exp(min(dh, math.log(1000 / 16)))
       box = (
-          min(max(x - w / 2, 0), width), min(max(y - h / 2, 0), height),
-          min(max(x + w / 2, 0), width), min(max(y + h / 2, 0), height),
+        min(max(x - w / 2, 0), width),
+        min(max(y - h / 2, 0), height),
+        min(max(x + w / 2, 0), width),
+        min(max(y + h / 2, 0), height),
       )
       if box[2] <= box[0] or box[3] <= box[1] or len(kept) == post_nms:
         continue
@@ -95,27 +112,29 @@ def rpn(key):
   """Random output of an RPN that moves its anchors about."""
   logits_key, deltas_key = jax.random.split(key)
   return (
-      jax.random.normal(logits_key, (NUM_ANCHORS,)),
-      0.3 * jax.random.normal(deltas_key, (NUM_ANCHORS, 4)),
+    jax.random.normal(logits_key, (NUM_ANCHORS,)),
+    0.3 * jax.random.normal(deltas_key, (NUM_ANCHORS, 4)),
   )
 
 
 @pytest.mark.parametrize('image_size', [(64, 96), (50, 61), (20, 96), (1, 1)])
 @pytest.mark.parametrize(
-    ('pre_nms', 'post_nms', 'num_proposals'),
-    [(40, 20, 30), (500, 500, 50), (500, 4, 50)],
-    ids=['all limits', 'levels smaller than limits', 'few leave a level'],
+  ('pre_nms', 'post_nms', 'num_proposals'),
+  [(40, 20, 30), (500, 500, 50), (500, 4, 50)],
+  ids=['all limits', 'levels smaller than limits', 'few leave a level'],
 )
 def test_make_proposals_is_the_definition(
-    rpn, image_size, pre_nms, post_nms, num_proposals
+  rpn, image_size, pre_nms, post_nms, num_proposals
 ):
-  sizes = dict(
-      pre_nms=pre_nms, post_nms=post_nms, num_proposals=num_proposals
-  )
+  sizes = dict(pre_nms=pre_nms, post_nms=post_nms, num_proposals=num_proposals)
   proposals = propose(*rpn, LEVELS, jnp.array(image_size), **sizes)
   boxes, scores = proposals_by_definition(
-      *map(np.asarray, rpn), [np.asarray(level) for level in ANCHORS],
-      image_size, iou_threshold=0.7, padding_multiple=32, **sizes,
+    *map(np.asarray, rpn),
+    [np.asarray(level) for level in ANCHORS],
+    image_size,
+    iou_threshold=0.7,
+    padding_multiple=32,
+    **sizes,
   )
   count = len(boxes)
   assert_array_equal(proposals.valid, np.arange(num_proposals) < count)
@@ -130,8 +149,13 @@ def test_make_proposals_suppresses_inside_a_level_only():
   box = (10.0, 10.0, 20.0, 20.0)
   anchors = (one_cell(box, box), one_cell(box))
   proposals = propose(
-      jnp.array([1.0, 2.0, 0.0]), jnp.zeros((3, 4)), anchors,
-      jnp.array([32, 32]), pre_nms=4, post_nms=4, num_proposals=3,
+    jnp.array([1.0, 2.0, 0.0]),
+    jnp.zeros((3, 4)),
+    anchors,
+    jnp.array([32, 32]),
+    pre_nms=4,
+    post_nms=4,
+    num_proposals=3,
   )
   assert_array_equal(proposals.valid, [True, True, False])
   # sigmoid(2) = 0.8808, sigmoid(0) = 0.5.
@@ -144,13 +168,23 @@ def test_make_proposals_clips_to_the_image_and_drops_what_is_outside():
   # anchor's centre is beyond that; moved by -1 of its width, the first is
   # outside the image too.
   proposals = propose(
-      jnp.array([1.0, 2.0]), jnp.array([[-1.0, 0, 0, 0], [0, 0, 0, 0]]),
-      anchors, jnp.array([20, 30]), pre_nms=2, post_nms=2, num_proposals=2,
+    jnp.array([1.0, 2.0]),
+    jnp.array([[-1.0, 0, 0, 0], [0, 0, 0, 0]]),
+    anchors,
+    jnp.array([20, 30]),
+    pre_nms=2,
+    post_nms=2,
+    num_proposals=2,
   )
   assert_array_equal(proposals.valid, [False, False])
   proposals = propose(
-      jnp.array([1.0, 2.0]), jnp.zeros((2, 4)), anchors, jnp.array([20, 30]),
-      pre_nms=2, post_nms=2, num_proposals=2,
+    jnp.array([1.0, 2.0]),
+    jnp.zeros((2, 4)),
+    anchors,
+    jnp.array([20, 30]),
+    pre_nms=2,
+    post_nms=2,
+    num_proposals=2,
   )
   assert_array_equal(proposals.boxes, [[0, 0, 15, 15], [0, 0, 0, 0]])
 
@@ -168,20 +202,21 @@ def test_a_larger_canvas_gives_the_same_proposals(rpn):
     shape = (96 // stride, 128 // stride, 2)
     count = small.shape[0]
     cells = logits[start : start + count].reshape(h, w, 2)
-    large_logits.append(
-        jnp.full(shape, 9.0).at[:h, :w].set(cells).reshape(-1)
-    )
+    large_logits.append(jnp.full(shape, 9.0).at[:h, :w].set(cells).reshape(-1))
     cells = deltas[start : start + count].reshape(h, w, 2, 4)
     large_deltas.append(
-        jnp.zeros((*shape, 4)).at[:h, :w].set(cells).reshape(-1, 4)
+      jnp.zeros((*shape, 4)).at[:h, :w].set(cells).reshape(-1, 4)
     )
     start += count
     assert big.shape[0] == math.prod(shape)
   limits = dict(pre_nms=40, post_nms=20, num_proposals=30)
   one = propose(logits, deltas, LEVELS, jnp.array([60, 90]), **limits)
   other = propose(
-      jnp.concatenate(large_logits), jnp.concatenate(large_deltas),
-      large_levels, jnp.array([60, 90]), **limits,
+    jnp.concatenate(large_logits),
+    jnp.concatenate(large_deltas),
+    large_levels,
+    jnp.array([60, 90]),
+    **limits,
   )
   assert_allclose(one.boxes, other.boxes, rtol=1e-6, atol=1e-5)
   assert_array_equal(one.valid, other.valid)
@@ -190,19 +225,29 @@ def test_a_larger_canvas_gives_the_same_proposals(rpn):
 def test_equal_scores_are_ranked_by_index():
   anchors = (one_cell((0.0, 0.0, 4.0, 4.0), (8.0, 8.0, 12.0, 12.0)),) * 2
   proposals = propose(
-      jnp.zeros(4), jnp.zeros((4, 4)), anchors, jnp.array([32, 32]),
-      pre_nms=2, post_nms=2, num_proposals=3,
+    jnp.zeros(4),
+    jnp.zeros((4, 4)),
+    anchors,
+    jnp.array([32, 32]),
+    pre_nms=2,
+    post_nms=2,
+    num_proposals=3,
   )
   assert_array_equal(
-      proposals.boxes, [[0, 0, 4, 4], [8, 8, 12, 12], [0, 0, 4, 4]]
+    proposals.boxes, [[0, 0, 4, 4], [8, 8, 12, 12], [0, 0, 4, 4]]
   )
 
 
 def test_no_gradient_flows_through_proposals(rpn):
   def total(logits, deltas):
     proposals = propose(
-        logits, deltas, LEVELS, jnp.array([64, 96]), pre_nms=10, post_nms=5,
-        num_proposals=8,
+      logits,
+      deltas,
+      LEVELS,
+      jnp.array([64, 96]),
+      pre_nms=10,
+      post_nms=5,
+      num_proposals=8,
     )
     return jnp.sum(proposals.boxes) + jnp.sum(proposals.scores)
 
@@ -213,8 +258,13 @@ def test_no_gradient_flows_through_proposals(rpn):
 def test_nan_is_never_proposed(rpn):
   logits, deltas = rpn
   proposals = propose(
-      jnp.full_like(logits, jnp.nan), deltas, LEVELS, jnp.array([64, 96]),
-      pre_nms=40, post_nms=20, num_proposals=30,
+    jnp.full_like(logits, jnp.nan),
+    deltas,
+    LEVELS,
+    jnp.array([64, 96]),
+    pre_nms=40,
+    post_nms=20,
+    num_proposals=30,
   )
   assert not proposals.valid.any()
   assert not proposals.boxes.any()

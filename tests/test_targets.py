@@ -21,47 +21,59 @@ SIZE = np.array([64, 64], np.int32)
 
 @functools.partial(jax.jit, static_argnames=('num_samples', 'fraction'))
 def rpn_targets(
-    anchors, image_size, boxes, valid, key, num_samples=8, fraction=0.5
+  anchors, image_size, boxes, valid, key, num_samples=8, fraction=0.5
 ):
   return make_rpn_targets(
-      anchors, image_size, boxes, valid, key, num_samples=num_samples,
-      foreground_fraction=fraction, foreground_iou=0.7, background_iou=0.3,
-      delta_weights=UNIT, padding_multiple=32,
+    anchors,
+    image_size,
+    boxes,
+    valid,
+    key,
+    num_samples=num_samples,
+    foreground_fraction=fraction,
+    foreground_iou=0.7,
+    background_iou=0.3,
+    delta_weights=UNIT,
+    padding_multiple=32,
   )
 
 
 @functools.partial(jax.jit, static_argnames=('num_samples', 'fraction'))
 def roi_targets(
-    proposals, boxes, classes, valid, key, num_samples=8, fraction=0.5
+  proposals, boxes, classes, valid, key, num_samples=8, fraction=0.5
 ):
   return make_roi_targets(
-      proposals, boxes, classes, valid, key, num_samples=num_samples,
-      foreground_fraction=fraction, foreground_iou=0.5,
-      delta_weights=(10.0, 10.0, 5.0, 5.0),
+    proposals,
+    boxes,
+    classes,
+    valid,
+    key,
+    num_samples=num_samples,
+    foreground_fraction=fraction,
+    foreground_iou=0.5,
+    delta_weights=(10.0, 10.0, 5.0, 5.0),
   )
 
 
 mask_targets = jax.jit(
-    functools.partial(
-        make_mask_targets, side=4, max_object_vertices=5, max_parts=1
-    )
+  functools.partial(
+    make_mask_targets, side=4, max_object_vertices=5, max_parts=1
+  )
 )
 
 
 def make_proposal_slots(boxes, *, padding=0):
   boxes = np.reshape(boxes, (-1, 4)).astype(np.float32)
   return Proposals(
-      boxes=np.pad(boxes, ((0, padding), (0, 0))),
-      scores=np.zeros(len(boxes) + padding, np.float32),
-      valid=np.arange(len(boxes) + padding) < len(boxes),
+    boxes=np.pad(boxes, ((0, padding), (0, 0))),
+    scores=np.zeros(len(boxes) + padding, np.float32),
+    valid=np.arange(len(boxes) + padding) < len(boxes),
   )
 
 
 def random_boxes(key, count):
   corners, sides = jax.random.uniform(key, (2, count, 2))
-  return jnp.concatenate(
-      [40 * corners, 40 * corners + 4 + 20 * sides], axis=1
-  )
+  return jnp.concatenate([40 * corners, 40 * corners + 4 + 20 * sides], axis=1)
 
 
 def iou(box, other):
@@ -75,9 +87,7 @@ def iou(box, other):
 def encode(box, anchor):
   sides, anchor_sides = box[2:] - box[:2], anchor[2:] - anchor[:2]
   centers = (box[:2] + box[2:] - anchor[:2] - anchor[2:]) / 2
-  return np.concatenate(
-      [centers / anchor_sides, np.log(sides / anchor_sides)]
-  )
+  return np.concatenate([centers / anchor_sides, np.log(sides / anchor_sides)])
 
 
 def assert_trees_equal(one, other):
@@ -88,11 +98,14 @@ def assert_trees_equal(one, other):
 # Truth (0, 0, 10, 10), 100 pixels. Overlaps: the same; 80/100; 50/100, which
 # is neither; 10/190 = 0.05; none.
 ANCHORS = np.array(
-    [
-        [0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 5], [9, 0, 19, 10],
-        [40, 40, 50, 50],
-    ],
-    np.float32,
+  [
+    [0, 0, 10, 10],
+    [0, 0, 10, 8],
+    [0, 0, 10, 5],
+    [9, 0, 19, 10],
+    [40, 40, 50, 50],
+  ],
+  np.float32,
 )
 
 
@@ -108,8 +121,9 @@ def test_make_rpn_targets_by_hand(key):
   deltas = {0: [0, 0, 0, 0], 1: [0, 0.125, 0, np.log(1.25)]}
   for slot in range(2):
     assert_allclose(
-        targets.delta_targets[slot], deltas[int(targets.indices[slot])],
-        atol=1e-6,
+      targets.delta_targets[slot],
+      deltas[int(targets.indices[slot])],
+      atol=1e-6,
     )
   assert not targets.delta_targets[2:].any()
 
@@ -117,9 +131,7 @@ def test_make_rpn_targets_by_hand(key):
 def test_make_rpn_targets_rescues_the_best_anchor_of_a_truth(key):
   # No anchor reaches 0.7; the best of them has 80 of 160 pixels.
   boxes = np.array([[0, 0, 10, 16]], np.float32)
-  targets = rpn_targets(
-      ANCHORS[1:], SIZE, boxes, np.array([True]), key
-  )
+  targets = rpn_targets(ANCHORS[1:], SIZE, boxes, np.array([True]), key)
   assert_array_equal(targets.foreground, [True] + [False] * 7)
   assert int(targets.indices[0]) == 0
 
@@ -128,7 +140,7 @@ def test_make_rpn_targets_never_takes_anchors_beyond_the_padded_image(key):
   # An image of 30x30 is padded to 32x32; the last anchor's centre is at 45.
   boxes = np.array([[40, 40, 50, 50]], np.float32)
   targets = rpn_targets(
-      ANCHORS, np.array([30, 30], np.int32), boxes, np.array([True]), key
+    ANCHORS, np.array([30, 30], np.int32), boxes, np.array([True]), key
   )
   assert not targets.foreground.any()
   assert sorted(np.array(targets.indices[:4])) == [0, 1, 2, 3]
@@ -137,7 +149,7 @@ def test_make_rpn_targets_never_takes_anchors_beyond_the_padded_image(key):
 
 def test_make_rpn_targets_without_objects_is_all_background(key):
   targets = rpn_targets(
-      ANCHORS, SIZE, np.zeros((2, 4), np.float32), np.zeros(2, bool), key
+    ANCHORS, SIZE, np.zeros((2, 4), np.float32), np.zeros(2, bool), key
   )
   assert not targets.foreground.any()
   assert_array_equal(targets.valid, [True] * 5 + [False] * 3)
@@ -154,7 +166,7 @@ def test_make_rpn_targets_agrees_with_the_definition(key):
   labels[(overlap == overlap.max(axis=0)).any(axis=1)] = 1
   # Room for all: the sample is no longer random.
   targets = rpn_targets(
-      anchors, SIZE, boxes, np.ones(3, bool), key, num_samples=120
+    anchors, SIZE, boxes, np.ones(3, bool), key, num_samples=120
   )
   chosen = np.array(targets.indices)
   foreground = np.array(targets.foreground)
@@ -171,7 +183,7 @@ def test_make_roi_targets_by_hand(key):
   proposals = make_proposal_slots([[0, 0, 10, 8], [0, 0, 4, 10]], padding=1)
   boxes = np.array([[30, 30, 40, 40], [0, 0, 10, 10]], np.float32)
   targets = roi_targets(
-      proposals, boxes, np.array([3, 5], np.int32), np.ones(2, bool), key
+    proposals, boxes, np.array([3, 5], np.int32), np.ones(2, bool), key
   )
   # Foreground: the first proposal, 80 of 100 pixels of truth 1, and both
   # truths themselves. Background: the second proposal, 40 of 100.
@@ -182,11 +194,14 @@ def test_make_roi_targets_by_hand(key):
   found = {tuple(map(float, targets.rois[i])): i for i in range(3)}
   slot = found[0, 0, 10, 8]
   assert_allclose(
-      targets.delta_targets[slot], [0, 10 * 0.125, 0, 5 * np.log(1.25)],
-      atol=1e-6,
+    targets.delta_targets[slot],
+    [0, 10 * 0.125, 0, 5 * np.log(1.25)],
+    atol=1e-6,
   )
   for roi, truth in (
-      ((0, 0, 10, 8), 1), ((0, 0, 10, 10), 1), ((30, 30, 40, 40), 0)
+    ((0, 0, 10, 8), 1),
+    ((0, 0, 10, 10), 1),
+    ((30, 30, 40, 40), 0),
   ):
     assert int(targets.objects[found[roi]]) == truth
     assert int(targets.class_targets[found[roi]]) == (3, 5)[truth]
@@ -197,19 +212,26 @@ def test_make_roi_targets_by_hand(key):
 def test_make_roi_targets_of_exactly_half_is_foreground(key):
   proposals = make_proposal_slots([[0, 0, 10, 5]])
   targets = roi_targets(
-      proposals, np.array([[0, 0, 10, 10]], np.float32),
-      np.array([1], np.int32), np.array([True]), key,
+    proposals,
+    np.array([[0, 0, 10, 10]], np.float32),
+    np.array([1], np.int32),
+    np.array([True]),
+    key,
   )
   assert int(targets.foreground.sum()) == 2
 
 
 def test_make_roi_targets_limits_the_foreground(key):
   proposals = make_proposal_slots(
-      [[0, 0, 10, 10]] * 20 + [[40, 40, 50, 50]] * 20
+    [[0, 0, 10, 10]] * 20 + [[40, 40, 50, 50]] * 20
   )
   targets = roi_targets(
-      proposals, np.array([[0, 0, 10, 10]], np.float32),
-      np.array([1], np.int32), np.array([True]), key, fraction=0.25,
+    proposals,
+    np.array([[0, 0, 10, 10]], np.float32),
+    np.array([1], np.int32),
+    np.array([True]),
+    key,
+    fraction=0.25,
   )
   assert_array_equal(targets.foreground, np.arange(8) < 2)
   assert targets.valid.all()
@@ -218,8 +240,11 @@ def test_make_roi_targets_limits_the_foreground(key):
 def test_make_roi_targets_without_objects_is_all_background(key):
   proposals = make_proposal_slots([[0, 0, 10, 10]], padding=2)
   targets = roi_targets(
-      proposals, np.zeros((2, 4), np.float32), np.zeros(2, np.int32),
-      np.zeros(2, bool), key,
+    proposals,
+    np.zeros((2, 4), np.float32),
+    np.zeros(2, np.int32),
+    np.zeros(2, bool),
+    key,
   )
   assert not targets.foreground.any()
   assert_array_equal(targets.valid, [True] + [False] * 7)
@@ -229,8 +254,11 @@ def test_make_roi_targets_without_objects_is_all_background(key):
 
 def test_make_roi_targets_of_nothing_at_all_is_empty(key):
   targets = roi_targets(
-      make_proposal_slots([], padding=3), np.zeros((2, 4), np.float32),
-      np.zeros(2, np.int32), np.zeros(2, bool), key,
+    make_proposal_slots([], padding=3),
+    np.zeros((2, 4), np.float32),
+    np.zeros(2, np.int32),
+    np.zeros(2, bool),
+    key,
   )
   assert not targets.valid.any()
   assert not targets.rois.any()
@@ -244,33 +272,33 @@ def test_slots_of_padding_truth_change_nothing(key):
   classes = np.array([1, 2, 3], np.int32)
   valid = np.ones(3, bool)
   padded = (
-      # What lies in padding is of no account.
-      np.pad(boxes, ((0, 4), (0, 0)), constant_values=5),
-      np.pad(classes, (0, 4), constant_values=9),
-      np.pad(valid, (0, 4)),
+    # What lies in padding is of no account.
+    np.pad(boxes, ((0, 4), (0, 0)), constant_values=5),
+    np.pad(classes, (0, 4), constant_values=9),
+    np.pad(valid, (0, 4)),
   )
   assert_trees_equal(
-      rpn_targets(anchors, SIZE, boxes, valid, key),
-      rpn_targets(anchors, SIZE, padded[0], padded[2], key),
+    rpn_targets(anchors, SIZE, boxes, valid, key),
+    rpn_targets(anchors, SIZE, padded[0], padded[2], key),
   )
   proposals = make_proposal_slots(anchors)
   assert_trees_equal(
-      roi_targets(proposals, boxes, classes, valid, key),
-      roi_targets(proposals, *padded, key),
+    roi_targets(proposals, boxes, classes, valid, key),
+    roi_targets(proposals, *padded, key),
   )
 
 
 def test_invalid_proposals_change_nothing(key):
   anchors_key, boxes_key, key = jax.random.split(key, 3)
   proposals = make_proposal_slots(random_boxes(anchors_key, 20), padding=10)
-  other = proposals._replace(boxes=np.where(
+  other = proposals._replace(
+    boxes=np.where(
       proposals.valid[:, None], proposals.boxes, np.float32([0, 0, 9, 9])
-  ))
+    )
+  )
   boxes = np.asarray(random_boxes(boxes_key, 3))
   truth = boxes, np.array([1, 2, 3], np.int32), np.ones(3, bool), key
-  assert_trees_equal(
-      roi_targets(proposals, *truth), roi_targets(other, *truth)
-  )
+  assert_trees_equal(roi_targets(proposals, *truth), roi_targets(other, *truth))
 
 
 def test_rows_of_a_batch_get_the_targets_that_they_get_alone(key):
@@ -279,13 +307,13 @@ def test_rows_of_a_batch_get_the_targets_that_they_get_alone(key):
   boxes = jnp.stack([random_boxes(k, 3) for k in jax.random.split(boxes_key)])
   valid = jnp.array([[True, True, False], [False, False, False]])
   keys = jax.random.split(key)
-  together = jax.vmap(
-      lambda b, v, k: rpn_targets(anchors, SIZE, b, v, k)
-  )(boxes, valid, keys)
+  together = jax.vmap(lambda b, v, k: rpn_targets(anchors, SIZE, b, v, k))(
+    boxes, valid, keys
+  )
   for row in range(2):
     assert_trees_equal(
-        jax.tree.map(lambda x: x[row], together),  # noqa: B023
-        rpn_targets(anchors, SIZE, boxes[row], valid[row], keys[row]),
+      jax.tree.map(lambda x: x[row], together),  # noqa: B023
+      rpn_targets(anchors, SIZE, boxes[row], valid[row], keys[row]),
     )
 
 
@@ -293,8 +321,7 @@ def test_another_key_draws_another_sample(key):
   anchors = random_boxes(key, 50)
   boxes, valid = anchors[:1], np.array([True])
   one, other = (
-      rpn_targets(anchors, SIZE, boxes, valid, k)
-      for k in jax.random.split(key)
+    rpn_targets(anchors, SIZE, boxes, valid, k) for k in jax.random.split(key)
   )
   assert (one.indices != other.indices).any()
 
@@ -303,18 +330,20 @@ def test_another_key_draws_another_sample(key):
 def square():
   """Truth 0 is the square from 2 to 6; truth 1 is padding."""
   return Outlines(
-      vertices=np.array(
-          [[2, 2], [6, 2], [6, 6], [2, 6], [2, 2], [0, 0]], np.float32
-      ),
-      parts=np.array([0, 0, 0, 0, -1, -1], np.int32),
-      starts=np.array([0, 5, 5], np.int32),
+    vertices=np.array(
+      [[2, 2], [6, 2], [6, 6], [2, 6], [2, 2], [0, 0]], np.float32
+    ),
+    parts=np.array([0, 0, 0, 0, -1, -1], np.int32),
+    starts=np.array([0, 5, 5], np.int32),
   )
 
 
 def test_make_mask_targets_draws_the_object_in_the_frame_of_the_roi(square):
   masks = mask_targets(
-      square, jnp.array([[0.0, 0, 8, 8], [2, 0, 6, 8], [4, 4, 6, 6]]),
-      jnp.zeros(3, jnp.int32), jnp.ones(3, bool),
+    square,
+    jnp.array([[0.0, 0, 8, 8], [2, 0, 6, 8], [4, 4, 6, 6]]),
+    jnp.zeros(3, jnp.int32),
+    jnp.ones(3, bool),
   )
   # Cells of 2 pixels: the square has the middle two by two. Of the second
   # RoI it has the middle two rows, of the third all.
@@ -326,8 +355,10 @@ def test_make_mask_targets_draws_the_object_in_the_frame_of_the_roi(square):
 
 def test_make_mask_targets_is_empty_for_background_and_padding(square):
   masks = mask_targets(
-      square, jnp.array([[0.0, 0, 8, 8], [0, 0, 8, 8], [0, 0, 0, 0]]),
-      jnp.array([0, 1, 0]), jnp.array([False, True, False]),
+    square,
+    jnp.array([[0.0, 0, 8, 8], [0, 0, 8, 8], [0, 0, 0, 0]]),
+    jnp.array([0, 1, 0]),
+    jnp.array([False, True, False]),
   )
   assert masks.dtype == jnp.float32
   assert_array_equal(masks, np.zeros((3, 4, 4)))

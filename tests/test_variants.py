@@ -1,5 +1,4 @@
-"""Models without masks, without classes and without a pyramid, from end to end.
-"""
+"""Whole runs of models without masks, classes or a feature pyramid."""
 
 import functools
 import json
@@ -60,38 +59,75 @@ def run_all(config, workdir, data):
   """Trains, evaluates and predicts; gives figures, AP, records."""
   figures = tiny.run_training(config, workdir, skip_test=False)
   assert all(np.isfinite(x) for step in figures for x in step.values())
-  assert predict(
-      load_detector(workdir, None), pattern=str(data / 'images'),
-      workdir=workdir, config=config,
-  ) == 0
+  assert (
+    predict(
+      load_detector(workdir, None),
+      pattern=str(data / 'images'),
+      workdir=workdir,
+      config=config,
+    )
+    == 0
+  )
   names = {path.name for path in (workdir / 'inference').iterdir()}
   return (
-      figures, names, read(workdir / 'inference' / 'coco_results.json'),
-      read(workdir / 'predictions' / 'predictions.json'),
+    figures,
+    names,
+    read(workdir / 'inference' / 'coco_results.json'),
+    read(workdir / 'predictions' / 'predictions.json'),
   )
 
 
-@pytest.mark.parametrize(('sizes', 'losses', 'has_masks'), [
-    (dict(), {
-        'loss_box_reg', 'loss_classifier', 'loss_mask', 'loss_objectness',
+@pytest.mark.parametrize(
+  ('sizes', 'losses', 'has_masks'),
+  [
+    (
+      dict(),
+      {
+        'loss_box_reg',
+        'loss_classifier',
+        'loss_mask',
+        'loss_objectness',
         'loss_rpn_box_reg',
-    }, True),
-    (dict(output='boxes'), {
-        'loss_box_reg', 'loss_classifier', 'loss_objectness',
+      },
+      True,
+    ),
+    (
+      dict(output='boxes'),
+      {
+        'loss_box_reg',
+        'loss_classifier',
+        'loss_objectness',
         'loss_rpn_box_reg',
-    }, False),
+      },
+      False,
+    ),
     (dict(output='proposals'), {'loss_objectness', 'loss_rpn_box_reg'}, False),
-    (dict(body='c4', depth=18), {
-        'loss_box_reg', 'loss_classifier', 'loss_mask', 'loss_objectness',
+    (
+      dict(body='c4', depth=18),
+      {
+        'loss_box_reg',
+        'loss_classifier',
+        'loss_mask',
+        'loss_objectness',
         'loss_rpn_box_reg',
-    }, True),
-    (dict(backbone='convnext_tiny', depth=50, width=64), {
-        'loss_box_reg', 'loss_classifier', 'loss_mask', 'loss_objectness',
+      },
+      True,
+    ),
+    (
+      dict(backbone='convnext_tiny', depth=50, width=64),
+      {
+        'loss_box_reg',
+        'loss_classifier',
+        'loss_mask',
+        'loss_objectness',
         'loss_rpn_box_reg',
-    }, True),
-])
+      },
+      True,
+    ),
+  ],
+)
 def test_a_variant_has_the_losses_and_detections_of_its_heads(
-    tiny_data, sizes, losses, has_masks
+  tiny_data, sizes, losses, has_masks
 ):
   config = variant(tiny_data, **sizes)
   config.optimizer.name = 'adamw'
@@ -100,37 +136,44 @@ def test_a_variant_has_the_losses_and_detections_of_its_heads(
   rcnn = Rcnn.from_config(config, num_classes=4, dtype=jnp.float32)
   _, optimizer = make_recipe_optimizer(config)
   trainer = Trainer.from_config(
-      config, rcnn, optimizer, GroundTruthLimits(8, 64, 16, 1)
+    config, rcnn, optimizer, GroundTruthLimits(8, 64, 16, 1)
   )
   batch = made_up_batch(
-      image_size=(64, 64), batch_size=2, num_objects=2, max_objects=8,
-      num_classes=4,
+    image_size=(64, 64),
+    batch_size=2,
+    num_objects=2,
+    max_objects=8,
+    num_classes=4,
   )
 
   def run(key, batch):
     params = rcnn.init(key)
     state = start_average(
-        TrainState(
-            step=jnp.int32(0), params=params['params'],
-            constants=params.get('constants', {}),
-            optimizer=optimizer.init(
-                split_parameters(params['params'], trainer.frozen)[0]
-            ),
-            loss_scale=initial_loss_scale('fp32'), average={},
-        ), config,
+      TrainState(
+        step=jnp.int32(0),
+        params=params['params'],
+        constants=params.get('constants', {}),
+        optimizer=optimizer.init(
+          split_parameters(params['params'], trainer.frozen)[0]
+        ),
+        loss_scale=initial_loss_scale('fp32'),
+        average={},
+      ),
+      config,
     )
     detector = Detector(rcnn, variables_of(state), config, (), 0)
     return (
-        train_step(trainer, state, batch, (64, 64)), state,
-        detector.detect(batch, padded_size=(64, 64)),
+      train_step(trainer, state, batch, (64, 64)),
+      state,
+      detector.detect(batch, padded_size=(64, 64)),
     )
 
   # Shapes alone: compiling and running it is for the slow tests.
   (after, figures), before, detections = jax.eval_shape(
-      run, jax.random.key(0), batch
+    run, jax.random.key(0), batch
   )
   assert figures.keys() - {'loss', 'grad_norm', 'loss_scale', 'skipped'} == (
-      losses
+    losses
   )
   assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, before)
   assert (detections.masks is not None) == has_masks
@@ -150,7 +193,10 @@ def test_a_model_of_boxes_trains_and_finds_boxes(tiny_data, tmp_path, capsys):
   assert not any('segmentation' in record for record in records)
   shapes = checkpoint.model_shapes(checkpoint.find_checkpoint(tmp_path))
   assert {name.split('/')[1] for name in shapes} == {
-      'backbone', 'fpn', 'rpn', 'box_head'
+    'backbone',
+    'fpn',
+    'rpn',
+    'box_head',
   }
   out = capsys.readouterr().out
   assert ' box\n' in out and 'proposals=1000' in out and 'mask' not in out
@@ -158,12 +204,15 @@ def test_a_model_of_boxes_trains_and_finds_boxes(tiny_data, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_model_of_proposals_trains_and_finds_proposals(
-    tiny_data, tmp_path, capsys
+  tiny_data, tmp_path, capsys
 ):
   config = variant(tiny_data, output='proposals')
   figures, names, results, records = run_all(config, tmp_path, tiny_data)
   assert set(figures[0]) == {
-      'loss', 'loss_objectness', 'loss_rpn_box_reg', 'grad_norm'
+    'loss',
+    'loss_objectness',
+    'loss_rpn_box_reg',
+    'grad_norm',
   }
   assert names == {'proposals.json', 'coco_results.json'}
   assert set(results) == {'proposals', 'step'}
@@ -173,9 +222,10 @@ def test_a_model_of_proposals_trains_and_finds_proposals(
   detector = load_detector(tmp_path, None)
   truth = config.data.eval
   recall = evaluate(
-      detector._replace(categories=()),
-      source=CocoFiles(truth.images, truth.annotations),
-      workdir=tmp_path / 'other', config=config,
+    detector._replace(categories=()),
+    source=CocoFiles(truth.images, truth.annotations),
+    workdir=tmp_path / 'other',
+    config=config,
   )['proposals']
   assert recall.stats == results['proposals']['stats']
 
@@ -189,7 +239,10 @@ def test_a_c4_model_trains_and_finds_masks(tiny_data, tmp_path):
   assert records and all('segmentation' in record for record in records)
   shapes = checkpoint.model_shapes(checkpoint.find_checkpoint(tmp_path))
   assert {name.split('/')[1] for name in shapes} == {
-      'backbone', 'rpn', 'box_head', 'mask_head'
+    'backbone',
+    'rpn',
+    'box_head',
+    'mask_head',
   }
 
 
@@ -218,11 +271,12 @@ def test_canvas_does_not_matter_to_the_anchors_of_a_c4_model():
     config.geometry = geometry
     rcnn = Rcnn.from_config(config, num_classes=4, dtype=jnp.float32)
     levels, fit_to = rcnn.anchors((64, 96), jnp.array([40, 33]))
-    anchors, = make_anchors(levels, fit_to=fit_to)
+    (anchors,) = make_anchors(levels, fit_to=fit_to)
     assert anchors.shape == (4 * 6 * 15, 4)
     inside = anchors_in_image(
-        anchors, jnp.array([40, 33]),
-        padding_multiple=geometry_of(config).padding_multiple,
+      anchors,
+      jnp.array([40, 33]),
+      padding_multiple=geometry_of(config).padding_multiple,
     )
     expected = np.zeros((4, 6, 15), bool)
     expected[:3, :3] = True
@@ -231,43 +285,59 @@ def test_canvas_does_not_matter_to_the_anchors_of_a_c4_model():
 
 def test_c4_heads_see_the_last_stage_of_the_resnet():
   model = MaskRCNN(
-      num_classes=3, body='c4', depth=50, width=4, box_fcs=0, mask_convs=0,
-      mask_channels=4, anchors_per_cell=15,
+    num_classes=3,
+    body='c4',
+    depth=50,
+    width=4,
+    box_fcs=0,
+    mask_convs=0,
+    mask_channels=4,
+    anchors_per_cell=15,
   )
   images = jnp.zeros((1, 64, 64, 3))
   rng = np.random.default_rng(0)
   # Positive, as variances must be.
   variables = jax.tree.map(
-      lambda x: rng.uniform(0.01, 0.1, x.shape).astype(np.float32),
-      jax.eval_shape(model.init, jax.random.key(0), images),
+    lambda x: rng.uniform(0.01, 0.1, x.shape).astype(np.float32),
+    jax.eval_shape(model.init, jax.random.key(0), images),
   )
   pooled = jax.random.normal(jax.random.key(1), (1, 2, 14, 14, 64))
-  seen = jax.jit(functools.partial(
-      model.apply, method=lambda m, x: m.backbone.last_stage(x)
-  ))(variables, pooled[0])
+  seen = jax.jit(
+    functools.partial(model.apply, method=lambda m, x: m.backbone.last_stage(x))
+  )(variables, pooled[0])
   assert seen.shape == (2, 7, 7, 128)
   head = variables['params']['box_head']['cls_score']
   class_logits, _ = jax.jit(functools.partial(model.apply, method='classify'))(
-      variables, pooled
+    variables, pooled
   )
   expected = seen.mean(axis=(1, 2)) @ head['kernel'] + head['bias']
   assert_allclose(
-      class_logits[0], expected, rtol=1e-5, atol=1e-5 * abs(expected).max()
+    class_logits[0], expected, rtol=1e-5, atol=1e-5 * abs(expected).max()
   )
 
   def shapes_of(method, x):
-    return jax.tree.map(jnp.shape, jax.eval_shape(
+    return jax.tree.map(
+      jnp.shape,
+      jax.eval_shape(
         functools.partial(model.apply, method=method), variables, x
-    ))
+      ),
+    )
 
   assert shapes_of('segment', pooled) == (1, 2, 14, 14, 3)
   assert shapes_of('extract', images) == {4: (1, 4, 4, 64)}
 
 
-@pytest.mark.parametrize('sizes', [
-    dict(output='mask'), dict(body='c5'), dict(norm='batch'),
-    dict(depth=18, groups=32), dict(rpn_convs=0), dict(body='c4'),
-])
+@pytest.mark.parametrize(
+  'sizes',
+  [
+    dict(output='mask'),
+    dict(body='c5'),
+    dict(norm='batch'),
+    dict(depth=18, groups=32),
+    dict(rpn_convs=0),
+    dict(body='c4'),
+  ],
+)
 def test_a_model_that_there_is_not_is_refused(sizes):
   config = tiny.get_config()
   config.model.update(sizes)
@@ -282,61 +352,81 @@ def save_model(config, num_classes, target):
   shapes = jax.eval_shape(rcnn.init, jax.random.key(0))
   rng = np.random.default_rng(1)
   leaves = {
-      name: rng.normal(size=x.shape).astype(np.float32)
-      for name, x in checkpoint.named_leaves(shapes).items()
+    name: rng.normal(size=x.shape).astype(np.float32)
+    for name, x in checkpoint.named_leaves(shapes).items()
   }
   manager = checkpoint.open_checkpoints(target)
   checkpoint.save_checkpoint(
-      manager, model=checkpoint.nested(leaves), optimizer=None,
-      metadata=checkpoint.Metadata(
-          0, json.loads(config.to_json()), [[i, f'class {i}'] for i in
-                                           range(1, num_classes)]
-      ),
+    manager,
+    model=checkpoint.nested(leaves),
+    optimizer=None,
+    metadata=checkpoint.Metadata(
+      0,
+      json.loads(config.to_json()),
+      [[i, f'class {i}'] for i in range(1, num_classes)],
+    ),
   )
   manager.close()
   return leaves
 
 
-@pytest.mark.parametrize(('here', 'there', 'afresh', 'unused'), [
-    pytest.param(dict(), dict(output='boxes'), {'mask_head'}, set(),
-                 marks=pytest.mark.slow),
+@pytest.mark.parametrize(
+  ('here', 'there', 'afresh', 'unused'),
+  [
+    pytest.param(
+      dict(), dict(output='boxes'), {'mask_head'}, set(), marks=pytest.mark.slow
+    ),
     (dict(), dict(output='proposals'), {'box_head', 'mask_head'}, set()),
     (dict(output='boxes'), dict(), set(), {'mask_head'}),
-    (dict(body='c4'), dict(body='c4', output='proposals'),
-     {'backbone/layer4', 'box_head', 'mask_head'}, set()),
+    (
+      dict(body='c4'),
+      dict(body='c4', output='proposals'),
+      {'backbone/layer4', 'box_head', 'mask_head'},
+      set(),
+    ),
     pytest.param(
-        dict(norm='frozen_batch_all', rpn_convs=2, box_convs=2),
-        dict(norm='frozen_batch_all', rpn_convs=2, box_convs=2), set(), set(),
-        marks=pytest.mark.slow),
+      dict(norm='frozen_batch_all', rpn_convs=2, box_convs=2),
+      dict(norm='frozen_batch_all', rpn_convs=2, box_convs=2),
+      set(),
+      set(),
+      marks=pytest.mark.slow,
+    ),
     pytest.param(
-        dict(depth=50, groups=4, group_width=16),
-        dict(depth=50, groups=4, group_width=16), set(), set(),
-        marks=pytest.mark.slow),
-])
+      dict(depth=50, groups=4, group_width=16),
+      dict(depth=50, groups=4, group_width=16),
+      set(),
+      set(),
+      marks=pytest.mark.slow,
+    ),
+  ],
+)
 def test_init_from_takes_all_but_class_layers_and_heads_that_are_not_there(
-    tiny_data, tmp_path, monkeypatch, here, there, afresh, unused
+  tiny_data, tmp_path, monkeypatch, here, there, afresh, unused
 ):
   theirs = variant(tiny_data, **there)
   # Six classes there, three here.
   leaves = save_model(theirs, 7, tmp_path / 'theirs')
   config = variant(tiny_data, **here)
   monkeypatch.setattr(
-      'maskrcnn_jax.training.run.jit_train_step', lambda _: tiny.IdleStep()
+    'maskrcnn_jax.training.run.jit_train_step', lambda _: tiny.IdleStep()
   )
-  train(config, tmp_path / 'run', init_from=tmp_path / 'theirs/0',
-        skip_test=True)
+  train(
+    config, tmp_path / 'run', init_from=tmp_path / 'theirs/0', skip_test=True
+  )
   found = {
-      name.removeprefix('model/'): array
-      for name, array in tiny.saved_arrays(tmp_path / 'run', 2).items()
-      if name.startswith('model/')
+    name.removeprefix('model/'): array
+    for name, array in tiny.saved_arrays(tmp_path / 'run', 2).items()
+    if name.startswith('model/')
   }
   layers = ('cls_score', 'box_head/bbox_pred', 'mask_fcn_logits')
   for name, array in found.items():
     is_fresh = any(f'/{part}/' in name for part in (*layers, *afresh))
-    taken = name in leaves and leaves[name].shape == array.shape and (
-        np.array_equal(leaves[name], array)
+    taken = (
+      name in leaves
+      and leaves[name].shape == array.shape
+      and (np.array_equal(leaves[name], array))
     )
     assert taken != is_fresh, name
   assert {n for n in leaves if n not in found} == {
-      n for n in leaves if any(f'/{part}/' in n for part in unused)
+    n for n in leaves if any(f'/{part}/' in n for part in unused)
   }

@@ -13,16 +13,16 @@ from maskrcnn_jax.data.records import Records
 from maskrcnn_jax.data.source import CocoFiles
 
 COMPRESSED = mask.frPyObjects(
-    {'size': [12, 16], 'counts': [40, 6, 146]}, 12, 16
+  {'size': [12, 16], 'counts': [40, 6, 146]}, 12, 16
 )
 COMPRESSED['counts'] = COMPRESSED['counts'].decode()
 
 # Every form that a mask may have.
 MASKS = [
-    [[1.1, 2.3, 9.7, 2.3, 9.7, 11.9]],
-    [[1, 1, 5, 1, 5, 5], [6, 6, 9, 6, 9, 9.5]],
-    {'size': [12, 16], 'counts': [30, 5, 157]},
-    COMPRESSED,
+  [[1.1, 2.3, 9.7, 2.3, 9.7, 11.9]],
+  [[1, 1, 5, 1, 5, 5], [6, 6, 9, 6, 9, 9.5]],
+  {'size': [12, 16], 'counts': [30, 5, 157]},
+  COMPRESSED,
 ]
 
 
@@ -47,22 +47,36 @@ def write_set(folder, *, ids=(7, 'b', 2.5)):
     pixels = rng.integers(0, 256, (12, 16, 3), np.uint8)
     Image.fromarray(pixels).save(folder / 'images' / f'{i}.png')
     images.append(
-        {'id': id_, 'file_name': f'{i}.png', 'height': 12, 'width': 16}
+      {'id': id_, 'file_name': f'{i}.png', 'height': 12, 'width': 16}
     )
   annotations = [
-      {'id': 100 - i, 'image_id': ids[0], 'category_id': 9 if i % 2 else 3,
-       'bbox': box_of(masks), 'area': 0.1 * i, 'iscrowd': 0,
-       'segmentation': masks}
-      for i, masks in enumerate(MASKS)
+    {
+      'id': 100 - i,
+      'image_id': ids[0],
+      'category_id': 9 if i % 2 else 3,
+      'bbox': box_of(masks),
+      'area': 0.1 * i,
+      'iscrowd': 0,
+      'segmentation': masks,
+    }
+    for i, masks in enumerate(MASKS)
   ]
   del annotations[1]['area'], annotations[2]['id'], annotations[3]['iscrowd']
-  annotations.append({
-      'id': 'x', 'image_id': ids[2], 'category_id': 3, 'iscrowd': 1,
-      'bbox': box_of(MASKS[2]), 'area': 9, 'segmentation': MASKS[2],
-  })
+  annotations.append(
+    {
+      'id': 'x',
+      'image_id': ids[2],
+      'category_id': 3,
+      'iscrowd': 1,
+      'bbox': box_of(MASKS[2]),
+      'area': 9,
+      'segmentation': MASKS[2],
+    }
+  )
   content = {
-      'images': images, 'annotations': annotations,
-      'categories': [{'id': 9, 'name': 'b'}, {'id': 3, 'name': 'a'}],
+    'images': images,
+    'annotations': annotations,
+    'categories': [{'id': 9, 'name': 'b'}, {'id': 3, 'name': 'a'}],
   }
   for split in ('train', 'val'):
     (folder / f'instances_{split}.json').write_text(json.dumps(content))
@@ -71,8 +85,12 @@ def write_set(folder, *, ids=(7, 'b', 2.5)):
 
 def build(folder, out, *, name='folder'):
   """Builds a tfds set, as the command does."""
-  arguments = ['build_tfds', f'--manual_dir={folder}', f'--tfds_dir={out}',
-               f'--name={name}']
+  arguments = [
+    'build_tfds',
+    f'--manual_dir={folder}',
+    f'--tfds_dir={out}',
+    f'--name={name}',
+  ]
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sys, 'argv', arguments)
     build_tfds.main()
@@ -86,5 +104,5 @@ def records_of(out, *, name='folder', split='train'):
 def files_of(folder, *, split='train'):
   """Names the COCO files that a split was made from."""
   return CocoFiles(
-      str(folder / 'images'), str(folder / f'instances_{split}.json')
+    str(folder / 'images'), str(folder / f'instances_{split}.json')
   )

@@ -21,8 +21,7 @@ NUM_TRAIN, NUM_VAL = 8, 5
 # XLA_FLAGS for programs that compile much and compute little: compiling takes
 # two thirds of the time.
 QUICK_COMPILATION = (
-    '--xla_backend_optimization_level=0 '
-    '--xla_llvm_disable_expensive_passes=true'
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 )
 
 
@@ -75,12 +74,12 @@ def with_data(config, data: pathlib.Path):
 def data_flags(data: pathlib.Path) -> list[str]:
   """The same for the command line."""
   return [
-      f'--config.data.{part}.{key}={value}'
-      for part, name in (('train', 'train'), ('eval', 'val'))
-      for key, value in (
-          ('images', data / 'images'),
-          ('annotations', data / f'instances_{name}.json'),
-      )
+    f'--config.data.{part}.{key}={value}'
+    for part, name in (('train', 'train'), ('eval', 'val'))
+    for key, value in (
+      ('images', data / 'images'),
+      ('annotations', data / f'instances_{name}.json'),
+    )
   ]
 
 
@@ -91,9 +90,7 @@ def recorded_figures():
   add = train.TrainingLog.add
 
   def record(log, **step):
-    figures.append(
-        {k: v for k, v in step.items() if k not in ('time', 'data')}
-    )
+    figures.append({k: v for k, v in step.items() if k not in ('time', 'data')})
     add(log, **step)
 
   train.TrainingLog.add = record
@@ -131,9 +128,7 @@ class IdleStep:
 
   def __call__(self, state, batch):
     """Counts the step."""
-    return state._replace(step=state.step + 1), {
-        'loss': 0.0, 'grad_norm': 0.0
-    }
+    return state._replace(step=state.step + 1), {'loss': 0.0, 'grad_norm': 0.0}
 
 
 def saved_arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
@@ -145,10 +140,10 @@ def saved_arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     with ocp.StandardCheckpointer() as checkpointer:
       # The devices that it was saved from need not be there.
       target = jax.tree.map(
-          lambda leaf: jax.ShapeDtypeStruct(
-              leaf.shape, leaf.dtype, sharding=here
-          ),
-          checkpointer.metadata(path / item).item_metadata.tree,
+        lambda leaf: jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=here
+        ),
+        checkpointer.metadata(path / item).item_metadata.tree,
       )
       stored = checkpointer.restore(path / item, target)
     for name, leaf in checkpoint.named_leaves(stored).items():
@@ -164,24 +159,25 @@ def assert_same_arrays(one: dict, other: dict) -> None:
 
 
 def save_with_nan(
-    workdir: pathlib.Path, target: pathlib.Path, layer: str
+  workdir: pathlib.Path, target: pathlib.Path, layer: str
 ) -> None:
   """Copies a run's newest checkpoint with NaN for the kernel of a layer."""
   path = checkpoint.find_checkpoint(workdir)
   with ocp.StandardCheckpointer() as checkpointer:
     stored = {
-        item: checkpointer.restore((path / item).absolute())
-        for item in ('model', 'optimizer')
+      item: checkpointer.restore((path / item).absolute())
+      for item in ('model', 'optimizer')
     }
   stored['model'] = jax.tree_util.tree_map_with_path(
-      lambda path, leaf: leaf * np.nan
-      if layer in jax.tree_util.keystr(path) else leaf,
-      stored['model'],
+    lambda path, leaf: (
+      leaf * np.nan if layer in jax.tree_util.keystr(path) else leaf
+    ),
+    stored['model'],
   )
   with contextlib.closing(
-      checkpoint.open_checkpoints(target / 'checkpoints')
+    checkpoint.open_checkpoints(target / 'checkpoints')
   ) as manager:
     checkpoint.save_checkpoint(
-        manager, metadata=checkpoint.read_metadata(path), **stored
+      manager, metadata=checkpoint.read_metadata(path), **stored
     )
     manager.wait_until_finished()

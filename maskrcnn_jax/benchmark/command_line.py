@@ -54,15 +54,18 @@ def _run(argv: list[str]) -> None:
   refuse_unexpected(unexpected)
   if path is None:
     raise InputError(
-        '--config=RECIPE is missing, for example --config=r50_fpn.'
+      '--config=RECIPE is missing, for example --config=r50_fpn.'
     )
 
   from maskrcnn_jax.config.recipe import read_recipe
 
   overrides += [
-      (key, value) for key, value in (
-          ('precision', arguments.precision), ('kernels', arguments.kernels)
-      ) if value is not None
+    (key, value)
+    for key, value in (
+      ('precision', arguments.precision),
+      ('kernels', arguments.kernels),
+    )
+    if value is not None
   ]
   config = read_recipe(path, overrides).config
   if arguments.mode == 'loader':
@@ -72,7 +75,7 @@ def _run(argv: list[str]) -> None:
 
 
 def _time_step(
-    arguments: argparse.Namespace, config: ml_collections.ConfigDict
+  arguments: argparse.Namespace, config: ml_collections.ConfigDict
 ) -> None:
   """Times the training step or inference and prints the figures."""
   from maskrcnn_jax.benchmark.step_speed import benchmark_step
@@ -80,30 +83,34 @@ def _time_step(
 
   cluster.find_devices()
   figures = benchmark_step(
-      config, mode=arguments.mode, image_size=_parse_size(arguments.size),
-      batch_size=arguments.batch_size, num_steps=arguments.steps,
-      num_objects=arguments.objects, num_classes=arguments.classes + 1,
-      num_costs=arguments.costs,
+    config,
+    mode=arguments.mode,
+    image_size=_parse_size(arguments.size),
+    batch_size=arguments.batch_size,
+    num_steps=arguments.steps,
+    num_objects=arguments.objects,
+    num_classes=arguments.classes + 1,
+    num_costs=arguments.costs,
   )
   print(
-      f'{figures["mode"]} {arguments.size}, batch {arguments.batch_size}, '
-      f'{figures["precision"]}, {figures["device"]}: '
-      f'{figures["median_s"]:.3f} s a step '
-      f'({figures["least_s"]:.3f} to {figures["most_s"]:.3f}), '
-      f'{figures["images_per_s"]:.2f} images/s; compiled in '
-      f'{figures["compile_s"]:.0f} s; peak memory '
-      f'{figures["peak_memory_mib"]:.0f} MiB'
+    f'{figures["mode"]} {arguments.size}, batch {arguments.batch_size}, '
+    f'{figures["precision"]}, {figures["device"]}: '
+    f'{figures["median_s"]:.3f} s a step '
+    f'({figures["least_s"]:.3f} to {figures["most_s"]:.3f}), '
+    f'{figures["images_per_s"]:.2f} images/s; compiled in '
+    f'{figures["compile_s"]:.0f} s; peak memory '
+    f'{figures["peak_memory_mib"]:.0f} MiB'
   )
   for cost in figures['costs']:
     print(
-        f'{cost["share"]:6.1%} {cost["ms"]:9.2f} ms {cost["operation"]}: '
-        f'{cost["source"]}'
+      f'{cost["share"]:6.1%} {cost["ms"]:9.2f} ms {cost["operation"]}: '
+      f'{cost["source"]}'
     )
   print(json.dumps(figures))
 
 
 def _time_loader(
-    arguments: argparse.Namespace, config: ml_collections.ConfigDict
+  arguments: argparse.Namespace, config: ml_collections.ConfigDict
 ) -> None:
   """Times the loading of data and prints the figures."""
   from maskrcnn_jax.benchmark.loader_speed import (
@@ -114,24 +121,29 @@ def _time_loader(
   from maskrcnn_jax.data.source import choose_source
 
   source, option = choose_source(
-      arguments.images, arguments.annotations, source_of(config, 'train')
+    arguments.images, arguments.annotations, source_of(config, 'train')
   )
   try:
     workers = [int(count) for count in arguments.workers.split(',')]
   except ValueError:
     raise InputError(
-        f'--workers={arguments.workers}: give whole numbers, such as 0,1,2.'
+      f'--workers={arguments.workers}: give whole numbers, such as 0,1,2.'
     ) from None
   figures = benchmark_loader(
-      config, source, option=option, batch_size=arguments.batch_size,
-      num_steps=arguments.steps, workers=workers,
-      num_threads=arguments.threads, step_s=arguments.step_seconds,
+    config,
+    source,
+    option=option,
+    batch_size=arguments.batch_size,
+    num_steps=arguments.steps,
+    workers=workers,
+    num_threads=arguments.threads,
+    step_s=arguments.step_seconds,
   )
   speeds = figures['speeds']
   print(
-      f'loader: {figures["num_images"]} images, batches of '
-      f'{figures["batch_size"]}, {figures["static_sizes"]} static sizes, '
-      f'{100 * figures["share_padding"]:.1f} % of the pixels are padding'
+    f'loader: {figures["num_images"]} images, batches of '
+    f'{figures["batch_size"]}, {figures["static_sizes"]} static sizes, '
+    f'{100 * figures["share_padding"]:.1f} % of the pixels are padding'
   )
   print(format_speeds(speeds))
   print(json.dumps(figures | {'speeds': [s._asdict() for s in speeds]}))
@@ -151,18 +163,21 @@ def _parse_size(text: str) -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
   """Returns the parser of all arguments that are not the recipe's."""
   parser = argparse.ArgumentParser(
-      prog='python -m maskrcnn_jax.benchmark', description=__doc__,
-      formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False,
+    prog='python -m maskrcnn_jax.benchmark',
+    description=__doc__,
+    formatter_class=argparse.RawTextHelpFormatter,
+    allow_abbrev=False,
   )
   # These two are split off before; they are here for --help.
   parser.add_argument('--config', help='the recipe; it must be given')
   parser.add_argument(
-      '--config.KEY', metavar='VALUE',
-      help='another value for a key of the recipe, for example\n'
-      '--config.train.micro_batches=2',
+    '--config.KEY',
+    metavar='VALUE',
+    help='another value for a key of the recipe, for example\n'
+    '--config.train.micro_batches=2',
   )
   parser.add_argument(
-      '--mode', choices=('train', 'inference', 'loader'), required=True
+    '--mode', choices=('train', 'inference', 'loader'), required=True
   )
   parser.add_argument('--size', default='800x1333', help='HEIGHTxWIDTH')
   parser.add_argument('--batch_size', type=int, default=1)
@@ -173,19 +188,23 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--images', help='loader: folder of the images')
   parser.add_argument('--annotations', help='loader: COCO JSON of the images')
   parser.add_argument(
-      '--workers', default='0', help='loader: numbers of processes to try,\n'
-      'for example 0,1,2; 0 loads in threads of the main process',
+    '--workers',
+    default='0',
+    help='loader: numbers of processes to try,\n'
+    'for example 0,1,2; 0 loads in threads of the main process',
   )
   parser.add_argument(
-      '--threads', type=int, default=2, help='loader: threads in each process'
+    '--threads', type=int, default=2, help='loader: threads in each process'
   )
   parser.add_argument(
-      '--step_seconds', type=float, help='loader: seconds that a step takes'
+    '--step_seconds', type=float, help='loader: seconds that a step takes'
   )
   parser.add_argument('--kernels', choices=('auto', 'xla', 'pallas'))
   parser.add_argument(
-      '--costs', type=int, default=0,
-      help='profile one more step, and name this number of operations that\n'
-      'take most of its time',
+    '--costs',
+    type=int,
+    default=0,
+    help='profile one more step, and name this number of operations that\n'
+    'take most of its time',
   )
   return parser

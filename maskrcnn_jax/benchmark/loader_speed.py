@@ -51,15 +51,15 @@ class LoaderSpeed(NamedTuple):
 
 
 def benchmark_loader(
-    config: ml_collections.ConfigDict,
-    source: Source,
-    *,
-    option: str = '--',
-    batch_size: int,
-    num_steps: int,
-    workers: list[int],
-    num_threads: int,
-    step_s: float | None,
+  config: ml_collections.ConfigDict,
+  source: Source,
+  *,
+  option: str = '--',
+  batch_size: int,
+  num_steps: int,
+  workers: list[int],
+  num_threads: int,
+  step_s: float | None,
 ) -> dict[str, Any]:
   """Times the loading of training batches.
 
@@ -80,8 +80,8 @@ def benchmark_loader(
   """
   if batch_size < 1 or num_steps < 1 or num_threads < 1 or min(workers) < 0:
     raise InputError(
-        '--batch_size, --steps and --threads must be at least 1, and --workers '
-        'at least 0.'
+      '--batch_size, --steps and --threads must be at least 1, and --workers '
+      'at least 0.'
     )
   if step_s is not None and not 0 <= step_s < math.inf:
     raise InputError(f'--step_seconds={step_s} must be 0 or more.')
@@ -93,38 +93,54 @@ def benchmark_loader(
   index = data_set.index
   rows, _ = image_sets.filter_images(index, keep_empty=config.data.keep_empty)
   config = complete_recipe(
-      config, num_images=len(rows),
-      most_objects=image_sets.most_objects(index),
+    config,
+    num_images=len(rows),
+    most_objects=image_sets.most_objects(index),
   )
   plan = canvases.plan_canvases(
-      index.heights, index.widths, **canvas_arguments(config)
+    index.heights, index.widths, **canvas_arguments(config)
   )
   load = functools.partial(
-      loader.train_batches, data_set, plan, rows,
-      limits=image_sets.find_limits(index, max_objects=config.data.max_objects),
-      seed=config.seed, start_step=0, batch_size=batch_size,
-      pixel_range=pixel_range_of(config),
+    loader.train_batches,
+    data_set,
+    plan,
+    rows,
+    limits=image_sets.find_limits(index, max_objects=config.data.max_objects),
+    seed=config.seed,
+    start_step=0,
+    batch_size=batch_size,
+    pixel_range=pixel_range_of(config),
   )
   return {
-      'mode': 'loader',
-      'num_images': len(rows),
-      'batch_size': batch_size,
-      'static_sizes': len(np.unique(plan.canvas_of_image[rows])),
-      'share_padding': canvases.share_padding(plan, rows),
-      'speeds': [
-          measure(
-              load, mesh, batch_size=batch_size, num_steps=num_steps,
-              num_workers=count, num_threads=num_threads, step_s=step_s,
-          )
-          for count in workers
-      ],
+    'mode': 'loader',
+    'num_images': len(rows),
+    'batch_size': batch_size,
+    'static_sizes': len(np.unique(plan.canvas_of_image[rows])),
+    'share_padding': canvases.share_padding(plan, rows),
+    'speeds': [
+      measure(
+        load,
+        mesh,
+        batch_size=batch_size,
+        num_steps=num_steps,
+        num_workers=count,
+        num_threads=num_threads,
+        step_s=step_s,
+      )
+      for count in workers
+    ],
   }
 
 
 def measure(
-    load: Callable[..., Iterator], mesh: Mesh, *, batch_size: int,
-    num_steps: int, num_workers: int, num_threads: int,
-    step_s: float | None = None,
+  load: Callable[..., Iterator],
+  mesh: Mesh,
+  *,
+  batch_size: int,
+  num_steps: int,
+  num_workers: int,
+  num_threads: int,
+  step_s: float | None = None,
 ) -> LoaderSpeed:
   """Loads batches as fast as possible, then as fast as a step needs them.
 
@@ -147,9 +163,10 @@ def measure(
   # before anybody asks.
   buffered = 2 * num_threads + 3 * num_workers
   loading = load(
-      # More than are used, so that loading goes on until the end.
-      num_steps=2 * (num_steps + buffered) + 1, num_workers=num_workers,
-      num_threads=num_threads,
+    # More than are used, so that loading goes on until the end.
+    num_steps=2 * (num_steps + buffered) + 1,
+    num_workers=num_workers,
+    num_threads=num_threads,
   )
   with contextlib.closing(loading) as batches:
     for _ in range(buffered + 1):
@@ -169,34 +186,34 @@ def measure(
     worker_mib = max(map(_peak_mib, workers), default=0.0)
   num_images = num_steps * batch_size
   return LoaderSpeed(
-      num_workers=num_workers,
-      num_threads=num_threads,
-      images_per_s=num_images / seconds,
-      images_per_core_s=num_images / cpu,
-      bytes_per_image=num_bytes / batch_size,
-      worker_mib=worker_mib,
-      step_s=step_s,
-      num_steps=num_steps,
-      num_waits=sum(wait > 0 for wait in waits),
-      longest_wait_s=max(waits),
-      share_waited=sum(waits) / total,
+    num_workers=num_workers,
+    num_threads=num_threads,
+    images_per_s=num_images / seconds,
+    images_per_core_s=num_images / cpu,
+    bytes_per_image=num_bytes / batch_size,
+    worker_mib=worker_mib,
+    step_s=step_s,
+    num_steps=num_steps,
+    num_waits=sum(wait > 0 for wait in waits),
+    longest_wait_s=max(waits),
+    share_waited=sum(waits) / total,
   )
 
 
 def format_speeds(speeds: list[LoaderSpeed]) -> str:
   """Formats the speeds as a table, one line a number of workers."""
   lines = [
-      'workers threads  images/s  images/s a core  MB an image  MiB a worker'
-      '  step     steps that waited'
+    'workers threads  images/s  images/s a core  MB an image  MiB a worker'
+    '  step     steps that waited'
   ]
   for speed in speeds:
     lines.append(
-        f'{speed.num_workers:>7} {speed.num_threads:>7}'
-        f' {speed.images_per_s:>9.1f} {speed.images_per_core_s:>16.1f}'
-        f' {speed.bytes_per_image / 1e6:>12.2f} {speed.worker_mib:>13.0f}'
-        f' {speed.step_s:>6.3f} s  {speed.num_waits} of {speed.num_steps}'
-        f' ({100 * speed.share_waited:.1f} % of the time,'
-        f' {speed.longest_wait_s * 1e3:.0f} ms at most)'
+      f'{speed.num_workers:>7} {speed.num_threads:>7}'
+      f' {speed.images_per_s:>9.1f} {speed.images_per_core_s:>16.1f}'
+      f' {speed.bytes_per_image / 1e6:>12.2f} {speed.worker_mib:>13.0f}'
+      f' {speed.step_s:>6.3f} s  {speed.num_waits} of {speed.num_steps}'
+      f' ({100 * speed.share_waited:.1f} % of the time,'
+      f' {speed.longest_wait_s * 1e3:.0f} ms at most)'
     )
   return '\n'.join(lines)
 

@@ -6,12 +6,12 @@ from maskrcnn_jax.array_types import Batch, Outlines
 
 
 def made_up_batch(
-    *,
-    image_size: tuple[int, int],
-    batch_size: int,
-    num_objects: int,
-    max_objects: int,
-    num_classes: int,
+  *,
+  image_size: tuple[int, int],
+  batch_size: int,
+  num_objects: int,
+  max_objects: int,
+  num_classes: int,
 ) -> Batch:
   """Returns images of noise whose ground truth are ellipses.
 
@@ -36,7 +36,7 @@ def made_up_batch(
   vertices = center[..., None, :] + radius[..., None, :] * circle
   boxes = np.zeros((batch_size, max_objects, 4), np.float32)
   boxes[:, :num_objects] = np.concatenate(
-      [center - radius, center + radius], axis=-1
+    [center - radius, center + radius], axis=-1
   )
   classes = np.zeros((batch_size, max_objects), np.int32)
   classes[:, :num_objects] = rng.integers(1, num_classes, shape)
@@ -45,16 +45,16 @@ def made_up_batch(
   starts = np.minimum(np.arange(max_objects + 1), num_objects) * corners
   sizes = np.tile(np.array([image_size], np.int32), (batch_size, 1))
   return Batch(
-      images=rng.integers(0, 256, (batch_size, height, width, 3), np.uint8),
-      source_sizes=sizes,
-      image_sizes=sizes,
-      image_valid=np.ones(batch_size, bool),
-      gt_boxes=boxes,
-      gt_classes=classes,
-      gt_valid=classes > 0,
-      outlines=Outlines(
-          vertices.reshape(batch_size, -1, 2).astype(np.float32),
-          polygons.reshape(batch_size, -1),
-          np.tile(starts.astype(np.int32), (batch_size, 1)),
-      ),
+    images=rng.integers(0, 256, (batch_size, height, width, 3), np.uint8),
+    source_sizes=sizes,
+    image_sizes=sizes,
+    image_valid=np.ones(batch_size, bool),
+    gt_boxes=boxes,
+    gt_classes=classes,
+    gt_valid=classes > 0,
+    outlines=Outlines(
+      vertices.reshape(batch_size, -1, 2).astype(np.float32),
+      polygons.reshape(batch_size, -1),
+      np.tile(starts.astype(np.int32), (batch_size, 1)),
+    ),
   )

@@ -10,9 +10,7 @@ from typing import Any
 import jax
 
 
-def largest_costs(
-    step: Callable[[], None], count: int
-) -> list[dict[str, Any]]:
+def largest_costs(step: Callable[[], None], count: int) -> list[dict[str, Any]]:
   """Profiles a step and returns the operations that took most of its time.
 
   Args:
@@ -41,11 +39,13 @@ def largest_costs(
         sources[name] = source
   total = sum(spent.values())
   return [
-      {
-          'operation': name, 'source': sources[name],
-          'ms': nanoseconds / 1e6, 'share': nanoseconds / total,
-      }
-      for name, nanoseconds in spent.most_common(count)
+    {
+      'operation': name,
+      'source': sources[name],
+      'ms': nanoseconds / 1e6,
+      'share': nanoseconds / total,
+    }
+    for name, nanoseconds in spent.most_common(count)
   ]
 
 
@@ -72,6 +72,6 @@ def _own_times(events: Iterable) -> Iterator[tuple[str, str, float]]:
       open_[-1][1] -= event.duration_ns
     source = stats.get('tf_op') or stats.get('name') or event.name
     open_.append(
-        [event.start_ns + event.duration_ns, event.duration_ns, name, source]
+      [event.start_ns + event.duration_ns, event.duration_ns, name, source]
     )
   yield from close(math.inf)

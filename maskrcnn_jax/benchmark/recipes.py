@@ -7,7 +7,7 @@ from maskrcnn_jax.config.check import check_config
 
 
 def complete_recipe(
-    config: ml_collections.ConfigDict, *, num_images: int, most_objects: int
+  config: ml_collections.ConfigDict, *, num_images: int, most_objects: int
 ) -> ml_collections.ConfigDict:
   """Fills in the keys that a fine-tuning leaves open.
 
@@ -22,8 +22,9 @@ def complete_recipe(
   if not config.train.fine_tune:
     return config
   config, _ = fine_tuning.fit(
-      fine_tuning.adopt_defaults(config), num_images=num_images,
-      most_objects=most_objects,
+    fine_tuning.adopt_defaults(config),
+    num_images=num_images,
+    most_objects=most_objects,
   )
   check_config(config)
   return config

@@ -24,15 +24,15 @@ from maskrcnn_jax.training.optimizer import make_optimizer
 
 
 def benchmark_step(
-    config: ml_collections.ConfigDict,
-    *,
-    mode: str,
-    image_size: tuple[int, int],
-    batch_size: int,
-    num_steps: int,
-    num_objects: int,
-    num_classes: int,
-    num_costs: int = 0,
+  config: ml_collections.ConfigDict,
+  *,
+  mode: str,
+  image_size: tuple[int, int],
+  batch_size: int,
+  num_steps: int,
+  num_objects: int,
+  num_classes: int,
+  num_costs: int = 0,
 ) -> dict[str, Any]:
   """Compiles and times the training step, or inference.
 
@@ -51,14 +51,14 @@ def benchmark_step(
     peak memory in MiB, and the result of `largest_costs`.
   """
   config = complete_recipe(
-      config, num_images=batch_size, most_objects=num_objects
+    config, num_images=batch_size, most_objects=num_objects
   )
   for name, value, least, most in (
-      ('batch_size', batch_size, 1, math.inf),
-      ('steps', num_steps, 1, math.inf),
-      ('objects', num_objects, 0, config.data.max_objects),
-      ('classes', num_classes - 1, 1, math.inf),
-      ('costs', num_costs, 0, math.inf),
+    ('batch_size', batch_size, 1, math.inf),
+    ('steps', num_steps, 1, math.inf),
+    ('objects', num_objects, 0, config.data.max_objects),
+    ('classes', num_classes - 1, 1, math.inf),
+    ('costs', num_costs, 0, math.inf),
   ):
     if not least <= value <= most:
       raise InputError(f'--{name}={value} must be from {least} to {most}.')
@@ -67,34 +67,36 @@ def benchmark_step(
   dtype = set_precision(config.precision)
   padded_size = tuple(math.ceil(side / 32) * 32 for side in image_size)
   rcnn = Rcnn.from_config(
-      config, num_classes=num_classes, dtype=dtype, mesh=mesh
+    config, num_classes=num_classes, dtype=dtype, mesh=mesh
   )
   batch = cluster.shard_batch(
-      made_up_batch(
-          image_size=image_size, batch_size=batch_size,
-          num_objects=num_objects, max_objects=config.data.max_objects,
-          num_classes=num_classes,
-      ),
-      mesh,
+    made_up_batch(
+      image_size=image_size,
+      batch_size=batch_size,
+      num_objects=num_objects,
+      max_objects=config.data.max_objects,
+      num_classes=num_classes,
+    ),
+    mesh,
   )
   optimizer = make_optimizer(
-      config.optimizer.name,
-      momentum=config.optimizer.momentum,
-      beta2=config.optimizer.beta2,
-      weight_decay=config.optimizer.weight_decay,
-      clip_norm=config.optimizer.clip_norm,
-      # The learning rate is tiny, so that the loss of a network with random
-      # weights stays finite while it is timed.
-      schedule=lambda step: 1e-6,
-      bias_schedule=lambda step: 1e-6,
+    config.optimizer.name,
+    momentum=config.optimizer.momentum,
+    beta2=config.optimizer.beta2,
+    weight_decay=config.optimizer.weight_decay,
+    clip_norm=config.optimizer.clip_norm,
+    # The learning rate is tiny, so that the loss of a network with random
+    # weights stays finite while it is timed.
+    schedule=lambda step: 1e-6,
+    bias_schedule=lambda step: 1e-6,
   )
   state = cluster.replicate(
-      train_state.initial_state(rcnn, optimizer, config), mesh
+    train_state.initial_state(rcnn, optimizer, config), mesh
   )
   if mode == 'train':
     limits = GroundTruthLimits(config.data.max_objects, 512, 64, 1)
     run = train_step.jit_train_step(
-        train_step.Trainer.from_config(config, rcnn, optimizer, limits)
+      train_step.Trainer.from_config(config, rcnn, optimizer, limits)
     )
 
     def step():
@@ -115,17 +117,17 @@ def benchmark_step(
   timed = times[2:]
   median = statistics.median(timed)
   return {
-      'mode': mode,
-      'image_size': list(image_size),
-      'batch_size': batch_size,
-      'precision': config.precision,
-      'device': f'{mesh.size} x {jax.devices()[0].device_kind}',
-      'jax': jax.__version__,
-      'median_s': median,
-      'least_s': min(timed),
-      'most_s': max(timed),
-      'images_per_s': batch_size / median,
-      'compile_s': times[0] - median,
-      'peak_memory_mib': peak_memory(),
-      'costs': largest_costs(step, num_costs) if num_costs else [],
+    'mode': mode,
+    'image_size': list(image_size),
+    'batch_size': batch_size,
+    'precision': config.precision,
+    'device': f'{mesh.size} x {jax.devices()[0].device_kind}',
+    'jax': jax.__version__,
+    'median_s': median,
+    'least_s': min(timed),
+    'most_s': max(timed),
+    'images_per_s': batch_size / median,
+    'compile_s': times[0] - median,
+    'peak_memory_mib': peak_memory(),
+    'costs': largest_costs(step, num_costs) if num_costs else [],
   }

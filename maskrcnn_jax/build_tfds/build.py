@@ -17,21 +17,28 @@ from maskrcnn_jax.errors import InputError
 def main() -> None:
   """Builds the set and prints where it is and how large its splits are."""
   parser = argparse.ArgumentParser(
-      prog='python -m maskrcnn_jax.build_tfds', description=__doc__,
-      formatter_class=argparse.RawTextHelpFormatter,
+    prog='python -m maskrcnn_jax.build_tfds',
+    description=__doc__,
+    formatter_class=argparse.RawTextHelpFormatter,
   )
   parser.add_argument(
-      '--manual_dir', type=pathlib.Path, required=True,
-      help='folder with the JSON files (in it or in its annotations/) and\n'
-      'the images (in SPLIT/, images_SPLIT/, images/SPLIT/ or images/)',
+    '--manual_dir',
+    type=pathlib.Path,
+    required=True,
+    help='folder with the JSON files (in it or in its annotations/) and\n'
+    'the images (in SPLIT/, images_SPLIT/, images/SPLIT/ or images/)',
   )
   parser.add_argument(
-      '--name', choices=('2014', '2017', 'folder'), default='folder',
-      help='COCO 2014, COCO 2017, or any set (the default)',
+    '--name',
+    choices=('2014', '2017', 'folder'),
+    default='folder',
+    help='COCO 2014, COCO 2017, or any set (the default)',
   )
   parser.add_argument(
-      '--tfds_dir', type=pathlib.Path, required=True,
-      help='where tensorflow-datasets keeps its sets',
+    '--tfds_dir',
+    type=pathlib.Path,
+    required=True,
+    help='where tensorflow-datasets keeps its sets',
   )
   arguments = parser.parse_args()
   # Imported late, because it takes a second that --help need not wait for.
@@ -42,17 +49,17 @@ def main() -> None:
   try:
     find_splits(arguments.manual_dir, arguments.name)
     builder = CocoInstances(
-        config=arguments.name, data_dir=str(arguments.tfds_dir)
+      config=arguments.name, data_dir=str(arguments.tfds_dir)
     )
     if builder.data_path.exists():
       raise InputError(
-          f'{builder.data_path} is there already; remove it to build it anew, '
-          'or give another --tfds_dir.'
+        f'{builder.data_path} is there already; remove it to build it anew, '
+        'or give another --tfds_dir.'
       )
     builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            manual_dir=str(arguments.manual_dir)
-        )
+      download_config=tfds.download.DownloadConfig(
+        manual_dir=str(arguments.manual_dir)
+      )
     )
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)

@@ -64,15 +64,18 @@ def _run(argv: list[str]) -> int:
 
   config = read_recipe(path, overrides).config
   source, option = choose_source(
-      arguments.images, arguments.annotations, source_of(config, 'train')
+    arguments.images, arguments.annotations, source_of(config, 'train')
   )
   out = pathlib.Path(arguments.out)
   result = check_data(
-      source, config=config, option=option,
-      against=pathlib.Path(arguments.against) if arguments.against else None,
-      boxes_only=arguments.boxes_only,
-      fix=pathlib.Path(arguments.fix) if arguments.fix else None,
-      num_workers=arguments.workers, sheet=out / 'contact_sheet.png',
+    source,
+    config=config,
+    option=option,
+    against=pathlib.Path(arguments.against) if arguments.against else None,
+    boxes_only=arguments.boxes_only,
+    fix=pathlib.Path(arguments.fix) if arguments.fix else None,
+    num_workers=arguments.workers,
+    sheet=out / 'contact_sheet.png',
   )
   print(format_report(result))
   report = pathlib.Path(arguments.json or out / 'report.json')
@@ -81,7 +84,7 @@ def _run(argv: list[str]) -> int:
     report.write_text(json.dumps(result, indent=1), encoding='utf-8')
   except OSError as error:
     raise InputError(
-        f'Cannot write {report}: {error.strerror or error}.'
+      f'Cannot write {report}: {error.strerror or error}.'
     ) from error
   line = f'The report is in {report}'
   if 'contact_sheet' in result:
@@ -95,35 +98,40 @@ def _run(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
   """Returns the parser of all arguments that are not the recipe's."""
   parser = argparse.ArgumentParser(
-      prog='python -m maskrcnn_jax.check_data', description=__doc__,
-      formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False,
+    prog='python -m maskrcnn_jax.check_data',
+    description=__doc__,
+    formatter_class=argparse.RawTextHelpFormatter,
+    allow_abbrev=False,
   )
   parser.add_argument('--images', help='folder of the images')
   parser.add_argument('--annotations', help='COCO JSON of the images')
   parser.add_argument(
-      '--against', help='COCO JSON of another split: its classes must be the\n'
-      'same, and its images others',
+    '--against',
+    help='COCO JSON of another split: its classes must be the\n'
+    'same, and its images others',
   )
   # These two are split off before; they are here for --help.
   parser.add_argument('--config', help='the recipe to train with')
   parser.add_argument(
-      '--config.KEY', metavar='VALUE',
-      help='another value for a key of the recipe, for example\n'
-      '--config.data.short_side=640',
+    '--config.KEY',
+    metavar='VALUE',
+    help='another value for a key of the recipe, for example\n'
+    '--config.data.short_side=640',
   )
   parser.add_argument(
-      '--boxes_only', action='store_true',
-      help='accept objects without masks, as a recipe with\n'
-      '--config.model.output=boxes does',
+    '--boxes_only',
+    action='store_true',
+    help='accept objects without masks, as a recipe with\n'
+    '--config.model.output=boxes does',
   )
   parser.add_argument('--fix', help='file to write a repaired copy to')
   parser.add_argument(
-      '--out', default='check_data',
-      help='folder for report.json and contact_sheet.png\n'
-      '(default: %(default)s)',
+    '--out',
+    default='check_data',
+    help='folder for report.json and contact_sheet.png\n(default: %(default)s)',
   )
   parser.add_argument('--json', help='file for the report instead')
   parser.add_argument(
-      '--workers', type=int, help='processes that decode (default: cores)'
+    '--workers', type=int, help='processes that decode (default: cores)'
   )
   return parser

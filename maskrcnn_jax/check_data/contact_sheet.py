@@ -42,13 +42,13 @@ class Example(NamedTuple):
 
 
 def write_sheet(
-    data_set: DataSet,
-    report: findings.Report,
-    bad_images: Collection[int],
-    ious: Float[np.ndarray, 'm'],
-    path: pathlib.Path,
-    *,
-    pixel_range: tuple[float, float] | None,
+  data_set: DataSet,
+  report: findings.Report,
+  bad_images: Collection[int],
+  ious: Float[np.ndarray, 'm'],
+  path: pathlib.Path,
+  *,
+  pixel_range: tuple[float, float] | None,
 ) -> None:
   """Writes a sheet of random pictures and of the worst ones.
 
@@ -64,22 +64,21 @@ def write_sheet(
     InputError: If the file cannot be written.
   """
   good = [
-      row for row in range(len(data_set.index.image_ids))
-      if row not in bad_images
+    row for row in range(len(data_set.index.image_ids)) if row not in bad_images
   ]
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_sheet(
-        data_set,
-        {
-            'Random images': _random_examples(data_set, good),
-            'Worst examples': _worst_examples(data_set, report, good, ious),
-        },
-        pixel_range=pixel_range,
+      data_set,
+      {
+        'Random images': _random_examples(data_set, good),
+        'Worst examples': _worst_examples(data_set, report, good, ious),
+      },
+      pixel_range=pixel_range,
     ).save(path)
   except OSError as error:
     raise InputError(
-        f'Cannot write {path}: {error.strerror or error}.'
+      f'Cannot write {path}: {error.strerror or error}.'
     ) from error
 
 
@@ -88,50 +87,59 @@ def _random_examples(data_set: DataSet, good: list[int]) -> list[Example]:
   index = data_set.index
   rng = np.random.default_rng(0)
   return [
-      Example(row, f'{index.file_names[row]}: {count} objects')
-      for row in sorted(rng.permutation(good)[:NUM_EXAMPLES].tolist())
-      for count in [np.diff(index.object_starts[row : row + 2])[0]]
+    Example(row, f'{index.file_names[row]}: {count} objects')
+    for row in sorted(rng.permutation(good)[:NUM_EXAMPLES].tolist())
+    for count in [np.diff(index.object_starts[row : row + 2])[0]]
   ]
 
 
 def _worst_examples(
-    data_set: DataSet,
-    report: findings.Report,
-    good: list[int],
-    ious: Float[np.ndarray, 'm'],
+  data_set: DataSet,
+  report: findings.Report,
+  good: list[int],
+  ious: Float[np.ndarray, 'm'],
 ) -> list[Example]:
   """Picks images with findings, then objects that no anchor covers well."""
   index = data_set.index
   drawable, worst = set(good), {}
   for finding in sorted(
-      (f for f in report.kept if f.code in _DRAWN_CODES),
-      key=lambda f: _DRAWN_CODES.index(f.code),
+    (f for f in report.kept if f.code in _DRAWN_CODES),
+    key=lambda f: _DRAWN_CODES.index(f.code),
   ):
     if finding.row in drawable:
       objects = [
-          j for j in range(*index.object_starts[finding.row : finding.row + 2])
-          if finding.where == f'annotation {index.annotation_ids[j]!r}'
+        j
+        for j in range(*index.object_starts[finding.row : finding.row + 2])
+        if finding.where == f'annotation {index.annotation_ids[j]!r}'
       ]
-      worst.setdefault(finding.row, Example(
-          finding.row, f'{finding.code} {finding.where}: {finding.reason}',
+      worst.setdefault(
+        finding.row,
+        Example(
+          finding.row,
+          f'{finding.code} {finding.where}: {finding.reason}',
           objects[0] if objects else -1,
-      ))
+        ),
+      )
   rows = survey.object_rows(index)
   for j in np.argsort(ious, kind='stable')[: 20 * NUM_EXAMPLES].tolist():
     if ious[j] < _POOR_IOU and not index.crowd[j] and rows[j] in drawable:
-      worst.setdefault(int(rows[j]), Example(
+      worst.setdefault(
+        int(rows[j]),
+        Example(
           int(rows[j]),
           f'{index.file_names[rows[j]]}: best anchor IoU {ious[j]:.2f}, a'
-          f' {index.categories[index.classes[j] - 1].name}', j,
-      ))
+          f' {index.categories[index.classes[j] - 1].name}',
+          j,
+        ),
+      )
   return list(worst.values())[:NUM_EXAMPLES]
 
 
 def draw_sheet(
-    data_set: DataSet,
-    groups: dict[str, list[Example]],
-    *,
-    pixel_range: tuple[float, float] | None = None,
+  data_set: DataSet,
+  groups: dict[str, list[Example]],
+  *,
+  pixel_range: tuple[float, float] | None = None,
 ) -> Image.Image:
   """Draws groups of examples, each under its title.
 
@@ -147,13 +155,12 @@ def draw_sheet(
   # cut to the height that was used.
   num_rows = sum(-(-len(group) // _COLUMNS) for group in groups.values())
   sheet = Image.new(
-      'RGB',
-      (
-          _COLUMNS * cell_width + _MARGIN,
-          num_rows * (_SIDE + _STRIP + _MARGIN) + len(groups) * _STRIP
-          + _MARGIN,
-      ),
-      _PAPER,
+    'RGB',
+    (
+      _COLUMNS * cell_width + _MARGIN,
+      num_rows * (_SIDE + _STRIP + _MARGIN) + len(groups) * _STRIP + _MARGIN,
+    ),
+    _PAPER,
   )
   pen = ImageDraw.Draw(sheet)
   y = _MARGIN
@@ -167,8 +174,11 @@ def draw_sheet(
       for i, example in enumerate(group[first : first + _COLUMNS]):
         x = _MARGIN + i * cell_width
         picture = draw_truth(
-            data_set, example.row, side=_SIDE, framed=example.object,
-            pixel_range=pixel_range,
+          data_set,
+          example.row,
+          side=_SIDE,
+          framed=example.object,
+          pixel_range=pixel_range,
         )
         sheet.paste(picture, (x, y))
         text = _wrap(draw.printable(example.caption), font, _SIDE)
@@ -179,12 +189,12 @@ def draw_sheet(
 
 
 def draw_truth(
-    data_set: DataSet,
-    row: int,
-    *,
-    side: int,
-    framed: int = -1,
-    pixel_range: tuple[float, float] | None = None,
+  data_set: DataSet,
+  row: int,
+  *,
+  side: int,
+  framed: int = -1,
+  pixel_range: tuple[float, float] | None = None,
 ) -> Image.Image:
   """Draws an image, no larger than `side`, with its objects and crowds.
 
@@ -199,8 +209,10 @@ def draw_truth(
   file = image_file(data_set.images, row, index.file_names[row])
   size = int(index.heights[row]), int(index.widths[row])
   pixels = images.decode_image(
-      file.path, expected_size=size, content=file.content(),
-      pixel_range=pixel_range,
+    file.path,
+    expected_size=size,
+    content=file.content(),
+    pixel_range=pixel_range,
   )
   scale = side / max(size)
   height, width = (max(1, round(x * scale)) for x in size)
@@ -211,19 +223,24 @@ def draw_truth(
   for j in objects:
     part = slice(*index.outline_starts[j : j + 2].tolist())
     mask = outlines.fill_outline(
-        (index.vertices[part] * factors).astype(np.float32), index.parts[part],
-        height, width,
+      (index.vertices[part] * factors).astype(np.float32),
+      index.parts[part],
+      height,
+      width,
     )
     masks.append(mask_api.encode(np.asfortranarray(mask, np.uint8)))
   names = [
-      index.categories[index.classes[j] - 1].name
-      + (' (crowd)' if index.crowd[j] else '')
-      for j in objects
+    index.categories[index.classes[j] - 1].name
+    + (' (crowd)' if index.crowd[j] else '')
+    for j in objects
   ]
   drawn = draw.draw_detections(
-      np.asarray(picture),
-      index.boxes[objects.start : objects.stop] * np.tile(factors, 2),
-      names, None, masks, line_width=2,
+    np.asarray(picture),
+    index.boxes[objects.start : objects.stop] * np.tile(factors, 2),
+    names,
+    None,
+    masks,
+    line_width=2,
   )
   if framed >= 0:
     pen = ImageDraw.Draw(drawn)

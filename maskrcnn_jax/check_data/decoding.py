@@ -21,11 +21,11 @@ MIN_PARALLEL = 24
 
 
 def look_at_images(
-    files: Sequence[ImageFile],
-    sizes: Sequence[tuple[int, int]],
-    *,
-    num_workers: int | None,
-    pixel_range: tuple[float, float] | None,
+  files: Sequence[ImageFile],
+  sizes: Sequence[tuple[int, int]],
+  *,
+  num_workers: int | None,
+  pixel_range: tuple[float, float] | None,
 ) -> Iterator[images.ImageFacts]:
   """Decodes images under a progress bar.
 
@@ -41,33 +41,36 @@ def look_at_images(
   look = functools.partial(_look, pixel_range=pixel_range)
   num_workers = os.cpu_count() if num_workers is None else num_workers
   bar = functools.partial(
-      tqdm.tqdm, total=len(files), desc='Decoding', unit='image',
-      mininterval=0.1 if sys.stderr.isatty() else 30,
+    tqdm.tqdm,
+    total=len(files),
+    desc='Decoding',
+    unit='image',
+    mininterval=0.1 if sys.stderr.isatty() else 30,
   )
   if num_workers < 2 or len(files) < MIN_PARALLEL:
     yield from bar(map(look, files, sizes))
     return
   with concurrent.futures.ProcessPoolExecutor(
-      min(num_workers, len(files)),
-      # The fork of a process that has threads may hang.
-      mp_context=multiprocessing.get_context('spawn'),
+    min(num_workers, len(files)),
+    # The fork of a process that has threads may hang.
+    mp_context=multiprocessing.get_context('spawn'),
   ) as pool:
     try:
       yield from bar(pool.map(look, files, sizes, chunksize=8))
     except concurrent.futures.process.BrokenProcessPool as error:
       raise InputError(
-          'A process that decodes images was killed; if that was for want of'
-          ' memory, give --workers=1.'
+        'A process that decodes images was killed; if that was for want of'
+        ' memory, give --workers=1.'
       ) from error
 
 
 def _look(
-    file: ImageFile,
-    size: tuple[int, int],
-    *,
-    pixel_range: tuple[float, float] | None,
+  file: ImageFile,
+  size: tuple[int, int],
+  *,
+  pixel_range: tuple[float, float] | None,
 ) -> images.ImageFacts:
   """Decodes one image."""
   return images.look_at_image(
-      file.path, size, pixel_range=pixel_range, content=file.content()
+    file.path, size, pixel_range=pixel_range, content=file.content()
   )

@@ -16,10 +16,10 @@ from maskrcnn_jax.ops.anchors import cell_anchors
 
 
 def figures_of(
-    index: CocoIndex,
-    image_sizes: Int[np.ndarray, 'n 2'],
-    ious: Float[np.ndarray, 'm'],
-    config: ml_collections.ConfigDict,
+  index: CocoIndex,
+  image_sizes: Int[np.ndarray, 'n 2'],
+  ious: Float[np.ndarray, 'm'],
+  config: ml_collections.ConfigDict,
 ) -> dict[str, Any]:
   """Describes a data set as training with a recipe sees it.
 
@@ -41,32 +41,32 @@ def figures_of(
   resized = np.sqrt(index.areas[trained]) * scale[rows[trained]]
   anchors = anchor_arguments(config)
   return {
-      'counts': {
-          'images': len(index.image_ids),
-          'images_without_objects': int(np.sum(per_image == 0)),
-          'objects': int(trained.sum()),
-          'crowd_regions': int(index.crowd.sum()),
-          'classes': len(index.categories),
-          'left_out': index.dropped,
-      },
-      'classes': survey.class_table(index),
-      'image_sizes': _spread(index.heights, index.widths),
-      'objects_per_image': survey.histogram(per_image, survey.COUNT_BINS),
-      'most_objects_in_an_image': int(per_image.max(initial=0)),
-      'object_sizes': survey.histogram(resized, survey.SIZE_BINS),
-      'anchors': {
-          'sizes': [list(s) for s in anchors['sizes'].values()],
-          'ratios': list(anchors['ratios']),
-          'share_below_0.5': _share(ious[trained] < 0.5),
-          'share_below_0.7': _share(ious[trained] < 0.7),
-      },
+    'counts': {
+      'images': len(index.image_ids),
+      'images_without_objects': int(np.sum(per_image == 0)),
+      'objects': int(trained.sum()),
+      'crowd_regions': int(index.crowd.sum()),
+      'classes': len(index.categories),
+      'left_out': index.dropped,
+    },
+    'classes': survey.class_table(index),
+    'image_sizes': _spread(index.heights, index.widths),
+    'objects_per_image': survey.histogram(per_image, survey.COUNT_BINS),
+    'most_objects_in_an_image': int(per_image.max(initial=0)),
+    'object_sizes': survey.histogram(resized, survey.SIZE_BINS),
+    'anchors': {
+      'sizes': [list(s) for s in anchors['sizes'].values()],
+      'ratios': list(anchors['ratios']),
+      'share_below_0.5': _share(ious[trained] < 0.5),
+      'share_below_0.7': _share(ious[trained] < 0.7),
+    },
   }
 
 
 def best_anchor_ious(
-    index: CocoIndex,
-    image_sizes: Int[np.ndarray, 'n 2'],
-    config: ml_collections.ConfigDict,
+  index: CocoIndex,
+  image_sizes: Int[np.ndarray, 'n 2'],
+  config: ml_collections.ConfigDict,
 ) -> Float[np.ndarray, 'm']:
   """Returns the IoU of each object with the anchor that covers it best.
 
@@ -78,34 +78,37 @@ def best_anchor_ious(
   geometry = geometry_of(config)
   anchors = anchor_arguments(config)
   return survey.best_anchor_iou(
-      survey.resized_boxes(index, image_sizes),
-      image_sizes[survey.object_rows(index)],
-      {
-          level: cell_anchors(
-              level_sizes, anchors['ratios'], rounding=anchors['rounding'],
-              stride=2**level,
-          )
-          for level, level_sizes in anchors['sizes'].items()
-      },
-      padding_multiple=geometry.padding_multiple,
-      inside_only=geometry.ignore_straddling,
-      width_offset=geometry.width_offset,
+    survey.resized_boxes(index, image_sizes),
+    image_sizes[survey.object_rows(index)],
+    {
+      level: cell_anchors(
+        level_sizes,
+        anchors['ratios'],
+        rounding=anchors['rounding'],
+        stride=2**level,
+      )
+      for level, level_sizes in anchors['sizes'].items()
+    },
+    padding_multiple=geometry.padding_multiple,
+    inside_only=geometry.ignore_straddling,
+    width_offset=geometry.width_offset,
   )
 
 
 def _spread(
-    heights: Int[np.ndarray, 'n'], widths: Int[np.ndarray, 'n']
+  heights: Int[np.ndarray, 'n'], widths: Int[np.ndarray, 'n']
 ) -> dict[str, list[int]]:
   """Returns [height, width] of the smallest, median and largest image."""
   if not len(heights):
     return {}
   order = np.argsort(heights.astype(np.int64) * widths, kind='stable')
   return {
-      name: [int(heights[i]), int(widths[i])]
-      for name, i in (
-          ('least', order[0]), ('median', order[len(order) // 2]),
-          ('greatest', order[-1]),
-      )
+    name: [int(heights[i]), int(widths[i])]
+    for name, i in (
+      ('least', order[0]),
+      ('median', order[len(order) // 2]),
+      ('greatest', order[-1]),
+    )
   }
 
 

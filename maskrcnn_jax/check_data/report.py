@@ -13,20 +13,21 @@ def findings_of(report: findings.Report) -> dict[str, Any]:
   """Returns the findings as plain dicts and lists, errors first."""
   errors = report.error_codes
   return {
-      'is_ok': not errors,
-      'findings': [
-          {
-              'code': code,
-              'level': 'error' if code in errors else 'warning',
-              'meaning': findings.MEANINGS[code],
-              'count': report.counts[code],
-              'examples': [
-                  {'file': f.file, 'id': f.where, 'reason': f.reason}
-                  for f in report.kept if f.code == code
-              ],
-          }
-          for code in sorted(report.counts, key=lambda c: (c not in errors, c))
-      ],
+    'is_ok': not errors,
+    'findings': [
+      {
+        'code': code,
+        'level': 'error' if code in errors else 'warning',
+        'meaning': findings.MEANINGS[code],
+        'count': report.counts[code],
+        'examples': [
+          {'file': f.file, 'id': f.where, 'reason': f.reason}
+          for f in report.kept
+          if f.code == code
+        ],
+      }
+      for code in sorted(report.counts, key=lambda c: (c not in errors, c))
+    ],
   }
 
 
@@ -40,8 +41,8 @@ def format_report(result: dict[str, Any]) -> str:
   lines.append('')
   for finding in result['findings']:
     lines.append(
-        f'{finding["code"]}  {finding["level"]:<7} {finding["count"]:>9,}  '
-        f'{finding["meaning"]}'
+      f'{finding["code"]}  {finding["level"]:<7} {finding["count"]:>9,}  '
+      f'{finding["meaning"]}'
     )
     for example in finding['examples'][:SHOW]:
       places = [example['id']]
@@ -58,7 +59,7 @@ def format_report(result: dict[str, Any]) -> str:
     lines.append(f'With this recipe: {result["canvas"]}')
   if 'evaluation' in result:
     lines.append(
-        f'Fit to train on, but not to evaluate with: {result["evaluation"]}'
+      f'Fit to train on, but not to evaluate with: {result["evaluation"]}'
     )
   if 'fix' in result:
     lines += _format_fix(result['fix'])
@@ -71,43 +72,46 @@ def _format_figures(result: dict[str, Any]) -> list[str]:
   """Returns the lines on classes, sizes and anchors."""
   counts = result['counts']
   lines = [
-      f'{counts["images"]:,} images ({counts["images_without_objects"]:,}'
-      f' without objects), {counts["objects"]:,} objects,'
-      f' {counts["crowd_regions"]:,} crowd regions, {counts["classes"]}'
-      ' classes',
-      *(f'{n:,} {reason}' for reason, n in counts['left_out'].items()),
+    f'{counts["images"]:,} images ({counts["images_without_objects"]:,}'
+    f' without objects), {counts["objects"]:,} objects,'
+    f' {counts["crowd_regions"]:,} crowd regions, {counts["classes"]}'
+    ' classes',
+    *(f'{n:,} {reason}' for reason, n in counts['left_out'].items()),
   ]
   if result['image_sizes']:
-    lines.append('image sizes (height x width): ' + ', '.join(
+    lines.append(
+      'image sizes (height x width): '
+      + ', '.join(
         f'{name} {size[0]}x{size[1]}'
         for name, size in result['image_sizes'].items()
-    ))
+      )
+    )
   width = max([5, *(len(str(c['name'])) for c in result['classes'])])
   width = min(width, 30)
   lines += ['', f'{"class":<{width}} {"id":>6} {"objects":>9} {"images":>8}']
   for row in result['classes'][:100]:
     lines.append(
-        f'{str(row["name"])[:width]:<{width}} {row["id"]!s:>6}'
-        f' {row["objects"]:>9,} {row["images"]:>8,}'
+      f'{str(row["name"])[:width]:<{width}} {row["id"]!s:>6}'
+      f' {row["objects"]:>9,} {row["images"]:>8,}'
     )
   if len(result['classes']) > 100:
     lines.append(f'and {len(result["classes"]) - 100} more in the JSON')
   for title, key in (
-      ('objects in an image', 'objects_per_image'),
-      ('object size after resizing, pixels', 'object_sizes'),
+    ('objects in an image', 'objects_per_image'),
+    ('object size after resizing, pixels', 'object_sizes'),
   ):
     lines += ['', title, *_bars(result[key])]
   lines.append(
-      f'most objects in an image: {result["most_objects_in_an_image"]}'
+    f'most objects in an image: {result["most_objects_in_an_image"]}'
   )
   anchors = result['anchors']
   if anchors['share_below_0.5'] is not None:
     lines += [
-        '',
-        f'anchors of {anchors["sizes"]} pixels, ratios {anchors["ratios"]}:'
-        f' the best overlaps less than 0.5 (IoU) with'
-        f' {anchors["share_below_0.5"]:.1%} of the objects, less than 0.7 with'
-        f' {anchors["share_below_0.7"]:.1%}',
+      '',
+      f'anchors of {anchors["sizes"]} pixels, ratios {anchors["ratios"]}:'
+      f' the best overlaps less than 0.5 (IoU) with'
+      f' {anchors["share_below_0.5"]:.1%} of the objects, less than 0.7 with'
+      f' {anchors["share_below_0.7"]:.1%}',
     ]
   return lines
 
@@ -116,8 +120,8 @@ def _bars(histogram: dict[str, int]) -> list[str]:
   """Returns a line with a bar for each bin."""
   most = max([1, *histogram.values()])
   return [
-      f'{name:>14} {count:>9,} {"#" * round(40 * count / most)}'
-      for name, count in histogram.items()
+    f'{name:>14} {count:>9,} {"#" * round(40 * count / most)}'
+    for name, count in histogram.items()
   ]
 
 
@@ -125,7 +129,7 @@ def _format_fix(fix: dict[str, Any]) -> list[str]:
   """Returns the lines on the repaired copy."""
   changes = [Change(**change) for change in fix['changes']]
   return [
-      f'{fix["file"]} has {len(changes)} changes:',
-      *(f'  {change}' for change in changes),
-      f'Errors left in it: {", ".join(fix["left"]) or "none"}.',
+    f'{fix["file"]} has {len(changes)} changes:',
+    *(f'  {change}' for change in changes),
+    f'Errors left in it: {", ".join(fix["left"]) or "none"}.',
   ]

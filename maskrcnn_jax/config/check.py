@@ -14,7 +14,7 @@ from maskrcnn_jax.errors import InputError
 
 
 def check_config(
-    config: ml_collections.ConfigDict, *, for_training: bool = True
+  config: ml_collections.ConfigDict, *, for_training: bool = True
 ) -> None:
   """Raises an InputError for values that no run could use.
 
@@ -32,9 +32,9 @@ def check_config(
   if for_training and config.train.fine_tune:
     if config.train.reference_batch_size is not None:
       raise InputError(
-          'C05: config.train.reference_batch_size is '
-          f'{config.train.reference_batch_size}, but a fine-tuning chooses its '
-          'learning rate and steps for its own batch size; leave it out.'
+        'C05: config.train.reference_batch_size is '
+        f'{config.train.reference_batch_size}, but a fine-tuning chooses its '
+        'learning rate and steps for its own batch size; leave it out.'
       )
     return
   checks = [_check_model, _check_images]
@@ -57,14 +57,14 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     if value is None:
       if is_complete and not key.form.may_be_none:
         raise InputError(
-            f'C05: config.{key.name} is None; give a value. Only a recipe with '
-            'config.train.fine_tune may leave keys open.'
+          f'C05: config.{key.name} is None; give a value. Only a recipe with '
+          'config.train.fine_tune may leave keys open.'
         )
       continue
     problem = problem_with(key.form, value)
     if problem:
       raise InputError(
-          f'C05: config.{key.name} is {_written(value)}; {problem}.'
+        f'C05: config.{key.name} is {_written(value)}; {problem}.'
       )
 
 
@@ -72,7 +72,7 @@ def _written(value) -> str:
   """Returns a value as a person writes it in a recipe."""
   if isinstance(value, list):
     value = tuple(
-        tuple(item) if isinstance(item, list) else item for item in value
+      tuple(item) if isinstance(item, list) else item for item in value
     )
   return repr(value)
 
@@ -85,33 +85,33 @@ def _check_model(config) -> str | None:
       default = next(key.default for key in KEYS if key.name == name)
       if value_of(config, name) != default:
         return (
-            f'config.{name} is {value_of(config, name)!r}, but only a ResNet '
-            f'has it and config.model.backbone is {model.backbone!r}; leave '
-            f'config.{name} out.'
+          f'config.{name} is {value_of(config, name)!r}, but only a ResNet '
+          f'has it and config.model.backbone is {model.backbone!r}; leave '
+          f'config.{name} out.'
         )
     if model.body == 'c4':
       return (
-          "config.model.body is 'c4', whose heads are the last stage of a "
-          f'ResNet, but config.model.backbone is {model.backbone!r}; set '
-          "config.model.body to 'fpn'."
+        "config.model.body is 'c4', whose heads are the last stage of a "
+        f'ResNet, but config.model.backbone is {model.backbone!r}; set '
+        "config.model.body to 'fpn'."
       )
   if model.groups > 1 and model.depth < 50:
     return (
-        f'config.model.groups is {model.groups}, but a ResNet of depth '
-        f'{model.depth} has no bottleneck to have groups in; set '
-        'config.model.depth to 50 or 101.'
+      f'config.model.groups is {model.groups}, but a ResNet of depth '
+      f'{model.depth} has no bottleneck to have groups in; set '
+      'config.model.depth to 50 or 101.'
     )
   sizes = config.anchors.sizes
   levels = {'fpn': 'each of the levels 2 to 6', 'c4': 'the one level'}
   if len(sizes) != {'fpn': 5, 'c4': 1}[model.body]:
     return (
-        f'config.anchors.sizes has {len(sizes)} entries; give one tuple of '
-        f'sizes for {levels[model.body]} of a body {model.body!r}.'
+      f'config.anchors.sizes has {len(sizes)} entries; give one tuple of '
+      f'sizes for {levels[model.body]} of a body {model.body!r}.'
     )
   if len({len(of_level) for of_level in sizes}) != 1:
     return (
-        'config.anchors.sizes must have the same number of sizes on each '
-        'level, because all levels share one RPN head.'
+      'config.anchors.sizes must have the same number of sizes on each '
+      'level, because all levels share one RPN head.'
     )
   return None
 
@@ -123,23 +123,23 @@ def _check_training(config) -> str | None:
     return 'config.train.ema_decay is 1; the average would never move.'
   if train.eval_every and train.eval_every_epochs:
     return (
-        'Give config.train.eval_every or config.train.eval_every_epochs, not '
-        'both.'
+      'Give config.train.eval_every or config.train.eval_every_epochs, not '
+      'both.'
     )
   if (train.min_box_ap or train.min_mask_ap) and not (
-      train.eval_every or train.eval_every_epochs
+    train.eval_every or train.eval_every_epochs
   ):
     return (
-        'config.train.min_box_ap and min_mask_ap are for evaluations while '
-        'training; give --config.train.eval_every=STEPS or '
-        '--config.train.eval_every_epochs=EPOCHS too.'
+      'config.train.min_box_ap and min_mask_ap are for evaluations while '
+      'training; give --config.train.eval_every=STEPS or '
+      '--config.train.eval_every_epochs=EPOCHS too.'
     )
   if optimizer.name == 'adamw':
     for name in ('momentum', 'beta2'):
       if optimizer[name] >= 1:
         return (
-            f'config.optimizer.{name} is {optimizer[name]}; it must be below 1 '
-            'for adamw.'
+          f'config.optimizer.{name} is {optimizer[name]}; it must be below 1 '
+          'for adamw.'
         )
   return None
 
@@ -148,8 +148,8 @@ def _check_sampling(config) -> str | None:
   """Returns a fault of the samples that are trained on, or None."""
   if config.roi.num_samples * config.roi.foreground_fraction < 1:
     return (
-        'config.roi.num_samples times config.roi.foreground_fraction is less '
-        'than 1; no mask would ever be learned.'
+      'config.roi.num_samples times config.roi.foreground_fraction is less '
+      'than 1; no mask would ever be learned.'
     )
   return None
 
@@ -159,20 +159,20 @@ def _check_augmentation(config) -> str | None:
   data = config.data
   if data.short_sides and data.scale_jitter:
     return (
-        'config.data has short_sides and scale_jitter; both say how large an '
-        'image becomes, so give one.'
+      'config.data has short_sides and scale_jitter; both say how large an '
+      'image becomes, so give one.'
     )
   if any(side > data.short_side for side in data.short_sides):
     return (
-        f'config.data.short_sides is {tuple(data.short_sides)}; give whole '
-        f'numbers up to config.data.short_side ({data.short_side}), because '
-        'the padded sizes are made for it.'
+      f'config.data.short_sides is {tuple(data.short_sides)}; give whole '
+      f'numbers up to config.data.short_side ({data.short_side}), because '
+      'the padded sizes are made for it.'
     )
   scales = data.scale_jitter
   if scales and not (len(scales) == 2 and 0 < scales[0] <= scales[1]):
     return (
-        f'config.data.scale_jitter is {tuple(scales)}; give the least and the '
-        'greatest factor, for example (0.1, 2.0).'
+      f'config.data.scale_jitter is {tuple(scales)}; give the least and the '
+      'greatest factor, for example (0.1, 2.0).'
     )
   return None
 
@@ -181,20 +181,20 @@ def _check_images(config) -> str | None:
   """Returns a fault of the pixels and the padded sizes, or None."""
   data = config.data
   if data.pixel_range is not None and not (
-      data.pixel_range[0] < data.pixel_range[1]
+    data.pixel_range[0] < data.pixel_range[1]
   ):
     return (
-        f'config.data.pixel_range is {tuple(data.pixel_range)}; give the '
-        'values that become black and white, the lower value first.'
+      f'config.data.pixel_range is {tuple(data.pixel_range)}; give the '
+      'values that become black and white, the lower value first.'
     )
   if not data.padded_sizes:
     return (
-        'config.data.padded_sizes is empty; give at least one (height, width).'
+      'config.data.padded_sizes is empty; give at least one (height, width).'
     )
   for size in data.padded_sizes:
     if any(side < 32 or side % 32 for side in size):
       return (
-          f'config.data.padded_sizes has {tuple(plain(size))}; give (height, '
-          'width) in multiples of 32 pixels.'
+        f'config.data.padded_sizes has {tuple(plain(size))}; give (height, '
+        'width) in multiples of 32 pixels.'
       )
   return None

@@ -26,7 +26,7 @@ _NEGATIVE_NUMBER = re.compile(r'-\.?\d')
 
 
 def split_arguments(
-    argv: Sequence[str],
+  argv: Sequence[str],
 ) -> tuple[str | None, list[Override], list[str]]:
   """Splits off --config and --config.KEY arguments.
 
@@ -59,12 +59,12 @@ def split_arguments(
     if negated:
       if value is not None:
         raise InputError(
-            f'C05: {argument}: --noconfig.{key} sets False and takes no value.'
+          f'C05: {argument}: --noconfig.{key} sets False and takes no value.'
         )
       if key in BY_NAME and BY_NAME[key].form.kind is not bool:
         raise InputError(
-            f'C05: {argument}: config.{key} is not True or False; give '
-            f'--config.{key}=VALUE.'
+          f'C05: {argument}: config.{key} is not True or False; give '
+          f'--config.{key}=VALUE.'
         )
       overrides.append((key, 'False'))
       continue
@@ -93,7 +93,7 @@ def parse_overrides(overrides: Sequence[Override]) -> dict[str, Any]:
     if written is None:
       if form.kind is not bool:
         raise InputError(
-            f'C05: --config.{name} needs a value: --config.{name}=VALUE.'
+          f'C05: --config.{name} needs a value: --config.{name}=VALUE.'
         )
       written = 'True'
     try:
@@ -104,7 +104,7 @@ def parse_overrides(overrides: Sequence[Override]) -> dict[str, Any]:
 
 
 def apply_overrides(
-    config: ml_collections.ConfigDict, values: dict[str, Any]
+  config: ml_collections.ConfigDict, values: dict[str, Any]
 ) -> None:
   """Sets keys of a recipe.
 
@@ -120,8 +120,8 @@ def apply_overrides(
     is_open = BY_NAME[name].form.may_be_none or value_of(config, name) is None
     if value is None and not is_open:
       raise InputError(
-          f'C05: --config.{name}=None: the recipe does not leave this key '
-          f'open; give a value, or leave it out for {value_of(config, name)!r}.'
+        f'C05: --config.{name}=None: the recipe does not leave this key '
+        f'open; give a value, or leave it out for {value_of(config, name)!r}.'
       )
     set_value(config, name, value)
 
@@ -137,11 +137,11 @@ def refuse_unexpected(arguments: Sequence[str], otherwise: str = '') -> None:
     answer = answer_to(argument)
     if answer:
       raise InputError(
-          f'There is no option {argument.partition("=")[0]}: {answer}.'
+        f'There is no option {argument.partition("=")[0]}: {answer}.'
       )
     raise InputError(
-        otherwise
-        or f'Unexpected argument {argument!r}; --help lists what there is.'
+      otherwise
+      or f'Unexpected argument {argument!r}; --help lists what there is.'
     )
 
 
@@ -164,8 +164,8 @@ def _explain_unknown_key(name: str) -> str:
   member = next((key for key in BY_NAME if key.startswith(f'{name}.')), None)
   if member:
     return (
-        f'{text}, it is a group of keys; name one of them, for example '
-        f'--config.{member}=VALUE.'
+      f'{text}, it is a group of keys; name one of them, for example '
+      f'--config.{member}=VALUE.'
     )
   near = difflib.get_close_matches(name, BY_NAME, 1)
   return f'{text}; did you mean --config.{near[0]}?' if near else f'{text}.'

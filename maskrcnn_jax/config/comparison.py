@@ -55,10 +55,11 @@ def stored_config(stored: dict) -> ml_collections.ConfigDict:
   """
   tree = _fill(stored, default_config().to_dict())
   config = ml_collections.ConfigDict(
-      {
-          key: _with_tuples(value, key) for key, value in tree.items()
-          if key not in REMOVED_KEYS
-      }
+    {
+      key: _with_tuples(value, key)
+      for key, value in tree.items()
+      if key not in REMOVED_KEYS
+    }
   )
   config.lock()
   return config
@@ -70,7 +71,7 @@ def facts_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def differences(
-    config: ml_collections.ConfigDict, other: dict
+  config: ml_collections.ConfigDict, other: dict
 ) -> list[Difference]:
   """Returns the keys whose values differ, in the order of their names.
 
@@ -81,13 +82,15 @@ def differences(
     other: The recipe there, a nested dict as `plain` makes it.
   """
   here = facts_of(config)
-  there = flatten(_name_preset_values(
+  there = flatten(
+    _name_preset_values(
       {key: value for key, value in other.items() if key not in REMOVED_KEYS}
-  ))
+    )
+  )
   return [
-      Difference(key, here.get(key, NOTHING), there.get(key, NOTHING))
-      for key in sorted(here | there)
-      if here.get(key, NOTHING) != there.get(key, NOTHING)
+    Difference(key, here.get(key, NOTHING), there.get(key, NOTHING))
+    for key in sorted(here | there)
+    if here.get(key, NOTHING) != there.get(key, NOTHING)
   ]
 
 
@@ -99,9 +102,10 @@ def format_differences(found: Iterable[Difference]) -> str:
 def _fill(tree: dict, defaults: dict) -> dict:
   """Adds the keys to a nested dict that only the defaults have."""
   return defaults | {
-      key: _fill(value, defaults.get(key, {}))
-      if isinstance(value, dict) else value
-      for key, value in tree.items()
+    key: _fill(value, defaults.get(key, {}))
+    if isinstance(value, dict)
+    else value
+    for key, value in tree.items()
   }
 
 
@@ -109,7 +113,7 @@ def _with_tuples(value, name: str):
   """Returns the value of a key, or of a group, with tuples for lists."""
   if isinstance(value, dict):
     return {
-        key: _with_tuples(item, f'{name}.{key}') for key, item in value.items()
+      key: _with_tuples(item, f'{name}.{key}') for key, item in value.items()
     }
   is_tuple = name in BY_NAME and BY_NAME[name].form.kind is tuple
   return _nested_tuple(value) if is_tuple else value
@@ -129,17 +133,20 @@ def _name_preset_values(tree: dict) -> dict:
     return tree
   mean, std = preset.input_format.rgb_255()
   values = {
-      'roi': {'sampling_ratio': preset.sampling_ratio},
-      'data': {
-          'pixel_mean': mean,
-          'pixel_std': std,
-          'antialias': preset.input_format.antialias,
-      },
+    'roi': {'sampling_ratio': preset.sampling_ratio},
+    'data': {
+      'pixel_mean': mean,
+      'pixel_std': std,
+      'antialias': preset.input_format.antialias,
+    },
   }
   return tree | {
-      part: group | {
-          key: value for key, value in values[part].items()
-          if key in group and group[key] is None
-      }
-      for part, group in tree.items() if part in values
+    part: group
+    | {
+      key: value
+      for key, value in values[part].items()
+      if key in group and group[key] is None
+    }
+    for part, group in tree.items()
+    if part in values
   }

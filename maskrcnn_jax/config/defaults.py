@@ -20,8 +20,9 @@ def default_config() -> ml_collections.ConfigDict:
     for part in groups:
       group = group.setdefault(part, {})
     group[name] = (
-        config_dict.placeholder(key.form.kind) if key.default is None
-        else key.default
+      config_dict.placeholder(key.form.kind)
+      if key.default is None
+      else key.default
     )
   config = ml_collections.ConfigDict(tree)
   config.lock()
@@ -35,9 +36,14 @@ def c4_config() -> ml_collections.ConfigDict:
     detectron2 `configs/Base-RCNN-C4.yaml` and config/defaults.py.
   """
   config = default_config()
-  config.model.update({
-      'body': 'c4', 'box_convs': 0, 'box_fcs': 0, 'mask_convs': 0,
-  })
+  config.model.update(
+    {
+      'body': 'c4',
+      'box_convs': 0,
+      'box_fcs': 0,
+      'mask_convs': 0,
+    }
+  )
   config.anchors.sizes = ((32.0, 64.0, 128.0, 256.0, 512.0),)
   config.rpn.train.update(pre_nms=12_000, post_nms=2_000, num_proposals=2_000)
   config.rpn.eval.update(pre_nms=6_000, post_nms=1_000, num_proposals=1_000)

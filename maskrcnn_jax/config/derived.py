@@ -19,9 +19,9 @@ class Heads(NamedTuple):
 def heads_of(config: ml_collections.ConfigDict) -> Heads:
   """Returns the heads that `model.output` asks for."""
   return {
-      'masks': Heads(boxes=True, masks=True),
-      'boxes': Heads(boxes=True, masks=False),
-      'proposals': Heads(boxes=False, masks=False),
+    'masks': Heads(boxes=True, masks=True),
+    'boxes': Heads(boxes=True, masks=False),
+    'proposals': Heads(boxes=False, masks=False),
   }[config.model.output]
 
 
@@ -43,15 +43,18 @@ def geometry_of(config: ml_collections.ConfigDict) -> geometry.Geometry:
     # pixels, the last of which may lie half outside.
     preset = preset._replace(padding_multiple=16)
   return preset._replace(
-      input_format=preset.input_format._replace(
-          channel_order='RGB', white=255.0, mean=mean, std=std,
-          antialias=antialias,
-      )
+    input_format=preset.input_format._replace(
+      channel_order='RGB',
+      white=255.0,
+      mean=mean,
+      std=std,
+      antialias=antialias,
+    )
   )
 
 
 def pixel_range_of(
-    config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
 ) -> tuple[float, float] | None:
   """Returns `data.pixel_range` as numbers; a stored recipe has it as a list."""
   if config.data.pixel_range is None:
@@ -65,9 +68,7 @@ def has_eval_set(config: ml_collections.ConfigDict) -> bool:
   return source_of(config, 'eval') is not None
 
 
-def source_of(
-    config: ml_collections.ConfigDict, part: str
-) -> Source | None:
+def source_of(config: ml_collections.ConfigDict, part: str) -> Source | None:
   """Returns the data set that a recipe names; `None` if it names none.
 
   Records win over COCO files: the recipes of configs/ name the files of COCO,
@@ -86,7 +87,7 @@ def source_of(
 
 
 def scaled_to_batch(
-    config: ml_collections.ConfigDict, given: frozenset[str] = frozenset()
+  config: ml_collections.ConfigDict, given: frozenset[str] = frozenset()
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
   """Adapts a recipe to another batch size than it was written for.
 
@@ -111,7 +112,8 @@ def scaled_to_batch(
   reference = config.train.reference_batch_size
   config.train.reference_batch_size = config.train.batch_size
   if not config.train.auto_scale or reference in (
-      None, config.train.batch_size
+    None,
+    config.train.batch_size,
   ):
     return config, []
   factor = config.train.batch_size / reference
@@ -120,15 +122,15 @@ def scaled_to_batch(
     return max(round(steps / factor), 1) if steps else 0
 
   values = {
-      'optimizer.learning_rate': config.optimizer.learning_rate * factor,
-      'optimizer.warmup_steps': fewer(config.optimizer.warmup_steps),
-      'optimizer.decay_steps': tuple(map(fewer, config.optimizer.decay_steps)),
-      'train.num_steps': fewer(config.train.num_steps),
+    'optimizer.learning_rate': config.optimizer.learning_rate * factor,
+    'optimizer.warmup_steps': fewer(config.optimizer.warmup_steps),
+    'optimizer.decay_steps': tuple(map(fewer, config.optimizer.decay_steps)),
+    'train.num_steps': fewer(config.train.num_steps),
   }
   if config.optimizer.warmup == 'mlperf_linear':
     # The factor is a rise a step, to a higher rate in fewer steps.
     values['optimizer.warmup_factor'] = (
-        config.optimizer.warmup_factor * factor**2
+      config.optimizer.warmup_factor * factor**2
     )
   changes = []
   for key, value in values.items():
@@ -139,20 +141,20 @@ def scaled_to_batch(
       set_value(config, key, value)
       changes.append(f'{key} = {value} (recipe: {before})')
   return config, [
-      f'{config.train.batch_size} images a step, the recipe is for '
-      f'{reference}: {"; ".join(changes)}. --config.train.auto_scale=False '
-      'leaves all as it is.'
+    f'{config.train.batch_size} images a step, the recipe is for '
+    f'{reference}: {"; ".join(changes)}. --config.train.auto_scale=False '
+    'leaves all as it is.'
   ]
 
 
 def anchor_arguments(config: ml_collections.ConfigDict) -> dict:
   """Returns the arguments of `ops.anchors.anchor_levels` of a recipe."""
   return {
-      'sizes': dict(enumerate(
-          map(tuple, config.anchors.sizes), start=first_level_of(config)
-      )),
-      'ratios': tuple(config.anchors.ratios),
-      'rounding': geometry_of(config).anchor_rounding,
+    'sizes': dict(
+      enumerate(map(tuple, config.anchors.sizes), start=first_level_of(config))
+    ),
+    'ratios': tuple(config.anchors.ratios),
+    'rounding': geometry_of(config).anchor_rounding,
   }
 
 
@@ -164,9 +166,9 @@ def first_level_of(config: ml_collections.ConfigDict) -> int:
 def canvas_arguments(config: ml_collections.ConfigDict) -> dict:
   """Returns the arguments of `data.canvases.plan_canvases` of a recipe."""
   return {
-      'resize_rule': geometry_of(config).input_format.resize_rule,
-      'short_side': config.data.short_side,
-      'long_side': config.data.long_side,
-      'padded_sizes': tuple(map(tuple, config.data.padded_sizes)),
-      'max_source_side': config.data.max_source_side,
+    'resize_rule': geometry_of(config).input_format.resize_rule,
+    'short_side': config.data.short_side,
+    'long_side': config.data.long_side,
+    'padded_sizes': tuple(map(tuple, config.data.padded_sizes)),
+    'max_source_side': config.data.max_source_side,
   }

@@ -15,16 +15,21 @@ from maskrcnn_jax.config.precedence import ignored_line, refuse_other_weights
 # Always taken from the checkpoint: with other values the weights would see
 # something else than they were trained on.
 FROM_CHECKPOINT = tuple(
-    key.name for key in KEYS
-    if key.role == WEIGHTS and not (key.overridable or key.relearned)
+  key.name
+  for key in KEYS
+  if key.role == WEIGHTS and not (key.overridable or key.relearned)
 )
 # Computed by `adopt` and by `fit` where the recipe leaves them open. All other
 # open keys are taken from the checkpoint. The numbers of samples and proposals
 # are among those: the many boxes of a large network would slow a small one.
 COMPUTED = (
-    'optimizer.learning_rate', 'train.num_steps', 'train.checkpoint_every',
-    'optimizer.warmup_steps', 'optimizer.decay_steps', 'data.max_objects',
-    'detections.max_detections',
+  'optimizer.learning_rate',
+  'train.num_steps',
+  'train.checkpoint_every',
+  'optimizer.warmup_steps',
+  'optimizer.decay_steps',
+  'data.max_objects',
+  'detections.max_detections',
 )
 # With the learning rate that the weights were trained with, they would move
 # too far from where they are.
@@ -37,9 +42,9 @@ _FEW_IMAGES, _MANY_IMAGES = 50, 5_000
 
 
 def adopt(
-    config: ml_collections.ConfigDict,
-    stored: dict,
-    given: frozenset[str] = frozenset(),
+  config: ml_collections.ConfigDict,
+  stored: dict,
+  given: frozenset[str] = frozenset(),
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
   """Returns a recipe with the values that its weights need.
 
@@ -57,7 +62,7 @@ def adopt(
       another value.
   """
   refuse_other_weights(
-      config, stored, [name for name in FROM_CHECKPOINT if name in given]
+    config, stored, [name for name in FROM_CHECKPOINT if name in given]
   )
   there = stored_config(stored)
   adopted = _filled(config, there)
@@ -67,7 +72,7 @@ def adopt(
 
 
 def adopt_defaults(
-    config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
   """Fills in the defaults where there is no checkpoint to take values from.
 
@@ -79,7 +84,7 @@ def adopt_defaults(
 
 
 def _filled(
-    config: ml_collections.ConfigDict, there: ml_collections.ConfigDict
+  config: ml_collections.ConfigDict, there: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
   """Returns a recipe whose open keys are those of another recipe.
 
@@ -93,14 +98,15 @@ def _filled(
   if config.optimizer.learning_rate is None:
     rate = there.optimizer.learning_rate / there.train.batch_size
     set_value(
-        config, 'optimizer.learning_rate',
-        float(f'{_RATE_FACTOR * rate * config.train.batch_size:.3g}'),
+      config,
+      'optimizer.learning_rate',
+      float(f'{_RATE_FACTOR * rate * config.train.batch_size:.3g}'),
     )
   return config
 
 
 def fit(
-    config: ml_collections.ConfigDict, *, num_images: int, most_objects: int
+  config: ml_collections.ConfigDict, *, num_images: int, most_objects: int
 ) -> tuple[ml_collections.ConfigDict, str]:
   """Returns a recipe with its open keys chosen for the size of the data.
 
@@ -115,7 +121,7 @@ def fit(
   """
   config = config.copy_and_resolve_references()
   share = math.log(max(num_images, 1) / _FEW_IMAGES) / math.log(
-      _MANY_IMAGES / _FEW_IMAGES
+    _MANY_IMAGES / _FEW_IMAGES
   )
   share = min(max(share, 0), 1)
   epochs = _MOST_EPOCHS * (_LEAST_EPOCHS / _MOST_EPOCHS) ** share
@@ -124,24 +130,24 @@ def fit(
     steps = max(math.ceil(epochs * num_images / config.train.batch_size), 100)
   slots = min(max(8 * math.ceil(most_objects / 8), 8), 512)
   values = {
-      'train.num_steps': steps,
-      'train.checkpoint_every': max(steps // 10, 1),
-      'optimizer.warmup_steps': min(500, steps // 10),
-      # In the same places as 60,000 and 80,000 of COCO's 90,000 steps.
-      'optimizer.decay_steps': (steps * 2 // 3, steps * 8 // 9),
-      'data.max_objects': slots,
-      'detections.max_detections': max(100, slots),
+    'train.num_steps': steps,
+    'train.checkpoint_every': max(steps // 10, 1),
+    'optimizer.warmup_steps': min(500, steps // 10),
+    # In the same places as 60,000 and 80,000 of COCO's 90,000 steps.
+    'optimizer.decay_steps': (steps * 2 // 3, steps * 8 // 9),
+    'data.max_objects': slots,
+    'detections.max_detections': max(100, slots),
   }
   for key, value in values.items():
     if value_of(config, key) is None:
       set_value(config, key, value)
   config.train.fine_tune = False
   text = ', '.join(
-      f'{key} {value_of(config, key)}'
-      for key in ('optimizer.learning_rate', *values)
+    f'{key} {value_of(config, key)}'
+    for key in ('optimizer.learning_rate', *values)
   )
   return config, (
-      f'Fine-tuning on {num_images} images of at most {most_objects} objects, '
-      f'{config.train.batch_size} a step: {text}. Each can be set, for example '
-      f'--config.train.num_steps={2 * steps}'
+    f'Fine-tuning on {num_images} images of at most {most_objects} objects, '
+    f'{config.train.batch_size} a step: {text}. Each can be set, for example '
+    f'--config.train.num_steps={2 * steps}'
   )

@@ -7,6 +7,8 @@ and as pairs (SOLVER.BASE_LR 0.01).
 
 # Each answer is a clause of a sentence that names our key or another remedy.
 # Names are in lower case, with underscores in place of hyphens.
+# Many names share an answer, and one name a line would hide the answers.
+# fmt: off
 _ANSWERS = {
     (
         'lr', 'lr0', 'base_lr', 'learning_rate', 'solver.base_lr',
@@ -215,23 +217,23 @@ _ANSWERS = {
         'color_jitter'
     ),
 }
+# fmt: on
 _ANSWER_OF_NAME = {
-    name: answer for names, answer in _ANSWERS.items() for name in names
+  name: answer for names, answer in _ANSWERS.items() for name in names
 }
 # For the names that begin as the keys of detectron2 and maskrcnn-benchmark do.
 _ANSWER_OF_PREFIX = {
-    'SOLVER.': 'its keys here are config.optimizer.* and config.train.*',
-    'INPUT.': 'its keys here are config.data.*',
-    'DATASETS.': 'its keys here are config.data.train.* and config.data.eval.*',
-    'DATALOADER.': 'its keys here are config.data.*',
-    'TEST.': (
-        'its keys here are config.eval.* and config.detections.*, with '
-        '--mode=eval'
-    ),
-    'MODEL.': (
-        'its keys here are config.model.*, config.anchors.*, config.rpn.*, '
-        'config.roi.* and config.detections.*'
-    ),
+  'SOLVER.': 'its keys here are config.optimizer.* and config.train.*',
+  'INPUT.': 'its keys here are config.data.*',
+  'DATASETS.': 'its keys here are config.data.train.* and config.data.eval.*',
+  'DATALOADER.': 'its keys here are config.data.*',
+  'TEST.': (
+    'its keys here are config.eval.* and config.detections.*, with --mode=eval'
+  ),
+  'MODEL.': (
+    'its keys here are config.model.*, config.anchors.*, config.rpn.*, '
+    'config.roi.* and config.detections.*'
+  ),
 }
 
 
@@ -250,6 +252,10 @@ def answer_to(name: str) -> str | None:
   if answer:
     return answer
   return next(
-      (text for prefix, text in _ANSWER_OF_PREFIX.items()
-       if name.startswith(prefix)), None,
+    (
+      text
+      for prefix, text in _ANSWER_OF_PREFIX.items()
+      if name.startswith(prefix)
+    ),
+    None,
   )

@@ -53,11 +53,11 @@ def choice(*choices) -> Form:
 
 
 def whole(
-    least: int | float,
-    most: int | float = math.inf,
-    *,
-    may_be_none: bool = False,
-    what: str = '',
+  least: int | float,
+  most: int | float = math.inf,
+  *,
+  may_be_none: bool = False,
+  what: str = '',
 ) -> Form:
   """Returns the form of a key that is a whole number in a range."""
   return Form(int, least, most, may_be_none=may_be_none, what=what)
@@ -69,14 +69,14 @@ def number(least: int | float, most: int | float = math.inf) -> Form:
 
 
 def sequence(
-    items,
-    what: str,
-    least: int | float = -math.inf,
-    most: int | float = math.inf,
-    *,
-    above_least: bool = False,
-    length: int | None = None,
-    may_be_none: bool = False,
+  items,
+  what: str,
+  least: int | float = -math.inf,
+  most: int | float = math.inf,
+  *,
+  above_least: bool = False,
+  length: int | None = None,
+  may_be_none: bool = False,
 ) -> Form:
   """Returns the form of a key that is a tuple.
 
@@ -90,8 +90,14 @@ def sequence(
     may_be_none: Whether None is a value of its own.
   """
   return Form(
-      tuple, least, most, above_least, items=items, length=length,
-      may_be_none=may_be_none, what=what,
+    tuple,
+    least,
+    most,
+    above_least,
+    items=items,
+    length=length,
+    may_be_none=may_be_none,
+    what=what,
   )
 
 
@@ -114,8 +120,10 @@ def problem_with(form: Form, value) -> str | None:
   values = numbers_in(value)
   # A whole number is finite, and may be too large to become a float.
   if not all(isinstance(x, int) or math.isfinite(x) for x in values):
-    return 'all numbers must be finite' if form.kind is tuple else (
-        'it must be a finite number'
+    return (
+      'all numbers must be finite'
+      if form.kind is tuple
+      else ('it must be a finite number')
     )
   if form.length is not None and len(value) != form.length:
     return wanted
@@ -155,8 +163,7 @@ def parse(form: Form, written: str):
     return form.kind(written)
   except ValueError:
     raise ValueError(
-        f'give a {_NAMES[form.kind]}'
-        + (' or None' if form.may_be_none else '')
+      f'give a {_NAMES[form.kind]}' + (' or None' if form.may_be_none else '')
     ) from None
 
 
@@ -168,8 +175,10 @@ def describe(form: Form) -> str:
     words = form.what
   else:
     words = {
-        str: 'a text', bool: '`True`, `False`', int: 'a whole number',
-        float: 'a number',
+      str: 'a text',
+      bool: '`True`, `False`',
+      int: 'a whole number',
+      float: 'a number',
     }[form.kind]
     if form.most < math.inf:
       words += f' from {form.least} to {form.most}'
@@ -218,15 +227,14 @@ def _has_items(value, items) -> bool:
   """
   if isinstance(items, list):
     return isinstance(value, tuple | list) and all(
-        _has_items(item, items[0]) for item in value
+      _has_items(item, items[0]) for item in value
     )
   if isinstance(items, tuple):
     return (
-        isinstance(value, tuple | list) and len(value) == len(items)
-        and all(map(_has_items, value, items))
+      isinstance(value, tuple | list)
+      and len(value) == len(items)
+      and all(map(_has_items, value, items))
     )
   if isinstance(value, bool):
     return False
-  return isinstance(
-      value, numbers.Integral if items is int else numbers.Real
-  )
+  return isinstance(value, numbers.Integral if items is int else numbers.Real)

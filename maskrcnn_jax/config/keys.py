@@ -73,14 +73,16 @@ class Key(NamedTuple):
 _CHANNELS = 'three numbers, for red, green and blue, in [0, 255]'
 _AP = '(mean, tolerance), for example (0.378, 0.004)'
 _SIZES = (
-    'a tuple of sizes for each level, for example ((32.0,), (64.0,), (128.0,), '
-    '(256.0,), (512.0,))'
+  'a tuple of sizes for each level, for example ((32.0,), (64.0,), (128.0,), '
+  '(256.0,), (512.0,))'
 )
 _CANVASES = (
-    '(height, width) pairs in whole pixels, for example ((800, 1344), '
-    '(1344, 800))'
+  '(height, width) pairs in whole pixels, for example ((800, 1344), '
+  '(1344, 800))'
 )
 
+# One key takes as few lines as possible, so that the table can be read.
+# fmt: off
 KEYS: tuple[Key, ...] = (
     Key('seed', 0, TRAINING, whole(-math.inf),
         'Decides the initial weights, the order of images, flips and samples.'),
@@ -397,6 +399,7 @@ KEYS: tuple[Key, ...] = (
         'Score from which a detection is drawn; all detections are written to '
         'the file of predictions.'),
 )
+# fmt: on
 
 BY_NAME: dict[str, Key] = {key.name: key for key in KEYS}
 
@@ -407,6 +410,7 @@ REMOVED_KEYS = ('mesh',)
 def names(**properties) -> tuple[str, ...]:
   """Returns the keys with given properties, such as role or unseen=True."""
   return tuple(
-      key.name for key in KEYS
-      if all(getattr(key, name) == value for name, value in properties.items())
+    key.name
+    for key in KEYS
+    if all(getattr(key, name) == value for name, value in properties.items())
   )

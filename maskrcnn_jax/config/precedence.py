@@ -23,7 +23,7 @@ from maskrcnn_jax.errors import InputError
 
 
 def config_for_use(
-    recipe: Recipe, stored: dict
+  recipe: Recipe, stored: dict
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
   """Returns the recipe for evaluating or predicting with a checkpoint.
 
@@ -41,10 +41,15 @@ def config_for_use(
   """
   there = stored_config(stored)
   refuse_other_weights(
-      recipe.config, stored, [
-          key.name for key in KEYS if key.name in recipe.given
-          and key.role == WEIGHTS and not key.overridable
-      ],
+    recipe.config,
+    stored,
+    [
+      key.name
+      for key in KEYS
+      if key.name in recipe.given
+      and key.role == WEIGHTS
+      and not key.overridable
+    ],
   )
   config = there.copy_and_resolve_references()
   for key in KEYS:
@@ -68,7 +73,7 @@ def _comes_from_recipe(key: Key, recipe: Recipe) -> bool:
 
 
 def refuse_other_weights(
-    config: ml_collections.ConfigDict, stored: dict, given: list[str]
+  config: ml_collections.ConfigDict, stored: dict, given: list[str]
 ) -> None:
   """Raises an InputError if given keys differ from those of a checkpoint.
 
@@ -82,20 +87,21 @@ def refuse_other_weights(
   for name in given:
     set_value(here, name, value_of(config, name))
   different = [
-      difference for difference in differences(here, plain(there))
-      if difference.key in given
+    difference
+    for difference in differences(here, plain(there))
+    if difference.key in given
   ]
   if different:
     raise InputError(
-        'C02: The weights of the checkpoint were trained with another value '
-        '(given | checkpoint) and fit no other: '
-        f'{format_differences(different)}. '
-        f'Leave --config.{different[0].key} out.'
+      'C02: The weights of the checkpoint were trained with another value '
+      '(given | checkpoint) and fit no other: '
+      f'{format_differences(different)}. '
+      f'Leave --config.{different[0].key} out.'
     )
 
 
 def ignored_line(
-    recipe: ml_collections.ConfigDict, config: ml_collections.ConfigDict
+  recipe: ml_collections.ConfigDict, config: ml_collections.ConfigDict
 ) -> list[str]:
   """Returns a line about the keys of the weights that a recipe file sets.
 
@@ -112,17 +118,18 @@ def ignored_line(
   defaults = default_config()
   weights = {key.name for key in KEYS if key.role == WEIGHTS}
   ignored = [
-      Difference(name, here, there)
-      for name, here, there in differences(recipe, plain(config))
-      if name in weights and here is not None
-      and not (
-          recipe.train.fine_tune
-          and plain(value_of(recipe, name)) == plain(value_of(defaults, name))
-      )
+    Difference(name, here, there)
+    for name, here, there in differences(recipe, plain(config))
+    if name in weights
+    and here is not None
+    and not (
+      recipe.train.fine_tune
+      and plain(value_of(recipe, name)) == plain(value_of(defaults, name))
+    )
   ]
   if not ignored:
     return []
   return [
-      'The checkpoint decides keys that its weights depend on (recipe file | '
-      f'checkpoint): {format_differences(ignored)}'
+    'The checkpoint decides keys that its weights depend on (recipe file | '
+    f'checkpoint): {format_differences(ignored)}'
   ]

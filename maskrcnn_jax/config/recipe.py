@@ -35,9 +35,7 @@ class Recipe(NamedTuple):
   path: str | None  # the value of --config; None if it was not given
 
 
-def read_recipe(
-    path: str | None, overrides: Sequence[Override] = ()
-) -> Recipe:
+def read_recipe(path: str | None, overrides: Sequence[Override] = ()) -> Recipe:
   """Reads a recipe and changes some of its keys.
 
   Args:
@@ -77,8 +75,9 @@ def packaged_recipes() -> dict[str, pathlib.Path]:
   if not folder.is_dir() and (_PACKAGE.parent / 'setup.cfg').is_file():
     folder = _PACKAGE.parent / 'configs'  # in a checkout of the source
   return {
-      path.stem: path for path in sorted(folder.glob('*.py'))
-      if not path.stem.startswith('_')
+    path.stem: path
+    for path in sorted(folder.glob('*.py'))
+    if not path.stem.startswith('_')
   }
 
 
@@ -92,14 +91,14 @@ def _find(path: str) -> pathlib.Path:
   if file.suffix != '.py':
     near = difflib.get_close_matches(path, packaged, 1)
     raise InputError(
-        f'--config={path} is not a Python file, nor the name of a recipe that '
-        'comes with the program '
-        f'({names}){f"; did you mean {near[0]}?" if near else "."}'
+      f'--config={path} is not a Python file, nor the name of a recipe that '
+      'comes with the program '
+      f'({names}){f"; did you mean {near[0]}?" if near else "."}'
     )
   if not file.is_file():
     raise InputError(
-        f'--config={path} is not a file; give FILE.py, or the name of a recipe '
-        f'that comes with the program: {names}.'
+      f'--config={path} is not a file; give FILE.py, or the name of a recipe '
+      f'that comes with the program: {names}.'
     )
   return file
 
@@ -110,7 +109,7 @@ def _run(path: str) -> ml_collections.ConfigDict:
   file = _find(name)
 
   spec = importlib.util.spec_from_file_location(
-      f'maskrcnn_jax_recipe_{file.stem}', file
+    f'maskrcnn_jax_recipe_{file.stem}', file
   )
   module = importlib.util.module_from_spec(spec)
   # Data classes look for their module there.
@@ -131,13 +130,13 @@ def _run(path: str) -> ml_collections.ConfigDict:
   except Exception as error:
     reason = ' '.join(str(error).split())
     raise InputError(
-        _explain_misspelt(error, file)
-        or f'C05: {_where(error, file)}: {type(error).__name__}: {reason}'
+      _explain_misspelt(error, file)
+      or f'C05: {_where(error, file)}: {type(error).__name__}: {reason}'
     ) from error
   if not isinstance(config, ml_collections.ConfigDict):
     raise InputError(
-        f'C05: {file}: get_config() must return a ConfigDict, as '
-        'maskrcnn_jax.config.default_config does.'
+      f'C05: {file}: get_config() must return a ConfigDict, as '
+      'maskrcnn_jax.config.default_config does.'
     )
   if isinstance(config, ml_collections.FrozenConfigDict):
     config = ml_collections.ConfigDict(config).lock()
@@ -145,15 +144,15 @@ def _run(path: str) -> ml_collections.ConfigDict:
   missing = sorted(BY_NAME.keys() - keys)
   if missing:
     raise InputError(
-        f'C05: {file}: the recipe lacks {", ".join(missing[:5])}; '
-        'begin with maskrcnn_jax.config.default_config().'
+      f'C05: {file}: the recipe lacks {", ".join(missing[:5])}; '
+      'begin with maskrcnn_jax.config.default_config().'
     )
   unknown = sorted(keys - BY_NAME.keys())
   if unknown:
     near = difflib.get_close_matches(unknown[0], BY_NAME, 1)
     raise InputError(
-        f'C05: {file}: there is no config key {unknown[0]!r}'
-        f'{f"; did you mean {near[0]!r}?" if near else "."}'
+      f'C05: {file}: there is no config key {unknown[0]!r}'
+      f'{f"; did you mean {near[0]!r}?" if near else "."}'
     )
   return config
 
@@ -166,10 +165,10 @@ def _explain_misspelt(error: Exception, file: pathlib.Path) -> str | None:
     file: The recipe.
   """
   match = re.search(
-      r'Key "(\w+)" does not exist'  # written to
-      r'|instead of "(\w+)"'  # read
-      r'|^[\'"\\]*(\w+)[\'"\\]*$',  # read, and no key is like it
-      str(error),
+    r'Key "(\w+)" does not exist'  # written to
+    r'|instead of "(\w+)"'  # read
+    r'|^[\'"\\]*(\w+)[\'"\\]*$',  # read, and no key is like it
+    str(error),
   )
   if not match or not isinstance(error, AttributeError | KeyError):
     return None
@@ -195,8 +194,9 @@ def _line_of(error: Exception, file: pathlib.Path) -> int:
   if isinstance(error, SyntaxError):
     return error.lineno or 0
   lines = [
-      frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-      if os.path.realpath(frame.filename) == os.path.realpath(file)
+    frame.lineno
+    for frame in traceback.extract_tb(error.__traceback__)
+    if os.path.realpath(frame.filename) == os.path.realpath(file)
   ]
   return lines[-1] if lines else 0
 

@@ -34,8 +34,8 @@ def find_images(folder: pathlib.Path) -> ImageSizes:
   if not folder.is_dir():
     raise InputError(f'I01: there is no folder of images {folder}.')
   return {
-      path.relative_to(folder).as_posix(): images.image_size(path)
-      for path in images.list_images(folder)
+    path.relative_to(folder).as_posix(): images.image_size(path)
+    for path in images.list_images(folder)
   }
 
 
@@ -57,8 +57,8 @@ def find_image(name: str, sizes: ImageSizes, source: pathlib.Path) -> str:
   found = [file for file in sizes if file.rsplit('/', 1)[-1] == base]
   if len(found) != 1:
     raise InputError(
-        f'I01: {source} is about {name}, of which there are {len(found)} among'
-        ' the images.'
+      f'I01: {source} is about {name}, of which there are {len(found)} among'
+      ' the images.'
     )
   return found[0]
 

@@ -24,19 +24,24 @@ def to_coco(sizes: ImageSizes, objects: dict[str, list[Object]]) -> dict:
     raise InputError('A23: there is not a single object in the annotations.')
   category_ids = {name: i for i, name in enumerate(names, start=1)}
   content = {
-      'images': [], 'annotations': [],
-      'categories': [{'id': i, 'name': n} for n, i in category_ids.items()],
+    'images': [],
+    'annotations': [],
+    'categories': [{'id': i, 'name': n} for n, i in category_ids.items()],
   }
   for image_id, (name, (height, width)) in enumerate(sizes.items(), start=1):
-    content['images'].append({
-        'id': image_id, 'file_name': name, 'height': height, 'width': width
-    })
+    content['images'].append(
+      {'id': image_id, 'file_name': name, 'height': height, 'width': width}
+    )
     for object_ in objects.get(name, ()):
-      content['annotations'].append({
-          'id': len(content['annotations']) + 1, 'image_id': image_id,
-          'category_id': category_ids[object_.name], 'iscrowd': 0,
+      content['annotations'].append(
+        {
+          'id': len(content['annotations']) + 1,
+          'image_id': image_id,
+          'category_id': category_ids[object_.name],
+          'iscrowd': 0,
           **_outline_of(object_),
-      })
+        }
+      )
   return content
 
 
@@ -46,13 +51,13 @@ def _outline_of(object_: Object) -> dict:
     points = np.concatenate(object_.polygons).reshape(-1, 2)
     low, high = points.min(axis=0), points.max(axis=0)
     return {
-        'bbox': [*low.tolist(), *(high - low).tolist()],
-        'area': sum(map(polygon_area, object_.polygons)),
-        'segmentation': object_.polygons,
+      'bbox': [*low.tolist(), *(high - low).tolist()],
+      'area': sum(map(polygon_area, object_.polygons)),
+      'segmentation': object_.polygons,
     }
   rle = mask_api.encode(np.asfortranarray(object_.mask.astype(np.uint8)))
   return {
-      'bbox': mask_api.toBbox(rle).tolist(),
-      'area': float(object_.mask.sum()),
-      'segmentation': {**rle, 'counts': rle['counts'].decode()},
+    'bbox': mask_api.toBbox(rle).tolist(),
+    'area': float(object_.mask.sum()),
+    'segmentation': {**rle, 'counts': rle['counts'].decode()},
   }

@@ -25,9 +25,9 @@ import pathlib
 import sys
 
 from maskrcnn_jax.convert_to_coco.annotated_images import (
-    Annotations,
-    ImageSizes,
-    find_images,
+  Annotations,
+  ImageSizes,
+  find_images,
 )
 from maskrcnn_jax.convert_to_coco.coco_json import to_coco
 from maskrcnn_jax.convert_to_coco.labelme import read_labelme
@@ -51,46 +51,50 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(2)
   counts = collections.Counter(index.classes.tolist())
   print(
-      f'Wrote {arguments.out}: {len(index.file_names)} images, '
-      f'{len(index.classes)} objects'
+    f'Wrote {arguments.out}: {len(index.file_names)} images, '
+    f'{len(index.classes)} objects'
   )
   for number, category in enumerate(index.categories, start=1):
     print(f'{counts[number]:>9,} {category.name}')
-  for reason, count in (
-      *annotations.left_out.items(), *index.dropped.items()
-  ):
+  for reason, count in (*annotations.left_out.items(), *index.dropped.items()):
     print(f'{count:>9,} {reason}, left out')
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
   """Parses the command line."""
   parser = argparse.ArgumentParser(
-      prog='python -m maskrcnn_jax.convert_to_coco', description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+    prog='python -m maskrcnn_jax.convert_to_coco',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('kind', choices=('via', 'labelme', 'masks'))
   parser.add_argument(
-      '--images', type=pathlib.Path, required=True, help='folder of the images'
+    '--images', type=pathlib.Path, required=True, help='folder of the images'
   )
   parser.add_argument(
-      '--annotations', type=pathlib.Path, required=True,
-      help='via: JSON file; labelme: folder of JSON files (or one); masks: '
-      'folder of PNGs',
+    '--annotations',
+    type=pathlib.Path,
+    required=True,
+    help='via: JSON file; labelme: folder of JSON files (or one); masks: '
+    'folder of PNGs',
   )
   parser.add_argument(
-      '--out', type=pathlib.Path, required=True, help='COCO JSON to write'
+    '--out', type=pathlib.Path, required=True, help='COCO JSON to write'
   )
   parser.add_argument(
-      '--class_attribute', help='via: the region attribute that is the class; '
-      'needed if regions have several',
+    '--class_attribute',
+    help='via: the region attribute that is the class; '
+    'needed if regions have several',
   )
   parser.add_argument(
-      '--class_name', default='object',
-      help='via, masks: the class where nothing else says it',
+    '--class_name',
+    default='object',
+    help='via, masks: the class where nothing else says it',
   )
   parser.add_argument(
-      '--class_folders', action='store_true',
-      help='masks: the folder has one folder of masks for each class',
+    '--class_folders',
+    action='store_true',
+    help='masks: the folder has one folder of masks for each class',
   )
   return parser.parse_args(argv)
 
@@ -100,15 +104,19 @@ def _read(arguments: argparse.Namespace, sizes: ImageSizes) -> Annotations:
   match arguments.kind:
     case 'via':
       return read_via(
-          arguments.annotations, sizes, arguments.class_attribute,
-          arguments.class_name,
+        arguments.annotations,
+        sizes,
+        arguments.class_attribute,
+        arguments.class_name,
       )
     case 'labelme':
       return read_labelme(arguments.annotations, sizes)
     case 'masks':
       return read_masks(
-          arguments.annotations, sizes, arguments.class_name,
-          arguments.class_folders,
+        arguments.annotations,
+        sizes,
+        arguments.class_name,
+        arguments.class_folders,
       )
   raise AssertionError(arguments.kind)
 

@@ -6,11 +6,11 @@ import pathlib
 
 from maskrcnn_jax.convert_to_coco import polygons
 from maskrcnn_jax.convert_to_coco.annotated_images import (
-    Annotations,
-    ImageSizes,
-    Object,
-    find_image,
-    read_json,
+  Annotations,
+  ImageSizes,
+  Object,
+  find_image,
+  read_json,
 )
 from maskrcnn_jax.errors import InputError
 
@@ -30,10 +30,10 @@ def read_labelme(path: pathlib.Path, sizes: ImageSizes) -> Annotations:
   for file in paths:
     content = read_json(file)
     if not isinstance(content.get('shapes'), list) or not isinstance(
-        content.get('imagePath'), str
+      content.get('imagePath'), str
     ):
       raise InputError(
-          f'A25: {file} is no LabelMe file: no shapes or imagePath in it.'
+        f'A25: {file} is no LabelMe file: no shapes or imagePath in it.'
       )
     name = find_image(content['imagePath'], sizes, file)
     if name in objects:
@@ -41,15 +41,15 @@ def read_labelme(path: pathlib.Path, sizes: ImageSizes) -> Annotations:
     size = content.get('imageHeight'), content.get('imageWidth')
     if None not in size and size != sizes[name]:
       raise InputError(
-          f'I05: {file} is for {size[0]}x{size[1]} pixels (height x width), '
-          f'but {name} has {sizes[name][0]}x{sizes[name][1]}.'
+        f'I05: {file} is for {size[0]}x{size[1]} pixels (height x width), '
+        f'but {name} has {sizes[name][0]}x{sizes[name][1]}.'
       )
     objects[name] = _objects_of(content['shapes'], file, left_out)
   return Annotations(objects, left_out)
 
 
 def _objects_of(
-    shapes: list, file: pathlib.Path, left_out: collections.Counter
+  shapes: list, file: pathlib.Path, left_out: collections.Counter
 ) -> list[Object]:
   """Returns the objects of one file.
 
@@ -69,7 +69,7 @@ def _objects_of(
       polygon = _polygon_of(kind, shape['points'])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       raise InputError(
-          f'A25: {file}: shape {position} is damaged: {error!r}.'
+        f'A25: {file}: shape {position} is damaged: {error!r}.'
       ) from error
     if not isinstance(label, str) or not label.strip():
       raise InputError(f'{file}: shape {position} has no label.')
@@ -90,7 +90,7 @@ def _polygon_of(kind: str, points: list) -> list[float] | None:
     case 'rectangle':
       (x1, y1), (x2, y2) = points
       return polygons.from_rectangle(
-          min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+        min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
       )
     case 'circle':
       (x, y), (edge_x, edge_y) = points

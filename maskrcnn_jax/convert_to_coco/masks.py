@@ -6,16 +6,18 @@ import numpy as np
 from PIL import Image
 
 from maskrcnn_jax.convert_to_coco.annotated_images import (
-    Annotations,
-    ImageSizes,
-    Object,
+  Annotations,
+  ImageSizes,
+  Object,
 )
 from maskrcnn_jax.errors import InputError
 
 
 def read_masks(
-    folder: pathlib.Path, sizes: ImageSizes, class_name: str,
-    class_folders: bool,
+  folder: pathlib.Path,
+  sizes: ImageSizes,
+  class_name: str,
+  class_folders: bool,
 ) -> Annotations:
   """Reads the mask pictures of all images.
 
@@ -59,7 +61,7 @@ def read_masks(
   if unused:
     hint = '' if class_folders else ' (--class_folders?)'
     raise InputError(
-        f'I01: {len(unused)} masks are of no image, such as {unused[0]}{hint}.'
+      f'I01: {len(unused)} masks are of no image, such as {unused[0]}{hint}.'
     )
   if not used:
     raise InputError(f'I01: there are no *.png in {folder}.')
@@ -83,8 +85,8 @@ def _read_mask(path: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
     raise InputError(f'I02: {path} is no mask: {error}.') from error
   if values.shape[:2] != size:
     raise InputError(
-        f'A09: {path} has {values.shape[0]}x{values.shape[1]} pixels (height x'
-        f' width), but its image {size[0]}x{size[1]}.'
+      f'A09: {path} has {values.shape[0]}x{values.shape[1]} pixels (height x'
+      f' width), but its image {size[0]}x{size[1]}.'
     )
   values = values.astype(np.int64)
   if values.ndim == 3:

@@ -29,7 +29,7 @@ def from_rectangle(x1: float, y1: float, x2: float, y2: float) -> list[float]:
 
 
 def from_ellipse(
-    x: float, y: float, radius_x: float, radius_y: float, theta: float = 0
+  x: float, y: float, radius_x: float, radius_y: float, theta: float = 0
 ) -> list[float]:
   """Returns a polygon with 64 corners on an ellipse.
 
@@ -42,10 +42,13 @@ def from_ellipse(
   """
   angles = np.arange(_CORNERS) * (2 * np.pi / _CORNERS)
   a, b = radius_x * np.cos(angles), radius_y * np.sin(angles)
-  return from_points(zip(
+  return from_points(
+    zip(
       x + a * np.cos(theta) - b * np.sin(theta),
-      y + a * np.sin(theta) + b * np.cos(theta), strict=True,
-  ))
+      y + a * np.sin(theta) + b * np.cos(theta),
+      strict=True,
+    )
+  )
 
 
 def polygon_area(polygon: list[float]) -> float:

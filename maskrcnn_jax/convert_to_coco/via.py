@@ -5,18 +5,20 @@ import pathlib
 
 from maskrcnn_jax.convert_to_coco import polygons
 from maskrcnn_jax.convert_to_coco.annotated_images import (
-    Annotations,
-    ImageSizes,
-    Object,
-    find_image,
-    read_json,
+  Annotations,
+  ImageSizes,
+  Object,
+  find_image,
+  read_json,
 )
 from maskrcnn_jax.errors import InputError
 
 
 def read_via(
-    path: pathlib.Path, sizes: ImageSizes, attribute: str | None,
-    class_name: str,
+  path: pathlib.Path,
+  sizes: ImageSizes,
+  attribute: str | None,
+  class_name: str,
 ) -> Annotations:
   """Reads a VIA project or JSON export.
 
@@ -30,12 +32,12 @@ def read_via(
   content = read_json(path)
   content = content.get('_via_img_metadata', content)
   if not content or not all(
-      isinstance(entry, dict) and 'filename' in entry and 'regions' in entry
-      for entry in content.values()
+    isinstance(entry, dict) and 'filename' in entry and 'regions' in entry
+    for entry in content.values()
   ):
     raise InputError(
-        f'A25: {path} is no VIA export; in VIA choose Annotation, Export '
-        'Annotations (as json).'
+      f'A25: {path} is no VIA export; in VIA choose Annotation, Export '
+      'Annotations (as json).'
     )
   objects, left_out = {}, collections.Counter()
   for entry in content.values():
@@ -49,8 +51,10 @@ def read_via(
         shape = region['shape_attributes']
         polygon = _polygon_of(shape)
         class_ = _class_of(
-            region.get('region_attributes') or {}, attribute, class_name,
-            where,
+          region.get('region_attributes') or {},
+          attribute,
+          class_name,
+          where,
         )
       except InputError:  # a ValueError itself, but it explains the fault
         raise
@@ -68,27 +72,30 @@ def _polygon_of(shape: dict) -> list[float] | None:
   match shape['name']:
     case 'polygon':
       return polygons.from_points(
-          zip(shape['all_points_x'], shape['all_points_y'], strict=True)
+        zip(shape['all_points_x'], shape['all_points_y'], strict=True)
       )
     case 'rect':
       x, y = shape['x'], shape['y']
       return polygons.from_rectangle(
-          x, y, x + shape['width'], y + shape['height']
+        x, y, x + shape['width'], y + shape['height']
       )
     case 'circle':
       return polygons.from_ellipse(
-          shape['cx'], shape['cy'], shape['r'], shape['r']
+        shape['cx'], shape['cy'], shape['r'], shape['r']
       )
     case 'ellipse':
       return polygons.from_ellipse(
-          shape['cx'], shape['cy'], shape['rx'], shape['ry'],
-          shape.get('theta', 0),
+        shape['cx'],
+        shape['cy'],
+        shape['rx'],
+        shape['ry'],
+        shape.get('theta', 0),
       )
   return None
 
 
 def _class_of(
-    attributes: dict, attribute: str | None, class_name: str, where: str
+  attributes: dict, attribute: str | None, class_name: str, where: str
 ) -> str:
   """Returns the class name of a region; see the arguments of `read_via`."""
   if attribute is None:
@@ -96,8 +103,8 @@ def _class_of(
       return class_name
     if len(attributes) > 1:
       raise InputError(
-          f'{where} has the attributes {", ".join(attributes)}; give '
-          '--class_attribute=NAME.'
+        f'{where} has the attributes {", ".join(attributes)}; give '
+        '--class_attribute=NAME.'
       )
     attribute = next(iter(attributes))
   value = attributes.get(attribute)
@@ -105,6 +112,6 @@ def _class_of(
     value = next((key for key, on in value.items() if on), None)
   if not isinstance(value, str) or not value.strip():
     raise InputError(
-        f'{where} has no class: its attribute {attribute!r} is {value!r}.'
+      f'{where} has no class: its attribute {attribute!r} is {value!r}.'
     )
   return value.strip()

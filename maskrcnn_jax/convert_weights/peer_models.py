@@ -19,12 +19,12 @@ NOTES = 'maskrcnn_jax'
 
 # Red, green, blue. Of ImageNet, and as the MSRA's weights were trained.
 _IMAGENET = {
-    'pixel_mean': (123.675, 116.28, 103.53),
-    'pixel_std': (58.395, 57.12, 57.375),
+  'pixel_mean': (123.675, 116.28, 103.53),
+  'pixel_std': (58.395, 57.12, 57.375),
 }
 _MSRA = {
-    'pixel_mean': (122.7717, 115.9465, 102.9801),
-    'pixel_std': (1.0, 1.0, 1.0),
+  'pixel_mean': (122.7717, 115.9465, 102.9801),
+  'pixel_std': (1.0, 1.0, 1.0),
 }
 
 # The conventions that a program's own models are trained with.
@@ -32,43 +32,56 @@ _MSRA = {
 # config/defaults.py and layers/batch_norm.py; maskrcnn-benchmark
 # config/defaults.py and layers/batch_norm.py.
 _CONVENTIONS = {
-    'torchvision': {
-        'geometry': 'torchvision', 'stride_in_1x1': False, 'norm_eps': 1e-5,
-        'antialias': False, **_IMAGENET,
-    },
-    'detectron2': {
-        'geometry': 'modern', 'stride_in_1x1': True, 'norm_eps': 1e-5,
-        'antialias': True, 'pixel_mean': (123.675, 116.28, 103.53),
-        'pixel_std': (1.0, 1.0, 1.0),
-    },
-    'maskrcnn_benchmark': {
-        'geometry': 'legacy', 'stride_in_1x1': True, 'norm_eps': 0.0,
-        'antialias': True, **_MSRA,
-    },
-    'caffe2': {
-        'geometry': 'legacy', 'stride_in_1x1': True, 'norm_eps': 0.0,
-        'antialias': True, **_MSRA,
-    },
+  'torchvision': {
+    'geometry': 'torchvision',
+    'stride_in_1x1': False,
+    'norm_eps': 1e-5,
+    'antialias': False,
+    **_IMAGENET,
+  },
+  'detectron2': {
+    'geometry': 'modern',
+    'stride_in_1x1': True,
+    'norm_eps': 1e-5,
+    'antialias': True,
+    'pixel_mean': (123.675, 116.28, 103.53),
+    'pixel_std': (1.0, 1.0, 1.0),
+  },
+  'maskrcnn_benchmark': {
+    'geometry': 'legacy',
+    'stride_in_1x1': True,
+    'norm_eps': 0.0,
+    'antialias': True,
+    **_MSRA,
+  },
+  'caffe2': {
+    'geometry': 'legacy',
+    'stride_in_1x1': True,
+    'norm_eps': 0.0,
+    'antialias': True,
+    **_MSRA,
+  },
 }
 
 
 def guess_format(arrays: dict[str, np.ndarray]) -> str:
   """Returns the key of NAMINGS that the names of a file belong to."""
   telling = (
-      'params/backbone/conv1/kernel', 'params/backbone/layer1/0/conv1/kernel'
+    'params/backbone/conv1/kernel',
+    'params/backbone/layer1/0/conv1/kernel',
   )
   for source_format in NAMINGS:
     if all(find(name, arrays, source_format) for name in telling):
       return source_format
   raise InputError(
-      'does not hold a ResNet by names that torchvision, detectron2, '
-      'maskrcnn-benchmark or Caffe2 give it; it has '
-      f'{", ".join(sorted(arrays)[:3])}, ...'
+    'does not hold a ResNet by names that torchvision, detectron2, '
+    'maskrcnn-benchmark or Caffe2 give it; it has '
+    f'{", ".join(sorted(arrays)[:3])}, ...'
   )
 
 
 def find(
-    name: str, arrays: dict[str, np.ndarray], source_format: str
+  name: str, arrays: dict[str, np.ndarray], source_format: str
 ) -> str | None:
   """Returns the name of one of our arrays in a file; None if it is missing."""
   for peer_name in peer_names(name, NAMINGS[source_format]):
@@ -78,12 +91,12 @@ def find(
 
 
 def recipe_of(
-    arrays: dict[str, np.ndarray],
-    facts: dict[str, Any],
-    source_format: str,
-    *,
-    norm_eps: float | None = None,
-    stride_in_1x1: bool | None = None,
+  arrays: dict[str, np.ndarray],
+  facts: dict[str, Any],
+  source_format: str,
+  *,
+  norm_eps: float | None = None,
+  stride_in_1x1: bool | None = None,
 ) -> ml_collections.ConfigDict:
   """Returns the recipe with the sizes and conventions of a file's model.
 
@@ -119,24 +132,24 @@ def recipe_of(
   fc6 = find('params/box_head/fc6/kernel', arrays, source_format)
   if fc6:
     config.roi.box_side = round(
-        (arrays[fc6].shape[-1] / config.model.fpn_channels) ** 0.5
+      (arrays[fc6].shape[-1] / config.model.fpn_channels) ** 0.5
     )
   per_cell = find('params/rpn/cls_logits/kernel', arrays, source_format)
   known = len(config.anchors.sizes[0]) * len(config.anchors.ratios)
   if per_cell and len(arrays[per_cell]) != known:
     raise InputError(
-        f'{per_cell} is of {len(arrays[per_cell])} anchors a cell; only models '
-        f'with the usual {known} can be converted.'
+      f'{per_cell} is of {len(arrays[per_cell])} anchors a cell; only models '
+      f'with the usual {known} can be converted.'
     )
   return config
 
 
 def naming_of(
-    arrays: dict[str, np.ndarray],
-    facts: dict[str, Any],
-    source_format: str,
-    *,
-    pixel_order: str | None = None,
+  arrays: dict[str, np.ndarray],
+  facts: dict[str, Any],
+  source_format: str,
+  *,
+  pixel_order: str | None = None,
 ) -> Naming:
   """Returns how a file names and lays out its arrays.
 
@@ -159,7 +172,7 @@ def naming_of(
 
 
 def class_table(
-    num_classes: int, names: list[list] | None, *, keep_91: bool = False
+  num_classes: int, names: list[list] | None, *, keep_91: bool = False
 ) -> tuple[list[list], list[int] | None]:
   """Returns the classes of a model, and which of its rows are used.
 
@@ -175,7 +188,7 @@ def class_table(
   if names is not None:
     if len(names) != num_classes - 1:
       raise InputError(
-          f'has {num_classes - 1} classes, but {len(names)} names were given.'
+        f'has {num_classes - 1} classes, but {len(names)} names were given.'
       )
     return names, None
   if num_classes == len(COCO_CLASSES) + 1:
@@ -183,8 +196,8 @@ def class_table(
   last = max(COCO_CLASSES)
   if num_classes == last + 1 and keep_91:
     return [
-        [id_, COCO_CLASSES.get(id_, f'unused {id_}')]
-        for id_ in range(1, last + 1)
+      [id_, COCO_CLASSES.get(id_, f'unused {id_}')]
+      for id_ in range(1, last + 1)
     ], None
   if num_classes == last + 1:
     return [[id_, name] for id_, name in COCO_CLASSES.items()], coco_rows()
@@ -214,29 +227,29 @@ def _sizes(arrays, source_format) -> dict:
 
   blocks = [count(f'backbone/layer{i}/{{}}/conv1', 0) for i in (1, 2, 3, 4)]
   is_bottleneck = has('backbone/layer1/0/conv3')
-  depth = {
-      (False, 2): 18, (False, 6): 34, (True, 6): 50, (True, 23): 101
-  }.get((is_bottleneck, blocks[2]))
+  depth = {(False, 2): 18, (False, 6): 34, (True, 6): 50, (True, 23): 101}.get(
+    (is_bottleneck, blocks[2])
+  )
   if depth is None:
     raise InputError(
-        f'has a ResNet of {blocks} blocks; only ResNet-18, 34, 50 and 101 and '
-        'ResNeXt of such depths can be converted.'
+      f'has a ResNet of {blocks} blocks; only ResNet-18, 34, 50 and 101 and '
+      'ResNeXt of such depths can be converted.'
     )
   is_c4 = has('rpn/conv') and not has('fpn/inner2')
   if is_c4 and has('box_head/fc6'):
     raise InputError(
-        'has no pyramid, and a box head that begins with a fully connected '
-        'layer; only models with a pyramid and C4 models can be converted.'
+      'has no pyramid, and a box head that begins with a fully connected '
+      'layer; only models with a pyramid and C4 models can be converted.'
     )
   norm_scale = find('params/backbone/bn1/scale', arrays, source_format) or ''
   has_mean = find('constants/backbone/bn1/mean', arrays, source_format)
   is_group = not has_mean and not norm_scale.endswith('_bn_s')
   width = len(look('backbone/conv1'))
   sizes = {
-      'body': 'c4' if is_c4 else 'fpn',
-      'depth': depth,
-      'norm': 'group' if is_group else 'frozen_batch',
-      'width': width,
+    'body': 'c4' if is_c4 else 'fpn',
+    'depth': depth,
+    'norm': 'group' if is_group else 'frozen_batch',
+    'width': width,
   }
   if find('constants/fpn/inner2_norm/mean', arrays, source_format):
     sizes['norm'] = 'frozen_batch_all'
@@ -291,7 +304,8 @@ def _conventions(arrays, facts, source_format, sizes) -> dict:
     notes = facts.get(NOTES)
     if isinstance(notes, dict):
       usual |= {
-          key: notes[key] for key in usual.keys() & notes.keys()
-          if notes[key] is not None
+        key: notes[key]
+        for key in usual.keys() & notes.keys()
+        if notes[key] is not None
       }
   return usual

@@ -108,48 +108,45 @@ class _StorageType(NamedTuple):
 
 
 _STORAGES = {
-    'FloatStorage': np.dtype('<f4'),
-    'HalfStorage': np.dtype('<f2'),
-    'DoubleStorage': np.dtype('<f8'),
-    'BFloat16Storage': BFLOAT16,
-    'LongStorage': np.dtype('<i8'),
-    'IntStorage': np.dtype('<i4'),
-    'ShortStorage': np.dtype('<i2'),
-    'CharStorage': np.dtype('i1'),
-    'ByteStorage': np.dtype('u1'),
-    'BoolStorage': np.dtype('?'),
+  'FloatStorage': np.dtype('<f4'),
+  'HalfStorage': np.dtype('<f2'),
+  'DoubleStorage': np.dtype('<f8'),
+  'BFloat16Storage': BFLOAT16,
+  'LongStorage': np.dtype('<i8'),
+  'IntStorage': np.dtype('<i4'),
+  'ShortStorage': np.dtype('<i2'),
+  'CharStorage': np.dtype('i1'),
+  'ByteStorage': np.dtype('u1'),
+  'BoolStorage': np.dtype('?'),
 }
 
 # (module, name) as a file names it -> what is put in its place.
 _KNOWN = {
-    ('collections', 'OrderedDict'): _Mapping,
-    ('collections', 'Counter'): _Mapping,
-    ('argparse', 'Namespace'): _Opaque,
-    ('builtins', 'set'): set,
-    ('_codecs', 'encode'): _encode,
-    ('numpy', 'ndarray'): StoredArray,
-    ('numpy', 'dtype'): _Dtype,
-    ('torch', 'Size'): tuple,
-    ('torch', 'device'): _Opaque,
-    ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
-    ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
-    ('torch._utils', '_rebuild_parameter'): lambda tensor, *rest: tensor,
-    **{
-        (f'numpy.{core}.multiarray', name): stand_in
-        for core in ('core', '_core')
-        for name, stand_in in (
-            ('_reconstruct', lambda *arguments: StoredArray()),
-            ('scalar', _rebuild_scalar),
-        )
-    },
-    **{
-        (f'numpy.{core}.numeric', '_frombuffer'): _rebuild_from_buffer
-        for core in ('core', '_core')
-    },
-    **{
-        ('torch', name): _StorageType(dtype)
-        for name, dtype in _STORAGES.items()
-    },
+  ('collections', 'OrderedDict'): _Mapping,
+  ('collections', 'Counter'): _Mapping,
+  ('argparse', 'Namespace'): _Opaque,
+  ('builtins', 'set'): set,
+  ('_codecs', 'encode'): _encode,
+  ('numpy', 'ndarray'): StoredArray,
+  ('numpy', 'dtype'): _Dtype,
+  ('torch', 'Size'): tuple,
+  ('torch', 'device'): _Opaque,
+  ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
+  ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
+  ('torch._utils', '_rebuild_parameter'): lambda tensor, *rest: tensor,
+  **{
+    (f'numpy.{core}.multiarray', name): stand_in
+    for core in ('core', '_core')
+    for name, stand_in in (
+      ('_reconstruct', lambda *arguments: StoredArray()),
+      ('scalar', _rebuild_scalar),
+    )
+  },
+  **{
+    (f'numpy.{core}.numeric', '_frombuffer'): _rebuild_from_buffer
+    for core in ('core', '_core')
+  },
+  **{('torch', name): _StorageType(dtype) for name, dtype in _STORAGES.items()},
 }
 
 
@@ -172,8 +169,8 @@ class Unpickler(pickle.Unpickler):
       return _KNOWN[module, name]
     except KeyError:
       raise InputError(
-          f'names {module}.{name}, which weights do not need and which might '
-          'run code, so it is not read; save the weights alone (state_dict).'
+        f'names {module}.{name}, which weights do not need and which might '
+        'run code, so it is not read; save the weights alone (state_dict).'
       ) from None
 
   def persistent_load(self, pid: tuple) -> Storage:

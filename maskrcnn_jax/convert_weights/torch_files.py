@@ -29,16 +29,16 @@ CONTAINERS = ('model', 'state_dict', 'model_state_dict', 'model_state', 'blobs')
 MAX_REPEATED = 2**24
 
 _SAFETENSORS = {
-    'F64': np.dtype('<f8'),
-    'F32': np.dtype('<f4'),
-    'F16': np.dtype('<f2'),
-    'BF16': BFLOAT16,
-    'I64': np.dtype('<i8'),
-    'I32': np.dtype('<i4'),
-    'I16': np.dtype('<i2'),
-    'I8': np.dtype('i1'),
-    'U8': np.dtype('u1'),
-    'BOOL': np.dtype('?'),
+  'F64': np.dtype('<f8'),
+  'F32': np.dtype('<f4'),
+  'F16': np.dtype('<f2'),
+  'BF16': BFLOAT16,
+  'I64': np.dtype('<i8'),
+  'I32': np.dtype('<i4'),
+  'I16': np.dtype('<i2'),
+  'I8': np.dtype('i1'),
+  'U8': np.dtype('u1'),
+  'BOOL': np.dtype('?'),
 }
 # What torch.save wrote before version 1.6 begins with this number as a pickle.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -66,7 +66,7 @@ def read_weights(path: pathlib.Path) -> WeightFile:
   """
   if not path.is_file():
     raise InputError(
-        f'C09: {path} is not a file; give a weight file on this machine.'
+      f'C09: {path} is not a file; give a weight file on this machine.'
     )
   try:
     with path.open('rb') as file:
@@ -85,8 +85,8 @@ def read_weights(path: pathlib.Path) -> WeightFile:
   except Exception as error:
     reason = _printable(str(error) or type(error).__name__)[:200]
     raise InputError(
-        f'C08: {path} cannot be read as a weight file ({reason}); is it whole, '
-        'and a .pth, .pkl or .safetensors file?'
+      f'C08: {path} cannot be read as a weight file ({reason}); is it whole, '
+      'and a .pth, .pkl or .safetensors file?'
     ) from error
 
 
@@ -162,7 +162,7 @@ def _pick(content, load) -> WeightFile:
   facts = {}
   while isinstance(content, dict):
     inner = next(
-        (key for key in CONTAINERS if isinstance(content.get(key), dict)), None
+      (key for key in CONTAINERS if isinstance(content.get(key), dict)), None
     )
     if inner is None:
       break
@@ -170,7 +170,7 @@ def _pick(content, load) -> WeightFile:
     content = content[inner]
   if not isinstance(content, dict):
     raise InputError(
-        f'holds a {type(content).__name__}, not weights by name (state_dict).'
+      f'holds a {type(content).__name__}, not weights by name (state_dict).'
     )
   loaded = {}
   arrays = {}
@@ -206,22 +206,21 @@ def _view(flat, tensor, name) -> np.ndarray:
   numbers = (offset, *shape, *strides)
   count = math.prod(shape)
   is_sound = (
-      all(type(number) is int and number >= 0 for number in numbers)
-      and len(shape) == len(strides)
-      and count <= max(len(flat), MAX_REPEATED)
-      and (
-          count == 0
-          or offset + sum(
-              (n - 1) * s for n, s in zip(shape, strides, strict=True)
-          ) < len(flat)
-      )
+    all(type(number) is int and number >= 0 for number in numbers)
+    and len(shape) == len(strides)
+    and count <= max(len(flat), MAX_REPEATED)
+    and (
+      count == 0
+      or offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+      < len(flat)
+    )
   )
   if not is_sound:
     raise InputError(f'is damaged: {name} lies outside of its storage.')
   if count == 0:
     return np.zeros(shape, flat.dtype)
   return np.lib.stride_tricks.as_strided(
-      flat[offset:], shape, [s * flat.itemsize for s in strides]
+    flat[offset:], shape, [s * flat.itemsize for s in strides]
   ).copy()
 
 
@@ -253,8 +252,7 @@ def _torch_code(value, arrays) -> bytes:
   """
   if isinstance(value, dict):
     items = (
-        _torch_code(k, arrays) + _torch_code(v, arrays)
-        for k, v in value.items()
+      _torch_code(k, arrays) + _torch_code(v, arrays) for k, v in value.items()
     )
     return b'}(' + b''.join(items) + b'u'
   if isinstance(value, list):
@@ -267,12 +265,19 @@ def _torch_code(value, arrays) -> bytes:
     kind = b'FloatStorage' if is_float else b'LongStorage'
     arrays.append(array)
     return (
-        b'ctorch._utils\n_rebuild_tensor_v2\n(('
-        + _plain_code('storage') + b'ctorch\n' + kind + b'\n'
-        + _plain_code(str(len(arrays) - 1)) + _plain_code('cpu')
-        + _plain_code(array.size) + b'tQ' + _plain_code(0)
-        + _plain_code(array.shape) + _plain_code(strides)
-        + b'\x89ccollections\nOrderedDict\n)RtR'
+      b'ctorch._utils\n_rebuild_tensor_v2\n(('
+      + _plain_code('storage')
+      + b'ctorch\n'
+      + kind
+      + b'\n'
+      + _plain_code(str(len(arrays) - 1))
+      + _plain_code('cpu')
+      + _plain_code(array.size)
+      + b'tQ'
+      + _plain_code(0)
+      + _plain_code(array.shape)
+      + _plain_code(strides)
+      + b'\x89ccollections\nOrderedDict\n)RtR'
     )
   return _plain_code(value)
 

@@ -28,11 +28,11 @@ class Naming(NamedTuple):
 
 
 _TORCH_LEAVES = {
-    'kernel': '.weight',
-    'bias': '.bias',
-    'scale': '.weight',
-    'mean': '.running_mean',
-    'var': '.running_var',
+  'kernel': '.weight',
+  'bias': '.bias',
+  'scale': '.weight',
+  'mean': '.running_mean',
+  'var': '.running_var',
 }
 _BLOCK = r'backbone/layer(?P<s>\d)/(?P<b>\d+)'
 # The stage that a C4 model has not in its body but in front of its heads.
@@ -42,93 +42,134 @@ _LAST_BLOCK = r'backbone/layer(?P<s>4)/(?P<b>\d+)'
 def _under(prefixes, modules):
   """Names modules under each of several prefixes."""
   return tuple(
-      (pattern, tuple(prefix + name for prefix in prefixes))
-      for pattern, name in modules
+    (pattern, tuple(prefix + name for prefix in prefixes))
+    for pattern, name in modules
   )
 
 
 def _blocks(block):
   return (
-      (block + r'/(?P<m>(conv|bn)\d)', 'layer<s>.<b>.<m>'),
-      (block + '/downsample_conv', 'layer<s>.<b>.downsample.0'),
-      (block + '/downsample_bn', 'layer<s>.<b>.downsample.1'),
+    (block + r'/(?P<m>(conv|bn)\d)', 'layer<s>.<b>.<m>'),
+    (block + '/downsample_conv', 'layer<s>.<b>.downsample.0'),
+    (block + '/downsample_bn', 'layer<s>.<b>.downsample.1'),
   )
 
 
 # Source: torchvision models/resnet.py,
 # models/detection/mask_rcnn.py and ops/feature_pyramid_network.py.
-_TORCHVISION = _under(('backbone.body.', ''), (
-    ('backbone/(?P<m>conv1|bn1)', '<m>'), *_blocks(_BLOCK),
-)) + (
-    (r'fpn/(?P<kind>inner|layer)(?P<l>\d)',
-     ('backbone.fpn.<kind>_blocks.<l-2>.0',
-      'backbone.fpn.<kind>_blocks.<l-2>')),
-    (r'fpn/(?P<kind>inner|layer)(?P<l>\d)_norm',
-     ('backbone.fpn.<kind>_blocks.<l-2>.1',)),
-    ('rpn/conv', ('rpn.head.conv.0.0', 'rpn.head.conv')),
-    ('rpn/conv2', ('rpn.head.conv.1.0',)),
-    ('rpn/(?P<m>cls_logits|bbox_pred)', ('rpn.head.<m>',)),
-    (r'box_head/conv(?P<i>\d)', ('roi_heads.box_head.<i-1>.0',)),
-    (r'box_head/conv(?P<i>\d)_norm', ('roi_heads.box_head.<i-1>.1',)),
-    # Of four convolutions and a fully connected layer, with a Flatten between.
-    ('box_head/fc6', ('roi_heads.box_head.fc6', 'roi_heads.box_head.5')),
-    ('box_head/fc7', ('roi_heads.box_head.fc7',)),
-    ('box_head/(?P<m>cls_score|bbox_pred)', ('roi_heads.box_predictor.<m>',)),
-    (r'mask_head/mask_fcn(?P<i>\d)',
-     ('roi_heads.mask_head.<i-1>.0', 'roi_heads.mask_head.mask_fcn<i>')),
-    (r'mask_head/mask_fcn(?P<i>\d)_norm', ('roi_heads.mask_head.<i-1>.1',)),
-    ('mask_head/(?P<m>conv5_mask|mask_fcn_logits)',
-     ('roi_heads.mask_predictor.<m>',)),
+_TORCHVISION = _under(
+  ('backbone.body.', ''),
+  (
+    ('backbone/(?P<m>conv1|bn1)', '<m>'),
+    *_blocks(_BLOCK),
+  ),
+) + (
+  (
+    r'fpn/(?P<kind>inner|layer)(?P<l>\d)',
+    ('backbone.fpn.<kind>_blocks.<l-2>.0', 'backbone.fpn.<kind>_blocks.<l-2>'),
+  ),
+  (
+    r'fpn/(?P<kind>inner|layer)(?P<l>\d)_norm',
+    ('backbone.fpn.<kind>_blocks.<l-2>.1',),
+  ),
+  ('rpn/conv', ('rpn.head.conv.0.0', 'rpn.head.conv')),
+  ('rpn/conv2', ('rpn.head.conv.1.0',)),
+  ('rpn/(?P<m>cls_logits|bbox_pred)', ('rpn.head.<m>',)),
+  (r'box_head/conv(?P<i>\d)', ('roi_heads.box_head.<i-1>.0',)),
+  (r'box_head/conv(?P<i>\d)_norm', ('roi_heads.box_head.<i-1>.1',)),
+  # Of four convolutions and a fully connected layer, with a Flatten between.
+  ('box_head/fc6', ('roi_heads.box_head.fc6', 'roi_heads.box_head.5')),
+  ('box_head/fc7', ('roi_heads.box_head.fc7',)),
+  ('box_head/(?P<m>cls_score|bbox_pred)', ('roi_heads.box_predictor.<m>',)),
+  (
+    r'mask_head/mask_fcn(?P<i>\d)',
+    ('roi_heads.mask_head.<i-1>.0', 'roi_heads.mask_head.mask_fcn<i>'),
+  ),
+  (r'mask_head/mask_fcn(?P<i>\d)_norm', ('roi_heads.mask_head.<i-1>.1',)),
+  (
+    'mask_head/(?P<m>conv5_mask|mask_fcn_logits)',
+    ('roi_heads.mask_predictor.<m>',),
+  ),
 )
 
 # Source: modeling/backbone, rpn and roi_heads of maskrcnn-benchmark; under
 # group norm a convolution and its norm are .0 and .1 of a Sequential.
-_BENCHMARK = _under(
+_BENCHMARK = (
+  _under(
     ('backbone.body.', '', 'roi_heads.box.feature_extractor.head.'),
     _blocks(_LAST_BLOCK),
-) + _under(('backbone.body.', ''), (
-    ('backbone/(?P<m>conv1|bn1)', 'stem.<m>'), *_blocks(_BLOCK),
-)) + (
-    (r'fpn/(?P<kind>inner|layer)(?P<l>\d)',
-     ('backbone.fpn.fpn_<kind><l-1>', 'backbone.fpn.fpn_<kind><l-1>.0')),
-    (r'fpn/(?P<kind>inner|layer)(?P<l>\d)_norm',
-     ('backbone.fpn.fpn_<kind><l-1>.1',)),
+  )
+  + _under(
+    ('backbone.body.', ''),
+    (
+      ('backbone/(?P<m>conv1|bn1)', 'stem.<m>'),
+      *_blocks(_BLOCK),
+    ),
+  )
+  + (
+    (
+      r'fpn/(?P<kind>inner|layer)(?P<l>\d)',
+      ('backbone.fpn.fpn_<kind><l-1>', 'backbone.fpn.fpn_<kind><l-1>.0'),
+    ),
+    (
+      r'fpn/(?P<kind>inner|layer)(?P<l>\d)_norm',
+      ('backbone.fpn.fpn_<kind><l-1>.1',),
+    ),
     ('rpn/(?P<m>conv|cls_logits|bbox_pred)', ('rpn.head.<m>',)),
-    (r'box_head/conv(?P<i>\d)',
-     ('roi_heads.box.feature_extractor.xconvs.<i*3-3>',)),
-    (r'box_head/conv(?P<i>\d)_norm',
-     ('roi_heads.box.feature_extractor.xconvs.<i*3-2>',)),
+    (
+      r'box_head/conv(?P<i>\d)',
+      ('roi_heads.box.feature_extractor.xconvs.<i*3-3>',),
+    ),
+    (
+      r'box_head/conv(?P<i>\d)_norm',
+      ('roi_heads.box.feature_extractor.xconvs.<i*3-2>',),
+    ),
     (r'box_head/(?P<m>fc\d)', ('roi_heads.box.feature_extractor.<m>',)),
     ('box_head/(?P<m>cls_score|bbox_pred)', ('roi_heads.box.predictor.<m>',)),
-    (r'mask_head/(?P<m>mask_fcn\d)',
-     ('roi_heads.mask.feature_extractor.<m>',
-      'roi_heads.mask.feature_extractor.<m>.0')),
-    (r'mask_head/(?P<m>mask_fcn\d)_norm',
-     ('roi_heads.mask.feature_extractor.<m>.1',)),
-    ('mask_head/(?P<m>conv5_mask|mask_fcn_logits)',
-     ('roi_heads.mask.predictor.<m>',)),
+    (
+      r'mask_head/(?P<m>mask_fcn\d)',
+      (
+        'roi_heads.mask.feature_extractor.<m>',
+        'roi_heads.mask.feature_extractor.<m>.0',
+      ),
+    ),
+    (
+      r'mask_head/(?P<m>mask_fcn\d)_norm',
+      ('roi_heads.mask.feature_extractor.<m>.1',),
+    ),
+    (
+      'mask_head/(?P<m>conv5_mask|mask_fcn_logits)',
+      ('roi_heads.mask.predictor.<m>',),
+    ),
+  )
 )
 
 
 def _detectron2_blocks(block):
   return (
-      (block + r'/(?P<m>conv\d)', 'res<s+1>.<b>.<m>'),
-      (block + r'/bn(?P<i>\d)', 'res<s+1>.<b>.conv<i>.norm'),
-      (block + '/downsample_conv', 'res<s+1>.<b>.shortcut'),
-      (block + '/downsample_bn', 'res<s+1>.<b>.shortcut.norm'),
+    (block + r'/(?P<m>conv\d)', 'res<s+1>.<b>.<m>'),
+    (block + r'/bn(?P<i>\d)', 'res<s+1>.<b>.conv<i>.norm'),
+    (block + '/downsample_conv', 'res<s+1>.<b>.shortcut'),
+    (block + '/downsample_bn', 'res<s+1>.<b>.shortcut.norm'),
   )
 
 
 # Source: detectron2 modeling/backbone/{resnet,fpn}.py,
 # proposal_generator/rpn.py, roi_heads/{box,mask}_head.py, and roi_heads.py for
 # Res5ROIHeads. A ResNet is below a pyramid, on its own, or all of the backbone.
-_DETECTRON2 = _under(
+_DETECTRON2 = (
+  _under(
     ('backbone.bottom_up.', '', 'roi_heads.'), _detectron2_blocks(_LAST_BLOCK)
-) + _under(('backbone.bottom_up.', '', 'backbone.'), (
-    ('backbone/conv1', 'stem.conv1'),
-    ('backbone/bn1', 'stem.conv1.norm'),
-    *_detectron2_blocks(_BLOCK),
-)) + (
+  )
+  + _under(
+    ('backbone.bottom_up.', '', 'backbone.'),
+    (
+      ('backbone/conv1', 'stem.conv1'),
+      ('backbone/bn1', 'stem.conv1.norm'),
+      *_detectron2_blocks(_BLOCK),
+    ),
+  )
+  + (
     (r'fpn/inner(?P<l>\d)', ('backbone.fpn_lateral<l>',)),
     (r'fpn/inner(?P<l>\d)_norm', ('backbone.fpn_lateral<l>.norm',)),
     (r'fpn/layer(?P<l>\d)', ('backbone.fpn_output<l>',)),
@@ -144,58 +185,58 @@ _DETECTRON2 = _under(
     (r'mask_head/(?P<m>mask_fcn\d)_norm', ('roi_heads.mask_head.<m>.norm',)),
     ('mask_head/conv5_mask', ('roi_heads.mask_head.deconv',)),
     ('mask_head/mask_fcn_logits', ('roi_heads.mask_head.predictor',)),
+  )
 )
 
 # Source: Detectron's model zoo; the rules by which maskrcnn-benchmark and
 # detectron2 read it, utils/c2_model_loading.py.
 _CAFFE2_BLOCK = 'res<s+1>_<b>_branch'
 _CAFFE2 = (
-    ('backbone/conv1', ('conv1',)),
-    ('backbone/bn1', ('res_conv1_bn', 'conv1_gn')),
-    *(
-        (_BLOCK + f'/{kind}{number}',
-         tuple(f'{_CAFFE2_BLOCK}2{letter}{end}' for end in ends))
-        for kind, ends in (('conv', ('',)), ('bn', ('_bn', '_gn')))
-        for number, letter in ((1, 'a'), (2, 'b'), (3, 'c'))
-    ),
-    (_BLOCK + '/downsample_conv', (_CAFFE2_BLOCK + '1',)),
-    (_BLOCK + '/downsample_bn',
-     (_CAFFE2_BLOCK + '1_bn', _CAFFE2_BLOCK + '1_gn')),
-    # Named after the last block of the stage: of ResNet-50, then of 101.
-    *(
-        (f'fpn/{module}{norm}',
-         tuple(f'fpn_{name}{end}' for name in names))
-        for norm, end in (('', ''), ('_norm', '_gn'))
-        for module, names in (
-            ('inner2', ('inner_res2_2_sum_lateral',)),
-            ('inner3', ('inner_res3_3_sum_lateral',)),
-            ('inner4',
-             ('inner_res4_5_sum_lateral', 'inner_res4_22_sum_lateral')),
-            ('inner5', ('inner_res5_2_sum',)),
-            ('layer2', ('res2_2_sum',)),
-            ('layer3', ('res3_3_sum',)),
-            ('layer4', ('res4_5_sum', 'res4_22_sum')),
-            ('layer5', ('res5_2_sum',)),
-        )
-    ),
-    ('rpn/conv', ('conv_rpn_fpn2', 'conv_rpn')),
-    ('rpn/(?P<m>cls_logits|bbox_pred)', ('rpn_<m>_fpn2', 'rpn_<m>')),
-    (r'box_head/(?P<m>conv\d)', ('head_<m>',)),
-    (r'box_head/(?P<m>conv\d)_norm', ('head_<m>_gn',)),
-    (r'box_head/(?P<m>fc\d|cls_score|bbox_pred)', ('<m>',)),
-    (r'mask_head/mask_fcn(?P<i>\d)', ('_[mask]_fcn<i>',)),
-    (r'mask_head/mask_fcn(?P<i>\d)_norm', ('_[mask]_fcn<i>_gn',)),
-    ('mask_head/(?P<m>conv5_mask|mask_fcn_logits)', ('<m>',)),
+  ('backbone/conv1', ('conv1',)),
+  ('backbone/bn1', ('res_conv1_bn', 'conv1_gn')),
+  *(
+    (
+      _BLOCK + f'/{kind}{number}',
+      tuple(f'{_CAFFE2_BLOCK}2{letter}{end}' for end in ends),
+    )
+    for kind, ends in (('conv', ('',)), ('bn', ('_bn', '_gn')))
+    for number, letter in ((1, 'a'), (2, 'b'), (3, 'c'))
+  ),
+  (_BLOCK + '/downsample_conv', (_CAFFE2_BLOCK + '1',)),
+  (_BLOCK + '/downsample_bn', (_CAFFE2_BLOCK + '1_bn', _CAFFE2_BLOCK + '1_gn')),
+  # Named after the last block of the stage: of ResNet-50, then of 101.
+  *(
+    (f'fpn/{module}{norm}', tuple(f'fpn_{name}{end}' for name in names))
+    for norm, end in (('', ''), ('_norm', '_gn'))
+    for module, names in (
+      ('inner2', ('inner_res2_2_sum_lateral',)),
+      ('inner3', ('inner_res3_3_sum_lateral',)),
+      ('inner4', ('inner_res4_5_sum_lateral', 'inner_res4_22_sum_lateral')),
+      ('inner5', ('inner_res5_2_sum',)),
+      ('layer2', ('res2_2_sum',)),
+      ('layer3', ('res3_3_sum',)),
+      ('layer4', ('res4_5_sum', 'res4_22_sum')),
+      ('layer5', ('res5_2_sum',)),
+    )
+  ),
+  ('rpn/conv', ('conv_rpn_fpn2', 'conv_rpn')),
+  ('rpn/(?P<m>cls_logits|bbox_pred)', ('rpn_<m>_fpn2', 'rpn_<m>')),
+  (r'box_head/(?P<m>conv\d)', ('head_<m>',)),
+  (r'box_head/(?P<m>conv\d)_norm', ('head_<m>_gn',)),
+  (r'box_head/(?P<m>fc\d|cls_score|bbox_pred)', ('<m>',)),
+  (r'mask_head/mask_fcn(?P<i>\d)', ('_[mask]_fcn<i>',)),
+  (r'mask_head/mask_fcn(?P<i>\d)_norm', ('_[mask]_fcn<i>_gn',)),
+  ('mask_head/(?P<m>conv5_mask|mask_fcn_logits)', ('<m>',)),
 )
 
 NAMINGS = {
-    'torchvision': Naming(_TORCHVISION, _TORCH_LEAVES, False, False),
-    'detectron2': Naming(_DETECTRON2, _TORCH_LEAVES, True, True),
-    'maskrcnn_benchmark': Naming(_BENCHMARK, _TORCH_LEAVES, True, False),
-    # It keeps no mean and variance: they are folded into scale and bias.
-    'caffe2': Naming(
-        _CAFFE2, {'kernel': '_w', 'bias': '_b', 'scale': '_s'}, True, False
-    ),
+  'torchvision': Naming(_TORCHVISION, _TORCH_LEAVES, False, False),
+  'detectron2': Naming(_DETECTRON2, _TORCH_LEAVES, True, True),
+  'maskrcnn_benchmark': Naming(_BENCHMARK, _TORCH_LEAVES, True, False),
+  # It keeps no mean and variance: they are folded into scale and bias.
+  'caffe2': Naming(
+    _CAFFE2, {'kernel': '_w', 'bias': '_b', 'scale': '_s'}, True, False
+  ),
 }
 
 
@@ -215,7 +256,7 @@ def peer_names(name: str, naming: Naming) -> tuple[str, ...]:
     match = re.fullmatch(pattern, '/'.join(module))
     if match and end is not None:
       return tuple(
-          _fill(template, match.groupdict()) + end for template in templates
+        _fill(template, match.groupdict()) + end for template in templates
       )
   return ()
 
@@ -234,14 +275,14 @@ def rows_per_class(name: str) -> int:
   """Returns how many rows of a peer's array a class has; 0: it has none."""
   parts = name.split('/')[1:-1]
   return {
-      ('box_head', 'cls_score'): 1,
-      ('box_head', 'bbox_pred'): 4,
-      ('mask_head', 'mask_fcn_logits'): 1,
+    ('box_head', 'cls_score'): 1,
+    ('box_head', 'bbox_pred'): 4,
+    ('mask_head', 'mask_fcn_logits'): 1,
   }.get(tuple(parts), 0)
 
 
 def from_peer(
-    name: str, array: np.ndarray, naming: Naming, *, box_side: int
+  name: str, array: np.ndarray, naming: Naming, *, box_side: int
 ) -> np.ndarray:
   """Lays out a peer's array as ours, to the bit.
 
@@ -276,7 +317,7 @@ def from_peer(
 
 
 def to_peer(
-    name: str, array: np.ndarray, naming: Naming, *, box_side: int
+  name: str, array: np.ndarray, naming: Naming, *, box_side: int
 ) -> np.ndarray:
   """Undoes `from_peer`; background rows that the peer has not are dropped."""
   if name == 'params/mask_head/conv5_mask/kernel':

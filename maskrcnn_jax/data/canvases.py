@@ -32,12 +32,12 @@ class CanvasPlan(NamedTuple):
 
 
 def resized_size(
-    height: int,
-    width: int,
-    *,
-    short_side: int,
-    long_side: int,
-    rule: str = 'nearest',
+  height: int,
+  width: int,
+  *,
+  short_side: int,
+  long_side: int,
+  rule: str = 'nearest',
 ) -> tuple[int, int]:
   """Picks the size to resize an image to, keeping its aspect.
 
@@ -77,7 +77,7 @@ def resized_size(
       return short_side, int(short_side * width / height)
     case _:
       raise ValueError(
-          f"rule must be 'nearest', 'down' or 'legacy', not {rule!r}."
+        f"rule must be 'nearest', 'down' or 'legacy', not {rule!r}."
       )
   scale = short_side / shorter
   if height < width:
@@ -91,14 +91,14 @@ def resized_size(
 
 
 def plan_canvases(
-    heights: Int[np.ndarray, 'n'],
-    widths: Int[np.ndarray, 'n'],
-    *,
-    short_side: int,
-    long_side: int,
-    padded_sizes: tuple[tuple[int, int], ...],
-    max_source_side: int,
-    resize_rule: str = 'nearest',
+  heights: Int[np.ndarray, 'n'],
+  widths: Int[np.ndarray, 'n'],
+  *,
+  short_side: int,
+  long_side: int,
+  padded_sizes: tuple[tuple[int, int], ...],
+  max_source_side: int,
+  resize_rule: str = 'nearest',
 ) -> CanvasPlan:
   """Gives each image the smallest padded size that it fits in once resized.
 
@@ -116,38 +116,41 @@ def plan_canvases(
     InputError: If a padded size is no multiple of 32, or none is large enough.
   """
   padded_sizes = sorted(
-      (tuple(map(int, size)) for size in padded_sizes),
-      key=lambda size: size[0] * size[1],
+    (tuple(map(int, size)) for size in padded_sizes),
+    key=lambda size: size[0] * size[1],
   )
   for size in padded_sizes:
     if min(size) < 1 or any(side % _STRIDE for side in size):
       raise errors.InputError(
-          f'The padded size {size} must be two multiples of {_STRIDE}.'
+        f'The padded size {size} must be two multiples of {_STRIDE}.'
       )
   sizes, size_of_image = np.unique(
-      np.stack([heights, widths], axis=1), axis=0, return_inverse=True
+    np.stack([heights, widths], axis=1), axis=0, return_inverse=True
   )
   size_of_image = size_of_image.reshape(-1)
   canvas_of_size = np.zeros(len(sizes), np.int32)
   resized = np.zeros((len(sizes), 2), np.int32)
   for i, (height, width) in enumerate(sizes.tolist()):
     h, w = resized_size(
-        height, width, short_side=short_side, long_side=long_side,
-        rule=resize_rule,
+      height,
+      width,
+      short_side=short_side,
+      long_side=long_side,
+      rule=resize_rule,
     )
     resized[i] = h, w
     fits = (
-        k
-        for k, padded in enumerate(padded_sizes)
-        if h <= padded[0] and w <= padded[1]
+      k
+      for k, padded in enumerate(padded_sizes)
+      if h <= padded[0] and w <= padded[1]
     )
     canvas_of_size[i] = next(fits, -1)
     if canvas_of_size[i] < 0:
       enough = _round_up(h, _STRIDE), _round_up(w, _STRIDE)
       raise errors.InputError(
-          f'An image of {height}x{width} (height x width) is resized to'
-          f' {h}x{w}, which fits in none of the padded sizes'
-          f' {padded_sizes}; add {enough}.'
+        f'An image of {height}x{width} (height x width) is resized to'
+        f' {h}x{w}, which fits in none of the padded sizes'
+        f' {padded_sizes}; add {enough}.'
       )
   reduce = -(-sizes.max(axis=1, initial=0) // max_source_side)
   source = -(-sizes // reduce[:, None])
@@ -156,16 +159,16 @@ def plan_canvases(
   for k, padded in enumerate(kept):
     largest = source[canvas_of_size == k].max(axis=0).tolist()
     canvases.append(
-        Canvas(
-            padded=padded_sizes[padded],
-            source=tuple(_round_up(side, _STRIDE) for side in largest),
-        )
+      Canvas(
+        padded=padded_sizes[padded],
+        source=tuple(_round_up(side, _STRIDE) for side in largest),
+      )
     )
   return CanvasPlan(
-      canvases=tuple(canvases),
-      canvas_of_image=canvas_of_size[size_of_image].astype(np.int32),
-      image_sizes=resized[size_of_image],
-      reduce=reduce[size_of_image].astype(np.int32),
+    canvases=tuple(canvases),
+    canvas_of_image=canvas_of_size[size_of_image].astype(np.int32),
+    image_sizes=resized[size_of_image],
+    reduce=reduce[size_of_image].astype(np.int32),
   )
 
 
@@ -182,7 +185,7 @@ def share_padding(plan: CanvasPlan, rows: Int[np.ndarray, 'n']) -> float:
 
 
 def share_of_process(
-    plan: CanvasPlan, process_index: int, process_count: int
+  plan: CanvasPlan, process_index: int, process_count: int
 ) -> Int[np.ndarray, 'm']:
   """Returns the images that a process evaluates: an equal part of each canvas.
 

@@ -20,12 +20,12 @@ Walk = Callable[[], Iterable[tuple[str | None, int, Any]]]
 
 
 def read_coco(
-    path: str | pathlib.Path,
-    *,
-    require_masks: bool = True,
-    require_annotations: bool = True,
-    width_offset: float = 0.0,
-    report: findings.Report | None = None,
+  path: str | pathlib.Path,
+  *,
+  require_masks: bool = True,
+  require_annotations: bool = True,
+  width_offset: float = 0.0,
+  report: findings.Report | None = None,
 ) -> CocoIndex:
   """Reads and checks a COCO instances file.
 
@@ -51,20 +51,23 @@ def read_coco(
   """
   path = pathlib.Path(path)
   return _index(
-      functools.partial(json_stream.walk, path), str(path),
-      report or findings.Report(stop=True), require_masks,
-      require_annotations, width_offset,
+    functools.partial(json_stream.walk, path),
+    str(path),
+    report or findings.Report(stop=True),
+    require_masks,
+    require_annotations,
+    width_offset,
   )
 
 
 def index_coco(
-    content: dict[str, Any],
-    name: str,
-    *,
-    require_masks: bool = True,
-    require_annotations: bool = True,
-    width_offset: float = 0.0,
-    report: findings.Report | None = None,
+  content: dict[str, Any],
+  name: str,
+  *,
+  require_masks: bool = True,
+  require_annotations: bool = True,
+  width_offset: float = 0.0,
+  report: findings.Report | None = None,
 ) -> CocoIndex:
   """Makes the index of a JSON that is loaded already.
 
@@ -77,17 +80,20 @@ def index_coco(
     report: See `read_coco`.
   """
   return _index(
-      functools.partial(_walk_loaded, content), name,
-      report or findings.Report(stop=True), require_masks,
-      require_annotations, width_offset,
+    functools.partial(_walk_loaded, content),
+    name,
+    report or findings.Report(stop=True),
+    require_masks,
+    require_annotations,
+    width_offset,
   )
 
 
 def class_table_difference(
-    here: tuple[Category, ...],
-    there: tuple[Category, ...],
-    *,
-    there_name: str = 'the checkpoint',
+  here: tuple[Category, ...],
+  there: tuple[Category, ...],
+  *,
+  there_name: str = 'the checkpoint',
 ) -> list[str]:
   """Compares two class tables, line by line; empty if they are the same.
 
@@ -143,8 +149,8 @@ def check_is_there(path: str | pathlib.Path, option: str) -> None:
   """
   if not os.path.exists(path):
     raise errors.InputError(
-        f'A25: there is no file of annotations {path}{case_hint(path)};'
-        f' {option} says where it is{download_hint(path)}.'
+      f'A25: there is no file of annotations {path}{case_hint(path)};'
+      f' {option} says where it is{download_hint(path)}.'
     )
 
 
@@ -156,8 +162,8 @@ def download_hint(path: str | pathlib.Path) -> str:
       folder = pathlib.Path(*parts[: i + 2])
       year = ' 2014' if '2014' in parts[-1] else ''
       return (
-          '; in the source repository, bash scripts/download_dataset.sh'
-          f' {folder}{year} downloads COCO'
+        '; in the source repository, bash scripts/download_dataset.sh'
+        f' {folder}{year} downloads COCO'
       )
   return ''
 
@@ -194,7 +200,7 @@ class _Clues:
       self._firsts[key] = element
     elif position == json_stream.OTHER:
       self._is_via |= str(key).startswith('_via_') or (
-          isinstance(element, dict) and 'regions' in element
+        isinstance(element, dict) and 'regions' in element
       )
       self._others[key] = type(element).__name__
 
@@ -209,7 +215,7 @@ class _Clues:
       name: Of the file.
     """
     problem = _other_task(self._firsts.get('annotations')) or self._problem(
-        name
+      name
     )
     return problem and f'this is not a COCO instances file: {problem}.'
 
@@ -218,8 +224,8 @@ class _Clues:
       first = self._firsts[None]
       if isinstance(first, dict) and 'score' in first:
         return (
-            'it is a list with scores, so looks like COCO detection results;'
-            ' give the ground truth'
+          'it is a list with scores, so looks like COCO detection results;'
+          ' give the ground truth'
         )
       return 'it is a list, not an object with images and annotations'
     if None in self._others:
@@ -231,12 +237,12 @@ class _Clues:
         problem += _convert_hint('a VIA export', 'via', name)
       elif 'shapes' in self._firsts and 'imagePath' in self._others:
         problem += _convert_hint(
-            'a LabelMe file', 'labelme', pathlib.Path(name).parent
+          'a LabelMe file', 'labelme', pathlib.Path(name).parent
         )
       elif missing == ["'annotations'"]:
         problem += (
-            '; images without a truth can only be detected in, by --mode=eval'
-            ' --skip_eval'
+          '; images without a truth can only be detected in, by --mode=eval'
+          ' --skip_eval'
         )
       return problem
     return ''
@@ -245,9 +251,9 @@ class _Clues:
 def _convert_hint(what: str, kind: str, path: str | pathlib.Path) -> str:
   """Names the command that makes COCO of annotations of another kind."""
   return (
-      f'; it looks like {what}: python -m maskrcnn_jax.convert_to_coco {kind}'
-      f' --images=DIR --annotations={shlex.quote(str(path))} --out=COCO.json'
-      ' converts it'
+    f'; it looks like {what}: python -m maskrcnn_jax.convert_to_coco {kind}'
+    f' --images=DIR --annotations={shlex.quote(str(path))} --out=COCO.json'
+    ' converts it'
   )
 
 
@@ -276,22 +282,23 @@ def _walk_loaded(content: dict) -> Iterator[tuple[str, int, Any]]:
 
 
 def _index(
-    walk: Walk,
-    name: str,
-    report: findings.Report,
-    require_masks: bool,
-    require_annotations: bool,
-    width_offset: float,
+  walk: Walk,
+  name: str,
+  report: findings.Report,
+  require_masks: bool,
+  require_annotations: bool,
+  width_offset: float,
 ) -> CocoIndex:
   """Makes the index of the elements that `walk` yields."""
   clues = _Clues(
-      _LISTS if require_annotations
-      else tuple(key for key in _LISTS if key != 'annotations')
+    _LISTS
+    if require_annotations
+    else tuple(key for key in _LISTS if key != 'annotations')
   )
   images = ImageTable(name, report)
   categories = []
   objects = ObjectColumns(
-      images, require_masks=require_masks, width_offset=width_offset
+    images, require_masks=require_masks, width_offset=width_offset
   )
   postponed = False  # annotations came before the images that they speak of
   for key, position, entry in walk():

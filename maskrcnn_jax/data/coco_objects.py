@@ -14,16 +14,16 @@ import numpy as np
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import findings, outlines
 from maskrcnn_jax.data.coco_index import (
-    BAD_POLYGON,
-    NO_AREA,
-    NO_POLYGON,
-    NO_SEGMENTATION,
-    NUMBERS,
-    REASONS,
-    SCALARS,
-    Category,
-    CocoIndex,
-    is_background,
+  BAD_POLYGON,
+  NO_AREA,
+  NO_POLYGON,
+  NO_SEGMENTATION,
+  NUMBERS,
+  REASONS,
+  SCALARS,
+  Category,
+  CocoIndex,
+  is_background,
 )
 from maskrcnn_jax.data.coco_tables import ImageTable
 
@@ -68,7 +68,7 @@ class ObjectColumns:
   """The objects of a file, read one by one."""
 
   def __init__(
-      self, images: ImageTable, *, require_masks: bool, width_offset: float
+    self, images: ImageTable, *, require_masks: bool, width_offset: float
   ):
     """Starts without objects.
 
@@ -114,15 +114,18 @@ class ObjectColumns:
       found, notes = self.read(entry)
     except errors.InputError as error:
       self._report.error_of(
-          self._images.name, _annotation(id_, position), error
+        self._images.name, _annotation(id_, position), error
       )
       return
     for code, reason in notes:
       if code in self._shares:
         self._shares[code] += not reason.startswith('clipped')
         self._report.warn(
-            code, self._images.name, _annotation(id_, position), reason,
-            row=self._images.rows.get(entry['image_id'], -1),
+          code,
+          self._images.name,
+          _annotation(id_, position),
+          reason,
+          row=self._images.rows.get(entry['image_id'], -1),
         )
       else:
         count, first = self._tally.get(code, (0, ''))
@@ -172,23 +175,23 @@ class ObjectColumns:
     is_beyond = x + w > width + _ROUNDING or y + h > height + _ROUNDING
     self._beyond += is_beyond
     self._beyond_as_corners += (
-        w > width + _ROUNDING or h > height + _ROUNDING or w <= x or h <= y
+      w > width + _ROUNDING or h > height + _ROUNDING or w <= x or h <= y
     )
     offset = self.width_offset
     box = (
-        max(x, 0.0),
-        max(y, 0.0),
-        min(x + max(w - offset, 0), width - offset),
-        min(y + max(h - offset, 0), height - offset),
+      max(x, 0.0),
+      max(y, 0.0),
+      min(x + max(w - offset, 0), width - offset),
+      min(y + max(h - offset, 0), height - offset),
     )
     outline, mask_area, num_bad = _read_segmentation(
-        entry.get('segmentation'), height, width, bool(is_crowd)
+      entry.get('segmentation'), height, width, bool(is_crowd)
     )
     has_mask = mask_area is not None
     area = entry.get('area')
     if is_strange_area(area):
       raise errors.InputError(
-          f'A04: area is {_short(area)}; it must be a positive finite number.'
+        f'A04: area is {_short(area)}; it must be a positive finite number.'
       )
     if not area:
       area = math.nan
@@ -196,17 +199,19 @@ class ObjectColumns:
 
     if num_bad:
       self._dropped[BAD_POLYGON] += num_bad
-      notes.append((
+      notes.append(
+        (
           'A05',
           f'{num_bad} of its {len(entry["segmentation"])} polygons have fewer'
           ' than 6 numbers or an odd count.',
-      ))
+        )
+      )
     if not (box[2] > box[0] and box[3] > box[1]):
       self._dropped[NO_AREA] += 1
       notes.append(
-          ('A01', f'its box {entry["bbox"]} has no area.')
-          if min(w, h) <= offset
-          else ('A02', f'its box {entry["bbox"]} is outside of the image.')
+        ('A01', f'its box {entry["bbox"]} has no area.')
+        if min(w, h) <= offset
+        else ('A02', f'its box {entry["bbox"]} is outside of the image.')
       )
       return None, notes
     if is_beyond or x < -_ROUNDING or y < -_ROUNDING:
@@ -217,9 +222,15 @@ class ObjectColumns:
         notes.append(('A06', 'it has no segmentation.'))
       return None, notes
     return Object(
-        row=row, box=box, category_id=category_id, is_crowd=bool(is_crowd),
-        area=float(area), mask_area=mask_area if has_mask else math.nan,
-        vertices=outline[0], parts=outline[1], has_mask=has_mask,
+      row=row,
+      box=box,
+      category_id=category_id,
+      is_crowd=bool(is_crowd),
+      area=float(area),
+      mask_area=mask_area if has_mask else math.nan,
+      vertices=outline[0],
+      parts=outline[1],
+      has_mask=has_mask,
     ), notes
 
   def finish(self, categories: tuple[Category, ...]) -> CocoIndex:
@@ -228,25 +239,35 @@ class ObjectColumns:
     total = self._num_entries
     for code, count in self._shares.items():
       if count > findings.MAX_SHARE * total:
-        advice = '' if code != 'A06' else (
+        advice = (
+          ''
+          if code != 'A06'
+          else (
             ' A model of boxes alone (config.model.output=boxes) needs no'
             ' masks.'
+          )
         )
         report.error(
-            code, name, '',
-            f'{count} of {total} objects: {findings.MEANINGS[code]}. So many'
-            ' are no accident; python -m maskrcnn_jax.check_data lists them,'
-            f' and with --fix=OUT.json leaves them out.{advice}', count=0,
+          code,
+          name,
+          '',
+          f'{count} of {total} objects: {findings.MEANINGS[code]}. So many'
+          ' are no accident; python -m maskrcnn_jax.check_data lists them,'
+          f' and with --fix=OUT.json leaves them out.{advice}',
+          count=0,
         )
     # Boxes (x, y, width, height) of objects right of the middle cannot be read
     # as corners, so that all can be is no chance.
     if self._beyond > _MAX_BEYOND * total and not self._beyond_as_corners:
       report.error(
-          'A03', name, '',
-          f'{self._beyond} of {total} boxes stick out of their images, and all'
-          ' fit when read as (x1, y1, x2, y2); COCO boxes are (x, y, width,'
-          ' height). python -m maskrcnn_jax.check_data --fix=OUT.json turns'
-          ' them.', count=self._beyond,
+        'A03',
+        name,
+        '',
+        f'{self._beyond} of {total} boxes stick out of their images, and all'
+        ' fit when read as (x1, y1, x2, y2); COCO boxes are (x, y, width,'
+        ' height). python -m maskrcnn_jax.check_data --fix=OUT.json turns'
+        ' them.',
+        count=self._beyond,
       )
     classes = self._find_classes(categories)
     self._check_ids()
@@ -263,30 +284,30 @@ class ObjectColumns:
     starts, vertices, parts = self._sorted_outlines(order)
     per_image = np.bincount(rows[order], minlength=len(images.ids))
     index = CocoIndex(
-        categories=categories,
-        image_ids=images.ids,
-        file_names=images.file_names,
-        heights=np.array(images.heights, np.int32),
-        widths=np.array(images.widths, np.int32),
-        object_starts=_starts(per_image),
-        boxes=boxes,
-        classes=classes[order].astype(np.int32),
-        crowd=crowd,
-        areas=areas,
-        annotation_ids=[self._ids[i] for i in order.tolist()],
-        outline_starts=starts,
-        vertices=vertices,
-        parts=parts,
-        dropped={
-            reason: count for reason, count in self._dropped.items() if count
-        },
+      categories=categories,
+      image_ids=images.ids,
+      file_names=images.file_names,
+      heights=np.array(images.heights, np.int32),
+      widths=np.array(images.widths, np.int32),
+      object_starts=_starts(per_image),
+      boxes=boxes,
+      classes=classes[order].astype(np.int32),
+      crowd=crowd,
+      areas=areas,
+      annotation_ids=[self._ids[i] for i in order.tolist()],
+      outline_starts=starts,
+      vertices=vertices,
+      parts=parts,
+      dropped={
+        reason: count for reason, count in self._dropped.items() if count
+      },
     )
     rows = rows[order]
     outline_areas, bounds = outline_figures(starts, vertices, parts)
     mask_areas = np.where(np.isnan(mask_areas), outline_areas, mask_areas)
     sides = boxes[:, 2:] - boxes[:, :2] + self.width_offset
     computed = np.where(
-        has_mask | crowd & (mask_areas > 0), mask_areas, sides.prod(axis=1)
+      has_mask | crowd & (mask_areas > 0), mask_areas, sides.prod(axis=1)
     )
     is_wrong = has_mask & far_apart(areas, mask_areas)
     index.areas[:] = np.where(np.isnan(areas), computed, areas)
@@ -298,7 +319,7 @@ class ObjectColumns:
     return index
 
   def _find_classes(
-      self, categories: tuple[Category, ...]
+    self, categories: tuple[Category, ...]
   ) -> Int[np.ndarray, 'm']:
     """Looks up the class of each object, 0 where there is none."""
     numbers = {c.id: i for i, c in enumerate(categories, start=1)}
@@ -308,8 +329,9 @@ class ObjectColumns:
         classes[i] = _look_up({'category_id': id_}, 'category_id', numbers)
       except errors.InputError as error:
         self._report.error_of(
-            self._images.name, _annotation(self._ids[i], self._positions[i]),
-            error,
+          self._images.name,
+          _annotation(self._ids[i], self._positions[i]),
+          error,
         )
     self._category_ids = []
     return classes
@@ -321,10 +343,12 @@ class ObjectColumns:
     zero = self._ids.count(0)
     if missing or twice or zero:
       self._report.warn(
-          'A18', self._images.name, '',
-          f'of the ids of annotations {missing} are missing, {twice} come twice'
-          f' and {zero} are 0; they are numbered anew in memory.',
-          count=missing + twice + zero,
+        'A18',
+        self._images.name,
+        '',
+        f'of the ids of annotations {missing} are missing, {twice} come twice'
+        f' and {zero} are 0; they are numbered anew in memory.',
+        count=missing + twice + zero,
       )
 
   def _label(self, order: np.ndarray, j: int) -> str:
@@ -335,9 +359,11 @@ class ObjectColumns:
     """Reports masks that no pixel is in."""
     for j in np.flatnonzero(has_mask & (mask_areas == 0)).tolist():
       self._report.warn(
-          'A10', self._images.name, label(j),
-          'no pixel is in its mask; its box is learned, no mask.',
-          row=int(rows[j]),
+        'A10',
+        self._images.name,
+        label(j),
+        'no pixel is in its mask; its box is learned, no mask.',
+        row=int(rows[j]),
       )
 
   def _check_boxes(self, index, rows, bounds, has_mask, label) -> None:
@@ -347,75 +373,92 @@ class ObjectColumns:
     apart = apart[np.argsort(overlaps[apart], kind='stable')]
     for j in apart.tolist():
       self._report.warn(
-          'A11', self._images.name, label(j),
-          f'its box and that of its mask overlap by {overlaps[j]:.2f} only'
-          ' (IoU).', row=int(rows[j]),
+        'A11',
+        self._images.name,
+        label(j),
+        f'its box and that of its mask overlap by {overlaps[j]:.2f} only'
+        ' (IoU).',
+        row=int(rows[j]),
       )
     if len(apart) > _MAX_DISAGREE * max(has_mask.sum(), 1):
       self._report.error(
-          'A11', self._images.name, '',
-          f'{len(apart)} of {has_mask.sum()} boxes are not those of their'
-          ' masks; one of the two is wrong.', count=0,
+        'A11',
+        self._images.name,
+        '',
+        f'{len(apart)} of {has_mask.sum()} boxes are not those of their'
+        ' masks; one of the two is wrong.',
+        count=0,
       )
 
   def _check_tally(self, is_wrong: np.ndarray, label) -> None:
     """Reports what is worth one line however often it comes."""
     for code, field, instead in (
-        ('A12', 'iscrowd', 'taken to be 0'),
-        ('A26', 'area', 'computed from the mask'),
+      ('A12', 'iscrowd', 'taken to be 0'),
+      ('A26', 'area', 'computed from the mask'),
     ):
       count, first = self._tally.get(code, (0, ''))
       if count:
         self._report.warn(
-            code, self._images.name, '',
-            f'{count} annotations have no {field} (first: {first}); it is'
-            f' {instead}.', count=count,
+          code,
+          self._images.name,
+          '',
+          f'{count} annotations have no {field} (first: {first}); it is'
+          f' {instead}.',
+          count=count,
         )
     wrong = np.flatnonzero(is_wrong).tolist()
     if wrong:
       self._report.warn(
-          'A26', self._images.name, '',
-          f'{len(wrong)} areas are not even half or twice that of the mask'
-          f' (first: {label(wrong[0])}); AP of small, medium and large objects'
-          ' goes by them.', count=len(wrong),
+        'A26',
+        self._images.name,
+        '',
+        f'{len(wrong)} areas are not even half or twice that of the mask'
+        f' (first: {label(wrong[0])}); AP of small, medium and large objects'
+        ' goes by them.',
+        count=len(wrong),
       )
 
   def _check_classes(self, index: CocoIndex) -> None:
     """Reports classes that have no object, or should have none."""
     counts = np.bincount(
-        index.classes[~index.crowd], minlength=len(index.categories) + 1
+      index.classes[~index.crowd], minlength=len(index.categories) + 1
     )[1:].tolist()
     for category, count in zip(index.categories, counts, strict=True):
       if is_background(category):
         add = self._report.error if count else self._report.warn
         add(
-            'A16', self._images.name, f'category {category.id!r}',
-            f'it is called {category.name!r} and has {count} objects; what no'
-            ' object covers is background already, so leave it out.',
+          'A16',
+          self._images.name,
+          f'category {category.id!r}',
+          f'it is called {category.name!r} and has {count} objects; what no'
+          ' object covers is background already, so leave it out.',
         )
     empty = [
-        category.name
-        for category, count in zip(index.categories, counts, strict=True)
-        if not count and not is_background(category)
+      category.name
+      for category, count in zip(index.categories, counts, strict=True)
+      if not count and not is_background(category)
     ]
     if empty and len(index.classes):
       shown = ', '.join(empty[:10]) + (', ...' if len(empty) > 10 else '')
       self._report.warn(
-          'A22', self._images.name, '',
-          f'{len(empty)} of {len(index.categories)} classes have no objects:'
-          f' {shown}.', count=len(empty),
+        'A22',
+        self._images.name,
+        '',
+        f'{len(empty)} of {len(index.categories)} classes have no objects:'
+        f' {shown}.',
+        count=len(empty),
       )
 
   def _close_block(self) -> None:
     """Joins the outlines of the last objects."""
     if self._parts:
-      self._blocks.append((
-          np.concatenate(self._vertices), np.concatenate(self._parts)
-      ))
+      self._blocks.append(
+        (np.concatenate(self._vertices), np.concatenate(self._parts))
+      )
       self._vertices, self._parts = [], []
 
   def _sorted_outlines(
-      self, order: Int[np.ndarray, 'm']
+    self, order: Int[np.ndarray, 'm']
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns starts, vertices and parts of the objects in an order."""
     self._close_block()
@@ -442,9 +485,9 @@ class ObjectColumns:
 
 
 def outline_figures(
-    starts: Int[np.ndarray, ' m1'],
-    vertices: Float[np.ndarray, 'v 2'],
-    parts: Int[np.ndarray, ' v'],
+  starts: Int[np.ndarray, ' m1'],
+  vertices: Float[np.ndarray, 'v 2'],
+  parts: Int[np.ndarray, ' v'],
 ) -> tuple[Float[np.ndarray, 'm'], Float[np.ndarray, 'm 4']]:
   """Measures outlines.
 
@@ -481,16 +524,16 @@ def outline_figures(
     polygons = np.abs(np.add.reduceat(cross, heads_of_parts)) / 2
     owner = np.repeat(np.arange(first, last), lengths)[heads_of_parts]
     areas[first:last] = np.bincount(
-        owner - first, polygons, minlength=last - first
+      owner - first, polygons, minlength=last - first
     )
   return areas, bounds
 
 
 def box_mask_iou(
-    index: CocoIndex,
-    rows: Int[np.ndarray, 'm'],
-    bounds: Float[np.ndarray, 'm 4'],
-    width_offset: float,
+  index: CocoIndex,
+  rows: Int[np.ndarray, 'm'],
+  bounds: Float[np.ndarray, 'm 4'],
+  width_offset: float,
 ) -> Float[np.ndarray, 'm']:
   """Compares each box with the one around its mask.
 
@@ -514,7 +557,7 @@ def box_mask_iou(
     low = np.clip(bounds[:, :2], 0, far)
     high = np.clip(bounds[:, 2:] + more, 0, far)
     shared = np.clip(
-        np.minimum(boxes[:, 2:], high) - np.maximum(boxes[:, :2], low), 0, None
+      np.minimum(boxes[:, 2:], high) - np.maximum(boxes[:, :2], low), 0, None
     ).prod(axis=1)
     both = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     both += (high - low).prod(axis=1)
@@ -523,7 +566,7 @@ def box_mask_iou(
 
 
 def far_apart(
-    areas: Float[np.ndarray, 'm'], mask_areas: Float[np.ndarray, 'm']
+  areas: Float[np.ndarray, 'm'], mask_areas: Float[np.ndarray, 'm']
 ) -> Bool[np.ndarray, 'm']:
   """Tells which areas are off by more than a factor and rounding explain."""
   ratio = np.maximum(areas, 1e-9) / np.maximum(mask_areas, 1e-9)
@@ -538,8 +581,12 @@ def is_strange_area(area: Any) -> bool:
 def has_box(entry: Any) -> bool:
   """Tells whether an entry of the JSON's list has a box of four numbers."""
   box = entry.get('bbox') if isinstance(entry, dict) else None
-  return isinstance(box, list) and len(box) == 4 and all(
+  return (
+    isinstance(box, list)
+    and len(box) == 4
+    and all(
       type(side) in NUMBERS and -_MAX_SIDE < side < _MAX_SIDE for side in box
+    )
   )
 
 
@@ -558,8 +605,8 @@ def can_be_corners(entry: Any, images: ImageTable) -> bool:
     return True
   x1, y1, x2, y2 = entry['bbox']
   return (
-      -_ROUNDING <= x1 < x2 <= images.widths[row] + _ROUNDING
-      and -_ROUNDING <= y1 < y2 <= images.heights[row] + _ROUNDING
+    -_ROUNDING <= x1 < x2 <= images.widths[row] + _ROUNDING
+    and -_ROUNDING <= y1 < y2 <= images.heights[row] + _ROUNDING
   )
 
 
@@ -581,7 +628,7 @@ def _look_up(entry: dict, field: str, table: dict) -> int:
   hint = '' if other is None else f' (there is {other!r}; write it alike)'
   what = 'image' if field == 'image_id' else 'category'
   raise errors.InputError(
-      f"A14: {field} {key!r} is no {what} of the file{hint}."
+    f'A14: {field} {key!r} is no {what} of the file{hint}.'
   )
 
 
@@ -590,12 +637,12 @@ def _read_box(entry: dict) -> tuple[float, float, float, float]:
   box = entry.get('bbox')
   if not isinstance(box, list) or len(box) != 4:
     raise errors.InputError(
-        f'A04: bbox is {_short(box)}; there must be [x, y, width, height].'
+      f'A04: bbox is {_short(box)}; there must be [x, y, width, height].'
     )
   for side in box:
     if type(side) not in NUMBERS or not -_MAX_SIDE < side < _MAX_SIDE:
       raise errors.InputError(
-          f'A04: bbox is {_short(box)}; it must hold finite numbers, in pixels.'
+        f'A04: bbox is {_short(box)}; it must hold finite numbers, in pixels.'
       )
   return tuple(map(float, box))
 
@@ -610,7 +657,7 @@ _NOTHING = np.zeros((0, 2), np.float32), np.zeros(0, np.int16)
 
 
 def _read_segmentation(
-    segmentation: object, height: int, width: int, is_crowd: bool
+  segmentation: object, height: int, width: int, is_crowd: bool
 ) -> tuple[tuple[np.ndarray, np.ndarray], float | None, int]:
   """Reads a mask.
 
@@ -628,13 +675,13 @@ def _read_segmentation(
     return _not_too_long(outlines.rle_to_outline(counts, height)), area, 0
   if not isinstance(segmentation, list):
     raise errors.InputError(
-        f'A07: segmentation is a {type(segmentation).__name__}, neither a list'
-        ' of polygons nor an RLE.'
+      f'A07: segmentation is a {type(segmentation).__name__}, neither a list'
+      ' of polygons nor an RLE.'
     )
   if not all(isinstance(polygon, list) for polygon in segmentation):
     raise errors.InputError(
-        'A07: segmentation is a flat list of numbers; put each polygon into a'
-        ' list of its own: [[x1, y1, x2, y2, ...]].'
+      'A07: segmentation is a flat list of numbers; put each polygon into a'
+      ' list of its own: [[x1, y1, x2, y2, ...]].'
     )
   good = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
   bad = len(segmentation) - len(good)
@@ -648,13 +695,13 @@ def _read_segmentation(
 
 
 def _not_too_long(
-    outline: tuple[np.ndarray, np.ndarray],
+  outline: tuple[np.ndarray, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns an outline that the training step can afford."""
   if len(outline[1]) > MAX_OBJECT_VERTICES:
     raise errors.InputError(
-        f'A27: the outline has {len(outline[1])} vertices, more than'
-        f' {MAX_OBJECT_VERTICES}; simplify it.'
+      f'A27: the outline has {len(outline[1])} vertices, more than'
+      f' {MAX_OBJECT_VERTICES}; simplify it.'
     )
   return outline
 

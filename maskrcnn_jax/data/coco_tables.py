@@ -6,10 +6,10 @@ from typing import Any
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import findings
 from maskrcnn_jax.data.coco_index import (
-    NUMBERS,
-    SCALARS,
-    Category,
-    same_image,
+  NUMBERS,
+  SCALARS,
+  Category,
+  same_image,
 )
 
 # Larger images are not decoded, and no mask is made for them: the limit of
@@ -18,7 +18,7 @@ MAX_PIXELS = 178_956_970
 
 
 def read_categories(
-    entries: list, name: str, report: findings.Report
+  entries: list, name: str, report: findings.Report
 ) -> tuple[Category, ...]:
   """Reads the class table.
 
@@ -29,7 +29,7 @@ def read_categories(
   """
   if not entries:
     report.error(
-        'A23', name, '', "'categories' is empty; there is nothing to learn."
+      'A23', name, '', "'categories' is empty; there is nothing to learn."
     )
   categories: list[Category] = []
   seen: dict[str, set] = {field: set() for field in Category._fields}
@@ -41,17 +41,21 @@ def read_categories(
     category = entry.get('id'), entry.get('name')
     if type(category[0]) not in (int, str) or not isinstance(category[1], str):
       report.error(
-          'A13', name, where,
-          f'its id is {category[0]!r} and its name {category[1]!r}; there must'
-          ' be an integer or string, and a string.',
+        'A13',
+        name,
+        where,
+        f'its id is {category[0]!r} and its name {category[1]!r}; there must'
+        ' be an integer or string, and a string.',
       )
       continue
     category = Category(*category)
     twice = [f for f in seen if getattr(category, f) in seen[f]]
     for field in twice:
       report.error(
-          'A15', name, '',
-          f'two categories have the {field} {getattr(category, field)!r}.',
+        'A15',
+        name,
+        '',
+        f'two categories have the {field} {getattr(category, field)!r}.',
       )
     if not twice:
       categories.append(category)
@@ -84,9 +88,7 @@ class ImageTable:
     """Adds an entry of the JSON's list; False if it is left out."""
     id_ = entry.get('id') if isinstance(entry, dict) else None
     usable = type(id_) in SCALARS and id_ == id_
-    where = (
-        f'image {id_!r}' if usable else f'image {position} of the list'
-    )
+    where = f'image {id_!r}' if usable else f'image {position} of the list'
     try:
       file_name, height, width = self._read(entry, id_, usable)
     except errors.InputError as error:
@@ -108,20 +110,20 @@ class ImageTable:
       other = first.setdefault(same_image(name), row)
       if other != row:
         self.report.warn(
-            'A20', self.name, f'image {self.ids[row]!r}',
-            f'it has the file {name} that image {self.ids[other]!r} has.',
-            row=row,
+          'A20',
+          self.name,
+          f'image {self.ids[row]!r}',
+          f'it has the file {name} that image {self.ids[other]!r} has.',
+          row=row,
         )
 
-  def _read(
-      self, entry: Any, id_: Any, usable: bool
-  ) -> tuple[str, int, int]:
+  def _read(self, entry: Any, id_: Any, usable: bool) -> tuple[str, int, int]:
     """Returns file name, height and width."""
     if not isinstance(entry, dict):
       raise errors.InputError('A19: it is not an object.')
     if not usable:
       raise errors.InputError(
-          f'A19: it has the id {id_!r}; there must be a number or a string.'
+        f'A19: it has the id {id_!r}; there must be a number or a string.'
       )
     if id_ in self.rows:
       raise errors.InputError(f'A17: two images have the id {id_!r}.')
@@ -130,18 +132,18 @@ class ImageTable:
       raise errors.InputError("I01: it has no 'file_name'.")
     size = entry.get('height'), entry.get('width')
     if not all(
-        type(side) in NUMBERS and 0 < side < 2**31 and side == int(side)
-        for side in size
+      type(side) in NUMBERS and 0 < side < 2**31 and side == int(side)
+      for side in size
     ):
       raise errors.InputError(
-          f'I05: {name} has height {size[0]!r} and width {size[1]!r}; both'
-          ' must be positive integers.'
+        f'I05: {name} has height {size[0]!r} and width {size[1]!r}; both'
+        ' must be positive integers.'
       )
     height, width = map(int, size)
     if height * width > MAX_PIXELS:
       raise errors.InputError(
-          f'I12: {name} has {height}x{width} pixels, more than the {MAX_PIXELS}'
-          ' that can be decoded; cut or shrink it, and its annotations alike.'
-          ' python -m maskrcnn_jax.check_data --fix=OUT.json leaves it out.'
+        f'I12: {name} has {height}x{width} pixels, more than the {MAX_PIXELS}'
+        ' that can be decoded; cut or shrink it, and its annotations alike.'
+        ' python -m maskrcnn_jax.check_data --fix=OUT.json leaves it out.'
       )
     return name, height, width

@@ -40,26 +40,29 @@ class StoredIndex(NamedTuple):
     first, last = columns['object_starts'].read(row, row + 2).tolist()
     starts = columns['outline_starts'].read(first, last + 1)
     arrays = {
-        name: columns[name].read(first, last)
-        for name in _OF_OBJECTS if name != 'outline_starts'
+      name: columns[name].read(first, last)
+      for name in _OF_OBJECTS
+      if name != 'outline_starts'
     } | {
-        name: columns[name].read(*starts[[0, -1]].tolist())
-        for name in _OF_VERTICES
+      name: columns[name].read(*starts[[0, -1]].tolist())
+      for name in _OF_VERTICES
     }
     texts = {name: [_read_text(columns, name, row)] for name in _TEXTS}
     return coco_index.CocoIndex(
-        categories=(),
-        heights=columns['heights'].read(row, row + 1),
-        widths=columns['widths'].read(row, row + 1),
-        object_starts=np.array([0, last - first]),
-        outline_starts=starts - starts[0],
-        annotation_ids=[None] * (last - first), dropped={},
-        **arrays, **texts,
+      categories=(),
+      heights=columns['heights'].read(row, row + 1),
+      widths=columns['widths'].read(row, row + 1),
+      object_starts=np.array([0, last - first]),
+      outline_starts=starts - starts[0],
+      annotation_ids=[None] * (last - first),
+      dropped={},
+      **arrays,
+      **texts,
     )
 
 
 def store(
-    index: coco_index.CocoIndex, folder: str | pathlib.Path
+  index: coco_index.CocoIndex, folder: str | pathlib.Path
 ) -> StoredIndex:
   """Writes an index into a folder.
 
@@ -69,8 +72,8 @@ def store(
   """
   folder = os.fspath(folder)
   columns = {
-      name: getattr(index, name)
-      for name in (*_OF_IMAGES, *_OF_OBJECTS, *_OF_VERTICES)
+    name: getattr(index, name)
+    for name in (*_OF_IMAGES, *_OF_OBJECTS, *_OF_VERTICES)
   }
   for name in _TEXTS:
     texts = [json.dumps(text).encode() for text in getattr(index, name)]
@@ -80,8 +83,8 @@ def store(
   for name, column in columns.items():
     np.ascontiguousarray(column).tofile(os.path.join(folder, name))
   layout = {
-      name: (column.dtype.str, column.shape[1:])
-      for name, column in columns.items()
+    name: (column.dtype.str, column.shape[1:])
+    for name, column in columns.items()
   }
   pathlib.Path(folder, 'layout.json').write_text(json.dumps(layout))
   return StoredIndex(folder)
@@ -89,7 +92,7 @@ def store(
 
 @contextlib.contextmanager
 def temporarily_stored(
-    index: coco_index.CocoIndex, parent: pathlib.Path
+  index: coco_index.CocoIndex, parent: pathlib.Path
 ) -> Iterator[StoredIndex]:
   """Keeps an index in a folder of its own, which is removed in the end.
 
@@ -110,9 +113,7 @@ def temporarily_stored(
       with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(lock, fcntl.LOCK_EX)
       # Before it is locked, nobody must find it.
-      folder = folder.rename(
-          folder.with_name(folder.name.removeprefix('new_'))
-      )
+      folder = folder.rename(folder.with_name(folder.name.removeprefix('new_')))
       yield store(index, folder)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
@@ -127,7 +128,7 @@ def _remove_unless_locked(lock: pathlib.Path) -> None:
 
 
 def one_image(
-    index: coco_index.CocoIndex | StoredIndex, row: int
+  index: coco_index.CocoIndex | StoredIndex, row: int
 ) -> coco_index.CocoIndex:
   """Returns the index of a single image, with its objects; no class table."""
   if isinstance(index, StoredIndex):
@@ -136,21 +137,21 @@ def one_image(
   starts = index.outline_starts[first : last + 1]
   vertices = slice(*starts[[0, -1]].tolist())
   return index._replace(
-      categories=(),
-      image_ids=[index.image_ids[row]],
-      file_names=[index.file_names[row]],
-      heights=index.heights[row : row + 1],
-      widths=index.widths[row : row + 1],
-      object_starts=np.array([0, last - first]),
-      boxes=index.boxes[first:last],
-      classes=index.classes[first:last],
-      crowd=index.crowd[first:last],
-      areas=index.areas[first:last],
-      annotation_ids=index.annotation_ids[first:last],
-      outline_starts=starts - starts[0],
-      vertices=index.vertices[vertices],
-      parts=index.parts[vertices],
-      dropped={},
+    categories=(),
+    image_ids=[index.image_ids[row]],
+    file_names=[index.file_names[row]],
+    heights=index.heights[row : row + 1],
+    widths=index.widths[row : row + 1],
+    object_starts=np.array([0, last - first]),
+    boxes=index.boxes[first:last],
+    classes=index.classes[first:last],
+    crowd=index.crowd[first:last],
+    areas=index.areas[first:last],
+    annotation_ids=index.annotation_ids[first:last],
+    outline_starts=starts - starts[0],
+    vertices=index.vertices[vertices],
+    parts=index.parts[vertices],
+    dropped={},
   )
 
 
@@ -172,7 +173,7 @@ class _Column:
     raw = bytearray()
     while len(raw) < wanted:
       more = os.pread(
-          self._file, wanted - len(raw), start * self._size + len(raw)
+        self._file, wanted - len(raw), start * self._size + len(raw)
       )
       if not more:
         raise EOFError('The stored index has changed while it was in use.')
@@ -185,8 +186,8 @@ def _open(folder: str) -> dict[str, _Column]:
   """Opens the columns of a folder; once in each process."""
   layout = json.loads(pathlib.Path(folder, 'layout.json').read_text())
   return {
-      name: _Column(os.path.join(folder, name), *kind)
-      for name, kind in layout.items()
+    name: _Column(os.path.join(folder, name), *kind)
+    for name, kind in layout.items()
   }
 
 

@@ -11,7 +11,7 @@ from maskrcnn_jax import errors
 
 # The meaning of each code of annotations and images, as the report has it.
 MEANINGS = {
-    code: row.meaning for code, row in errors.CODES.items() if code[0] in 'AI'
+  code: row.meaning for code, row in errors.CODES.items() if code[0] in 'AI'
 }
 
 # Cases that COCO's own files have are left out and counted; beyond this share
@@ -56,7 +56,7 @@ class Report:
     self._errors: set[str] = set()
 
   def error(
-      self, code: str, file: Any, where: str, reason: str, **more: Any
+    self, code: str, file: Any, where: str, reason: str, **more: Any
   ) -> None:
     """Adds what nobody should train with.
 
@@ -66,7 +66,7 @@ class Report:
     self._add(Finding(code, True, str(file), where, reason, **more))
 
   def warn(
-      self, code: str, file: Any, where: str, reason: str, **more: Any
+    self, code: str, file: Any, where: str, reason: str, **more: Any
   ) -> None:
     """Adds what a person should know of."""
     self._add(Finding(code, False, str(file), where, reason, **more))
@@ -95,8 +95,9 @@ class Report:
     if found.is_error and self._stop:
       raise errors.InputError(printable(str(found)))
     found = found._replace(
-        file=printable(found.file), where=printable(found.where),
-        reason=printable(found.reason),
+      file=printable(found.file),
+      where=printable(found.where),
+      reason=printable(found.reason),
     )
     self.counts[found.code] = self.counts.get(found.code, 0) + found.count
     if found.is_error:

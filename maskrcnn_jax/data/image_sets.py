@@ -16,13 +16,15 @@ _MIN_VERTICES = 64
 
 # Static sizes for images whose ground truth is left out.
 NO_TRUTH = GroundTruthLimits(
-    max_objects=1, max_image_vertices=_MIN_VERTICES,
-    max_object_vertices=_MIN_VERTICES, max_parts=1,
+  max_objects=1,
+  max_image_vertices=_MIN_VERTICES,
+  max_object_vertices=_MIN_VERTICES,
+  max_parts=1,
 )
 
 
 def filter_images(
-    index: coco_index.CocoIndex, *, keep_empty: bool
+  index: coco_index.CocoIndex, *, keep_empty: bool
 ) -> tuple[Int[np.ndarray, 'n'], list[tuple[str, int]]]:
   """Picks the images to train on.
 
@@ -42,20 +44,20 @@ def filter_images(
   empty = per_image == 0
   rows = np.flatnonzero(~empty | keep_empty)
   lost = {
-      reason: count
-      for reason, count in index.dropped.items()
-      if reason != coco_index.BAD_POLYGON
+    reason: count
+    for reason, count in index.dropped.items()
+    if reason != coco_index.BAD_POLYGON
   }
   num_objects = len(index.classes) + sum(lost.values())
   fate = 'kept as background' if keep_empty else 'left out'
   waterfall = [
-      ('images in the file', len(per_image)),
-      (f'images without objects, {fate}', int(empty.sum())),
-      ('images trained on', len(rows)),
-      ('objects in the file', num_objects),
-      *index.dropped.items(),
-      ('crowd regions, not trained on', int(index.crowd.sum())),
-      ('objects trained on', int(per_image.sum())),
+    ('images in the file', len(per_image)),
+    (f'images without objects, {fate}', int(empty.sum())),
+    ('images trained on', len(rows)),
+    ('objects in the file', num_objects),
+    *index.dropped.items(),
+    ('crowd regions, not trained on', int(index.crowd.sum())),
+    ('objects trained on', int(per_image.sum())),
   ]
   if not per_image.sum():
     steps = '; '.join(f'{count} {what}' for what, count in waterfall)
@@ -79,7 +81,7 @@ def most_objects(index: coco_index.CocoIndex) -> int:
 
 
 def find_limits(
-    index: coco_index.CocoIndex, *, max_objects: int
+  index: coco_index.CocoIndex, *, max_objects: int
 ) -> GroundTruthLimits:
   """Finds the static sizes that hold the ground truth of every image.
 
@@ -95,9 +97,9 @@ def find_limits(
   lost = count_objects_over(index, max_objects)
   if lost > _MAX_LOST * per_image.sum():
     raise errors.InputError(
-        f'A24: with max_objects={max_objects}, {lost} of {per_image.sum()}'
-        ' objects would not be trained on; set it to'
-        f' {per_image.max()} to train on all.'
+      f'A24: with max_objects={max_objects}, {lost} of {per_image.sum()}'
+      ' objects would not be trained on; set it to'
+      f' {per_image.max()} to train on all.'
     )
   kept = ~index.crowd
   for row in np.flatnonzero(per_image > max_objects):
@@ -107,15 +109,15 @@ def find_limits(
   total = np.concatenate([[0], np.cumsum(lengths)])
   of_image = np.diff(total[index.object_starts])
   return GroundTruthLimits(
-      max_objects=max_objects,
-      max_image_vertices=_power_of_two(int(of_image.max(initial=0))),
-      max_object_vertices=_power_of_two(int(lengths.max(initial=0))),
-      max_parts=int(index.parts.max(initial=0)) + 1,
+    max_objects=max_objects,
+    max_image_vertices=_power_of_two(int(of_image.max(initial=0))),
+    max_object_vertices=_power_of_two(int(lengths.max(initial=0))),
+    max_parts=int(index.parts.max(initial=0)) + 1,
   )
 
 
 def training_objects(
-    index: coco_index.CocoIndex, row: int, max_objects: int
+  index: coco_index.CocoIndex, row: int, max_objects: int
 ) -> np.ndarray:
   """Picks the objects of an image to train on, in the order of the file.
 

@@ -19,7 +19,7 @@ from maskrcnn_jax import errors
 Path = str | pathlib.Path
 
 EXTENSIONS = frozenset(
-    ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+  ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 )
 
 # Of all that Pillow knows: its EPS runs Ghostscript, and each parser more is
@@ -39,46 +39,46 @@ _LONG = 20
 # What Pillow's decoders raise on damaged files; its UnidentifiedImageError is
 # an OSError.
 _DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    AssertionError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+  OSError,
+  SyntaxError,
+  ValueError,
+  EOFError,
+  IndexError,
+  KeyError,
+  TypeError,
+  AssertionError,
+  struct.error,
+  zlib.error,
+  Image.DecompressionBombError,
 )
 
 _TO_RGB = frozenset(
-    ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
+  ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
 )
 
 _OR_LEAVE_OUT = (
-    'Of a set, python -m maskrcnn_jax.check_data --fix=OUT.json leaves such'
-    ' images out.'
+  'Of a set, python -m maskrcnn_jax.check_data --fix=OUT.json leaves such'
+  ' images out.'
 )
 
 _TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
 }
 
 
 def decode_image(
-    path: Path,
-    *,
-    expected_size: tuple[int, int] | None = None,
-    reduce: int = 1,
-    content: bytes | None = None,
-    pixel_range: tuple[float, float] | None = None,
+  path: Path,
+  *,
+  expected_size: tuple[int, int] | None = None,
+  reduce: int = 1,
+  content: bytes | None = None,
+  pixel_range: tuple[float, float] | None = None,
 ) -> UInt8[np.ndarray, 'h w 3']:
   """Decodes an image file.
 
@@ -111,32 +111,32 @@ def decode_image(
         turn = None
       elif expected_size not in (None, upright_size):
         raise errors.InputError(
-            f'I05: {path} is {_shown(raw_size)} pixels'
-            + (
-                f' ({_shown(upright_size)} after its EXIF orientation)'
-                if upright_size != raw_size
-                else ''
-            )
-            + f', but the annotations say {_shown(expected_size)}.'
+          f'I05: {path} is {_shown(raw_size)} pixels'
+          + (
+            f' ({_shown(upright_size)} after its EXIF orientation)'
+            if upright_size != raw_size
+            else ''
+          )
+          + f', but the annotations say {_shown(expected_size)}.'
         )
       if image.mode == 'F':
         raise errors.InputError(
-            f'I10: {path} has floating-point pixels, whose range is anybody\'s'
-            ' guess; convert it to 8 bits a channel.'
+          f"I10: {path} has floating-point pixels, whose range is anybody's"
+          ' guess; convert it to 8 bits a channel.'
         )
       if image.mode.startswith('I'):
         image = _in_8_bits(path, np.asarray(image), pixel_range)
       elif pixel_range not in (None, (0, 65_535)) and _had_16_bits(image):
         raise errors.InputError(
-            f'I09: {path} has colours of 16 bits, of which the upper 8 are read'
-            f' whatever config.data.pixel_range is ({pixel_range}); convert it'
-            ' to 8 bits a channel.'
+          f'I09: {path} has colours of 16 bits, of which the upper 8 are read'
+          f' whatever config.data.pixel_range is ({pixel_range}); convert it'
+          ' to 8 bits a channel.'
         )
       if image.mode not in _TO_RGB:
         raise errors.InputError(
-            f'I11: {path} has the pixel format {image.mode}; convert it to RGB,'
-            f' for example with ImageMagick: magick FILE -colorspace sRGB'
-            f' NEW.png. {_OR_LEAVE_OUT}'
+          f'I11: {path} has the pixel format {image.mode}; convert it to RGB,'
+          f' for example with ImageMagick: magick FILE -colorspace sRGB'
+          f' NEW.png. {_OR_LEAVE_OUT}'
         )
       # Pillow warns when it drops the alpha of a palette in one go.
       if image.mode == 'P' and 'transparency' in image.info:
@@ -155,17 +155,17 @@ def decode_image(
 
 
 def _in_8_bits(
-    path: Path, values: np.ndarray, pixel_range: tuple[float, float] | None
+  path: Path, values: np.ndarray, pixel_range: tuple[float, float] | None
 ) -> Image.Image:
   """Maps gray of more bits to 0..255."""
   if pixel_range is None:
     least, most = int(values.min()), int(values.max())
     example = f'({least},{most})' if least < most else '(0,65535)'
     raise errors.InputError(
-        f'I09: {path} has pixels of 16 or 32 bits, here from {least} to {most};'
-        ' say which values are black and white in all images, for example'
-        f" --config.data.pixel_range='{example}', or convert it to 8 bits a"
-        ' channel.'
+      f'I09: {path} has pixels of 16 or 32 bits, here from {least} to {most};'
+      ' say which values are black and white in all images, for example'
+      f" --config.data.pixel_range='{example}', or convert it to 8 bits a"
+      ' channel.'
     )
   low, high = pixel_range
   share = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
@@ -201,10 +201,10 @@ class ImageFacts(NamedTuple):
 
 
 def look_at_image(
-    path: Path,
-    expected_size: tuple[int, int] | None = None,
-    pixel_range: tuple[float, float] | None = None,
-    content: bytes | None = None,
+  path: Path,
+  expected_size: tuple[int, int] | None = None,
+  pixel_range: tuple[float, float] | None = None,
+  content: bytes | None = None,
 ) -> ImageFacts:
   """Decodes an image file to find out whether it can be used.
 
@@ -219,8 +219,10 @@ def look_at_image(
     warnings.simplefilter('ignore')
     try:
       height, width, _ = decode_image(
-          path, expected_size=expected_size, pixel_range=pixel_range,
-          content=content,
+        path,
+        expected_size=expected_size,
+        pixel_range=pixel_range,
+        content=content,
       ).shape
       notes = _notes(path, content, height, width)
       with _opened(path, content) as file:
@@ -230,9 +232,11 @@ def look_at_image(
       return ImageFacts(str(error), (), b'')
     except MemoryError:
       return ImageFacts(
-          f'I12: {path} is too large for the memory there is. Give'
-          ' --workers=1, or cut it into tiles or shrink it, and its annotations'
-          f' alike. {_OR_LEAVE_OUT}', (), b''
+        f'I12: {path} is too large for the memory there is. Give'
+        ' --workers=1, or cut it into tiles or shrink it, and its annotations'
+        f' alike. {_OR_LEAVE_OUT}',
+        (),
+        b'',
       )
 
 
@@ -242,18 +246,18 @@ def _opened(path: Path, content: bytes | None) -> io.BufferedIOBase:
 
 
 def _notes(
-    path: Path, content: bytes | None, height: int, width: int
+  path: Path, content: bytes | None, height: int, width: int
 ) -> tuple[str, ...]:
   """Says what is unusual about an image that can be decoded."""
   notes = []
   with (
-      _opened(path, content) as file,
-      Image.open(file, formats=_FORMATS) as image,
+    _opened(path, content) as file,
+    Image.open(file, formats=_FORMATS) as image,
   ):
     alpha = 'A' in image.mode or 'transparency' in image.info
     if alpha and image.convert('RGBA').getextrema()[3][0] < 255:
       notes.append(
-          f'I07: {path} is transparent in places; the colours behind are used.'
+        f'I07: {path} is transparent in places; the colours behind are used.'
       )
     # A telephone's MPO holds its picture once more, smaller.
     count = getattr(image, 'n_frames', 1)
@@ -263,8 +267,8 @@ def _notes(
     notes.append(f'I13: {path} is only {_shown((height, width))} pixels.')
   elif max(height, width) > _LONG * min(height, width):
     notes.append(
-        f'I13: {path} is {_shown((height, width))} pixels, which is mostly'
-        ' padding once it is on a canvas.'
+      f'I13: {path} is {_shown((height, width))} pixels, which is mostly'
+      ' padding once it is on a canvas.'
     )
   return tuple(notes)
 
@@ -277,9 +281,9 @@ def _looks_like(path: Path, content: bytes | None = None) -> str:
   head = content[:512].lstrip().lower()
   if head.startswith((b'ii*\0', b'mm\0*')):
     return (
-        f'I11: {path} is a TIFF of an unusual kind, for example of more than 4'
-        ' channels; write three of them, or one, as RGB or gray of 8 bits.'
-        f' {_OR_LEAVE_OUT}'
+      f'I11: {path} is a TIFF of an unusual kind, for example of more than 4'
+      ' channels; write three of them, or one, as RGB or gray of 8 bits.'
+      f' {_OR_LEAVE_OUT}'
     )
   what = 'no image of a known kind'
   if not head:
@@ -306,23 +310,23 @@ def list_images(pattern: Path) -> list[pathlib.Path]:
     return [path]
   if path.is_dir():
     found = [
-        pathlib.Path(folder, name)
-        for folder, _, names in os.walk(path)
-        for name in names
+      pathlib.Path(folder, name)
+      for folder, _, names in os.walk(path)
+      for name in names
     ]
   else:
     found = [pathlib.Path(f) for f in glob.glob(str(pattern), recursive=True)]
     if not found:
       raise errors.InputError(
-          f'No file, folder or pattern {pattern} to read images'
-          f' from{case_hint(path)}.'
+        f'No file, folder or pattern {pattern} to read images'
+        f' from{case_hint(path)}.'
       )
   images = sorted(
-      f for f in found if f.suffix.lower() in EXTENSIONS and f.is_file()
+    f for f in found if f.suffix.lower() in EXTENSIONS and f.is_file()
   )
   if not images:
     raise errors.InputError(
-        f'No images in {pattern}; looked for {", ".join(sorted(EXTENSIONS))}.'
+      f'No images in {pattern}; looked for {", ".join(sorted(EXTENSIONS))}.'
     )
   return images
 
@@ -350,10 +354,10 @@ def _transposition(image: Image.Image) -> Image.Transpose | None:
 def _turned(size: tuple[int, int], turn: Image.Transpose) -> tuple[int, int]:
   """Returns the size after a transposition."""
   swaps = (
-      Image.Transpose.TRANSPOSE,
-      Image.Transpose.ROTATE_270,
-      Image.Transpose.TRANSVERSE,
-      Image.Transpose.ROTATE_90,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
   )
   return size[::-1] if turn in swaps else size
 
@@ -364,20 +368,20 @@ def _shown(size: tuple[int, int]) -> str:
 
 
 def _unreadable(
-    path: Path, error: Exception, content: bytes | None = None
+  path: Path, error: Exception, content: bytes | None = None
 ) -> errors.InputError:
   """Makes one line of what went wrong with a file."""
   reason = ' '.join(str(error).split())
   match error:
     case FileNotFoundError():
       return errors.InputError(
-          f'I01: there is no image {path}{case_hint(path)}.'
+        f'I01: there is no image {path}{case_hint(path)}.'
       )
     case Image.DecompressionBombError():
       return errors.InputError(
-          f'I12: {path} is too large: {reason.split(",")[0]}; at most'
-          f' {2 * Image.MAX_IMAGE_PIXELS} pixels are decoded. Cut it into tiles'
-          f' or shrink it, and its annotations alike. {_OR_LEAVE_OUT}'
+        f'I12: {path} is too large: {reason.split(",")[0]}; at most'
+        f' {2 * Image.MAX_IMAGE_PIXELS} pixels are decoded. Cut it into tiles'
+        f' or shrink it, and its annotations alike. {_OR_LEAVE_OUT}'
       )
     case Image.UnidentifiedImageError():
       return errors.InputError(_looks_like(path, content))

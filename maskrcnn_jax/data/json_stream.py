@@ -48,8 +48,7 @@ def walk(path: pathlib.Path) -> Iterator[tuple[str | None, int, Any]]:
       yield from _Window(path, file).document()
   except OSError as error:
     raise errors.InputError(
-        f'A25: Cannot read the annotations {path}:'
-        f' {error.strerror or error}.'
+      f'A25: Cannot read the annotations {path}: {error.strerror or error}.'
     ) from error
 
 
@@ -82,7 +81,7 @@ class _Window:
     self._is_all = False
     if file.peek(2)[:2] == b'\x1f\x8b':
       raise errors.InputError(
-          f'A25: {path} is gzip-compressed; unpack it first.'
+        f'A25: {path} is gzip-compressed; unpack it first.'
       )
 
   def document(self) -> Iterator[tuple[str | None, int, Any]]:
@@ -106,8 +105,8 @@ class _Window:
           yield None, position, element
       case '<':
         raise self._error(
-            'it looks like XML, such as that of Pascal VOC or CVAT; convert it'
-            ' to COCO'
+          'it looks like XML, such as that of Pascal VOC or CVAT; convert it'
+          ' to COCO'
         )
       case _:
         yield None, OTHER, self._value()
@@ -187,7 +186,7 @@ class _Window:
         raise self._error(reason)
       if len(self._text) - self._place > _MAX_ELEMENT:
         raise self._error(
-            f'it has an element of more than {_MAX_ELEMENT} characters'
+          f'it has an element of more than {_MAX_ELEMENT} characters'
         )
       self._read(size)
       size *= 2
@@ -207,6 +206,6 @@ class _Window:
   def _error(self, reason: str) -> errors.InputError:
     """Says what is wrong, and where."""
     return errors.InputError(
-        f'A25: {self._path} is not JSON: {reason}'
-        f' (character {self._passed + self._place}).'
+      f'A25: {self._path} is not JSON: {reason}'
+      f' (character {self._passed + self._place}).'
     )

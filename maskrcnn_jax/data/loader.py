@@ -13,13 +13,13 @@ import numpy as np
 from maskrcnn_jax import array_types, errors
 from maskrcnn_jax.array_types import GroundTruthLimits
 from maskrcnn_jax.data import (
-    canvases,
-    coco_index,
-    columns,
-    image_sets,
-    images,
-    prefetch,
-    train_order,
+  canvases,
+  coco_index,
+  columns,
+  image_sets,
+  images,
+  prefetch,
+  train_order,
 )
 from maskrcnn_jax.data.source import DataSet, image_file
 
@@ -28,13 +28,13 @@ NO_ROW = -1
 
 
 def load_row(
-    data_set: DataSet,
-    plan: canvases.CanvasPlan,
-    row: int,
-    limits: GroundTruthLimits,
-    *,
-    with_truth: bool = True,
-    pixel_range: tuple[float, float] | None = None,
+  data_set: DataSet,
+  plan: canvases.CanvasPlan,
+  row: int,
+  limits: GroundTruthLimits,
+  *,
+  with_truth: bool = True,
+  pixel_range: tuple[float, float] | None = None,
 ) -> array_types.Batch:
   """Decodes an image of a data set into a batch of one.
 
@@ -58,20 +58,20 @@ def load_row(
   file = image_file(data_set.images, row, one.file_names[0])
   try:
     image = images.decode_image(
-        file.path,
-        expected_size=size,
-        reduce=reduce,
-        content=file.content(),
-        pixel_range=pixel_range,
+      file.path,
+      expected_size=size,
+      reduce=reduce,
+      content=file.content(),
+      pixel_range=pixel_range,
     )
     source_size = tuple(-(-side // reduce) for side in size)
     if image.shape[:2] != source_size:
       raise errors.InputError(
-          f'I05: {one.file_names[0]} changed its size while running.'
+        f'I05: {one.file_names[0]} changed its size while running.'
       )
   except errors.InputError as error:
     raise errors.InputError(
-        f'{str(error).removesuffix(".")} (image id {one.image_ids[0]!r}).'
+      f'{str(error).removesuffix(".")} (image id {one.image_ids[0]!r}).'
     ) from error
   batch = _empty_row(plan, int(plan.canvas_of_image[row]), limits)
   batch.images[0, : image.shape[0], : image.shape[1]] = image
@@ -84,21 +84,21 @@ def load_row(
 
 
 def train_batches(
-    data_set: DataSet,
-    plan: canvases.CanvasPlan,
-    rows: Int[np.ndarray, 'n'],
-    *,
-    limits: GroundTruthLimits,
-    seed: int,
-    start_step: int,
-    num_steps: int,
-    batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    num_workers: int = 0,
-    num_threads: int = 2,
-    pixel_range: tuple[float, float] | None = None,
-    scratch_dir: str | pathlib.Path | None = None,
+  data_set: DataSet,
+  plan: canvases.CanvasPlan,
+  rows: Int[np.ndarray, 'n'],
+  *,
+  limits: GroundTruthLimits,
+  seed: int,
+  start_step: int,
+  num_steps: int,
+  batch_size: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  num_workers: int = 0,
+  num_threads: int = 2,
+  pixel_range: tuple[float, float] | None = None,
+  scratch_dir: str | pathlib.Path | None = None,
 ) -> Iterator[tuple[array_types.Batch, Int[np.ndarray, 'b']]]:
   """Loads the batches of `num_steps` steps from `start_step` on.
 
@@ -131,29 +131,30 @@ def train_batches(
     InputError: If an image cannot be loaded.
   """
   load = functools.partial(
-      _load_train_step,
-      plan=plan,
-      limits=limits,
-      pixel_range=pixel_range,
-      rows=rows,
-      order=train_order.make_order(
-          plan.canvas_of_image[rows], seed=seed, batch_size=batch_size
-      ),
-      start_step=start_step,
-      part=_part(batch_size, process_index, process_count),
+    _load_train_step,
+    plan=plan,
+    limits=limits,
+    pixel_range=pixel_range,
+    rows=rows,
+    order=train_order.make_order(
+      plan.canvas_of_image[rows], seed=seed, batch_size=batch_size
+    ),
+    start_step=start_step,
+    part=_part(batch_size, process_index, process_count),
   )
   if not num_workers:
     return prefetch.load_ahead(
-        functools.partial(load, data_set=data_set), num_steps,
-        num_threads=num_threads,
+      functools.partial(load, data_set=data_set),
+      num_steps,
+      num_threads=num_threads,
     )
   return _load_in_workers(
-      load, data_set, num_steps, num_threads, num_workers, scratch_dir
+    load, data_set, num_steps, num_threads, num_workers, scratch_dir
   )
 
 
 def _load_in_workers(
-    load, data_set, count, num_threads, num_workers, scratch_dir
+  load, data_set, count, num_threads, num_workers, scratch_dir
 ):
   """Loads ahead in worker processes, which read the index from files.
 
@@ -164,28 +165,30 @@ def _load_in_workers(
     try:
       folder.mkdir(parents=True, exist_ok=True)
       stored = stack.enter_context(
-          columns.temporarily_stored(data_set.index, folder)
+        columns.temporarily_stored(data_set.index, folder)
       )
     except OSError as error:
       raise errors.InputError(
-          f'C10: cannot write the index that workers read to {folder}:'
-          f' {error.strerror or error}; make room, or set'
-          ' --config.data.num_workers=0.'
+        f'C10: cannot write the index that workers read to {folder}:'
+        f' {error.strerror or error}; make room, or set'
+        ' --config.data.num_workers=0.'
       ) from error
     yield from prefetch.load_ahead(
-        functools.partial(load, data_set=data_set._replace(index=stored)),
-        count, num_threads=num_threads, num_workers=num_workers,
+      functools.partial(load, data_set=data_set._replace(index=stored)),
+      count,
+      num_threads=num_threads,
+      num_workers=num_workers,
     )
 
 
 def eval_batches(
-    data_set: DataSet,
-    plan: canvases.CanvasPlan,
-    *,
-    batch_size: int,
-    rows: Int[np.ndarray, 'm'] | None = None,
-    num_threads: int = 2,
-    pixel_range: tuple[float, float] | None = None,
+  data_set: DataSet,
+  plan: canvases.CanvasPlan,
+  *,
+  batch_size: int,
+  rows: Int[np.ndarray, 'm'] | None = None,
+  num_threads: int = 2,
+  pixel_range: tuple[float, float] | None = None,
 ) -> Iterator[tuple[array_types.Batch, Int[np.ndarray, 'b']]]:
   """Loads every image once, without its objects, canvas after canvas.
 
@@ -215,81 +218,84 @@ def eval_batches(
       step[: len(chosen)] = chosen
       steps.append((canvas, step))
   load = functools.partial(
-      _load_eval_step,
-      steps=steps,
-      data_set=data_set,
-      plan=plan,
-      pixel_range=pixel_range,
+    _load_eval_step,
+    steps=steps,
+    data_set=data_set,
+    plan=plan,
+    pixel_range=pixel_range,
   )
   return prefetch.load_ahead(load, len(steps), num_threads=num_threads)
 
 
 def _load_train_step(
-    i: int,
-    *,
-    rows: np.ndarray,
-    order: train_order.TrainOrder,
-    start_step: int,
-    part: slice,
-    **options: Any,
+  i: int,
+  *,
+  rows: np.ndarray,
+  order: train_order.TrainOrder,
+  start_step: int,
+  part: slice,
+  **options: Any,
 ) -> tuple[array_types.Batch, np.ndarray]:
   """Loads the i-th batch from `start_step` on."""
   chosen = rows[order.rows(start_step + i)[part]].astype(np.int64)
   return _concatenate([load_row(row=int(row), **options) for row in chosen]), (
-      chosen
+    chosen
   )
 
 
 def _load_eval_step(
-    i: int,
-    *,
-    steps: list[tuple[int, np.ndarray]],
-    plan: canvases.CanvasPlan,
-    **options: Any,
+  i: int,
+  *,
+  steps: list[tuple[int, np.ndarray]],
+  plan: canvases.CanvasPlan,
+  **options: Any,
 ) -> tuple[array_types.Batch, np.ndarray]:
   """Loads the i-th batch of all."""
   canvas, chosen = steps[i]
   batch = [
-      _empty_row(plan, canvas, image_sets.NO_TRUTH)
-      if row == NO_ROW
-      else load_row(
-          row=int(row), plan=plan, limits=image_sets.NO_TRUTH,
-          with_truth=False, **options,
-      )
-      for row in chosen
+    _empty_row(plan, canvas, image_sets.NO_TRUTH)
+    if row == NO_ROW
+    else load_row(
+      row=int(row),
+      plan=plan,
+      limits=image_sets.NO_TRUTH,
+      with_truth=False,
+      **options,
+    )
+    for row in chosen
   ]
   return _concatenate(batch), chosen
 
 
 def _empty_row(
-    plan: canvases.CanvasPlan, canvas: int, limits: GroundTruthLimits
+  plan: canvases.CanvasPlan, canvas: int, limits: GroundTruthLimits
 ) -> array_types.Batch:
   """Makes a batch of one black image that is padding and has no objects."""
   padded, source = plan.canvases[canvas]
   objects = limits.max_objects
   vertices = limits.max_image_vertices
   return array_types.Batch(
-      images=np.zeros((1, *source, 3), np.uint8),
-      source_sizes=np.array([source], np.int32),
-      image_sizes=np.array([padded], np.int32),
-      image_valid=np.zeros(1, bool),
-      gt_boxes=np.zeros((1, objects, 4), np.float32),
-      gt_classes=np.zeros((1, objects), np.int32),
-      gt_valid=np.zeros((1, objects), bool),
-      outlines=array_types.Outlines(
-          vertices=np.zeros((1, vertices, 2), np.float32),
-          parts=np.full((1, vertices), -1, np.int32),
-          starts=np.zeros((1, objects + 1), np.int32),
-      ),
+    images=np.zeros((1, *source, 3), np.uint8),
+    source_sizes=np.array([source], np.int32),
+    image_sizes=np.array([padded], np.int32),
+    image_valid=np.zeros(1, bool),
+    gt_boxes=np.zeros((1, objects, 4), np.float32),
+    gt_classes=np.zeros((1, objects), np.int32),
+    gt_valid=np.zeros((1, objects), bool),
+    outlines=array_types.Outlines(
+      vertices=np.zeros((1, vertices, 2), np.float32),
+      parts=np.full((1, vertices), -1, np.int32),
+      starts=np.zeros((1, objects + 1), np.int32),
+    ),
   )
 
 
 def _fill_truth(
-    batch: array_types.Batch,
-    index: coco_index.CocoIndex,
-    row: int,
-    limits: GroundTruthLimits,
-    reduce: int,
+  batch: array_types.Batch,
+  index: coco_index.CocoIndex,
+  row: int,
+  limits: GroundTruthLimits,
+  reduce: int,
 ) -> None:
   """Writes the objects of a row of the index into a batch of one."""
   objects = image_sets.training_objects(index, row, limits.max_objects)
@@ -303,9 +309,9 @@ def _fill_truth(
     start, end = end, end + last - first
     if end > limits.max_image_vertices:
       raise ValueError(
-          f'Image {index.image_ids[row]!r} has more than max_image_vertices'
-          f' ({limits.max_image_vertices}); find_limits of its data says how'
-          ' many there must be.'
+        f'Image {index.image_ids[row]!r} has more than max_image_vertices'
+        f' ({limits.max_image_vertices}); find_limits of its data says how'
+        ' many there must be.'
       )
     batch.outlines.vertices[0, start:end] = index.vertices[first:last] / reduce
     batch.outlines.parts[0, start:end] = index.parts[first:last]
@@ -317,10 +323,10 @@ def _concatenate(batches: list[array_types.Batch]) -> array_types.Batch:
   """Joins batches of one image into one batch."""
   *fields, outlines = zip(*batches, strict=True)
   return array_types.Batch(
-      *map(np.concatenate, fields),
-      outlines=array_types.Outlines(
-          *map(np.concatenate, zip(*outlines, strict=True))
-      ),
+    *map(np.concatenate, fields),
+    outlines=array_types.Outlines(
+      *map(np.concatenate, zip(*outlines, strict=True))
+    ),
   )
 
 
@@ -328,8 +334,8 @@ def _part(batch_size: int, process_index: int, process_count: int) -> slice:
   """Returns the part of a batch that a process loads."""
   if batch_size % process_count:
     raise errors.InputError(
-        f'C06: batch_size ({batch_size}) must be a multiple of the number of'
-        f' processes ({process_count}).'
+      f'C06: batch_size ({batch_size}) must be a multiple of the number of'
+      f' processes ({process_count}).'
     )
   size = batch_size // process_count
   return slice(process_index * size, (process_index + 1) * size)

@@ -21,7 +21,7 @@ Parts = Int[np.ndarray, 'v']
 
 
 def polygons_to_outline(
-    polygons: list[list],
+  polygons: list[list],
 ) -> tuple[Vertices, Parts]:
   """Closes each polygon and makes it one part of an outline.
 
@@ -38,8 +38,8 @@ def polygons_to_outline(
   """
   if len(polygons) > _MAX_PARTS:
     raise errors.InputError(
-        f'A27: {len(polygons)} polygons in one object; at most {_MAX_PARTS} can'
-        ' be.'
+      f'A27: {len(polygons)} polygons in one object; at most {_MAX_PARTS} can'
+      ' be.'
     )
   coordinates = []
   parts = []
@@ -47,7 +47,7 @@ def polygons_to_outline(
     if not _NUMBERS.issuperset(map(type, polygon)):
       odd = next(x for x in polygon if type(x) not in _NUMBERS)
       raise errors.InputError(
-          f'A04: a polygon holds {_shown(odd)}, which is not a number.'
+        f'A04: a polygon holds {_shown(odd)}, which is not a number.'
       )
     coordinates += polygon
     coordinates += polygon[:2]
@@ -61,14 +61,14 @@ def polygons_to_outline(
   good = np.abs(vertices) <= _MAX_COORDINATE
   if not good.all():
     raise errors.InputError(
-        f'A04: a polygon coordinate is {vertices[~good][0]}; it must be finite'
-        ' and in pixels.'
+      f'A04: a polygon coordinate is {vertices[~good][0]}; it must be finite'
+      ' and in pixels.'
     )
   return vertices.astype(np.float32), np.array(parts, np.int16)
 
 
 def mask_to_outline(
-    mask: Bool[np.ndarray, 'h w'],
+  mask: Bool[np.ndarray, 'h w'],
 ) -> tuple[Vertices, Parts]:
   """Finds the vertical edges between the pixels inside and outside of a mask.
 
@@ -105,7 +105,7 @@ def mask_to_outline(
 
 
 def fill_outline(
-    vertices: Vertices, parts: Parts, height: int, width: int
+  vertices: Vertices, parts: Parts, height: int, width: int
 ) -> Bool[np.ndarray, 'h w']:
   """Fills an outline: all pixels whose centre is inside of any part of it.
 
@@ -141,7 +141,7 @@ def fill_outline(
 
 
 def rle_to_outline(
-    counts: Int[np.ndarray, ' runs'], height: int
+  counts: Int[np.ndarray, ' runs'], height: int
 ) -> tuple[Vertices, Parts]:
   """Does what `mask_to_outline` does, in the time of the runs, not the pixels.
 
@@ -165,9 +165,9 @@ def rle_to_outline(
   (left, top), (right, bottom) = (np.divmod(x, height) for x in (first, last))
   one = left == right
   rectangles = [
-      (left, top, left + 1, np.where(one, bottom, height)),
-      (left + 1, 0 * top, right, np.full_like(top, height)),
-      (right, 0 * top, right + 1, np.where(one, 0, bottom)),
+    (left, top, left + 1, np.where(one, bottom, height)),
+    (left + 1, 0 * top, right, np.full_like(top, height)),
+    (right, 0 * top, right + 1, np.where(one, 0, bottom)),
   ]
   edges = []
   for x1, y1, x2, y2 in rectangles:
@@ -183,7 +183,7 @@ def rle_to_outline(
 
 
 def rle_counts(
-    segmentation: dict, height: int, width: int
+  segmentation: dict, height: int, width: int
 ) -> Int[np.ndarray, ' runs']:
   """Reads the run lengths of a COCO RLE and checks them.
 
@@ -205,13 +205,13 @@ def rle_counts(
   """
   size = segmentation.get('size')
   if (
-      not isinstance(size, (list, tuple))
-      or len(size) != 2
-      or tuple(size) != (height, width)
+    not isinstance(size, (list, tuple))
+    or len(size) != 2
+    or tuple(size) != (height, width)
   ):
     raise errors.InputError(
-        f'A09: the RLE has size {_shown(size)}, but the image is'
-        f' [{height}, {width}] (height, width).'
+      f'A09: the RLE has size {_shown(size)}, but the image is'
+      f' [{height}, {width}] (height, width).'
     )
   counts = segmentation.get('counts')
   match counts:
@@ -224,24 +224,24 @@ def rle_counts(
         raise errors.InputError('A09: the RLE has counts that are no integers.')
       if counts and max(counts) > height * width:
         raise errors.InputError(
-            f'A09: the RLE has a count of {max(counts)}, more than the'
-            f' {height * width} pixels of the image.'
+          f'A09: the RLE has a count of {max(counts)}, more than the'
+          f' {height * width} pixels of the image.'
         )
       if counts and min(counts) < 0:
         raise errors.InputError('A09: the RLE has negative counts.')
       counts = np.array(counts, np.int64)
     case _:
       raise errors.InputError(
-          f'A09: the RLE has counts {_shown(counts)}; they must be a string or'
-          ' a list of integers.'
+        f'A09: the RLE has counts {_shown(counts)}; they must be a string or'
+        ' a list of integers.'
       )
   if (counts < 0).any():
     raise errors.InputError('A09: the RLE has negative counts.')
   total = int(counts.sum())
   if total != height * width:
     raise errors.InputError(
-        f'A09: the counts of the RLE sum to {total}, not to the'
-        f' {height * width} pixels of the image.'
+      f'A09: the counts of the RLE sum to {total}, not to the'
+      f' {height * width} pixels of the image.'
     )
   return counts
 

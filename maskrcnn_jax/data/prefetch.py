@@ -23,11 +23,11 @@ _ALIGNMENT = 64
 
 
 def load_ahead(
-    load: Callable[[int], Any],
-    count: int,
-    *,
-    num_threads: int,
-    num_workers: int = 0,
+  load: Callable[[int], Any],
+  count: int,
+  *,
+  num_threads: int,
+  num_workers: int = 0,
 ) -> Iterator[Any]:
   """Yields load(0), ..., load(count - 1), in order, loaded ahead.
 
@@ -45,19 +45,19 @@ def load_ahead(
     return
   dataset = grain.MapDataset.range(count).map(functools.partial(_try, load))
   dataset = dataset.to_iter_dataset(
-      grain.ReadOptions(
-          num_threads=num_threads, prefetch_buffer_size=2 * num_threads
-      )
+    grain.ReadOptions(
+      num_threads=num_threads, prefetch_buffer_size=2 * num_threads
+    )
   )
   if num_workers:
     # Grain reads its own flags, which a program that parses none leaves raw.
     if not flags.FLAGS.is_parsed():
       flags.FLAGS(sys.argv[:1])
     dataset = dataset.map(_Parcel).mp_prefetch(
-        grain.MultiprocessingOptions(
-            num_workers=num_workers, per_worker_buffer_size=2
-        ),
-        worker_init_fn=_start_worker,
+      grain.MultiprocessingOptions(
+        num_workers=num_workers, per_worker_buffer_size=2
+      ),
+      worker_init_fn=_start_worker,
     )
   loaded = iter(dataset)
   try:
@@ -118,7 +118,7 @@ class _Parcel:
     """Sends what `_open_parcel` opens, so that there is no parcel any more."""
     buffers = []
     content = pickle.dumps(
-        self._outcome, protocol=5, buffer_callback=buffers.append
+      self._outcome, protocol=5, buffer_callback=buffers.append
     )
     raw = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
     parts, end = [], 0
@@ -142,7 +142,7 @@ class _Parcel:
 
 
 def _open_parcel(
-    content: bytes, name: str, parts: list[slice]
+  content: bytes, name: str, parts: list[slice]
 ) -> tuple[Any, str, str]:
   """Unpickles what `_Parcel` pickled and frees its shared memory."""
   whole = np.zeros(0, np.uint8)

@@ -78,9 +78,9 @@ def read_records(records: Records) -> tuple[dict[str, Any], RecordImages]:
     positions[row] = position
     images[row], annotations[row] = record_to_coco(record, categories)
   return {
-      'images': images,
-      'annotations': [entry for entries in annotations for entry in entries],
-      'categories': [{'id': id_, 'name': name} for id_, name in categories],
+    'images': images,
+    'annotations': [entry for entries in annotations for entry in entries],
+    'categories': [{'id': id_, 'name': name} for id_, name in categories],
   }, RecordImages(str(directory), records.split, positions)
 
 
@@ -96,42 +96,44 @@ def find_records(records: Records) -> pathlib.Path:
   root = pathlib.Path(records.directory)
   if not records.directory or not root.is_dir():
     raise errors.InputError(
-        f'I01: --config.data.tfds_dir is {records.directory!r}; give the'
-        ' folder that tensorflow-datasets keeps its sets in.'
+      f'I01: --config.data.tfds_dir is {records.directory!r}; give the'
+      ' folder that tensorflow-datasets keeps its sets in.'
     )
   versions = sorted(
-      (tfds.core.Version(path.parent.name), path.parent)
-      for path in (root / records.name).glob('*/dataset_info.json')
-      if tfds.core.Version.is_valid(path.parent.name)
+    (tfds.core.Version(path.parent.name), path.parent)
+    for path in (root / records.name).glob('*/dataset_info.json')
+    if tfds.core.Version.is_valid(path.parent.name)
   )
   if not versions:
-    there = sorted({
+    there = sorted(
+      {
         str(path.parents[1].relative_to(root))
         for path in root.rglob('dataset_info.json')
-    })
+      }
+    )
     raise errors.InputError(
-        f'I01: there is no set {records.name!r} in {root}; there is'
-        f' {", ".join(there) or "none"}. python -m maskrcnn_jax.build_tfds'
-        ' makes one.'
+      f'I01: there is no set {records.name!r} in {root}; there is'
+      f' {", ".join(there) or "none"}. python -m maskrcnn_jax.build_tfds'
+      ' makes one.'
     )
   directory = versions[-1][1]
   info = tfds.builder_from_directory(directory).info
   lacks = [name for name in _FEATURES if name not in info.features]
   if lacks:
     raise errors.InputError(
-        f'A25: the set in {directory} has no {", ".join(lacks)}, so no masks;'
-        ' give one that python -m maskrcnn_jax.build_tfds made.'
+      f'A25: the set in {directory} has no {", ".join(lacks)}, so no masks;'
+      ' give one that python -m maskrcnn_jax.build_tfds made.'
     )
   if records.split not in info.splits:
     raise errors.InputError(
-        f'I01: {records.name} in {root} has no split {records.split!r}; it'
-        f' has {", ".join(sorted(info.splits))}.'
+      f'I01: {records.name} in {root} has no split {records.split!r}; it'
+      f' has {", ".join(sorted(info.splits))}.'
     )
   return directory
 
 
 def record_to_coco(
-    record: dict[str, Any], categories: list
+  record: dict[str, Any], categories: list
 ) -> tuple[dict, list[dict]]:
   """Turns a record back into COCO's entry of the image and its annotations.
 
@@ -140,24 +142,24 @@ def record_to_coco(
     categories: [[id, name], ...] of the set's metadata.
   """
   image = {
-      'id': json.loads(record['image/id']),
-      'file_name': record['image/filename'].decode(),
-      'height': int(record['image/height']),
-      'width': int(record['image/width']),
+    'id': json.loads(record['image/id']),
+    'file_name': record['image/filename'].decode(),
+    'height': int(record['image/height']),
+    'width': int(record['image/width']),
   }
   coordinates = record['polygons/coordinates'].tolist()
   lengths = iter(record['polygons/lengths'].tolist())
   position = 0
   annotations = []
   columns = zip(
-      json.loads(record['objects/id']),
-      record['objects/bbox'].tolist(),
-      record['objects/area'].tolist(),
-      record['objects/label'].tolist(),
-      record['objects/is_crowd'].tolist(),
-      record['objects/num_polygons'].tolist(),
-      json.loads(record['objects/rle']),
-      strict=True,
+    json.loads(record['objects/id']),
+    record['objects/bbox'].tolist(),
+    record['objects/area'].tolist(),
+    record['objects/label'].tolist(),
+    record['objects/is_crowd'].tolist(),
+    record['objects/num_polygons'].tolist(),
+    json.loads(record['objects/rle']),
+    strict=True,
   )
   for id_, box, area, label, crowd, num_polygons, rle in columns:
     polygons = []
@@ -166,11 +168,11 @@ def record_to_coco(
       polygons.append(coordinates[position:end])
       position = end
     entry = {
-        'image_id': image['id'],
-        'category_id': categories[label][0],
-        'bbox': box,
-        'iscrowd': crowd,
-        'segmentation': polygons if rle is None else rle,
+      'image_id': image['id'],
+      'category_id': categories[label][0],
+      'bbox': box,
+      'iscrowd': crowd,
+      'segmentation': polygons if rle is None else rle,
     }
     if id_ is not None:
       entry['id'] = id_
@@ -186,5 +188,5 @@ def _open(directory: str, split: str) -> Any:
   import tensorflow_datasets as tfds
 
   return tfds.builder_from_directory(directory).as_data_source(
-      split, decoders={'image': tfds.decode.SkipDecoding()}
+    split, decoders={'image': tfds.decode.SkipDecoding()}
   )

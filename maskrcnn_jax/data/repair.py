@@ -11,17 +11,17 @@ import numpy as np
 
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import (
-    coco_index,
-    coco_objects,
-    coco_tables,
-    findings,
-    json_stream,
+  coco_index,
+  coco_objects,
+  coco_tables,
+  findings,
+  json_stream,
 )
 
 # Of images, what leaving them out repairs.  What is left (an id twice, sizes
 # that are wrong) nobody but the owner of the file can decide.
 _IMAGE_CODES = frozenset(
-    ('A19', 'I01', 'I02', 'I03', 'I09', 'I10', 'I11', 'I12', 'I15')
+  ('A19', 'I01', 'I02', 'I03', 'I09', 'I10', 'I11', 'I12', 'I15')
 )
 
 
@@ -38,13 +38,13 @@ class Change(NamedTuple):
 
 
 def repair(
-    source: pathlib.Path,
-    destination: pathlib.Path,
-    *,
-    bad_images: dict[str, str],
-    require_masks: bool,
-    width_offset: float = 0.0,
-    has_corner_boxes: bool = False,
+  source: pathlib.Path,
+  destination: pathlib.Path,
+  *,
+  bad_images: dict[str, str],
+  require_masks: bool,
+  width_offset: float = 0.0,
+  has_corner_boxes: bool = False,
 ) -> list[Change]:
   """Writes a copy of a COCO file without what can be repaired.
 
@@ -66,20 +66,20 @@ def repair(
   """
   if destination.exists():
     raise errors.InputError(
-        f'{destination} is there already; give a new file to --fix.'
+      f'{destination} is there already; give a new file to --fix.'
     )
   partial = destination.with_name(f'{destination.name}.partial')
   try:
     destination.parent.mkdir(parents=True, exist_ok=True)
     with open(partial, 'w', encoding='utf-8') as file:
       changes = _Repair(
-          source, bad_images, require_masks, width_offset, has_corner_boxes
+        source, bad_images, require_masks, width_offset, has_corner_boxes
       )
       changes.write(file)
     partial.replace(destination)
   except OSError as error:
     raise errors.InputError(
-        f'Cannot write {destination}: {error.strerror or error}.'
+      f'Cannot write {destination}: {error.strerror or error}.'
     ) from error
   finally:
     partial.unlink(missing_ok=True)
@@ -90,8 +90,12 @@ class _Repair:
   """What is known of a file, and what was changed."""
 
   def __init__(
-      self, source: pathlib.Path, bad_images: dict[str, str],
-      require_masks: bool, width_offset: float, has_corner_boxes: bool,
+    self,
+    source: pathlib.Path,
+    bad_images: dict[str, str],
+    require_masks: bool,
+    width_offset: float,
+    has_corner_boxes: bool,
   ):
     self._source = source
     self._bad_images = bad_images
@@ -122,12 +126,12 @@ class _Repair:
     self._next_id = max([0, *integers]) + 1
     self._ids: set = {0}
     self._objects = coco_objects.ObjectColumns(
-        self._images, require_masks=require_masks, width_offset=width_offset
+      self._images, require_masks=require_masks, width_offset=width_offset
     )
     self._turns_corners = has_corner_boxes and all(
-        coco_objects.can_be_corners(entry, self._images)
-        for key, position, entry in json_stream.walk(source)
-        if key == 'annotations' and position >= 0
+      coco_objects.can_be_corners(entry, self._images)
+      for key, position, entry in json_stream.walk(source)
+      if key == 'annotations' and position >= 0
     )
     # What a box says that is no (x, y, width, height) is good for nothing.
     self._are_boxes_right = self._turns_corners or not has_corner_boxes
@@ -174,13 +178,15 @@ class _Repair:
       code, why = findings.split_code(self._left_out[position])
       self._change(code, f'image {position} of the list', f'left out: {why}')
     elif (
-        key == 'categories' and isinstance(entry, dict)
-        and type(entry.get('id')) in (int, str)
-        and entry['id'] in self._background
+      key == 'categories'
+      and isinstance(entry, dict)
+      and type(entry.get('id')) in (int, str)
+      and entry['id'] in self._background
     ):
       self._change(
-          'A16', f'category {entry["id"]!r}',
-          f'left out: it is called {entry["name"]!r}',
+        'A16',
+        f'category {entry["id"]!r}',
+        f'left out: it is called {entry["name"]!r}',
       )
     elif key == 'annotations':
       yield from self._annotation(position, entry)
@@ -210,8 +216,8 @@ class _Repair:
         raise errors.InputError('A16: its category is background.')
       if entry.get('category_id') not in self._categories:
         raise errors.InputError(
-            f'A14: category_id {entry.get("category_id")!r} is no category of'
-            ' the file.'
+          f'A14: category_id {entry.get("category_id")!r} is no category of'
+          ' the file.'
         )
     except errors.InputError as error:
       code, why = findings.split_code(str(error))
@@ -219,8 +225,8 @@ class _Repair:
       return
     if found is None:
       code, why = next(
-          (note for note in notes if note[0] in ('A01', 'A02', 'A05', 'A06')),
-          ('I01', 'its image is left out'),
+        (note for note in notes if note[0] in ('A01', 'A02', 'A05', 'A06')),
+        ('I01', 'its image is left out'),
       )
       self._change(code, where, f'left out: {why}')
       return
@@ -229,8 +235,7 @@ class _Repair:
       match code:
         case 'A05':
           entry['segmentation'] = [
-              p for p in entry['segmentation']
-              if len(p) >= 6 and len(p) % 2 == 0
+            p for p in entry['segmentation'] if len(p) >= 6 and len(p) % 2 == 0
           ]
           self._change(code, where, f'polygons left out: {why}')
         case 'A02' if self._are_boxes_right:
@@ -255,8 +260,10 @@ class _Repair:
     """Puts the numbers of a flat polygon into a list of their own."""
     flat = entry.get('segmentation')
     if (
-        isinstance(flat, list) and len(flat) >= 6 and len(flat) % 2 == 0
-        and all(type(x) in (int, float) for x in flat)
+      isinstance(flat, list)
+      and len(flat) >= 6
+      and len(flat) % 2 == 0
+      and all(type(x) in (int, float) for x in flat)
     ):
       self._change('A07', where, 'its flat polygon put into a list.')
       return entry | {'segmentation': [flat]}
@@ -269,28 +276,29 @@ class _Repair:
     x1, y1, x2, y2 = entry['bbox']
     box = [x1, y1, x2 - x1, y2 - y1]
     self._change(
-        'A03', where,
-        f'its box {entry["bbox"]} taken for corners and written as (x, y,'
-        f' width, height): {box}.',
+      'A03',
+      where,
+      f'its box {entry["bbox"]} taken for corners and written as (x, y,'
+      f' width, height): {box}.',
     )
     return entry | {'bbox': box}
 
   def _fix_area(
-      self, entry: dict, found: coco_objects.Object, where: str, code: str
+    self, entry: dict, found: coco_objects.Object, where: str, code: str
   ) -> None:
     """Sets an area that is missing or far from that of the mask."""
     area = found.mask_area
     if math.isnan(area) and len(found.parts):
       starts = np.array([0, len(found.parts)])
       areas, _ = coco_objects.outline_figures(
-          starts, found.vertices, found.parts
+        starts, found.vertices, found.parts
       )
       area = areas[0]
     if math.isnan(area) or not area:
       area = entry['bbox'][2] * entry['bbox'][3]
     one = np.array([found.area]), np.array([float(area)])
     if math.isnan(found.area) or (
-        found.has_mask and coco_objects.far_apart(*one)[0]
+      found.has_mask and coco_objects.far_apart(*one)[0]
     ):
       entry['area'] = float(area)
       self._change(code, where, f'area set to {area:g}.')

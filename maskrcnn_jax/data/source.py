@@ -16,11 +16,11 @@ from maskrcnn_jax.data.coco_index import CocoIndex
 from maskrcnn_jax.data.columns import StoredIndex
 from maskrcnn_jax.data.images import case_hint
 from maskrcnn_jax.data.records import (
-    RecordImage,
-    RecordImages,
-    Records,
-    find_records,
-    read_records,
+  RecordImage,
+  RecordImages,
+  Records,
+  find_records,
+  read_records,
 )
 
 
@@ -67,13 +67,13 @@ def options_of(part: str) -> str:
   """
   key = f'--config.data.{part}'
   return (
-      f'{key}.images=DIR and {key}.annotations=FILE.json, or'
-      f' {key}.tfds=NAME and --config.data.tfds_dir=DIR'
+    f'{key}.images=DIR and {key}.annotations=FILE.json, or'
+    f' {key}.tfds=NAME and --config.data.tfds_dir=DIR'
   )
 
 
 def choose_source(
-    images: str | None, annotations: str | None, of_recipe: Source | None
+  images: str | None, annotations: str | None, of_recipe: Source | None
 ) -> tuple[Source, str]:
   """Returns the data set of --images and --annotations, else the recipe's.
 
@@ -93,12 +93,12 @@ def choose_source(
   if images or annotations:
     missing = '--annotations=FILE.json' if images else '--images=DIR'
     raise errors.InputError(
-        f'{missing} is missing: --images and --annotations belong together.'
+      f'{missing} is missing: --images and --annotations belong together.'
     )
   if of_recipe is None:
     raise errors.InputError(
-        'No data set: give --images=DIR and --annotations=FILE.json; or'
-        f' {options_of("train")}.'
+      'No data set: give --images=DIR and --annotations=FILE.json; or'
+      f' {options_of("train")}.'
     )
   return of_recipe, '--config.data.train.'
 
@@ -119,8 +119,8 @@ def check_is_there(source: Source, option: str) -> None:
     return
   if not source.images:
     raise errors.InputError(
-        f'I01: {option}images=DIR is missing: the folder of the images of'
-        f' {source.annotations}.'
+      f'I01: {option}images=DIR is missing: the folder of the images of'
+      f' {source.annotations}.'
     )
   coco.check_is_there(source.annotations, f'{option}annotations')
 
@@ -134,12 +134,10 @@ def read_set(source: Source, **options: Any) -> DataSet:
   """
   if isinstance(source, Records):
     content, in_records = read_records(source)
-    return DataSet(
-        coco.index_coco(content, str(source), **options), in_records
-    )
+    return DataSet(coco.index_coco(content, str(source), **options), in_records)
   return DataSet(
-      coco.read_coco(source.annotations, **options),
-      pathlib.Path(source.images),
+    coco.read_coco(source.annotations, **options),
+    pathlib.Path(source.images),
   )
 
 
@@ -164,7 +162,7 @@ def image_file(images: Images, row: int, file_name: str) -> ImageFile:
 
 
 def check_images_exist(
-    data_set: DataSet, *, report: findings.Report | None = None
+  data_set: DataSet, *, report: findings.Report | None = None
 ) -> list[int]:
   """Checks that the file of each image exists.
 
@@ -188,8 +186,10 @@ def check_images_exist(
   folder = os.fspath(folder)
   if not os.path.isdir(folder):
     report.error(
-        'I01', '', '',
-        f'there is no folder of images {folder}{coco.download_hint(folder)}.',
+      'I01',
+      '',
+      '',
+      f'there is no folder of images {folder}{coco.download_hint(folder)}.',
     )
     return list(range(len(index.file_names)))
   outside, missing = [], []
@@ -197,9 +197,11 @@ def check_images_exist(
     if coco.is_outside(name):
       outside.append(row)
       report.error(
-          'I15', '', f'image {index.image_ids[row]!r}',
-          f'its file_name {name!r} leads out of the folder {folder}; it must be'
-          ' relative to it.',
+        'I15',
+        '',
+        f'image {index.image_ids[row]!r}',
+        f'its file_name {name!r} leads out of the folder {folder}; it must be'
+        ' relative to it.',
       )
     elif not os.path.isfile(os.path.join(folder, name)):
       missing.append(row)
@@ -208,13 +210,19 @@ def check_images_exist(
     shown = ', '.join(names) + (', ...' if len(missing) > 5 else '')
     hint = case_hint(os.path.join(folder, names[0]))
     report.error(
-        'I01', '', '',
-        f'{len(missing)} of {len(index.file_names)} images are not in'
-        f' {folder}: {shown}{hint}.', count=0,
+      'I01',
+      '',
+      '',
+      f'{len(missing)} of {len(index.file_names)} images are not in'
+      f' {folder}: {shown}{hint}.',
+      count=0,
     )
     for row in missing:
       report.error(
-          'I01', '', f'image {index.image_ids[row]!r}',
-          f'there is no {index.file_names[row]}.', row=row,
+        'I01',
+        '',
+        f'image {index.image_ids[row]!r}',
+        f'there is no {index.file_names[row]}.',
+        row=row,
       )
   return sorted(outside + missing)

@@ -18,9 +18,7 @@ COUNT_BINS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 def object_rows(index: coco_index.CocoIndex) -> Int[np.ndarray, 'm']:
   """Returns the image of each object."""
-  return np.repeat(
-      np.arange(len(index.heights)), np.diff(index.object_starts)
-  )
+  return np.repeat(np.arange(len(index.heights)), np.diff(index.object_starts))
 
 
 def class_table(index: coco_index.CocoIndex) -> list[dict]:
@@ -29,13 +27,15 @@ def class_table(index: coco_index.CocoIndex) -> list[dict]:
   table = []
   for number, category in enumerate(index.categories, start=1):
     here = index.classes == number
-    table.append({
+    table.append(
+      {
         'id': category.id,
         'name': category.name,
         'objects': int(np.sum(here & ~index.crowd)),
         'crowd': int(np.sum(here & index.crowd)),
         'images': len(np.unique(rows[here])),
-    })
+      }
+    )
   return table
 
 
@@ -46,14 +46,14 @@ def histogram(values: np.ndarray, bins: Sequence[int]) -> dict[str, int]:
   counts = np.bincount(place, minlength=len(bins)).tolist()
   last = 0 if values.dtype.kind == 'f' else 1
   names = [
-      f'{low} to {high - last}' if high - last > low else f'{low}'
-      for low, high in zip(bins, bins[1:], strict=False)
+    f'{low} to {high - last}' if high - last > low else f'{low}'
+    for low, high in zip(bins, bins[1:], strict=False)
   ]
   return dict(zip([*names, f'{bins[-1]} and more'], counts, strict=True))
 
 
 def resized_boxes(
-    index: coco_index.CocoIndex, image_sizes: Int[np.ndarray, 'n 2']
+  index: coco_index.CocoIndex, image_sizes: Int[np.ndarray, 'n 2']
 ) -> Float[np.ndarray, 'm 4']:
   """Returns the boxes of all objects in pixels of the resized images."""
   rows = object_rows(index)
@@ -63,13 +63,13 @@ def resized_boxes(
 
 
 def best_anchor_iou(
-    boxes: Float[np.ndarray, 'm 4'],
-    image_sizes: Int[np.ndarray, 'm 2'],
-    anchors: dict[int, Float[np.ndarray, 'anchors_per_cell 4']],
-    *,
-    padding_multiple: int = 32,
-    inside_only: bool = False,
-    width_offset: float = 0.0,
+  boxes: Float[np.ndarray, 'm 4'],
+  image_sizes: Int[np.ndarray, 'm 2'],
+  anchors: dict[int, Float[np.ndarray, 'anchors_per_cell 4']],
+  *,
+  padding_multiple: int = 32,
+  inside_only: bool = False,
+  width_offset: float = 0.0,
 ) -> Float[np.ndarray, 'm']:
   """Finds how well the best anchor covers each box.
 
@@ -105,12 +105,10 @@ def best_anchor_iou(
         last = np.ceil((padded[:, axis] - 0.5 - center) / stride) - 1
         if inside_only:
           first = np.maximum(first, np.ceil(-low / stride))
-          last = np.minimum(
-              last, np.ceil((ends[:, axis] - high) / stride) - 1
-          )
+          last = np.minimum(last, np.ceil((ends[:, axis] - high) / stride) - 1)
         middle = (boxes[:, axis] + boxes[:, axis + 2]) / 2
         cell = np.clip(
-            np.round((middle - center) / stride), first, np.maximum(last, first)
+          np.round((middle - center) / stride), first, np.maximum(last, first)
         )
         exists &= last >= first
         start = np.maximum(boxes[:, axis], low + cell * stride)

@@ -42,9 +42,7 @@ class TrainOrder(NamedTuple):
   def _take(self, canvas: int, start: int) -> np.ndarray:
     """Takes a batch from the stream of a canvas."""
     images_ = self.members[canvas]
-    rounds, places = np.divmod(
-        start + np.arange(self.batch_size), len(images_)
-    )
+    rounds, places = np.divmod(start + np.arange(self.batch_size), len(images_))
     taken = np.empty(self.batch_size, np.int64)
     for round_ in np.unique(rounds).tolist():
       here = rounds == round_
@@ -67,7 +65,7 @@ class TrainOrder(NamedTuple):
 
 
 def make_order(
-    canvas_of_image: Int[np.ndarray, 'n'], *, seed: int, batch_size: int
+  canvas_of_image: Int[np.ndarray, 'n'], *, seed: int, batch_size: int
 ) -> TrainOrder:
   """Makes the endless order of training batches.
 
@@ -78,8 +76,8 @@ def make_order(
     batch_size: Of all processes together.
   """
   members = tuple(
-      np.flatnonzero(canvas_of_image == canvas)
-      for canvas in np.unique(canvas_of_image)
+    np.flatnonzero(canvas_of_image == canvas)
+    for canvas in np.unique(canvas_of_image)
   )
   return TrainOrder(members=members, seed=seed, batch_size=batch_size)
 

@@ -10,16 +10,16 @@ import numpy as np
 
 from maskrcnn_jax.array_types import Outlines
 from maskrcnn_jax.ops.anchors import (
-    anchor_levels,
-    anchors_at,
-    count_anchors,
-    make_anchors,
+  anchor_levels,
+  anchors_at,
+  count_anchors,
+  make_anchors,
 )
 from maskrcnn_jax.ops.boxes import (
-    box_area,
-    clip_boxes,
-    decode_boxes,
-    pairwise_iou,
+  box_area,
+  clip_boxes,
+  decode_boxes,
+  pairwise_iou,
 )
 from maskrcnn_jax.ops.matching import match_boxes, match_by_overlap
 from maskrcnn_jax.ops.nms import nms
@@ -45,7 +45,7 @@ class Size(NamedTuple):
 
 # What a step of r50_fpn works on.
 TRAINING = Size(
-    8, (800, 1344), 100, 2000, 1000, 512, 128, 256, 64, jnp.bfloat16
+  8, (800, 1344), 100, 2000, 1000, 512, 128, 256, 64, jnp.bfloat16
 )
 QUICK = Size(2, (256, 320), 20, 300, 100, 32, 8, 32, 16, jnp.float32)
 # For interpretation.
@@ -73,8 +73,9 @@ def make_cases(size: Size) -> tuple[Case, ...]:
   """Returns a case or two of every operation that has a kernel."""
   height, width = size.padded_size
   levels = anchor_levels(
-      size.padded_size, sizes={n: (8.0 * 2**n,) for n in range(2, 7)},
-      ratios=(0.5, 1.0, 2.0),
+    size.padded_size,
+    sizes={n: (8.0 * 2**n,) for n in range(2, 7)},
+    ratios=(0.5, 1.0, 2.0),
   )
   counts = [count_anchors(level) for level in levels]
   num_images = size.num_images
@@ -85,7 +86,7 @@ def make_cases(size: Size) -> tuple[Case, ...]:
     extent = jnp.array([width, height], jnp.float32)
     center = jax.random.uniform(keys[0], (*shape, 2)) * extent
     half = 2.0 ** jax.random.uniform(
-        keys[1], (*shape, 2), minval=1, maxval=np.log2(height / 3)
+      keys[1], (*shape, 2), minval=1, maxval=np.log2(height / 3)
     )
     corners = jnp.concatenate([center - half, center + half], axis=-1)
     # Overlaps of whole boxes are rounded once only.
@@ -145,15 +146,17 @@ def make_cases(size: Size) -> tuple[Case, ...]:
     is_full = (jnp.arange(count) < 0.9 * count)[:, None]
     rois = jnp.where(is_full, rois, 0)
     pyramid = {
-        level: jax.random.normal(
-            jax.random.fold_in(keys[0], level),
-            (
-                num_images, -(-height // 2**level), -(-width // 2**level),
-                size.channels,
-            ),
-            size.dtype,
-        )
-        for level in (2, 3, 4, 5)
+      level: jax.random.normal(
+        jax.random.fold_in(keys[0], level),
+        (
+          num_images,
+          -(-height // 2**level),
+          -(-width // 2**level),
+          size.channels,
+        ),
+        size.dtype,
+      )
+      for level in (2, 3, 4, 5)
     }
     shape = (num_images, count, side, side, size.channels)
     gradient = jax.random.normal(keys[2], shape, size.dtype)
@@ -170,17 +173,18 @@ def make_cases(size: Size) -> tuple[Case, ...]:
     parts = jnp.where(is_last, -1, vertex >= half).astype(jnp.int16)
     rois = num_images, size.num_masks
     return (
-        Outlines(
-            jax.random.uniform(keys[0], (*shape, 2)) * height,
-            jnp.tile(parts, (num_images, 1)),
-            jnp.tile(starts, (num_images, 1)),
-        ),
-        jax.random.randint(keys[1], rois, 0, size.num_objects),
-        boxes(keys[2], *rois, whole=False),
+      Outlines(
+        jax.random.uniform(keys[0], (*shape, 2)) * height,
+        jnp.tile(parts, (num_images, 1)),
+        jnp.tile(starts, (num_images, 1)),
+      ),
+      jax.random.randint(keys[1], rois, 0, size.num_objects),
+      boxes(keys[2], *rois, whole=False),
     )
 
   def each(function, depth=1):
     """For each image, and perhaps each level, of a batch."""
+
     def call(*arguments, kernels):
       batched = functools.partial(function, kernels=kernels)
       for _ in range(depth):
@@ -192,11 +196,11 @@ def make_cases(size: Size) -> tuple[Case, ...]:
   def is_kept(boxes, scores, valid, *, groups=None, kernels, **options):
     """A flag for each box: its place may shift with one that differs."""
     indices, kept = nms(
-        boxes, scores, valid, groups=groups, kernels=kernels, **options
+      boxes, scores, valid, groups=groups, kernels=kernels, **options
     )
     flags = jnp.zeros(boxes.shape[0], bool)
     return flags.at[jnp.where(kept, indices, boxes.shape[0])].set(
-        True, mode='drop'
+      True, mode='drop'
     )
 
   def classes_of(boxes):
@@ -204,8 +208,13 @@ def make_cases(size: Size) -> tuple[Case, ...]:
 
   def class_nms(boxes, scores, valid, *, kernels):
     return is_kept(
-        boxes, scores, valid, groups=classes_of(boxes), iou_threshold=0.5031,
-        limit=100, kernels=kernels,
+      boxes,
+      scores,
+      valid,
+      groups=classes_of(boxes),
+      iou_threshold=0.5031,
+      limit=100,
+      kernels=kernels,
     )
 
   def define_class_nms(boxes, scores, valid):
@@ -213,133 +222,189 @@ def make_cases(size: Size) -> tuple[Case, ...]:
     # their boxes meet.
     shift = classes_of(boxes)[:, None] * (jnp.max(jnp.abs(boxes)) * 2 + 1)
     return define_nms(
-        boxes + shift, scores, valid, iou_threshold=0.5031, limit=100
+      boxes + shift, scores, valid, iou_threshold=0.5031, limit=100
     )
 
   def pool(pyramid, boxes, gradient, *, kernels, **options):
     levels = assign_levels(boxes)
     pooled, pull_back = jax.vjp(
-        lambda pyramid: roi_align(
-            pyramid, boxes, levels, offset=0.5, kernels=kernels, **options
-        ),
-        pyramid,
+      lambda pyramid: roi_align(
+        pyramid, boxes, levels, offset=0.5, kernels=kernels, **options
+      ),
+      pyramid,
     )
     return pooled, pull_back(gradient)
 
   def define_pool(pyramid, boxes, gradient, **options):
     levels = assign_levels(boxes)
     pooled, pull_back = jax.vjp(
-        lambda pyramid: define_roi_align(pyramid, boxes, levels, **options),
-        pyramid,
+      lambda pyramid: define_roi_align(pyramid, boxes, levels, **options),
+      pyramid,
     )
     return pooled, pull_back(gradient)
 
   def pooling(side, count, sampling_ratio, num_objects=None):
-    samples = f'{sampling_ratio}x{sampling_ratio}' if sampling_ratio else (
-        'adaptive'
+    samples = (
+      f'{sampling_ratio}x{sampling_ratio}' if sampling_ratio else ('adaptive')
     )
     where = f' about {num_objects} objects' if num_objects else ''
     return Case(
-        'roi_align', f'{count} of {side}x{side}{where}, {samples}, and '
-        'gradient',
-        functools.partial(
-            make_pooling, side=side, count=count, num_objects=num_objects
-        ),
-        each(functools.partial(
-            pool, side=side, sampling_ratio=sampling_ratio
-        )),
-        0,
-        # Results in half precision are rounded once, or twice.
-        1e-4 if size.dtype == jnp.float32 else 1e-2,
-        jax.vmap(functools.partial(
-            define_pool, side=side, sampling_ratio=sampling_ratio
-        )) if sampling_ratio else None,
+      'roi_align',
+      f'{count} of {side}x{side}{where}, {samples}, and gradient',
+      functools.partial(
+        make_pooling, side=side, count=count, num_objects=num_objects
+      ),
+      each(functools.partial(pool, side=side, sampling_ratio=sampling_ratio)),
+      0,
+      # Results in half precision are rounded once, or twice.
+      1e-4 if size.dtype == jnp.float32 else 1e-2,
+      jax.vmap(
+        functools.partial(define_pool, side=side, sampling_ratio=sampling_ratio)
+      )
+      if sampling_ratio
+      else None,
     )
 
   def selection(detail, *, fitted, **options):
     def call(logits, deltas, image_size, kernels):
       return select_boxes(
-          logits, deltas, levels, image_size, limit=size.num_selected,
-          fit_to=image_size if fitted else None, kernels=kernels, **options,
+        logits,
+        deltas,
+        levels,
+        image_size,
+        limit=size.num_selected,
+        fit_to=image_size if fitted else None,
+        kernels=kernels,
+        **options,
       )
 
     return Case(
-        'select_boxes', f'{size.num_selected} of each of {counts}{detail}',
-        make_selection, each(call), 0, 1e-4,
-        None if fitted else jax.vmap(functools.partial(
-            define_selection, levels=levels, limit=size.num_selected
-        )),
+      'select_boxes',
+      f'{size.num_selected} of each of {counts}{detail}',
+      make_selection,
+      each(call),
+      0,
+      1e-4,
+      None
+      if fitted
+      else jax.vmap(
+        functools.partial(
+          define_selection, levels=levels, limit=size.num_selected
+        )
+      ),
     )
 
   num_candidates = 20 * size.num_proposals
   return (
-      Case(
-          'pairwise_iou', f'{size.num_proposals + size.num_objects} x '
-          f'{size.num_objects}', make_iou, each(pairwise_iou), 0, 1e-6,
-          jax.vmap(define_iou),
+    Case(
+      'pairwise_iou',
+      f'{size.num_proposals + size.num_objects} x {size.num_objects}',
+      make_iou,
+      each(pairwise_iou),
+      0,
+      1e-6,
+      jax.vmap(define_iou),
+    ),
+    Case(
+      'match_by_overlap',
+      f'{sum(counts)} x {size.num_objects}',
+      make_matching,
+      each(
+        functools.partial(
+          match_by_overlap,
+          foreground_iou=0.7031,
+          background_iou=0.3031,
+          rescue=True,
+        )
       ),
-      Case(
-          'match_by_overlap', f'{sum(counts)} x {size.num_objects}',
-          make_matching, each(functools.partial(
-              match_by_overlap, foreground_iou=0.7031, background_iou=0.3031,
-              rescue=True,
-          )), 1e-5, 0,
-          jax.vmap(functools.partial(
-              define_matching, foreground_iou=0.7031, background_iou=0.3031
-          )),
+      1e-5,
+      0,
+      jax.vmap(
+        functools.partial(
+          define_matching, foreground_iou=0.7031, background_iou=0.3031
+        )
       ),
-      Case(
-          'anchors_at', f'{size.num_selected} of {counts[0]}',
-          lambda key: (jax.random.randint(
-              key, (num_images, size.num_selected), 0, counts[0]
-          ),),
-          each(functools.partial(anchors_at, levels[0])), 0, 1e-6,
-          jax.vmap(lambda index: make_anchors(levels[:1])[0][index]),
+    ),
+    Case(
+      'anchors_at',
+      f'{size.num_selected} of {counts[0]}',
+      lambda key: (
+        jax.random.randint(key, (num_images, size.num_selected), 0, counts[0]),
       ),
-      selection('', fitted=False, weights=(1.0, 1.0, 1.0, 1.0)),
-      selection(
-          ', fitted to the image, legacy widths', fitted=True,
-          weights=(10.0, 10.0, 5.0, 5.0), width_offset=1.0,
+      each(functools.partial(anchors_at, levels[0])),
+      0,
+      1e-6,
+      jax.vmap(lambda index: make_anchors(levels[:1])[0][index]),
+    ),
+    selection('', fitted=False, weights=(1.0, 1.0, 1.0, 1.0)),
+    selection(
+      ', fitted to the image, legacy widths',
+      fitted=True,
+      weights=(10.0, 10.0, 5.0, 5.0),
+      width_offset=1.0,
+    ),
+    Case(
+      'nms',
+      f'5 x {size.num_selected} to {size.num_proposals}',
+      lambda key: make_nms(
+        key,
+        num_images,
+        5,
+        size.num_selected,
+        num_bunches=size.num_selected // 6,
       ),
-      Case(
-          'nms', f'5 x {size.num_selected} to {size.num_proposals}',
-          lambda key: make_nms(
-              key, num_images, 5, size.num_selected,
-              num_bunches=size.num_selected // 6,
-          ),
-          each(functools.partial(
-              is_kept, iou_threshold=0.7031, limit=size.num_proposals
-          ), depth=2), 1e-3, 0,
-          jax.vmap(jax.vmap(functools.partial(
-              define_nms, iou_threshold=0.7031, limit=size.num_proposals
-          ))),
+      each(
+        functools.partial(
+          is_kept, iou_threshold=0.7031, limit=size.num_proposals
+        ),
+        depth=2,
       ),
-      Case(
-          'nms', f'{num_candidates} of 20 classes to 100',
-          # Few objects, each found as every class: most of what there is
-          # goes, and all of it has to be looked at.
-          lambda key: make_nms(
-              key, num_images, num_candidates, num_bunches=4
-          ),
-          each(class_nms), 1e-4, 0, jax.vmap(define_class_nms),
+      1e-3,
+      0,
+      jax.vmap(
+        jax.vmap(
+          functools.partial(
+            define_nms, iou_threshold=0.7031, limit=size.num_proposals
+          )
+        )
       ),
-      pooling(7, size.num_rois, 2),
-      pooling(14, size.num_masks, 2, num_objects=7),
-      pooling(7, size.num_rois, 0),
-      Case(
-          'rasterize_outlines', f'{size.num_masks} of {size.num_vertices} '
-          'vertices', make_outlines, each(functools.partial(
-              rasterize_outlines, side=28,
-              max_object_vertices=size.num_vertices, max_parts=2,
-          )), 1e-5, 0,
+    ),
+    Case(
+      'nms',
+      f'{num_candidates} of 20 classes to 100',
+      # Few objects, each found as every class: most of what there is
+      # goes, and all of it has to be looked at.
+      lambda key: make_nms(key, num_images, num_candidates, num_bunches=4),
+      each(class_nms),
+      1e-4,
+      0,
+      jax.vmap(define_class_nms),
+    ),
+    pooling(7, size.num_rois, 2),
+    pooling(14, size.num_masks, 2, num_objects=7),
+    pooling(7, size.num_rois, 0),
+    Case(
+      'rasterize_outlines',
+      f'{size.num_masks} of {size.num_vertices} vertices',
+      make_outlines,
+      each(
+        functools.partial(
+          rasterize_outlines,
+          side=28,
+          max_object_vertices=size.num_vertices,
+          max_parts=2,
+        )
       ),
+      1e-5,
+      0,
+    ),
   )
 
 
 def difference(case: Case, results, expected) -> str | None:
   """Says how results differ by more than a case allows, or returns None."""
   for ours, theirs in zip(
-      jax.tree.leaves(results), jax.tree.leaves(expected), strict=True
+    jax.tree.leaves(results), jax.tree.leaves(expected), strict=True
   ):
     if not jnp.issubdtype(theirs.dtype, jnp.floating):
       # Of each image by itself: what is wrong in one only must not be lost
@@ -368,15 +433,15 @@ def make_check(case: Case, kernels: str) -> Callable[[Any], str | None]:
   """
   make = jax.jit(case.make)
   ours, theirs = (
-      jax.jit(functools.partial(case.call, kernels=way))
-      for way in (kernels, 'xla')
+    jax.jit(functools.partial(case.call, kernels=way))
+    for way in (kernels, 'xla')
   )
 
   def check(key):
     arguments = make(key)
     results, again = ours(*arguments), ours(*arguments)
     for one, other in zip(
-        jax.tree.leaves(results), jax.tree.leaves(again), strict=True
+      jax.tree.leaves(results), jax.tree.leaves(again), strict=True
     ):
       if np.asarray(one).tobytes() != np.asarray(other).tobytes():
         return 'the same input gives different results when it comes again'
@@ -397,7 +462,7 @@ def define_iou(boxes, others):
   intersection = sides[..., 0] * sides[..., 1]
   union = box_area(boxes)[:, None] + box_area(others) - intersection
   return jnp.where(
-      intersection > 0, intersection / jnp.where(union > 0, union, 1), 0
+    intersection > 0, intersection / jnp.where(union > 0, union, 1), 0
   )
 
 
@@ -444,11 +509,11 @@ def define_roi_align(pyramid, boxes, levels, *, side, sampling_ratio):
   shapes = jnp.array([pyramid[name].shape[:2] for name in names])
   sizes = np.array([np.prod(pyramid[name].shape[:2]) for name in names])
   starts = jnp.array(np.cumsum(sizes) - sizes)
-  cells = jnp.concatenate([
-      pyramid[name].reshape(-1, pyramid[name].shape[-1]) for name in names
-  ])
+  cells = jnp.concatenate(
+    [pyramid[name].reshape(-1, pyramid[name].shape[-1]) for name in names]
+  )
   index = levels - names[0]
-  corners = boxes / (2.0 ** levels)[:, None] - 0.5
+  corners = boxes / (2.0**levels)[:, None] - 0.5
   count = side * sampling_ratio
   fractions = (jnp.arange(count) + 0.5) / count
 
@@ -468,9 +533,9 @@ def define_roi_align(pyramid, boxes, levels, *, side, sampling_ratio):
   for row, row_weight in ((y_low, 1 - y_part), (y_high, y_part)):
     for column, column_weight in ((x_low, 1 - x_part), (x_high, x_part)):
       place = starts[index][:, None, None] + row[:, :, None] * stride
-      weight = (row_weight * y_inside)[:, :, None] * (
-          column_weight * x_inside
-      )[:, None]
+      weight = (row_weight * y_inside)[:, :, None] * (column_weight * x_inside)[
+        :, None
+      ]
       features = cells[place + column[:, None]]
       total += weight[..., None] * features.astype(jnp.float32)
   shape = (-1, side, sampling_ratio, side, sampling_ratio, cells.shape[-1])

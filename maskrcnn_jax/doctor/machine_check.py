@@ -70,11 +70,15 @@ def nvidia_gpus() -> list[str]:
   program = shutil.which('nvidia-smi')
   if program:
     query = subprocess.run(
-        [
-            program, '--query-gpu=name,driver_version,memory.total',
-            '--format=csv,noheader',
-        ],
-        capture_output=True, text=True, timeout=60, check=False,
+      [
+        program,
+        '--query-gpu=name,driver_version,memory.total',
+        '--format=csv,noheader',
+      ],
+      capture_output=True,
+      text=True,
+      timeout=60,
+      check=False,
     )
     if query.returncode == 0:
       return [line for line in query.stdout.splitlines() if line.strip()]
@@ -92,19 +96,22 @@ def check_versions() -> Iterator[Finding]:
   ours = release(jax.__version__)
   if ours < OLDEST_JAX:
     yield Finding(
-        'FAIL', f'versions: jax {jax.__version__} is known to be wrong or very '
-        "slow on GPUs; install a newer one: pip install 'jax>=0.11.1,<0.13'",
+      'FAIL',
+      f'versions: jax {jax.__version__} is known to be wrong or very '
+      "slow on GPUs; install a newer one: pip install 'jax>=0.11.1,<0.13'",
     )
   elif ours >= TOO_NEW_JAX:
     yield Finding(
-        'note', f'versions: nothing here was tried with jax {jax.__version__}; '
-        "if something fails: pip install 'jax>=0.11.1,<0.13'",
+      'note',
+      f'versions: nothing here was tried with jax {jax.__version__}; '
+      "if something fails: pip install 'jax>=0.11.1,<0.13'",
     )
   for plugin in PLUGINS:
     if versions[plugin] and versions[plugin] != versions['jaxlib']:
       yield Finding(
-          'FAIL', f'versions: {plugin} {versions[plugin]} is not for jaxlib '
-          f'{versions["jaxlib"]}, and JAX passes it over; {INSTALL_GPU}',
+        'FAIL',
+        f'versions: {plugin} {versions[plugin]} is not for jaxlib '
+        f'{versions["jaxlib"]}, and JAX passes it over; {INSTALL_GPU}',
       )
 
 
@@ -122,24 +129,27 @@ def check_devices(devices, gpus: list[str]) -> Iterator[Finding]:
   if asked and not asked & GPU_PLATFORMS:
     if gpus:
       yield Finding(
-          'note', f'devices: the GPU is not used, for JAX_PLATFORMS={wanted}'
+        'note', f'devices: the GPU is not used, for JAX_PLATFORMS={wanted}'
       )
   elif gpus and not plugins:
     yield Finding(
-        'FAIL', f'devices: this machine has a GPU, but JAX runs on {used}; '
-        f'{INSTALL_GPU} (or set JAX_PLATFORMS=cpu if that is meant)',
+      'FAIL',
+      f'devices: this machine has a GPU, but JAX runs on {used}; '
+      f'{INSTALL_GPU} (or set JAX_PLATFORMS=cpu if that is meant)',
     )
   elif asked or gpus:
     yield Finding(
-        'FAIL', f'devices: a GPU was asked for, but JAX runs on {used}; start '
-        'with JAX_PLATFORMS=cuda to see why (driver too old, or all of its '
-        'memory taken)',
+      'FAIL',
+      f'devices: a GPU was asked for, but JAX runs on {used}; start '
+      'with JAX_PLATFORMS=cuda to see why (driver too old, or all of its '
+      'memory taken)',
     )
   elif plugins:
     yield Finding(
-        'FAIL', f'devices: {plugins[0]} is installed, but there is no GPU that '
-        'it can use; install the driver, or set JAX_PLATFORMS=cpu if no GPU '
-        'is meant',
+      'FAIL',
+      f'devices: {plugins[0]} is installed, but there is no GPU that '
+      'it can use; install the driver, or set JAX_PLATFORMS=cpu if no GPU '
+      'is meant',
     )
 
 
@@ -149,8 +159,9 @@ def _check_gpu(device) -> Iterator[Finding]:
   for package in COMPANIONS:
     if importlib.util.find_spec(package):
       yield Finding(
-          'note', f'runtime: {package} is in the same environment with a cuDNN '
-          'of its own; if convolutions fail, install it elsewhere',
+        'note',
+        f'runtime: {package} is in the same environment with a cuDNN '
+        'of its own; if convolutions fail, install it elsewhere',
       )
   fraction = os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.75')
   try:
@@ -159,8 +170,9 @@ def _check_gpu(device) -> Iterator[Finding]:
     allowed = False
   if not allowed:
     yield Finding(
-        'FAIL', f'memory: XLA_PYTHON_CLIENT_MEM_FRACTION={fraction} must be '
-        'more than 0 and less than 1; unset it, or set 0.9',
+      'FAIL',
+      f'memory: XLA_PYTHON_CLIENT_MEM_FRACTION={fraction} must be '
+      'more than 0 and less than 1; unset it, or set 0.9',
     )
 
 
@@ -178,9 +190,11 @@ def check_kernels(key) -> Iterator[Finding]:
   """Runs each kernel on this device beside its plain JAX."""
   device = jax.devices()[0]
   chosen, why = choose_kernels(
-      'pallas', platform=device.platform, device_kind=device.device_kind,
-      jax_version=jax.__version__,
-      compute_capability=float(getattr(device, 'compute_capability', 8)),
+    'pallas',
+    platform=device.platform,
+    device_kind=device.device_kind,
+    jax_version=jax.__version__,
+    compute_capability=float(getattr(device, 'compute_capability', 8)),
   )
   if 'xla' in chosen:
     yield Finding('note', f'{why}; this costs speed, nothing else')
@@ -198,9 +212,7 @@ def check_kernels(key) -> Iterator[Finding]:
     except Exception as error:
       fault = first_line(error)
     if fault:
-      yield Finding(
-          'FAIL', f'{title}: {fault}; run with --config.kernels=xla'
-      )
+      yield Finding('FAIL', f'{title}: {fault}; run with --config.kernels=xla')
     else:
       yield Finding('ok', title)
 
@@ -229,8 +241,9 @@ def examine() -> Iterator[Finding]:
     if gpus or not any(map(installed, PLUGINS)):
       advice = INSTALL_GPU
     yield Finding(
-        'FAIL', f'devices: JAX does not start with JAX_PLATFORMS={asked}: '
-        f'{first_line(error)}; {advice} (JAX_PLATFORMS=cpu runs on the CPU)',
+      'FAIL',
+      f'devices: JAX does not start with JAX_PLATFORMS={asked}: '
+      f'{first_line(error)}; {advice} (JAX_PLATFORMS=cpu runs on the CPU)',
     )
     return
   yield from check_devices(devices, gpus)
@@ -244,8 +257,9 @@ def examine() -> Iterator[Finding]:
 def main() -> None:
   """Prints the report."""
   argparse.ArgumentParser(
-      prog='python -m maskrcnn_jax.doctor', description=__doc__,
-      formatter_class=argparse.RawTextHelpFormatter,
+    prog='python -m maskrcnn_jax.doctor',
+    description=__doc__,
+    formatter_class=argparse.RawTextHelpFormatter,
   ).parse_args()
   if report(examine()):
     print('All is well.')

@@ -20,8 +20,8 @@ from maskrcnn_jax.errors import InputError
 MAX_COORDINATE = 1e6
 
 _ADVICE = (
-    'python -m maskrcnn_jax.check_data lists such objects, and with '
-    '--fix=OUT.json leaves them out.'
+  'python -m maskrcnn_jax.check_data lists such objects, and with '
+  '--fix=OUT.json leaves them out.'
 )
 
 # More classes than this, and the table leaves out their rows.
@@ -42,12 +42,12 @@ class ApResult(NamedTuple):
 
 
 def evaluate_detections(
-    truth: dict[str, Any],
-    results: list[dict[str, Any]],
-    *,
-    kind: str,
-    max_detections: tuple[int, ...] = (1, 10, 100),
-    backend: str = 'pycocotools',
+  truth: dict[str, Any],
+  results: list[dict[str, Any]],
+  *,
+  kind: str,
+  max_detections: tuple[int, ...] = (1, 10, 100),
+  backend: str = 'pycocotools',
 ) -> ApResult:
   """Scores detections against the truth as COCO does.
 
@@ -84,22 +84,22 @@ def evaluate_detections(
   limits = tuple(max_detections)
   if len(limits) != 3 or not 1 <= limits[0] < limits[1] < limits[2]:
     raise ValueError(
-        f'max_detections ({max_detections}) must be three rising numbers, '
-        'such as (1, 10, 100).'
+      f'max_detections ({max_detections}) must be three rising numbers, '
+      'such as (1, 10, 100).'
     )
   image_numbers, class_numbers, sizes, names = _read_tables(truth)
   objects = [
-      _clean_annotation(annotation, image_numbers, class_numbers, sizes, kind)
-      for annotation in truth['annotations']
+    _clean_annotation(annotation, image_numbers, class_numbers, sizes, kind)
+    for annotation in truth['annotations']
   ]
   try:
     if not isinstance(results, list) or not all(
-        isinstance(record, dict) for record in results
+      isinstance(record, dict) for record in results
     ):
       raise InputError('A25: Results must be a list of JSON objects.')
     detections = [
-        _clean_result(result, index, image_numbers, class_numbers, sizes, kind)
-        for index, result in enumerate(results)
+      _clean_result(result, index, image_numbers, class_numbers, sizes, kind)
+      for index, result in enumerate(results)
     ]
   except InputError as error:
     raise InputError(f'C11: {str(error).partition(": ")[2]}') from error
@@ -107,9 +107,9 @@ def evaluate_detections(
   coco_class, evaluation_class = _backend_classes(backend)
   with contextlib.redirect_stdout(io.StringIO()):
     evaluation = evaluation_class(
-        _as_coco(coco_class, sizes, class_numbers, objects),
-        _as_coco(coco_class, sizes, class_numbers, detections),
-        kind,
+      _as_coco(coco_class, sizes, class_numbers, objects),
+      _as_coco(coco_class, sizes, class_numbers, detections),
+      kind,
     )
     evaluation.params.maxDets = list(limits)
     evaluation.evaluate()
@@ -117,28 +117,28 @@ def evaluate_detections(
   precision = evaluation.eval['precision']  # [IoU, recall, class, size, limit]
   recall = evaluation.eval['recall']  # [IoU, class, size, limit]
   stats = {
-      'AP': _mean(precision[:, :, :, 0, -1]),
-      'AP50': _mean(precision[0, :, :, 0, -1]),
-      'AP75': _mean(precision[5, :, :, 0, -1]),
-      'APs': _mean(precision[:, :, :, 1, -1]),
-      'APm': _mean(precision[:, :, :, 2, -1]),
-      'APl': _mean(precision[:, :, :, 3, -1]),
-      **{f'AR{n}': _mean(recall[:, :, 0, i]) for i, n in enumerate(limits)},
-      'ARs': _mean(recall[:, :, 1, -1]),
-      'ARm': _mean(recall[:, :, 2, -1]),
-      'ARl': _mean(recall[:, :, 3, -1]),
+    'AP': _mean(precision[:, :, :, 0, -1]),
+    'AP50': _mean(precision[0, :, :, 0, -1]),
+    'AP75': _mean(precision[5, :, :, 0, -1]),
+    'APs': _mean(precision[:, :, :, 1, -1]),
+    'APm': _mean(precision[:, :, :, 2, -1]),
+    'APl': _mean(precision[:, :, :, 3, -1]),
+    **{f'AR{n}': _mean(recall[:, :, 0, i]) for i, n in enumerate(limits)},
+    'ARs': _mean(recall[:, :, 1, -1]),
+    'ARm': _mean(recall[:, :, 2, -1]),
+    'ARl': _mean(recall[:, :, 3, -1]),
   }
   per_class = {}
   for name, category in zip(names, truth['categories'], strict=True):
     column = class_numbers[category['id']] - 1
     per_class[name] = _mean(precision[:, :, column, 0, -1])
   return ApResult(
-      stats=stats,
-      per_class=per_class,
-      num_images=len(sizes),
-      num_detections=len(detections),
-      max_detections=limits,
-      notes=tuple(_notes(truth['annotations'], objects, kind, limits)),
+    stats=stats,
+    per_class=per_class,
+    num_images=len(sizes),
+    num_detections=len(detections),
+    max_detections=limits,
+    notes=tuple(_notes(truth['annotations'], objects, kind, limits)),
   )
 
 
@@ -154,14 +154,14 @@ def format_table(bbox: ApResult | None, segm: ApResult | None) -> str:
     return 'Nothing was evaluated.'
   first = next(iter(columns.values()))
   labels = {
-      name: _metric_label(name, index, first.max_detections)
-      for index, name in enumerate(first.stats)
+    name: _metric_label(name, index, first.max_detections)
+    for index, name in enumerate(first.stats)
   }
   width = max(len(label) for label in labels.values())
   counts = [f'{r.num_detections} {name}' for name, r in columns.items()]
   lines = [
-      f'{_count(first.num_images, "image")}; detections: {", ".join(counts)}',
-      _row('', columns, width),
+    f'{_count(first.num_images, "image")}; detections: {", ".join(counts)}',
+    _row('', columns, width),
   ]
   for name, label in labels.items():
     lines.append(_row(label, [r.stats[name] for r in columns.values()], width))
@@ -184,8 +184,8 @@ def _metric_label(name: str, index: int, limits: tuple[int, ...]) -> str:
   limit = limits[index - 6] if 6 <= index < 9 else limits[-1]
   title = 'Average Precision' if name.startswith('AP') else 'Average Recall'
   return (
-      f'{title:<18} ({name[:2]}) @[ IoU={iou:<9} | area={area:>6} '
-      f'| maxDets={limit:>3} ]'
+    f'{title:<18} ({name[:2]}) @[ IoU={iou:<9} | area={area:>6} '
+    f'| maxDets={limit:>3} ]'
   )
 
 
@@ -221,8 +221,8 @@ def _read_tables(truth: Any) -> tuple[dict, dict, dict, list[str]]:
   for key in ('images', 'annotations', 'categories'):
     if not isinstance(truth, dict) or not isinstance(truth.get(key), list):
       raise InputError(
-          f'A25: The ground truth has no list of {key}; give a COCO instances '
-          'JSON.'
+        f'A25: The ground truth has no list of {key}; give a COCO instances '
+        'JSON.'
       )
   if not all(isinstance(record, dict) for record in truth['annotations']):
     raise InputError('A25: Annotations must be a list of JSON objects.')
@@ -232,12 +232,12 @@ def _read_tables(truth: Any) -> tuple[dict, dict, dict, list[str]]:
   if len(set(names)) < len(names):
     twice = next(name for name in names if names.count(name) > 1)
     raise InputError(
-        f'A15: Two categories of the ground truth are named {twice!r}; rename '
-        'one.'
+      f'A15: Two categories of the ground truth are named {twice!r}; rename '
+      'one.'
     )
   sizes = {
-      image_numbers[i['id']]: (i.get('height'), i.get('width'))
-      for i in truth['images']
+    image_numbers[i['id']]: (i.get('height'), i.get('width'))
+    for i in truth['images']
   }
   return image_numbers, class_numbers, sizes, names
 
@@ -247,33 +247,33 @@ def _count(count: int, noun: str) -> str:
 
 
 def _number_ids(
-    what: str, records: list[dict[str, Any]]
+  what: str, records: list[dict[str, Any]]
 ) -> dict[Hashable, int]:
   """Numbers ids of any kind from 1, in their own order where they have one.
 
   The order matters: pycocotools breaks ties of scores by the order of images.
   """
   missing, twice_code = {'image': ('A19', 'A17'), 'category': ('A13', 'A15')}[
-      what
+    what
   ]
   ids = []
   for index, record in enumerate(records):
     value = record.get('id') if isinstance(record, dict) else None
     if not isinstance(value, str | int | float):
       raise InputError(
-          f'{missing}: The ground truth\'s {what} number {index} has id '
-          f'{value!r}; an id must be a number or a string.'
+        f"{missing}: The ground truth's {what} number {index} has id "
+        f'{value!r}; an id must be a number or a string.'
       )
     ids.append(value)
   if len(set(ids)) < len(ids):
     seen = set()
     twice = next(v for v in ids if v in seen or seen.add(v))
     raise InputError(
-        f'{twice_code}: The {what} id {twice!r} is used more than once in the '
-        'ground truth; make the ids unique.'
+      f'{twice_code}: The {what} id {twice!r} is used more than once in the '
+      'ground truth; make the ids unique.'
     )
   if not any(isinstance(v, str) for v in ids) or all(
-      isinstance(v, str) for v in ids
+    isinstance(v, str) for v in ids
   ):
     ids = sorted(ids)
   return {value: number for number, value in enumerate(ids, 1)}
@@ -282,38 +282,38 @@ def _number_ids(
 def _look_up(numbers_of: dict[Hashable, int], what: str, value: Any, who: str):
   if not isinstance(value, str | numbers.Real) or value not in numbers_of:
     raise InputError(
-        f'A14: {who} has {what} {value!r}, which the ground truth does not '
-        'have; evaluate with the annotations that the images came from.'
+      f'A14: {who} has {what} {value!r}, which the ground truth does not '
+      'have; evaluate with the annotations that the images came from.'
     )
   return numbers_of[value]
 
 
 def _clean_annotation(
-    annotation: dict[str, Any],
-    image_numbers: dict[Hashable, int],
-    class_numbers: dict[Hashable, int],
-    sizes: dict[int, tuple[Any, Any]],
-    kind: str,
+  annotation: dict[str, Any],
+  image_numbers: dict[Hashable, int],
+  class_numbers: dict[Hashable, int],
+  sizes: dict[int, tuple[Any, Any]],
+  kind: str,
 ) -> dict[str, Any]:
   """Copies what pycocotools reads of a ground-truth object, checked."""
   image_id = annotation.get('image_id')
   who = (
-      f'Annotation {annotation.get("id")!r} of image {image_id!r} in the '
-      'ground truth'
+    f'Annotation {annotation.get("id")!r} of image {image_id!r} in the '
+    'ground truth'
   )
   image = _look_up(image_numbers, 'image_id', image_id, who)
   category = _look_up(
-      class_numbers, 'category_id', annotation.get('category_id'), who
+    class_numbers, 'category_id', annotation.get('category_id'), who
   )
   area = annotation.get('area') or None
   if area is not None and not (_is_finite(area) and area > 0):
     raise InputError(
-        f'A04: {who} has area {area!r}; it must be a finite number.'
+      f'A04: {who} has area {area!r}; it must be a finite number.'
     )
   clean = {
-      'image_id': image,
-      'category_id': category,
-      'iscrowd': int(bool(annotation.get('iscrowd'))),
+    'image_id': image,
+    'category_id': category,
+    'iscrowd': int(bool(annotation.get('iscrowd'))),
   }
   segmentation = annotation.get('segmentation')
   if kind == 'segm' or (area is None and segmentation):
@@ -330,31 +330,31 @@ def _clean_annotation(
 
 
 def _clean_result(
-    result: dict[str, Any],
-    index: int,
-    image_numbers: dict[Hashable, int],
-    class_numbers: dict[Hashable, int],
-    sizes: dict[int, tuple[Any, Any]],
-    kind: str,
+  result: dict[str, Any],
+  index: int,
+  image_numbers: dict[Hashable, int],
+  class_numbers: dict[Hashable, int],
+  sizes: dict[int, tuple[Any, Any]],
+  kind: str,
 ) -> dict[str, Any]:
   """Copies what pycocotools reads of a detection, checked."""
   image_id = result.get('image_id')
   who = f'Detection {index} (image {image_id!r})'
   image = _look_up(image_numbers, 'image_id', image_id, who)
   category = _look_up(
-      class_numbers, 'category_id', result.get('category_id'), who
+    class_numbers, 'category_id', result.get('category_id'), who
   )
   score = result.get('score')
   if not _is_finite(score):
     raise InputError(
-        f'A04: {who} has score {score!r}; it must be a finite number. Check '
-        'the weights that the detections were made with.'
+      f'A04: {who} has score {score!r}; it must be a finite number. Check '
+      'the weights that the detections were made with.'
     )
   clean = {
-      'image_id': image,
-      'category_id': category,
-      'score': float(score),
-      'iscrowd': 0,
+    'image_id': image,
+    'category_id': category,
+    'score': float(score),
+    'iscrowd': 0,
   }
   if kind == 'bbox':
     clean['bbox'] = _clean_box(result.get('bbox'), who)
@@ -370,8 +370,8 @@ def check_backend(backend: str) -> None:
   """Raises an InputError if what a backend needs is not installed."""
   if backend == 'faster' and not importlib.util.find_spec('faster_coco_eval'):
     raise InputError(
-        "config.eval.backend='faster' needs faster-coco-eval: pip install "
-        "'maskrcnn-jax[faster]', or leave the backend at 'pycocotools'."
+      "config.eval.backend='faster' needs faster-coco-eval: pip install "
+      "'maskrcnn-jax[faster]', or leave the backend at 'pycocotools'."
     )
 
 
@@ -386,15 +386,15 @@ def _backend_classes(backend: str) -> tuple[type, type]:
 
       return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
   raise ValueError(
-      f"backend must be 'pycocotools' or 'faster', not {backend!r}."
+    f"backend must be 'pycocotools' or 'faster', not {backend!r}."
   )
 
 
 def _as_coco(
-    coco_class: type,
-    sizes: dict[int, tuple[Any, Any]],
-    class_numbers: dict[Hashable, int],
-    objects: list[dict[str, Any]],
+  coco_class: type,
+  sizes: dict[int, tuple[Any, Any]],
+  class_numbers: dict[Hashable, int],
+  objects: list[dict[str, Any]],
 ) -> Any:
   """Wraps the objects as pycocotools wants them: with ids from 1.
 
@@ -402,22 +402,22 @@ def _as_coco(
   """
   coco = coco_class()
   coco.dataset = {
-      'images': [
-          {'id': image, 'height': height, 'width': width}
-          for image, (height, width) in sizes.items()
-      ],
-      'categories': [{'id': number} for number in class_numbers.values()],
-      'annotations': [{**o, 'id': i} for i, o in enumerate(objects, 1)],
+    'images': [
+      {'id': image, 'height': height, 'width': width}
+      for image, (height, width) in sizes.items()
+    ],
+    'categories': [{'id': number} for number in class_numbers.values()],
+    'annotations': [{**o, 'id': i} for i, o in enumerate(objects, 1)],
   }
   coco.createIndex()
   return coco
 
 
 def _notes(
-    annotations: list[dict[str, Any]],
-    objects: list[dict[str, Any]],
-    kind: str,
-    limits: tuple[int, ...],
+  annotations: list[dict[str, Any]],
+  objects: list[dict[str, Any]],
+  kind: str,
+  limits: tuple[int, ...],
 ) -> list[str]:
   notes = []
   filled = sum(not annotation.get('area') for annotation in annotations)
@@ -425,89 +425,90 @@ def _notes(
     notes.append(f'the area of {_count(filled, "object")} was computed.')
   real = [o for o in objects if not o['iscrowd']]
   empty = sum(
-      not (o['bbox'][2] * o['bbox'][3] if kind == 'bbox'
-           else mask_api.area(o['segmentation']))
-      for o in real
+    not (
+      o['bbox'][2] * o['bbox'][3]
+      if kind == 'bbox'
+      else mask_api.area(o['segmentation'])
+    )
+    for o in real
   )
   if empty:
     notes.append(
-        f'{_count(empty, "object")} of the ground truth without area cannot be '
-        'found and count as missed.'
+      f'{_count(empty, "object")} of the ground truth without area cannot be '
+      'found and count as missed.'
     )
   pairs = [(o['image_id'], o['category_id']) for o in real]
   counts = np.unique(pairs, axis=0, return_counts=True)[1] if pairs else [0]
   if max(counts) > limits[-1]:
     notes.append(
-        f'there are up to {max(counts)} objects of a class in an image, but '
-        f'only {limits[-1]} detections count; raise max_detections.'
+      f'there are up to {max(counts)} objects of a class in an image, but '
+      f'only {limits[-1]} detections count; raise max_detections.'
     )
   return notes
 
 
 def _is_finite(value: Any) -> bool:
   # An integer may be too large for math.isfinite.
-  return isinstance(value, numbers.Real) and (
-      abs(value) <= sys.float_info.max
-  )
+  return isinstance(value, numbers.Real) and (abs(value) <= sys.float_info.max)
 
 
 def _clean_box(box: Any, who: str) -> list[float]:
   if isinstance(box, np.ndarray):
     box = box.tolist()
   if (
-      not isinstance(box, list | tuple)
-      or len(box) != 4
-      or not all(_is_finite(v) for v in box)
-      or min(box[2:]) < 0
+    not isinstance(box, list | tuple)
+    or len(box) != 4
+    or not all(_is_finite(v) for v in box)
+    or min(box[2:]) < 0
   ):
     raise InputError(
-        f'A04: {who} has bbox {box!r}; it must be four finite numbers x, y, '
-        'width, height, no size below 0.'
+      f'A04: {who} has bbox {box!r}; it must be four finite numbers x, y, '
+      'width, height, no size below 0.'
     )
   return [float(v) for v in box]
 
 
 def _clean_rle(
-    segmentation: Any, size: tuple[Any, Any], who: str
+  segmentation: Any, size: tuple[Any, Any], who: str
 ) -> dict[str, Any]:
   """Turns polygons or RLE, once checked, into compressed RLE."""
   if not all(_is_finite(v) and v > 0 and v == int(v) for v in size):
     raise InputError(
-        f'I05: {who} has a mask, but its image has no height and width in the '
-        'ground truth; add them.'
+      f'I05: {who} has a mask, but its image has no height and width in the '
+      'ground truth; add them.'
     )
   height, width = map(int, size)
   if isinstance(segmentation, dict):
     return _checked_rle(segmentation, height, width, who)
   if not isinstance(segmentation, list) or not segmentation:
     raise InputError(
-        f'A06: {who} has segmentation {str(segmentation)[:40]}; it must be '
-        f'polygons or RLE. {_ADVICE} Without any masks a set is for a model '
-        'of boxes alone (config.model.output=boxes).'
+      f'A06: {who} has segmentation {str(segmentation)[:40]}; it must be '
+      f'polygons or RLE. {_ADVICE} Without any masks a set is for a model '
+      'of boxes alone (config.model.output=boxes).'
     )
   for polygon in segmentation:
     if (
-        not isinstance(polygon, list | tuple)
-        or len(polygon) < 6
-        or len(polygon) % 2
-        or not all(_is_finite(v) and abs(v) < MAX_COORDINATE for v in polygon)
+      not isinstance(polygon, list | tuple)
+      or len(polygon) < 6
+      or len(polygon) % 2
+      or not all(_is_finite(v) and abs(v) < MAX_COORDINATE for v in polygon)
     ):
       raise InputError(
-          f'A05: {who} has the polygon {str(polygon)[:60]}; a polygon must be '
-          f'a list x, y, x, y, ... of at least 6 finite numbers. {_ADVICE}'
+        f'A05: {who} has the polygon {str(polygon)[:60]}; a polygon must be '
+        f'a list x, y, x, y, ... of at least 6 finite numbers. {_ADVICE}'
       )
   rles = mask_api.frPyObjects(segmentation, height, width)
   return mask_api.merge(rles)
 
 
 def _checked_rle(
-    rle: dict[str, Any], height: int, width: int, who: str
+  rle: dict[str, Any], height: int, width: int, who: str
 ) -> dict[str, Any]:
   counts = rle.get('counts')
   if list(rle.get('size') or ()) != [height, width]:
     raise InputError(
-        f'A09: {who} has an RLE of size {rle.get("size")!r}, but its image has '
-        f'[{height}, {width}] (height, width); they must agree.'
+      f'A09: {who} has an RLE of size {rle.get("size")!r}, but its image has '
+      f'[{height}, {width}] (height, width); they must agree.'
     )
   compressed = isinstance(counts, str | bytes)
   if compressed:
@@ -518,8 +519,8 @@ def _checked_rle(
     runs = None
   if runs is None or (runs < 0).any() or runs.sum() != height * width:
     raise InputError(
-        f'A09: {who} has an RLE whose counts are broken: they must add up to '
-        f'{height} * {width} pixels.'
+      f'A09: {who} has an RLE whose counts are broken: they must add up to '
+      f'{height} * {width} pixels.'
     )
   if compressed:
     return {'size': [height, width], 'counts': counts}

@@ -10,10 +10,10 @@ from maskrcnn_jax.errors import InputError
 
 # Area in pixels of the object: from the first, up to the second.
 AREAS = {
-    '': (0, 1e5**2),
-    's': (0, 32**2),
-    'm': (32**2, 96**2),
-    'l': (96**2, 1e5**2),
+  '': (0, 1e5**2),
+  's': (0, 32**2),
+  'm': (32**2, 96**2),
+  'l': (96**2, 1e5**2),
 }
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
@@ -27,10 +27,10 @@ class RecallResult(NamedTuple):
 
 
 def evaluate_proposals(
-    truth: dict[str, Any],
-    results: list[dict[str, Any]],
-    *,
-    limits: tuple[int, ...] = (100, 1000),
+  truth: dict[str, Any],
+  results: list[dict[str, Any]],
+  *,
+  limits: tuple[int, ...] = (100, 1000),
 ) -> RecallResult:
   """Averages the share of objects that proposals find over IoU .5, .55 to .95.
 
@@ -59,14 +59,14 @@ def evaluate_proposals(
     values = [*result['bbox'], result['score']]
     if result['image_id'] not in proposals:
       raise InputError(
-          f'Proposal {number} has image_id {result["image_id"]!r}, which the '
-          'ground truth does not have.'
+        f'Proposal {number} has image_id {result["image_id"]!r}, which the '
+        'ground truth does not have.'
       )
     if not all(math.isfinite(value) for value in values):
       raise InputError(
-          f'Proposal {number} (image {result["image_id"]!r}) has box and score '
-          f'{values}; they must be finite. Check the weights that it was made '
-          'with.'
+        f'Proposal {number} (image {result["image_id"]!r}) has box and score '
+        f'{values}; they must be finite. Check the weights that it was made '
+        'with.'
       )
     proposals[result['image_id']].append(values)
   objects = {image_id: [] for image_id in image_ids}
@@ -92,7 +92,7 @@ def evaluate_proposals(
       overlaps = np.concatenate([*overlaps, np.zeros(0)])
       recalls = [np.sum(overlaps >= iou) for iou in IOU_THRESHOLDS]
       stats[f'AR{size}@{limit}'] = (
-          float(np.mean(recalls) / overlaps.size) if overlaps.size else None
+        float(np.mean(recalls) / overlaps.size) if overlaps.size else None
       )
   return RecallResult(stats, len(image_ids), len(results))
 
@@ -100,16 +100,15 @@ def evaluate_proposals(
 def format_recalls(result: RecallResult) -> str:
   """Writes the numbers as a table, one row for each size and limit."""
   lines = [
-      f'{result.num_images} images; {result.num_proposals} proposals of any '
-      'class'
+    f'{result.num_images} images; {result.num_proposals} proposals of any class'
   ]
   names = {'': 'all', 's': 'small', 'm': 'medium', 'l': 'large'}
   for name, value in result.stats.items():
     size, limit = name.removeprefix('AR').split('@')
     text = 'n/a' if value is None else f'{value:.3f}'
     lines.append(
-        f'Average Recall     (AR) @[ IoU=0.50:0.95 | area={names[size]:>6} '
-        f'| proposals={limit:>4} ]{text:>7}'
+      f'Average Recall     (AR) @[ IoU=0.50:0.95 | area={names[size]:>6} '
+      f'| proposals={limit:>4} ]{text:>7}'
     )
   return '\n'.join(lines)
 

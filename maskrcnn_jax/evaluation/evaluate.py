@@ -43,12 +43,12 @@ from maskrcnn_jax.runtime.training_log import progress
 
 
 def evaluate(
-    detector: Detector,
-    *,
-    source: Source,
-    workdir: pathlib.Path,
-    config: ml_collections.ConfigDict,
-    skip_eval: bool = False,
+  detector: Detector,
+  *,
+  source: Source,
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  skip_eval: bool = False,
 ) -> dict[str, ApResult | RecallResult]:
   """Detects the objects in every image of a data set and prints their AP.
 
@@ -75,23 +75,21 @@ def evaluate(
   heads = detector.rcnn.heads
   check_is_there(source, '--config.data.eval.')
   data_set = read_set(
-      source, require_masks=False, require_annotations=not skip_eval
+    source, require_masks=False, require_annotations=not skip_eval
   )
   index = data_set.index
   difference = coco.class_table_difference(
-      index.categories, detector.categories
+    index.categories, detector.categories
   )
   # Proposals have no classes that could differ.
   if difference and heads.boxes:
     raise InputError(
-        f'C01: {source} has other classes than the checkpoint: '
-        f'{"; ".join(difference[:10])}. Evaluate on a set with the classes '
-        'that it was trained on.'
+      f'C01: {source} has other classes than the checkpoint: '
+      f'{"; ".join(difference[:10])}. Evaluate on a set with the classes '
+      'that it was trained on.'
     )
   if not index.image_ids:
-    raise InputError(
-        f'A23: {source} lists no images; nothing to evaluate.'
-    )
+    raise InputError(f'A23: {source} lists no images; nothing to evaluate.')
   check_images_exist(data_set)
   truth = None
   if not skip_eval:
@@ -101,7 +99,7 @@ def evaluate(
     for kind in ('bbox', 'segm')[: 2 if heads.masks else 1]:
       check_truth(truth, kind=kind)
   plan = canvases.plan_canvases(
-      index.heights, index.widths, **canvas_arguments(config)
+    index.heights, index.widths, **canvas_arguments(config)
   )
   if cluster.is_main():
     make_writable(workdir / 'inference')
@@ -118,7 +116,7 @@ def evaluate(
       results['segm'] = [_without(one, 'bbox') for one in detections]
   if not heads.boxes or config.eval.proposals:
     results['proposals'] = _detect_set(
-        proposals_only(detector), data_set, plan, config
+      proposals_only(detector), data_set, plan, config
     )
   scores = {}
   if cluster.is_main():
@@ -126,12 +124,13 @@ def evaluate(
   # All processes return the scores of process 0. They come as JSON, which
   # makes lists of tuples.
   return {
-      kind: RecallResult(**score) if kind == 'proposals' else ApResult(
-          **score | {
-              name: tuple(score[name]) for name in ('max_detections', 'notes')
-          }
-      )
-      for kind, score in cluster.gather(scores)[0].items()
+    kind: RecallResult(**score)
+    if kind == 'proposals'
+    else ApResult(
+      **score
+      | {name: tuple(score[name]) for name in ('max_detections', 'notes')}
+    )
+    for kind, score in cluster.gather(scores)[0].items()
   }
 
 
@@ -158,11 +157,15 @@ def _score(results, truth, workdir, config, detector):
 
   largest = max(100, config.detections.max_detections)
   scores = {
-      kind: evaluate_detections(
-          truth, detections, kind=kind, max_detections=(1, 10, largest),
-          backend=config.eval.backend,
-      )
-      for kind, detections in results.items() if kind != 'proposals'
+    kind: evaluate_detections(
+      truth,
+      detections,
+      kind=kind,
+      max_detections=(1, 10, largest),
+      backend=config.eval.backend,
+    )
+    for kind, detections in results.items()
+    if kind != 'proposals'
   }
   if scores:
     print(format_table(scores['bbox'], scores.get('segm')), flush=True)
@@ -170,9 +173,7 @@ def _score(results, truth, workdir, config, detector):
     scores['proposals'] = evaluate_proposals(truth, results['proposals'])
     print(format_recalls(scores['proposals']), flush=True)
   scores = {kind: score._asdict() for kind, score in scores.items()}
-  write_json(
-      directory / 'coco_results.json', scores | {'step': detector.step}
-  )
+  write_json(directory / 'coco_results.json', scores | {'step': detector.step})
   return scores
 
 
@@ -181,10 +182,10 @@ def _without(result, key):
 
 
 def _detect_set(
-    detector: Detector,
-    data_set: DataSet,
-    plan: canvases.CanvasPlan,
-    config: ml_collections.ConfigDict,
+  detector: Detector,
+  data_set: DataSet,
+  plan: canvases.CanvasPlan,
+  config: ml_collections.ConfigDict,
 ) -> list[dict]:
   """Returns the COCO results of all images, in the order of the data set."""
   index = data_set.index
@@ -192,36 +193,45 @@ def _detect_set(
   num_devices = detector.mesh.size
   batch_size = -(-config.eval.batch_size // num_devices) * num_devices
   share = canvases.share_of_process(
-      plan, jax.process_index(), jax.process_count()
+    plan, jax.process_index(), jax.process_count()
   )
   batches = loader.eval_batches(
-      data_set, plan, batch_size=batch_size, rows=share,
-      num_threads=config.data.num_threads, pixel_range=pixel_range_of(config),
+    data_set,
+    plan,
+    batch_size=batch_size,
+    rows=share,
+    num_threads=config.data.num_threads,
+    pixel_range=pixel_range_of(config),
   )
   started = time.monotonic()
   width_offset = geometry_of(detector.config).width_offset
   results = []
   for image in progress(
-      detect_batches(detector, batches, index, plan),
-      total=len(share), description='Evaluating', shown=cluster.is_main(),
+    detect_batches(detector, batches, index, plan),
+    total=len(share),
+    description='Evaluating',
+    shown=cluster.is_main(),
   ):
     watchdog.progress(f'the detections of image {index.image_ids[image.row]}')
     for i, (box, class_, score) in enumerate(
-        zip(image.boxes, image.classes, image.scores, strict=True)
+      zip(image.boxes, image.classes, image.scores, strict=True)
     ):
-      results.append({
+      results.append(
+        {
           'image_id': index.image_ids[image.row],
           'category_id': category_of(detector, class_).id,
           'score': float(score),
           'bbox': to_xywh(box, width_offset=width_offset),
-      })
+        }
+      )
       if image.masks is not None:
         results[-1]['segmentation'] = image.masks[i]
   seconds = time.monotonic() - started
   logging.info(
-      'Total inference time: %.1f s (%.4f s / img per device, on %d devices)',
-      seconds, seconds * num_devices / max(len(share), 1),
-      num_devices * jax.process_count(),
+    'Total inference time: %.1f s (%.4f s / img per device, on %d devices)',
+    seconds,
+    seconds * num_devices / max(len(share), 1),
+    num_devices * jax.process_count(),
   )
   results = [r for part in cluster.gather(results) for r in part]
   watchdog.progress('gathering the detections of all processes')

@@ -64,7 +64,7 @@ def make_backbone(name: str, options: BackboneOptions) -> nn.Module:
       _refuse_resnet_options(name, options)
       return ConvNeXt(num_stages=options.num_stages, dtype=options.dtype)
   raise ValueError(
-      f"backbone must be 'resnet' or 'convnext_tiny', not {name!r}."
+    f"backbone must be 'resnet' or 'convnext_tiny', not {name!r}."
   )
 
 
@@ -103,6 +103,6 @@ def _refuse_resnet_options(name: str, options: BackboneOptions) -> None:
     value, default = getattr(options, option), getattr(defaults, option)
     if value != default:
       raise ValueError(
-          f'{option} ({value}) describes a ResNet, but the backbone is '
-          f'{name!r}; leave {option} at {default}.'
+        f'{option} ({value}) describes a ResNet, but the backbone is '
+        f'{name!r}; leave {option} at {default}.'
       )

@@ -57,17 +57,19 @@ class BoxHead(nn.Module):
     x = pooled.reshape(batch_size * num_rois, side, side, channels)
     for i in range(1, self.num_convs + 1):
       x = layers.Conv(
-          channels,
-          3,
-          use_bias=self.norm is None,
-          kernel_init=nn.initializers.normal(0.01),
-          dtype=self.dtype,
-          name=f'conv{i}',
+        channels,
+        3,
+        use_bias=self.norm is None,
+        kernel_init=nn.initializers.normal(0.01),
+        dtype=self.dtype,
+        name=f'conv{i}',
       )(x)
       if self.norm is not None:
         x = layers.make_norm(
-            f'conv{i}_norm', norm=self.norm, eps=self.norm_eps,
-            dtype=self.dtype,
+          f'conv{i}_norm',
+          norm=self.norm,
+          eps=self.norm_eps,
+          dtype=self.dtype,
         )(x)
       x = nn.relu(x)
     if self.num_fcs == 0:
@@ -77,7 +79,7 @@ class BoxHead(nn.Module):
 
     def dense(name, features, kernel_init):
       return nn.Dense(
-          features, kernel_init=kernel_init, dtype=self.dtype, name=name
+        features, kernel_init=kernel_init, dtype=self.dtype, name=name
       )
 
     for i in range(6, 6 + self.num_fcs):
@@ -86,6 +88,6 @@ class BoxHead(nn.Module):
     class_logits = dense('cls_score', k, nn.initializers.normal(0.01))(x)
     box_deltas = dense('bbox_pred', 4 * k, nn.initializers.normal(0.001))(x)
     return BoxOutput(
-        class_logits.astype(jnp.float32),
-        box_deltas.reshape(batch_size, num_rois, k, 4).astype(jnp.float32),
+      class_logits.astype(jnp.float32),
+      box_deltas.reshape(batch_size, num_rois, k, 4).astype(jnp.float32),
     )

@@ -41,7 +41,7 @@ class PatchConv(nn.Module):
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
     side, channels = self.side, x.shape[-1]
     kernel = self.param(
-        'kernel', kernel_init, (side, side, channels, self.features)
+      'kernel', kernel_init, (side, side, channels, self.features)
     )
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     b, h, w = x.shape[0], x.shape[1] // side, x.shape[2] // side
@@ -75,12 +75,12 @@ class Block(nn.Module):
 
     def conv(name, features, kernel_size=1, groups=1):
       return layers.Conv(
-          features,
-          kernel_size,
-          groups=groups,
-          kernel_init=kernel_init,
-          dtype=self.dtype,
-          name=name,
+        features,
+        kernel_size,
+        groups=groups,
+        kernel_init=kernel_init,
+        dtype=self.dtype,
+        name=name,
       )
 
     y = conv('dwconv', channels, 7, groups=channels)(x)
@@ -88,7 +88,7 @@ class Block(nn.Module):
     y = nn.gelu(conv('pwconv1', 4 * channels)(y), approximate=False)
     y = conv('pwconv2', channels)(y)
     gamma = self.param(
-        'gamma', nn.initializers.constant(INITIAL_LAYER_SCALE), (channels,)
+      'gamma', nn.initializers.constant(INITIAL_LAYER_SCALE), (channels,)
     )
     # In float32, because float16 rounds numbers near 1e-6 by up to 3 %.
     return (x + gamma * y.astype(jnp.float32)).astype(self.dtype)
@@ -112,7 +112,7 @@ class Stage(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, 'b h w c']
+    self, x: Float[Array, 'b h w c']
   ) -> tuple[Float[Array, 'b h2 w2 c2'], Float[Array, 'b h2 w2 c2']]:
     """Returns the features for the next stage, and those for the detector.
 
@@ -120,9 +120,9 @@ class Stage(nn.Module):
     """
     if self.downsample:
       x = _layer_norm('downsample_norm', self.dtype)(x)
-      x = PatchConv(
-          self.channels, 2, dtype=self.dtype, name='downsample_conv'
-      )(x)
+      x = PatchConv(self.channels, 2, dtype=self.dtype, name='downsample_conv')(
+        x
+      )
     for i in range(self.num_blocks):
       x = Block(dtype=self.dtype, name=str(i))(x)
     return x, _layer_norm('out_norm', self.dtype)(x)
@@ -141,7 +141,7 @@ class Stem(nn.Module):
 
   @nn.compact
   def __call__(
-      self, images: Float[Array, 'b h w 3']
+    self, images: Float[Array, 'b h w 3']
   ) -> Float[Array, 'b h2 w2 c']:
     x = PatchConv(self.channels, 4, dtype=self.dtype, name='conv')(images)
     return _layer_norm('norm', self.dtype)(x)
@@ -186,15 +186,15 @@ class ConvNeXt(nn.Module):
   def setup(self) -> None:
     self.stem = Stem(self.widths[0], dtype=self.dtype)
     self.layer1, self.layer2, self.layer3, self.layer4 = (
-        Stage(
-            num_blocks=num_blocks,
-            channels=channels,
-            downsample=i > 0,
-            dtype=self.dtype,
-        )
-        for i, (num_blocks, channels) in enumerate(
-            zip(self.depths, self.widths, strict=True)
-        )
+      Stage(
+        num_blocks=num_blocks,
+        channels=channels,
+        downsample=i > 0,
+        dtype=self.dtype,
+      )
+      for i, (num_blocks, channels) in enumerate(
+        zip(self.depths, self.widths, strict=True)
+      )
     )
 
   def __call__(self, images: Float[Array, 'b h w 3']) -> Pyramid:
@@ -211,7 +211,7 @@ class ConvNeXt(nn.Module):
     return features
 
   def last_stage(
-      self, pooled: Float[Array, 'n s s c']
+    self, pooled: Float[Array, 'n s s c']
   ) -> Float[Array, 'n s2 s2 c2']:
     """Applies the fourth stage to RoIs of stride 16; s2 = s // 2."""
     _, features = self.layer4(pooled)
@@ -228,5 +228,5 @@ def _layer_norm(name: str, dtype: DTypeLike) -> nn.LayerNorm:
   # The fast variance, mean(x^2) - mean(x)^2, loses its digits where the mean
   # is large beside the deviation.
   return nn.LayerNorm(
-      epsilon=LAYER_NORM_EPS, use_fast_variance=False, dtype=dtype, name=name
+    epsilon=LAYER_NORM_EPS, use_fast_variance=False, dtype=dtype, name=name
   )

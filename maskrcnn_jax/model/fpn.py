@@ -47,15 +47,15 @@ class Fpn(nn.Module):
 
     def conv(x, name, kernel_size):
       x = layers.Conv(
-          self.channels,
-          kernel_size,
-          use_bias=self.norm is None,
-          dtype=self.dtype,
-          name=name,
+        self.channels,
+        kernel_size,
+        use_bias=self.norm is None,
+        dtype=self.dtype,
+        name=name,
       )(x)
       if self.norm is not None:
         x = layers.make_norm(
-            f'{name}_norm', norm=self.norm, eps=self.norm_eps, dtype=self.dtype
+          f'{name}_norm', norm=self.norm, eps=self.norm_eps, dtype=self.dtype
         )(x)
       return x
 
@@ -67,9 +67,9 @@ class Fpn(nn.Module):
       size, half = lateral.shape[1:3], inner.shape[1:3]
       if size != (2 * half[0], 2 * half[1]):
         raise ValueError(
-            f'Level {level} ({size[0]}x{size[1]}) must have twice the rows and '
-            f'columns of level {level + 1} ({half[0]}x{half[1]}); pad the '
-            f'images to a multiple of {2**coarsest}.'
+          f'Level {level} ({size[0]}x{size[1]}) must have twice the rows and '
+          f'columns of level {level + 1} ({half[0]}x{half[1]}); pad the '
+          f'images to a multiple of {2**coarsest}.'
         )
       inner = lateral + layers.upsample_2x(inner)
       pyramid[level] = conv(inner, f'layer{level}', 3)

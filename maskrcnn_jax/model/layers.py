@@ -64,7 +64,7 @@ class Conv(nn.Module):
     size, stride = self.kernel_size, self.stride
     shape = (size, size, x.shape[-1] // self.groups, self.features)
     kernel = jnp.asarray(
-        self.param('kernel', self.kernel_init, shape), self.dtype
+      self.param('kernel', self.kernel_init, shape), self.dtype
     )
     x = x.astype(self.dtype)
     if size == 1 and self.groups == 1:
@@ -80,11 +80,11 @@ class Conv(nn.Module):
 
 
 def convolve(
-    x: Float[Array, 'n h w c'],
-    kernel: Float[Array, 's s c1 c2'],
-    *,
-    stride: int = 1,
-    groups: int = 1,
+  x: Float[Array, 'n h w c'],
+  kernel: Float[Array, 's s c1 c2'],
+  *,
+  stride: int = 1,
+  groups: int = 1,
 ) -> Float[Array, 'n h2 w2 c2']:
   """Convolves with a kernel of odd side s; the input is padded with zeros.
 
@@ -97,18 +97,18 @@ def convolve(
   """
   margin = kernel.shape[0] // 2
   return lax.conv_general_dilated(
-      x,
-      kernel,
-      window_strides=(stride, stride),
-      padding=[(margin, margin)] * 2,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      feature_group_count=groups,
+    x,
+    kernel,
+    window_strides=(stride, stride),
+    padding=[(margin, margin)] * 2,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=groups,
   )
 
 
 @jax.custom_vjp
 def wide_conv(
-    x: Float[Array, 'n h w c'], kernel: Float[Array, 's s c c2']
+  x: Float[Array, 'n h w c'], kernel: Float[Array, 's s c c2']
 ) -> Float[Array, 'n h w c2']:
   """Computes `convolve` with a backward pass that is fast on the CPU too.
 
@@ -133,12 +133,12 @@ def _wide_conv_backward(saved, gradient):
     # with the kernel turned by 180 degrees.
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     return (
-        convolve(gradient, turned),
-        kernel_gradient(x, gradient, side=kernel.shape[0]),
+      convolve(gradient, turned),
+      kernel_gradient(x, gradient, side=kernel.shape[0]),
     )
 
   return lax.platform_dependent(
-      *saved, gradient, cpu=by_products, default=by_xla
+    *saved, gradient, cpu=by_products, default=by_xla
   )
 
 
@@ -146,10 +146,10 @@ wide_conv.defvjp(_wide_conv_forward, _wide_conv_backward)
 
 
 def kernel_gradient(
-    x: Float[Array, 'n h w c'],
-    gradient: Float[Array, 'n h w c2'],
-    *,
-    side: int,
+  x: Float[Array, 'n h w c'],
+  gradient: Float[Array, 'n h w c2'],
+  *,
+  side: int,
 ) -> Float[Array, 's s c c2']:
   """Returns the gradient of `convolve`, with stride 1, for its kernel.
 
@@ -168,28 +168,32 @@ def kernel_gradient(
   margin, missing = side // 2, bands * rows - height
   # Rows of zeros fill the last band. They add nothing to the sum.
   gradient = jnp.pad(gradient, ((0, 0), (0, missing), (0, 0), (0, 0)))
-  x = jnp.pad(
-      x, ((0, 0), (margin, margin + missing), (margin, margin), (0, 0))
-  )
+  x = jnp.pad(x, ((0, 0), (margin, margin + missing), (margin, margin), (0, 0)))
   positions = (0, 1, 2)
 
   def add_band(band, total):
     g = lax.dynamic_slice_in_dim(gradient, band * rows, rows, axis=1)
     rows_of_x = lax.dynamic_slice_in_dim(
-        x, band * rows, rows + 2 * margin, axis=1
+      x, band * rows, rows + 2 * margin, axis=1
     )
-    return total + jnp.stack([
+    return total + jnp.stack(
+      [
         lax.dot_general(
-            rows_of_x[:, i : i + rows, j : j + width], g,
-            ((positions, positions), ((), ())),
-            preferred_element_type=jnp.float32,
+          rows_of_x[:, i : i + rows, j : j + width],
+          g,
+          ((positions, positions), ((), ())),
+          preferred_element_type=jnp.float32,
         )
-        for i in range(side) for j in range(side)
-    ])
+        for i in range(side)
+        for j in range(side)
+      ]
+    )
 
   total = lax.fori_loop(
-      0, bands, add_band,
-      jnp.zeros((side * side, channels, gradient.shape[-1])),
+    0,
+    bands,
+    add_band,
+    jnp.zeros((side * side, channels, gradient.shape[-1])),
   )
   return total.reshape(side, side, channels, -1).astype(x.dtype)
 
@@ -218,9 +222,9 @@ class Deconv2x2(nn.Module):
   def __call__(self, x: Float[Array, 'n h w c']) -> Float[Array, 'n h2 w2 c2']:
     n, h, w, channels = x.shape
     kernel = self.param(
-        'kernel',
-        nn.initializers.variance_scaling(2.0, 'fan_in', 'normal'),
-        (2, 2, channels, self.features),
+      'kernel',
+      nn.initializers.variance_scaling(2.0, 'fan_in', 'normal'),
+      (2, 2, channels, self.features),
     )
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     columns = kernel.astype(self.dtype).transpose(2, 0, 1, 3)
@@ -258,7 +262,7 @@ class FrozenBatchNorm(nn.Module):
     factor = scale * lax.rsqrt(var + self.eps)
     offset = bias - mean * factor
     return x.astype(self.dtype) * factor.astype(self.dtype) + offset.astype(
-        self.dtype
+      self.dtype
     )
 
 
@@ -270,12 +274,12 @@ def make_group_norm(name: str | None, *, dtype: DTypeLike) -> nn.GroupNorm:
     dtype: Dtype of the output. The input must have a multiple of 32 channels.
   """
   return nn.GroupNorm(
-      num_groups=NUM_GROUPS, epsilon=GROUP_NORM_EPS, dtype=dtype, name=name
+    num_groups=NUM_GROUPS, epsilon=GROUP_NORM_EPS, dtype=dtype, name=name
   )
 
 
 def make_norm(
-    name: str | None, *, norm: str, eps: float, dtype: DTypeLike
+  name: str | None, *, norm: str, eps: float, dtype: DTypeLike
 ) -> nn.Module:
   """Makes the norm that follows a convolution.
 

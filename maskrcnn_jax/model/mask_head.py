@@ -35,35 +35,37 @@ class MaskHead(nn.Module):
 
   @nn.compact
   def __call__(
-      self, pooled: Float[Array, 'b r s s c']
+    self, pooled: Float[Array, 'b r s s c']
   ) -> Float[Array, 'b r m m k']:
     """Returns float32 mask logits; their side m is twice the pooled side s."""
     batch_size, num_rois, side, _, channels = pooled.shape
     x = pooled.reshape(batch_size * num_rois, side, side, channels)
     for i in range(1, self.num_convs + 1):
       x = layers.Conv(
-          self.channels,
-          3,
-          use_bias=self.norm is None,
-          kernel_init=layers.kaiming_normal,
-          dtype=self.dtype,
-          name=f'mask_fcn{i}',
+        self.channels,
+        3,
+        use_bias=self.norm is None,
+        kernel_init=layers.kaiming_normal,
+        dtype=self.dtype,
+        name=f'mask_fcn{i}',
       )(x)
       if self.norm is not None:
         x = layers.make_norm(
-            f'mask_fcn{i}_norm', norm=self.norm, eps=self.norm_eps,
-            dtype=self.dtype,
+          f'mask_fcn{i}_norm',
+          norm=self.norm,
+          eps=self.norm_eps,
+          dtype=self.dtype,
         )(x)
       x = nn.relu(x)
     x = nn.relu(
-        layers.Deconv2x2(self.channels, dtype=self.dtype, name='conv5_mask')(x)
+      layers.Deconv2x2(self.channels, dtype=self.dtype, name='conv5_mask')(x)
     )
     mask_logits = layers.Conv(
-        self.num_classes,
-        kernel_init=layers.kaiming_normal,
-        dtype=self.dtype,
-        name='mask_fcn_logits',
+      self.num_classes,
+      kernel_init=layers.kaiming_normal,
+      dtype=self.dtype,
+      name='mask_fcn_logits',
     )(x)
     return mask_logits.reshape(
-        batch_size, num_rois, 2 * side, 2 * side, self.num_classes
+      batch_size, num_rois, 2 * side, 2 * side, self.num_classes
     ).astype(jnp.float32)

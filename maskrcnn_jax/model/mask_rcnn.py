@@ -82,50 +82,50 @@ class MaskRCNN(nn.Module):
 
   def setup(self) -> None:
     norms = {
-        'frozen_batch': ('frozen_batch', None),
-        'frozen_batch_all': ('frozen_batch', 'frozen_batch'),
-        'group': ('group', 'group'),
+      'frozen_batch': ('frozen_batch', None),
+      'frozen_batch_all': ('frozen_batch', 'frozen_batch'),
+      'group': ('group', 'group'),
     }
     body_norm, head_norm = norms[self.norm]
     head_arguments = dict(
-        norm=head_norm, norm_eps=self.norm_eps, dtype=self.dtype
+      norm=head_norm, norm_eps=self.norm_eps, dtype=self.dtype
     )
     has_pyramid = self.body == 'fpn'
     self.backbone = make_backbone(
-        self.backbone_name,
-        BackboneOptions(
-            depth=self.depth,
-            width=self.width,
-            groups=self.groups,
-            group_width=self.group_width,
-            norm=body_norm,
-            norm_eps=self.norm_eps,
-            stride_in_1x1=self.stride_in_1x1,
-            num_stages=4 if has_pyramid else 3,
-            dtype=self.dtype,
-        ),
+      self.backbone_name,
+      BackboneOptions(
+        depth=self.depth,
+        width=self.width,
+        groups=self.groups,
+        group_width=self.group_width,
+        norm=body_norm,
+        norm_eps=self.norm_eps,
+        stride_in_1x1=self.stride_in_1x1,
+        num_stages=4 if has_pyramid else 3,
+        dtype=self.dtype,
+      ),
     )
     if has_pyramid:
       self.fpn = Fpn(channels=self.fpn_channels, **head_arguments)
     self.rpn = RpnHead(
-        anchors_per_cell=self.anchors_per_cell,
-        num_convs=self.rpn_convs,
-        dtype=self.dtype,
+      anchors_per_cell=self.anchors_per_cell,
+      num_convs=self.rpn_convs,
+      dtype=self.dtype,
     )
     if self.has_box_head:
       self.box_head = BoxHead(
-          num_classes=self.num_classes,
-          num_convs=self.box_convs,
-          num_fcs=self.box_fcs,
-          features=self.box_features,
-          **head_arguments,
+        num_classes=self.num_classes,
+        num_convs=self.box_convs,
+        num_fcs=self.box_fcs,
+        features=self.box_features,
+        **head_arguments,
       )
     if self.has_mask_head:
       self.mask_head = MaskHead(
-          num_classes=self.num_classes,
-          num_convs=self.mask_convs,
-          channels=self.mask_channels,
-          **head_arguments,
+        num_classes=self.num_classes,
+        num_convs=self.mask_convs,
+        channels=self.mask_channels,
+        **head_arguments,
       )
 
   def extract(self, images: Float[Array, 'b h w 3']) -> Pyramid:
@@ -149,7 +149,7 @@ class MaskRCNN(nn.Module):
     return self.box_head(self._look_closer(pooled))
 
   def segment(
-      self, pooled: Float[Array, 'b r s s c']
+    self, pooled: Float[Array, 'b r s s c']
   ) -> Float[Array, 'b r m m k']:
     """Returns a mask of each class for each RoI, as logits.
 
@@ -167,13 +167,13 @@ class MaskRCNN(nn.Module):
     return x.reshape(b, r, *x.shape[1:])
 
   def __call__(
-      self,
-      images: Float[Array, 'b h w 3'],
-      *,
-      box_side: int = 7,
-      mask_side: int = 14,
+    self,
+    images: Float[Array, 'b h w 3'],
+    *,
+    box_side: int = 7,
+    mask_side: int = 14,
   ) -> tuple[
-      Pyramid, RpnOutput, BoxOutput | None, Float[Array, 'b r m m k'] | None
+    Pyramid, RpnOutput, BoxOutput | None, Float[Array, 'b r m m k'] | None
   ]:
     """Runs every part once, with one RoI of zeros an image, for `init`.
 
@@ -191,8 +191,8 @@ class MaskRCNN(nn.Module):
       return jnp.zeros((images.shape[0], 1, side, side, channels))
 
     return (
-        pyramid,
-        rpn,
-        self.classify(pool(box_side)) if self.has_box_head else None,
-        self.segment(pool(mask_side)) if self.has_mask_head else None,
+      pyramid,
+      rpn,
+      self.classify(pool(box_side)) if self.has_box_head else None,
+      self.segment(pool(mask_side)) if self.has_mask_head else None,
     )

@@ -11,10 +11,10 @@ from maskrcnn_jax.model import layers
 # Depth -> (whether blocks are bottlenecks, number of blocks of each stage).
 # ResNet (arXiv:1512.03385), table 1.
 DEPTHS = {
-    18: (False, (2, 2, 2, 2)),
-    34: (False, (3, 4, 6, 3)),
-    50: (True, (3, 4, 6, 3)),
-    101: (True, (3, 4, 23, 3)),
+  18: (False, (2, 2, 2, 2)),
+  34: (False, (3, 4, 6, 3)),
+  50: (True, (3, 4, 6, 3)),
+  101: (True, (3, 4, 23, 3)),
 }
 
 
@@ -58,16 +58,16 @@ class Block(nn.Module):
     def conv(x, names, features, kernel_size, stride, groups=1):
       conv_name, norm_name = names
       x = layers.Conv(
-          features,
-          kernel_size,
-          stride,
-          groups,
-          use_bias=False,
-          dtype=self.dtype,
-          name=conv_name,
+        features,
+        kernel_size,
+        stride,
+        groups,
+        use_bias=False,
+        dtype=self.dtype,
+        name=conv_name,
       )(x)
       return layers.make_norm(
-          norm_name, norm=self.norm, eps=self.norm_eps, dtype=self.dtype
+        norm_name, norm=self.norm, eps=self.norm_eps, dtype=self.dtype
       )(x)
 
     if self.bottleneck:
@@ -112,16 +112,16 @@ class Stage(nn.Module):
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
     for i in range(self.num_blocks):
       x = Block(
-          channels=self.channels,
-          bottleneck=self.bottleneck,
-          groups=self.groups,
-          group_width=self.group_width,
-          stride=self.stride if i == 0 else 1,
-          stride_in_1x1=self.stride_in_1x1,
-          norm=self.norm,
-          norm_eps=self.norm_eps,
-          dtype=self.dtype,
-          name=str(i),
+        channels=self.channels,
+        bottleneck=self.bottleneck,
+        groups=self.groups,
+        group_width=self.group_width,
+        stride=self.stride if i == 0 else 1,
+        stride_in_1x1=self.stride_in_1x1,
+        norm=self.norm,
+        norm_eps=self.norm_eps,
+        dtype=self.dtype,
+        name=str(i),
       )(x)
     return x
 
@@ -160,29 +160,27 @@ class ResNet(nn.Module):
   def setup(self) -> None:
     if self.depth not in DEPTHS:
       raise ValueError(
-          f'depth must be one of {sorted(DEPTHS)}, not {self.depth}.'
+        f'depth must be one of {sorted(DEPTHS)}, not {self.depth}.'
       )
     bottleneck, num_blocks = DEPTHS[self.depth]
-    self.conv1 = layers.Conv(
-        self.width, 7, 2, use_bias=False, dtype=self.dtype
-    )
+    self.conv1 = layers.Conv(self.width, 7, 2, use_bias=False, dtype=self.dtype)
     self.bn1 = layers.make_norm(
-        None, norm=self.norm, eps=self.norm_eps, dtype=self.dtype
+      None, norm=self.norm, eps=self.norm_eps, dtype=self.dtype
     )
     self.layer1, self.layer2, self.layer3, self.layer4 = (
-        Stage(
-            num_blocks=blocks,
-            channels=self.width * 2**i,
-            bottleneck=bottleneck,
-            groups=self.groups,
-            group_width=self.group_width,
-            stride=1 if i == 0 else 2,
-            stride_in_1x1=self.stride_in_1x1,
-            norm=self.norm,
-            norm_eps=self.norm_eps,
-            dtype=self.dtype,
-        )
-        for i, blocks in enumerate(num_blocks)
+      Stage(
+        num_blocks=blocks,
+        channels=self.width * 2**i,
+        bottleneck=bottleneck,
+        groups=self.groups,
+        group_width=self.group_width,
+        stride=1 if i == 0 else 2,
+        stride_in_1x1=self.stride_in_1x1,
+        norm=self.norm,
+        norm_eps=self.norm_eps,
+        dtype=self.dtype,
+      )
+      for i, blocks in enumerate(num_blocks)
     )
 
   def __call__(self, images: Float[Array, 'b h w 3']) -> Pyramid:
@@ -200,7 +198,7 @@ class ResNet(nn.Module):
     return features
 
   def last_stage(
-      self, pooled: Float[Array, 'n s s c']
+    self, pooled: Float[Array, 'n s s c']
   ) -> Float[Array, 'n s2 s2 c2']:
     """Applies the fourth stage to RoIs of stride 16; s2 = (s + 1) // 2."""
     return self.layer4(pooled)

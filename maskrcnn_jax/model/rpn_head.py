@@ -46,11 +46,11 @@ class RpnHead(nn.Module):
 
     def conv(name, features, kernel_size):
       return layers.Conv(
-          features,
-          kernel_size,
-          kernel_init=nn.initializers.normal(0.01),
-          dtype=self.dtype,
-          name=name,
+        features,
+        kernel_size,
+        kernel_init=nn.initializers.normal(0.01),
+        dtype=self.dtype,
+        name=name,
       )
 
     names = ['conv', *(f'conv{i}' for i in range(2, self.num_convs + 1))]
@@ -66,6 +66,6 @@ class RpnHead(nn.Module):
       objectness_logits.append(cls_logits(x).reshape(batch_size, -1))
       anchor_deltas.append(bbox_pred(x).reshape(batch_size, -1, 4))
     return RpnOutput(
-        jnp.concatenate(objectness_logits, axis=1).astype(jnp.float32),
-        jnp.concatenate(anchor_deltas, axis=1).astype(jnp.float32),
+      jnp.concatenate(objectness_logits, axis=1).astype(jnp.float32),
+      jnp.concatenate(anchor_deltas, axis=1).astype(jnp.float32),
     )

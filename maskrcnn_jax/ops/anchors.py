@@ -20,11 +20,11 @@ class AnchorLevel(NamedTuple):
 
 
 def cell_anchors(
-    sizes: tuple[float, ...],
-    ratios: tuple[float, ...],
-    *,
-    rounding: str = 'none',
-    stride: int = 1,
+  sizes: tuple[float, ...],
+  ratios: tuple[float, ...],
+  *,
+  rounding: str = 'none',
+  stride: int = 1,
 ) -> Float[np.ndarray, 'anchors_per_cell 4']:
   """Returns the anchors of the cell at the origin.
 
@@ -70,16 +70,16 @@ def cell_anchors(
       center = 0.5 * (stride - 1)
       return np.concatenate([center - reach, center + reach], axis=1)
   raise ValueError(
-      f"rounding must be 'none', 'corners' or 'stride', not {rounding!r}."
+    f"rounding must be 'none', 'corners' or 'stride', not {rounding!r}."
   )
 
 
 def anchor_levels(
-    padded_size: tuple[int, int],
-    *,
-    sizes: dict[int, tuple[float, ...]],
-    ratios: tuple[float, ...],
-    rounding: str = 'none',
+  padded_size: tuple[int, int],
+  *,
+  sizes: dict[int, tuple[float, ...]],
+  ratios: tuple[float, ...],
+  rounding: str = 'none',
 ) -> tuple[AnchorLevel, ...]:
   """Returns where the anchors of each level are, finest first.
 
@@ -98,18 +98,21 @@ def anchor_levels(
   for level in sorted(sizes):
     stride = 2**level
     around = cell_anchors(
-        sizes[level], ratios, rounding=rounding, stride=stride
+      sizes[level], ratios, rounding=rounding, stride=stride
     )
     height, width = padded_size
-    levels.append(AnchorLevel(
-        stride, (-(-height // stride), -(-width // stride)),
+    levels.append(
+      AnchorLevel(
+        stride,
+        (-(-height // stride), -(-width // stride)),
         tuple(map(tuple, around.tolist())),
-    ))
+      )
+    )
   return tuple(levels)
 
 
 def make_anchors(
-    levels: tuple[AnchorLevel, ...], *, fit_to: Int[Array, '2'] | None = None
+  levels: tuple[AnchorLevel, ...], *, fit_to: Int[Array, '2'] | None = None
 ) -> tuple[Float[Array, '_ 4'], ...]:
   """Returns the anchors of each level.
 
@@ -126,8 +129,8 @@ def make_anchors(
     cells of 32 px differs by it.
   """
   return tuple(
-      anchors_at(level, jnp.arange(count_anchors(level)), fit_to=fit_to)
-      for level in levels
+    anchors_at(level, jnp.arange(count_anchors(level)), fit_to=fit_to)
+    for level in levels
   )
 
 
@@ -137,11 +140,11 @@ def count_anchors(level: AnchorLevel) -> int:
 
 
 def anchors_at(
-    level: AnchorLevel,
-    index: Int[Array, 'n'],
-    *,
-    fit_to: Int[Array, '2'] | None = None,
-    kernels: str = 'xla',
+  level: AnchorLevel,
+  index: Int[Array, 'n'],
+  *,
+  fit_to: Int[Array, '2'] | None = None,
+  kernels: str = 'xla',
 ) -> Float[Array, 'n 4']:
   """Returns anchors of a level, made from their numbers alone.
 
@@ -155,7 +158,7 @@ def anchors_at(
     from pallas_kernels import anchors as kernel
 
     return kernel.anchors_at(
-        level, index, fit_to=fit_to, interpret=kernels == 'interpret'
+      level, index, fit_to=fit_to, interpret=kernels == 'interpret'
     )
   per_cell = len(level.around)
   cell = index // per_cell
@@ -176,17 +179,17 @@ def _cell_starts(cells, stride, fit_side):
 
 
 def pad_size(
-    image_size: Int[Array, '2'], *, padding_multiple: int
+  image_size: Int[Array, '2'], *, padding_multiple: int
 ) -> Int[Array, '2']:
   """Returns the (height, width) that peers pad an image to."""
   return -(-image_size // padding_multiple) * padding_multiple
 
 
 def anchors_in_image(
-    anchors: Float[Array, 'a 4'],
-    image_size: Int[Array, '2'],
-    *,
-    padding_multiple: int,
+  anchors: Float[Array, 'a 4'],
+  image_size: Int[Array, '2'],
+  *,
+  padding_multiple: int,
 ) -> Bool[Array, 'a']:
   """Tells which anchors are centred in the image, padded as peers pad it.
 
@@ -203,7 +206,7 @@ def anchors_in_image(
 
 
 def anchors_inside_image(
-    anchors: Float[Array, 'a 4'], image_size: Int[Array, '2']
+  anchors: Float[Array, 'a 4'], image_size: Int[Array, '2']
 ) -> Bool[Array, 'a']:
   """Tells which anchors do not straddle an edge of the unpadded image.
 

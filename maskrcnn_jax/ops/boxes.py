@@ -18,14 +18,14 @@ Weights = tuple[float, float, float, float]
 
 
 def box_sides(
-    boxes: Float[Array, '*n 4'], *, width_offset: float = 0.0
+  boxes: Float[Array, '*n 4'], *, width_offset: float = 0.0
 ) -> Float[Array, '*n 2']:
   """Returns (width, height), negative for a box turned inside out."""
   return boxes[..., 2:] - boxes[..., :2] + width_offset
 
 
 def box_area(
-    boxes: Float[Array, '*n 4'], *, width_offset: float = 0.0
+  boxes: Float[Array, '*n 4'], *, width_offset: float = 0.0
 ) -> Float[Array, '*n']:
   """Returns width times height; 0 for a box turned inside out."""
   sides = jnp.maximum(box_sides(boxes, width_offset=width_offset), 0)
@@ -33,11 +33,11 @@ def box_area(
 
 
 def pairwise_iou(
-    boxes: Float[Array, 'n 4'],
-    others: Float[Array, 'm 4'],
-    *,
-    width_offset: float = 0.0,
-    kernels: str = 'xla',
+  boxes: Float[Array, 'n 4'],
+  others: Float[Array, 'm 4'],
+  *,
+  width_offset: float = 0.0,
+  kernels: str = 'xla',
 ) -> Float[Array, 'n m']:
   """Returns intersection over union of each box with each other; 0 if empty.
 
@@ -51,19 +51,21 @@ def pairwise_iou(
     from pallas_kernels import boxes as kernel
 
     return kernel.pairwise_iou(
-        boxes, others, width_offset=width_offset,
-        interpret=kernels == 'interpret',
+      boxes,
+      others,
+      width_offset=width_offset,
+      interpret=kernels == 'interpret',
     )
   return iou_of_corners(
-      boxes.T[:, :, None], others.T[:, None, :], width_offset=width_offset
+    boxes.T[:, :, None], others.T[:, None, :], width_offset=width_offset
   )
 
 
 def iou_of_corners(
-    corners: Float[Array, '4 ...'],
-    others: Float[Array, '4 ...'],
-    *,
-    width_offset: float = 0.0,
+  corners: Float[Array, '4 ...'],
+  others: Float[Array, '4 ...'],
+  *,
+  width_offset: float = 0.0,
 ) -> Float[Array, '...']:
   """Returns intersection over union of boxes whose axes are broadcast.
 
@@ -73,6 +75,7 @@ def iou_of_corners(
     others: Likewise.
     width_offset: See the top of this file.
   """
+
   def area(x1, y1, x2, y2):
     width = jnp.maximum(x2 - x1 + width_offset, 0)
     return width * jnp.maximum(y2 - y1 + width_offset, 0)
@@ -80,21 +83,23 @@ def iou_of_corners(
   x1, y1, x2, y2 = corners
   u1, v1, u2, v2 = others
   intersection = area(
-      jnp.maximum(x1, u1), jnp.maximum(y1, v1),
-      jnp.minimum(x2, u2), jnp.minimum(y2, v2),
+    jnp.maximum(x1, u1),
+    jnp.maximum(y1, v1),
+    jnp.minimum(x2, u2),
+    jnp.minimum(y2, v2),
   )
   union = area(*corners) + area(*others) - intersection
   return jnp.where(
-      intersection > 0, intersection / jnp.where(union > 0, union, 1), 0
+    intersection > 0, intersection / jnp.where(union > 0, union, 1), 0
   )
 
 
 def encode_boxes(
-    boxes: Float[Array, '*n 4'],
-    anchors: Float[Array, '*n 4'],
-    *,
-    weights: Weights = (1.0, 1.0, 1.0, 1.0),
-    width_offset: float = 0.0,
+  boxes: Float[Array, '*n 4'],
+  anchors: Float[Array, '*n 4'],
+  *,
+  weights: Weights = (1.0, 1.0, 1.0, 1.0),
+  width_offset: float = 0.0,
 ) -> Float[Array, '*n 4']:
   """Returns the deltas that lead from each anchor to its box.
 
@@ -120,11 +125,11 @@ def encode_boxes(
 
 
 def decode_boxes(
-    deltas: Float[Array, '*n 4'],
-    anchors: Float[Array, '*n 4'],
-    *,
-    weights: Weights = (1.0, 1.0, 1.0, 1.0),
-    width_offset: float = 0.0,
+  deltas: Float[Array, '*n 4'],
+  anchors: Float[Array, '*n 4'],
+  *,
+  weights: Weights = (1.0, 1.0, 1.0, 1.0),
+  width_offset: float = 0.0,
 ) -> Float[Array, '*n 4']:
   """Returns the box that each anchor's deltas lead to; undoes `encode_boxes`.
 
@@ -140,15 +145,15 @@ def decode_boxes(
   centers = deltas[..., :2] * anchor_sides + anchor_centers
   sides = jnp.exp(jnp.minimum(deltas[..., 2:], MAX_LOG_SCALE)) * anchor_sides
   return jnp.concatenate(
-      [centers - 0.5 * sides, centers + 0.5 * sides - width_offset], -1
+    [centers - 0.5 * sides, centers + 0.5 * sides - width_offset], -1
   )
 
 
 def clip_boxes(
-    boxes: Float[Array, '*n 4'],
-    image_size: Int[Array, '2'],
-    *,
-    width_offset: float = 0.0,
+  boxes: Float[Array, '*n 4'],
+  image_size: Int[Array, '2'],
+  *,
+  width_offset: float = 0.0,
 ) -> Float[Array, '*n 4']:
   """Cuts boxes off at the edges of an image of (height, width) pixels."""
   height, width = image_size[0], image_size[1]
@@ -157,10 +162,10 @@ def clip_boxes(
 
 
 def flip_boxes(
-    boxes: Float[Array, '*n 4'],
-    width: Int[Array, ''],
-    *,
-    width_offset: float = 0.0,
+  boxes: Float[Array, '*n 4'],
+  width: Int[Array, ''],
+  *,
+  width_offset: float = 0.0,
 ) -> Float[Array, '*n 4']:
   """Mirrors boxes in an image of `width` pixels."""
   x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
@@ -169,10 +174,10 @@ def flip_boxes(
 
 
 def has_area(
-    boxes: Float[Array, '*n 4'],
-    *,
-    min_size: float = 0.0,
-    width_offset: float = 0.0,
+  boxes: Float[Array, '*n 4'],
+  *,
+  min_size: float = 0.0,
+  width_offset: float = 0.0,
 ) -> Bool[Array, '*n']:
   """Tells which boxes have an area, and sides of `min_size` pixels or more."""
   sides = box_sides(boxes, width_offset=width_offset)

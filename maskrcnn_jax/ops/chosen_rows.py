@@ -12,11 +12,11 @@ from jaxtyping import Array, Bool, Float
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4))
 def apply_to_chosen(
-    function: Callable[[Any, Array], Array],
-    params: Any,
-    rows: Float[Array, 'n ...'],
-    chosen: Bool[Array, 'n'],
-    chunk: int,
+  function: Callable[[Any, Array], Array],
+  params: Any,
+  rows: Float[Array, 'n ...'],
+  chosen: Bool[Array, 'n'],
+  chunk: int,
 ) -> Float[Array, 'n ...']:
   """Returns `function(params, rows)`, with zeros in rows that are not chosen.
 
@@ -38,11 +38,11 @@ def apply_to_chosen(
   def add_chunk(i, result):
     at = lax.dynamic_slice_in_dim(place, i * chunk, chunk)
     return result.at[at].set(
-        function(params, rows.at[at].get(mode='clip')), mode='drop'
+      function(params, rows.at[at].get(mode='clip')), mode='drop'
     )
 
   return lax.fori_loop(
-      0, num_chunks, add_chunk, jnp.zeros(shape.shape, shape.dtype)
+    0, num_chunks, add_chunk, jnp.zeros(shape.shape, shape.dtype)
   )
 
 
@@ -61,13 +61,15 @@ def _backward(function, chunk, saved, gradient):
     _, pull = jax.vjp(function, params, rows.at[at].get(mode='clip'))
     more, here = pull(gradient.at[at].get(mode='fill', fill_value=0))
     return (
-        jax.tree.map(jnp.add, of_params, more),
-        of_rows.at[at].set(here, mode='drop'),
+      jax.tree.map(jnp.add, of_params, more),
+      of_rows.at[at].set(here, mode='drop'),
     )
 
   of_params, of_rows = lax.fori_loop(
-      0, num_chunks, add_chunk,
-      jax.tree.map(jnp.zeros_like, (params, rows)),
+    0,
+    num_chunks,
+    add_chunk,
+    jax.tree.map(jnp.zeros_like, (params, rows)),
   )
   return of_params, of_rows, None
 

@@ -11,12 +11,12 @@ LANES = 1024
 
 
 def match_boxes(
-    iou: Float[Array, 'n g'],
-    gt_valid: Bool[Array, 'g'],
-    *,
-    foreground_iou: float,
-    background_iou: float,
-    rescue: bool,
+  iou: Float[Array, 'n g'],
+  gt_valid: Bool[Array, 'g'],
+  *,
+  foreground_iou: float,
+  background_iou: float,
+  rescue: bool,
 ) -> tuple[Int[Array, 'n'], Int[Array, 'n']]:
   """Gives every box the truth that it overlaps most, and a label.
 
@@ -45,7 +45,7 @@ def match_boxes(
   matches = jnp.argmax(iou, axis=1).astype(jnp.int32)
   best = jnp.max(iou, axis=1)
   labels = jnp.where(
-      best >= foreground_iou, 1, jnp.where(best < background_iou, 0, -1)
+    best >= foreground_iou, 1, jnp.where(best < background_iou, 0, -1)
   )
   if rescue:
     best_of_truth = jnp.max(iou, axis=0)
@@ -55,16 +55,16 @@ def match_boxes(
 
 
 def match_by_overlap(
-    boxes: Float[Array, 'n 4'],
-    valid: Bool[Array, 'n'],
-    gt_boxes: Float[Array, 'g 4'],
-    gt_valid: Bool[Array, 'g'],
-    *,
-    foreground_iou: float,
-    background_iou: float,
-    rescue: bool,
-    width_offset: float = 0.0,
-    kernels: str = 'xla',
+  boxes: Float[Array, 'n 4'],
+  valid: Bool[Array, 'n'],
+  gt_boxes: Float[Array, 'g 4'],
+  gt_valid: Bool[Array, 'g'],
+  *,
+  foreground_iou: float,
+  background_iou: float,
+  rescue: bool,
+  width_offset: float = 0.0,
+  kernels: str = 'xla',
 ) -> tuple[Int[Array, 'n'], Int[Array, 'n']]:
   """Gives every box the truth that it overlaps most, and a label.
 
@@ -90,9 +90,15 @@ def match_by_overlap(
     from pallas_kernels import matching as kernel
 
     return kernel.match_by_overlap(
-        boxes, valid, gt_boxes, gt_valid, foreground_iou=foreground_iou,
-        background_iou=background_iou, rescue=rescue,
-        width_offset=width_offset, interpret=kernels == 'interpret',
+      boxes,
+      valid,
+      gt_boxes,
+      gt_valid,
+      foreground_iou=foreground_iou,
+      background_iou=background_iou,
+      rescue=rescue,
+      width_offset=width_offset,
+      interpret=kernels == 'interpret',
     )
   n, g = boxes.shape[0], gt_boxes.shape[0]
   if n == 0 or g == 0:
@@ -107,7 +113,7 @@ def match_by_overlap(
   def look_at(truth, state):
     matches, best, rescued = state
     iou = iou_of_corners(
-        corners, gt_boxes[truth][:, None, None], width_offset=width_offset
+      corners, gt_boxes[truth][:, None, None], width_offset=width_offset
     )
     iou = jnp.where(valid & gt_valid[truth], iou, -1)
     # Worked out once: of two computations that are rounded differently, none
@@ -122,15 +128,17 @@ def match_by_overlap(
     return matches, best, rescued
 
   matches, best, rescued = jax.lax.fori_loop(
-      0, _end_of_truths(gt_valid), look_at,
-      (
-          jnp.zeros((rows, LANES), jnp.int32),
-          jnp.full((rows, LANES), -1, boxes.dtype),
-          jnp.zeros((rows, LANES), bool),
-      ),
+    0,
+    _end_of_truths(gt_valid),
+    look_at,
+    (
+      jnp.zeros((rows, LANES), jnp.int32),
+      jnp.full((rows, LANES), -1, boxes.dtype),
+      jnp.zeros((rows, LANES), bool),
+    ),
   )
   labels = jnp.where(
-      best >= foreground_iou, 1, jnp.where(best < background_iou, 0, -1)
+    best >= foreground_iou, 1, jnp.where(best < background_iou, 0, -1)
   )
   labels = jnp.where(rescued, 1, labels)
   return matches.reshape(-1)[:n], labels.reshape(-1)[:n].astype(jnp.int32)
@@ -148,5 +156,5 @@ def _end_of_all_truths(axis_size, in_batched, gt_valid):
   """Returns that of the image that has most, for one loop serves them all."""
   del axis_size
   return _end_of_truths(gt_valid.any(axis=0) if in_batched[0] else gt_valid), (
-      False
+    False
   )

@@ -10,16 +10,16 @@ from maskrcnn_jax.ops.boxes import pairwise_iou
 
 
 def nms(
-    boxes: Float[Array, 'n 4'],
-    scores: Float[Array, 'n'],
-    valid: Bool[Array, 'n'],
-    *,
-    iou_threshold: float,
-    limit: int,
-    groups: Int[Array, 'n'] | None = None,
-    block_size: int = 256,
-    width_offset: float = 0.0,
-    kernels: str = 'xla',
+  boxes: Float[Array, 'n 4'],
+  scores: Float[Array, 'n'],
+  valid: Bool[Array, 'n'],
+  *,
+  iou_threshold: float,
+  limit: int,
+  groups: Int[Array, 'n'] | None = None,
+  block_size: int = 256,
+  width_offset: float = 0.0,
+  kernels: str = 'xla',
 ) -> tuple[Int[Array, 'd'], Bool[Array, 'd']]:
   """Keeps the best boxes, each of which suppresses the worse that overlap it.
 
@@ -49,16 +49,26 @@ def nms(
     from pallas_kernels import nms_triton
 
     return nms_triton.nms(
-        boxes, scores, valid, iou_threshold=iou_threshold, limit=limit,
-        groups=groups, width_offset=width_offset,
+      boxes,
+      scores,
+      valid,
+      iou_threshold=iou_threshold,
+      limit=limit,
+      groups=groups,
+      width_offset=width_offset,
     )
   if kernels != 'xla':
     from pallas_kernels import nms as kernel
 
     return kernel.nms(
-        boxes, scores, valid, iou_threshold=iou_threshold, limit=limit,
-        groups=groups, width_offset=width_offset,
-        interpret=kernels == 'interpret',
+      boxes,
+      scores,
+      valid,
+      iou_threshold=iou_threshold,
+      limit=limit,
+      groups=groups,
+      width_offset=width_offset,
+      interpret=kernels == 'interpret',
     )
   n = boxes.shape[0]
   block_size = max(1, min(block_size, n))
@@ -69,9 +79,9 @@ def nms(
   valid = valid & (scores > -jnp.inf)
   num_valid = jnp.sum(valid)
   # A stable sort ranks equal scores by index; what is not valid comes last.
-  order = jnp.argsort(
-      jnp.where(valid, -scores, jnp.inf), stable=True
-  ).astype(jnp.int32)
+  order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True).astype(
+    jnp.int32
+  )
   order = jnp.pad(order, (0, padding))
   sorted_boxes = boxes[order]
   sorted_groups = None if groups is None else groups[order]
@@ -107,25 +117,23 @@ def nms(
       keep, _ = step
       return alive & ~jnp.any(rival & keep[:, None], axis=0), keep
 
-    keep, _ = jax.lax.while_loop(
-        changing, suppress, suppress((alive, alive))
-    )
+    keep, _ = jax.lax.while_loop(changing, suppress, suppress((alive, alive)))
     slots = jnp.where(keep, count + jnp.cumsum(keep) - 1, limit)
     return (
-        block + 1,
-        jnp.minimum(count + jnp.sum(keep), limit),
-        kept_boxes.at[slots].set(block_boxes, mode='drop'),
-        kept.at[slots].set(cut(order, block), mode='drop'),
+      block + 1,
+      jnp.minimum(count + jnp.sum(keep), limit),
+      kept_boxes.at[slots].set(block_boxes, mode='drop'),
+      kept.at[slots].set(cut(order, block), mode='drop'),
     )
 
   _, count, _, kept = jax.lax.while_loop(
-      unfinished,
-      take_block,
-      (
-          jnp.int32(0),
-          jnp.int32(0),
-          jnp.zeros((limit, 4), boxes.dtype),
-          jnp.zeros(limit, jnp.int32),
-      ),
+    unfinished,
+    take_block,
+    (
+      jnp.int32(0),
+      jnp.int32(0),
+      jnp.zeros((limit, 4), boxes.dtype),
+      jnp.zeros(limit, jnp.int32),
+    ),
   )
   return kept, jnp.arange(limit) < count

@@ -11,15 +11,15 @@ from maskrcnn_jax.ops.roi_align import adaptive_weights
 
 
 def rasterize_outlines(
-    outlines: Outlines,
-    objects: Int[Array, 'r'],
-    boxes: Float[Array, 'r 4'],
-    *,
-    side: int,
-    max_object_vertices: int,
-    max_parts: int,
-    min_box_side: float = 0.1,
-    kernels: str = 'xla',
+  outlines: Outlines,
+  objects: Int[Array, 'r'],
+  boxes: Float[Array, 'r 4'],
+  *,
+  side: int,
+  max_object_vertices: int,
+  max_parts: int,
+  min_box_side: float = 0.1,
+  kernels: str = 'xla',
 ) -> Bool[Array, 'r {side} {side}']:
   """Fills the outline of one object for every box, on a grid over the box.
 
@@ -47,28 +47,37 @@ def rasterize_outlines(
     from pallas_kernels import outlines as kernel
 
     return kernel.rasterize_outlines(
-        outlines, objects, boxes, side=side,
-        max_object_vertices=max_object_vertices, max_parts=max_parts,
-        min_box_side=min_box_side, interpret=kernels == 'interpret',
+      outlines,
+      objects,
+      boxes,
+      side=side,
+      max_object_vertices=max_object_vertices,
+      max_parts=max_parts,
+      min_box_side=min_box_side,
+      interpret=kernels == 'interpret',
     )
   fill = functools.partial(
-      _fill_object, outlines, grid=(side, side), min_box_side=min_box_side,
-      max_vertices=max_object_vertices, max_parts=max_parts,
+    _fill_object,
+    outlines,
+    grid=(side, side),
+    min_box_side=min_box_side,
+    max_vertices=max_object_vertices,
+    max_parts=max_parts,
   )
   return jax.vmap(fill)(objects, boxes)
 
 
 def pool_outlines(
-    outlines: Outlines,
-    objects: Int[Array, 'r'],
-    boxes: Float[Array, 'r 4'],
-    *,
-    side: int,
-    image_size: Int[Array, '2'],
-    padded_size: tuple[int, int],
-    max_object_vertices: int,
-    max_parts: int,
-    min_box_side: float = 1.0,
+  outlines: Outlines,
+  objects: Int[Array, 'r'],
+  boxes: Float[Array, 'r 4'],
+  *,
+  side: int,
+  image_size: Int[Array, '2'],
+  padded_size: tuple[int, int],
+  max_object_vertices: int,
+  max_parts: int,
+  min_box_side: float = 1.0,
 ) -> Float[Array, 'r {side} {side}']:
   """Pools the pixels of one object for every box, as RoIAlign pools features.
 
@@ -101,19 +110,27 @@ def pool_outlines(
   def pool(args):
     object_, box = args
     pixels = _fill_object(
-        outlines, object_, whole, grid=padded_size, min_box_side=1.0,
-        max_vertices=max_object_vertices, max_parts=max_parts,
+      outlines,
+      object_,
+      whole,
+      grid=padded_size,
+      min_box_side=1.0,
+      max_vertices=max_object_vertices,
+      max_parts=max_parts,
     ).astype(jnp.float32)
     rows, columns = (
-        adaptive_weights(
-            box[i, None], jnp.maximum(box[i + 2] - box[i], min_box_side)[None],
-            image_size[1 - i, None], side=side, max_length=padded_size[1 - i],
-        )[0]
-        for i in (1, 0)
+      adaptive_weights(
+        box[i, None],
+        jnp.maximum(box[i + 2] - box[i], min_box_side)[None],
+        image_size[1 - i, None],
+        side=side,
+        max_length=padded_size[1 - i],
+      )[0]
+      for i in (1, 0)
     )
     exact = jax.lax.Precision.HIGHEST
     return jnp.matmul(
-        jnp.matmul(rows, pixels, precision=exact), columns.T, precision=exact
+      jnp.matmul(rows, pixels, precision=exact), columns.T, precision=exact
     )
 
   # One after the other: the pixels of all objects would not fit into memory.
@@ -121,10 +138,10 @@ def pool_outlines(
 
 
 def visible_boxes(
-    outlines: Outlines,
-    image_size: Int[Array, '2'],
-    *,
-    max_object_vertices: int,
+  outlines: Outlines,
+  image_size: Int[Array, '2'],
+  *,
+  max_object_vertices: int,
 ) -> Float[Array, 'g 4']:
   """Finds the box of what an image shows of each object.
 
@@ -143,10 +160,11 @@ def visible_boxes(
   height, width = image_size[0], image_size[1]
   objects = jnp.arange(outlines.starts.shape[0] - 1)
   return jax.vmap(
-      lambda object_: _visible_box(
-          *_edges(outlines, object_, max_object_vertices),
-          jnp.float32(height), jnp.float32(width),
-      )
+    lambda object_: _visible_box(
+      *_edges(outlines, object_, max_object_vertices),
+      jnp.float32(height),
+      jnp.float32(width),
+    )
   )(objects)
 
 
@@ -171,17 +189,29 @@ def _visible_box(vertices, nexts, parts, height, width):
   def extent(values, limit):
     values = jnp.clip(values, 0, limit)
     return (
-        jnp.min(jnp.where(inside, values, jnp.inf)),
-        jnp.max(jnp.where(inside, values, -jnp.inf)),
+      jnp.min(jnp.where(inside, values, jnp.inf)),
+      jnp.max(jnp.where(inside, values, -jnp.inf)),
     )
 
   x1, x2 = extent(ends_x, width)
   y1, y2 = extent(ends_y, height)
   left = _covered(
-      vertices, nexts, parts, real, height, line=0.0, upright=x <= 0,
+    vertices,
+    nexts,
+    parts,
+    real,
+    height,
+    line=0.0,
+    upright=x <= 0,
   )
   right = _covered(
-      vertices, nexts, parts, real, height, line=width, upright=x < width,
+    vertices,
+    nexts,
+    parts,
+    real,
+    height,
+    line=width,
+    upright=x < width,
   )
   x1 = jnp.where(left[0] < left[1], 0, x1)
   x2 = jnp.where(right[0] < right[1], width, x2)
@@ -229,18 +259,18 @@ def _covered(vertices, nexts, parts, real, height, *, line, upright):
   count = jnp.where(real, 1, 0)
   part = jnp.tile(jnp.where(real, parts, jnp.iinfo(parts.dtype).max), 2)
   part, at, step = jax.lax.sort(
-      (
-          part,
-          jnp.concatenate([jnp.minimum(start, end), jnp.maximum(start, end)]),
-          jnp.concatenate([count, -count]),
-      ),
-      num_keys=2,
+    (
+      part,
+      jnp.concatenate([jnp.minimum(start, end), jnp.maximum(start, end)]),
+      jnp.concatenate([count, -count]),
+    ),
+    num_keys=2,
   )
   odd = jnp.cumsum(step)[:-1] % 2 == 1
   odd &= (part[1:] == part[:-1]) & (at[1:] > at[:-1])
   return (
-      jnp.min(jnp.where(odd, at[:-1], jnp.inf)),
-      jnp.max(jnp.where(odd, at[1:], -jnp.inf)),
+    jnp.min(jnp.where(odd, at[:-1], jnp.inf)),
+    jnp.max(jnp.where(odd, at[1:], -jnp.inf)),
   )
 
 
@@ -256,7 +286,7 @@ def _edges(outlines, object_, max_vertices):
 
 
 def _fill_object(
-    outlines, object_, box, *, grid, min_box_side, max_vertices, max_parts
+  outlines, object_, box, *, grid, min_box_side, max_vertices, max_parts
 ):
   """Fills one object on a grid of (rows, columns) over one box."""
   num_rows, num_columns = grid
@@ -282,7 +312,7 @@ def _fill_object(
   part = jnp.where(crosses, parts[:, None], max_parts)
   turns = jnp.zeros((max_parts, num_rows, num_columns + 1), jnp.int32)
   turns = turns.at[part, jnp.arange(num_rows)[None, :], column].add(
-      1, mode='drop'
+    1, mode='drop'
   )
   inside = jnp.cumsum(turns, axis=-1)[:, :, :num_columns] % 2 == 1
   return inside.any(axis=0)

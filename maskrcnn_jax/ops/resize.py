@@ -6,14 +6,14 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 
 def resize_weights(
-    source: Int[Array, ''],
-    target: Int[Array, ''],
-    *,
-    source_length: int,
-    target_length: int,
-    antialias: bool,
-    flip: Bool[Array, ''] | bool = False,
-    offset: Int[Array, ''] | int = 0,
+  source: Int[Array, ''],
+  target: Int[Array, ''],
+  *,
+  source_length: int,
+  target_length: int,
+  antialias: bool,
+  flip: Bool[Array, ''] | bool = False,
+  offset: Int[Array, ''] | int = 0,
 ) -> Float[Array, '{target_length} {source_length}']:
   """Returns the matrix that resizes one axis from `source` to `target` pixels.
 
@@ -48,14 +48,14 @@ def resize_weights(
 
 
 def resize_image(
-    image: UInt8[Array, 'h w c'],
-    source_size: Int[Array, '2'],
-    image_size: Int[Array, '2'],
-    *,
-    padded_size: tuple[int, int],
-    antialias: bool,
-    flip: Bool[Array, ''] | bool = False,
-    offset: Int[Array, '2'] | tuple[int, int] = (0, 0),
+  image: UInt8[Array, 'h w c'],
+  source_size: Int[Array, '2'],
+  image_size: Int[Array, '2'],
+  *,
+  padded_size: tuple[int, int],
+  antialias: bool,
+  flip: Bool[Array, ''] | bool = False,
+  offset: Int[Array, '2'] | tuple[int, int] = (0, 0),
 ) -> Float[Array, '{padded_size[0]} {padded_size[1]} c']:
   """Resizes the real part of an image, crops it, and pads it with zeros.
 
@@ -73,29 +73,36 @@ def resize_image(
     Float32 in the range of the pixels, [0, 255].
   """
   row_weights = resize_weights(
-      source_size[0], image_size[0],
-      source_length=image.shape[0], target_length=padded_size[0],
-      antialias=antialias, offset=offset[0],
+    source_size[0],
+    image_size[0],
+    source_length=image.shape[0],
+    target_length=padded_size[0],
+    antialias=antialias,
+    offset=offset[0],
   )
   column_weights = resize_weights(
-      source_size[1], image_size[1],
-      source_length=image.shape[1], target_length=padded_size[1],
-      antialias=antialias, flip=flip, offset=offset[1],
+    source_size[1],
+    image_size[1],
+    source_length=image.shape[1],
+    target_length=padded_size[1],
+    antialias=antialias,
+    flip=flip,
+    offset=offset[1],
   )
   # Rounded matmuls (TF32, bf16) would shift grey values by up to one in 256.
   exact = jax.lax.Precision.HIGHEST
   rows = jnp.einsum(
-      'ts,swc->twc', row_weights, image.astype(jnp.float32), precision=exact
+    'ts,swc->twc', row_weights, image.astype(jnp.float32), precision=exact
   )
   return jnp.einsum('us,tsc->tuc', column_weights, rows, precision=exact)
 
 
 def resized_size(
-    size: Int[Array, '2'],
-    short_side: Int[Array, ''],
-    *,
-    long_side: int,
-    rule: str = 'nearest',
+  size: Int[Array, '2'],
+  short_side: Int[Array, ''],
+  *,
+  long_side: int,
+  rule: str = 'nearest',
 ) -> Int[Array, '2']:
   """Picks the size to resize an image to, in whole numbers, on the device.
 
@@ -119,7 +126,7 @@ def resized_size(
       new_longer = short_side * longer // shorter
     case 'legacy':
       new_shorter = _divide_to_nearest(
-          long_side * shorter, longer, half_to_even=True
+        long_side * shorter, longer, half_to_even=True
       )
       short_side = jnp.where(capped, jnp.maximum(new_shorter, 1), short_side)
       new_shorter = short_side
@@ -127,17 +134,19 @@ def resized_size(
       capped = jnp.array(False)
     case _:
       raise ValueError(
-          f"rule must be 'nearest', 'down' or 'legacy', not {rule!r}."
+        f"rule must be 'nearest', 'down' or 'legacy', not {rule!r}."
       )
   new_shorter = jnp.where(capped, new_shorter, short_side)
   new_longer = jnp.where(capped, long_side, new_longer)
   lying = size[0] < size[1]
   return jnp.maximum(
-      jnp.stack([
-          jnp.where(lying, new_shorter, new_longer),
-          jnp.where(lying, new_longer, new_shorter),
-      ]),
-      1,
+    jnp.stack(
+      [
+        jnp.where(lying, new_shorter, new_longer),
+        jnp.where(lying, new_longer, new_shorter),
+      ]
+    ),
+    1,
   )
 
 

@@ -22,13 +22,13 @@ MAX_TOUCHING = 6
 
 
 def assign_levels(
-    boxes: Float[Array, '*n 4'],
-    *,
-    min_level: int = 2,
-    max_level: int = 5,
-    epsilon: float = 1e-8,
-    shift: float = 0.0,
-    width_offset: float = 0.0,
+  boxes: Float[Array, '*n 4'],
+  *,
+  min_level: int = 2,
+  max_level: int = 5,
+  epsilon: float = 1e-8,
+  shift: float = 0.0,
+  width_offset: float = 0.0,
 ) -> Int[Array, '*n']:
   """Picks the pyramid level that each box is pooled from.
 
@@ -55,15 +55,15 @@ def assign_levels(
 
 
 def roi_align(
-    pyramid: dict[int, Float[Array, 'h w c']],
-    boxes: Float[Array, 'r 4'],
-    levels: Int[Array, 'r'],
-    *,
-    side: int,
-    sampling_ratio: int,
-    offset: float,
-    min_side: float = 0.0,
-    kernels: str = 'xla',
+  pyramid: dict[int, Float[Array, 'h w c']],
+  boxes: Float[Array, 'r 4'],
+  levels: Int[Array, 'r'],
+  *,
+  side: int,
+  sampling_ratio: int,
+  offset: float,
+  min_side: float = 0.0,
+  kernels: str = 'xla',
 ) -> Float[Array, 'r {side} {side} c']:
   """Pools every box into a square of features, from one level each.
 
@@ -98,16 +98,22 @@ def roi_align(
     from pallas_kernels import roi_align as kernel
 
     return kernel.roi_align(
-        pyramid, boxes, levels, side=side, sampling_ratio=sampling_ratio,
-        offset=offset, min_side=min_side, interpret=kernels == 'interpret',
+      pyramid,
+      boxes,
+      levels,
+      side=side,
+      sampling_ratio=sampling_ratio,
+      offset=offset,
+      min_side=min_side,
+      interpret=kernels == 'interpret',
     )
   names = sorted(pyramid)
   shapes = jnp.array([pyramid[n].shape[:2] for n in names], jnp.int32)
   sizes = [pyramid[n].shape[0] * pyramid[n].shape[1] for n in names]
   starts = jnp.array([sum(sizes[:i]) for i in range(len(sizes))], jnp.int32)
-  cells = jnp.concatenate([
-      pyramid[n].reshape(-1, pyramid[n].shape[-1]) for n in names
-  ])
+  cells = jnp.concatenate(
+    [pyramid[n].reshape(-1, pyramid[n].shape[-1]) for n in names]
+  )
 
   index = levels - names[0]
   box_cells = boxes / (2.0 ** levels.astype(jnp.float32))[:, None] - offset
@@ -116,23 +122,36 @@ def roi_align(
   width = jnp.maximum(box_cells[:, 2] - x, min_side)
   if sampling_ratio == 0:
     return _pool_windows(
-        cells, starts[index], shapes[index], (y, height), (x, width),
-        side=side,
-        level_shapes=[pyramid[n].shape[:2] for n in names],
+      cells,
+      starts[index],
+      shapes[index],
+      (y, height),
+      (x, width),
+      side=side,
+      level_shapes=[pyramid[n].shape[:2] for n in names],
     )
   rows, row_weights = _bilinear_taps(
-      y, height, shapes[index, 0], side=side, sampling_ratio=sampling_ratio,
+    y,
+    height,
+    shapes[index, 0],
+    side=side,
+    sampling_ratio=sampling_ratio,
   )
   columns, column_weights = _bilinear_taps(
-      x, width, shapes[index, 1], side=side, sampling_ratio=sampling_ratio,
+    x,
+    width,
+    shapes[index, 1],
+    side=side,
+    sampling_ratio=sampling_ratio,
   )
   shape = (-1, side, 2 * sampling_ratio)
-  starts_of_rows = (
-      starts[index][:, None] + rows * shapes[index, 1][:, None]
-  )
+  starts_of_rows = starts[index][:, None] + rows * shapes[index, 1][:, None]
   return _pool_samples(
-      cells, starts_of_rows.reshape(shape), row_weights.reshape(shape),
-      columns.reshape(shape), column_weights.reshape(shape),
+    cells,
+    starts_of_rows.reshape(shape),
+    row_weights.reshape(shape),
+    columns.reshape(shape),
+    column_weights.reshape(shape),
   )
 
 
@@ -164,8 +183,8 @@ def _pool_samples(cells, rows, row_weights, columns, column_weights):
 def _sample(i, j, rows, row_weights, columns, column_weights):
   """Where a sample's cell is for every output cell, and its weight."""
   return (
-      rows[:, :, None, i] + columns[:, None, :, j],
-      row_weights[:, :, None, i] * column_weights[:, None, :, j],
+    rows[:, :, None, i] + columns[:, None, :, j],
+    row_weights[:, :, None, i] * column_weights[:, None, :, j],
   )
 
 
@@ -178,12 +197,13 @@ def _pool_samples_backward(residuals, gradient):
   likeness, samples = residuals
   spread = functools.partial(_spread, likeness.shape[0])
   total = jax.lax.platform_dependent(
-      gradient.astype(jnp.float32), *samples,
-      # Elsewhere sums by index are fast, and one after the other is slow.
-      cpu=jax.custom_batching.sequential_vmap(
-          functools.partial(_spread_in_order, likeness.shape[0])
-      ),
-      default=spread,
+    gradient.astype(jnp.float32),
+    *samples,
+    # Elsewhere sums by index are fast, and one after the other is slow.
+    cpu=jax.custom_batching.sequential_vmap(
+      functools.partial(_spread_in_order, likeness.shape[0])
+    ),
+    default=spread,
   )
   return total.astype(likeness.dtype), None, None, None, None
 
@@ -199,12 +219,14 @@ def _spread(num_cells, gradient, *samples):
   def add(k, total):
     place, weight = _sample(k // taps, k % taps, *samples)
     return total.at[place].add(
-        weight[..., None] * gradient, mode='promise_in_bounds'
+      weight[..., None] * gradient, mode='promise_in_bounds'
     )
 
   return jax.lax.fori_loop(
-      0, rows.shape[2] * taps, add,
-      jnp.zeros((num_cells, gradient.shape[-1])),
+    0,
+    rows.shape[2] * taps,
+    add,
+    jnp.zeros((num_cells, gradient.shape[-1])),
   )
 
 
@@ -221,22 +243,22 @@ def _spread_in_order(num_cells, gradient, *samples):
       weight = row_weights[box, i, m] * column_weights[box, j, n]
       before = jax.lax.dynamic_slice(total, (place, 0), (1, channels))
       total = jax.lax.dynamic_update_slice(
-          total, before + weight * gradient[box, i, j], (place, 0)
+        total, before + weight * gradient[box, i, j], (place, 0)
       )
     return total
 
   return jax.lax.fori_loop(
-      0, num_boxes * side**2, add, jnp.zeros((num_cells, channels))
+    0, num_boxes * side**2, add, jnp.zeros((num_cells, channels))
   )
 
 
 def adaptive_weights(
-    start: Float[Array, 'r'],
-    size: Float[Array, 'r'],
-    length: Int[Array, 'r'],
-    *,
-    side: int,
-    max_length: int,
+  start: Float[Array, 'r'],
+  size: Float[Array, 'r'],
+  length: Int[Array, 'r'],
+  *,
+  side: int,
+  max_length: int,
 ) -> Float[Array, 'r {side} {max_length}']:
   """Weighs the cells along one axis for each output cell of each box.
 
@@ -299,8 +321,8 @@ def _pool_windows(cells, starts, shapes, rows, columns, *, side, level_shapes):
     level_shapes: Of all levels, finest first.
   """
   limit = max(
-      _most_cells(*shape, limited=shape != level_shapes[-1])
-      for shape in level_shapes
+    _most_cells(*shape, limited=shape != level_shapes[-1])
+    for shape in level_shapes
   )
   max_rows = max(shape[0] for shape in level_shapes)
   max_columns = max(shape[1] for shape in level_shapes)
@@ -315,28 +337,35 @@ def _pool_windows(cells, starts, shapes, rows, columns, *, side, level_shapes):
     row = first_row + slots // num_columns
     column = first_column + slots % num_columns
     weigh = functools.partial(adaptive_weights, side=side)
-    row_weights = weigh(
-        y[None], height[None], shape[:1], max_length=max_rows
-    )[0].at[:, row].get(mode='clip')
-    column_weights = weigh(
-        x[None], width[None], shape[1:], max_length=max_columns
-    )[0].at[:, column].get(mode='clip')
+    row_weights = (
+      weigh(y[None], height[None], shape[:1], max_length=max_rows)[0]
+      .at[:, row]
+      .get(mode='clip')
+    )
+    column_weights = (
+      weigh(x[None], width[None], shape[1:], max_length=max_columns)[0]
+      .at[:, column]
+      .get(mode='clip')
+    )
     row_weights = jnp.where(slots < num_rows * num_columns, row_weights, 0)
     weights = row_weights[:, None, :] * column_weights[None, :, :]
     features = cells.at[start + row * shape[1] + column].get(mode='clip')
     # Rounded products (TF32) would be less exact than the samples.
     pooled = jnp.einsum(
-        'stp,pc->stc', weights, features.astype(jnp.float32),
-        precision=jax.lax.Precision.HIGHEST,
+      'stp,pc->stc',
+      weights,
+      features.astype(jnp.float32),
+      precision=jax.lax.Precision.HIGHEST,
     )
     return jnp.where(num_rows * num_columns > limit, jnp.nan, pooled).astype(
-        cells.dtype
+      cells.dtype
     )
 
   chunk = WINDOW_BYTES // (4 * limit * cells.shape[-1])
   return jax.lax.map(
-      pool_one, (starts, shapes, rows, columns),
-      batch_size=max(1, min(chunk, WINDOW_CHUNK)),
+    pool_one,
+    (starts, shapes, rows, columns),
+    batch_size=max(1, min(chunk, WINDOW_CHUNK)),
   )
 
 
@@ -395,6 +424,6 @@ def _bilinear_taps(start, size, length, *, side, sampling_ratio):
   weights = jnp.stack([1 - high_weight, high_weight], axis=-1)
   shape = (start.shape[0], 2 * count)
   return (
-      indices.reshape(shape),
-      jax.lax.stop_gradient(weights * scale[..., None]).reshape(shape),
+    indices.reshape(shape),
+    jax.lax.stop_gradient(weights * scale[..., None]).reshape(shape),
   )

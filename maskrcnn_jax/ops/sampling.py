@@ -16,11 +16,11 @@ class Sample(NamedTuple):
 
 
 def sample_labels(
-    labels: Int[Array, 'n'],
-    key: Key[Array, ''],
-    *,
-    size: int,
-    foreground_fraction: float,
+  labels: Int[Array, 'n'],
+  key: Key[Array, ''],
+  *,
+  size: int,
+  foreground_fraction: float,
 ) -> Sample:
   """Draws boxes: foreground up to a share of slots, background for the rest.
 
@@ -46,9 +46,9 @@ def sample_labels(
   valid = is_foreground | (from_background < num_background)
   # The clip keeps the index legal in the branch that is not taken.
   indices = jnp.where(
-      is_foreground,
-      foreground[jnp.clip(slots, 0, foreground.shape[0] - 1)],
-      background[jnp.clip(from_background, 0, background.shape[0] - 1)],
+    is_foreground,
+    foreground[jnp.clip(slots, 0, foreground.shape[0] - 1)],
+    background[jnp.clip(from_background, 0, background.shape[0] - 1)],
   )
   return Sample(jnp.where(valid, indices, 0), is_foreground, valid)
 

@@ -58,19 +58,19 @@ def open_checkpoints(directory: pathlib.Path) -> ocp.CheckpointManager:
   for step in _step_directories(directory):
     if int(step.name) > newest:
       raise InputError(
-          f'C08: {step} is not a whole checkpoint, and no training can '
-          'continue beside it; move it away.'
+        f'C08: {step} is not a whole checkpoint, and no training can '
+        'continue beside it; move it away.'
       )
   return _open(directory)
 
 
 def save_checkpoint(
-    manager: ocp.CheckpointManager,
-    *,
-    model: dict,
-    optimizer: Any,
-    metadata: Metadata,
-    force: bool = False,
+  manager: ocp.CheckpointManager,
+  *,
+  model: dict,
+  optimizer: Any,
+  metadata: Metadata,
+  force: bool = False,
 ) -> None:
   """Starts to save; waits for the save before, and raises if that failed.
 
@@ -84,18 +84,18 @@ def save_checkpoint(
   manager.wait_until_finished()
   manager.check_for_errors()
   items = {
-      'model': ocp.args.StandardSave(model),
-      'metadata': ocp.args.JsonSave(_stored_metadata(metadata)),
+    'model': ocp.args.StandardSave(model),
+    'metadata': ocp.args.JsonSave(_stored_metadata(metadata)),
   }
   if optimizer is not None:
     items['optimizer'] = ocp.args.StandardSave(optimizer)
   is_saved = manager.save(
-      metadata.step, args=ocp.args.Composite(**items), force=force
+    metadata.step, args=ocp.args.Composite(**items), force=force
   )
   if not is_saved:
     raise ValueError(
-        f'Step {metadata.step} was not saved: {manager.directory} already '
-        f'holds step {manager.latest_step()}; steps must rise.'
+      f'Step {metadata.step} was not saved: {manager.directory} already '
+      f'holds step {manager.latest_step()}; steps must rise.'
     )
 
 
@@ -103,7 +103,7 @@ def _stored_metadata(metadata: Metadata) -> dict:
   """Returns the metadata as a checkpoint stores it, under a format number."""
   fields = metadata._asdict().items()
   return {'format': FORMAT} | {
-      _STORED_NAMES.get(name, name): value for name, value in fields
+    _STORED_NAMES.get(name, name): value for name, value in fields
   }
 
 
@@ -145,13 +145,13 @@ class RunCheckpoints:
     self._started = metadata.step
     with self._failures():
       save_checkpoint(
-          self._manager, model=model, optimizer=training, metadata=metadata
+        self._manager, model=model, optimizer=training, metadata=metadata
       )
 
   def poll(self) -> None:
     """Finishes the save that was started, if it has ended; never waits."""
     if self._started is not None and (
-        not self._manager.is_saving_in_progress()
+      not self._manager.is_saving_in_progress()
     ):
       self.finish()
 
@@ -196,20 +196,20 @@ class RunCheckpoints:
       whole = [s for s in saved_steps(self.directory) if s != self._started]
       kept = f'step {whole[-1]} is whole' if whole else 'no step was saved yet'
       raise SaveError(
-          f'C10: Saving step {self._started} in {self.directory} failed '
-          f'({_first_line(error)}); {kept}. Make room, then give the same '
-          'command again.'
+        f'C10: Saving step {self._started} in {self.directory} failed '
+        f'({_first_line(error)}); {kept}. Make room, then give the same '
+        'command again.'
       ) from error
 
   def _remove_old(self):
     if jax.process_index() == 0:
       _remove_other_steps(
-          self.directory, saved_steps(self.directory)[-self._keep :]
+        self.directory, saved_steps(self.directory)[-self._keep :]
       )
 
 
 def save_best(
-    directory: pathlib.Path, *, model: dict, metadata: Metadata
+  directory: pathlib.Path, *, model: dict, metadata: Metadata
 ) -> None:
   """Saves a model in place of the one that a directory holds.
 
@@ -229,8 +229,11 @@ def save_best(
       with contextlib.closing(_open(directory)) as manager:
         # Of a run that went on from an earlier step, there may be a later one.
         save_checkpoint(
-            manager, model=model, optimizer=None, metadata=metadata,
-            force=True,
+          manager,
+          model=model,
+          optimizer=None,
+          metadata=metadata,
+          force=True,
         )
         manager.wait_until_finished()
         manager.check_for_errors()
@@ -238,8 +241,8 @@ def save_best(
     _stored_leaves(path, 'model')
   except Exception as error:
     raise SaveError(
-        f'C10: Saving the best model in {path} failed ({_first_line(error)}). '
-        'Make room, then give the same command again.'
+      f'C10: Saving the best model in {path} failed ({_first_line(error)}). '
+      'Make room, then give the same command again.'
     ) from error
   if jax.process_index() == 0:
     _remove_other_steps(directory, [metadata.step])
@@ -268,19 +271,19 @@ def check_room(directory: pathlib.Path, *, size: int, count: int) -> str:
     free = shutil.disk_usage(directory).free
   except OSError as error:
     raise InputError(
-        f'C10: {directory} cannot be written ({error.strerror}); give another '
-        '--workdir.'
+      f'C10: {directory} cannot be written ({error.strerror}); give another '
+      '--workdir.'
     ) from error
   needed = size * max(count - len(saved_steps(directory)), 1)
   if free < size:
     raise InputError(
-        f'C10: {directory} has {free / 2**20:.0f} MiB left, but a checkpoint '
-        f'needs {size / 2**20:.0f}; make room, or give another --workdir.'
+      f'C10: {directory} has {free / 2**20:.0f} MiB left, but a checkpoint '
+      f'needs {size / 2**20:.0f}; make room, or give another --workdir.'
     )
   if free < needed:
     return (
-        f'C10: {directory} has {free / 2**20:.0f} MiB left, but the '
-        f'checkpoints of this run will need {needed / 2**20:.0f}.'
+      f'C10: {directory} has {free / 2**20:.0f} MiB left, but the '
+      f'checkpoints of this run will need {needed / 2**20:.0f}.'
     )
   return ''
 
@@ -311,8 +314,8 @@ def set_aside(directory: pathlib.Path, *, after: int) -> list[pathlib.Path]:
 def tree_bytes(tree) -> int:
   """Returns how many bytes the arrays of a tree have."""
   return sum(
-      np.dtype(leaf.dtype).itemsize * int(np.prod(leaf.shape))
-      for leaf in jax.tree.leaves(tree)
+    np.dtype(leaf.dtype).itemsize * int(np.prod(leaf.shape))
+    for leaf in jax.tree.leaves(tree)
   )
 
 
@@ -326,15 +329,15 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
   # As a path, http://a is http:/a.
   if re.match(r'[a-z0-9]+:/', str(path)):
     raise InputError(
-        f'C09: {path} is an address, and nothing is downloaded here; give a '
-        'checkpoint on this machine. python -m maskrcnn_jax.convert_weights '
-        'makes one of a weight file.'
+      f'C09: {path} is an address, and nothing is downloaded here; give a '
+      'checkpoint on this machine. python -m maskrcnn_jax.convert_weights '
+      'makes one of a weight file.'
     )
   if not path.is_dir():
     raise InputError(
-        f'C08: {path} is not a checkpoint directory; give the --workdir of a '
-        'training run, or one of the numbered directories in its '
-        'checkpoints/.'
+      f'C08: {path} is not a checkpoint directory; give the --workdir of a '
+      'training run, or one of the numbered directories in its '
+      'checkpoints/.'
     )
   if (path / 'metadata').is_dir() and (path / 'model').is_dir():
     return path
@@ -343,8 +346,8 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
     if steps:
       return parent / str(steps[-1])
   raise InputError(
-      f'C08: {path} holds no finished checkpoint; train first, or give another '
-      'directory with --checkpoint.'
+    f'C08: {path} holds no finished checkpoint; train first, or give another '
+    'directory with --checkpoint.'
   )
 
 
@@ -354,9 +357,9 @@ def saved_steps(directory: pathlib.Path) -> list[int]:
   A save that was cut off has left a temporary name, or lacks an item.
   """
   return sorted(
-      int(step.name)
-      for step in _step_directories(directory)
-      if (step / 'model').is_dir() and (step / 'metadata').is_dir()
+    int(step.name)
+    for step in _step_directories(directory)
+    if (step / 'model').is_dir() and (step / 'metadata').is_dir()
   )
 
 
@@ -369,22 +372,23 @@ def read_metadata(path: pathlib.Path) -> Metadata:
   try:
     # A checkpointer would wait for all processes to read it.
     stored = ocp.JsonCheckpointHandler().restore(
-        (path / 'metadata').absolute(), args=ocp.args.JsonRestore()
+      (path / 'metadata').absolute(), args=ocp.args.JsonRestore()
     )
   except (ValueError, OSError, KeyError) as error:
     raise _damaged(path, 'metadata', error) from error
   found = stored.get('format') if isinstance(stored, dict) else None
   if found != FORMAT:
     raise InputError(
-        f'C08: {path} is not a checkpoint of this program (format {found}, '
-        f'expected {FORMAT}).'
+      f'C08: {path} is not a checkpoint of this program (format {found}, '
+      f'expected {FORMAT}).'
     )
   try:
     # Checkpoints of complete models need not say so.
     stored = {'is_partial': False} | stored
     return Metadata(
-        **{name: stored[_STORED_NAMES.get(name, name)]
-           for name in Metadata._fields}
+      **{
+        name: stored[_STORED_NAMES.get(name, name)] for name in Metadata._fields
+      }
     )
   except KeyError as error:
     raise _damaged(path, 'metadata', error) from error
@@ -412,16 +416,16 @@ def restore_optimizer(path: pathlib.Path, target: Any) -> Any:
 def model_shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
   """Returns {'params/...': shape} of all arrays of a saved model."""
   return {
-      name: tuple(leaf.shape)
-      for name, leaf in _stored_leaves(path, 'model').items()
+    name: tuple(leaf.shape)
+    for name, leaf in _stored_leaves(path, 'model').items()
   }
 
 
 def named_leaves(tree) -> dict[str, Any]:
   """Returns {'a/b/c': leaf} of a tree."""
   return {
-      jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 
@@ -445,16 +449,15 @@ def compare_trees(stored: dict[str, Any], expected: dict[str, Any]) -> str:
     expected: Likewise, of the model to fill.
   """
   lines = [
-      f'{name} is {stored[name]} there, {expected[name]} here'
-      for name in sorted(stored.keys() & expected.keys())
-      if stored[name] != expected[name]
+    f'{name} is {stored[name]} there, {expected[name]} here'
+    for name in sorted(stored.keys() & expected.keys())
+    if stored[name] != expected[name]
   ]
   lines += [
-      f'{name} is missing there' for name in sorted(set(expected) - set(stored))
+    f'{name} is missing there' for name in sorted(set(expected) - set(stored))
   ]
   lines += [
-      f'{name} is not known here'
-      for name in sorted(set(stored) - set(expected))
+    f'{name} is not known here' for name in sorted(set(stored) - set(expected))
   ]
   if not lines:
     return ''
@@ -464,10 +467,10 @@ def compare_trees(stored: dict[str, Any], expected: dict[str, Any]) -> str:
 
 def _open(directory):
   return ocp.CheckpointManager(
-      directory.absolute(),
-      options=ocp.CheckpointManagerOptions(
-          create=True, enable_async_checkpointing=True
-      ),
+    directory.absolute(),
+    options=ocp.CheckpointManagerOptions(
+      create=True, enable_async_checkpointing=True
+    ),
   )
 
 
@@ -497,17 +500,17 @@ def _step_directories(directory):
 def _restore_item(path, item, target):
   # Orbax casts to another dtype in silence, and names no leaf.
   difference = compare_trees(
-      _signature(_stored_leaves(path, item)), _signature(named_leaves(target))
+    _signature(_stored_leaves(path, item)), _signature(named_leaves(target))
   )
   if difference:
     raise InputError(f'C02: {path} does not fit this model: {difference}.')
   try:
     with _reader(item, ocp.StandardCheckpointHandler()) as reader:
       return reader.restore(
-          path.absolute(),
-          args=ocp.args.Composite(
-              **{item: ocp.args.StandardRestore(_abstract(target))}
-          ),
+        path.absolute(),
+        args=ocp.args.Composite(
+          **{item: ocp.args.StandardRestore(_abstract(target))}
+        ),
       )[item]
   # Orbax raises a bare Exception where the data of an array is damaged.
   except Exception as error:
@@ -528,8 +531,8 @@ def _stored_leaves(path, item):
 
 def _damaged(path, item, error) -> DamagedCheckpoint:
   return DamagedCheckpoint(
-      f'C08: {path} cannot be read as a checkpoint ({item}: '
-      f'{_first_line(error)}); it may be damaged: try an earlier step.'
+    f'C08: {path} cannot be read as a checkpoint ({item}: '
+    f'{_first_line(error)}); it may be damaged: try an earlier step.'
   )
 
 
@@ -543,8 +546,8 @@ def _abstract(tree):
 
 def _signature(leaves):
   return {
-      name: f'{np.dtype(leaf.dtype)} {tuple(leaf.shape)}'
-      for name, leaf in leaves.items()
+    name: f'{np.dtype(leaf.dtype)} {tuple(leaf.shape)}'
+    for name, leaf in leaves.items()
   }
 
 

@@ -26,12 +26,15 @@ from maskrcnn_jax.errors import InputError
 # each shows itself.
 # Source: jax `_src/clusters/`.
 LAUNCHERS = {
-    'SLURM': (
-        'SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID',
-        'SLURM_LOCALID',
-    ),
-    'Open MPI': ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'),
-    'Kubernetes': ('KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX'),
+  'SLURM': (
+    'SLURM_JOB_ID',
+    'SLURM_STEP_NODELIST',
+    'SLURM_NTASKS',
+    'SLURM_PROCID',
+    'SLURM_LOCALID',
+  ),
+  'Open MPI': ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'),
+  'Kubernetes': ('KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX'),
 }
 
 
@@ -48,12 +51,12 @@ class Launch(NamedTuple):
 
 
 def plan_launch(
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    *,
-    environment: Mapping[str, str],
-    num_gpus: int,
+  coordinator: str | None,
+  num_processes: int | None,
+  process_id: int | None,
+  *,
+  environment: Mapping[str, str],
+  num_gpus: int,
 ) -> Launch | None:
   """Says how to start the processes that work together; None for just one.
 
@@ -70,12 +73,17 @@ def plan_launch(
   if num_processes == 1:
     return None
   launcher = next(
-      (name for name, needed in LAUNCHERS.items()
-       if all(variable in environment for variable in needed)), None,
+    (
+      name
+      for name, needed in LAUNCHERS.items()
+      if all(variable in environment for variable in needed)
+    ),
+    None,
   )
   given = {
-      '--coordinator': coordinator, '--num_processes': num_processes,
-      '--process_id': process_id,
+    '--coordinator': coordinator,
+    '--num_processes': num_processes,
+    '--process_id': process_id,
   }
   missing = [name for name, value in given.items() if value is None]
   if len(missing) == len(given):
@@ -83,23 +91,23 @@ def plan_launch(
       return None
   elif missing and launcher is None:
     raise InputError(
-        f'{" and ".join(missing)} missing: several processes need '
-        '--coordinator=HOST:PORT (of process 0), --num_processes=N and '
-        '--process_id=0 to N-1, unless SLURM, Open MPI or Kubernetes starts '
-        'them.'
+      f'{" and ".join(missing)} missing: several processes need '
+      '--coordinator=HOST:PORT (of process 0), --num_processes=N and '
+      '--process_id=0 to N-1, unless SLURM, Open MPI or Kubernetes starts '
+      'them.'
     )
   if coordinator is not None and not re.fullmatch(r'.+:\d+', coordinator):
     raise InputError(
-        f'--coordinator={coordinator}: give HOST:PORT, where HOST is what the '
-        'other machines call that of process 0.'
+      f'--coordinator={coordinator}: give HOST:PORT, where HOST is what the '
+      'other machines call that of process 0.'
     )
   if num_processes is not None and num_processes < 1:
     raise InputError(f'--num_processes={num_processes} must be at least 1.')
   if process_id is not None and not 0 <= process_id < (
-      num_processes or process_id + 1
+    num_processes or process_id + 1
   ):
     raise InputError(
-        f'--process_id={process_id} must be from 0 to {num_processes - 1}.'
+      f'--process_id={process_id} must be from 0 to {num_processes - 1}.'
     )
 
   num_hosts, on_first_host = 1, True
@@ -121,9 +129,13 @@ def plan_launch(
       num_hosts = -(-size // here)
       on_first_host = rank_here == int(environment['OMPI_COMM_WORLD_RANK'])
   return Launch(
-      coordinator, num_processes, process_id,
-      _share_of_gpus(num_gpus, here, rank_here), launcher, num_hosts,
-      on_first_host,
+    coordinator,
+    num_processes,
+    process_id,
+    _share_of_gpus(num_gpus, here, rank_here),
+    launcher,
+    num_hosts,
+    on_first_host,
   )
 
 
@@ -139,23 +151,22 @@ def start_processes(launch: Launch, *, timeout: int) -> None:
   Raises:
     InputError: If they cannot come together.
   """
-  loopback = (
-      launch.coordinator is not None and is_loopback(launch.coordinator)
-  )
+  loopback = launch.coordinator is not None and is_loopback(launch.coordinator)
   # Debian gives a machine's own name 127.0.1.1, which does process 0 no harm.
   if loopback and not launch.on_first_host:
     raise InputError(
-        f'{launch.coordinator} is this machine itself '
-        f'({", ".join(_addresses(launch.coordinator))}), but process 0 is on '
-        f'another: {launch.launcher} runs processes on {launch.num_hosts} '
-        'machines. Give --coordinator=HOST:PORT with an address of process 0 '
-        'that all can reach, and see whether /etc/hosts gives its name as '
-        '127.0.0.1 or 127.0.1.1.'
+      f'{launch.coordinator} is this machine itself '
+      f'({", ".join(_addresses(launch.coordinator))}), but process 0 is on '
+      f'another: {launch.launcher} runs processes on {launch.num_hosts} '
+      'machines. Give --coordinator=HOST:PORT with an address of process 0 '
+      'that all can reach, and see whether /etc/hosts gives its name as '
+      '127.0.0.1 or 127.0.1.1.'
     )
   if loopback:
     logging.warning(
-        'The coordinator %s is this machine itself; processes on other '
-        'machines cannot reach it.', launch.coordinator,
+      'The coordinator %s is this machine itself; processes on other '
+      'machines cannot reach it.',
+      launch.coordinator,
     )
   # JAX, too, would end the process, but with a stack of its own code.
   timer = threading.Timer(timeout, _give_up, [launch, timeout, loopback])
@@ -164,27 +175,29 @@ def start_processes(launch: Launch, *, timeout: int) -> None:
   is_complete = None not in launch[:3]
   try:
     jax.distributed.initialize(
-        launch.coordinator, launch.num_processes, launch.process_id,
-        local_device_ids=launch.local_device_ids,
-        cluster_detection_method='deactivate' if is_complete else None,
-        initialization_timeout=timeout + 60,
+      launch.coordinator,
+      launch.num_processes,
+      launch.process_id,
+      local_device_ids=launch.local_device_ids,
+      cluster_detection_method='deactivate' if is_complete else None,
+      initialization_timeout=timeout + 60,
     )
   except (RuntimeError, ValueError) as error:
     raise InputError(
-        f'JAX could not join the processes: {str(error).splitlines()[0]} '
-        'Give --coordinator, --num_processes and --process_id, or '
-        '--num_processes=1 for this process alone.'
+      f'JAX could not join the processes: {str(error).splitlines()[0]} '
+      'Give --coordinator, --num_processes and --process_id, or '
+      '--num_processes=1 for this process alone.'
     ) from error
   finally:
     timer.cancel()
   counts = {
-      len(of_process)
-      for of_process in _devices_by_process(jax.devices()).values()
+    len(of_process)
+    for of_process in _devices_by_process(jax.devices()).values()
   }
   if len(counts) > 1:
     raise InputError(
-        f'The processes have {sorted(counts)} devices; each must have the '
-        'same number.'
+      f'The processes have {sorted(counts)} devices; each must have the '
+      'same number.'
     )
 
 
@@ -192,7 +205,7 @@ def is_loopback(coordinator: str) -> bool:
   """Tells whether a HOST:PORT leads back to the machine that asks."""
   addresses = _addresses(coordinator)
   return bool(addresses) and all(
-      address.startswith('127.') or address == '::1' for address in addresses
+    address.startswith('127.') or address == '::1' for address in addresses
   )
 
 
@@ -214,17 +227,21 @@ def find_devices() -> list[jax.Device]:
   # JAX has an assertion for what it asked for and did not get.
   except (RuntimeError, AssertionError) as error:
     raise InputError(
-        f'C12: JAX finds no device of the kind JAX_PLATFORMS={asked}: '
-        f'{" ".join(str(error).split())[:200] or "no reason given"}. '
-        'JAX_PLATFORMS=cpu runs on the CPU.'
+      f'C12: JAX finds no device of the kind JAX_PLATFORMS={asked}: '
+      f'{" ".join(str(error).split())[:200] or "no reason given"}. '
+      'JAX_PLATFORMS=cpu runs on the CPU.'
     ) from error
-  if not asked and devices[0].platform == 'cpu' and any(
+  if (
+    not asked
+    and devices[0].platform == 'cpu'
+    and any(
       importlib.util.find_spec(f'jax_cuda{version}_plugin')
       for version in (12, 13)
+    )
   ):
     raise InputError(
-        'C12: JAX is installed for GPUs, but finds none that it can use; see '
-        'nvidia-smi and the warnings above. JAX_PLATFORMS=cpu runs on the CPU.'
+      'C12: JAX is installed for GPUs, but finds none that it can use; see '
+      'nvidia-smi and the warnings above. JAX_PLATFORMS=cpu runs on the CPU.'
     )
   return devices
 
@@ -251,7 +268,7 @@ def gather(value: Any) -> list[Any]:
     return [value]
   data = np.frombuffer(zlib.compress(json.dumps(value).encode()), np.uint8)
   sizes = np.asarray(
-      multihost_utils.process_allgather(np.int32(len(data)))
+    multihost_utils.process_allgather(np.int32(len(data)))
   ).reshape(-1)
   # Each size would be another compilation.
   room = 1 << max(int(sizes.max()) - 1, 1).bit_length()
@@ -259,8 +276,8 @@ def gather(value: Any) -> list[Any]:
   padded[: len(data)] = data
   rows = np.asarray(multihost_utils.process_allgather(padded))
   return [
-      json.loads(zlib.decompress(row[:size].tobytes()))
-      for row, size in zip(rows, sizes, strict=True)
+    json.loads(zlib.decompress(row[:size].tobytes()))
+    for row, size in zip(rows, sizes, strict=True)
   ]
 
 
@@ -292,9 +309,9 @@ def check_agreement(facts: dict[str, Any]) -> None:
     for what, value in everywhere[0].items():
       if other[what] != value:
         raise InputError(
-            f'Process {process} has another {what} than process 0: '
-            f'{_shorten(other[what])} instead of {_shorten(value)}. All '
-            'processes need the same command, data and workdir.'
+          f'Process {process} has another {what} than process 0: '
+          f'{_shorten(other[what])} instead of {_shorten(value)}. All '
+          'processes need the same command, data and workdir.'
         )
 
 
@@ -311,7 +328,7 @@ def keep_compiled(folder: str | None) -> None:
   if folder is None:
     caches = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     folder = str(
-        pathlib.Path(caches) / 'maskrcnn_jax' / f'compiled-{_platform()}'
+      pathlib.Path(caches) / 'maskrcnn_jax' / f'compiled-{_platform()}'
     )
   if not folder:
     jax.config.update('jax_enable_compilation_cache', False)
@@ -326,9 +343,7 @@ def keep_compiled(folder: str | None) -> None:
   jax.config.update('jax_compilation_cache_dir', folder)
   # By default, programs that compile in less than a second are not kept.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
-  logging.info(
-      'What is compiled is kept in %s (--compilation_cache).', folder
-  )
+  logging.info('What is compiled is kept in %s (--compilation_cache).', folder)
 
 
 def make_mesh() -> Mesh:
@@ -354,8 +369,8 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, key: str) -> None:
   if batch_size % mesh.size:
     rounded = max(mesh.size, batch_size // mesh.size * mesh.size)
     raise InputError(
-        f'C06: {key} ({batch_size}) must be a multiple of the device count '
-        f'({mesh.size}); try --{key}={rounded}.'
+      f'C06: {key} ({batch_size}) must be a multiple of the device count '
+      f'({mesh.size}); try --{key}={rounded}.'
     )
 
 
@@ -374,8 +389,11 @@ def each_image(function: Callable, mesh: Mesh | None) -> Callable:
   if mesh is None or mesh.size == 1:
     return batched
   return jax.shard_map(
-      batched, mesh=mesh, in_specs=PartitionSpec('data'),
-      out_specs=PartitionSpec('data'), check_vma=False,
+    batched,
+    mesh=mesh,
+    in_specs=PartitionSpec('data'),
+    out_specs=PartitionSpec('data'),
+    check_vma=False,
   )
 
 
@@ -399,7 +417,7 @@ def replicate(tree, mesh: Mesh):
     # Unlike device_put, does not compare the values of all processes.
     leaf = np.asarray(leaf)
     return jax.make_array_from_callback(
-        leaf.shape, sharding, lambda index: leaf[index]
+      leaf.shape, sharding, lambda index: leaf[index]
     )
 
   return jax.tree.map(put, tree)
@@ -415,7 +433,7 @@ def to_mesh(tree, mesh: Mesh):
       return leaf
     copies = {s.device: s.data for s in leaf.addressable_shards}
     return jax.make_array_from_single_device_arrays(
-        leaf.shape, sharding, [copies[device] for device in devices]
+      leaf.shape, sharding, [copies[device] for device in devices]
     )
 
   return jax.tree.map(take, tree)
@@ -425,8 +443,8 @@ def shard_batch(batch, mesh: Mesh):
   """Puts this process's rows of a batch on its devices, a share on each."""
   sharding = NamedSharding(mesh, PartitionSpec('data'))
   return jax.tree.map(
-      lambda rows: jax.make_array_from_process_local_data(sharding, rows),
-      batch,
+    lambda rows: jax.make_array_from_process_local_data(sharding, rows),
+    batch,
   )
 
 
@@ -434,10 +452,10 @@ def replicated_shapes(tree, mesh: Mesh):
   """Returns the shapes of a tree, each to be whole on every device."""
   sharding = replicated(mesh)
   return jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(
-          leaf.shape, leaf.dtype, sharding=sharding
-      ),
-      tree,
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    tree,
   )
 
 
@@ -452,14 +470,18 @@ def visible_gpus() -> int:
 def _give_up(launch, timeout, loopback) -> NoReturn:
   where = launch.coordinator or f'where {launch.launcher} says'
   hint = (
-      ' The coordinator is an address of this machine only (127.x); processes '
-      'on other machines need one that they can reach.' if loopback else ''
+    ' The coordinator is an address of this machine only (127.x); processes '
+    'on other machines need one that they can reach.'
+    if loopback
+    else ''
   )
   print(
-      f'error: the processes did not find each other within {timeout} s '
-      f'(--initialization_timeout). Process 0 must run at the coordinator '
-      f'({where}), that port be free there and open to the others, and all '
-      f'processes be started.{hint}', file=sys.stderr, flush=True,
+    f'error: the processes did not find each other within {timeout} s '
+    f'(--initialization_timeout). Process 0 must run at the coordinator '
+    f'({where}), that port be free there and open to the others, and all '
+    f'processes be started.{hint}',
+    file=sys.stderr,
+    flush=True,
   )
   os._exit(1)
 
@@ -474,8 +496,8 @@ def _share_of_gpus(num_gpus, processes_here, rank_here):
     return (0,)
   if num_gpus < processes_here:
     raise InputError(
-        f'{processes_here} processes of this machine share {num_gpus} GPUs; '
-        'start one process a GPU, or fewer.'
+      f'{processes_here} processes of this machine share {num_gpus} GPUs; '
+      'start one process a GPU, or fewer.'
     )
   share = num_gpus // processes_here
   return tuple(range(rank_here * share, (rank_here + 1) * share))

@@ -19,7 +19,7 @@ def make_writable(directory: pathlib.Path) -> None:
       file.write(bytes(1 << 16))
   except OSError as error:
     raise InputError(
-        f'C10: cannot write to {directory}: {error.strerror or error}.'
+      f'C10: cannot write to {directory}: {error.strerror or error}.'
     ) from error
 
 

@@ -20,8 +20,11 @@ SLOWER, SECONDS = 60, 0.02
 
 # Of convolutions: (rows and columns of the kernel, stride, channels in, out).
 CONVOLUTIONS = (
-    (7, 2, 3, 64), (1, 1, 64, 64), (1, 2, 64, 128), (3, 1, 64, 64),
-    (3, 2, 64, 64),
+  (7, 2, 3, 64),
+  (1, 1, 64, 64),
+  (1, 2, 64, 128),
+  (3, 1, 64, 64),
+  (3, 2, 64, 64),
 )
 
 
@@ -61,8 +64,8 @@ def _random_fault():
   # The mean of so many is this far from 0 once in 10**23 times.
   if abs(numbers.mean()) > 0.1 or abs(numbers.std() - 1) > 0.1:
     return (
-        f'normal numbers have a mean of {numbers.mean():.3g} and a deviation '
-        f'of {numbers.std():.3g}'
+      f'normal numbers have a mean of {numbers.mean():.3g} and a deviation '
+      f'of {numbers.std():.3g}'
     )
   return None
 
@@ -80,12 +83,12 @@ def _scatter_fault():
   if not (np.asarray(scatter(*on_device)) == expected).all():
     return 'a sum of elements by index is wrong'
   taken, needed = (
-      _least_seconds(function, *on_device) for function in (scatter, gather)
+    _least_seconds(function, *on_device) for function in (scatter, gather)
   )
   if taken > SLOWER * needed + SECONDS:
     return (
-        f'a sum of elements by index takes {taken / needed:.0f} times as long '
-        'as taking them'
+      f'a sum of elements by index takes {taken / needed:.0f} times as long '
+      'as taking them'
     )
   return None
 
@@ -103,20 +106,19 @@ def _least_seconds(function, *arguments):
 def _concatenate_fault():
   rng = np.random.default_rng(0)
   levels = [
-      (rng.normal(size=(2, n, 8)).astype(np.float32), rng.random((2, n)) < 0.7)
-      for n in (300, 75, 20, 5)
+    (rng.normal(size=(2, n, 8)).astype(np.float32), rng.random((2, n)) < 0.7)
+    for n in (300, 75, 20, 5)
   ]
 
   def join(levels, xp):
     parts = [
-        xp.where(
-            valid[..., None],
-            x / xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True)), 0
-        )
-        for x, valid in levels
+      xp.where(
+        valid[..., None], x / xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True)), 0
+      )
+      for x, valid in levels
     ]
     fine, coarse = (
-        xp.concatenate(half, axis=1) for half in (parts[:2], parts[2:])
+      xp.concatenate(half, axis=1) for half in (parts[:2], parts[2:])
     )
     return xp.concatenate([fine, coarse], axis=1)
 
@@ -132,9 +134,12 @@ def _convolution_fault():
 
   def run(x, kernel, stride):
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), 'SAME',
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        precision=jax.lax.Precision.HIGHEST,
+      x,
+      kernel,
+      (stride, stride),
+      'SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      precision=jax.lax.Precision.HIGHEST,
     )
 
   def with_gradients(x, kernel, stride):
@@ -147,11 +152,13 @@ def _convolution_fault():
     compiled = jax.jit(with_gradients, static_argnums=2)
     exact = compiled(x, kernel, stride)
     half = compiled(
-        jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16), stride
+      jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16), stride
     )
     for what, ours, theirs in zip(
-        ('', ', gradient of its input', ', gradient of its kernel'), half,
-        exact, strict=True,
+      ('', ', gradient of its input', ', gradient of its kernel'),
+      half,
+      exact,
+      strict=True,
     ):
       theirs = np.asarray(theirs)
       error = np.abs(np.asarray(ours, np.float32) - theirs).max()
@@ -159,8 +166,8 @@ def _convolution_fault():
       # All numbers are positive: nothing cancels.
       if not error < 0.02:
         return (
-            f'a {side}x{side} convolution of stride {stride} in bfloat16'
-            f'{what} is wrong by {error:.2g} of its largest number'
+          f'a {side}x{side} convolution of stride {stride} in bfloat16'
+          f'{what} is wrong by {error:.2g} of its largest number'
         )
   return None
 
@@ -171,12 +178,13 @@ CONVOLUTIONS_CHECK = 'convolutions'
 OTHER_VERSION = 'take another version of jax (setup.cfg has the range)'
 
 CHECKS = (
-    Check('single operations', _eager_fault, OTHER_VERSION),
-    Check('random numbers', _random_fault, OTHER_VERSION),
-    Check('sums by index', _scatter_fault, OTHER_VERSION),
-    Check('joined arrays', _concatenate_fault, OTHER_VERSION),
-    Check(
-        CONVOLUTIONS_CHECK, _convolution_fault,
-        'train with --config.precision=fp32, or ' + OTHER_VERSION,
-    ),
+  Check('single operations', _eager_fault, OTHER_VERSION),
+  Check('random numbers', _random_fault, OTHER_VERSION),
+  Check('sums by index', _scatter_fault, OTHER_VERSION),
+  Check('joined arrays', _concatenate_fault, OTHER_VERSION),
+  Check(
+    CONVOLUTIONS_CHECK,
+    _convolution_fault,
+    'train with --config.precision=fp32, or ' + OTHER_VERSION,
+  ),
 )

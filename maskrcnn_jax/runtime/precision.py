@@ -35,7 +35,7 @@ def initial_loss_scale(precision: str) -> LossScale:
 
 
 def next_loss_scale(
-    loss_scale: LossScale, is_finite: Bool[Array, '']
+  loss_scale: LossScale, is_finite: Bool[Array, '']
 ) -> LossScale:
   """Halves the scale after an overflow; doubles it after 2000 good steps.
 
@@ -52,9 +52,9 @@ def next_loss_scale(
   grows = good_steps + 1 >= GROWTH_INTERVAL
   grown = jnp.where(grows, jnp.minimum(2 * scale, MAX_SCALE), scale)
   return LossScale(
-      jnp.where(is_finite, grown, jnp.maximum(scale / 2, MIN_SCALE)),
-      jnp.where(is_finite & ~grows, good_steps + 1, 0),
-      jnp.where(is_finite, skipped, skipped + 1),
+    jnp.where(is_finite, grown, jnp.maximum(scale / 2, MIN_SCALE)),
+    jnp.where(is_finite & ~grows, good_steps + 1, 0),
+    jnp.where(is_finite, skipped, skipped + 1),
   )
 
 
@@ -82,6 +82,6 @@ def set_precision(precision: str):
       jax.config.update('jax_default_matmul_precision', 'float32')
       return jnp.bfloat16 if precision == 'bf16' else jnp.float16
   raise InputError(
-      f'config.precision is {precision!r}; choose one of '
-      "'fp32', 'tf32', 'bf16', 'fp16'."
+    f'config.precision is {precision!r}; choose one of '
+    "'fp32', 'tf32', 'bf16', 'fp16'."
   )

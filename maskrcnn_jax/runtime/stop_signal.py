@@ -6,8 +6,8 @@ import signal
 import threading
 
 _CTRL_C = (
-    '\nCtrl-C: the step is finished and saved, then the run stops. Ctrl-C once '
-    'more ends it at once; then the last checkpoint is what is left.\n'
+  '\nCtrl-C: the step is finished and saved, then the run stops. Ctrl-C once '
+  'more ends it at once; then the last checkpoint is what is left.\n'
 )
 
 

@@ -28,7 +28,7 @@ class TrainingLog:
   """
 
   def __init__(
-      self, directory: pathlib.Path, *, num_steps: int, writes: bool = True
+    self, directory: pathlib.Path, *, num_steps: int, writes: bool = True
   ):
     """Opens the log of a run of `num_steps`, appending to an earlier one.
 
@@ -37,17 +37,18 @@ class TrainingLog:
     self.directory = directory
     self._num_steps = num_steps
     self._recent = collections.defaultdict(
-        lambda: collections.deque(maxlen=WINDOW)
+      lambda: collections.deque(maxlen=WINDOW)
     )
     self._sums = collections.Counter()
     self._counts = collections.Counter()
     self._file = open(
-        directory / 'log.txt' if writes else os.devnull, 'a', encoding='utf-8'
+      directory / 'log.txt' if writes else os.devnull, 'a', encoding='utf-8'
     )
     # Without the suffix, a second log in the same second overwrites the first.
     self._events = tensorboardX.SummaryWriter(
-        str(directory), filename_suffix=f'.{time.time_ns()}',
-        write_to_disk=writes,
+      str(directory),
+      filename_suffix=f'.{time.time_ns()}',
+      write_to_disk=writes,
     )
 
   def add(self, **figures: float) -> None:
@@ -64,7 +65,7 @@ class TrainingLog:
     self._file.flush()
 
   def report(
-      self, step: int, *, learning_rate: float, skipped: int | None = None
+    self, step: int, *, learning_rate: float, skipped: int | None = None
   ) -> None:
     """Writes the line of a step: each figure's recent median (overall mean).
 
@@ -74,9 +75,7 @@ class TrainingLog:
       skipped: How many changed no parameter, where that can be.
     """
     mean_time = self._sums['time'] / self._counts['time']
-    left = datetime.timedelta(
-        seconds=int(mean_time * (self._num_steps - step))
-    )
+    left = datetime.timedelta(seconds=int(mean_time * (self._num_steps - step)))
     figures = []
     for name, recent in self._recent.items():
       median = statistics.median(recent)
@@ -85,14 +84,18 @@ class TrainingLog:
       group = 'speed' if name in ('time', 'data') else 'train'
       self._events.add_scalar(f'{group}/{name}', median, step)
     self._events.add_scalar('train/lr', learning_rate, step)
-    self.line('  '.join([
-        f'eta: {left}',
-        f'iter: {step}',
-        *figures,
-        *([] if skipped is None else [f'skipped: {skipped}']),
-        f'lr: {learning_rate:.6f}',
-        f'max mem: {peak_memory():.0f}',
-    ]))
+    self.line(
+      '  '.join(
+        [
+          f'eta: {left}',
+          f'iter: {step}',
+          *figures,
+          *([] if skipped is None else [f'skipped: {skipped}']),
+          f'lr: {learning_rate:.6f}',
+          f'max mem: {peak_memory():.0f}',
+        ]
+      )
+    )
 
   def scalars(self, step: int, figures: dict[str, float]) -> None:
     """Writes figures such as AP to the TensorBoard events."""
@@ -107,15 +110,19 @@ class TrainingLog:
 
 
 def progress(
-    items: Iterable, *, total: int, description: str, shown: bool = True
+  items: Iterable, *, total: int, description: str, shown: bool = True
 ) -> Iterable:
   """Shows a bar with the time left while items are worked through.
 
   Where nobody watches, in a log file, it says so only twice a minute.
   """
   return tqdm.tqdm(
-      items, total=total, desc=description, unit='image',
-      mininterval=0.1 if sys.stderr.isatty() else 30, disable=not shown,
+    items,
+    total=total,
+    desc=description,
+    unit='image',
+    mininterval=0.1 if sys.stderr.isatty() else 30,
+    disable=not shown,
   )
 
 

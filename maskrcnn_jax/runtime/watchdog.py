@@ -30,7 +30,7 @@ class _Watch:
     if self.last - self.armed > 1:
       self.armed = self.last
       faulthandler.dump_traceback_later(
-          self.seconds + GRACE, exit=True, file=sys.__stderr__
+        self.seconds + GRACE, exit=True, file=sys.__stderr__
       )
 
   def run(self):
@@ -39,10 +39,11 @@ class _Watch:
       if idle < self.seconds:
         continue
       print(
-          f'error: no progress for {idle:.0f} s '
-          f'(config.train.watchdog_seconds={self.seconds:g}); the last was '
-          f'{self.done}. Stacks of all threads:',
-          file=sys.__stderr__, flush=True,
+        f'error: no progress for {idle:.0f} s '
+        f'(config.train.watchdog_seconds={self.seconds:g}); the last was '
+        f'{self.done}. Stacks of all threads:',
+        file=sys.__stderr__,
+        flush=True,
       )
       faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
       # Nothing that an orderly exit waits for can be relied on.
@@ -65,9 +66,7 @@ def watchdog(seconds: float | int):
     yield
     return
   _watch = _Watch(seconds)
-  thread = threading.Thread(
-      target=_watch.run, name='watchdog', daemon=True
-  )
+  thread = threading.Thread(target=_watch.run, name='watchdog', daemon=True)
   thread.start()
   try:
     yield

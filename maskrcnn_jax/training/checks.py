@@ -45,19 +45,19 @@ def check_batch_size(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     InputError: If they do not.
   """
   cluster.check_batch_size(
-      config.train.batch_size, mesh, key='config.train.batch_size'
+    config.train.batch_size, mesh, key='config.train.batch_size'
   )
   micro_batches = config.train.micro_batches
   if config.train.batch_size % (micro_batches * mesh.size):
     raise InputError(
-        f'config.train.micro_batches ({micro_batches}) times the device count '
-        f'({mesh.size}) must divide config.train.batch_size '
-        f'({config.train.batch_size}).'
+      f'config.train.micro_batches ({micro_batches}) times the device count '
+      f'({mesh.size}) must divide config.train.batch_size '
+      f'({config.train.batch_size}).'
     )
 
 
 def check_room(
-    state: TrainState, workdir: pathlib.Path, config: ml_collections.ConfigDict
+  state: TrainState, workdir: pathlib.Path, config: ml_collections.ConfigDict
 ) -> None:
   """Checks, before the training, that its checkpoints can be written.
 
@@ -72,8 +72,9 @@ def check_room(
   size = checkpoint.tree_bytes((variables_of(state), training_state(state)))
   # A new checkpoint is written before the oldest one is removed.
   warning = checkpoint.check_room(
-      workdir / 'checkpoints', size=size,
-      count=config.train.keep_checkpoints + 1,
+    workdir / 'checkpoints',
+    size=size,
+    count=config.train.keep_checkpoints + 1,
   )
   if warning:
     logging.warning('%s', warning)
@@ -100,14 +101,14 @@ def check_device(precision: str) -> None:
   if faults:
     name, fault = next(iter(faults.items()))
     raise InputError(
-        f'{jax.devices()[0].device_kind} computes wrongly with jax '
-        f'{jax.__version__} ({name}): {fault}. Nothing was trained; '
-        'python -m maskrcnn_jax.doctor shows all faults.'
+      f'{jax.devices()[0].device_kind} computes wrongly with jax '
+      f'{jax.__version__} ({name}): {fault}. Nothing was trained; '
+      'python -m maskrcnn_jax.doctor shows all faults.'
     )
 
 
 def read_training_set(
-    config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
 ) -> tuple[DataSet, np.ndarray]:
   """Reads, filters and checks the training set; logs which images it omits.
 
@@ -124,13 +125,15 @@ def read_training_set(
   check_is_there(source, '--config.data.train.')
   report = findings.Report(stop=True)
   data_set = read_set(
-      source, require_masks=heads_of(config).masks,
-      width_offset=geometry_of(config).width_offset, report=report,
+    source,
+    require_masks=heads_of(config).masks,
+    width_offset=geometry_of(config).width_offset,
+    report=report,
   )
   for line in report.warnings():
     logging.warning('%s', line)
   rows, waterfall = image_sets.filter_images(
-      data_set.index, keep_empty=config.data.keep_empty
+    data_set.index, keep_empty=config.data.keep_empty
   )
   for line in image_sets.format_waterfall(waterfall).splitlines():
     logging.info('%s', line)
@@ -139,7 +142,7 @@ def read_training_set(
 
 
 def check_eval_set(
-    config: ml_collections.ConfigDict, index: coco_index.CocoIndex
+  config: ml_collections.ConfigDict, index: coco_index.CocoIndex
 ) -> None:
   """Checks, before the training, that the evaluation after it can run.
 
@@ -154,19 +157,19 @@ def check_eval_set(
   source = source_of(config, 'eval')
   if source is None:
     logging.info(
-        'No evaluation set (--config.data.eval.images, .annotations, or '
-        '.tfds): the model is not evaluated at the end of the training.'
+      'No evaluation set (--config.data.eval.images, .annotations, or '
+      '.tfds): the model is not evaluated at the end of the training.'
     )
     return
   check_is_there(source, '--config.data.eval.')
   data_set = read_set(source, require_masks=False)
   difference = coco.class_table_difference(
-      data_set.index.categories, index.categories
+    data_set.index.categories, index.categories
   )
   if difference:
     raise InputError(
-        f'A21: {source} has other classes than the training set: '
-        f'{"; ".join(difference[:10])}.'
+      f'A21: {source} has other classes than the training set: '
+      f'{"; ".join(difference[:10])}.'
     )
   check_images_exist(data_set)
   content = read_content(source)
@@ -188,6 +191,6 @@ def describe_training_set(index: coco_index.CocoIndex, rows: np.ndarray) -> str:
   for array in (rows, index.boxes, index.classes, index.vertices):
     checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
   return (
-      f'{len(rows)} images with {len(index.classes)} objects (checksum '
-      f'{checksum:08x})'
+    f'{len(rows)} images with {len(index.classes)} objects (checksum '
+    f'{checksum:08x})'
   )

@@ -40,14 +40,14 @@ class TrainEvaluations:
   """
 
   def __init__(
-      self,
-      workdir: pathlib.Path,
-      detector: Detector,
-      metadata: checkpoint.Metadata,
-      config: ml_collections.ConfigDict,
-      *,
-      first_step: int,
-      keep_best: bool,
+    self,
+    workdir: pathlib.Path,
+    detector: Detector,
+    metadata: checkpoint.Metadata,
+    config: ml_collections.ConfigDict,
+    *,
+    first_step: int,
+    keep_best: bool,
   ):
     """Reads the earlier evaluations of the run.
 
@@ -70,7 +70,7 @@ class TrainEvaluations:
     self.done = [e for e in _read(self._file) if e.step <= first_step]
 
   def run(
-      self, state: TrainState, step: int
+    self, state: TrainState, step: int
   ) -> dict[str, ApResult | RecallResult]:
     """Evaluates a model, prints its AP and saves the model if it is the best.
 
@@ -84,23 +84,31 @@ class TrainEvaluations:
     """
     variables = variables_of(state)
     aps = evaluate(
-        self._detector._replace(
-            variables=cluster.to_mesh(variables, self._detector.mesh),
-            step=step,
-        ),
-        source=source_of(self._config, 'eval'),
-        workdir=self._workdir, config=self._config,
+      self._detector._replace(
+        variables=cluster.to_mesh(variables, self._detector.mesh),
+        step=step,
+      ),
+      source=source_of(self._config, 'eval'),
+      workdir=self._workdir,
+      config=self._config,
     )
-    now = Evaluation(step, *(
-        aps[kind].stats[name] if kind in aps else None for kind, name in (
-            ('bbox', 'AP'), ('segm', 'AP'), ('proposals', 'AR@1000')
+    now = Evaluation(
+      step,
+      *(
+        aps[kind].stats[name] if kind in aps else None
+        for kind, name in (
+          ('bbox', 'AP'),
+          ('segm', 'AP'),
+          ('proposals', 'AR@1000'),
         )
-    ))
+      ),
+    )
     self.done = [e for e in self.done if e.step != step] + [now]
     if self._keep_best and self.best() == now:
       checkpoint.save_best(
-          self._workdir / 'best', model=variables,
-          metadata=self._metadata._replace(step=step),
+        self._workdir / 'best',
+        model=variables,
+        metadata=self._metadata._replace(step=step),
       )
     if cluster.is_main():
       write_json(self._file, [e._asdict() for e in self.done])
@@ -109,8 +117,8 @@ class TrainEvaluations:
   def best(self) -> Evaluation:
     """Returns the best evaluation so far, in the order that the class names."""
     return max(
-        self.done,
-        key=lambda e: (e.mask_ap or 0, e.box_ap or 0, e.recall or 0, -e.step),
+      self.done,
+      key=lambda e: (e.mask_ap or 0, e.box_ap or 0, e.recall or 0, -e.step),
     )
 
   def of(self, step: int) -> Evaluation | None:
@@ -119,7 +127,7 @@ class TrainEvaluations:
 
 
 def reaches(
-    evaluation: Evaluation | None, *, min_box_ap: float, min_mask_ap: float
+  evaluation: Evaluation | None, *, min_box_ap: float, min_mask_ap: float
 ) -> bool:
   """Tells whether an evaluation is good enough to end the training.
 
@@ -135,15 +143,15 @@ def reaches(
   if evaluation is None or not (min_box_ap or min_mask_ap):
     return False
   return (evaluation.box_ap or 0) >= min_box_ap and (
-      (evaluation.mask_ap or 0) >= min_mask_ap
+    (evaluation.mask_ap or 0) >= min_mask_ap
   )
 
 
 def expected_lines(
-    aps: dict[str, ApResult | RecallResult],
-    *,
-    box_ap: tuple[float, float] | None,
-    mask_ap: tuple[float, float] | None,
+  aps: dict[str, ApResult | RecallResult],
+  *,
+  box_ap: tuple[float, float] | None,
+  mask_ap: tuple[float, float] | None,
 ) -> list[str]:
   """Compares the AP with the AP that the recipe expects.
 
@@ -165,7 +173,8 @@ def expected_lines(
   """
   lines = []
   for name, kind, expected in (
-      ('box', 'bbox', box_ap), ('mask', 'segm', mask_ap)
+    ('box', 'bbox', box_ap),
+    ('mask', 'segm', mask_ap),
   ):
     if expected is None or kind not in aps:
       continue
@@ -174,8 +183,8 @@ def expected_lines(
     passes = ap is not None and ap >= mean - tolerance
     figure = 'n/a' if ap is None else f'{ap:.4f}'
     line = (
-        f'{"PASS" if passes else "FAIL"}: {name} AP {figure}, expected '
-        f'{mean:.4f} within {tolerance:.4f} (config.expected)'
+      f'{"PASS" if passes else "FAIL"}: {name} AP {figure}, expected '
+      f'{mean:.4f} within {tolerance:.4f} (config.expected)'
     )
     if passes and ap > mean + tolerance:
       line += '; it is above that'
@@ -183,9 +192,7 @@ def expected_lines(
   return lines
 
 
-def steps_between(
-    config: ml_collections.ConfigDict, num_images: int
-) -> int:
+def steps_between(config: ml_collections.ConfigDict, num_images: int) -> int:
   """Returns the number of steps from one evaluation to the next.
 
   Args:
@@ -208,10 +215,10 @@ def _read(path) -> list[Evaluation]:
     return []
   try:
     return [
-        Evaluation(**e) for e in json.loads(path.read_text(encoding='utf-8'))
+      Evaluation(**e) for e in json.loads(path.read_text(encoding='utf-8'))
     ]
   except (ValueError, TypeError) as error:
     raise InputError(
-        f'{path} cannot be read ({error}). It lists the earlier evaluations of '
-        'the run. To continue without them, move the file to another folder.'
+      f'{path} cannot be read ({error}). It lists the earlier evaluations of '
+      'the run. To continue without them, move the file to another folder.'
     ) from error

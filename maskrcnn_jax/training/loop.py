@@ -62,9 +62,7 @@ class _Pending(NamedTuple):
   data_time: float  # seconds that the step waited for its batch
 
 
-def run_steps(
-    run: Run, state: TrainState, train_step: Callable
-) -> TrainState:
+def run_steps(run: Run, state: TrainState, train_step: Callable) -> TrainState:
   """Runs the remaining steps, or until the run is told to stop.
 
   Args:
@@ -83,8 +81,9 @@ def run_steps(
   first_step = done = int(state.step)
   last_saved = first_step if first_step else None
   order = train_order.make_order(
-      run.plan.canvas_of_image[run.rows], seed=config.seed,
-      batch_size=config.train.batch_size,
+    run.plan.canvas_of_image[run.rows],
+    seed=config.seed,
+    batch_size=config.train.batch_size,
   )
   trace = _Trace(run, first_step)
   last = started = time.monotonic()
@@ -95,8 +94,11 @@ def run_steps(
     # A state is saved only after its losses have been found to be finite.
     if pending:
       skipped = _take_figures(
-          pending, run.log, image_ids=run.data_set.index.image_ids,
-          schedule=run.schedule, scales_loss=run.trainer.scales_loss,
+        pending,
+        run.log,
+        image_ids=run.data_set.index.image_ids,
+        schedule=run.schedule,
+        scales_loss=run.trainer.scales_loss,
       )
       stops = bool(pending.stops)
       pending = None
@@ -114,8 +116,10 @@ def run_steps(
       evaluate()
     # A single process stops after the current step. Several processes stop
     # after the same step, once all of them have heard of the signal.
-    while not is_over(run, done) and not stops and not (
-        run.stop.requested and jax.process_count() == 1
+    while (
+      not is_over(run, done)
+      and not stops
+      and not (run.stop.requested and jax.process_count() == 1)
     ):
       trace.begin(done)
       asked = time.monotonic()
@@ -134,7 +138,7 @@ def run_steps(
       take_pending()
       now = time.monotonic()
       pending = _Pending(
-          done, figures, batch_rows, any_stops, now - last, data_time
+        done, figures, batch_rows, any_stops, now - last, data_time
       )
       last = now
       done += 1
@@ -143,8 +147,10 @@ def run_steps(
         take_pending()
         _report(run, done, skipped)
       run.saved.poll()
-      if done % config.train.checkpoint_every == 0 or is_last or is_due(
-          run, done
+      if (
+        done % config.train.checkpoint_every == 0
+        or is_last
+        or is_due(run, done)
       ):
         take_pending()
         _save(run, state, done)
@@ -159,8 +165,10 @@ def run_steps(
   watchdog.progress(f'the checkpoint of step {done}')
   if done > first_step:
     _report_total(
-        run, time.monotonic() - started - evaluating, done - first_step,
-        len(compiled),
+      run,
+      time.monotonic() - started - evaluating,
+      done - first_step,
+      len(compiled),
     )
   return state
 
@@ -175,13 +183,14 @@ def is_over(run: Run, step: int) -> bool:
   if step >= run.config.train.num_steps:
     return True
   return run.evaluations is not None and reaches(
-      run.evaluations.of(step), min_box_ap=run.config.train.min_box_ap,
-      min_mask_ap=run.config.train.min_mask_ap,
+    run.evaluations.of(step),
+    min_box_ap=run.config.train.min_box_ap,
+    min_mask_ap=run.config.train.min_mask_ap,
   )
 
 
 def evaluate_state(
-    run: Run, state: TrainState, step: int
+  run: Run, state: TrainState, step: int
 ) -> dict[str, ApResult | RecallResult]:
   """Evaluates a state and logs its AP. All processes must call this.
 
@@ -192,19 +201,24 @@ def evaluate_state(
   # An evaluated state must be on disk, so that the run can continue from it.
   run.saved.finish()
   with (
-      run.stop.interrupting() if jax.process_count() == 1
-      else contextlib.nullcontext()
+    run.stop.interrupting()
+    if jax.process_count() == 1
+    else contextlib.nullcontext()
   ):
     aps = run.evaluations.run(state, step)
-  run.log.scalars(step, {
+  run.log.scalars(
+    step,
+    {
       f'eval/{kind}_{name}': figure
       for kind, ap in aps.items()
-      for name, figure in ap.stats.items() if figure is not None
-  })
+      for name, figure in ap.stats.items()
+      if figure is not None
+    },
+  )
   now = run.evaluations.of(step)
   text = (
-      f'Evaluation at step {step}: box AP {_figure(now.box_ap)}, mask AP '
-      f'{_figure(now.mask_ap)}'
+    f'Evaluation at step {step}: box AP {_figure(now.box_ap)}, mask AP '
+    f'{_figure(now.mask_ap)}'
   )
   if now.recall is not None:
     text += f', recall of proposals {now.recall:.4f}'
@@ -225,14 +239,20 @@ def _load_batches(run: Run, first_step: int) -> Iterator[Batch]:
   num_workers = run.config.data.num_workers
   while True:
     batches = loader.train_batches(
-        run.data_set, run.plan, run.rows, limits=run.trainer.limits,
-        seed=run.config.seed, start_step=step,
-        num_steps=run.config.train.num_steps - step,
-        batch_size=run.config.train.batch_size,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-        num_workers=num_workers, num_threads=run.config.data.num_threads,
-        pixel_range=pixel_range_of(run.config),
-        scratch_dir=run.workdir,
+      run.data_set,
+      run.plan,
+      run.rows,
+      limits=run.trainer.limits,
+      seed=run.config.seed,
+      start_step=step,
+      num_steps=run.config.train.num_steps - step,
+      batch_size=run.config.train.batch_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      num_workers=num_workers,
+      num_threads=run.config.data.num_threads,
+      pixel_range=pixel_range_of(run.config),
+      scratch_dir=run.workdir,
     )
     try:
       with contextlib.closing(batches):
@@ -252,28 +272,30 @@ def _load_batches(run: Run, first_step: int) -> Iterator[Batch]:
 def _report(run: Run, done: int, skipped: int) -> None:
   """Writes the line of the last steps to the log."""
   run.log.report(
-      done, learning_rate=float(run.schedule(np.int32(done - 1))),
-      skipped=skipped if run.trainer.scales_loss else None,
+    done,
+    learning_rate=float(run.schedule(np.int32(done - 1))),
+    skipped=skipped if run.trainer.scales_loss else None,
   )
 
 
 def _report_total(
-    run: Run, seconds: float, num_steps: int, num_compiled: int
+  run: Run, seconds: float, num_steps: int, num_compiled: int
 ) -> None:
   """Writes to the log how long the training took."""
   num_canvases = len(np.unique(run.plan.canvas_of_image[run.rows]))
   length = time.strftime('%H:%M:%S', time.gmtime(seconds))
   run.log.line(
-      f'Total training time: {length} ({seconds / num_steps:.4f} s / it); '
-      f'{num_compiled} compilations for {num_canvases} static sizes'
+    f'Total training time: {length} ({seconds / num_steps:.4f} s / it); '
+    f'{num_compiled} compilations for {num_canvases} static sizes'
   )
 
 
 def _save(run: Run, state, step: int):
   """Starts to save a state."""
   run.saved.save(
-      model=variables_of(state), training=training_state(state),
-      metadata=run.metadata._replace(step=step),
+    model=variables_of(state),
+    training=training_state(state),
+    metadata=run.metadata._replace(step=step),
   )
 
 
@@ -283,10 +305,14 @@ class _Trace:
   def __init__(self, run, first_step):
     self._log = run.log
     self._directory = run.workdir / 'profile'
-    self._steps = range(
+    self._steps = (
+      range(
         max(run.profile_steps.start, first_step),
         min(run.profile_steps.stop, run.config.train.num_steps),
-    ) if cluster.is_main() else range(0)
+      )
+      if cluster.is_main()
+      else range(0)
+    )
     self._runs = False
 
   def begin(self, step):
@@ -302,9 +328,9 @@ class _Trace:
       jax.profiler.stop_trace()
       self._runs = False
       self._log.line(
-          f'Traced steps {self._steps[0]} to {step}: {self._directory}; '
-          'TensorBoard shows it, and ui.perfetto.dev its '
-          'perfetto_trace.json.gz'
+        f'Traced steps {self._steps[0]} to {step}: {self._directory}; '
+        'TensorBoard shows it, and ui.perfetto.dev its '
+        'perfetto_trace.json.gz'
       )
 
 
@@ -318,21 +344,19 @@ def _compile(train_step, state, batch, canvas, log):
   text = f'Compiled the step for {height}x{width} images in {seconds:.1f} s'
   memory = step.memory_analysis()
   if memory is not None:
-    mib = (
-        memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    ) / 2**20
+    mib = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
     text += f'; it needs {mib:.0f} MiB a device'
   log.line(text)
   return step
 
 
 def _take_figures(
-    pending: _Pending,
-    log: TrainingLog,
-    *,
-    image_ids: Sequence,
-    schedule: Schedule,
-    scales_loss: bool,
+  pending: _Pending,
+  log: TrainingLog,
+  *,
+  image_ids: Sequence,
+  schedule: Schedule,
+  scales_loss: bool,
 ) -> int:
   """Fetches the figures of a step, checks that they are finite and logs them.
 
@@ -351,37 +375,38 @@ def _take_figures(
     FloatingPointError: If a figure is not finite.
   """
   step, step_time, data_time = (
-      pending.step, pending.step_time, pending.data_time
+    pending.step,
+    pending.step_time,
+    pending.data_time,
   )
-  figures = {
-      n: float(v) for n, v in jax.device_get(pending.figures).items()
-  }
+  figures = {n: float(v) for n, v in jax.device_get(pending.figures).items()}
   watchdog.progress(f'step {step}')
   scale = figures.pop('loss_scale', 1.0)
   skipped = int(figures.pop('skipped', 0))
   wrong = [
-      f'{name} is {value}' for name, value in figures.items()
-      if not math.isfinite(value)
+    f'{name} is {value}'
+    for name, value in figures.items()
+    if not math.isfinite(value)
   ]
   if wrong:
     ids = [image_ids[row] for row in pending.batch_rows]
     text = f'{", ".join(wrong)} at step {step}'
     if scales_loss and scale > MIN_SCALE:
       log.line(
-          f'Skipped a step: {text} (images {ids}); the loss scale goes '
-          f'from {scale:g} to {scale / 2:g}; {skipped} skipped so far'
+        f'Skipped a step: {text} (images {ids}); the loss scale goes '
+        f'from {scale:g} to {scale / 2:g}; {skipped} skipped so far'
       )
       log.add(time=step_time, data=data_time)
       return skipped
     rate = float(schedule(np.int32(step)))
     message = (
-        f'C04: {text} (learning rate {rate:g}, images {ids}). The last '
-        f'checkpoint is from before this. {_likely_cause(step, rate, len(ids))}'
+      f'C04: {text} (learning rate {rate:g}, images {ids}). The last '
+      f'checkpoint is from before this. {_likely_cause(step, rate, len(ids))}'
     )
     if scales_loss:
       message += (
-          ' The loss scale is at its minimum; if --config.precision=bf16 '
-          'or fp32 trains, float16 cannot hold the features.'
+        ' The loss scale is at its minimum; if --config.precision=bf16 '
+        'or fp32 trains, float16 cannot hold the features.'
       )
     log.line(message)
     raise FloatingPointError(message)
@@ -396,14 +421,14 @@ def _likely_cause(step: int, rate: float, batch_size: int) -> str:
   """Returns the most likely cause of a loss that is not finite."""
   if step == 0:
     return (
-        'No update was made yet: look at these images, and at the weights '
-        'that the run began with.'
+      'No update was made yet: look at these images, and at the weights '
+      'that the run began with.'
     )
   if step < _EARLY:
     return (
-        f'Within the first {_EARLY} steps the likely cause is the learning '
-        f'rate, for {batch_size} images a step: lower '
-        '--config.optimizer.learning_rate or raise '
-        '--config.optimizer.warmup_steps; else look at these images.'
+      f'Within the first {_EARLY} steps the likely cause is the learning '
+      f'rate, for {batch_size} images a step: lower '
+      '--config.optimizer.learning_rate or raise '
+      '--config.optimizer.warmup_steps; else look at these images.'
     )
   return 'Lower --config.optimizer.learning_rate or look at these images.'

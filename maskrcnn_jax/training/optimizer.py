@@ -16,16 +16,16 @@ Schedule = Callable[[Int[ArrayLike, '']], Float[Array, ''] | float]
 
 
 def learning_rate(
-    step: Int[ArrayLike, ''],
-    *,
-    base: float,
-    warmup: str = 'linear',
-    warmup_steps: int,
-    warmup_factor: float,
-    schedule: str = 'multistep',
-    decay_steps: tuple[int, ...] = (),
-    decay_factor: float = 0.1,
-    num_steps: int = 0,
+  step: Int[ArrayLike, ''],
+  *,
+  base: float,
+  warmup: str = 'linear',
+  warmup_steps: int,
+  warmup_factor: float,
+  schedule: str = 'multistep',
+  decay_steps: tuple[int, ...] = (),
+  decay_factor: float = 0.1,
+  num_steps: int = 0,
 ) -> Float[Array, '']:
   """Returns the learning rate of a step, counted from 0.
 
@@ -59,9 +59,11 @@ def learning_rate(
     progress = jnp.minimum(step / num_steps, 1)
     decay = 0.5 * (1 + jnp.cos(jnp.pi * progress))
   else:
-    decays = sum(
-        (step >= at).astype(jnp.float32) for at in decay_steps
-    ) if decay_steps else 0.0
+    decays = (
+      sum((step >= at).astype(jnp.float32) for at in decay_steps)
+      if decay_steps
+      else 0.0
+    )
     decay = decay_factor**decays
   rate = jnp.asarray(base * decay, jnp.float32)
   if not warmup_steps:
@@ -81,46 +83,47 @@ def learning_rate(
 
 
 def make_recipe_optimizer(
-    config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
 ) -> tuple[Schedule, optax.GradientTransformationExtraArgs]:
   """Returns the learning rate of a recipe, by step, and its optimizer."""
   options = config.optimizer
   arguments = dict(
-      warmup=options.warmup,
-      warmup_steps=options.warmup_steps,
-      warmup_factor=options.warmup_factor,
-      schedule=options.schedule,
-      decay_steps=tuple(options.decay_steps),
-      decay_factor=options.decay_factor,
-      num_steps=config.train.num_steps,
+    warmup=options.warmup,
+    warmup_steps=options.warmup_steps,
+    warmup_factor=options.warmup_factor,
+    schedule=options.schedule,
+    decay_steps=tuple(options.decay_steps),
+    decay_factor=options.decay_factor,
+    num_steps=config.train.num_steps,
   )
   schedule = functools.partial(
-      learning_rate, base=options.learning_rate, **arguments
+    learning_rate, base=options.learning_rate, **arguments
   )
   bias_schedule = functools.partial(
-      learning_rate, base=options.learning_rate * options.bias_rate_factor,
-      **arguments
+    learning_rate,
+    base=options.learning_rate * options.bias_rate_factor,
+    **arguments,
   )
   return schedule, make_optimizer(
-      options.name,
-      momentum=options.momentum,
-      beta2=options.beta2,
-      weight_decay=options.weight_decay,
-      schedule=schedule,
-      bias_schedule=bias_schedule,
-      clip_norm=options.clip_norm,
+    options.name,
+    momentum=options.momentum,
+    beta2=options.beta2,
+    weight_decay=options.weight_decay,
+    schedule=schedule,
+    bias_schedule=bias_schedule,
+    clip_norm=options.clip_norm,
   )
 
 
 def make_optimizer(
-    name: str = 'sgd',
-    *,
-    momentum: float,
-    beta2: float = 0.999,
-    weight_decay: float,
-    schedule: Schedule,
-    bias_schedule: Schedule,
-    clip_norm: float = 0.0,
+  name: str = 'sgd',
+  *,
+  momentum: float,
+  beta2: float = 0.999,
+  weight_decay: float,
+  schedule: Schedule,
+  bias_schedule: Schedule,
+  clip_norm: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
   """Makes the optimizer; this is the one place where it is chosen.
 
@@ -163,7 +166,7 @@ def make_optimizer(
     Clipping: arXiv:1211.5063, algorithm 1.
   """
   decay = optax.add_decayed_weights(
-      weight_decay, mask=functools.partial(_biases, are=False)
+    weight_decay, mask=functools.partial(_biases, are=False)
   )
   match name:
     case 'sgd':
@@ -177,7 +180,7 @@ def make_optimizer(
 
 
 def next_average(
-    average: dict, params: dict, step: Int[ArrayLike, ''], *, decay: float
+  average: dict, params: dict, step: Int[ArrayLike, ''], *, decay: float
 ) -> dict:
   """Moves the running average of the weights towards those of a step.
 
@@ -196,7 +199,7 @@ def next_average(
 
 
 def split_parameters(
-    params: dict, frozen: tuple[tuple[str, ...], ...]
+  params: dict, frozen: tuple[tuple[str, ...], ...]
 ) -> tuple[dict, dict]:
   """Splits nested parameters into those to train and those to leave alone.
 
@@ -214,8 +217,8 @@ def split_parameters(
     is_fixed = any(path[: len(prefix)] == prefix for prefix in frozen)
     (fixed if is_fixed else trainable)[path] = leaf
   return (
-      traverse_util.unflatten_dict(trainable),
-      traverse_util.unflatten_dict(fixed),
+    traverse_util.unflatten_dict(trainable),
+    traverse_util.unflatten_dict(fixed),
   )
 
 
@@ -229,45 +232,46 @@ def join_parameters(params: dict, replacements: dict) -> dict:
       path, the whole comes back.
   """
   return traverse_util.unflatten_dict(
-      traverse_util.flatten_dict(params)
-      | traverse_util.flatten_dict(replacements)
+    traverse_util.flatten_dict(params)
+    | traverse_util.flatten_dict(replacements)
   )
 
 
 def _biases(params: dict, *, are: bool) -> dict:
   """Returns a tree like `params` that holds `are` for each bias."""
   return traverse_util.path_aware_map(
-      lambda path, _: (path[-1] == 'bias') == are, params
+    lambda path, _: (path[-1] == 'bias') == are, params
   )
 
 
 def _scale_by_rates(
-    schedule: Schedule, bias_schedule: Schedule
+  schedule: Schedule, bias_schedule: Schedule
 ) -> optax.GradientTransformationExtraArgs:
   """Makes the transformation that `_times_rates` describes; it has no state."""
   return optax.GradientTransformationExtraArgs(
-      optax.init_empty_state,
-      functools.partial(
-          _times_rates, schedule=schedule, bias_schedule=bias_schedule
-      ),
+    optax.init_empty_state,
+    functools.partial(
+      _times_rates, schedule=schedule, bias_schedule=bias_schedule
+    ),
   )
 
 
 def _times_rates(
-    updates: dict,
-    state: optax.EmptyState,
-    params: dict | None = None,
-    *,
-    step: Int[ArrayLike, ''],
-    schedule: Schedule,
-    bias_schedule: Schedule,
-    **_,
+  updates: dict,
+  state: optax.EmptyState,
+  params: dict | None = None,
+  *,
+  step: Int[ArrayLike, ''],
+  schedule: Schedule,
+  bias_schedule: Schedule,
+  **_,
 ) -> tuple[dict, optax.EmptyState]:
   """Multiplies each update by minus the learning rate of its parameter."""
   del params
   rates = {True: bias_schedule(step), False: schedule(step)}
   scaled = jax.tree.map(
-      lambda update, is_bias: -rates[is_bias] * update,
-      updates, _biases(updates, are=True),
+    lambda update, is_bias: -rates[is_bias] * update,
+    updates,
+    _biases(updates, are=True),
   )
   return scaled, state

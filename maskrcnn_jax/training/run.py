@@ -56,15 +56,15 @@ INTERRUPTED = 'interrupted'
 
 
 def train(
-    config: ml_collections.ConfigDict,
-    workdir: pathlib.Path,
-    *,
-    init_from: pathlib.Path | None = None,
-    skip_test: bool = False,
-    resume: bool = True,
-    allow_changes: bool = False,
-    given_keys: frozenset[str] = frozenset(),
-    profile_steps: range = range(0),
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  *,
+  init_from: pathlib.Path | None = None,
+  skip_test: bool = False,
+  resume: bool = True,
+  allow_changes: bool = False,
+  given_keys: frozenset[str] = frozenset(),
+  profile_steps: range = range(0),
 ) -> None:
   """Trains until `config.train.num_steps`, then evaluates.
 
@@ -92,9 +92,15 @@ def train(
   is_done = False
   with StopSignal() as stop, contextlib.suppress(Stopped):
     run, state, remarks = prepare_run(
-        config, workdir, stop, init_from=init_from, skip_test=skip_test,
-        resume=resume, allow_changes=allow_changes, given_keys=given_keys,
-        profile_steps=profile_steps,
+      config,
+      workdir,
+      stop,
+      init_from=init_from,
+      skip_test=skip_test,
+      resume=resume,
+      allow_changes=allow_changes,
+      given_keys=given_keys,
+      profile_steps=profile_steps,
     )
     # Whatever stops the run, pending saves and log lines are finished.
     with contextlib.closing(run.log), contextlib.closing(run.saved):
@@ -103,7 +109,7 @@ def train(
       first_step = int(state.step)
       if is_over(run, first_step):
         logging.info(
-            'The run in %s is at its end, step %d.', workdir, first_step
+          'The run in %s is at its end, step %d.', workdir, first_step
         )
       else:
         _describe(run, first_step)
@@ -114,8 +120,8 @@ def train(
         is_done = True
   if not is_done:
     text = (
-        f'Stopped by {stop.name}; all finished steps are saved. The same '
-        'command continues from there.'
+      f'Stopped by {stop.name}; all finished steps are saved. The same '
+      'command continues from there.'
     )
     logging.info(text)
     if cluster.is_main():
@@ -123,16 +129,16 @@ def train(
 
 
 def prepare_run(
-    config: ml_collections.ConfigDict,
-    workdir: pathlib.Path,
-    stop: StopSignal,
-    *,
-    init_from: pathlib.Path | None,
-    skip_test: bool,
-    resume: bool,
-    allow_changes: bool,
-    given_keys: frozenset[str],
-    profile_steps: range,
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  stop: StopSignal,
+  *,
+  init_from: pathlib.Path | None,
+  skip_test: bool,
+  resume: bool,
+  allow_changes: bool,
+  given_keys: frozenset[str],
+  profile_steps: range,
 ) -> tuple[Run, TrainState, list[str]]:
   """Reads the data, builds the model and restores or makes the first state.
 
@@ -162,35 +168,46 @@ def prepare_run(
   index = data_set.index
   if is_fine_tuning:
     config, remark = fine_tuning.fit(
-        config, num_images=len(rows),
-        most_objects=image_sets.most_objects(index),
+      config,
+      num_images=len(rows),
+      most_objects=image_sets.most_objects(index),
     )
     check_config(config)
     remarks.append(remark)
   eval_every = steps_between(config, len(rows))
   if eval_every and not has_eval_set(config):
     raise InputError(
-        'config.train.eval_every needs an evaluation set: '
-        f'give {options_of("eval")}.'
+      'config.train.eval_every needs an evaluation set: '
+      f'give {options_of("eval")}.'
     )
   if eval_every or not skip_test:
     check_eval_set(config, index)
   rcnn = Rcnn.from_config(
-      config, num_classes=len(index.categories) + 1,
-      dtype=set_precision(config.precision), mesh=mesh,
+    config,
+    num_classes=len(index.categories) + 1,
+    dtype=set_precision(config.precision),
+    mesh=mesh,
   )
   schedule, optimizer = make_recipe_optimizer(config)
   metadata = checkpoint.Metadata(
-      0, plain(config), [list(category) for category in index.categories],
-      describe_training_set(index, rows),
+    0,
+    plain(config),
+    [list(category) for category in index.categories],
+    describe_training_set(index, rows),
   )
   limits = image_sets.find_limits(index, max_objects=config.data.max_objects)
   plan = canvases.plan_canvases(
-      index.heights, index.widths, **canvas_arguments(config)
+    index.heights, index.widths, **canvas_arguments(config)
   )
   state = first_state(
-      initial_state(rcnn, optimizer, config), workdir, metadata, config, mesh,
-      init_from=init_from, resume=resume, allow_changes=allow_changes,
+    initial_state(rcnn, optimizer, config),
+    workdir,
+    metadata,
+    config,
+    mesh,
+    init_from=init_from,
+    resume=resume,
+    allow_changes=allow_changes,
   )
   check_room(state, workdir, config)
   if cluster.is_main():
@@ -198,27 +215,44 @@ def prepare_run(
   evaluations = None
   if has_eval_set(config) and (eval_every or not skip_test):
     evaluations = TrainEvaluations(
-        workdir,
-        Detector(
-            rcnn._replace(mesh=cluster.make_local_mesh()), {}, config,
-            index.categories, 0,
-        ),
-        metadata, config, first_step=int(state.step),
-        keep_best=bool(eval_every),
+      workdir,
+      Detector(
+        rcnn._replace(mesh=cluster.make_local_mesh()),
+        {},
+        config,
+        index.categories,
+        0,
+      ),
+      metadata,
+      config,
+      first_step=int(state.step),
+      keep_best=bool(eval_every),
     )
   trainer = Trainer.from_config(config, rcnn, optimizer, limits)
   log = TrainingLog(
-      workdir, num_steps=config.train.num_steps, writes=cluster.is_main()
+    workdir, num_steps=config.train.num_steps, writes=cluster.is_main()
   )
   with contextlib.ExitStack() as on_failure:
     on_failure.callback(log.close)
     saved = checkpoint.RunCheckpoints(
-        workdir, keep=config.train.keep_checkpoints
+      workdir, keep=config.train.keep_checkpoints
     )
     on_failure.pop_all()
   run = Run(
-      config, workdir, data_set, rows, plan, schedule, trainer, log, saved,
-      metadata, stop, evaluations, eval_every, profile_steps,
+    config,
+    workdir,
+    data_set,
+    rows,
+    plan,
+    schedule,
+    trainer,
+    log,
+    saved,
+    metadata,
+    stop,
+    evaluations,
+    eval_every,
+    profile_steps,
   )
   return run, state, remarks
 
@@ -228,9 +262,9 @@ def _finish(run: Run, state: TrainState, skip_test: bool) -> None:
   step = int(state.step)
   if step < run.config.train.num_steps:
     run.log.line(
-        f'The training ends at step {step}: box AP has reached '
-        f'{run.config.train.min_box_ap} and mask AP '
-        f'{run.config.train.min_mask_ap}'
+      f'The training ends at step {step}: box AP has reached '
+      f'{run.config.train.min_box_ap} and mask AP '
+      f'{run.config.train.min_mask_ap}'
     )
     return
   if run.evaluations is None:
@@ -247,26 +281,26 @@ def _describe(run: Run, first_step: int) -> None:
   log, rows, config = run.log, run.rows, run.config
   index, rcnn = run.data_set.index, run.trainer.rcnn
   log.line(
-      f'Training on {len(rows)} images of {len(index.categories)} classes, '
-      f'{config.train.batch_size} a step on {rcnn.mesh.size} '
-      f'{jax.devices()[0].platform} device(s), from step {first_step} to '
-      f'{config.train.num_steps}; '
-      f'{len(rows) / config.train.batch_size:.1f} steps an epoch'
+    f'Training on {len(rows)} images of {len(index.categories)} classes, '
+    f'{config.train.batch_size} a step on {rcnn.mesh.size} '
+    f'{jax.devices()[0].platform} device(s), from step {first_step} to '
+    f'{config.train.num_steps}; '
+    f'{len(rows) / config.train.batch_size:.1f} steps an epoch'
   )
   sizes = ', '.join(
-      f'{canvas.padded[0]}x{canvas.padded[1]} '
-      f'({int(np.sum(run.plan.canvas_of_image[rows] == number))})'
-      for number, canvas in enumerate(run.plan.canvases)
+    f'{canvas.padded[0]}x{canvas.padded[1]} '
+    f'({int(np.sum(run.plan.canvas_of_image[rows] == number))})'
+    for number, canvas in enumerate(run.plan.canvases)
   )
   log.line(rcnn.kernel_choice)
   log.line(
-      f'Static sizes (images): {sizes}; '
-      f'{100 * canvases.share_padding(run.plan, rows):.1f} % padding'
+    f'Static sizes (images): {sizes}; '
+    f'{100 * canvases.share_padding(run.plan, rows):.1f} % padding'
   )
   over = image_sets.count_objects_over(index, config.data.max_objects)
   if over:
     log.line(
-        f'A24: {over} objects are beyond the {config.data.max_objects} slots '
-        'of their image and are not trained on; '
-        'raise --config.data.max_objects to train on all of them'
+      f'A24: {over} objects are beyond the {config.data.max_objects} slots '
+      'of their image and are not trained on; '
+      'raise --config.data.max_objects to train on all of them'
     )

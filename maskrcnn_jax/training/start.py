@@ -43,9 +43,9 @@ HEADS = ('box_head', 'mask_head', 'layer4')
 
 
 def adopt_checkpoint(
-    config: ml_collections.ConfigDict,
-    init_from: pathlib.Path | None,
-    given: frozenset[str] = frozenset(),
+  config: ml_collections.ConfigDict,
+  init_from: pathlib.Path | None,
+  given: frozenset[str] = frozenset(),
 ) -> ml_collections.ConfigDict:
   """Returns a fine-tuning recipe with the values that its weights need.
 
@@ -59,13 +59,13 @@ def adopt_checkpoint(
   """
   if init_from is None:
     raise InputError(
-        '--init_from=CHECKPOINT is missing. A fine-tuning needs the checkpoint '
-        'that it starts from, also when it is continued. To train without a '
-        'checkpoint, use --config=nuclei.'
+      '--init_from=CHECKPOINT is missing. A fine-tuning needs the checkpoint '
+      'that it starts from, also when it is continued. To train without a '
+      'checkpoint, use --config=nuclei.'
     )
   path = checkpoint.find_checkpoint(init_from)
   config, lines = fine_tuning.adopt(
-      config, checkpoint.read_metadata(path).recipe, given
+    config, checkpoint.read_metadata(path).recipe, given
   )
   for line in lines:
     logging.info('%s', line)
@@ -73,15 +73,15 @@ def adopt_checkpoint(
 
 
 def first_state(
-    state: TrainState,
-    workdir: pathlib.Path,
-    metadata: checkpoint.Metadata,
-    config: ml_collections.ConfigDict,
-    mesh: Mesh,
-    *,
-    init_from: pathlib.Path | None,
-    resume: bool,
-    allow_changes: bool,
+  state: TrainState,
+  workdir: pathlib.Path,
+  metadata: checkpoint.Metadata,
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+  *,
+  init_from: pathlib.Path | None,
+  resume: bool,
+  allow_changes: bool,
 ) -> TrainState:
   """Returns the state that the run begins with.
 
@@ -110,22 +110,26 @@ def first_state(
   steps = checkpoint.saved_steps(directory)
   if steps and not resume:
     raise InputError(
-        f'C10: {workdir} already holds a checkpoint of step {steps[-1]}. Give '
-        'another --workdir, or continue the run without --noresume.'
+      f'C10: {workdir} already holds a checkpoint of step {steps[-1]}. Give '
+      'another --workdir, or continue the run without --noresume.'
     )
   cluster.check_agreement(
-      _recipe_facts(config) | {
-          'training set': metadata.training_set,
-          'checkpoints': steps,
-          'version of JAX': jax.__version__,
-      }
+    _recipe_facts(config)
+    | {
+      'training set': metadata.training_set,
+      'checkpoints': steps,
+      'version of JAX': jax.__version__,
+    }
   )
   if not steps:
     random_arrays = list(checkpoint.named_leaves(variables_of(state)))
     if init_from is not None:
       state, random_arrays = _take_weights(
-          checkpoint.find_checkpoint(init_from), state, config, mesh,
-          categories=metadata.categories,
+        checkpoint.find_checkpoint(init_from),
+        state,
+        config,
+        mesh,
+        categories=metadata.categories,
       )
     _warn_of_frozen(random_arrays, config.freeze_at)
     return cluster.replicate(start_average(state, config), mesh)
@@ -134,8 +138,12 @@ def first_state(
     damage, restored = '', None
     try:
       restored = _resume(
-          directory / str(step), state, metadata, config, mesh,
-          allow_changes=allow_changes,
+        directory / str(step),
+        state,
+        metadata,
+        config,
+        mesh,
+        allow_changes=allow_changes,
       )
     except checkpoint.DamagedCheckpoint as error:
       damage = str(error)
@@ -149,18 +157,19 @@ def first_state(
     multihost_utils.sync_global_devices('damaged checkpoints are set aside')
     for path in moved:
       logging.warning(
-          'C08: A damaged checkpoint was moved to %s; going on from step %d.',
-          path, step,
+        'C08: A damaged checkpoint was moved to %s; going on from step %d.',
+        path,
+        step,
       )
     return cluster.replicate(restored, mesh)
   raise InputError(
-      f'C08: None of the checkpoints in {directory} can be read. To start a '
-      'new training, give another --workdir.'
+    f'C08: None of the checkpoints in {directory} can be read. To start a '
+    'new training, give another --workdir.'
   )
 
 
 def _resume(
-    path, state, metadata, config, mesh, *, allow_changes
+  path, state, metadata, config, mesh, *, allow_changes
 ) -> TrainState:
   """Restores the state of a checkpoint after checking that it fits the run.
 
@@ -170,50 +179,51 @@ def _resume(
   stored = checkpoint.read_metadata(path)
   stored_recipe = stored_config(stored.recipe)
   different = [
-      difference for difference in differences(config, plain(stored_recipe))
-      if not _may_differ(difference.key, config)
+    difference
+    for difference in differences(config, plain(stored_recipe))
+    if not _may_differ(difference.key, config)
   ]
   if different and allow_changes:
     logging.warning(
-        'C07: Going on with another recipe (this run | saved run): %s.',
-        format_differences(different),
+      'C07: Going on with another recipe (this run | saved run): %s.',
+      format_differences(different),
     )
   elif different:
     raise InputError(
-        f'C07: {path.parent.parent} holds a run with another recipe (this run '
-        f'| saved run): {format_differences(different)}. Give another '
-        f'--workdir, take only its weights with --init_from={path}, or '
-        'continue it with the new values with --allow_changes.'
+      f'C07: {path.parent.parent} holds a run with another recipe (this run '
+      f'| saved run): {format_differences(different)}. Give another '
+      f'--workdir, take only its weights with --init_from={path}, or '
+      'continue it with the new values with --allow_changes.'
     )
   if stored.categories != metadata.categories:
     raise InputError(
-        f'C07: The run in {path.parent.parent} was trained on other classes '
-        f'than those of {source_of(config, "train")}. Give another --workdir.'
+      f'C07: The run in {path.parent.parent} was trained on other classes '
+      f'than those of {source_of(config, "train")}. Give another --workdir.'
     )
   if stored.training_set != metadata.training_set:
     text = (
-        f'C07: The run in {path.parent.parent} was trained on '
-        f'{stored.training_set}, but {source_of(config, "train")} has '
-        f'{metadata.training_set}.'
+      f'C07: The run in {path.parent.parent} was trained on '
+      f'{stored.training_set}, but {source_of(config, "train")} has '
+      f'{metadata.training_set}.'
     )
     if not allow_changes:
       raise InputError(
-          f'{text} Give another --workdir, take only its weights with '
-          f'--init_from={path}, or continue it on the new data with '
-          '--allow_changes.'
+        f'{text} Give another --workdir, take only its weights with '
+        f'--init_from={path}, or continue it on the new data with '
+        '--allow_changes.'
       )
     logging.warning('%s', text)
   if stored.step > config.train.num_steps:
     raise InputError(
-        f'C07: {path} has {stored.step} steps, more than '
-        f'config.train.num_steps ({config.train.num_steps}). Give at least '
-        f'--config.train.num_steps={stored.step}, or another --workdir.'
+      f'C07: {path} has {stored.step} steps, more than '
+      f'config.train.num_steps ({config.train.num_steps}). Give at least '
+      f'--config.train.num_steps={stored.step}, or another --workdir.'
     )
   variables = checkpoint.restore_model(
-      path, cluster.replicated_shapes(variables_of(state), mesh)
+    path, cluster.replicated_shapes(variables_of(state), mesh)
   )
   kept = checkpoint.restore_optimizer(
-      path, cluster.replicated_shapes(training_state(state), mesh)
+    path, cluster.replicated_shapes(training_state(state), mesh)
   )
   logging.info('Resuming from step %d of %s.', stored.step, path)
   if stored_recipe.precision != config.precision:
@@ -229,16 +239,19 @@ def _warn_of_frozen(random_arrays: list[str], freeze_at: int) -> None:
     freeze_at: Number of stages that are not trained: see the recipe.
   """
   frozen = [
-      '/'.join(prefix) for prefix in frozen_prefixes(freeze_at)
-      if any(f'params/{"/".join(prefix)}/' in name for name in random_arrays)
+    '/'.join(prefix)
+    for prefix in frozen_prefixes(freeze_at)
+    if any(f'params/{"/".join(prefix)}/' in name for name in random_arrays)
   ]
   if frozen:
     logging.warning(
-        'FROZEN AND RANDOM: %s start with random weights, and '
-        'config.freeze_at=%d keeps them random for the whole training. Give '
-        'pretrained weights with --init_from=CHECKPOINT, or train all stages '
-        'with --config.freeze_at=0 (without pretrained weights, also give '
-        '--config.model.norm=group).', ', '.join(frozen), freeze_at,
+      'FROZEN AND RANDOM: %s start with random weights, and '
+      'config.freeze_at=%d keeps them random for the whole training. Give '
+      'pretrained weights with --init_from=CHECKPOINT, or train all stages '
+      'with --config.freeze_at=0 (without pretrained weights, also give '
+      '--config.model.norm=group).',
+      ', '.join(frozen),
+      freeze_at,
     )
 
 
@@ -253,22 +266,23 @@ def _other_classes(categories: list, stored_categories: list) -> list[str]:
     stored_categories: [[id, name], ...] of a checkpoint, in the same order.
   """
   own_names, stored_names = (
-      [name for _, name in table] for table in (categories, stored_categories)
+    [name for _, name in table] for table in (categories, stored_categories)
   )
   # The names that `convert_weights` gives to classes without a name.
   unknown = [f'class {i + 1}' for i in range(len(stored_names))]
   if not own_names or not stored_names or stored_names == unknown:
     return []
   return [
-      f'{i + 1}: {name!r} | {stored_name!r}'
-      for i, (name, stored_name) in enumerate(
-          itertools.zip_longest(own_names, stored_names, fillvalue='nothing')
-      ) if name != stored_name
+    f'{i + 1}: {name!r} | {stored_name!r}'
+    for i, (name, stored_name) in enumerate(
+      itertools.zip_longest(own_names, stored_names, fillvalue='nothing')
+    )
+    if name != stored_name
   ]
 
 
 def _take_weights(
-    path, state: TrainState, config, mesh, *, categories: list
+  path, state: TrainState, config, mesh, *, categories: list
 ) -> tuple[TrainState, list[str]]:
   """Replaces the weights of a new state by those of a checkpoint.
 
@@ -294,72 +308,80 @@ def _take_weights(
   """
   metadata = checkpoint.read_metadata(path)
   different = [
-      difference for difference in differences(
-          config, plain(stored_config(metadata.recipe))
-      )
-      if difference.key in names(unseen=True)
+    difference
+    for difference in differences(config, plain(stored_config(metadata.recipe)))
+    if difference.key in names(unseen=True)
   ]
   if different:
     logging.warning(
-        'C13: The weights of %s were trained with other values (this run | '
-        'checkpoint): %s. Set these keys to the values of the checkpoint, '
-        'unless you want to train the weights for the new values.', path,
-        format_differences(different),
+      'C13: The weights of %s were trained with other values (this run | '
+      'checkpoint): %s. Set these keys to the values of the checkpoint, '
+      'unless you want to train the weights for the new values.',
+      path,
+      format_differences(different),
     )
   expected = checkpoint.named_leaves(variables_of(state))
   stored = checkpoint.model_shapes(path)
   other = _other_classes(categories, metadata.categories)
   own_heads, stored_heads = (
-      {_head_of(name) for name in arrays} for arrays in (expected, stored)
+    {_head_of(name) for name in arrays} for arrays in (expected, stored)
   )
   unused = [
-      name for name in stored if _head_of(name) in stored_heads - own_heads
+    name for name in stored if _head_of(name) in stored_heads - own_heads
   ]
   fresh = [
-      name for name in expected
-      if name in stored and (other or stored[name] != expected[name].shape)
-      and name.split('/')[1] in CLASS_HEADS
-      and name.split('/')[2] in CLASS_LAYERS
-      or name not in stored and (
-          metadata.is_partial or _head_of(name) in own_heads - stored_heads
-      )
+    name
+    for name in expected
+    if name in stored
+    and (other or stored[name] != expected[name].shape)
+    and name.split('/')[1] in CLASS_HEADS
+    and name.split('/')[2] in CLASS_LAYERS
+    or name not in stored
+    and (metadata.is_partial or _head_of(name) in own_heads - stored_heads)
   ]
   difference = checkpoint.compare_trees(
-      {n: s for n, s in stored.items() if n not in fresh and n not in unused},
-      {n: tuple(x.shape) for n, x in expected.items() if n not in fresh},
+    {n: s for n, s in stored.items() if n not in fresh and n not in unused},
+    {n: tuple(x.shape) for n, x in expected.items() if n not in fresh},
   )
   if difference:
     raise InputError(f'C02: {path} does not fit this model: {difference}.')
-  weights = checkpoint.named_leaves(checkpoint.restore_model(
-      path, checkpoint.nested({
+  weights = checkpoint.named_leaves(
+    checkpoint.restore_model(
+      path,
+      checkpoint.nested(
+        {
           name: jax.ShapeDtypeStruct(
-              shape, jnp.float32, sharding=cluster.replicated(mesh)
+            shape, jnp.float32, sharding=cluster.replicated(mesh)
           )
           for name, shape in stored.items()
-      })
-  ))
+        }
+      ),
+    )
+  )
   taken = checkpoint.nested(
-      expected | {
-          n: x for n, x in weights.items() if n not in fresh and n not in unused
-      }
+    expected
+    | {n: x for n, x in weights.items() if n not in fresh and n not in unused}
   )
   if other and any(name.split('/')[2] in CLASS_LAYERS for name in fresh):
     logging.info(
-        'The classes are not those of %s, so the layers that depend on them '
-        'start afresh (this run | checkpoint): %s%s.', path,
-        '; '.join(other[:5]),
-        f'; and {len(other) - 5} more' if len(other) > 5 else '',
+      'The classes are not those of %s, so the layers that depend on them '
+      'start afresh (this run | checkpoint): %s%s.',
+      path,
+      '; '.join(other[:5]),
+      f'; and {len(other) - 5} more' if len(other) > 5 else '',
     )
   logging.info(
-      'Took %d arrays from %s; started afresh: %s.',
-      len(expected) - len(fresh), path, ', '.join(fresh) or 'none',
+    'Took %d arrays from %s; started afresh: %s.',
+    len(expected) - len(fresh),
+    path,
+    ', '.join(fresh) or 'none',
   )
   if unused:
     logging.info(
-        'Ignored, because this model has no such head: %s.', ', '.join(unused)
+      'Ignored, because this model has no such head: %s.', ', '.join(unused)
     )
   return state._replace(
-      params=taken['params'], constants=taken.get('constants', {})
+    params=taken['params'], constants=taken.get('constants', {})
   ), fresh
 
 
@@ -372,8 +394,9 @@ def _recipe_facts(config) -> dict[str, str]:
   """Returns {key: value} of the keys that must agree in all processes."""
   may_differ = names(per_process=True)
   return {
-      f'config.{key}': str(value) for key, value in facts_of(config).items()
-      if key not in may_differ
+    f'config.{key}': str(value)
+    for key, value in facts_of(config).items()
+    if key not in may_differ
   }
 
 

@@ -30,9 +30,9 @@ class TrainState(NamedTuple):
 
 
 def initial_state(
-    rcnn: Rcnn,
-    optimizer: optax.GradientTransformation,
-    config: ml_collections.ConfigDict,
+  rcnn: Rcnn,
+  optimizer: optax.GradientTransformation,
+  config: ml_collections.ConfigDict,
 ) -> TrainState:
   """Returns the state of step 0 with random weights that the seed determines.
 
@@ -45,30 +45,30 @@ def initial_state(
   # XLA would need ten times longer to compile an optimised program, which would
   # not draw the numbers faster.
   init = jax.jit(
-      rcnn.init, compiler_options={'xla_backend_optimization_level': 0}
+    rcnn.init, compiler_options={'xla_backend_optimization_level': 0}
   )
   variables = init(jax.random.key(config.seed))
   trainable, _ = split_parameters(
-      variables['params'], frozen_prefixes(config.freeze_at)
+    variables['params'], frozen_prefixes(config.freeze_at)
   )
   return TrainState(
-      step=jnp.int32(0),
-      params=variables['params'],
-      constants=variables.get('constants', {}),
-      optimizer=optimizer.init(trainable),
-      loss_scale=initial_loss_scale(config.precision),
-      average={},
+    step=jnp.int32(0),
+    params=variables['params'],
+    constants=variables.get('constants', {}),
+    optimizer=optimizer.init(trainable),
+    loss_scale=initial_loss_scale(config.precision),
+    average={},
   )
 
 
 def start_average(
-    state: TrainState, config: ml_collections.ConfigDict
+  state: TrainState, config: ml_collections.ConfigDict
 ) -> TrainState:
   """Starts the moving average of the weights if the recipe asks for it."""
   if not config.train.ema_decay:
     return state
   trainable, _ = split_parameters(
-      state.params, frozen_prefixes(config.freeze_at)
+    state.params, frozen_prefixes(config.freeze_at)
   )
   # Copies the arrays, because the training step donates the buffers of the
   # state that it receives.
@@ -93,7 +93,7 @@ def training_state(state: TrainState) -> dict:
 
 
 def restored_state(
-    state: TrainState, step: int, variables: dict, kept: dict
+  state: TrainState, step: int, variables: dict, kept: dict
 ) -> TrainState:
   """Returns the state that `variables_of` and `training_state` were taken from.
 
@@ -108,16 +108,22 @@ def restored_state(
     average = _same_leaves(params, kept['params'])
     params = join_parameters(params, kept['params'])
   return TrainState(
-      step=jnp.int32(step), params=params,
-      constants=variables.get('constants', {}), optimizer=kept['momentum'],
-      loss_scale=kept['loss_scale'], average=average,
+    step=jnp.int32(step),
+    params=params,
+    constants=variables.get('constants', {}),
+    optimizer=kept['momentum'],
+    loss_scale=kept['loss_scale'],
+    average=average,
   )
 
 
 def _same_leaves(tree: dict, other: dict) -> dict:
   """Returns the leaves of a tree whose paths occur in another tree too."""
   paths = traverse_util.flatten_dict(other).keys()
-  return traverse_util.unflatten_dict({
-      path: leaf for path, leaf in traverse_util.flatten_dict(tree).items()
+  return traverse_util.unflatten_dict(
+    {
+      path: leaf
+      for path, leaf in traverse_util.flatten_dict(tree).items()
       if path in paths
-  })
+    }
+  )

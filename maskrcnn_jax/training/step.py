@@ -52,11 +52,11 @@ class Trainer(NamedTuple):
 
   @classmethod
   def from_config(
-      cls,
-      config: ml_collections.ConfigDict,
-      rcnn: Rcnn,
-      optimizer: optax.GradientTransformationExtraArgs,
-      limits: GroundTruthLimits,
+    cls,
+    config: ml_collections.ConfigDict,
+    rcnn: Rcnn,
+    optimizer: optax.GradientTransformationExtraArgs,
+    limits: GroundTruthLimits,
   ) -> 'Trainer':
     """Returns the trainer of a recipe.
 
@@ -68,22 +68,22 @@ class Trainer(NamedTuple):
     """
     data = config.data
     return cls(
-        rcnn=rcnn,
-        optimizer=optimizer,
-        limits=limits,
-        augmentation=AugmentationOptions(
-            flip_probability=data.flip_probability,
-            short_sides=tuple(data.short_sides),
-            scale_jitter=tuple(data.scale_jitter),
-            color_jitter=tuple(data.color_jitter),
-            long_side=data.long_side,
-            resize_rule=geometry_of(config).input_format.resize_rule,
-        ),
-        seed=config.seed,
-        frozen=frozen_prefixes(config.freeze_at),
-        micro_batches=config.train.micro_batches,
-        ema_decay=config.train.ema_decay,
-        scales_loss=config.precision == 'fp16',
+      rcnn=rcnn,
+      optimizer=optimizer,
+      limits=limits,
+      augmentation=AugmentationOptions(
+        flip_probability=data.flip_probability,
+        short_sides=tuple(data.short_sides),
+        scale_jitter=tuple(data.scale_jitter),
+        color_jitter=tuple(data.color_jitter),
+        long_side=data.long_side,
+        resize_rule=geometry_of(config).input_format.resize_rule,
+      ),
+      seed=config.seed,
+      frozen=frozen_prefixes(config.freeze_at),
+      micro_batches=config.train.micro_batches,
+      ema_decay=config.train.ema_decay,
+      scales_loss=config.precision == 'fp16',
     )
 
 
@@ -95,17 +95,18 @@ def jit_train_step(trainer: Trainer) -> Callable:
   """
   mesh = trainer.rcnn.mesh
   return jax.jit(
-      functools.partial(train_step, trainer),
-      static_argnames='padded_size', donate_argnums=0,
-      out_shardings=replicated(mesh) if mesh else None,
+    functools.partial(train_step, trainer),
+    static_argnames='padded_size',
+    donate_argnums=0,
+    out_shardings=replicated(mesh) if mesh else None,
   )
 
 
 def train_step(
-    trainer: Trainer,
-    state: TrainState,
-    batch: Batch,
-    padded_size: tuple[int, int],
+  trainer: Trainer,
+  state: TrainState,
+  batch: Batch,
+  padded_size: tuple[int, int],
 ) -> tuple[TrainState, Figures]:
   """Makes one step: losses, gradients, new parameters.
 
@@ -128,14 +129,14 @@ def train_step(
   keys = image_keys(trainer.seed, state.step, batch.images.shape[0])
   trainable, _ = split_parameters(state.params, trainer.frozen)
   differentiate = jax.value_and_grad(
-      functools.partial(scaled_loss, trainer=trainer, padded_size=padded_size),
-      has_aux=True,
+    functools.partial(scaled_loss, trainer=trainer, padded_size=padded_size),
+    has_aux=True,
   )
   if trainer.micro_batches == 1:
     (_, losses), gradients = differentiate(trainable, state, batch, keys)
   else:
     losses, gradients = accumulate_gradients(
-        trainer, differentiate, trainable, state, batch, keys, padded_size
+      trainer, differentiate, trainable, state, batch, keys, padded_size
     )
   total = losses.total()
   scale = state.loss_scale.scale
@@ -145,45 +146,47 @@ def train_step(
   is_finite = jnp.isfinite(total) & jnp.isfinite(norm)
 
   updates, optimizer_state = trainer.optimizer.update(
-      gradients, state.optimizer, trainable, step=state.step
+    gradients, state.optimizer, trainable, step=state.step
   )
   updated = optax.apply_updates(trainable, updates)
   average = state.average
   if trainer.ema_decay:
     average = next_average(
-        average, updated, state.step, decay=trainer.ema_decay
+      average, updated, state.step, decay=trainer.ema_decay
     )
   updated, optimizer_state, average = jax.tree.map(
-      lambda new, old: jnp.where(is_finite, new, old),
-      (updated, optimizer_state, average),
-      (trainable, state.optimizer, state.average),
+    lambda new, old: jnp.where(is_finite, new, old),
+    (updated, optimizer_state, average),
+    (trainable, state.optimizer, state.average),
   )
   loss_scale = next_loss_scale(state.loss_scale, is_finite)
   if not trainer.scales_loss:
     loss_scale = state.loss_scale._replace(skipped=loss_scale.skipped)
   state = TrainState(
-      step=state.step + 1,
-      params=join_parameters(state.params, updated),
-      constants=state.constants,
-      optimizer=optimizer_state,
-      loss_scale=loss_scale,
-      average=average,
+    step=state.step + 1,
+    params=join_parameters(state.params, updated),
+    constants=state.constants,
+    optimizer=optimizer_state,
+    loss_scale=loss_scale,
+    average=average,
   )
   return state, {'loss': total} | losses.by_name() | {
-      'grad_norm': norm, 'loss_scale': scale, 'skipped': loss_scale.skipped
+    'grad_norm': norm,
+    'loss_scale': scale,
+    'skipped': loss_scale.skipped,
   }
 
 
 def scaled_loss(
-    trainable: dict,
-    state: TrainState,
-    batch: Batch,
-    keys: Key[Array, 'b 3'],
-    samples: Samples | None = None,
-    counts: SampleCounts = OF_THIS_BATCH,
-    *,
-    trainer: Trainer,
-    padded_size: tuple[int, int],
+  trainable: dict,
+  state: TrainState,
+  batch: Batch,
+  keys: Key[Array, 'b 3'],
+  samples: Samples | None = None,
+  counts: SampleCounts = OF_THIS_BATCH,
+  *,
+  trainer: Trainer,
+  padded_size: tuple[int, int],
 ) -> tuple[Float[Array, ''], Losses]:
   """Returns the sum of the losses times the loss scale, and the losses.
 
@@ -200,20 +203,24 @@ def scaled_loss(
   """
   inputs = prepare_batch(trainer, batch, keys[:, 0], padded_size)
   losses = trainer.rcnn.compute_losses(
-      _variables(state, trainable), inputs, keys[:, 1:],
-      limits=trainer.limits, samples=samples, counts=counts,
+    _variables(state, trainable),
+    inputs,
+    keys[:, 1:],
+    limits=trainer.limits,
+    samples=samples,
+    counts=counts,
   )
   return state.loss_scale.scale * losses.total(), losses
 
 
 def accumulate_gradients(
-    trainer: Trainer,
-    differentiate: Callable,
-    trainable: dict,
-    state: TrainState,
-    batch: Batch,
-    keys: Key[Array, 'b 3'],
-    padded_size: tuple[int, int],
+  trainer: Trainer,
+  differentiate: Callable,
+  trainable: dict,
+  state: TrainState,
+  batch: Batch,
+  keys: Key[Array, 'b 3'],
+  padded_size: tuple[int, int],
 ) -> tuple[Losses, dict]:
   """Returns losses and gradients of a batch, processed part by part.
 
@@ -250,20 +257,20 @@ def accumulate_gradients(
 
   first = jax.tree.map(lambda x: x[0], (*rows, samples))
   (_, losses), gradients = jax.eval_shape(
-      differentiate, trainable, state, *first, counts
+    differentiate, trainable, state, *first, counts
   )
   zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), (losses, gradients)
+    lambda x: jnp.zeros(x.shape, x.dtype), (losses, gradients)
   )
   sums, _ = jax.lax.scan(add, zeros, (*rows, samples))
   return sums
 
 
 def prepare_batch(
-    trainer: Trainer,
-    batch: Batch,
-    keys: Key[Array, 'b'],
-    padded_size: tuple[int, int],
+  trainer: Trainer,
+  batch: Batch,
+  keys: Key[Array, 'b'],
+  padded_size: tuple[int, int],
 ):
   """Returns the augmented, resized and normalised images and their objects.
 
@@ -275,20 +282,20 @@ def prepare_batch(
   """
   options = trainer.augmentation
   return trainer.rcnn.prepare(
-      batch,
-      draw_augmentation(
-          keys, batch.source_sizes, options, padded_size=padded_size
-      ),
-      padded_size=padded_size,
-      # Only scale jitter cuts images, and only then boxes must be cut too.
-      max_object_vertices=(
-          trainer.limits.max_object_vertices if options.scale_jitter else None
-      ),
+    batch,
+    draw_augmentation(
+      keys, batch.source_sizes, options, padded_size=padded_size
+    ),
+    padded_size=padded_size,
+    # Only scale jitter cuts images, and only then boxes must be cut too.
+    max_object_vertices=(
+      trainer.limits.max_object_vertices if options.scale_jitter else None
+    ),
   )
 
 
 def image_keys(
-    seed: int, step: Int[Array, ''], num_images: int
+  seed: int, step: Int[Array, ''], num_images: int
 ) -> Key[Array, 'b 3']:
   """Returns the random keys of a step: for augmentation, anchors and RoIs.
 
@@ -297,7 +304,7 @@ def image_keys(
   """
   step_key = jax.random.fold_in(jax.random.key(seed), step)
   row_keys = jax.vmap(lambda row: jax.random.fold_in(step_key, row))(
-      jnp.arange(num_images)
+    jnp.arange(num_images)
   )
   return jax.vmap(lambda key: jax.random.split(key, 3))(row_keys)
 
@@ -309,13 +316,13 @@ def split_rows(tree, num_parts: int):
   so that each device has equally many rows of every part.
   """
   return jax.tree.map(
-      lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), tree
+    lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), tree
   )
 
 
 def _variables(state: TrainState, trainable: dict) -> dict:
   """Returns the variables that the network is applied to."""
   return {
-      'params': join_parameters(state.params, trainable),
-      'constants': state.constants,
+    'params': join_parameters(state.params, trainable),
+    'constants': state.constants,
   }

@@ -29,10 +29,10 @@ class Set:
     self.images_dir.mkdir(parents=True)
     self.annotations = folder / 'instances.json'
     self.content: Any = {
-        'info': {'year': 2026},
-        'images': [],
-        'annotations': [],
-        'categories': [{'id': 1, 'name': 'rect'}, {'id': 2, 'name': 'other'}],
+      'info': {'year': 2026},
+      'images': [],
+      'annotations': [],
+      'categories': [{'id': 1, 'name': 'rect'}, {'id': 2, 'name': 'other'}],
     }
     self.raw: bytes | None = None  # written instead of `content`
     rng = np.random.default_rng(0)
@@ -42,7 +42,8 @@ class Set:
         x, y = 6 + 24 * (j % 3), 8 + 4 * (j // 3)
         w, h = 18, 14 + 10 * (i % 3)
         pixels[y : y + h, x : x + w] = 60 + 20 * (j % 9)
-        self.content['annotations'].append({
+        self.content['annotations'].append(
+          {
             'id': len(self.content['annotations']) + 1,
             'image_id': i + 1,
             'category_id': 1 + j % 2,
@@ -50,11 +51,16 @@ class Set:
             'area': w * h,
             'iscrowd': 0,
             'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]],
-        })
-      self.content['images'].append({
-          'id': i + 1, 'file_name': f'{i}.png', 'height': HEIGHT,
+          }
+        )
+      self.content['images'].append(
+        {
+          'id': i + 1,
+          'file_name': f'{i}.png',
+          'height': HEIGHT,
           'width': WIDTH,
-      })
+        }
+      )
       Image.fromarray(pixels).save(self.images_dir / f'{i}.png')
 
   @property
@@ -121,8 +127,8 @@ def uncompressed(pixels):
   flat = np.append(0, pixels.T.reshape(-1))
   ends = np.flatnonzero(np.diff(flat, append=2))
   return {
-      'size': list(pixels.shape),
-      'counts': np.diff(ends, prepend=0).tolist(),
+    'size': list(pixels.shape),
+    'counts': np.diff(ends, prepend=0).tolist(),
   }
 
 
@@ -225,7 +231,8 @@ def crowds_only(data):
 
 def sparse_ids(data):
   data.content['categories'] = [
-      {'id': 90, 'name': 'rect'}, {'id': 0, 'name': 'other'}
+    {'id': 90, 'name': 'rect'},
+    {'id': 0, 'name': 'other'},
   ]
   for entry in data.objects:
     entry['category_id'] = {1: 90, 2: 0}[entry['category_id']]
@@ -337,9 +344,15 @@ def gray():
 def five_channels():
   """A TIFF with 5 bytes a pixel."""
   entries = [
-      (256, 3, 1, WIDTH), (257, 3, 1, HEIGHT), (258, 3, 1, 8), (259, 3, 1, 1),
-      (262, 3, 1, 1), (273, 4, 1, 200), (277, 3, 1, 5), (278, 3, 1, HEIGHT),
-      (279, 4, 1, HEIGHT * WIDTH * 5),
+    (256, 3, 1, WIDTH),
+    (257, 3, 1, HEIGHT),
+    (258, 3, 1, 8),
+    (259, 3, 1, 1),
+    (262, 3, 1, 1),
+    (273, 4, 1, 200),
+    (277, 3, 1, 5),
+    (278, 3, 1, HEIGHT),
+    (279, 4, 1, HEIGHT * WIDTH * 5),
   ]
   head = b'II*\0' + struct.pack('<IH', 8, len(entries))
   head += b''.join(struct.pack('<HHII', *entry) for entry in entries)
@@ -359,14 +372,16 @@ def inverted_cmyk(data):
 def huge_png():
   """A PNG whose header promises 50,000 pixels squared."""
   chunks = {
-      b'IHDR': struct.pack('>II5B', 50_000, 50_000, 8, 2, 0, 0, 0),
-      b'IDAT': zlib.compress(bytes(10**7)),
-      b'IEND': b'',
+    b'IHDR': struct.pack('>II5B', 50_000, 50_000, 8, 2, 0, 0, 0),
+    b'IDAT': zlib.compress(bytes(10**7)),
+    b'IEND': b'',
   }
   return b'\x89PNG\r\n\x1a\n' + b''.join(
-      struct.pack('>I', len(content)) + name + content
-      + struct.pack('>I', zlib.crc32(name + content))
-      for name, content in chunks.items()
+    struct.pack('>I', len(content))
+    + name
+    + content
+    + struct.pack('>I', zlib.crc32(name + content))
+    for name, content in chunks.items()
   )
 
 
@@ -378,8 +393,9 @@ def image_of(height, width):
     data.images[0].update(height=height, width=width)
     data.content['annotations'] = data.objects[2:]
     data.first.update(
-        bbox=[0, 0, width, height], area=width * height,
-        segmentation=[[0, 0, width, 0, width, height, 0, height]],
+      bbox=[0, 0, width, height],
+      area=width * height,
+      segmentation=[[0, 0, width, 0, width, height, 0, height]],
     )
 
   return spoil
@@ -387,9 +403,7 @@ def image_of(height, width):
 
 def animated(data):
   frames = [gray(), gray().rotate(180)]
-  frames[0].save(
-      data.rename('0.gif'), save_all=True, append_images=frames[1:]
-  )
+  frames[0].save(data.rename('0.gif'), save_all=True, append_images=frames[1:])
 
 
 def many_vertices(data, count=40_000):
@@ -410,170 +424,319 @@ AGAINST = ('--against=other.json',)
 NAN = math.nan
 
 CASES = [
-    Case('clean', '', False, lambda data: None),
-    Case('box_width_0', 'A01', True, set_first(bbox=[6, 8, 0, 9]), True),
-    Case('box_height_-3', 'A01', True, set_first(bbox=[6, 8, 9, -3]), True),
-    Case('box_width_0_of_many', 'A01', False, set_first(bbox=[6, 8, 0, 9]),
-         size=MANY),
-    Case('box_outside', 'A02', True, set_first(bbox=[90, 8, 9, 9]), True),
-    Case('box_partly_outside', 'A02', False,
-         set_first(bbox=[6, 8, 18, 60], area=18 * 56,
-                   segmentation=[[6, 8, 24, 8, 24, 64, 6, 64]]), True),
-    Case('boxes_as_corners', 'A03', True, as_corners, True),
-    Case('box_nan', 'A04', True, set_first(bbox=[6, 8, NAN, 9]), True),
-    Case('box_inf', 'A04', True, set_first(bbox=[6, 8, math.inf, 9]), True),
-    Case('box_text', 'A04', True, set_first(bbox=['6', 8, 9, 9]), True),
-    Case('box_of_3', 'A04', True, set_first(bbox=[6, 8, 9]), True),
-    Case('area_inf', 'A04', True, set_first(area=math.inf), True),
-    Case('area_negative', 'A04', True, set_first(area=-9), True),
-    Case('area_text', 'A04', True, set_first(area='252'), True),
-    Case('area_of_400_digits', 'A04', True,
-         set_first(area=10**400), True),
-    Case('polygon_nan', 'A04', True,
-         set_first(segmentation=[[6, 8, NAN, 8, 24, 22]]), True),
-    Case('polygon_text', 'A04', True,
-         set_first(segmentation=[[6, 8, '24', 8, 24, 22]]), True),
-    Case('polygon_far_away', 'A04', True,
-         set_first(segmentation=[[6, 8, 1e300, 8, 24, 22]]), True),
-    Case('polygon_of_4', 'A05', True,
-         set_first(segmentation=[SQUARE, [1, 2, 3, 4]]), True),
-    Case('polygon_odd', 'A05', True,
-         set_first(segmentation=[[*SQUARE, 9]]), True),
-    Case('polygon_of_4_of_many', 'A05', False,
-         set_first(segmentation=[SQUARE, [1, 2, 3, 4]]), True, size=MANY),
-    Case('mask_empty', 'A06', True, set_first(segmentation=[]), True),
-    Case('mask_missing', 'A06', True, set_first(segmentation=...), True),
-    Case('mask_of_nothing', 'A06', True, set_first(segmentation=[[]]), True),
-    Case('boxes_only', '', False, set_all(segmentation=...),
-         options=('--boxes_only',), found_at='never'),
-    Case('polygon_flat', 'A07', True, set_first(segmentation=SQUARE), True),
-    Case('polygon_flat_of_4', 'A07', True,
-         set_first(segmentation=[1, 2, 3, 4]), True),
-    Case('mask_text', 'A07', True, set_first(segmentation='mask.png'), True),
-    Case('rle_compressed', '', False,
-         set_first(segmentation=compressed(mask()))),
-    Case('rle_uncompressed', '', False,
-         set_first(segmentation=uncompressed(mask()))),
-    Case('rle_of_other_size', 'A09', True,
-         set_first(segmentation=compressed(mask()[:-1])), True),
-    Case('rle_too_short', 'A09', True,
-         set_first(segmentation={'size': [HEIGHT, WIDTH], 'counts': [9, 9]}),
-         True),
-    Case('rle_garbage', 'A09', True,
-         set_first(segmentation={'size': [HEIGHT, WIDTH], 'counts': '~~'}),
-         True),
-    Case('mask_without_pixels', 'A10', False,
-         set_first(segmentation=compressed(0 * mask()))),
-    Case('box_apart_from_mask', 'A11', False, swap_masks),
-    Case('boxes_apart_from_masks', 'A11', True, all_apart),
-    Case('iscrowd_missing', 'A12', False, set_all(iscrowd=...), True),
-    Case('iscrowd_2', 'A12', True, set_first(iscrowd=2), True),
-    Case('crowd_polygon', '', False, set_first(iscrowd=1)),
-    Case('crowd_only_image', '', False, crowd_image),
-    Case('category_ids_sparse', '', False, sparse_ids),
-    Case('category_id_float', 'A13', True, add_category(id=1.5, name='x')),
-    Case('category_unnamed', 'A13', True, add_category(id=3)),
-    Case('unknown_image', 'A14', True, set_first(image_id=99), True),
-    Case('unknown_category', 'A14', True, set_first(category_id=99), True),
-    Case('category_id_as_text', 'A14', True, set_first(category_id='1'), True),
-    Case('category_id_twice', 'A15', True, add_category(id=1, name='x')),
-    Case('category_name_twice', 'A15', True, add_category(id=3, name='rect')),
-    Case('background_unused', 'A16', False,
-         add_category(id=0, name='__background__'), True),
-    Case('background_used', 'A16', True, background, True),
-    Case('image_id_twice', 'A17', True, set_image(id=2)),
-    Case('annotation_id_twice', 'A18', False, set_first(id=2), True),
-    Case('annotation_id_0', 'A18', False, set_first(id=0), True),
-    Case('annotation_ids_missing', 'A18', False, set_all(id=...), True),
-    Case('image_ids_text', '', False, rename_ids('a/{}'.format)),
-    Case('image_ids_huge', '', False, rename_ids(lambda i: 2**60 + i)),
-    Case('image_id_missing', 'A19', True, set_image(id=None)),
-    Case('file_twice', 'A20', False, twice),
-    Case('image_in_both_splits', 'A20', True, against_with_shared_image,
-         options=AGAINST, found_at='never'),
-    Case('other_classes', 'A21', True, against_with_other_classes,
-         options=AGAINST, found_at='never'),
-    Case('class_without_objects', 'A22', False, add_category(id=3, name='x')),
-    Case('crowds_only', 'A23', True, crowds_only),
-    Case('no_categories', 'A23', True,
-         lambda data: data.content.update(categories=[])),
-    Case('few_beyond_slots', 'A24', False, lambda data: None, size=MANY | {
-        'num_objects': 40},
-         options=('--config.data.max_objects=39',), found_at='never'),
-    Case('many_beyond_slots', 'A24', True, lambda data: None,
-         options=('--config.data.max_objects=2',), found_at='never'),
-    Case('via', 'A25', True, raw(VIA)),
-    Case('labelme', 'A25', True, raw(LABELME)),
-    Case('voc', 'A25', True, raw(b'<annotation><folder/></annotation>')),
-    Case('results', 'A25', True, raw([{'image_id': 1, 'score': 1.0}])),
-    Case('panoptic', 'A25', True, panoptic),
-    Case('gzip', 'A25', True, of_json(gzip.compress)),
-    Case('byte_order_mark', '', False, of_json(b'\xef\xbb\xbf'.__add__)),
-    Case('utf_16', 'A25', True,
-         of_json(lambda text: text.decode().encode('utf-16'))),
-    Case('name_twice', 'A25', True,
-         of_json(lambda text: text[:-1] + b', "annotations": []}')),
-    Case('cut_off', 'A25', True, of_json(lambda text: text[:-100])),
-    Case('empty_file', 'A25', True, raw(b'')),
-    Case('deep', 'A25', True, deep),
-    Case('area_missing', 'A26', False, set_first(area=...), True),
-    Case('area_0', 'A26', False, set_first(area=0), True),
-    Case('area_wrong', 'A26', False, set_first(area=5000), True),
-    Case('many_vertices', 'A27', True, many_vertices, True),
-    Case('image_missing', 'I01', True,
-         lambda data: data.file().unlink(), True),
-    Case('image_in_other_case', 'I01', True, other_case, True),
-    Case('image_unnamed', 'I01', True, set_image(file_name=''), True),
-    Case('image_link_loop', 'I01', True, link_loop, True),
-    Case('image_nul', 'I01', True, set_image(file_name='a\0.png'), True),
-    Case('image_surrogate', 'I01', True,
-         set_image(file_name='\udcff.png'), True),
-    Case('image_cut_2_bytes', 'I02', True, cut(2), True, found_at='load'),
-    Case('image_cut_half', 'I02', True, cut(500), True, found_at='load'),
-    Case('image_empty', 'I03', True, write(b''), True, found_at='load'),
-    Case('image_html', 'I03', True,
-         write(b'<!DOCTYPE html><html>404</html>'), True, found_at='load'),
-    Case('image_postscript', 'I03', True,
-         write(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 80 64\n'
-               b'%%EndComments\nshowpage\n'), True, found_at='load'),
-    Case('jpeg_called_png', '', False, save(gray, format='JPEG')),
-    Case('turned_by_exif', '', False, rotated(False)),
-    Case('turned_as_stored', '', False, rotated(True)),
-    Case('size_wrong', 'I05', True, set_image(height=HEIGHT + 9),
-         found_at='load'),
-    Case('size_0', 'I05', True, set_image(height=0)),
-    *(
-        Case(f'mode_{mode}', '', False,
-             save(lambda mode=mode: gray().convert(mode)))
-        for mode in ('1', 'L', 'LA', 'P')
+  Case('clean', '', False, lambda data: None),
+  Case('box_width_0', 'A01', True, set_first(bbox=[6, 8, 0, 9]), True),
+  Case('box_height_-3', 'A01', True, set_first(bbox=[6, 8, 9, -3]), True),
+  Case(
+    'box_width_0_of_many', 'A01', False, set_first(bbox=[6, 8, 0, 9]), size=MANY
+  ),
+  Case('box_outside', 'A02', True, set_first(bbox=[90, 8, 9, 9]), True),
+  Case(
+    'box_partly_outside',
+    'A02',
+    False,
+    set_first(
+      bbox=[6, 8, 18, 60],
+      area=18 * 56,
+      segmentation=[[6, 8, 24, 8, 24, 64, 6, 64]],
     ),
-    Case('transparent', 'I07', False,
-         save(np.full((HEIGHT, WIDTH, 4), 100, np.uint8))),
-    Case('cmyk', '', False,
-         save(lambda: gray().convert('RGB').convert('CMYK'), '0.jpg')),
-    Case('cmyk_inverted', '', False, inverted_cmyk),
-    Case('image_16_bit', 'I09', True,
-         save(np.full((HEIGHT, WIDTH), 40_000, np.uint16)), True,
-         found_at='load'),
-    Case('image_float', 'I10', True,
-         save(np.full((HEIGHT, WIDTH), 0.5, np.float32), '0.tif'), True,
-         found_at='load'),
-    Case('image_lab', 'I11', True,
-         save(Image.new('LAB', (WIDTH, HEIGHT)), '0.tif'), True,
-         found_at='load'),
-    Case('image_5_channels', 'I11', True, write(five_channels(), '0.tif'),
-         True, found_at='load'),
-    Case('image_bomb', 'I12', True, write(huge_png()), True, found_at='load'),
-    Case('image_huge_in_json', 'I12', True,
-         set_image(height=2**20, width=2**20), True),
-    Case('image_1x1', 'I13', False, image_of(1, 1)),
-    Case('image_1x5000', 'I13', False, image_of(1, 5000)),
-    Case('animated', 'I14', False, animated),
-    Case('image_above', 'I15', True, set_image(file_name='../0.png'), True),
-    Case('image_above_hidden', 'I15', True,
-         set_image(file_name='a/../../images/0.png'), True),
-    Case('image_absolute', 'I15', True,
-         set_image(file_name='/etc/passwd'), True),
-    Case('image_in_a_sub_folder', '', False, in_a_sub_folder),
-    Case('image_linked', '', False, linked),
+    True,
+  ),
+  Case('boxes_as_corners', 'A03', True, as_corners, True),
+  Case('box_nan', 'A04', True, set_first(bbox=[6, 8, NAN, 9]), True),
+  Case('box_inf', 'A04', True, set_first(bbox=[6, 8, math.inf, 9]), True),
+  Case('box_text', 'A04', True, set_first(bbox=['6', 8, 9, 9]), True),
+  Case('box_of_3', 'A04', True, set_first(bbox=[6, 8, 9]), True),
+  Case('area_inf', 'A04', True, set_first(area=math.inf), True),
+  Case('area_negative', 'A04', True, set_first(area=-9), True),
+  Case('area_text', 'A04', True, set_first(area='252'), True),
+  Case('area_of_400_digits', 'A04', True, set_first(area=10**400), True),
+  Case(
+    'polygon_nan',
+    'A04',
+    True,
+    set_first(segmentation=[[6, 8, NAN, 8, 24, 22]]),
+    True,
+  ),
+  Case(
+    'polygon_text',
+    'A04',
+    True,
+    set_first(segmentation=[[6, 8, '24', 8, 24, 22]]),
+    True,
+  ),
+  Case(
+    'polygon_far_away',
+    'A04',
+    True,
+    set_first(segmentation=[[6, 8, 1e300, 8, 24, 22]]),
+    True,
+  ),
+  Case(
+    'polygon_of_4',
+    'A05',
+    True,
+    set_first(segmentation=[SQUARE, [1, 2, 3, 4]]),
+    True,
+  ),
+  Case(
+    'polygon_odd', 'A05', True, set_first(segmentation=[[*SQUARE, 9]]), True
+  ),
+  Case(
+    'polygon_of_4_of_many',
+    'A05',
+    False,
+    set_first(segmentation=[SQUARE, [1, 2, 3, 4]]),
+    True,
+    size=MANY,
+  ),
+  Case('mask_empty', 'A06', True, set_first(segmentation=[]), True),
+  Case('mask_missing', 'A06', True, set_first(segmentation=...), True),
+  Case('mask_of_nothing', 'A06', True, set_first(segmentation=[[]]), True),
+  Case(
+    'boxes_only',
+    '',
+    False,
+    set_all(segmentation=...),
+    options=('--boxes_only',),
+    found_at='never',
+  ),
+  Case('polygon_flat', 'A07', True, set_first(segmentation=SQUARE), True),
+  Case(
+    'polygon_flat_of_4', 'A07', True, set_first(segmentation=[1, 2, 3, 4]), True
+  ),
+  Case('mask_text', 'A07', True, set_first(segmentation='mask.png'), True),
+  Case('rle_compressed', '', False, set_first(segmentation=compressed(mask()))),
+  Case(
+    'rle_uncompressed', '', False, set_first(segmentation=uncompressed(mask()))
+  ),
+  Case(
+    'rle_of_other_size',
+    'A09',
+    True,
+    set_first(segmentation=compressed(mask()[:-1])),
+    True,
+  ),
+  Case(
+    'rle_too_short',
+    'A09',
+    True,
+    set_first(segmentation={'size': [HEIGHT, WIDTH], 'counts': [9, 9]}),
+    True,
+  ),
+  Case(
+    'rle_garbage',
+    'A09',
+    True,
+    set_first(segmentation={'size': [HEIGHT, WIDTH], 'counts': '~~'}),
+    True,
+  ),
+  Case(
+    'mask_without_pixels',
+    'A10',
+    False,
+    set_first(segmentation=compressed(0 * mask())),
+  ),
+  Case('box_apart_from_mask', 'A11', False, swap_masks),
+  Case('boxes_apart_from_masks', 'A11', True, all_apart),
+  Case('iscrowd_missing', 'A12', False, set_all(iscrowd=...), True),
+  Case('iscrowd_2', 'A12', True, set_first(iscrowd=2), True),
+  Case('crowd_polygon', '', False, set_first(iscrowd=1)),
+  Case('crowd_only_image', '', False, crowd_image),
+  Case('category_ids_sparse', '', False, sparse_ids),
+  Case('category_id_float', 'A13', True, add_category(id=1.5, name='x')),
+  Case('category_unnamed', 'A13', True, add_category(id=3)),
+  Case('unknown_image', 'A14', True, set_first(image_id=99), True),
+  Case('unknown_category', 'A14', True, set_first(category_id=99), True),
+  Case('category_id_as_text', 'A14', True, set_first(category_id='1'), True),
+  Case('category_id_twice', 'A15', True, add_category(id=1, name='x')),
+  Case('category_name_twice', 'A15', True, add_category(id=3, name='rect')),
+  Case(
+    'background_unused',
+    'A16',
+    False,
+    add_category(id=0, name='__background__'),
+    True,
+  ),
+  Case('background_used', 'A16', True, background, True),
+  Case('image_id_twice', 'A17', True, set_image(id=2)),
+  Case('annotation_id_twice', 'A18', False, set_first(id=2), True),
+  Case('annotation_id_0', 'A18', False, set_first(id=0), True),
+  Case('annotation_ids_missing', 'A18', False, set_all(id=...), True),
+  Case('image_ids_text', '', False, rename_ids('a/{}'.format)),
+  Case('image_ids_huge', '', False, rename_ids(lambda i: 2**60 + i)),
+  Case('image_id_missing', 'A19', True, set_image(id=None)),
+  Case('file_twice', 'A20', False, twice),
+  Case(
+    'image_in_both_splits',
+    'A20',
+    True,
+    against_with_shared_image,
+    options=AGAINST,
+    found_at='never',
+  ),
+  Case(
+    'other_classes',
+    'A21',
+    True,
+    against_with_other_classes,
+    options=AGAINST,
+    found_at='never',
+  ),
+  Case('class_without_objects', 'A22', False, add_category(id=3, name='x')),
+  Case('crowds_only', 'A23', True, crowds_only),
+  Case(
+    'no_categories',
+    'A23',
+    True,
+    lambda data: data.content.update(categories=[]),
+  ),
+  Case(
+    'few_beyond_slots',
+    'A24',
+    False,
+    lambda data: None,
+    size=MANY | {'num_objects': 40},
+    options=('--config.data.max_objects=39',),
+    found_at='never',
+  ),
+  Case(
+    'many_beyond_slots',
+    'A24',
+    True,
+    lambda data: None,
+    options=('--config.data.max_objects=2',),
+    found_at='never',
+  ),
+  Case('via', 'A25', True, raw(VIA)),
+  Case('labelme', 'A25', True, raw(LABELME)),
+  Case('voc', 'A25', True, raw(b'<annotation><folder/></annotation>')),
+  Case('results', 'A25', True, raw([{'image_id': 1, 'score': 1.0}])),
+  Case('panoptic', 'A25', True, panoptic),
+  Case('gzip', 'A25', True, of_json(gzip.compress)),
+  Case('byte_order_mark', '', False, of_json(b'\xef\xbb\xbf'.__add__)),
+  Case(
+    'utf_16', 'A25', True, of_json(lambda text: text.decode().encode('utf-16'))
+  ),
+  Case(
+    'name_twice',
+    'A25',
+    True,
+    of_json(lambda text: text[:-1] + b', "annotations": []}'),
+  ),
+  Case('cut_off', 'A25', True, of_json(lambda text: text[:-100])),
+  Case('empty_file', 'A25', True, raw(b'')),
+  Case('deep', 'A25', True, deep),
+  Case('area_missing', 'A26', False, set_first(area=...), True),
+  Case('area_0', 'A26', False, set_first(area=0), True),
+  Case('area_wrong', 'A26', False, set_first(area=5000), True),
+  Case('many_vertices', 'A27', True, many_vertices, True),
+  Case('image_missing', 'I01', True, lambda data: data.file().unlink(), True),
+  Case('image_in_other_case', 'I01', True, other_case, True),
+  Case('image_unnamed', 'I01', True, set_image(file_name=''), True),
+  Case('image_link_loop', 'I01', True, link_loop, True),
+  Case('image_nul', 'I01', True, set_image(file_name='a\0.png'), True),
+  Case('image_surrogate', 'I01', True, set_image(file_name='\udcff.png'), True),
+  Case('image_cut_2_bytes', 'I02', True, cut(2), True, found_at='load'),
+  Case('image_cut_half', 'I02', True, cut(500), True, found_at='load'),
+  Case('image_empty', 'I03', True, write(b''), True, found_at='load'),
+  Case(
+    'image_html',
+    'I03',
+    True,
+    write(b'<!DOCTYPE html><html>404</html>'),
+    True,
+    found_at='load',
+  ),
+  Case(
+    'image_postscript',
+    'I03',
+    True,
+    write(
+      b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 80 64\n'
+      b'%%EndComments\nshowpage\n'
+    ),
+    True,
+    found_at='load',
+  ),
+  Case('jpeg_called_png', '', False, save(gray, format='JPEG')),
+  Case('turned_by_exif', '', False, rotated(False)),
+  Case('turned_as_stored', '', False, rotated(True)),
+  Case(
+    'size_wrong', 'I05', True, set_image(height=HEIGHT + 9), found_at='load'
+  ),
+  Case('size_0', 'I05', True, set_image(height=0)),
+  *(
+    Case(
+      f'mode_{mode}', '', False, save(lambda mode=mode: gray().convert(mode))
+    )
+    for mode in ('1', 'L', 'LA', 'P')
+  ),
+  Case(
+    'transparent',
+    'I07',
+    False,
+    save(np.full((HEIGHT, WIDTH, 4), 100, np.uint8)),
+  ),
+  Case(
+    'cmyk',
+    '',
+    False,
+    save(lambda: gray().convert('RGB').convert('CMYK'), '0.jpg'),
+  ),
+  Case('cmyk_inverted', '', False, inverted_cmyk),
+  Case(
+    'image_16_bit',
+    'I09',
+    True,
+    save(np.full((HEIGHT, WIDTH), 40_000, np.uint16)),
+    True,
+    found_at='load',
+  ),
+  Case(
+    'image_float',
+    'I10',
+    True,
+    save(np.full((HEIGHT, WIDTH), 0.5, np.float32), '0.tif'),
+    True,
+    found_at='load',
+  ),
+  Case(
+    'image_lab',
+    'I11',
+    True,
+    save(Image.new('LAB', (WIDTH, HEIGHT)), '0.tif'),
+    True,
+    found_at='load',
+  ),
+  Case(
+    'image_5_channels',
+    'I11',
+    True,
+    write(five_channels(), '0.tif'),
+    True,
+    found_at='load',
+  ),
+  Case('image_bomb', 'I12', True, write(huge_png()), True, found_at='load'),
+  Case(
+    'image_huge_in_json',
+    'I12',
+    True,
+    set_image(height=2**20, width=2**20),
+    True,
+  ),
+  Case('image_1x1', 'I13', False, image_of(1, 1)),
+  Case('image_1x5000', 'I13', False, image_of(1, 5000)),
+  Case('animated', 'I14', False, animated),
+  Case('image_above', 'I15', True, set_image(file_name='../0.png'), True),
+  Case(
+    'image_above_hidden',
+    'I15',
+    True,
+    set_image(file_name='a/../../images/0.png'),
+    True,
+  ),
+  Case('image_absolute', 'I15', True, set_image(file_name='/etc/passwd'), True),
+  Case('image_in_a_sub_folder', '', False, in_a_sub_folder),
+  Case('image_linked', '', False, linked),
 ]

@@ -40,10 +40,15 @@ def make(tmp_path, monkeypatch):
 
 def run(data, *options):
   """Runs check_data and returns (exit status, report)."""
-  status = command_line.main([
-      f'--images={data.images_dir}', f'--annotations={data.annotations}',
-      f'--out={data.folder / "out"}', '--workers=1', *options,
-  ])
+  status = command_line.main(
+    [
+      f'--images={data.images_dir}',
+      f'--annotations={data.annotations}',
+      f'--out={data.folder / "out"}',
+      '--workers=1',
+      *options,
+    ]
+  )
   return status, json.loads((data.folder / 'out/report.json').read_text())
 
 
@@ -58,7 +63,7 @@ def test_check_data_gives_the_code_and_the_status(make, name, capsys):
   assert status == (2 if case.is_error else 0)
   # What is left out orphans what belongs to it.
   assert errors - {'A14'} == (
-      {case.code} - {'A14'} if case.is_error else set()
+    {case.code} - {'A14'} if case.is_error else set()
   ), printed.out
   if case.code:
     assert found[case.code]['count'] >= 1
@@ -131,16 +136,16 @@ def test_fix_leaves_boxes_alone_that_cannot_all_be_corners(make):
 
 
 @pytest.mark.parametrize(
-    ('name', 'code'),
-    [
-        ('crowds_only', 'A23'),
-        ('many_beyond_slots', 'A24'),
-        ('size_wrong', 'I05'),
-        ('size_0', 'I05'),
-        ('image_id_twice', 'A17'),
-        ('image_in_both_splits', 'A20'),
-        ('other_classes', 'A21'),
-    ],
+  ('name', 'code'),
+  [
+    ('crowds_only', 'A23'),
+    ('many_beyond_slots', 'A24'),
+    ('size_wrong', 'I05'),
+    ('size_0', 'I05'),
+    ('image_id_twice', 'A17'),
+    ('image_in_both_splits', 'A20'),
+    ('other_classes', 'A21'),
+  ],
 )
 def test_fix_names_the_errors_that_are_left(make, name, code):
   case = BY_NAME[name]
@@ -186,14 +191,19 @@ def test_fix_changes_nothing_of_a_clean_set(make):
 
 def run_status(data, *options):
   """Runs check_data where it writes no report."""
-  return command_line.main([
-      f'--images={data.images_dir}', f'--annotations={data.annotations}',
-      f'--out={data.folder / "out"}', '--workers=1', *options,
-  ])
+  return command_line.main(
+    [
+      f'--images={data.images_dir}',
+      f'--annotations={data.annotations}',
+      f'--out={data.folder / "out"}',
+      '--workers=1',
+      *options,
+    ]
+  )
 
 
 @pytest.mark.parametrize(
-    'name', [c.name for c in cases.CASES if c.found_at != 'never']
+  'name', [c.name for c in cases.CASES if c.found_at != 'never']
 )
 def test_training_stops_at_errors_and_goes_on_with_the_rest(make, name):
   case = BY_NAME[name]
@@ -202,7 +212,9 @@ def test_training_stops_at_errors_and_goes_on_with_the_rest(make, name):
   config.data.train.images = str(data.images_dir)
   config.data.train.annotations = str(data.annotations)
   config.data.padded_sizes = (
-      *config.data.padded_sizes, (32, 1344), (1344, 1344)
+    *config.data.padded_sizes,
+    (32, 1344),
+    (1344, 1344),
   )
 
   def start():
@@ -212,8 +224,12 @@ def test_training_stops_at_errors_and_goes_on_with_the_rest(make, name):
   def load(data_set, limits):
     index = data_set.index
     plan = canvases.plan_canvases(
-        index.heights, index.widths, short_side=800, long_side=1333,
-        padded_sizes=config.data.padded_sizes, max_source_side=2666,
+      index.heights,
+      index.widths,
+      short_side=800,
+      long_side=1333,
+      padded_sizes=config.data.padded_sizes,
+      max_source_side=2666,
     )
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # Pillow's, of damage
@@ -260,18 +276,20 @@ def test_an_rle_trains_as_the_polygon_that_it_was(make, name):
   from maskrcnn_jax.data.outlines import fill_outline
 
   masks = [
-      fill_outline(
-          index.vertices[: index.outline_starts[1]],
-          index.parts[: index.outline_starts[1]], cases.HEIGHT, cases.WIDTH,
-      )
-      for index in (of_rle, of_polygon)
+    fill_outline(
+      index.vertices[: index.outline_starts[1]],
+      index.parts[: index.outline_starts[1]],
+      cases.HEIGHT,
+      cases.WIDTH,
+    )
+    for index in (of_rle, of_polygon)
   ]
   assert (masks[0] == cases.mask().view(bool)).all()
   assert (masks[1] == masks[0]).all()
 
 
 def test_annotations_that_are_not_there_are_named_with_their_option(
-    make, capsys
+  make, capsys
 ):
   data = make(BY_NAME['clean'])
   config = default_config()
@@ -279,7 +297,7 @@ def test_annotations_that_are_not_there_are_named_with_their_option(
   config.data.train.annotations = 'none.json'
   config.data.eval.annotations = 'data/coco/annotations/instances_val2017.json'
   with pytest.raises(
-      InputError, match=r'none\.json; --config\.data\.train\.annotations says'
+    InputError, match=r'none\.json; --config\.data\.train\.annotations says'
   ):
     train_start.read_training_set(config)
   with pytest.raises(InputError, match='download_dataset.sh data/coco down'):
@@ -306,8 +324,9 @@ def test_check_data_completes_the_recipe_of_a_fine_tuning(make, capsys):
   assert 'A fine-tuning takes' in capsys.readouterr().out
   # Slots that are given stay: 3 objects in each image are too many for 2.
   status, report = run(
-      data, f'--config={CONFIGS / "finetune.py"}',
-      '--config.data.max_objects=2',
+    data,
+    f'--config={CONFIGS / "finetune.py"}',
+    '--config.data.max_objects=2',
   )
   assert status == 2
   assert [f['code'] for f in report['findings']] == ['A24']

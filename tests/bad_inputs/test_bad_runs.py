@@ -62,24 +62,27 @@ def more_classes(content):
 
 
 def test_c01_a_checkpoint_of_other_classes(
-    refuse, flags_of_run, tiny_run, change
+  refuse, flags_of_run, tiny_run, change
 ):
   line = refuse(
-      *flags_of_run, '--mode=eval', f'--checkpoint={tiny_run[0]}',
-      f'--config.data.eval.annotations={change(more_classes)}',
+    *flags_of_run,
+    '--mode=eval',
+    f'--checkpoint={tiny_run[0]}',
+    f'--config.data.eval.annotations={change(more_classes)}',
   )
   assert 'C01: ' in line
 
 
 @pytest.mark.parametrize(
-    'options', ['--mode=eval --checkpoint', '--mode=train --init_from']
+  'options', ['--mode=eval --checkpoint', '--mode=train --init_from']
 )
 def test_c02_a_checkpoint_of_another_architecture(
-    refuse, flags_of_run, tiny_run, options
+  refuse, flags_of_run, tiny_run, options
 ):
   line = refuse(
-      *flags_of_run, '--config.model.fpn_channels=32',
-      *f'{options}={tiny_run[0]}'.split(),
+    *flags_of_run,
+    '--config.model.fpn_channels=32',
+    *f'{options}={tiny_run[0]}'.split(),
   )
   assert 'C02: ' in line
   assert 'fpn' in line
@@ -91,19 +94,19 @@ def test_c03_a_class_that_the_table_lacks(refuse, flags_of_run, change):
     content['annotations'][0]['category_id'] = 81
 
   line = refuse(
-      *flags_of_run,
-      f'--config.data.train.annotations={change(spoil, "train")}',
+    *flags_of_run,
+    f'--config.data.train.annotations={change(spoil, "train")}',
   )
   assert 'A14: ' in line
   assert '81' in line
 
 
 def test_c04_a_loss_that_is_not_finite(
-    refuse, flags_of_run, tiny_run, tmp_path
+  refuse, flags_of_run, tiny_run, tmp_path
 ):
   tiny.save_with_nan(tiny_run[0], tmp_path / 'nan', 'mask_fcn_logits')
   line = refuse(
-      *flags_of_run, '--skip_test', f'--init_from={tmp_path / "nan"}', status=1
+    *flags_of_run, '--skip_test', f'--init_from={tmp_path / "nan"}', status=1
   )
   assert 'C04: ' in line
   # No learning rate is to blame for the first step.
@@ -117,14 +120,18 @@ def test_c04_a_loss_that_is_not_finite_early_on(step, tmp_path):
   log = TrainingLog(tmp_path, num_steps=100, writes=False)
   with contextlib.closing(log), pytest.raises(FloatingPointError) as error:
     _take_figures(
-        pending, log, image_ids=[7, 8], schedule=lambda step: 0.25,
-        scales_loss=False,
+      pending,
+      log,
+      image_ids=[7, 8],
+      schedule=lambda step: 0.25,
+      scales_loss=False,
     )
   message = str(error.value)
   assert message.startswith(f'C04: loss is nan at step {step} (learning rate')
   assert 'learning rate 0.25, images [8, 7]' in message
-  assert ('the likely cause is the learning rate, for 2 images a step' in
-          message) == (step < 100)
+  assert (
+    'the likely cause is the learning rate, for 2 images a step' in message
+  ) == (step < 100)
 
 
 def test_c04_the_learning_rate_follows_the_batch():
@@ -138,9 +145,14 @@ def test_c04_the_learning_rate_follows_the_batch():
 
 
 @pytest.mark.parametrize(
-    'override',
-    ['optimiser.learning_rate=1', 'train.batch_size=abc', 'train.batch_size=0',
-     'data.keep_empty=perhaps', 'model.depth=20'],
+  'override',
+  [
+    'optimiser.learning_rate=1',
+    'train.batch_size=abc',
+    'train.batch_size=0',
+    'data.keep_empty=perhaps',
+    'model.depth=20',
+  ],
 )
 def test_c05_a_key_or_value_that_is_none(refuse, flags_of_run, override):
   line = refuse(*flags_of_run, f'--config.{override}')
@@ -148,7 +160,7 @@ def test_c05_a_key_or_value_that_is_none(refuse, flags_of_run, override):
 
 
 def test_c06_a_batch_that_devices_cannot_share(
-    refuse, flags_of_run, monkeypatch
+  refuse, flags_of_run, monkeypatch
 ):
   mesh = Mesh(np.array(jax.devices()[:1] * 4), ('data',))
   monkeypatch.setattr('maskrcnn_jax.runtime.cluster.make_mesh', lambda: mesh)
@@ -156,10 +168,10 @@ def test_c06_a_batch_that_devices_cannot_share(
 
 
 @pytest.mark.parametrize(
-    'override', ['optimizer.learning_rate=0.5', 'train.num_steps=2']
+  'override', ['optimizer.learning_rate=0.5', 'train.num_steps=2']
 )
 def test_c07_a_run_that_is_continued_with_another_recipe(
-    refuse, flags_of_run, workdir, override
+  refuse, flags_of_run, workdir, override
 ):
   assert 'C07: ' in refuse(*flags_of_run, f'--config.{override}')
 
@@ -168,27 +180,38 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ('devices', 'overrides', 'code'),
-    [
-        pytest.param(
-            2, ['train.num_steps=6', 'data.num_workers=1'], '',
-            marks=pytest.mark.slow,  # another device count compiles anew
-        ),
-        (4, ['train.num_steps=6'], 'C06: '),
-    ],
+  ('devices', 'overrides', 'code'),
+  [
+    pytest.param(
+      2,
+      ['train.num_steps=6', 'data.num_workers=1'],
+      '',
+      marks=pytest.mark.slow,  # another device count compiles anew
+    ),
+    (4, ['train.num_steps=6'], 'C06: '),
+  ],
 )
 def test_c07_a_run_that_is_continued_on_other_devices_and_workers(
-    flags_of_run, workdir, tiny_run, devices, overrides, code
+  flags_of_run, workdir, tiny_run, devices, overrides, code
 ):
   done = subprocess.run(
-      [sys.executable, '-m', 'maskrcnn_jax.main', *flags_of_run, '--skip_test',
-       *(f'--config.{override}' for override in overrides)],
-      cwd=ROOT, stderr=subprocess.PIPE, text=True,
-      env=os.environ | {
-          'JAX_PLATFORMS': 'cpu',
-          'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
-                       + tiny.QUICK_COMPILATION,
-      },
+    [
+      sys.executable,
+      '-m',
+      'maskrcnn_jax.main',
+      *flags_of_run,
+      '--skip_test',
+      *(f'--config.{override}' for override in overrides),
+    ],
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=os.environ
+    | {
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
+      + tiny.QUICK_COMPILATION,
+    },
   )
   if code:
     assert done.returncode == 2, done.stderr
@@ -211,11 +234,12 @@ def remove_an_object(content):
 
 @pytest.mark.parametrize('function', [more_classes, remove_an_object])
 def test_c07_a_run_that_is_continued_on_other_data(
-    refuse, flags_of_run, workdir, change, function
+  refuse, flags_of_run, workdir, change, function
 ):
   line = refuse(
-      *flags_of_run, '--skip_test',
-      f'--config.data.train.annotations={change(function, "train")}',
+    *flags_of_run,
+    '--skip_test',
+    f'--config.data.train.annotations={change(function, "train")}',
   )
   assert 'C07: ' in line
 
@@ -232,8 +256,8 @@ def leave_an_unfinished_step(workdir):
 
 def cut_the_arrays(workdir):
   largest = max(
-      (p for p in workdir.rglob('checkpoints/4/model/**/*') if p.is_file()),
-      key=lambda p: p.stat().st_size,
+    (p for p in workdir.rglob('checkpoints/4/model/**/*') if p.is_file()),
+    key=lambda p: p.stat().st_size,
   )
   os.truncate(largest, largest.stat().st_size // 2)
 
@@ -248,12 +272,17 @@ def remove_all(workdir):
 
 
 @pytest.mark.parametrize(
-    'spoil',
-    [remove_steps, leave_an_unfinished_step, cut_the_arrays, damage_metadata,
-     remove_all],
+  'spoil',
+  [
+    remove_steps,
+    leave_an_unfinished_step,
+    cut_the_arrays,
+    damage_metadata,
+    remove_all,
+  ],
 )
 def test_c08_a_checkpoint_that_is_not_whole(
-    refuse, flags_of_run, workdir, spoil
+  refuse, flags_of_run, workdir, spoil
 ):
   spoil(workdir)
   assert 'C08: ' in refuse(*flags_of_run, '--mode=eval')
@@ -268,9 +297,7 @@ def test_c08_c09_weights_that_are_damaged_or_not_there(tmp_path):
     convert_weights.convert(url, tmp_path / 'out')
 
 
-@pytest.mark.parametrize(
-    'option', ['--init_from', '--mode=eval --checkpoint']
-)
+@pytest.mark.parametrize('option', ['--init_from', '--mode=eval --checkpoint'])
 def test_c09_weights_at_an_address(refuse, flags_of_run, option):
   url = 'https://example.com/r50.pth'
   line = refuse(*flags_of_run, *f'{option}={url}'.split())
@@ -286,13 +313,13 @@ def test_c09_the_checksum_of_weights_is_told(tmp_path, capsys):
     convert_weights.convert(tmp_path / 'a.pth', tmp_path / 'out')
   # FIPS 180-2, appendix B.1: the SHA-256 of 'abc'.
   assert (
-      'a.pth: sha256 ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f2'
-      '0015ad' in capsys.readouterr().out
+    'a.pth: sha256 ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f2'
+    '0015ad' in capsys.readouterr().out
   )
 
 
 def test_c10_a_folder_that_cannot_be_written_to(
-    refuse, flags_of_run, monkeypatch, tmp_path
+  refuse, flags_of_run, monkeypatch, tmp_path
 ):
   (tmp_path / 'file').touch()
   line = refuse(*flags_of_run, f'--workdir={tmp_path / "file"}')
@@ -310,9 +337,7 @@ def test_c10_a_folder_that_cannot_be_written_to(
   assert 'Read-only file system' in line
 
 
-def test_c10_a_disk_that_gets_full(
-    refuse, flags_of_run, workdir, monkeypatch
-):
+def test_c10_a_disk_that_gets_full(refuse, flags_of_run, workdir, monkeypatch):
   before = checkpoint.saved_steps(workdir / 'checkpoints')
 
   def fail(*_, **__):
@@ -321,7 +346,7 @@ def test_c10_a_disk_that_gets_full(
 
   monkeypatch.setattr(train.checkpoint, 'save_checkpoint', fail)
   line = refuse(
-      *flags_of_run, '--skip_test', '--config.train.num_steps=6', status=1
+    *flags_of_run, '--skip_test', '--config.train.num_steps=6', status=1
   )
   assert 'C10: ' in line
   assert checkpoint.saved_steps(workdir / 'checkpoints') == before
@@ -332,9 +357,14 @@ def test_c10_a_workdir_that_is_taken(refuse, flags_of_run, workdir):
 
 
 @pytest.mark.parametrize(
-    'result',
-    [{'image_id': -7}, {'score': float('nan')}, {'category_id': 99},
-     {'bbox': [0, 0, 1]}, {'bbox': None}],
+  'result',
+  [
+    {'image_id': -7},
+    {'score': float('nan')},
+    {'category_id': 99},
+    {'bbox': [0, 0, 1]},
+    {'bbox': None},
+  ],
 )
 def test_c11_results_that_do_not_fit(tiny_data, result):
   truth = json.loads((tiny_data / 'instances_val.json').read_text())
@@ -352,7 +382,7 @@ def test_c11_no_results_have_an_ap_of_zero(tiny_data):
 
 
 def test_c12_a_gpu_that_is_asked_for_and_not_there(
-    refuse, flags_of_run, monkeypatch
+  refuse, flags_of_run, monkeypatch
 ):
   def fail():
     raise RuntimeError("Unable to initialize backend 'cuda'")
@@ -363,17 +393,17 @@ def test_c12_a_gpu_that_is_asked_for_and_not_there(
 
 
 def test_c12_a_gpu_that_was_meant_and_is_not_there(
-    refuse, flags_of_run, monkeypatch
+  refuse, flags_of_run, monkeypatch
 ):
   monkeypatch.delenv('JAX_PLATFORMS')
   monkeypatch.setattr(
-      cluster.importlib.util, 'find_spec', lambda name: 'cuda' in name
+    cluster.importlib.util, 'find_spec', lambda name: 'cuda' in name
   )
   assert 'C12: ' in refuse(*flags_of_run)
 
 
 def test_c13_weights_that_expect_other_pixels(
-    tiny_run, config, tmp_path, caplog, monkeypatch
+  tiny_run, config, tmp_path, caplog, monkeypatch
 ):
   def stop(*_, **__):
     raise InputError('before the first step')
@@ -391,21 +421,21 @@ def config(tiny_data):
 
 
 @pytest.mark.parametrize(
-    'segmentation', [[], [[1, 1, 9, 1, 9, 9], [1, 1, 2, 2]]]
+  'segmentation', [[], [[1, 1, 9, 1, 9, 9], [1, 1, 2, 2]]]
 )
 def test_what_would_stop_the_evaluation_stops_the_training(
-    refuse, flags_of_run, change, segmentation
+  refuse, flags_of_run, change, segmentation
 ):
   def spoil(content):
     # So few that an index leaves them out.
     while len(content['annotations']) < 150:
       content['annotations'] += [
-          entry | {'id': entry['id'] + 1000 + len(content['annotations'])}
-          for entry in content['annotations']
+        entry | {'id': entry['id'] + 1000 + len(content['annotations'])}
+        for entry in content['annotations']
       ]
     content['annotations'][0]['segmentation'] = segmentation
 
   line = refuse(
-      *flags_of_run, f'--config.data.eval.annotations={change(spoil)}'
+    *flags_of_run, f'--config.data.eval.annotations={change(spoil)}'
   )
   assert 'A06: ' in line or 'A05: ' in line

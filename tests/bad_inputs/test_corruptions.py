@@ -34,9 +34,24 @@ LIMIT = 20
 
 NUMBER = re.compile(rb'-?\d+(\.\d+)?([eE][-+]?\d+)?')
 STRANGE = (
-    b'0', b'-1', b'1e308', b'NaN', b'Infinity', b'-Infinity', b'0.5', b'""',
-    b'null', b'true', b'[]', b'{}', b'9223372036854775808', b'1' * 400, b'"1"',
-    b'1e-320', b'4294967296', b'-0.0',
+  b'0',
+  b'-1',
+  b'1e308',
+  b'NaN',
+  b'Infinity',
+  b'-Infinity',
+  b'0.5',
+  b'""',
+  b'null',
+  b'true',
+  b'[]',
+  b'{}',
+  b'9223372036854775808',
+  b'1' * 400,
+  b'"1"',
+  b'1e-320',
+  b'4294967296',
+  b'-0.0',
 )
 
 
@@ -99,16 +114,20 @@ def use(folder, row):
     row: Of the image whose file was damaged, if one was.
   """
   try:
-    data_set = read_set(CocoFiles(
-        str(folder / 'images'), str(folder / 'instances.json')
-    ))
+    data_set = read_set(
+      CocoFiles(str(folder / 'images'), str(folder / 'instances.json'))
+    )
     index = data_set.index
     check_images_exist(data_set)
     rows, _ = image_sets.filter_images(index, keep_empty=True)
     limits = image_sets.find_limits(index, max_objects=100)
     plan = canvases.plan_canvases(
-        index.heights, index.widths, short_side=128, long_side=256,
-        padded_sizes=((256, 256),), max_source_side=2666,
+      index.heights,
+      index.widths,
+      short_side=128,
+      long_side=256,
+      padded_sizes=((256, 256),),
+      max_source_side=2666,
     )
     for row_ in {row % len(rows), 0}:
       batch = loader.load_row(data_set, plan, row_, limits)
@@ -119,8 +138,9 @@ def use(folder, row):
       assert (batch.gt_classes[batch.gt_valid] <= len(index.categories)).all()
     truth = coco.read_json(folder / 'instances.json')
     left_out = sum(
-        count for reason, count in index.dropped.items()
-        if reason != coco_index.BAD_POLYGON  # of objects that stay
+      count
+      for reason, count in index.dropped.items()
+      if reason != coco_index.BAD_POLYGON  # of objects that stay
     )
     assert len(index.classes) + left_out == len(truth['annotations'])
     for kind in ('bbox', 'segm'):
@@ -198,7 +218,7 @@ def test_damage_to_real_data_is_found_out_or_harmless(tmp_path):
   content['images'] = content['images'][:12]
   ids = {image['id'] for image in content['images']}
   content['annotations'] = [
-      a for a in content['annotations'] if a['image_id'] in ids
+    a for a in content['annotations'] if a['image_id'] in ids
   ]
   (sound / 'images').mkdir(parents=True)
   for image in content['images']:
@@ -222,7 +242,7 @@ def test_a_report_keeps_few_lines_of_many_findings():
   assert len(report.kept) == 6
   assert report.error_codes == ['A04']
   assert report.warnings() == [
-      'a.json: annotation 0: A05: odd. (1000 such cases)'
+    'a.json: annotation 0: A05: odd. (1000 such cases)'
   ]
   line = str(report.kept[-1])
   assert line.startswith('a.json: A04: not?a number ?[31mxxx')

@@ -32,8 +32,12 @@ def run(*arguments):
 @pytest.mark.parametrize('mode', ['train', 'inference'])
 def test_benchmark_reports_positive_figures(mode, capsys):
   run(
-      f'--mode={mode}', '--size=64x64', '--steps=2',
-      '--batch_size=2', '--objects=3', '--classes=3',
+    f'--mode={mode}',
+    '--size=64x64',
+    '--steps=2',
+    '--batch_size=2',
+    '--objects=3',
+    '--classes=3',
   )
   text, line = capsys.readouterr().out.splitlines()
   assert text.startswith(f'{mode} 64x64, batch 2, fp32, ')
@@ -47,24 +51,24 @@ def test_benchmark_reports_positive_figures(mode, capsys):
 
 
 @pytest.mark.parametrize(
-    ('argument', 'what'),
-    [
-        ('--size=64', '--size=64: give HEIGHTxWIDTH'),
-        ('--size=64x64x3', 'give HEIGHTxWIDTH'),
-        ('--size=0x64', 'give HEIGHTxWIDTH'),
-        ('--size=axb', 'give HEIGHTxWIDTH'),
-        ('--steps=0', '--steps=0'),
-        ('--batch_size=0', '--batch_size=0'),
-        ('--objects=9', '--objects=9 must be from 0 to 8'),
-        ('--classes=0', '--classes=0'),
-        ('--config=none.py', 'none.py is not a file'),
-    ],
+  ('argument', 'what'),
+  [
+    ('--size=64', '--size=64: give HEIGHTxWIDTH'),
+    ('--size=64x64x3', 'give HEIGHTxWIDTH'),
+    ('--size=0x64', 'give HEIGHTxWIDTH'),
+    ('--size=axb', 'give HEIGHTxWIDTH'),
+    ('--steps=0', '--steps=0'),
+    ('--batch_size=0', '--batch_size=0'),
+    ('--objects=9', '--objects=9 must be from 0 to 8'),
+    ('--classes=0', '--classes=0'),
+    ('--config=none.py', 'none.py is not a file'),
+  ],
 )
 def test_benchmark_refuses_wrong_arguments(argument, what, capsys):
   with pytest.raises(SystemExit) as exit_:
     run('--mode=train', '--size=64x64', argument)
   assert exit_.value.code == 2
-  line, = capsys.readouterr().err.splitlines()
+  (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith('error: ')
   assert what in line
 
@@ -78,7 +82,7 @@ def test_benchmark_without_the_device_that_is_asked_for(monkeypatch, capsys):
   with pytest.raises(SystemExit) as exit_:
     run('--mode=train', '--size=64x64')
   assert exit_.value.code == 2
-  line, = capsys.readouterr().err.splitlines()
+  (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith('error: C12: JAX finds no device of the kind JAX_PLAT')
 
 
@@ -91,8 +95,11 @@ def test_benchmark_needs_a_mode(capsys):
 
 def test_made_up_batch_has_ellipses_in_their_boxes():
   batch = made_up_batch(
-      image_size=(64, 96), batch_size=2, num_objects=3, max_objects=5,
-      num_classes=4,
+    image_size=(64, 96),
+    batch_size=2,
+    num_objects=3,
+    max_objects=5,
+    num_classes=4,
   )
   assert batch.images.shape == (2, 64, 96, 3)
   assert batch.gt_valid.tolist() == [[True] * 3 + [False] * 2] * 2
@@ -113,22 +120,30 @@ def test_benchmark_refuses_a_batch_that_devices_cannot_share(monkeypatch):
   monkeypatch.setattr('maskrcnn_jax.runtime.cluster.make_mesh', lambda: mesh)
   with pytest.raises(InputError, match='batch_size .4. must be a multiple'):
     benchmark_step(
-        tiny.get_config(), mode='train', image_size=(64, 64), batch_size=4,
-        num_steps=1, num_objects=1, num_classes=4,
+      tiny.get_config(),
+      mode='train',
+      image_size=(64, 64),
+      batch_size=4,
+      num_steps=1,
+      num_objects=1,
+      num_classes=4,
     )
 
 
 def loader_arguments(data, *more):
   return (
-      '--mode=loader', f'--images={data / "images"}',
-      f'--annotations={data / "instances_train.json"}', '--batch_size=2',
-      '--steps=2', *more,
+    '--mode=loader',
+    f'--images={data / "images"}',
+    f'--annotations={data / "instances_train.json"}',
+    '--batch_size=2',
+    '--steps=2',
+    *more,
   )
 
 
 @pytest.mark.parametrize('mode', ['train', 'inference'])
 def test_benchmark_completes_the_recipe_of_a_fine_tuning(
-    mode, monkeypatch, capsys
+  mode, monkeypatch, capsys
 ):
   completed = []
 
@@ -154,8 +169,9 @@ def test_benchmark_times_the_loader(tiny_data, capsys):
   run(*loader_arguments(tiny_data, '--workers=0,1'))
   text, _, threads, workers, line = capsys.readouterr().out.splitlines()
   assert re.fullmatch(
-      r'loader: 8 images, batches of 2, 1 static sizes, \d\.\d % of the pixels'
-      ' are padding', text,
+    r'loader: 8 images, batches of 2, 1 static sizes, \d\.\d % of the pixels'
+    ' are padding',
+    text,
   )
   assert threads.split()[:2] == ['0', '2']
   assert workers.split()[:2] == ['1', '2']
@@ -167,24 +183,24 @@ def test_benchmark_times_the_loader(tiny_data, capsys):
 
 
 @pytest.mark.parametrize(
-    ('argument', 'what'),
-    [
-        ('--annotations=', '--annotations=FILE.json is missing: --images and'),
-        ('--annotations=none.json', 'none.json'),
-        ('--images=/nowhere', 'no folder of images /nowhere'),
-        ('--workers=two', '--workers=two: give whole numbers'),
-        ('--workers=-1', '--workers at least 0'),
-        ('--batch_size=0', '--batch_size, --steps and --threads must be'),
-        ('--step_seconds=-1', '--step_seconds=-1.0 must be 0 or more'),
-    ],
+  ('argument', 'what'),
+  [
+    ('--annotations=', '--annotations=FILE.json is missing: --images and'),
+    ('--annotations=none.json', 'none.json'),
+    ('--images=/nowhere', 'no folder of images /nowhere'),
+    ('--workers=two', '--workers=two: give whole numbers'),
+    ('--workers=-1', '--workers at least 0'),
+    ('--batch_size=0', '--batch_size, --steps and --threads must be'),
+    ('--step_seconds=-1', '--step_seconds=-1.0 must be 0 or more'),
+  ],
 )
 def test_benchmark_of_the_loader_refuses_wrong_arguments(
-    argument, what, tiny_data, capsys
+  argument, what, tiny_data, capsys
 ):
   with pytest.raises(SystemExit) as exit_:
     run(*loader_arguments(tiny_data, argument))
   assert exit_.value.code == 2
-  line, = capsys.readouterr().err.splitlines()
+  (line,) = capsys.readouterr().err.splitlines()
   assert what in line
 
 
@@ -199,21 +215,21 @@ def test_benchmark_of_the_loader_needs_a_data_set(capsys):
   with pytest.raises(SystemExit) as exit_:
     run('--mode=loader')
   assert exit_.value.code == 2
-  line, = capsys.readouterr().err.splitlines()
+  (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith('error: No data set: give --images=DIR and --annotat')
   assert '--config.data.train.tfds=NAME' in line
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'num_images'),
-    [
-        # One image has no objects, and one a crowd region only.
-        (['--config.data.keep_empty=false'], 1),
-        (['--config.data.keep_empty', 'false'], 1),
-        (['--noconfig.data.keep_empty'], 1),
-        (['--config.data.keep_empty=true'], 3),
-        ([], 3),
-    ],
+  ('arguments', 'num_images'),
+  [
+    # One image has no objects, and one a crowd region only.
+    (['--config.data.keep_empty=false'], 1),
+    (['--config.data.keep_empty', 'false'], 1),
+    (['--noconfig.data.keep_empty'], 1),
+    (['--config.data.keep_empty=true'], 3),
+    ([], 3),
+  ],
 )
 def test_benchmark_takes_overrides(arguments, num_images, tfds_set, capsys):
   run(*loader_arguments(tfds_set[0], *arguments))
@@ -225,25 +241,35 @@ def test_benchmark_takes_digits_as_a_folder(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(SystemExit):
     run(
-        '--mode=loader', '--config.data.train.images=2017',
-        '--config.data.train.annotations=none.json',
+      '--mode=loader',
+      '--config.data.train.images=2017',
+      '--config.data.train.annotations=none.json',
     )
   assert 'none.json; --config.data.train.annotations says where' in (
-      capsys.readouterr().err
+    capsys.readouterr().err
   )
 
 
 def test_benchmark_times_the_loader_of_a_tfds_set(tiny_tfds):
   done = subprocess.run(
-      [
-          sys.executable, '-m', 'maskrcnn_jax.benchmark', f'--config={RECIPE}',
-          '--mode=loader', '--batch_size=2', '--steps=2', '--workers=0,1',
-          '--config.data.train.tfds=coco_instances/folder',
-          '--config.data.train.split', 'val',
-          f'--config.data.tfds_dir={tiny_tfds}',
-      ],
-      env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
-      capture_output=True, text=True, timeout=120,
+    [
+      sys.executable,
+      '-m',
+      'maskrcnn_jax.benchmark',
+      f'--config={RECIPE}',
+      '--mode=loader',
+      '--batch_size=2',
+      '--steps=2',
+      '--workers=0,1',
+      '--config.data.train.tfds=coco_instances/folder',
+      '--config.data.train.split',
+      'val',
+      f'--config.data.tfds_dir={tiny_tfds}',
+    ],
+    env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
+    capture_output=True,
+    text=True,
+    timeout=120,
   )
   assert done.returncode == 0, done.stderr
   figures = json.loads(done.stdout.splitlines()[-1])

@@ -18,7 +18,7 @@ def clock(monkeypatch):
     now[0] += seconds
 
   clock = types.SimpleNamespace(
-      monotonic=lambda: now[0], sleep=sleep, process_time=lambda: now[0] / 4
+    monotonic=lambda: now[0], sleep=sleep, process_time=lambda: now[0] / 4
   )
   monkeypatch.setattr(loader_speed, 'time', clock)
   return clock
@@ -34,8 +34,13 @@ def measure(clock, seconds, step_s=None):
       yield {'images': np.zeros((2, 2, 2, 3), np.uint8)}, np.arange(2)
 
   return loader_speed.measure(
-      load, cluster.make_mesh(), batch_size=2, num_steps=10, num_workers=0,
-      num_threads=1, step_s=step_s,
+    load,
+    cluster.make_mesh(),
+    batch_size=2,
+    num_steps=10,
+    num_workers=0,
+    num_threads=1,
+    step_s=step_s,
   )
 
 
@@ -73,7 +78,7 @@ def test_a_step_waits_for_the_batches_that_are_late(clock):
 def test_the_table_has_a_line_for_each_number_of_workers(clock):
   speed = measure(clock, [1])
   _, line, other = loader_speed.format_speeds(
-      [speed, speed._replace(num_workers=3, num_waits=4)]
+    [speed, speed._replace(num_workers=3, num_waits=4)]
   ).splitlines()
   assert line.split()[0] == '0'
   assert other.split()[0] == '3'

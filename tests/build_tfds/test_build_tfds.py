@@ -41,20 +41,20 @@ def two_files_of_a_split(folder):
 
 
 @pytest.mark.parametrize(
-    ('change', 'name', 'what'),
-    [
-        (remove_image, 'folder', 'I01: 1 of 3 images are not in'),
-        (remove_first_image, 'folder', 'I01: 0.png, the first image of'),
-        (remove_json, 'folder', 'I01: there is no *.json in'),
-        (rename_class, 'folder', 'A21'),
-        (break_annotation, 'folder', 'A14'),
-        (two_files_of_a_split, 'folder', 'would both be the split val'),
-        (break_nothing, '2017', 'COCO 2017 must be unpacked in'),
-        (shutil.rmtree, 'folder', 'I01: there is no folder'),
-    ],
+  ('change', 'name', 'what'),
+  [
+    (remove_image, 'folder', 'I01: 1 of 3 images are not in'),
+    (remove_first_image, 'folder', 'I01: 0.png, the first image of'),
+    (remove_json, 'folder', 'I01: there is no *.json in'),
+    (rename_class, 'folder', 'A21'),
+    (break_annotation, 'folder', 'A14'),
+    (two_files_of_a_split, 'folder', 'would both be the split val'),
+    (break_nothing, '2017', 'COCO 2017 must be unpacked in'),
+    (shutil.rmtree, 'folder', 'I01: there is no folder'),
+  ],
 )
 def test_build_tfds_names_what_is_wrong(
-    tfds_set, tmp_path, capsys, change, name, what
+  tfds_set, tmp_path, capsys, change, name, what
 ):
   folder = tmp_path / 'own'
   shutil.copytree(tfds_set[0], folder)
@@ -81,8 +81,8 @@ def test_build_tfds_finds_coco_as_it_unpacks(tfds_set, tmp_path):
     shutil.copytree(tfds_set[0] / 'images', folder / f'{split}2014')
     (folder / 'annotations').mkdir(exist_ok=True)
     shutil.copy(
-        tfds_set[0] / f'instances_{split}.json',
-        folder / 'annotations' / f'instances_{split}2014.json',
+      tfds_set[0] / f'instances_{split}.json',
+      folder / 'annotations' / f'instances_{split}2014.json',
     )
   build(folder, tmp_path / 'tfds', name='2014')
   truth, _ = read_records(records_of(tmp_path / 'tfds', name='2014'))

@@ -22,16 +22,16 @@ from maskrcnn_jax.data.source import CocoFiles, Records, read_set
 def files_of(data):
   """Gives a drawn set by --images and --annotations."""
   return [
-      f'--images={data / "images"}',
-      f'--annotations={data / "instances_train.json"}',
+    f'--images={data / "images"}',
+    f'--annotations={data / "instances_train.json"}',
   ]
 
 
 def records_of(tfds_dir):
   """Gives a tfds set by the keys of the recipe."""
   return [
-      '--config.data.train.tfds=coco_instances/folder',
-      f'--config.data.tfds_dir={tfds_dir}',
+    '--config.data.train.tfds=coco_instances/folder',
+    f'--config.data.tfds_dir={tfds_dir}',
   ]
 
 
@@ -50,13 +50,11 @@ def run(tmp_path, monkeypatch, capsys):
   return run_with
 
 
-def test_a_tfds_set_is_checked_as_its_coco_files_are(
-    tiny_data, tiny_tfds, run
-):
+def test_a_tfds_set_is_checked_as_its_coco_files_are(tiny_data, tiny_tfds, run):
   status, of_files, text, _ = run(*files_of(tiny_data))
   assert status == 0
   assert text.startswith(
-      f'{tiny_data}/instances_train.json, images in {tiny_data}/images\n'
+    f'{tiny_data}/instances_train.json, images in {tiny_data}/images\n'
   )
   status, of_records, text, _ = run(*records_of(tiny_tfds))
   assert status == 0
@@ -71,13 +69,21 @@ def test_a_tfds_set_is_checked_as_its_coco_files_are(
 
 def test_the_real_command_checks_a_tfds_set(tiny_tfds, tmp_path):
   done = subprocess.run(
-      [
-          sys.executable, '-m', 'maskrcnn_jax.check_data',
-          *records_of(tiny_tfds), '--config.data.train.split', 'val',
-          f'--config={tiny.__file__}', '--workers=1',
-      ],
-      env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
-      cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    [
+      sys.executable,
+      '-m',
+      'maskrcnn_jax.check_data',
+      *records_of(tiny_tfds),
+      '--config.data.train.split',
+      'val',
+      f'--config={tiny.__file__}',
+      '--workers=1',
+    ],
+    env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    timeout=120,
   )
   assert done.returncode == 0, done.stderr
   report = json.loads((tmp_path / 'check_data/report.json').read_text())
@@ -89,13 +95,13 @@ def test_the_real_command_checks_a_tfds_set(tiny_tfds, tmp_path):
 def test_the_contact_sheet_of_a_tfds_set_shows_the_same(tiny_data, tiny_tfds):
   examples = {'All': [contact_sheet.Example(row, 'x') for row in range(3)]}
   sheets = [
-      contact_sheet.draw_sheet(read_set(source), examples)
-      for source in (
-          CocoFiles(
-              str(tiny_data / 'images'), str(tiny_data / 'instances_train.json')
-          ),
-          Records('coco_instances/folder', 'train', str(tiny_tfds)),
-      )
+    contact_sheet.draw_sheet(read_set(source), examples)
+    for source in (
+      CocoFiles(
+        str(tiny_data / 'images'), str(tiny_data / 'instances_train.json')
+      ),
+      Records('coco_instances/folder', 'train', str(tiny_tfds)),
+    )
   ]
   assert sheets[0].tobytes() == sheets[1].tobytes()
 
@@ -125,7 +131,7 @@ def test_several_processes_decode_records(tiny_tfds, run, monkeypatch):
 
 def test_fix_of_a_tfds_set_is_refused(tiny_tfds, tmp_path, run):
   status, report, _, err = run(
-      *records_of(tiny_tfds), f'--fix={tmp_path / "fixed.json"}'
+    *records_of(tiny_tfds), f'--fix={tmp_path / "fixed.json"}'
   )
   assert status == 2
   assert report is None
@@ -135,48 +141,50 @@ def test_fix_of_a_tfds_set_is_refused(tiny_tfds, tmp_path, run):
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'what'),
-    [
-        ([], 'No data set: give --images=DIR and --annotations=FILE.json; or'),
-        (['--images=a'], '--annotations=FILE.json is missing: --images and'),
-        (['--annotations=a'], '--images=DIR is missing: --images and --annot'),
-        (['--imagess=a'], "Unexpected argument '--imagess=a'"),
-        (
-            ['--config.data.train.annotation=a'],
-            'did you mean --config.data.train.annotations?',
-        ),
-    ],
+  ('arguments', 'what'),
+  [
+    ([], 'No data set: give --images=DIR and --annotations=FILE.json; or'),
+    (['--images=a'], '--annotations=FILE.json is missing: --images and'),
+    (['--annotations=a'], '--images=DIR is missing: --images and --annot'),
+    (['--imagess=a'], "Unexpected argument '--imagess=a'"),
+    (
+      ['--config.data.train.annotation=a'],
+      'did you mean --config.data.train.annotations?',
+    ),
+  ],
 )
 def test_one_line_says_what_is_missing(arguments, what, run):
   status, report, _, err = run(*arguments)
   assert status == 2
   assert report is None
-  line, = err.splitlines()
+  (line,) = err.splitlines()
   assert line.startswith('error: ')
   assert what in line
 
 
 @pytest.mark.parametrize(
-    ('changes', 'what'),
-    [
-        ({'tfds': 'none'}, "there is no set 'none' in"),
-        ({'split': 'test'}, "has no split 'test'; it has train, val"),
-    ],
+  ('changes', 'what'),
+  [
+    ({'tfds': 'none'}, "there is no set 'none' in"),
+    ({'split': 'test'}, "has no split 'test'; it has train, val"),
+  ],
 )
 def test_records_that_are_not_there_are_in_the_report(
-    changes, what, tiny_tfds, run
+  changes, what, tiny_tfds, run
 ):
-  status, _, out, _ = run(*records_of(tiny_tfds), *(
-      f'--config.data.train.{key}={value}' for key, value in changes.items()
-  ))
+  status, _, out, _ = run(
+    *records_of(tiny_tfds),
+    *(f'--config.data.train.{key}={value}' for key, value in changes.items()),
+  )
   assert status == 2
   assert what in out
 
 
 def test_the_training_set_of_the_recipe_is_checked(tiny_data, run):
   status, report, _, _ = run(
-      f'--config.data.train.images={tiny_data / "images"}',
-      '--config.data.train.annotations', str(tiny_data / 'instances_val.json'),
+    f'--config.data.train.images={tiny_data / "images"}',
+    '--config.data.train.annotations',
+    str(tiny_data / 'instances_val.json'),
   )
   assert status == 0
   assert report['counts']['images'] == tiny.NUM_VAL
@@ -184,8 +192,8 @@ def test_the_training_set_of_the_recipe_is_checked(tiny_data, run):
 
 def test_a_message_names_the_option_that_gave_the_data_set(tiny_data, run):
   _, _, out, _ = run(
-      '--config.data.train.images=2017',
-      '--config.data.train.annotations=none.json',
+    '--config.data.train.images=2017',
+    '--config.data.train.annotations=none.json',
   )
   assert 'none.json; --config.data.train.annotations says where it is' in out
   _, _, out, _ = run('--config.data.train.annotations=none.json')
@@ -195,18 +203,22 @@ def test_a_message_names_the_option_that_gave_the_data_set(tiny_data, run):
 
 
 @pytest.mark.parametrize(
-    'arguments',
-    [
-        ['--config.data.keep_empty=true', '--config.data.short_side=64'],
-        ['--config.data.keep_empty', 'true', '--config.data.short_side', '64'],
-        ['--config.data.keep_empty', '--config.data.short_side=64'],
-    ],
+  'arguments',
+  [
+    ['--config.data.keep_empty=true', '--config.data.short_side=64'],
+    ['--config.data.keep_empty', 'true', '--config.data.short_side', '64'],
+    ['--config.data.keep_empty', '--config.data.short_side=64'],
+  ],
 )
 def test_overrides_are_written_as_in_main(arguments, tiny_data, run):
   status, report, _, _ = run(*files_of(tiny_data), *arguments)
   assert status == 0
   # Shrunk from 800 pixels: no object is large.
-  assert sum(
-      count for name, count in report['object_sizes'].items()
+  assert (
+    sum(
+      count
+      for name, count in report['object_sizes'].items()
       if name in ('128 to 256', '256 to 512', '512 and more')
-  ) == 0
+    )
+    == 0
+  )

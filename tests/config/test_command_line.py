@@ -28,35 +28,51 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'path', 'overrides', 'others'),
-    [
-        ('', None, [], ''),
-        ('--config=a.py', 'a.py', [], ''),
-        ('--config a.py --workdir=x', 'a.py', [], '--workdir=x'),
-        ('-config=a.py -config b.py:1', 'b.py:1', [], ''),
-        ('--config=', None, [], ''),
-        ('--config.seed=3', None, [('seed', '3')], ''),
-        ('--config.seed 3 x', None, [('seed', '3')], 'x'),
-        ('-config.seed -3', None, [('seed', '-3')], ''),
-        ('--config.seed --workdir=x', None, [('seed', None)], '--workdir=x'),
-        (
-            '--config.data.keep_empty --workdir x', None,
-            [('data.keep_empty', None)], '--workdir x',
-        ),
-        ('--config.data.keep_empty stray', None, [('data.keep_empty', None)],
-         'stray'),
-        ('--config.data.keep_empty true', None, [('data.keep_empty', 'true')],
-         ''),
-        ('--noconfig.data.keep_empty', None, [('data.keep_empty', 'False')],
-         ''),
-        ('--config.data.train.images 2017', None,
-         [('data.train.images', '2017')], ''),
-        ('--config.data.train.images=a=b', None,
-         [('data.train.images', 'a=b')], ''),
-        ('--config_file=a --configs --noconfig', None, [],
-         '--config_file=a --configs --noconfig'),
-        ('--a -- --config=b', None, [], '--a -- --config=b'),
-    ],
+  ('arguments', 'path', 'overrides', 'others'),
+  [
+    ('', None, [], ''),
+    ('--config=a.py', 'a.py', [], ''),
+    ('--config a.py --workdir=x', 'a.py', [], '--workdir=x'),
+    ('-config=a.py -config b.py:1', 'b.py:1', [], ''),
+    ('--config=', None, [], ''),
+    ('--config.seed=3', None, [('seed', '3')], ''),
+    ('--config.seed 3 x', None, [('seed', '3')], 'x'),
+    ('-config.seed -3', None, [('seed', '-3')], ''),
+    ('--config.seed --workdir=x', None, [('seed', None)], '--workdir=x'),
+    (
+      '--config.data.keep_empty --workdir x',
+      None,
+      [('data.keep_empty', None)],
+      '--workdir x',
+    ),
+    (
+      '--config.data.keep_empty stray',
+      None,
+      [('data.keep_empty', None)],
+      'stray',
+    ),
+    ('--config.data.keep_empty true', None, [('data.keep_empty', 'true')], ''),
+    ('--noconfig.data.keep_empty', None, [('data.keep_empty', 'False')], ''),
+    (
+      '--config.data.train.images 2017',
+      None,
+      [('data.train.images', '2017')],
+      '',
+    ),
+    (
+      '--config.data.train.images=a=b',
+      None,
+      [('data.train.images', 'a=b')],
+      '',
+    ),
+    (
+      '--config_file=a --configs --noconfig',
+      None,
+      [],
+      '--config_file=a --configs --noconfig',
+    ),
+    ('--a -- --config=b', None, [], '--a -- --config=b'),
+  ],
 )
 def test_split_arguments(arguments, path, overrides, others):
   assert split_arguments(arguments.split()) == (path, overrides, others.split())
@@ -69,21 +85,20 @@ def test_only_a_switch_can_be_negated(key):
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'values'),
-    [
-        ('--config.data.keep_empty', {'data.keep_empty': True}),
-        ('--config.data.keep_empty=true', {'data.keep_empty': True}),
-        ('--config.data.keep_empty=True', {'data.keep_empty': True}),
-        ('--config.data.keep_empty 1', {'data.keep_empty': True}),
-        ('--config.data.keep_empty=0', {'data.keep_empty': False}),
-        ('--noconfig.data.keep_empty', {'data.keep_empty': False}),
-        ('--config.data.train.images=2017', {'data.train.images': '2017'}),
-        ('--config.optimizer.learning_rate=1',
-         {'optimizer.learning_rate': 1.0}),
-        ('--config.seed=1 --config.seed=2', {'seed': 2}),
-        ('--config.data.padded_sizes=64,96', {'data.padded_sizes': (64, 96)}),
-        ('--config.roi.sampling_ratio=None', {'roi.sampling_ratio': None}),
-    ],
+  ('arguments', 'values'),
+  [
+    ('--config.data.keep_empty', {'data.keep_empty': True}),
+    ('--config.data.keep_empty=true', {'data.keep_empty': True}),
+    ('--config.data.keep_empty=True', {'data.keep_empty': True}),
+    ('--config.data.keep_empty 1', {'data.keep_empty': True}),
+    ('--config.data.keep_empty=0', {'data.keep_empty': False}),
+    ('--noconfig.data.keep_empty', {'data.keep_empty': False}),
+    ('--config.data.train.images=2017', {'data.train.images': '2017'}),
+    ('--config.optimizer.learning_rate=1', {'optimizer.learning_rate': 1.0}),
+    ('--config.seed=1 --config.seed=2', {'seed': 2}),
+    ('--config.data.padded_sizes=64,96', {'data.padded_sizes': (64, 96)}),
+    ('--config.roi.sampling_ratio=None', {'roi.sampling_ratio': None}),
+  ],
 )
 def test_values_are_parsed_by_the_form_of_the_key(arguments, values):
   _, overrides, _ = split_arguments(arguments.split())
@@ -91,21 +106,21 @@ def test_values_are_parsed_by_the_form_of_the_key(arguments, values):
 
 
 @pytest.mark.parametrize(
-    ('argument', 'message'),
-    [
-        ('--config.train.num_steps', '--config.train.num_steps=VALUE'),
-        ('--config.train.num_steps=abc', '=abc: give a whole number.'),
-        ('--config.data.keep_empty=perhaps', '=perhaps: give True or False.'),
-        ('--noconfig.data.keep_empty=1', 'sets False and takes no value'),
-        ('--config.train.batchsize=1', 'did you mean --config.train.batch_siz'),
-        ('--config.learning_rate=1', 'give --config.optimizer.learning_rate'),
-        ('--config.lr=1', 'give --config.optimizer.learning_rate=RATE.'),
-        ('--config.mesh=1', 'all devices are always used: leave it out.'),
-        ('--config.rpn=1', 'is a group of keys; name one of them'),
-        ('--config.anchors.ratios[0]=1', '--config.anchors.ratios=\'(...)\''),
-        ('--config.zzz=1', "There is no config key 'zzz'."),
-        ('--config.seed=None', 'does not leave this key open'),
-    ],
+  ('argument', 'message'),
+  [
+    ('--config.train.num_steps', '--config.train.num_steps=VALUE'),
+    ('--config.train.num_steps=abc', '=abc: give a whole number.'),
+    ('--config.data.keep_empty=perhaps', '=perhaps: give True or False.'),
+    ('--noconfig.data.keep_empty=1', 'sets False and takes no value'),
+    ('--config.train.batchsize=1', 'did you mean --config.train.batch_siz'),
+    ('--config.learning_rate=1', 'give --config.optimizer.learning_rate'),
+    ('--config.lr=1', 'give --config.optimizer.learning_rate=RATE.'),
+    ('--config.mesh=1', 'all devices are always used: leave it out.'),
+    ('--config.rpn=1', 'is a group of keys; name one of them'),
+    ('--config.anchors.ratios[0]=1', "--config.anchors.ratios='(...)'"),
+    ('--config.zzz=1', "There is no config key 'zzz'."),
+    ('--config.seed=None', 'does not leave this key open'),
+  ],
 )
 def test_what_is_wrong_with_an_override_is_one_line(argument, message):
   with pytest.raises(InputError, match=r'^C05: [^\n]*' + re.escape(message)):
@@ -121,43 +136,43 @@ def test_none_is_for_a_key_that_the_recipe_leaves_open():
 
 
 @pytest.mark.parametrize(
-    ('name', 'key'),
-    [
-        ('lr', 'optimizer.learning_rate'),
-        ('lr0', 'optimizer.learning_rate'),
-        ('SOLVER.BASE_LR', 'optimizer.learning_rate'),
-        ('lr0=0.1', 'optimizer.learning_rate'),
-        ('--batch-size=3', 'train.batch_size'),
-        ('SOLVER.IMS_PER_BATCH', 'train.batch_size'),
-        ('epochs', 'train.num_steps'),
-        ('SOLVER.MAX_ITER', 'train.num_steps'),
-        ('SOLVER.STEPS', 'optimizer.decay_steps'),
-        ('SOLVER.NO_SUCH', 'optimizer.*'),
-        ('TEST.NO_SUCH', 'eval.*'),
-        ('imgsz', 'data.short_side'),
-        ('INPUT.MIN_SIZE_TRAIN', 'data.short_side'),
-        ('workers', 'data.num_workers'),
-        ('weight_decay', 'optimizer.weight_decay'),
-        ('momentum', 'optimizer.momentum'),
-        ('DATASETS.TRAIN', 'data.train.annotations'),
-        ('DTYPE', 'precision'),
-        ('patience', 'train.min_box_ap'),
-    ],
+  ('name', 'key'),
+  [
+    ('lr', 'optimizer.learning_rate'),
+    ('lr0', 'optimizer.learning_rate'),
+    ('SOLVER.BASE_LR', 'optimizer.learning_rate'),
+    ('lr0=0.1', 'optimizer.learning_rate'),
+    ('--batch-size=3', 'train.batch_size'),
+    ('SOLVER.IMS_PER_BATCH', 'train.batch_size'),
+    ('epochs', 'train.num_steps'),
+    ('SOLVER.MAX_ITER', 'train.num_steps'),
+    ('SOLVER.STEPS', 'optimizer.decay_steps'),
+    ('SOLVER.NO_SUCH', 'optimizer.*'),
+    ('TEST.NO_SUCH', 'eval.*'),
+    ('imgsz', 'data.short_side'),
+    ('INPUT.MIN_SIZE_TRAIN', 'data.short_side'),
+    ('workers', 'data.num_workers'),
+    ('weight_decay', 'optimizer.weight_decay'),
+    ('momentum', 'optimizer.momentum'),
+    ('DATASETS.TRAIN', 'data.train.annotations'),
+    ('DTYPE', 'precision'),
+    ('patience', 'train.min_box_ap'),
+  ],
 )
 def test_names_of_other_programs_are_answered_with_a_key(name, key):
   assert f'config.{key}' in answer_to(name)
 
 
 @pytest.mark.parametrize(
-    ('name', 'answer'),
-    [
-        ('num_classes', 'comes from the categories'),
-        ('nc', 'comes from the categories'),
-        ('MODEL.ROI_HEADS.NUM_CLASSES', 'comes from the categories'),
-        ('device', 'CUDA_VISIBLE_DEVICES'),
-        ('OUTPUT_DIR', '--workdir=DIR'),
-        ('MODEL.WEIGHTS', '--init_from=CHECKPOINT'),
-    ],
+  ('name', 'answer'),
+  [
+    ('num_classes', 'comes from the categories'),
+    ('nc', 'comes from the categories'),
+    ('MODEL.ROI_HEADS.NUM_CLASSES', 'comes from the categories'),
+    ('device', 'CUDA_VISIBLE_DEVICES'),
+    ('OUTPUT_DIR', '--workdir=DIR'),
+    ('MODEL.WEIGHTS', '--init_from=CHECKPOINT'),
+  ],
 )
 def test_names_of_other_programs_are_answered_with_what_to_do(name, answer):
   assert answer in answer_to(name)
@@ -190,33 +205,34 @@ def test_a_default_is_a_value_of_its_key():
 def program(tool, *arguments):
   """Runs a program as a user does."""
   return subprocess.run(
-      [sys.executable, '-m', f'maskrcnn_jax.{tool}', *arguments], cwd=ROOT,
-      capture_output=True, text=True, timeout=300,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    [sys.executable, '-m', f'maskrcnn_jax.{tool}', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
   )
 
 
 @pytest.mark.parametrize(
-    'arguments',
-    [
-        '--config.data.keep_empty=true --config.lr=0.1',
-        '--config.data.keep_empty --config.data.train.images 2017 --lr=0.1',
-        '--noconfig.data.keep_empty SOLVER.BASE_LR 0.1',
-    ],
+  'arguments',
+  [
+    '--config.data.keep_empty=true --config.lr=0.1',
+    '--config.data.keep_empty --config.data.train.images 2017 --lr=0.1',
+    '--noconfig.data.keep_empty SOLVER.BASE_LR 0.1',
+  ],
 )
 @pytest.mark.parametrize(
-    'tool',
-    [
-        'main --workdir=none',
-        'check_data --images=none --annotations=none.json',
-        'benchmark --mode=train',
-    ],
+  'tool',
+  [
+    'main --workdir=none',
+    'check_data --images=none --annotations=none.json',
+    'benchmark --mode=train',
+  ],
 )
 def test_programs_read_overrides_alike(tool, arguments):
-  done = program(
-      *tool.split(), '--config', 'shapes', *arguments.split()
-  )
+  done = program(*tool.split(), '--config', 'shapes', *arguments.split())
   assert done.returncode == 2
-  line, = done.stderr.splitlines()
+  (line,) = done.stderr.splitlines()
   assert line.startswith('error: ')
   assert 'give --config.optimizer.learning_rate=RATE' in line

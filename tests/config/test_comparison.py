@@ -26,13 +26,13 @@ def test_differences_name_each_key_that_differs():
   sizes = [[800, 1088], [800, 1344], [1088, 800], [1344, 800]]
   found = differences(default_config(), stored)
   assert found == [
-      Difference('data.padded_sizes', sizes, [[32, 64], *sizes[1:]]),
-      Difference('model.beard', 'nothing', True),
-      Difference('roi.box_side', 7, 'nothing'),
-      Difference('seed', 0, 7),
+    Difference('data.padded_sizes', sizes, [[32, 64], *sizes[1:]]),
+    Difference('model.beard', 'nothing', True),
+    Difference('roi.box_side', 7, 'nothing'),
+    Difference('seed', 0, 7),
   ]
   assert format_differences(found[1:]) == (
-      'model.beard: nothing | True; roi.box_side: 7 | nothing; seed: 0 | 7'
+    'model.beard: nothing | True; roi.box_side: 7 | nothing; seed: 0 | 7'
   )
 
 

@@ -79,8 +79,9 @@ def test_a_recipe_has_a_canvas_for_pictures_lying_and_standing(path):
 def test_a_recipe_decays_within_its_steps_and_after_its_warmup(path):
   config = complete(load(path).get_config())
   steps = [
-      config.optimizer.warmup_steps, *config.optimizer.decay_steps,
-      config.train.num_steps,
+    config.optimizer.warmup_steps,
+    *config.optimizer.decay_steps,
+    config.train.num_steps,
   ]
   assert steps == sorted(set(steps))
 
@@ -101,19 +102,19 @@ def test_r50_fpn_is_the_1x_recipe_of_the_seeds_readme():
   assert config.train.num_steps == 90_000
   assert config.train.checkpoint_every == 2_500
   assert config.optimizer.to_dict() == {
-      'name': 'sgd',
-      'learning_rate': 0.02,
-      'momentum': 0.9,
-      'beta2': 0.999,
-      'weight_decay': 1e-4,
-      'bias_rate_factor': 2.0,
-      'clip_norm': 0.0,
-      'warmup': 'linear',
-      'warmup_steps': 500,
-      'warmup_factor': pytest.approx(1 / 3),
-      'schedule': 'multistep',
-      'decay_steps': (60_000, 80_000),
-      'decay_factor': 0.1,
+    'name': 'sgd',
+    'learning_rate': 0.02,
+    'momentum': 0.9,
+    'beta2': 0.999,
+    'weight_decay': 1e-4,
+    'bias_rate_factor': 2.0,
+    'clip_norm': 0.0,
+    'warmup': 'linear',
+    'warmup_steps': 500,
+    'warmup_factor': pytest.approx(1 / 3),
+    'schedule': 'multistep',
+    'decay_steps': (60_000, 80_000),
+    'decay_factor': 0.1,
   }
   assert (config.data.short_side, config.data.long_side) == (800, 1333)
   assert config.data.flip_probability == 0.5
@@ -131,7 +132,9 @@ def test_r50_fpn_has_the_published_detector():
   assert config.roi.foreground_fraction == 0.25
   assert (config.roi.box_side, config.roi.mask_side) == (7, 14)
   assert config.detections.to_dict() == {
-      'min_score': 0.05, 'iou_threshold': 0.5, 'max_detections': 100,
+    'min_score': 0.05,
+    'iou_threshold': 0.5,
+    'max_detections': 100,
   }
 
 
@@ -141,7 +144,7 @@ def test_r50_fpn_reads_coco_of_either_year(year):
   assert isinstance(config, ConfigDict)
   assert config.data.train.images == f'data/coco/train{year}'
   assert config.data.eval.annotations == (
-      f'data/coco/annotations/instances_val{year}.json'
+    f'data/coco/annotations/instances_val{year}.json'
   )
 
 

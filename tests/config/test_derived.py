@@ -19,11 +19,12 @@ def test_only_heads_of_compares_the_output():
 
 
 @pytest.mark.parametrize(
-    ('output', 'boxes', 'masks'),
-    [
-        ('masks', True, True), ('boxes', True, False),
-        ('proposals', False, False),
-    ],
+  ('output', 'boxes', 'masks'),
+  [
+    ('masks', True, True),
+    ('boxes', True, False),
+    ('proposals', False, False),
+  ],
 )
 def test_heads_of_an_output(output, boxes, masks):
   config = default_config()
@@ -40,7 +41,7 @@ def test_scaled_to_batch_is_the_linear_rule():
   assert scaled.optimizer.warmup_steps == 125
   assert scaled.optimizer.decay_steps == (15_000, 20_000)
   assert scaled.train.num_steps == 22_500
-  line, = lines
+  (line,) = lines
   assert '64 images a step, the recipe is for 16' in line
   assert 'train.num_steps = 22500 (recipe: 90000)' in line
   # Once is enough, and the recipe itself is as it was.

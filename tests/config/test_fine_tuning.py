@@ -21,26 +21,27 @@ def recipe():
 def fitted(num_images, *, most_objects=5, config=None):
   config, _ = fine_tuning.adopt(config or recipe(), plain(default_config()))
   return fine_tuning.fit(
-      config, num_images=num_images, most_objects=most_objects
+    config, num_images=num_images, most_objects=most_objects
   )
 
 
 @pytest.mark.parametrize(
-    ('num_images', 'num_steps'),
-    [
-        (3, 100),  # 60 epochs are 45
-        (50, 750),  # 60 * 50 / 4
-        (500, 3355),  # 60 * sqrt(1 / 5) = 26.83 epochs
-        (5_000, 15_000),  # 12 epochs
-        (50_000, 150_000),
-    ],
+  ('num_images', 'num_steps'),
+  [
+    (3, 100),  # 60 epochs are 45
+    (50, 750),  # 60 * 50 / 4
+    (500, 3355),  # 60 * sqrt(1 / 5) = 26.83 epochs
+    (5_000, 15_000),  # 12 epochs
+    (50_000, 150_000),
+  ],
 )
 def test_fit_takes_the_steps_from_the_number_of_images(num_images, num_steps):
   config, line = fitted(num_images)
   assert config.train.num_steps == num_steps
   assert config.optimizer.warmup_steps == min(num_steps // 10, 500)
   assert config.optimizer.decay_steps == (
-      num_steps * 2 // 3, num_steps * 8 // 9
+    num_steps * 2 // 3,
+    num_steps * 8 // 9,
   )
   assert config.train.checkpoint_every == num_steps // 10
   check_config(config)
@@ -77,9 +78,8 @@ def test_fit_keeps_what_is_given():
 
 
 @pytest.mark.parametrize(
-    ('most', 'slots', 'detections'),
-    [(0, 8, 100), (8, 8, 100), (9, 16, 100), (150, 152, 152),
-     (2000, 512, 512)],
+  ('most', 'slots', 'detections'),
+  [(0, 8, 100), (8, 8, 100), (9, 16, 100), (150, 152, 152), (2000, 512, 512)],
 )
 def test_fit_makes_room_for_the_objects(most, slots, detections):
   config, _ = fitted(50, most_objects=most)
@@ -112,43 +112,59 @@ def test_adopt_takes_what_the_weights_ask_for():
 
 def test_the_lists_are_what_they_were_before_the_table_of_keys():
   assert set(fine_tuning.FROM_CHECKPOINT) == {
-      'geometry', 'roi.box_side', 'roi.mask_side', 'roi.sampling_ratio',
-      'data.pixel_mean', 'data.pixel_std', 'data.antialias',
-      *(key.name for key in KEYS if key.name.startswith('model.')),
+    'geometry',
+    'roi.box_side',
+    'roi.mask_side',
+    'roi.sampling_ratio',
+    'data.pixel_mean',
+    'data.pixel_std',
+    'data.antialias',
+    *(key.name for key in KEYS if key.name.startswith('model.')),
   }
   config = recipe()
   open_keys = {
-      key.name for key in KEYS
-      if value_of(config, key.name) is None and not key.form.may_be_none
+    key.name
+    for key in KEYS
+    if value_of(config, key.name) is None and not key.form.may_be_none
   }
   assert open_keys - set(fine_tuning.COMPUTED) == {
-      'anchors.sizes', 'anchors.ratios', 'data.short_side', 'data.long_side',
-      'detections.min_score', 'detections.iou_threshold',
-      'data.padded_sizes', 'data.max_source_side', 'rpn.num_samples',
-      'roi.num_samples', 'freeze_at',
-      *(f'rpn.{mode}.{name}' for mode in ('train', 'eval')
-        for name in ('pre_nms', 'post_nms', 'num_proposals')),
+    'anchors.sizes',
+    'anchors.ratios',
+    'data.short_side',
+    'data.long_side',
+    'detections.min_score',
+    'detections.iou_threshold',
+    'data.padded_sizes',
+    'data.max_source_side',
+    'rpn.num_samples',
+    'roi.num_samples',
+    'freeze_at',
+    *(
+      f'rpn.{mode}.{name}'
+      for mode in ('train', 'eval')
+      for name in ('pre_nms', 'post_nms', 'num_proposals')
+    ),
   }
 
 
 @pytest.mark.parametrize(
-    ('key', 'written', 'holds'),
-    [
-        ('freeze_at', '0', 0),
-        ('data.short_side', '480', 480),
-        ('anchors.ratios', '1,2', (1, 2)),
-        ('train.num_steps', '7', 7),
-        ('rpn.eval.post_nms', '9', 9),
-        ('optimizer.name', 'adamw', 'adamw'),
-        ('geometry', 'modern', 'modern'),
-        ('model.depth', '50', 50),
-        # The preset's own value, written out.
-        ('data.antialias', 'true', None),
-        ('model.depth', '18', InputError),
-        ('model.output', 'boxes', InputError),
-        ('data.pixel_std', '1,1,1', InputError),
-        ('geometry', 'legacy', InputError),
-    ],
+  ('key', 'written', 'holds'),
+  [
+    ('freeze_at', '0', 0),
+    ('data.short_side', '480', 480),
+    ('anchors.ratios', '1,2', (1, 2)),
+    ('train.num_steps', '7', 7),
+    ('rpn.eval.post_nms', '9', 9),
+    ('optimizer.name', 'adamw', 'adamw'),
+    ('geometry', 'modern', 'modern'),
+    ('model.depth', '50', 50),
+    # The preset's own value, written out.
+    ('data.antialias', 'true', None),
+    ('model.depth', '18', InputError),
+    ('model.output', 'boxes', InputError),
+    ('data.pixel_std', '1,1,1', InputError),
+    ('geometry', 'legacy', InputError),
+  ],
 )
 def test_what_is_given_holds_or_is_refused(key, written, holds):
   config = recipe()
@@ -174,11 +190,11 @@ def test_what_the_file_says_otherwise_than_the_weights_is_named():
 
 @pytest.mark.usefixtures('compilation_cache')
 def test_fine_tuning_needs_paths_and_a_checkpoint_only(
-    tiny_data, tiny_run, tmp_path, monkeypatch
+  tiny_data, tiny_run, tmp_path, monkeypatch
 ):
   # Its step is that of any training; test_packaging.py runs it.
   monkeypatch.setattr(
-      'maskrcnn_jax.training.run.jit_train_step', lambda _: tiny.IdleStep()
+    'maskrcnn_jax.training.run.jit_train_step', lambda _: tiny.IdleStep()
   )
   config = tiny.with_data(recipe(), tiny_data)
   config.train.num_steps = 2

@@ -47,25 +47,25 @@ def test_default_config_has_the_keys_of_the_table_and_is_locked():
 
 
 @pytest.mark.parametrize(
-    ('name', 'free'),
-    [
-        ('train.num_steps', True),
-        ('train.micro_batches', True),
-        ('data.eval.images', True),
-        ('data.train.images', True),
-        ('eval.batch_size', True),
-        ('detections.min_score', True),
-        ('rpn.eval.post_nms', True),
-        ('rpn.train.post_nms', False),
-        ('seed', False),
-        ('precision', False),
-        ('train.batch_size', False),
-        ('optimizer.learning_rate', False),
-        ('loss_weights.mask', False),
-        ('data.flip_probability', False),
-        ('data.short_side', False),
-        ('model.depth', False),
-    ],
+  ('name', 'free'),
+  [
+    ('train.num_steps', True),
+    ('train.micro_batches', True),
+    ('data.eval.images', True),
+    ('data.train.images', True),
+    ('eval.batch_size', True),
+    ('detections.min_score', True),
+    ('rpn.eval.post_nms', True),
+    ('rpn.train.post_nms', False),
+    ('seed', False),
+    ('precision', False),
+    ('train.batch_size', False),
+    ('optimizer.learning_rate', False),
+    ('loss_weights.mask', False),
+    ('data.flip_probability', False),
+    ('data.short_side', False),
+    ('model.depth', False),
+  ],
 )
 def test_what_may_differ_when_a_run_is_continued(name, free):
   assert BY_NAME[name].may_differ_on_resume is free
@@ -73,23 +73,30 @@ def test_what_may_differ_when_a_run_is_continued(name, free):
 
 def test_what_may_differ_between_processes_is_where_files_are_and_cores():
   assert set(names(per_process=True)) == {
-      'data.train.images', 'data.train.annotations', 'data.eval.images',
-      'data.eval.annotations', 'data.tfds_dir', 'data.num_workers',
-      'data.num_threads',
+    'data.train.images',
+    'data.train.annotations',
+    'data.eval.images',
+    'data.eval.annotations',
+    'data.tfds_dir',
+    'data.num_workers',
+    'data.num_threads',
   }
 
 
 def test_weights_see_wrong_pixels_or_boxes_only_with_these_keys():
   assert set(names(unseen=True)) == {
-      'geometry', 'model.norm_eps', 'model.stride_in_1x1', 'data.pixel_mean',
-      'data.pixel_std',
+    'geometry',
+    'model.norm_eps',
+    'model.stride_in_1x1',
+    'data.pixel_mean',
+    'data.pixel_std',
   }
 
 
 def test_the_documentation_is_up_to_date():
   path = pathlib.Path(__file__).parents[2] / 'docs' / 'recipe_keys.md'
   assert path.read_text(encoding='utf-8') == as_markdown(), (
-      'run python -m maskrcnn_jax.config.documentation > docs/recipe_keys.md'
+    'run python -m maskrcnn_jax.config.documentation > docs/recipe_keys.md'
   )
 
 

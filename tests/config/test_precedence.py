@@ -42,55 +42,60 @@ def use(*, stored=(), file=None, given=()):
 # Key, its value in the checkpoint, in the recipe file and on the command line,
 # and the value that holds. None: no file, or nothing on the command line.
 @pytest.mark.parametrize(
-    ('key', 'stored', 'file', 'given', 'holds'),
-    [
-        # Weights: the checkpoint.
-        ('model.mask_convs', 2, None, None, 2),
-        ('model.mask_convs', 2, 3, None, 2),
-        ('model.mask_convs', 2, 3, '2', 2),
-        ('model.mask_convs', 2, None, '2', 2),
-        ('model.mask_convs', 2, 3, '3', InputError),
-        ('model.mask_convs', 2, 2, '3', InputError),
-        ('model.mask_convs', 2, None, '3', InputError),
-        ('geometry', 'legacy', 'modern', None, 'legacy'),
-        ('geometry', 'legacy', None, 'modern', InputError),
-        ('roi.sampling_ratio', 2, None, '0', InputError),
-        ('anchors.ratios', (1.0,), (2.0,), None, (1.0,)),
-        ('anchors.ratios', (1.0,), None, '2', InputError),
-        ('data.pixel_std', None, None, '1,1,1', InputError),
-        # Written out, the preset's own value is no other value.
-        ('data.pixel_std', None, None, '58.395,57.12,57.375',
-         (58.395, 57.12, 57.375)),
-        # Image sizes: the command line, else the checkpoint.
-        ('data.short_side', 320, None, None, 320),
-        ('data.short_side', 320, 640, None, 320),
-        ('data.short_side', 320, 640, '480', 480),
-        ('data.short_side', 320, None, '480', 480),
-        # Evaluation: the command line, else the file, else the checkpoint.
-        ('detections.min_score', 0.1, None, None, 0.1),
-        ('detections.min_score', 0.1, 0.2, None, 0.2),
-        ('detections.min_score', 0.1, 0.2, '0.3', 0.3),
-        ('detections.min_score', 0.1, None, '0.3', 0.3),
-        ('rpn.eval.post_nms', 10, 20, None, 20),
-        ('data.eval.images', 'a', 'b', None, 'b'),
-        ('data.eval.images', 'a', None, '2017', '2017'),
-        ('expected.box_ap', (0.3, 0.1), 'none', None, None),
-        # The machine.
-        ('kernels', 'xla', 'pallas', None, 'pallas'),
-        ('data.num_workers', 3, None, '1', 1),
-        # Training, where it has an effect on the use.
-        ('precision', 'bf16', None, None, 'bf16'),
-        ('precision', 'bf16', 'tf32', None, 'tf32'),
-        ('precision', 'bf16', 'tf32', 'fp32', 'fp32'),
-        ('data.pixel_range', (0, 9), None, None, (0, 9)),
-        ('data.pixel_range', (0, 9), (0, 7), '0,5', (0, 5)),
-    ],
+  ('key', 'stored', 'file', 'given', 'holds'),
+  [
+    # Weights: the checkpoint.
+    ('model.mask_convs', 2, None, None, 2),
+    ('model.mask_convs', 2, 3, None, 2),
+    ('model.mask_convs', 2, 3, '2', 2),
+    ('model.mask_convs', 2, None, '2', 2),
+    ('model.mask_convs', 2, 3, '3', InputError),
+    ('model.mask_convs', 2, 2, '3', InputError),
+    ('model.mask_convs', 2, None, '3', InputError),
+    ('geometry', 'legacy', 'modern', None, 'legacy'),
+    ('geometry', 'legacy', None, 'modern', InputError),
+    ('roi.sampling_ratio', 2, None, '0', InputError),
+    ('anchors.ratios', (1.0,), (2.0,), None, (1.0,)),
+    ('anchors.ratios', (1.0,), None, '2', InputError),
+    ('data.pixel_std', None, None, '1,1,1', InputError),
+    # Written out, the preset's own value is no other value.
+    (
+      'data.pixel_std',
+      None,
+      None,
+      '58.395,57.12,57.375',
+      (58.395, 57.12, 57.375),
+    ),
+    # Image sizes: the command line, else the checkpoint.
+    ('data.short_side', 320, None, None, 320),
+    ('data.short_side', 320, 640, None, 320),
+    ('data.short_side', 320, 640, '480', 480),
+    ('data.short_side', 320, None, '480', 480),
+    # Evaluation: the command line, else the file, else the checkpoint.
+    ('detections.min_score', 0.1, None, None, 0.1),
+    ('detections.min_score', 0.1, 0.2, None, 0.2),
+    ('detections.min_score', 0.1, 0.2, '0.3', 0.3),
+    ('detections.min_score', 0.1, None, '0.3', 0.3),
+    ('rpn.eval.post_nms', 10, 20, None, 20),
+    ('data.eval.images', 'a', 'b', None, 'b'),
+    ('data.eval.images', 'a', None, '2017', '2017'),
+    ('expected.box_ap', (0.3, 0.1), 'none', None, None),
+    # The machine.
+    ('kernels', 'xla', 'pallas', None, 'pallas'),
+    ('data.num_workers', 3, None, '1', 1),
+    # Training, where it has an effect on the use.
+    ('precision', 'bf16', None, None, 'bf16'),
+    ('precision', 'bf16', 'tf32', None, 'tf32'),
+    ('precision', 'bf16', 'tf32', 'fp32', 'fp32'),
+    ('data.pixel_range', (0, 9), None, None, (0, 9)),
+    ('data.pixel_range', (0, 9), (0, 7), '0,5', (0, 5)),
+  ],
 )
 def test_which_value_holds(key, stored, file, given, holds):
   options = {
-      'stored': {key: stored},
-      'file': file if file is None else {key: None if file == 'none' else file},
-      'given': {} if given is None else {key: given},
+    'stored': {key: stored},
+    'file': file if file is None else {key: None if file == 'none' else file},
+    'given': {} if given is None else {key: given},
   }
   if holds is InputError:
     with pytest.raises(InputError, match=rf'^C02: .*{key}: .* \| .*--config.'):
@@ -102,30 +107,32 @@ def test_which_value_holds(key, stored, file, given, holds):
 def test_keys_of_the_file_that_do_not_hold_are_named_in_one_line():
   stored = {'model.depth': 18, 'data.long_side': 96, 'seed': 3}
   _, lines = use(stored=stored, file={'model.depth': 34, 'seed': 4})
-  line, = lines
-  assert line.endswith(
-      ': data.long_side: 1333 | 96; model.depth: 34 | 18'
-  )
+  (line,) = lines
+  assert line.endswith(': data.long_side: 1333 | 96; model.depth: 34 | 18')
   assert use(stored=stored, file=stored)[1] == []
   assert use(stored=stored)[1] == []
 
 
 def test_keys_of_training_in_the_file_need_not_fit_the_checkpoint():
   config, _ = use(
-      stored={'data.short_side': 320}, file={'data.short_sides': (640, 800)}
+    stored={'data.short_side': 320}, file={'data.short_sides': (640, 800)}
   )
   assert config.data.short_side == 320
 
 
 def test_a_recipe_of_a_fine_tuning_leaves_open_keys_to_the_checkpoint():
   stored = {
-      'rpn.eval.pre_nms': 30, 'detections.max_detections': 7,
-      'precision': 'bf16', 'model.depth': 18, 'predict.min_score': 0.9,
-      'freeze_at': 1,
+    'rpn.eval.pre_nms': 30,
+    'detections.max_detections': 7,
+    'precision': 'bf16',
+    'model.depth': 18,
+    'predict.min_score': 0.9,
+    'freeze_at': 1,
   }
   config, lines = use(
-      stored=stored, file='finetune',
-      given={'predict.min_score': '0.25', 'data.eval.images': 'here'},
+    stored=stored,
+    file='finetune',
+    given={'predict.min_score': '0.25', 'data.eval.images': 'here'},
   )
   assert lines == []
   assert config.predict.min_score == 0.25
@@ -154,28 +161,39 @@ def used(monkeypatch):
 # The same rule through the command line. The file is `tiny`, as the checkpoint.
 @pytest.mark.usefixtures('compilation_cache')
 @pytest.mark.parametrize(
-    ('file', 'arguments', 'key', 'holds'),
-    [
-        (False, '', 'detections.max_detections', 8),
-        (True, '--config.detections.max_detections=3',
-         'detections.max_detections', 3),
-        (False, '--config.detections.max_detections 3',
-         'detections.max_detections', 3),
-        (False, '--config.data.short_side=48', 'data.short_side', 48),
-        (True, '--config.model.depth=18', 'model.depth', 18),
-        (False, '--config.model.depth=34', 'model.depth', 'C02: '),
-        (True, '--config.geometry=legacy', 'geometry', 'legacy | modern'),
-        (False, '--config.anchors.ratios=1,2', 'anchors.ratios', 'C02: '),
-        (False, '--config.anchors.sizes=8,16', 'anchors.sizes', 'C05: '),
-    ],
+  ('file', 'arguments', 'key', 'holds'),
+  [
+    (False, '', 'detections.max_detections', 8),
+    (
+      True,
+      '--config.detections.max_detections=3',
+      'detections.max_detections',
+      3,
+    ),
+    (
+      False,
+      '--config.detections.max_detections 3',
+      'detections.max_detections',
+      3,
+    ),
+    (False, '--config.data.short_side=48', 'data.short_side', 48),
+    (True, '--config.model.depth=18', 'model.depth', 18),
+    (False, '--config.model.depth=34', 'model.depth', 'C02: '),
+    (True, '--config.geometry=legacy', 'geometry', 'legacy | modern'),
+    (False, '--config.anchors.ratios=1,2', 'anchors.ratios', 'C02: '),
+    (False, '--config.anchors.sizes=8,16', 'anchors.sizes', 'C05: '),
+  ],
 )
 def test_the_command_line_follows_the_rule(
-    run, refuse, used, tiny_run, tmp_path, file, arguments, key, holds
+  run, refuse, used, tiny_run, tmp_path, file, arguments, key, holds
 ):
   arguments = [
-      '--mode=predict', f'--checkpoint={tiny_run[0]}', f'--workdir={tmp_path}',
-      '--input=none', *([f'--config={tiny.__file__}'] if file else []),
-      *arguments.split(),
+    '--mode=predict',
+    f'--checkpoint={tiny_run[0]}',
+    f'--workdir={tmp_path}',
+    '--input=none',
+    *([f'--config={tiny.__file__}'] if file else []),
+    *arguments.split(),
   ]
   if isinstance(holds, str):
     assert holds in refuse(*arguments)
@@ -187,19 +205,22 @@ def test_the_command_line_follows_the_rule(
 
 @pytest.mark.usefixtures('compilation_cache')
 def test_a_file_of_another_network_is_named_and_the_checkpoint_used(
-    run, used, tiny_run, tmp_path, caplog
+  run, used, tiny_run, tmp_path, caplog
 ):
   recipe = pathlib.Path(tmp_path / 'other.py')
   recipe.write_text(
-      pathlib.Path(tiny.__file__).read_text()
-      + '\n_tiny = get_config\ndef get_config():\n  config = _tiny()\n'
-      '  config.model.depth = 34\n  config.detections.min_score = 0.5\n'
-      '  return config\n'
+    pathlib.Path(tiny.__file__).read_text()
+    + '\n_tiny = get_config\ndef get_config():\n  config = _tiny()\n'
+    '  config.model.depth = 34\n  config.detections.min_score = 0.5\n'
+    '  return config\n'
   )
   with caplog.at_level('INFO'):
     code, _, err = run(
-        f'--config={recipe}', '--mode=predict', '--input=none',
-        f'--checkpoint={tiny_run[0]}', f'--workdir={tmp_path}',
+      f'--config={recipe}',
+      '--mode=predict',
+      '--input=none',
+      f'--checkpoint={tiny_run[0]}',
+      f'--workdir={tmp_path}',
     )
   assert code == 0, err
   assert 'model.depth: 34 | 18' in caplog.text

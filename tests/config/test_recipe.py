@@ -19,20 +19,25 @@ CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 def write(tmp_path, body):
   path = tmp_path / 'mine.py'
   path.write_text(
-      'from maskrcnn_jax.config import default_config\n'
-      f'def get_config():\n  c = default_config()\n  {body}\n  return c\n'
+    'from maskrcnn_jax.config import default_config\n'
+    f'def get_config():\n  c = default_config()\n  {body}\n  return c\n'
   )
   return path
 
 
 def test_without_a_file_it_is_the_default_with_what_is_changed():
-  recipe = read_recipe(None, [
-      ('data.padded_sizes', '((64,96),)'), ('geometry', 'legacy'),
-  ])
+  recipe = read_recipe(
+    None,
+    [
+      ('data.padded_sizes', '((64,96),)'),
+      ('geometry', 'legacy'),
+    ],
+  )
   assert recipe.config.data.padded_sizes == ((64, 96),)
   assert recipe.config.geometry == 'legacy'
   assert recipe.given == {
-      'data.padded_sizes': ((64, 96),), 'geometry': 'legacy'
+    'data.padded_sizes': ((64, 96),),
+    'geometry': 'legacy',
   }
   assert recipe.path is None
 
@@ -76,20 +81,24 @@ def test_a_recipe_is_the_same_after_json(name):
 
 
 @pytest.mark.parametrize(
-    ('body', 'line'),
-    [
-        ('c.train.batchsize = 8',
-         "C05: {}, line 4: there is no config key 'train.batchsize'; did you "
-         "mean 'train.batch_size'?"),
-        ('c.mesh = 8', "C05: {}, line 4: there is no config key 'mesh'; leave"),
-        ('c.seed = 1 / 0', 'C05: {}, line 4: ZeroDivisionError: division by '),
-        ('c.seed = (', "C05: {}, line 4: SyntaxError: '(' was never closed"),
-        ('import nothing_like_it', 'C05: {}, line 4: ModuleNotFoundError: No '),
-        ('c.train.num_steps = -1', 'C05: config.train.num_steps'),
-        ('return {}', 'C05: {}: get_config() must return a ConfigDict'),
-        ('import ml_collections as m; return m.ConfigDict({"seed": 1})',
-         'C05: {}: the recipe lacks anchors.ratios, '),
-    ],
+  ('body', 'line'),
+  [
+    (
+      'c.train.batchsize = 8',
+      "C05: {}, line 4: there is no config key 'train.batchsize'; did you "
+      "mean 'train.batch_size'?",
+    ),
+    ('c.mesh = 8', "C05: {}, line 4: there is no config key 'mesh'; leave"),
+    ('c.seed = 1 / 0', 'C05: {}, line 4: ZeroDivisionError: division by '),
+    ('c.seed = (', "C05: {}, line 4: SyntaxError: '(' was never closed"),
+    ('import nothing_like_it', 'C05: {}, line 4: ModuleNotFoundError: No '),
+    ('c.train.num_steps = -1', 'C05: config.train.num_steps'),
+    ('return {}', 'C05: {}: get_config() must return a ConfigDict'),
+    (
+      'import ml_collections as m; return m.ConfigDict({"seed": 1})',
+      'C05: {}: the recipe lacks anchors.ratios, ',
+    ),
+  ],
 )
 def test_what_is_wrong_with_a_recipe_is_one_line(tmp_path, body, line):
   path = write(tmp_path, body)
@@ -104,12 +113,12 @@ def test_what_is_no_recipe_is_said(tmp_path):
   other = tmp_path / 'other.py'
   other.write_text('')
   for path, reason in (
-      (other, 'it has no get_config'),
-      (tmp_path, 'is not a Python file'),
-      (tmp_path / 'none.py', 'is not a file; .*: finetune, nuclei, r50_fpn, s'),
-      (CONFIGS.parent / 'README.md', 'is not a Python file'),
-      ('shape', r'\(finetune, nuclei, .*; did you mean shapes\?'),
-      (f'{CONFIGS}/shapes.py:7', 'takes no argument'),
+    (other, 'it has no get_config'),
+    (tmp_path, 'is not a Python file'),
+    (tmp_path / 'none.py', 'is not a file; .*: finetune, nuclei, r50_fpn, s'),
+    (CONFIGS.parent / 'README.md', 'is not a Python file'),
+    ('shape', r'\(finetune, nuclei, .*; did you mean shapes\?'),
+    (f'{CONFIGS}/shapes.py:7', 'takes no argument'),
   ):
     with pytest.raises(InputError, match=reason):
       read_recipe(str(path))
@@ -139,16 +148,22 @@ def get_config():
 
 def test_a_key_that_a_recipe_adds_is_not_ignored(tmp_path):
   path = write(tmp_path, 'c.unlock(); c.train.num_stpes = 5; c.lock()')
-  with pytest.raises(InputError, match=(
+  with pytest.raises(
+    InputError,
+    match=(
       r"no config key 'train.num_stpes'; did you mean 'train.num_steps'\?"
-  )):
+    ),
+  ):
     read_recipe(str(path))
 
 
-@pytest.mark.parametrize(('name', 'given', 'reason'), [
+@pytest.mark.parametrize(
+  ('name', 'given', 'reason'),
+  [
     ('finetune', ('train.reference_batch_size', '8'), 'leave it out'),
     ('shapes', ('seed', '9' * 400), None),
-])
+  ],
+)
 def test_odd_values_are_answered(name, given, reason):
   if reason is None:
     assert read_recipe(name, [given]).config.seed == int(given[1])

@@ -27,10 +27,16 @@ def folder(tmp_path):
 
 def run(folder, kind, annotations, *options):
   return subprocess.run(
-      [*TOOL, kind, f'--images={folder / "images"}',
-       f'--annotations={annotations}', f'--out={folder / "out" / "coco.json"}',
-       *options],
-      capture_output=True, text=True,
+    [
+      *TOOL,
+      kind,
+      f'--images={folder / "images"}',
+      f'--annotations={annotations}',
+      f'--out={folder / "out" / "coco.json"}',
+      *options,
+    ],
+    capture_output=True,
+    text=True,
   )
 
 
@@ -43,7 +49,7 @@ def converted(folder, kind, annotations, *options):
 
 def objects_of(coco, name):
   """{class: [annotations]} of an image."""
-  image, = (i for i in coco.dataset['images'] if i['file_name'] == name)
+  (image,) = (i for i in coco.dataset['images'] if i['file_name'] == name)
   assert (image['height'], image['width']) == (10, 12)
   found = {}
   for annotation in coco.imgToAnns[image['id']]:
@@ -58,18 +64,23 @@ def write_json(path, content):
 
 
 def via(*regions, name='a.png'):
-  return {f'{name}123': {
-      'filename': name, 'size': 123, 'file_attributes': {},
+  return {
+    f'{name}123': {
+      'filename': name,
+      'size': 123,
+      'file_attributes': {},
       'regions': [
-          {'shape_attributes': shape, 'region_attributes': attributes}
-          for shape, attributes in regions
+        {'shape_attributes': shape, 'region_attributes': attributes}
+        for shape, attributes in regions
       ],
-  }}
+    }
+  }
 
 
 POLYGON = {
-    'name': 'polygon', 'all_points_x': [x for x, _ in TRIANGLE],
-    'all_points_y': [y for _, y in TRIANGLE],
+  'name': 'polygon',
+  'all_points_x': [x for x, _ in TRIANGLE],
+  'all_points_y': [y for _, y in TRIANGLE],
 }
 
 
@@ -83,12 +94,12 @@ def test_via_polygons(folder, version):
   if version == 'project':
     content = {'_via_settings': {}, '_via_img_metadata': content}
   coco, printed = converted(
-      folder, 'via', write_json(folder / 'via.json', content)
+    folder, 'via', write_json(folder / 'via.json', content)
   )
   assert '2 images, 3 objects' in printed
   assert '2 date' in printed
   assert [c['name'] for c in coco.dataset['categories']] == ['date', 'fig']
-  date, = objects_of(coco, 'a.png')['date']
+  (date,) = objects_of(coco, 'a.png')['date']
   assert date['segmentation'] == [[1, 1, 7, 1, 7, 5]]
   assert date['bbox'] == [1, 1, 6, 4]
   assert date['area'] == 12
@@ -97,15 +108,26 @@ def test_via_polygons(folder, version):
 
 def test_via_other_shapes(folder):
   content = via(
-      ({'name': 'rect', 'x': 1, 'y': 2, 'width': 3, 'height': 4}, {}),
-      ({'name': 'circle', 'cx': 5, 'cy': 5, 'r': 4}, {}),
-      ({'name': 'ellipse', 'cx': 6, 'cy': 5, 'rx': 4, 'ry': 2,
-        'theta': math.pi / 2}, {}),
-      ({'name': 'point', 'cx': 5, 'cy': 5}, {}),
+    ({'name': 'rect', 'x': 1, 'y': 2, 'width': 3, 'height': 4}, {}),
+    ({'name': 'circle', 'cx': 5, 'cy': 5, 'r': 4}, {}),
+    (
+      {
+        'name': 'ellipse',
+        'cx': 6,
+        'cy': 5,
+        'rx': 4,
+        'ry': 2,
+        'theta': math.pi / 2,
+      },
+      {},
+    ),
+    ({'name': 'point', 'cx': 5, 'cy': 5}, {}),
   )
   coco, printed = converted(
-      folder, 'via', write_json(folder / 'via.json', content),
-      '--class_name=thing',
+    folder,
+    'via',
+    write_json(folder / 'via.json', content),
+    '--class_name=thing',
   )
   rectangle, circle, ellipse = objects_of(coco, 'a.png')['thing']
   assert rectangle['bbox'] == [1, 2, 3, 4]
@@ -122,19 +144,28 @@ def shape(label='date', points=TRIANGLE, **more):
 
 def labelme(*shapes, name='a.png', **more):
   return {
-      'version': '5.0', 'imagePath': f'..\\images\\{name}',
-      'imageHeight': 10, 'imageWidth': 12, 'shapes': list(shapes),
+    'version': '5.0',
+    'imagePath': f'..\\images\\{name}',
+    'imageHeight': 10,
+    'imageWidth': 12,
+    'shapes': list(shapes),
   } | more
 
 
 def test_labelme_shapes(folder):
   (folder / 'json').mkdir()
-  write_json(folder / 'json' / 'a.json', labelme(
-      shape(), shape(group_id=3), shape(group_id=3), shape('fig', group_id=3),
+  write_json(
+    folder / 'json' / 'a.json',
+    labelme(
+      shape(),
+      shape(group_id=3),
+      shape(group_id=3),
+      shape('fig', group_id=3),
       shape(points=[(6, 5), (2, 1)], shape_type='rectangle'),
       shape(points=[(5, 5), (5, 8)], shape_type='circle'),
       shape(points=[(5, 5)], shape_type='point'),
-  ))
+    ),
+  )
   write_json(folder / 'json' / 'b.json', labelme(name='b.jpg'))
   coco, printed = converted(folder, 'labelme', folder / 'json')
   found = objects_of(coco, 'a.png')
@@ -179,20 +210,23 @@ def write_masks(folder, kind):
       colours = one[..., None] * [255, 0, 0] + other[..., None] * [0, 0, 1]
       image = Image.fromarray(colours.astype(np.uint8))
     case 'transparent':
-      colours = one[..., None] * [9, 0, 0, 255] + other[..., None] * [
-          0, 9, 0, 255] + ~(one | other)[..., None] * [7, 7, 7, 0]
+      colours = (
+        one[..., None] * [9, 0, 0, 255]
+        + other[..., None] * [0, 9, 0, 255]
+        + ~(one | other)[..., None] * [7, 7, 7, 0]
+      )
       image = Image.fromarray(colours.astype(np.uint8), 'RGBA')
   image.save(place / 'a.png')
 
 
 @pytest.mark.filterwarnings('ignore:.mode. parameter is deprecated')
 @pytest.mark.parametrize(
-    'kind', ['folder', 'grey', '16 bit', 'palette', 'colours', 'transparent']
+  'kind', ['folder', 'grey', '16 bit', 'palette', 'colours', 'transparent']
 )
 def test_masks_of_every_kind(folder, kind):
   write_masks(folder, kind)
   coco, printed = converted(
-      folder, 'masks', folder / 'masks', '--class_name=cell'
+    folder, 'masks', folder / 'masks', '--class_name=cell'
   )
   found = [coco.annToMask(a) for a in objects_of(coco, 'a.png')['cell']]
   one, other = masks()
@@ -209,9 +243,7 @@ def test_masks_in_a_folder_for_each_class(folder):
   for name, mask in (('date', one), ('fig', other)):
     (folder / 'masks' / name).mkdir(parents=True)
     Image.fromarray(mask).save(folder / 'masks' / name / 'a.png')
-  coco, _ = converted(
-      folder, 'masks', folder / 'masks', '--class_folders'
-  )
+  coco, _ = converted(folder, 'masks', folder / 'masks', '--class_folders')
   found = objects_of(coco, 'a.png')
   assert_array_equal(coco.annToMask(found['date'][0]), one)
   assert_array_equal(coco.annToMask(found['fig'][0]), other)
@@ -223,34 +255,46 @@ def no_images(folder):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'content', 'what'),
-    [
-        ('via', [], 'A25: .* holds no object'),
-        ('via', {}, 'A25: .* is no VIA export'),
-        ('via', {'images': []}, 'A25: .* is no VIA export'),
-        ('via', via(({'name': 'polygon'}, {})), 'region of a.png is damaged'),
-        ('via', via((POLYGON | {'all_points_x': [1, 2, 'a']}, {})), 'damaged'),
-        ('via', via((POLYGON | {'all_points_x': [1, 2]}, {})), 'damaged'),
-        ('via', via((POLYGON | {'all_points_x': [1, 2, math.nan]}, {})),
-         'not finite'),
-        ('via', via((POLYGON, {'a': 'x', 'b': 'y'})),
-         'a region of a.png has the attributes a, b; give --class_attribute'),
-        ('via', via((POLYGON, {'a': ''})),
-         "a region of a.png has no class: its attribute 'a' is ''"),
-        ('via', via((POLYGON, {}), name='z.png'), 'I01: .* there are 0 among'),
-        ('via', via(), 'A23: there is not a single object'),
-        ('labelme', {'shapes': 3}, 'A25: .* is no LabelMe file'),
-        ('labelme', labelme(shape(points=[(1, 1), (2, 2)])),
-         'shape 0 is damaged: .*a polygon of 2 points'),
-        ('labelme', labelme(shape(''), imageWidth=12), 'shape 0 has no label'),
-        ('labelme', labelme(shape(), imageHeight=99), 'I05: .* 99x12'),
-        ('labelme', labelme(3), 'shape 0 is damaged'),
-    ],
+  ('kind', 'content', 'what'),
+  [
+    ('via', [], 'A25: .* holds no object'),
+    ('via', {}, 'A25: .* is no VIA export'),
+    ('via', {'images': []}, 'A25: .* is no VIA export'),
+    ('via', via(({'name': 'polygon'}, {})), 'region of a.png is damaged'),
+    ('via', via((POLYGON | {'all_points_x': [1, 2, 'a']}, {})), 'damaged'),
+    ('via', via((POLYGON | {'all_points_x': [1, 2]}, {})), 'damaged'),
+    (
+      'via',
+      via((POLYGON | {'all_points_x': [1, 2, math.nan]}, {})),
+      'not finite',
+    ),
+    (
+      'via',
+      via((POLYGON, {'a': 'x', 'b': 'y'})),
+      'a region of a.png has the attributes a, b; give --class_attribute',
+    ),
+    (
+      'via',
+      via((POLYGON, {'a': ''})),
+      "a region of a.png has no class: its attribute 'a' is ''",
+    ),
+    ('via', via((POLYGON, {}), name='z.png'), 'I01: .* there are 0 among'),
+    ('via', via(), 'A23: there is not a single object'),
+    ('labelme', {'shapes': 3}, 'A25: .* is no LabelMe file'),
+    (
+      'labelme',
+      labelme(shape(points=[(1, 1), (2, 2)])),
+      'shape 0 is damaged: .*a polygon of 2 points',
+    ),
+    ('labelme', labelme(shape(''), imageWidth=12), 'shape 0 has no label'),
+    ('labelme', labelme(shape(), imageHeight=99), 'I05: .* 99x12'),
+    ('labelme', labelme(3), 'shape 0 is damaged'),
+  ],
 )
 def test_bad_annotations_are_named(folder, kind, content, what):
   done = run(folder, kind, write_json(folder / 'in.json', content))
   assert done.returncode == 2
-  line, = done.stderr.splitlines()
+  (line,) = done.stderr.splitlines()
   assert line.startswith('error: ')
   pytest.raises(ValueError, fail, line).match(what)
 
@@ -281,22 +325,22 @@ def empty_folder(folder):
 
 
 @pytest.mark.parametrize(
-    ('change', 'what'),
-    [
-        (two_for_one, 'A20: both'),
-        (other_size, 'A09: .* has 9x9 pixels .* its image 10x12'),
-        (other_name, 'I01: 1 masks are of no image, such as .*z.png'),
-        (not_an_image, 'I02: .* is no mask'),
-        (empty_folder, r'I01: there are no \*.png'),
-        (no_images, 'No images in'),
-    ],
+  ('change', 'what'),
+  [
+    (two_for_one, 'A20: both'),
+    (other_size, 'A09: .* has 9x9 pixels .* its image 10x12'),
+    (other_name, 'I01: 1 masks are of no image, such as .*z.png'),
+    (not_an_image, 'I02: .* is no mask'),
+    (empty_folder, r'I01: there are no \*.png'),
+    (no_images, 'No images in'),
+  ],
 )
 def test_bad_masks_are_named(folder, change, what):
   write_masks(folder, 'grey')
   change(folder)
   done = run(folder, 'masks', folder / 'masks')
   assert done.returncode == 2
-  line, = done.stderr.splitlines()
+  (line,) = done.stderr.splitlines()
   pytest.raises(ValueError, fail, line).match(what)
 
 
@@ -310,9 +354,7 @@ def test_what_is_not_there_is_named(folder):
 
 
 def test_help_names_all_three_kinds():
-  done = subprocess.run(
-      [*TOOL, '--help'], capture_output=True, text=True
-  )
+  done = subprocess.run([*TOOL, '--help'], capture_output=True, text=True)
   assert done.returncode == 0
   for kind in ('via', 'labelme', 'masks'):
     assert f'{kind} --images=DIR' in done.stdout

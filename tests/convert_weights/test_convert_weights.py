@@ -44,12 +44,21 @@ DATA = pathlib.Path(__file__).parent / 'data'
 SHARED = pathlib.Path(__file__).parents[3] / 'shared'
 
 SMALL = dict(
-    depth=18, width=2, fpn_channels=4, box_fcs=2, box_features=8, mask_convs=2,
-    mask_channels=4,
+  depth=18,
+  width=2,
+  fpn_channels=4,
+  box_fcs=2,
+  box_features=8,
+  mask_convs=2,
+  mask_channels=4,
 )
 GROUP = SMALL | dict(
-    norm='group', width=32, fpn_channels=32, mask_channels=32, box_convs=1,
-    box_fcs=1,
+  norm='group',
+  width=32,
+  fpn_channels=32,
+  mask_channels=32,
+  box_convs=1,
+  box_fcs=1,
 )
 
 
@@ -62,9 +71,7 @@ def _shapes_of(sizes, num_classes):
   config = default_config()
   config.model.update(dict(sizes))
   rcnn = Rcnn.from_config(config, num_classes=num_classes, dtype=jnp.float32)
-  return checkpoint.named_leaves(
-      jax.eval_shape(rcnn.init, jax.random.key(0))
-  )
+  return checkpoint.named_leaves(jax.eval_shape(rcnn.init, jax.random.key(0)))
 
 
 def random_leaves(sizes, num_classes=4):
@@ -87,7 +94,7 @@ def peer_arrays(leaves, program, *, alias=0):
     names = peer_names(name, NAMINGS[program])
     if names:
       arrays[names[min(alias, len(names) - 1)]] = to_peer(
-          name, array, NAMINGS[program], box_side=7
+        name, array, NAMINGS[program], box_side=7
       )
   return arrays
 
@@ -96,14 +103,19 @@ def read_checkpoint(directory):
   """Returns (arrays by name, metadata) of what was converted."""
   path = checkpoint.find_checkpoint(directory)
   shapes = checkpoint.model_shapes(path)
-  model = checkpoint.restore_model(path, checkpoint.nested({
-      name: jax.ShapeDtypeStruct(shape, jnp.float32)
-      for name, shape in shapes.items()
-  }))
+  model = checkpoint.restore_model(
+    path,
+    checkpoint.nested(
+      {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for name, shape in shapes.items()
+      }
+    ),
+  )
   leaves = checkpoint.named_leaves(model)
   return (
-      {name: np.asarray(leaf) for name, leaf in leaves.items()},
-      checkpoint.read_metadata(path),
+    {name: np.asarray(leaf) for name, leaf in leaves.items()},
+    checkpoint.read_metadata(path),
   )
 
 
@@ -136,7 +148,7 @@ def refuse(run, tmp_path):
   def refuse_with(*arguments):
     code, _, err = run(*arguments)
     assert code == 2
-    line, = err.splitlines()
+    (line,) = err.splitlines()
     assert line.startswith('error: ')
     return line
 
@@ -146,7 +158,7 @@ def refuse(run, tmp_path):
 @pytest.mark.parametrize('sizes', [SMALL, GROUP], ids=['batch', 'group'])
 @pytest.mark.parametrize('program', NAMINGS)
 def test_weights_of_each_program_arrive_to_the_bit(
-    run, tmp_path, program, sizes
+  run, tmp_path, program, sizes
 ):
   if program == 'torchvision' and sizes is GROUP:
     pytest.skip('torchvision has no such model')
@@ -173,23 +185,30 @@ def test_weights_of_each_program_arrive_to_the_bit(
   assert metadata.categories == [[i, f'class {i}'] for i in (1, 2, 3)]
 
 
-@pytest.mark.parametrize(('program', 'wanted'), [
+@pytest.mark.parametrize(
+  ('program', 'wanted'),
+  [
     ('torchvision', ('torchvision', False, 1e-5, False, 123.675, 58.395)),
     ('detectron2', ('modern', True, 1e-5, True, 123.675, 1.0)),
     ('maskrcnn_benchmark', ('legacy', True, 0.0, True, 122.7717, 1.0)),
     ('caffe2', ('legacy', True, 0.0, True, 122.7717, 1.0)),
-])
+  ],
+)
 def test_each_program_has_its_conventions(tmp_path, program, wanted):
   # Of a bottleneck; which stage strides where cannot be told by the names.
   write_pickle(
-      tmp_path / 'file',
-      peer_arrays(random_leaves(SMALL | dict(depth=50)), program),
+    tmp_path / 'file',
+    peer_arrays(random_leaves(SMALL | dict(depth=50)), program),
   )
   convert_weights.convert(tmp_path / 'file', tmp_path / 'new')
   config = stored_config(read_checkpoint(tmp_path / 'new')[1].recipe)
   assert wanted == (
-      config.geometry, config.model.stride_in_1x1, config.model.norm_eps,
-      config.data.antialias, config.data.pixel_mean[0], config.data.pixel_std[0]
+    config.geometry,
+    config.model.stride_in_1x1,
+    config.model.norm_eps,
+    config.data.antialias,
+    config.data.pixel_mean[0],
+    config.data.pixel_std[0],
   )
 
 
@@ -197,9 +216,9 @@ def test_old_torchvision_names_mean_norms_without_eps(tmp_path):
   leaves = random_leaves(SMALL)
   arrays = peer_arrays(leaves, 'torchvision')
   arrays = {k: v for k, v in arrays.items() if 'fpn' not in k} | {
-      k: v
-      for k, v in peer_arrays(leaves, 'torchvision', alias=1).items()
-      if 'fpn' in k
+    k: v
+    for k, v in peer_arrays(leaves, 'torchvision', alias=1).items()
+    if 'fpn' in k
   }
   write_torch(tmp_path / 'file.pth', arrays)
   convert_weights.convert(tmp_path / 'file.pth', tmp_path / 'new')
@@ -226,7 +245,7 @@ def test_a_detectron2_model_in_rgb_is_not_flipped(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('rows', 'wanted'), [(81, [0, *COCO_CLASSES]), (91, list(range(91)))]
+  ('rows', 'wanted'), [(81, [0, *COCO_CLASSES]), (91, list(range(91)))]
 )
 def test_coco_rows_are_those_of_its_ids(run, tmp_path, rows, wanted):
   arrays = peer_arrays(random_leaves(SMALL, 91), 'torchvision')
@@ -234,13 +253,13 @@ def test_coco_rows_are_those_of_its_ids(run, tmp_path, rows, wanted):
   arrays['roi_heads.box_predictor.bbox_pred.bias'] = np.arange(364.0)
   write_torch(tmp_path / 'file.pth', arrays)
   code, _, err = run(
-      tmp_path / 'file.pth', tmp_path / 'new', f'--coco_rows={rows}'
+    tmp_path / 'file.pth', tmp_path / 'new', f'--coco_rows={rows}'
   )
   assert code == 0, err
   found, metadata = read_checkpoint(tmp_path / 'new')
   assert found['params/box_head/cls_score/bias'].tolist() == wanted
   assert found['params/box_head/bbox_pred/bias'].tolist() == [
-      4 * row + i for row in wanted for i in range(4)
+    4 * row + i for row in wanted for i in range(4)
   ]
   assert [id_ for id_, _ in metadata.categories] == wanted[1:]
   assert metadata.categories[0] == [1, 'person']
@@ -278,7 +297,7 @@ class Hostile:
 def test_a_hostile_file_runs_nothing(refuse, tmp_path):
   target = tmp_path / 'target'
   content = peer_arrays(random_leaves(SMALL), 'torchvision') | {
-      'more': Hostile(f'touch {target}')
+    'more': Hostile(f'touch {target}')
   }
   (tmp_path / 'file.pth').write_bytes(pickle.dumps(content))
   line = refuse(tmp_path / 'file.pth', tmp_path / 'new')
@@ -287,21 +306,26 @@ def test_a_hostile_file_runs_nothing(refuse, tmp_path):
   assert not (tmp_path / 'new').exists()
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
     (['{tmp}/none.pth', '{tmp}/new'], 'is not a file'),
     (['https://host/file.pth', '{tmp}/new'], 'on this machine'),
     (['{tmp}', '{tmp}/new'], '--to'),
     (['{tmp}/sound.pth', '{tmp}'], 'is there already'),
     (['{tmp}/other.pth', '{tmp}/new'], 'does not hold a ResNet'),
-    (['{tmp}/sound.pth', '{tmp}/new', '--source_format=caffe2'],
-     'weights of torchvision, not of caffe2'),
+    (
+      ['{tmp}/sound.pth', '{tmp}/new', '--source_format=caffe2'],
+      'weights of torchvision, not of caffe2',
+    ),
     (['{tmp}/sound.pth', '{tmp}/new', '--source_format=onnx'], 'onnx'),
     (['{tmp}/none', '{tmp}/new.pth', '--to=torchvision'], 'not a checkpoint'),
     (['{tmp}/none', '{tmp}/new.pkl', '--to=torchvision'], 'must end in .pth'),
-])
+  ],
+)
 def test_wrong_input_is_told_in_a_line(refuse, tmp_path, arguments, message):
   write_torch(
-      tmp_path / 'sound.pth', peer_arrays(random_leaves(SMALL), 'torchvision')
+    tmp_path / 'sound.pth', peer_arrays(random_leaves(SMALL), 'torchvision')
   )
   write_torch(tmp_path / 'other.pth', {'a': np.ones(2)})
   line = refuse(*(text.format(tmp=tmp_path) for text in arguments))
@@ -311,8 +335,9 @@ def test_wrong_input_is_told_in_a_line(refuse, tmp_path, arguments, message):
 def test_a_backbone_alone_is_a_part_of_a_model(run, tmp_path):
   arrays = peer_arrays(random_leaves(SMALL), 'torchvision', alias=1)
   arrays = {
-      name: array for name, array in arrays.items()
-      if name.startswith(('conv1', 'bn1', 'layer'))
+    name: array
+    for name, array in arrays.items()
+    if name.startswith(('conv1', 'bn1', 'layer'))
   }
   arrays |= {'fc.weight': np.ones((10, 8)), 'fc.bias': np.ones(10)}
   write_torch(tmp_path / 'file.pth', arrays)
@@ -327,18 +352,22 @@ def test_a_backbone_alone_is_a_part_of_a_model(run, tmp_path):
     load_detector(tmp_path / 'new', None)
 
 
-@pytest.mark.parametrize(('to', 'end', 'rows'), [
-    ('torchvision', 'pth', 91), ('detectron2', 'pkl', 81),
+@pytest.mark.parametrize(
+  ('to', 'end', 'rows'),
+  [
+    ('torchvision', 'pth', 91),
+    ('detectron2', 'pkl', 81),
     pytest.param('torchvision', 'pth', 81, marks=pytest.mark.slow),
     pytest.param('detectron2', 'pth', 81, marks=pytest.mark.slow),
-])
+  ],
+)
 def test_there_and_back_is_the_same_to_the_bit(run, tmp_path, to, end, rows):
   arrays = peer_arrays(random_leaves(SMALL, 81), to)
   write_pickle(tmp_path / 'file', arrays)
   run(tmp_path / 'file', tmp_path / 'new')
   back = tmp_path / f'back.{end}'
   code, _, err = run(
-      tmp_path / 'new', back, f'--to={to}', f'--coco_rows={rows}'
+    tmp_path / 'new', back, f'--to={to}', f'--coco_rows={rows}'
   )
   assert code == 0, err
   if rows == 81:
@@ -365,30 +394,35 @@ def save_own(directory, **changes):
     leaves[f'params/mask_head/mask_fcn_logits/{name}'][..., 0] = 0
   with contextlib.closing(checkpoint.open_checkpoints(directory)) as manager:
     checkpoint.save_checkpoint(
-        manager, model=checkpoint.nested(leaves), optimizer=None,
-        metadata=checkpoint.Metadata(
-            0, plain(config), [[i, f'class {i}'] for i in (1, 2, 3)], 'drawn'
-        ),
+      manager,
+      model=checkpoint.nested(leaves),
+      optimizer=None,
+      metadata=checkpoint.Metadata(
+        0, plain(config), [[i, f'class {i}'] for i in (1, 2, 3)], 'drawn'
+      ),
     )
     manager.wait_until_finished()
   return leaves
 
 
-@pytest.mark.parametrize(('to', 'end'), [
-    ('torchvision', 'pth'), ('detectron2', 'pkl'), ('detectron2', 'pth'),
-])
+@pytest.mark.parametrize(
+  ('to', 'end'),
+  [
+    ('torchvision', 'pth'),
+    ('detectron2', 'pkl'),
+    ('detectron2', 'pth'),
+  ],
+)
 def test_weights_trained_here_arrive_there_and_come_back(
-    run, tmp_path, to, end
+  run, tmp_path, to, end
 ):
   leaves = save_own(tmp_path / 'own')
-  code, out, err = run(
-      tmp_path / 'own', tmp_path / f'file.{end}', f'--to={to}'
-  )
+  code, out, err = run(tmp_path / 'own', tmp_path / f'file.{end}', f'--to={to}')
   assert code == 0, err
   # The recipe leaves these to its geometry. 123.675 / 255 is 0.485.
   assert {
-      'torchvision': 'image_mean=[0.485, 0.456, 0.406], image_std=[0.229, ',
-      'detectron2': 'MODEL.PIXEL_MEAN [103.53, 116.28, 123.675], ',
+    'torchvision': 'image_mean=[0.485, 0.456, 0.406], image_std=[0.229, ',
+    'detectron2': 'MODEL.PIXEL_MEAN [103.53, 116.28, 123.675], ',
   }[to] in out
   code, _, err = run(tmp_path / f'file.{end}', tmp_path / 'back')
   assert code == 0, err
@@ -396,26 +430,39 @@ def test_weights_trained_here_arrive_there_and_come_back(
   assert_same(arrays, leaves)
   assert metadata.recipe['data']['pixel_std'] == [58.395, 57.12, 57.375]
   assert metadata.recipe['geometry'] == (
-      'torchvision' if to == 'torchvision' else 'modern'
+    'torchvision' if to == 'torchvision' else 'modern'
   )
 
 
-@pytest.mark.parametrize(('to', 'geometry_name', 'texts'), [
+@pytest.mark.parametrize(
+  ('to', 'geometry_name', 'texts'),
+  [
     ('torchvision', 'torchvision', ()),
-    ('torchvision', 'modern', (
-        'computes otherwise than geometry modern', 'RoIAlign moves boxes by 0 ',
-        "rounded by the rule 'corners', not 'none'", 'sampling_ratio=0',
-    )),
+    (
+      'torchvision',
+      'modern',
+      (
+        'computes otherwise than geometry modern',
+        'RoIAlign moves boxes by 0 ',
+        "rounded by the rule 'corners', not 'none'",
+        'sampling_ratio=0',
+      ),
+    ),
     ('detectron2', 'modern', ()),
-    ('detectron2', 'torchvision', (
+    (
+      'detectron2',
+      'torchvision',
+      (
         'MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlign',
         'MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO 2',
         'stride of its anchors is 2**level',
-    )),
+      ),
+    ),
     ('detectron2', 'legacy', ('x2 - x1 + 0 wide, not x2 - x1 + 1',)),
-])
+  ],
+)
 def test_an_export_says_what_the_other_program_computes_otherwise(
-    run, tmp_path, to, geometry_name, texts
+  run, tmp_path, to, geometry_name, texts
 ):
   save_own(tmp_path / 'own', geometry=geometry_name)
   code, out, err = run(tmp_path / 'own', tmp_path / 'file.pth', f'--to={to}')
@@ -431,17 +478,20 @@ def test_a_place_that_cannot_be_written_to_is_named(refuse, tmp_path):
   line = refuse(tmp_path / 'own', '/proc/new/file.pth', '--to=torchvision')
   assert 'C10: cannot write to /proc/new' in line
   write_torch(
-      tmp_path / 'file.pth', peer_arrays(random_leaves(SMALL), 'torchvision')
+    tmp_path / 'file.pth', peer_arrays(random_leaves(SMALL), 'torchvision')
   )
   line = refuse(tmp_path / 'file.pth', '/proc/new')
   assert 'C10: cannot write to /proc/new' in line
 
 
 def test_an_export_names_other_anchors_and_sides(run, tmp_path):
-  save_own(tmp_path / 'own', **{
+  save_own(
+    tmp_path / 'own',
+    **{
       'anchors.sizes': ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,)),
       'data.short_side': 64,
-  })
+    },
+  )
   _, out, _ = run(tmp_path / 'own', tmp_path / 'a.pth', '--to=torchvision')
   assert 'min_size=64, max_size=1333' in out
   assert 'AnchorGenerator(sizes=((8.0,), (16.0,), ' in out
@@ -452,10 +502,10 @@ def test_an_export_names_other_anchors_and_sides(run, tmp_path):
 
 @pytest.mark.parametrize('sizes', [GROUP, SMALL | dict(depth=50)])
 def test_what_torchvision_cannot_compute_is_not_written(
-    run, refuse, tmp_path, sizes
+  run, refuse, tmp_path, sizes
 ):
   write_pickle(
-      tmp_path / 'file', peer_arrays(random_leaves(sizes), 'detectron2')
+    tmp_path / 'file', peer_arrays(random_leaves(sizes), 'detectron2')
   )
   run(tmp_path / 'file', tmp_path / 'new')
   line = refuse(tmp_path / 'new', tmp_path / 'x.pth', '--to=torchvision')
@@ -473,9 +523,12 @@ def weight_files(tmp_path):
   leaves, _ = read_checkpoint(tmp_path / 'tiny')
   assert len(leaves) == len(arrays) == 134
   write_pickle(
-      tmp_path / 'detectron2.pkl',
-      {'model': peer_arrays(leaves, 'detectron2'), '__author__': 'me',
-       'matching_heuristics': True},
+    tmp_path / 'detectron2.pkl',
+    {
+      'model': peer_arrays(leaves, 'detectron2'),
+      '__author__': 'me',
+      'matching_heuristics': True,
+    },
   )
   return tmp_path
 
@@ -485,23 +538,21 @@ def weight_files(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['torchvision.pth', 'detectron2.pkl'])
 def test_converted_weights_predict_and_are_evaluated(
-    run, weight_files, tiny_data, monkeypatch, capsys, name
+  run, weight_files, tiny_data, monkeypatch, capsys, name
 ):
   truth = tiny_data / 'instances_val.json'
   converted = weight_files / 'new'
-  code, out, err = run(
-      weight_files / name, converted, f'--categories={truth}'
-  )
+  code, out, err = run(weight_files / name, converted, f'--categories={truth}')
   assert code == 0, err
   metadata = read_checkpoint(converted)[1]
   assert metadata.recipe['geometry'] in geometry.PRESETS
   assert metadata.categories == [
-      list(x) for x in coco.read_coco(truth).categories
+    list(x) for x in coco.read_coco(truth).categories
   ]
 
   # Its own recipe would enlarge the pictures to 800 pixels.
   recipe = weight_files / 'recipe.py'
-  recipe.write_text(f'''
+  recipe.write_text(f"""
 import tiny
 from maskrcnn_jax.config import stored_config
 def get_config():
@@ -514,16 +565,23 @@ def get_config():
   with config.ignore_type():
     config.roi.sampling_ratio = sampling_ratio
   return config
-''')
+""")
   monkeypatch.setattr(main, '_set_up_console', lambda: None)
   monkeypatch.setattr(main, '_set_up_ctrl_c', lambda: None)
   for mode in ('predict', 'eval'):
-    monkeypatch.setattr(sys, 'argv', [
-        'main', f'--config={recipe}', f'--mode={mode}',
-        f'--workdir={weight_files / "run"}', f'--checkpoint={converted}',
+    monkeypatch.setattr(
+      sys,
+      'argv',
+      [
+        'main',
+        f'--config={recipe}',
+        f'--mode={mode}',
+        f'--workdir={weight_files / "run"}',
+        f'--checkpoint={converted}',
         *([f'--input={tiny_data / "images"}'] if mode == 'predict' else []),
         *(x for x in tiny.data_flags(tiny_data) if '.eval.' in x),
-    ])
+      ],
+    )
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_:
       main.run()
     assert exit_.value.code == 0, capsys.readouterr().err
@@ -531,7 +589,7 @@ def get_config():
       if flag.startswith('config.'):
         delattr(flags.FLAGS, flag)
   found = json.loads(
-      (weight_files / 'run/predictions/predictions.json').read_text()
+    (weight_files / 'run/predictions/predictions.json').read_text()
   )
   assert found
   assert all(np.isfinite(x['score']) for x in found)
@@ -539,7 +597,7 @@ def get_config():
 
 
 @pytest.mark.skipif(
-    not SHARED.exists(), reason='needs ../shared/golden: not in this checkout'
+  not SHARED.exists(), reason='needs ../shared/golden: not in this checkout'
 )
 @pytest.mark.parametrize('program', ['torchvision', 'detectron2'])
 def test_converted_weights_compute_what_the_program_computes(tmp_path, program):
@@ -547,27 +605,31 @@ def test_converted_weights_compute_what_the_program_computes(tmp_path, program):
   spec = importlib.util.spec_from_file_location('seeded', folder / 'seeded.py')
   seeded = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(seeded)
-  draw = {'torchvision': seeded.torchvision_array,
-          'detectron2': seeded.detectron2_array}[program]
+  draw = {
+    'torchvision': seeded.torchvision_array,
+    'detectron2': seeded.detectron2_array,
+  }[program]
   golden = np.load(folder / f'{program}_seed0.npz')
   blank = {
-      name: np.broadcast_to(np.float32(0), x.shape)
-      for name, x in shapes_of({}, 81).items()
+    name: np.broadcast_to(np.float32(0), x.shape)
+    for name, x in shapes_of({}, 81).items()
   }
-  write_torch(tmp_path / 'file.pth', {
+  write_torch(
+    tmp_path / 'file.pth',
+    {
       name: draw(name, array.shape, 0)
       for name, array in peer_arrays(blank, program).items()
-  })
+    },
+  )
 
   convert_weights.convert(tmp_path / 'file.pth', tmp_path / 'new')
   leaves, metadata = read_checkpoint(tmp_path / 'new')
   config = stored_config(metadata.recipe)
-  model = Rcnn.from_config(
-      config, num_classes=81, dtype=jnp.float32
-  ).network
+  model = Rcnn.from_config(config, num_classes=81, dtype=jnp.float32).network
   pixels = (
-      golden['image'] * 255 if program == 'torchvision'
-      else golden['image_bgr_uint8'][..., ::-1]
+    golden['image'] * 255
+    if program == 'torchvision'
+    else golden['image_bgr_uint8'][..., ::-1]
   )
   image = (pixels - np.array(config.data.pixel_mean)) / config.data.pixel_std
 
@@ -577,7 +639,7 @@ def test_converted_weights_compute_what_the_program_computes(tmp_path, program):
     return pyramid, model.apply(variables, pyramid, method='propose')
 
   pyramid, rpn = compute(
-      checkpoint.nested(leaves), jnp.asarray(image, jnp.float32)[None]
+    checkpoint.nested(leaves), jnp.asarray(image, jnp.float32)[None]
   )
 
   def assert_close(ours, theirs):

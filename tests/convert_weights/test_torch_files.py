@@ -23,19 +23,19 @@ DATA = pathlib.Path(__file__).parent / 'data'
 
 COUNT = np.arange(24.0).reshape(4, 6)
 WRITTEN = {
-    'whole': COUNT,
-    'transposed': COUNT.T,
-    'strided': COUNT[1:3, ::2],
-    'head': np.arange(5.0),  # both are views of one storage
-    'tail': np.arange(5.0, 10.0),
-    'half': np.array([1.5, -2]),
-    'bfloat16': np.array([1.5, -2]),
-    'double': np.array([0.1]),
-    'integer': np.array(7),
-    'parameter': np.ones((2, 2)),
-    'expanded': np.ones((3, 2)),
-    'empty': np.zeros((0, 3)),
-    'boolean': np.array([True, False]),
+  'whole': COUNT,
+  'transposed': COUNT.T,
+  'strided': COUNT[1:3, ::2],
+  'head': np.arange(5.0),  # both are views of one storage
+  'tail': np.arange(5.0, 10.0),
+  'half': np.array([1.5, -2]),
+  'bfloat16': np.array([1.5, -2]),
+  'double': np.array([0.1]),
+  'integer': np.array(7),
+  'parameter': np.ones((2, 2)),
+  'expanded': np.ones((3, 2)),
+  'empty': np.zeros((0, 3)),
+  'boolean': np.array([True, False]),
 }
 
 
@@ -58,11 +58,11 @@ def test_read_weights_reads_what_torch_has_written(file):
 @pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
 def test_read_weights_reads_numpy_arrays_of_every_protocol(tmp_path, protocol):
   content = {
-      'blobs': {
-          'a': np.asfortranarray(COUNT.astype('<f4')),
-          'b': np.array([1, 2], '>i4'),
-      },
-      'count': np.float64(3),
+    'blobs': {
+      'a': np.asfortranarray(COUNT.astype('<f4')),
+      'b': np.array([1, 2], '>i4'),
+    },
+    'count': np.float64(3),
   }
   (tmp_path / 'file.pkl').write_bytes(pickle.dumps(content, protocol))
   arrays, facts = read_weights(tmp_path / 'file.pkl')
@@ -75,25 +75,30 @@ def test_read_weights_reads_arrays_that_python_2_wrote(tmp_path):
   # Its strings are bytes, of names and of data alike.
   data = np.array([1.5, -2], '<f4').tobytes()
   (tmp_path / 'file.pkl').write_bytes(
-      b'\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n'
-      b'K\x00\x85U\x01btR(K\x01K\x02\x85cnumpy\ndtype\n(U\x02f4K\x00K\x01tR(K'
-      b'\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08' + data
-      + b'tbs.'
+    b'\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n'
+    b'K\x00\x85U\x01btR(K\x01K\x02\x85cnumpy\ndtype\n(U\x02f4K\x00K\x01tR(K'
+    b'\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08'
+    + data
+    + b'tbs.'
   )
   assert_array_equal(read_weights(tmp_path / 'file.pkl').arrays['a'], [1.5, -2])
 
 
 def test_read_weights_reads_safetensors(tmp_path):
-  header = json.dumps({
+  header = json.dumps(
+    {
       '__metadata__': {'format': 'pt'},
       'a': {'dtype': 'F32', 'shape': [1, 2], 'data_offsets': [0, 8]},
       'b': {'dtype': 'BF16', 'shape': [2], 'data_offsets': [8, 12]},
-  }).encode()
+    }
+  ).encode()
   data = np.array([1.5, -2], '<f4')
   (tmp_path / 'file').write_bytes(
-      struct.pack('<Q', len(header)) + header + data.tobytes()
-      # bfloat16 is the upper half of a float32.
-      + data.view('<u2')[1::2].tobytes()
+    struct.pack('<Q', len(header))
+    + header
+    + data.tobytes()
+    # bfloat16 is the upper half of a float32.
+    + data.view('<u2')[1::2].tobytes()
   )
   arrays = read_weights(tmp_path / 'file').arrays
   assert_array_equal(arrays['a'], [[1.5, -2]])
@@ -116,13 +121,13 @@ class Hostile:
 def test_read_weights_runs_nothing(tmp_path, function, is_zip, protocol):
   target = tmp_path / 'target'
   text = {
-      os.system: f'mkdir {target}',
-      eval: f'__import__("os").mkdir({str(target)!r})',
-      os.mkdir: str(target),
-      __import__: 'antigravity',
+    os.system: f'mkdir {target}',
+    eval: f'__import__("os").mkdir({str(target)!r})',
+    os.mkdir: str(target),
+    __import__: 'antigravity',
   }[function]
   code = pickle.dumps(
-      {'model': {'a': np.ones(2)}, 'more': [Hostile(function, text)]}, protocol
+    {'model': {'a': np.ones(2)}, 'more': [Hostile(function, text)]}, protocol
   )
   file = tmp_path / 'file.pth'
   if is_zip:
@@ -139,8 +144,8 @@ def test_read_weights_runs_nothing(tmp_path, function, is_zip, protocol):
 def test_read_weights_quotes_no_control_characters(tmp_path):
   file = tmp_path / 'file.pkl'
   for code in (
-      b'\x80\x04\x8c\x03a\nb\x8c\x02\x1b[\x93.',  # names a\nb.<escape>[
-      pickle.dumps({'a\x1b[2J': np.ones(1)}),
+    b'\x80\x04\x8c\x03a\nb\x8c\x02\x1b[\x93.',  # names a\nb.<escape>[
+    pickle.dumps({'a\x1b[2J': np.ones(1)}),
   ):
     file.write_bytes(code)
     with pytest.raises(InputError) as error:
@@ -156,13 +161,13 @@ def test_read_weights_refuses_arrays_of_objects(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'shape', [b'K\x04\x85', b'J\xff\xff\xff\xff\x85', b'K\x03K\x02\x86']
+  'shape', [b'K\x04\x85', b'J\xff\xff\xff\xff\x85', b'K\x03K\x02\x86']
 )
 def test_read_weights_refuses_a_tensor_outside_of_its_storage(tmp_path, shape):
   write_torch(tmp_path / 'sound.pth', {'a': np.ones(3, np.float32)})
   with (
-      zipfile.ZipFile(tmp_path / 'sound.pth') as sound,
-      zipfile.ZipFile(tmp_path / 'bad.pth', 'w') as bad,
+    zipfile.ZipFile(tmp_path / 'sound.pth') as sound,
+    zipfile.ZipFile(tmp_path / 'bad.pth', 'w') as bad,
   ):
     for name in sound.namelist():
       # Its shape, (3,), is followed by its strides, (1,).
@@ -172,11 +177,11 @@ def test_read_weights_refuses_a_tensor_outside_of_its_storage(tmp_path, shape):
 
 
 @pytest.mark.parametrize(
-    'name', ['torch_tensors.pth', 'torch_tensors_legacy.pth', 'file.pkl']
+  'name', ['torch_tensors.pth', 'torch_tensors_legacy.pth', 'file.pkl']
 )
 @pytest.mark.parametrize('keep', [0, 1, 9, 300, -40])
 def test_read_weights_says_in_one_line_that_a_file_is_cut_off(
-    tmp_path, name, keep
+  tmp_path, name, keep
 ):
   whole = tmp_path / 'file.pkl'
   write_pickle(whole, {'a': COUNT})
@@ -198,10 +203,10 @@ def test_read_weights_refuses_what_holds_no_weights(tmp_path, content):
 
 def test_what_write_torch_writes_comes_back_to_the_bit(tmp_path):
   arrays = {
-      'a.weight': COUNT.astype(np.float32).T,
-      'b': np.float32([np.nan, -0.0, 1e-45]),
-      'c': np.array(7),
-      'd': np.zeros((0, 3), np.float32),
+    'a.weight': COUNT.astype(np.float32).T,
+    'b': np.float32([np.nan, -0.0, 1e-45]),
+    'c': np.array(7),
+    'd': np.zeros((0, 3), np.float32),
   }
   content = {'model': arrays, 'note': [1, 2.5, None, True, {'ä': 'ö'}]}
   write_torch(tmp_path / 'file.pth', content)

@@ -28,28 +28,28 @@ def example():
   crowd = np.zeros((10, 12), np.uint8)
   crowd[:, 6:] = 1
   return {
-      'images': [
-          {'id': 30, 'file_name': 'b.jpg', 'height': 20, 'width': 8},
-          {'id': 7, 'file_name': 'a.jpg', 'height': 10, 'width': 12},
-      ],
-      'categories': [{'id': 18, 'name': 'dog'}, {'id': 3, 'name': 'car'}],
-      'annotations': [
-          annotation(501, 3, [2, 3, 4, 4], [SQUARE], area=16),
-          annotation(502, 18, [1, 1, 5, 8], encode(mask)),
-          annotation(503, 3, [6, 0, 6, 10], encode(crowd), iscrowd=1),
-          annotation(504, 18, [1, 1, 4, 4], [[1, 1, 5, 1, 5, 5]], image_id=30),
-      ],
+    'images': [
+      {'id': 30, 'file_name': 'b.jpg', 'height': 20, 'width': 8},
+      {'id': 7, 'file_name': 'a.jpg', 'height': 10, 'width': 12},
+    ],
+    'categories': [{'id': 18, 'name': 'dog'}, {'id': 3, 'name': 'car'}],
+    'annotations': [
+      annotation(501, 3, [2, 3, 4, 4], [SQUARE], area=16),
+      annotation(502, 18, [1, 1, 5, 8], encode(mask)),
+      annotation(503, 3, [6, 0, 6, 10], encode(crowd), iscrowd=1),
+      annotation(504, 18, [1, 1, 4, 4], [[1, 1, 5, 1, 5, 5]], image_id=30),
+    ],
   }
 
 
 def annotation(id_, category_id, bbox, segmentation, *, image_id=7, **more):
   return dict(
-      id=id_,
-      image_id=image_id,
-      category_id=category_id,
-      bbox=bbox,
-      segmentation=segmentation,
-      **more,
+    id=id_,
+    image_id=image_id,
+    category_id=category_id,
+    bbox=bbox,
+    segmentation=segmentation,
+    **more,
   )
 
 
@@ -82,7 +82,7 @@ def test_read_coco_puts_objects_under_their_images(read):
   assert_array_equal(index.classes, [2, 1, 2, 1])
   assert_array_equal(index.crowd, [False, False, False, True])
   assert_array_equal(
-      index.boxes, [[1, 1, 5, 5], [2, 3, 6, 7], [1, 1, 6, 9], [6, 0, 12, 10]]
+    index.boxes, [[1, 1, 5, 5], [2, 3, 6, 7], [1, 1, 6, 9], [6, 0, 12, 10]]
   )
   # A triangle of 4 x 4 / 2; as given; 8 x 2 + 2 x 3 pixels; 6 x 10 pixels.
   assert_array_equal(index.areas, [8, 16, 22, 60])
@@ -90,22 +90,22 @@ def test_read_coco_puts_objects_under_their_images(read):
   # The L: left side, right of the stem, right of the foot.
   assert_array_equal(index.outline_starts, [0, 4, 9, 15, 15])
   assert_array_equal(
-      index.vertices[9:15], [[1, 1], [1, 9], [3, 1], [3, 7], [6, 7], [6, 9]]
+    index.vertices[9:15], [[1, 1], [1, 9], [3, 1], [3, 7], [6, 7], [6, 9]]
   )
   assert_array_equal(
-      index.parts, [0, 0, 0, -1, 0, 0, 0, 0, -1, 0, -1, 0, -1, 0, -1]
+    index.parts, [0, 0, 0, -1, 0, 0, 0, 0, -1, 0, -1, 0, -1, 0, -1]
   )
   assert index.dropped == {}
   for name, dtype in {
-      'heights': np.int32,
-      'object_starts': np.int64,
-      'boxes': np.float32,
-      'classes': np.int32,
-      'crowd': bool,
-      'areas': np.float64,
-      'outline_starts': np.int64,
-      'vertices': np.float32,
-      'parts': np.int16,
+    'heights': np.int32,
+    'object_starts': np.int64,
+    'boxes': np.float32,
+    'classes': np.int32,
+    'crowd': bool,
+    'areas': np.float64,
+    'outline_starts': np.int64,
+    'vertices': np.float32,
+    'parts': np.int16,
   }.items():
     assert getattr(index, name).dtype == dtype, name
 
@@ -123,7 +123,7 @@ def test_read_coco_measures_missing_areas(read):
 
 
 def test_read_coco_accepts_a_byte_order_mark_and_files_without_objects(
-    tmp_path,
+  tmp_path,
 ):
   path = tmp_path / 'a.json'
   content = example() | {'annotations': []}
@@ -137,12 +137,12 @@ def test_read_coco_accepts_a_byte_order_mark_and_files_without_objects(
 
 
 @pytest.mark.parametrize(
-    ('ids', 'order'),
-    [
-        ([5, 0, 90], [0, 5, 90]),
-        (['b', 'a', 'c'], ['b', 'a', 'c']),
-        ([2, 'a', 1], [2, 'a', 1]),
-    ],
+  ('ids', 'order'),
+  [
+    ([5, 0, 90], [0, 5, 90]),
+    (['b', 'a', 'c'], ['b', 'a', 'c']),
+    ([2, 'a', 1], [2, 'a', 1]),
+  ],
 )
 def test_read_coco_sorts_categories_if_all_ids_are_integers(read, ids, order):
   content = example()
@@ -167,14 +167,14 @@ def test_read_coco_keeps_image_ids_as_they_are(read, id_):
 def test_read_coco_clips_boxes_and_drops_those_without_area(read):
   content = example()
   boxes = [
-      [-3, -2, 6, 6],  # the upper left corner sticks out
-      [8, 8, 4.5, 2.5],  # the lower right one
-      [12, 0, 5, 5],  # outside
-      [3, 3, 0, 5],
-      [3, 3, 5, -1],
+    [-3, -2, 6, 6],  # the upper left corner sticks out
+    [8, 8, 4.5, 2.5],  # the lower right one
+    [12, 0, 5, 5],  # outside
+    [3, 3, 0, 5],
+    [3, 3, 5, -1],
   ]
   content['annotations'] = [
-      annotation(i, 3, box, [SQUARE]) for i, box in enumerate(boxes)
+    annotation(i, 3, box, [SQUARE]) for i, box in enumerate(boxes)
   ]
   report = findings.Report(stop=False)
   index = read(content, report=report)
@@ -190,14 +190,15 @@ def test_read_coco_drops_what_has_no_mask(read):
   content = example()
   box = [2, 3, 4, 4]
   content['annotations'] = [
-      annotation(1, 3, box, [SQUARE, [1, 1, 2, 2], SQUARE[:7]]),
-      annotation(2, 3, box, [[1, 1, 2, 2]]),
-      annotation(3, 3, box, [[]]),
-      annotation(4, 3, box, []),
-      annotation(5, 3, box, None),
-      annotation(6, 3, box, [], iscrowd=1),
-      annotation(7, 3, [0, 0, 0, 0], []),
+    annotation(1, 3, box, [SQUARE, [1, 1, 2, 2], SQUARE[:7]]),
+    annotation(2, 3, box, [[1, 1, 2, 2]]),
+    annotation(3, 3, box, [[]]),
+    annotation(4, 3, box, []),
+    annotation(5, 3, box, None),
+    annotation(6, 3, box, [], iscrowd=1),
+    annotation(7, 3, [0, 0, 0, 0], []),
   ]
+
   def read_all(**options):
     report = findings.Report(stop=False)
     return read(content, report=report, **options), report
@@ -209,10 +210,10 @@ def test_read_coco_drops_what_has_no_mask(read):
   assert_array_equal(index.parts, [0, 0, 0, 0, -1])
   # In the order of the module, whatever that of the file.
   assert list(index.dropped.items()) == [
-      (coco_index.NO_AREA, 1),
-      (coco_index.NO_SEGMENTATION, 3),
-      (coco_index.BAD_POLYGON, 3),
-      (coco_index.NO_POLYGON, 1),
+    (coco_index.NO_AREA, 1),
+    (coco_index.NO_SEGMENTATION, 3),
+    (coco_index.BAD_POLYGON, 3),
+    (coco_index.NO_POLYGON, 1),
   ]
   index, _ = read_all(require_masks=False)
   assert index.annotation_ids == [1, 2, 3, 4, 5, 6]
@@ -237,53 +238,53 @@ ANNS, IMGS, CATS = 'annotations', 'images', 'categories'
 
 
 @pytest.mark.parametrize(
-    ('path', 'value', 'complaint'),
-    [
-        ((ANNS, 0), 3, 'annotation 0 of the list: A25: it is not an object'),
-        ((ANNS, 0, 'image_id'), 8, '501: A14: image_id 8 is no image'),
-        ((ANNS, 0, 'image_id'), '7', r"image_id '7' is no .*there is 7; "),
-        ((ANNS, 0, 'image_id'), ..., 'A14: image_id None'),
-        ((ANNS, 0, 'image_id'), [7], r'A14: image_id \[7\]'),
-        ((ANNS, 0, 'category_id'), 0, 'A14: category_id 0 is no category'),
-        ((ANNS, 0, 'iscrowd'), 2, 'annotation 501: A12: iscrowd is 2'),
-        ((ANNS, 0, 'iscrowd'), [], r'iscrowd is \[\]'),
-        ((ANNS, 0, 'bbox'), ..., 'annotation 501: A04: bbox is None'),
-        ((ANNS, 0, 'bbox'), [1, 2, 3], r'A04: bbox is \[1, 2, 3\]'),
-        ((ANNS, 0, 'bbox', 2), float('nan'), 'annotation 501: A04: .*nan'),
-        ((ANNS, 0, 'bbox', 2), float('inf'), 'A04: .*inf'),
-        ((ANNS, 0, 'bbox', 2), '4', "A04: .*'4'"),
-        ((ANNS, 0, 'bbox', 2), True, 'A04: .*True'),
-        ((ANNS, 0, 'bbox', 2), 10**400, 'A04: bbox'),
-        ((ANNS, 0, 'segmentation', 0, 3), float('nan'), '501: A04: .* is nan'),
-        ((ANNS, 0, 'segmentation', 0, 3), '3', "501: A04: .*'3'.*not a number"),
-        ((ANNS, 0, 'segmentation'), SQUARE, '501: A07: .*flat'),
-        ((ANNS, 0, 'segmentation'), [[[2, 3], [4, 5]] * 3], '501: A04'),
-        ((ANNS, 0, 'segmentation'), 'x', '501: A07: segmentation is a str'),
-        ((ANNS, 1, 'segmentation', 'size'), [9, 9], r'502: A09: .*\[10, 12\]'),
-        ((ANNS, 1, 'segmentation', 'counts'), [9], '502: A09: .* sum to 9'),
-        ((ANNS, 2, 'segmentation', 'counts'), [9], '503: A09: .* sum to 9'),
-        ((IMGS, 0), None, 'image 0 of the list: A19: it is not'),
-        ((IMGS, 0, 'id'), 7, 'A17: two images have the id 7'),
-        ((IMGS, 0, 'id'), ..., 'image 0 of the list: A19: .*None'),
-        ((IMGS, 0, 'id'), [1], 'image 0 of the list: A19'),
-        ((IMGS, 0, 'height'), ..., 'image 30: I05: b.jpg has height None'),
-        ((IMGS, 0, 'width'), 0, 'image 30: I05'),
-        ((IMGS, 0, 'width'), '8', 'image 30: I05'),
-        ((IMGS, 0, 'width'), 7.5, 'image 30: I05'),
-        ((IMGS, 0, 'width'), float('nan'), 'image 30: I05'),
-        ((IMGS, 0, 'file_name'), ..., "image 30: I01: it has no 'file_name'"),
-        ((CATS, 0, 'id'), 3, 'A15: two categories have the id 3'),
-        ((CATS, 0, 'name'), 'car', "A15: two categories have the name 'car'"),
-        ((CATS, 0, 'name'), ..., 'category 0 of the list: A13: .*None'),
-        ((CATS, 0, 'id'), 1.5, 'category 0 of the list: A13'),
-        ((CATS, 0), 'dog', 'category 0 of the list: A13: it is not'),
-        ((CATS,), [], "A23: 'categories' is empty"),
-        ((ANNS,), ..., "A25: .*no list 'annotations'"),
-        ((ANNS,), {}, "A25: .*no list 'annotations'"),
-    ],
+  ('path', 'value', 'complaint'),
+  [
+    ((ANNS, 0), 3, 'annotation 0 of the list: A25: it is not an object'),
+    ((ANNS, 0, 'image_id'), 8, '501: A14: image_id 8 is no image'),
+    ((ANNS, 0, 'image_id'), '7', r"image_id '7' is no .*there is 7; "),
+    ((ANNS, 0, 'image_id'), ..., 'A14: image_id None'),
+    ((ANNS, 0, 'image_id'), [7], r'A14: image_id \[7\]'),
+    ((ANNS, 0, 'category_id'), 0, 'A14: category_id 0 is no category'),
+    ((ANNS, 0, 'iscrowd'), 2, 'annotation 501: A12: iscrowd is 2'),
+    ((ANNS, 0, 'iscrowd'), [], r'iscrowd is \[\]'),
+    ((ANNS, 0, 'bbox'), ..., 'annotation 501: A04: bbox is None'),
+    ((ANNS, 0, 'bbox'), [1, 2, 3], r'A04: bbox is \[1, 2, 3\]'),
+    ((ANNS, 0, 'bbox', 2), float('nan'), 'annotation 501: A04: .*nan'),
+    ((ANNS, 0, 'bbox', 2), float('inf'), 'A04: .*inf'),
+    ((ANNS, 0, 'bbox', 2), '4', "A04: .*'4'"),
+    ((ANNS, 0, 'bbox', 2), True, 'A04: .*True'),
+    ((ANNS, 0, 'bbox', 2), 10**400, 'A04: bbox'),
+    ((ANNS, 0, 'segmentation', 0, 3), float('nan'), '501: A04: .* is nan'),
+    ((ANNS, 0, 'segmentation', 0, 3), '3', "501: A04: .*'3'.*not a number"),
+    ((ANNS, 0, 'segmentation'), SQUARE, '501: A07: .*flat'),
+    ((ANNS, 0, 'segmentation'), [[[2, 3], [4, 5]] * 3], '501: A04'),
+    ((ANNS, 0, 'segmentation'), 'x', '501: A07: segmentation is a str'),
+    ((ANNS, 1, 'segmentation', 'size'), [9, 9], r'502: A09: .*\[10, 12\]'),
+    ((ANNS, 1, 'segmentation', 'counts'), [9], '502: A09: .* sum to 9'),
+    ((ANNS, 2, 'segmentation', 'counts'), [9], '503: A09: .* sum to 9'),
+    ((IMGS, 0), None, 'image 0 of the list: A19: it is not'),
+    ((IMGS, 0, 'id'), 7, 'A17: two images have the id 7'),
+    ((IMGS, 0, 'id'), ..., 'image 0 of the list: A19: .*None'),
+    ((IMGS, 0, 'id'), [1], 'image 0 of the list: A19'),
+    ((IMGS, 0, 'height'), ..., 'image 30: I05: b.jpg has height None'),
+    ((IMGS, 0, 'width'), 0, 'image 30: I05'),
+    ((IMGS, 0, 'width'), '8', 'image 30: I05'),
+    ((IMGS, 0, 'width'), 7.5, 'image 30: I05'),
+    ((IMGS, 0, 'width'), float('nan'), 'image 30: I05'),
+    ((IMGS, 0, 'file_name'), ..., "image 30: I01: it has no 'file_name'"),
+    ((CATS, 0, 'id'), 3, 'A15: two categories have the id 3'),
+    ((CATS, 0, 'name'), 'car', "A15: two categories have the name 'car'"),
+    ((CATS, 0, 'name'), ..., 'category 0 of the list: A13: .*None'),
+    ((CATS, 0, 'id'), 1.5, 'category 0 of the list: A13'),
+    ((CATS, 0), 'dog', 'category 0 of the list: A13: it is not'),
+    ((CATS,), [], "A23: 'categories' is empty"),
+    ((ANNS,), ..., "A25: .*no list 'annotations'"),
+    ((ANNS,), {}, "A25: .*no list 'annotations'"),
+  ],
 )
 def test_read_coco_refuses_what_contradicts_itself(
-    read, path, value, complaint
+  read, path, value, complaint
 ):
   with pytest.raises(errors.InputError, match=complaint) as caught:
     read(changed(path, value))
@@ -316,35 +317,36 @@ def test_read_coco_reads_images_and_classes_alone_where_it_may(read):
 def test_index_coco_gives_what_read_coco_gives(read):
   report = findings.Report(stop=False)
   for a, b in zip(
-      read(example()),
-      coco.index_coco(example(), 'memory', report=report), strict=True,
+    read(example()),
+    coco.index_coco(example(), 'memory', report=report),
+    strict=True,
   ):
     assert (np.array_equal if isinstance(a, np.ndarray) else (a.__eq__))(
-        *((a, b) if isinstance(a, np.ndarray) else (b,))
+      *((a, b) if isinstance(a, np.ndarray) else (b,))
     )
   assert not report.error_codes
 
 
 @pytest.mark.parametrize(
-    ('content', 'complaint'),
-    [
-        ([{'image_id': 1, 'score': 0.5}], 'detection results'),
-        ([], 'it is a list'),
-        (3, 'holds a int'),
-        (
-            {'_via_settings': {}},
-            r'VIA export: python -m maskrcnn_jax.convert_to_coco via'
-            r' --images=DIR --annotations=\S*\.json --out=COCO.json',
-        ),
-        ({'a.jpg12': {'filename': 'a.jpg', 'regions': []}}, 'VIA export'),
-        (
-            {'shapes': [], 'imagePath': 'a.jpg'},
-            r'LabelMe file: python -m maskrcnn_jax.convert_to_coco labelme'
-            r' --images=DIR --annotations=\S*[^n] --out=COCO.json',
-        ),
-        (example() | {ANNS: [{'segments_info': []}]}, 'panoptic'),
-        (example() | {ANNS: [{'caption': 'A dog.'}]}, 'captions'),
-    ],
+  ('content', 'complaint'),
+  [
+    ([{'image_id': 1, 'score': 0.5}], 'detection results'),
+    ([], 'it is a list'),
+    (3, 'holds a int'),
+    (
+      {'_via_settings': {}},
+      r'VIA export: python -m maskrcnn_jax.convert_to_coco via'
+      r' --images=DIR --annotations=\S*\.json --out=COCO.json',
+    ),
+    ({'a.jpg12': {'filename': 'a.jpg', 'regions': []}}, 'VIA export'),
+    (
+      {'shapes': [], 'imagePath': 'a.jpg'},
+      r'LabelMe file: python -m maskrcnn_jax.convert_to_coco labelme'
+      r' --images=DIR --annotations=\S*[^n] --out=COCO.json',
+    ),
+    (example() | {ANNS: [{'segments_info': []}]}, 'panoptic'),
+    (example() | {ANNS: [{'caption': 'A dog.'}]}, 'captions'),
+  ],
 )
 def test_read_coco_says_what_a_file_looks_like(read, content, complaint):
   with pytest.raises(errors.InputError, match=f'A25: .*{complaint}'):
@@ -352,14 +354,14 @@ def test_read_coco_says_what_a_file_looks_like(read, content, complaint):
 
 
 @pytest.mark.parametrize(
-    ('raw', 'complaint'),
-    [
-        (b'', 'is not JSON'),
-        (b'{"images": [', 'is not JSON'),
-        (b'\x89PNG\xff', 'is not JSON'),
-        (b'[' * 200_000, 'is not JSON'),
-        (gzip.compress(b'{}', mtime=0), 'is gzip-compressed'),
-    ],
+  ('raw', 'complaint'),
+  [
+    (b'', 'is not JSON'),
+    (b'{"images": [', 'is not JSON'),
+    (b'\x89PNG\xff', 'is not JSON'),
+    (b'[' * 200_000, 'is not JSON'),
+    (gzip.compress(b'{}', mtime=0), 'is gzip-compressed'),
+  ],
 )
 def test_read_coco_refuses_what_is_not_json(tmp_path, raw, complaint):
   (tmp_path / 'a.json').write_bytes(raw)
@@ -378,7 +380,7 @@ def test_check_is_there_says_where_a_missing_file_is_named(tmp_path):
   (tmp_path / 'A.json').write_text('{}')
   coco.check_is_there(tmp_path / 'A.json', '--annotations')
   with pytest.raises(
-      errors.InputError, match=r'A25: .*b\.json; --annotations says where'
+    errors.InputError, match=r'A25: .*b\.json; --annotations says where'
   ) as caught:
     coco.check_is_there(tmp_path / 'b.json', '--annotations')
   assert 'download' not in str(caught.value)
@@ -387,17 +389,17 @@ def test_check_is_there_says_where_a_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('path', 'command'),
-    [
-        ('data/coco/annotations/instances_val2017.json', 'data/coco'),
-        ('data/coco/annotations/instances_val2014.json', 'data/coco 2014'),
-        ('/disk/data/coco/train2014', '/disk/data/coco 2014'),
-    ],
+  ('path', 'command'),
+  [
+    ('data/coco/annotations/instances_val2017.json', 'data/coco'),
+    ('data/coco/annotations/instances_val2014.json', 'data/coco 2014'),
+    ('/disk/data/coco/train2014', '/disk/data/coco 2014'),
+  ],
 )
 def test_download_hint_names_the_command_for_coco(path, command):
   assert coco.download_hint(path) == (
-      '; in the source repository, bash scripts/download_dataset.sh'
-      f' {command} downloads COCO'
+    '; in the source repository, bash scripts/download_dataset.sh'
+    f' {command} downloads COCO'
   )
 
 
@@ -410,14 +412,14 @@ def test_read_coco_sees_boxes_given_by_their_corners(read):
   content = example()
   boxes = [[2, 3, 6, 7], [6, 5, 12, 10], [3, 2, 12, 9]]
   content[ANNS] = [
-      annotation(i, 3, [x, y, x2, y2], [[x, y, x2, y, x2, y2, x, y2]])
-      for i, (x, y, x2, y2) in enumerate(boxes)
+    annotation(i, 3, [x, y, x2, y2], [[x, y, x2, y, x2, y2, x, y2]])
+    for i, (x, y, x2, y2) in enumerate(boxes)
   ]
   with pytest.raises(errors.InputError, match='A03: 2 of 3 boxes stick out'):
     read(content)
   # A box that cannot be two corners excuses the others.
   content[ANNS].append(
-      annotation(9, 3, [6, 5, 3, 3], [[6, 5, 9, 5, 9, 8, 6, 8]])
+    annotation(9, 3, [6, 5, 3, 3], [[6, 5, 9, 5, 9, 8, 6, 8]])
   )
   assert len(read(content).boxes) == 4
 
@@ -427,29 +429,29 @@ def test_class_table_difference_says_what_differs():
   there = coco_index.Category(1, 'dog'), coco_index.Category(7, 'Cat')
   assert coco.class_table_difference(here, here) == []
   assert coco.class_table_difference(here, there) == [
-      "class 2: id 7 'cat' here, id 7 'Cat' in the checkpoint"
+    "class 2: id 7 'cat' here, id 7 'Cat' in the checkpoint"
   ]
   assert coco.class_table_difference(here, there[:1], there_name='b.json') == [
-      "class 2: id 7 'cat' here, nothing in b.json"
+    "class 2: id 7 'cat' here, nothing in b.json"
   ]
   assert coco.class_table_difference(here[:1], here) == [
-      "class 2: nothing here, id 7 'cat' in the checkpoint"
+    "class 2: nothing here, id 7 'cat' in the checkpoint"
   ]
   assert coco.class_table_difference(here, (here[1], here[0])) == [
-      "class 1: id 1 'dog' here, id 7 'cat' in the checkpoint",
-      "class 2: id 7 'cat' here, id 1 'dog' in the checkpoint",
+    "class 1: id 1 'dog' here, id 7 'cat' in the checkpoint",
+    "class 2: id 7 'cat' here, id 1 'dog' in the checkpoint",
   ]
 
 
 @pytest.mark.parametrize(
-    'name',
-    [
-        'nuclei/instances_val.json',
-        'coco_mini/instances_train.json',
-        'coco_mini/instances_val.json',
-        'fruits_nuts/trainval.json',
-        'coco_eval/instances_val2014_100.json',
-    ],
+  'name',
+  [
+    'nuclei/instances_val.json',
+    'coco_mini/instances_train.json',
+    'coco_mini/instances_val.json',
+    'fruits_nuts/trainval.json',
+    'coco_eval/instances_val2014_100.json',
+  ],
 )
 def test_read_coco_agrees_with_pycocotools_on_real_files(name):
   path = SHARED / 'data' / name
@@ -471,9 +473,9 @@ def test_read_coco_agrees_with_pycocotools_on_real_files(name):
       assert index.crowd[j] == truth['iscrowd']
       x, y, w, h = truth['bbox']
       box = np.clip(
-          [x, y, x + w, y + h],
-          0,
-          [index.widths[row], index.heights[row]] * 2,
+        [x, y, x + w, y + h],
+        0,
+        [index.widths[row], index.heights[row]] * 2,
       )
       assert_allclose(index.boxes[j], box, rtol=1e-6)
       assert index.areas[j] == truth['area']

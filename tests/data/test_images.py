@@ -71,7 +71,7 @@ def test_decode_image_reads_a_transparent_palette_without_a_warning(tmp_path):
   image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
   path = save(tmp_path / 'a.png', image, transparency=bytes([0, 128, 255]))
   assert_array_equal(
-      images.decode_image(path), [[[10, 20, 30], [40, 50, 60], [70, 80, 90]]]
+    images.decode_image(path), [[[10, 20, 30], [40, 50, 60], [70, 80, 90]]]
   )
 
 
@@ -123,21 +123,21 @@ def test_decode_image_reduces_after_turning(tmp_path):
   path = save_turned(tmp_path / 'a.png', array, 6)
   upright = Image.fromarray(np.rot90(array, -1).copy())
   assert_array_equal(
-      images.decode_image(path, reduce=3), np.asarray(upright.reduce(3))
+    images.decode_image(path, reduce=3), np.asarray(upright.reduce(3))
   )
 
 
 @pytest.mark.parametrize(
-    ('name', 'array', 'code'),
-    [
-        ('a.png', np.full((4, 4), 40_000, np.uint16), 'I09'),
-        ('a.tif', np.full((4, 4), 40_000, np.uint16), 'I09'),
-        ('a.tif', np.full((4, 4), 40_000, np.int32), 'I09'),
-        ('a.tif', np.full((4, 4), 0.5, np.float32), 'I10'),
-    ],
+  ('name', 'array', 'code'),
+  [
+    ('a.png', np.full((4, 4), 40_000, np.uint16), 'I09'),
+    ('a.tif', np.full((4, 4), 40_000, np.uint16), 'I09'),
+    ('a.tif', np.full((4, 4), 40_000, np.int32), 'I09'),
+    ('a.tif', np.full((4, 4), 0.5, np.float32), 'I10'),
+  ],
 )
 def test_decode_image_refuses_pixels_of_unknown_range(
-    tmp_path, name, array, code
+  tmp_path, name, array, code
 ):
   path = save(tmp_path / name, array)
   with pytest.raises(errors.InputError, match=f'{code}: .*{name}.*8 bits'):
@@ -147,21 +147,23 @@ def test_decode_image_refuses_pixels_of_unknown_range(
 def as_oracle(values, low, high):
   """The definition, pixel by pixel."""
   gray = [
-      [round(255 * (min(max(v, low), high) - low) / (high - low)) for v in row]
-      for row in values.tolist()
+    [round(255 * (min(max(v, low), high) - low) / (high - low)) for v in row]
+    for row in values.tolist()
   ]
   return np.repeat(np.array(gray, np.uint8)[..., None], 3, axis=2)
 
 
 @pytest.mark.parametrize(
-    ('name', 'dtype'),
-    [
-        ('a.png', np.uint16), ('a.tif', np.uint16), ('a.tif', '>u2'),
-        ('a.tif', np.int32),
-    ],
+  ('name', 'dtype'),
+  [
+    ('a.png', np.uint16),
+    ('a.tif', np.uint16),
+    ('a.tif', '>u2'),
+    ('a.tif', np.int32),
+  ],
 )
 @pytest.mark.parametrize(
-    'pixel_range', [(0.0, 65_535.0), (0.0, 4_095.0), (1_000.0, 1_500.5)]
+  'pixel_range', [(0.0, 65_535.0), (0.0, 4_095.0), (1_000.0, 1_500.5)]
 )
 def test_decode_image_maps_a_pixel_range(tmp_path, name, dtype, pixel_range):
   values = np.random.default_rng(0).integers(0, 5_000, (9, 7)).astype(dtype)
@@ -178,8 +180,8 @@ def test_decode_image_maps_a_pixel_range_before_it_turns_and_reduces(tmp_path):
   decoded = images.decode_image(path, pixel_range=(0.0, 4095.0))
   assert_array_equal(decoded, mapped)
   assert_array_equal(
-      images.decode_image(path, pixel_range=(0.0, 4095.0), reduce=3),
-      np.asarray(Image.fromarray(mapped).reduce(3)),
+    images.decode_image(path, pixel_range=(0.0, 4095.0), reduce=3),
+    np.asarray(Image.fromarray(mapped).reduce(3)),
   )
 
 
@@ -195,7 +197,7 @@ def test_decode_image_names_the_range_of_an_image(tmp_path):
   values[1, 2] = 4012
   path = save(tmp_path / 'a.png', values)
   with pytest.raises(
-      errors.InputError, match=r"I09: .*data\.pixel_range='\(37,4012\)'"
+    errors.InputError, match=r"I09: .*data\.pixel_range='\(37,4012\)'"
   ):
     images.decode_image(path)
 
@@ -203,14 +205,16 @@ def test_decode_image_names_the_range_of_an_image(tmp_path):
 def colours_of_16_bits():
   """A PNG of one pixel with colours of 16 bits."""
   chunks = (
-      (b'IHDR', struct.pack('>II5B', 1, 1, 16, 2, 0, 0, 0)),
-      (b'IDAT', zlib.compress(b'\0' + struct.pack('>3H', 1000, 2000, 60_000))),
-      (b'IEND', b''),
+    (b'IHDR', struct.pack('>II5B', 1, 1, 16, 2, 0, 0, 0)),
+    (b'IDAT', zlib.compress(b'\0' + struct.pack('>3H', 1000, 2000, 60_000))),
+    (b'IEND', b''),
   )
   return b'\x89PNG\r\n\x1a\n' + b''.join(
-      struct.pack('>I', len(content)) + name + content
-      + struct.pack('>I', zlib.crc32(name + content))
-      for name, content in chunks
+    struct.pack('>I', len(content))
+    + name
+    + content
+    + struct.pack('>I', zlib.crc32(name + content))
+    for name, content in chunks
   )
 
 
@@ -285,7 +289,7 @@ def test_list_images_reads_a_file_a_folder_and_a_glob(tmp_path):
 
   def listed(pattern):
     return [
-        os.fspath(p.relative_to(tmp_path)) for p in images.list_images(pattern)
+      os.fspath(p.relative_to(tmp_path)) for p in images.list_images(pattern)
     ]
 
   assert listed(tmp_path / 'sub/notes.txt') == ['sub/notes.txt']

@@ -36,7 +36,7 @@ def random_value(rng, depth=0):
   match rng.randrange(3 if depth < 4 else 1):
     case 0:
       return rng.choice(
-          [1, -2.5, 1e300, 1e-7, True, None, 'a"b\\ü\U0001f600', '', 10**19]
+        [1, -2.5, 1e300, 1e-7, True, None, 'a"b\\ü\U0001f600', '', 10**19]
       )
     case 1:
       return [random_value(rng, depth + 1) for _ in range(rng.randrange(4))]
@@ -51,7 +51,7 @@ def test_walk_yields_what_json_loads_gives(read, monkeypatch, window):
   for _ in range(60):
     content = {f'x{i}': random_value(rng) for i in range(rng.randrange(5))}
     text = json.dumps(
-        content, indent=rng.choice([None, 2]), ensure_ascii=rng.random() < 0.5
+      content, indent=rng.choice([None, 2]), ensure_ascii=rng.random() < 0.5
     )
     assert read(text) == content
 
@@ -63,7 +63,7 @@ def test_walk_refuses_what_json_refuses(read, monkeypatch, window):
   outcomes = set()
   for _ in range(300):
     text = bytearray(
-        json.dumps({f'x{i}': random_value(rng) for i in range(3)}).encode()
+      json.dumps({f'x{i}': random_value(rng) for i in range(3)}).encode()
     )
     text[rng.randrange(len(text))] = rng.choice(b'{}[]",:0a \xff')
     try:
@@ -80,17 +80,17 @@ def test_walk_refuses_what_json_refuses(read, monkeypatch, window):
 
 
 @pytest.mark.parametrize(
-    ('text', 'complaint'),
-    [
-        ('{"a": [1], "a": [2]}', "'a' comes twice"),
-        ('{"a": [{"b": 1, "b": 2}]}', "'b' comes twice"),
-        ('{"a": ' + '[' * 200_000, 'nested too deeply'),
-        ('{"a": [' + '{"b":' * 200_000, 'nested too deeply'),
-        ('{} {}', 'something comes after the end'),
-        ('{"a": ' + '9' * 5000 + '}', 'digits'),
-        (b'{"a": "\xff"}', 'not UTF-8'),
-        (gzip.compress(b'{}', mtime=0), 'gzip'),
-    ],
+  ('text', 'complaint'),
+  [
+    ('{"a": [1], "a": [2]}', "'a' comes twice"),
+    ('{"a": [{"b": 1, "b": 2}]}', "'b' comes twice"),
+    ('{"a": ' + '[' * 200_000, 'nested too deeply'),
+    ('{"a": [' + '{"b":' * 200_000, 'nested too deeply'),
+    ('{} {}', 'something comes after the end'),
+    ('{"a": ' + '9' * 5000 + '}', 'digits'),
+    (b'{"a": "\xff"}', 'not UTF-8'),
+    (gzip.compress(b'{}', mtime=0), 'gzip'),
+  ],
 )
 def test_walk_says_what_is_wrong(read, text, complaint):
   with pytest.raises(errors.InputError, match=f'A25: .*{complaint}'):

@@ -31,10 +31,10 @@ from maskrcnn_jax.data.source import DataSet, check_images_exist
 SHARED = pathlib.Path(__file__).parents[3] / 'shared'
 
 SIZES = dict(
-    short_side=32,
-    long_side=64,
-    padded_sizes=((32, 64), (64, 32)),
-    max_source_side=1000,
+  short_side=32,
+  long_side=64,
+  padded_sizes=((32, 64), (64, 32)),
+  max_source_side=1000,
 )
 
 
@@ -55,20 +55,20 @@ def dataset(tmp_path):
       pixels = np.full((height, width, 3), i + 1, np.uint8)
       Image.fromarray(pixels).save(folder / f'{i}.png')
       content['images'].append(
-          {'id': i, 'file_name': f'{i}.png', 'height': height, 'width': width}
+        {'id': i, 'file_name': f'{i}.png', 'height': height, 'width': width}
       )
     for is_crowd, entries in enumerate((squares, crowds)):
       for image_id, x, y, side in entries:
         content['annotations'].append(
-            dict(
-                id=len(content['annotations']) + 1,
-                image_id=image_id,
-                category_id=9,
-                bbox=[x, y, side, side],
-                area=side**2,
-                segmentation=[square(x, y, side)],
-                iscrowd=is_crowd,
-            )
+          dict(
+            id=len(content['annotations']) + 1,
+            image_id=image_id,
+            category_id=9,
+            bbox=[x, y, side, side],
+            area=side**2,
+            segmentation=[square(x, y, side)],
+            iscrowd=is_crowd,
+          )
         )
     path = tmp_path / 'instances.json'
     path.write_text(json.dumps(content))
@@ -80,20 +80,20 @@ def dataset(tmp_path):
 
 def plan_of(index, **changes):
   return canvases.plan_canvases(
-      index.heights, index.widths, **(SIZES | changes)
+    index.heights, index.widths, **(SIZES | changes)
   )
 
 
 @pytest.mark.parametrize(
-    ('height', 'width', 'expected'),
-    [
-        (480, 640, (800, 1067)),  # 640 * 800 / 480 = 1066.67
-        (640, 480, (1067, 800)),
-        (500, 500, (800, 800)),
-        (400, 1000, (533, 1333)),  # 2000 would exceed 1333
-        (1, 5000, (1, 1333)),  # 0.27 rows, but one there must be
-        (427, 640, (800, 1199)),  # 1199.06
-    ],
+  ('height', 'width', 'expected'),
+  [
+    (480, 640, (800, 1067)),  # 640 * 800 / 480 = 1066.67
+    (640, 480, (1067, 800)),
+    (500, 500, (800, 800)),
+    (400, 1000, (533, 1333)),  # 2000 would exceed 1333
+    (1, 5000, (1, 1333)),  # 0.27 rows, but one there must be
+    (427, 640, (800, 1199)),  # 1199.06
+  ],
 )
 def test_resized_size_follows_the_shorter_side(height, width, expected):
   size = canvases.resized_size(height, width, short_side=800, long_side=1333)
@@ -102,30 +102,30 @@ def test_resized_size_follows_the_shorter_side(height, width, expected):
 
 def test_plan_canvases_picks_the_smallest_that_fits():
   plan = canvases.plan_canvases(
-      np.array([480, 640, 500, 480, 200], np.int32),
-      np.array([640, 480, 500, 640, 320], np.int32),
-      short_side=800,
-      long_side=1333,
-      padded_sizes=((1344, 1344), (800, 1344), (1344, 800), (960, 960)),
-      max_source_side=10_000,
+    np.array([480, 640, 500, 480, 200], np.int32),
+    np.array([640, 480, 500, 640, 320], np.int32),
+    short_side=800,
+    long_side=1333,
+    padded_sizes=((1344, 1344), (800, 1344), (1344, 800), (960, 960)),
+    max_source_side=10_000,
   )
   assert plan.canvases == (
-      canvases.Canvas(padded=(960, 960), source=(512, 512)),
-      canvases.Canvas(padded=(800, 1344), source=(480, 640)),
-      canvases.Canvas(padded=(1344, 800), source=(640, 480)),
+    canvases.Canvas(padded=(960, 960), source=(512, 512)),
+    canvases.Canvas(padded=(800, 1344), source=(480, 640)),
+    canvases.Canvas(padded=(1344, 800), source=(640, 480)),
   )
   assert_array_equal(plan.canvas_of_image, [1, 2, 0, 1, 1])
   assert_array_equal(
-      plan.image_sizes[:3], [[800, 1067], [1067, 800], [800, 800]]
+    plan.image_sizes[:3], [[800, 1067], [1067, 800], [800, 800]]
   )
   assert_array_equal(plan.reduce, 1)
 
 
 def test_plan_canvases_reduces_images_that_are_too_long():
   plan = canvases.plan_canvases(
-      np.array([100, 101, 250, 100], np.int32),
-      np.array([60, 60, 200, 100], np.int32),
-      **(SIZES | dict(max_source_side=100, padded_sizes=((64, 64),))),
+    np.array([100, 101, 250, 100], np.int32),
+    np.array([60, 60, 200, 100], np.int32),
+    **(SIZES | dict(max_source_side=100, padded_sizes=((64, 64),))),
   )
   assert_array_equal(plan.reduce, [1, 2, 3, 1])
   # 100 x 100 is the largest of 100 x 60, 51 x 30, 84 x 67, 100 x 100.
@@ -143,7 +143,7 @@ def test_plan_canvases_suggests_a_size_when_none_fits():
   size = np.array([100], np.int32)
   changed = SIZES | dict(short_side=40)
   with pytest.raises(
-      errors.InputError, match=r'100x100 .* to 40x40, .*add \(64, 64\)'
+    errors.InputError, match=r'100x100 .* to 40x40, .*add \(64, 64\)'
   ):
     canvases.plan_canvases(size, size, **changed)
 
@@ -156,12 +156,12 @@ def test_plan_canvases_refuses_sizes_that_are_no_multiples(size):
 
 
 CANVASES = {
-    'one': [0] * 10,
-    'divides': [0] * 8,
-    'three': [0] * 7 + [1] * 13 + [2] * 2,
-    'mixed': [2, 0, 2, 2, 1, 0, 2, 2, 2, 0, 2],
-    'fewer than a batch': [0, 1, 1],
-    'a single image': [0],
+  'one': [0] * 10,
+  'divides': [0] * 8,
+  'three': [0] * 7 + [1] * 13 + [2] * 2,
+  'mixed': [2, 0, 2, 2, 1, 0, 2, 2, 2, 0, 2],
+  'fewer than a batch': [0, 1, 1],
+  'a single image': [0],
 }
 
 
@@ -191,8 +191,9 @@ def coco_sizes():
 
 def test_share_padding_by_hand():
   plan = canvases.plan_canvases(
-      np.array([24, 32, 32], np.int32), np.array([64, 32, 64], np.int32),
-      **(SIZES | dict(short_side=24)),
+    np.array([24, 32, 32], np.int32),
+    np.array([64, 32, 64], np.int32),
+    **(SIZES | dict(short_side=24)),
   )
   # Resized to 24x64, 24x24 and 24x48, all on 32x64.
   assert plan.canvases == (canvases.Canvas((32, 64), (32, 64)),)
@@ -230,8 +231,8 @@ def test_train_order_is_fair_and_never_mixes_canvases(placed):
 def test_train_order_shows_each_image_once_an_epoch_if_batches_divide():
   order = train_order.make_order(np.zeros(12, np.int32), seed=0, batch_size=4)
   epochs = [
-      np.concatenate([order.rows(3 * epoch + i) for i in range(3)])
-      for epoch in range(3)
+    np.concatenate([order.rows(3 * epoch + i) for i in range(3)])
+    for epoch in range(3)
   ]
   for epoch in epochs:
     assert_array_equal(np.sort(epoch), np.arange(12))
@@ -271,10 +272,10 @@ def test_find_limits_holds_every_kept_object(dataset):
   squares = [(0, i, 0, 4) for i in range(20)] + [(1, 0, 0, 4)]
   index, _ = dataset([(20, 40)] * 2, squares, crowds=[(1, 0, 0, 9)])
   assert image_sets.find_limits(index, max_objects=20) == GroundTruthLimits(
-      max_objects=20,
-      max_image_vertices=128,  # 100
-      max_object_vertices=64,  # 5
-      max_parts=1,
+    max_objects=20,
+    max_image_vertices=128,  # 100
+    max_object_vertices=64,  # 5
+    max_parts=1,
   )
   assert image_sets.count_objects_over(index, 20) == 0
 
@@ -288,27 +289,27 @@ def test_find_limits_counts_only_the_largest_objects(dataset):
   assert image_sets.find_limits(index, max_objects=25).max_image_vertices == 128
   assert image_sets.find_limits(index, max_objects=26).max_image_vertices == 256
   with pytest.raises(
-      errors.InputError, match='A24: .*max_objects=20, 6 of 29.* set it to 26'
+    errors.InputError, match='A24: .*max_objects=20, 6 of 29.* set it to 26'
   ):
     image_sets.find_limits(index, max_objects=20)
 
 
 def test_filter_images_counts_what_is_left(dataset):
   index, _ = dataset(
-      [(20, 40)] * 4,
-      [(0, 0, 0, 4), (0, 5, 5, 4), (2, 0, 0, 4), (2, 60, 0, 4)],
-      crowds=[(2, 0, 0, 9), (3, 0, 0, 9)],
+    [(20, 40)] * 4,
+    [(0, 0, 0, 4), (0, 5, 5, 4), (2, 0, 0, 4), (2, 60, 0, 4)],
+    crowds=[(2, 0, 0, 9), (3, 0, 0, 9)],
   )
   rows, waterfall = image_sets.filter_images(index, keep_empty=False)
   assert_array_equal(rows, [0, 2])
   assert waterfall == [
-      ('images in the file', 4),
-      ('images without objects, left out', 2),
-      ('images trained on', 2),
-      ('objects in the file', 6),
-      (coco_index.NO_AREA, 1),
-      ('crowd regions, not trained on', 2),
-      ('objects trained on', 3),
+    ('images in the file', 4),
+    ('images without objects, left out', 2),
+    ('images trained on', 2),
+    ('objects in the file', 6),
+    (coco_index.NO_AREA, 1),
+    ('crowd regions, not trained on', 2),
+    ('objects trained on', 3),
   ]
   rows, waterfall = image_sets.filter_images(index, keep_empty=True)
   assert_array_equal(rows, [0, 1, 2, 3])
@@ -331,8 +332,8 @@ def test_check_images_exist_lists_the_missing(dataset):
     (folder / f'{i}.png').unlink()
   (folder / '0.PNG').write_bytes(b'')
   with pytest.raises(
-      errors.InputError,
-      match=r'I01: 7 of 9 .*images: 0.png, .* 4.png, \.\.\. \(there is 0.PNG',
+    errors.InputError,
+    match=r'I01: 7 of 9 .*images: 0.png, .* 4.png, \.\.\. \(there is 0.PNG',
   ):
     check_images_exist(DataSet(index, folder))
   with pytest.raises(errors.InputError, match='I01: .*no folder .*nowhere'):
@@ -351,9 +352,7 @@ def test_load_row_pads_the_image_and_the_objects(dataset):
   squares = [(1, 2, 2, 4), (1, 20, 3, 8)]
   index, folder = dataset([(24, 48), (20, 40)], squares, [(1, 0, 0, 9)])
   limits = GroundTruthLimits(3, 64, 64, 1)
-  batch = loader.load_row(
-      DataSet(index, folder), plan_of(index), 1, limits
-  )
+  batch = loader.load_row(DataSet(index, folder), plan_of(index), 1, limits)
   assert batch.images.shape == (1, 32, 64, 3)
   assert (batch.images[0, :20, :40] == 2).all()
   assert batch.images.sum() == 2 * 20 * 40 * 3
@@ -361,13 +360,13 @@ def test_load_row_pads_the_image_and_the_objects(dataset):
   assert_array_equal(batch.image_sizes, [[32, 64]])
   assert_array_equal(batch.image_valid, [True])
   assert_array_equal(
-      batch.gt_boxes, [[[2, 2, 6, 6], [20, 3, 28, 11], [0, 0, 0, 0]]]
+    batch.gt_boxes, [[[2, 2, 6, 6], [20, 3, 28, 11], [0, 0, 0, 0]]]
   )
   assert_array_equal(batch.gt_classes, [[2, 2, 0]])
   assert_array_equal(batch.gt_valid, [[True, True, False]])
   assert_array_equal(batch.outlines.starts, [[0, 5, 10, 10]])
   assert_array_equal(
-      batch.outlines.vertices[0, :5], [[2, 2], [6, 2], [6, 6], [2, 6], [2, 2]]
+    batch.outlines.vertices[0, :5], [[2, 2], [6, 2], [6, 6], [2, 6], [2, 2]]
   )
   assert_array_equal(batch.outlines.parts[0, :10], [0, 0, 0, 0, -1] * 2)
   assert (batch.outlines.parts[0, 10:] == -1).all()
@@ -389,9 +388,7 @@ def test_load_row_keeps_the_largest_objects_in_their_order(dataset):
   squares = [(0, 0, 0, side) for side in (3, 5, 5, 9, 5, 2)]
   index, folder = dataset([(20, 40)], squares)
   limits = GroundTruthLimits(3, 64, 64, 1)
-  batch = loader.load_row(
-      DataSet(index, folder), plan_of(index), 0, limits
-  )
+  batch = loader.load_row(DataSet(index, folder), plan_of(index), 0, limits)
   # Of the three of 5 the first two stay.
   assert_array_equal(batch.gt_boxes[0, :, 2], [5, 5, 9])
   assert_array_equal(batch.outlines.starts, [[0, 5, 10, 15]])
@@ -402,8 +399,11 @@ def test_load_row_names_file_and_image_of_an_error(dataset):
   (folder / '1.png').write_bytes(b'')
   with pytest.raises(errors.InputError, match=r'1.png .*\(image id 1\)'):
     loader.load_row(
-        DataSet(index, folder), plan_of(index), 1, image_sets.NO_TRUTH,
-        with_truth=False,
+      DataSet(index, folder),
+      plan_of(index),
+      1,
+      image_sets.NO_TRUTH,
+      with_truth=False,
     )
 
 
@@ -432,7 +432,7 @@ with columns.temporarily_stored(
 
 
 def test_the_index_of_a_killed_process_is_removed_and_no_other(
-    dataset, tmp_path
+  dataset, tmp_path
 ):
   index, _ = dataset([(20, 40)])
   parent = tmp_path / 'run'
@@ -443,9 +443,11 @@ def test_the_index_of_a_killed_process_is_removed_and_no_other(
 
   def hold():
     process = subprocess.Popen(
-        [sys.executable, '-c', HOLDER, str(parent)], cwd=tmp_path, text=True,
-        env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
-        stdout=subprocess.PIPE,
+      [sys.executable, '-c', HOLDER, str(parent)],
+      cwd=tmp_path,
+      text=True,
+      env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
+      stdout=subprocess.PIPE,
     )
     assert process.stdout.readline() == 'stored\n'
     return process
@@ -467,7 +469,7 @@ def test_the_index_of_a_killed_process_is_removed_and_no_other(
 
 
 def test_an_index_is_stored_where_there_are_no_locks(
-    dataset, tmp_path, monkeypatch
+  dataset, tmp_path, monkeypatch
 ):
   def fail(*_):
     raise OSError(37, 'No locks available')
@@ -500,10 +502,12 @@ def test_a_stored_index_gives_the_same_rows(dataset, tmp_path):
     for name in a._fields:
       if isinstance(getattr(a, name), np.ndarray):
         assert_array_equal(getattr(a, name), getattr(b, name))
-    assert_same(*(
+    assert_same(
+      *(
         (loader.load_row(DataSet(one, folder), plan, row, limits), [row])
         for one in (index, stored)
-    ))
+      )
+    )
   assert len(pickle.dumps(stored)) < 1000
 
 
@@ -512,17 +516,17 @@ MIXED = [(20, 40)] * 5 + [(40, 20)] * 3
 
 def train(index, folder, **changes):
   options = dict(
-      limits=image_sets.find_limits(index, max_objects=2),
-      seed=4,
-      start_step=0,
-      num_steps=6,
-      batch_size=2,
+    limits=image_sets.find_limits(index, max_objects=2),
+    seed=4,
+    start_step=0,
+    num_steps=6,
+    batch_size=2,
   )
   rows, _ = image_sets.filter_images(index, keep_empty=False)
   return list(
-      loader.train_batches(
-          DataSet(index, folder), plan_of(index), rows, **(options | changes)
-      )
+    loader.train_batches(
+      DataSet(index, folder), plan_of(index), rows, **(options | changes)
+    )
   )
 
 
@@ -570,12 +574,12 @@ def test_train_batches_are_the_same_in_parts(mixed):
   index, folder = mixed
   whole = train(index, folder)
   parts = [
-      train(index, folder, process_index=i, process_count=2) for i in range(2)
+    train(index, folder, process_index=i, process_count=2) for i in range(2)
   ]
   for i, (batch, rows) in enumerate(whole):
     assert_array_equal(np.concatenate([p[i][1] for p in parts]), rows)
     assert_array_equal(
-        np.concatenate([p[i][0].images for p in parts]), batch.images
+      np.concatenate([p[i][0].images for p in parts]), batch.images
     )
   with pytest.raises(errors.InputError, match='C06'):
     train(index, folder, process_count=3)
@@ -585,9 +589,9 @@ def test_train_batches_are_the_same_in_parts(mixed):
 def test_train_batches_are_the_same_with_fewer_threads(mixed, num_threads):
   index, folder = mixed
   for a, b in zip(
-      train(index, folder),
-      train(index, folder, num_threads=num_threads),
-      strict=True,
+    train(index, folder),
+    train(index, folder, num_threads=num_threads),
+    strict=True,
   ):
     assert_same(a, b)
 
@@ -649,12 +653,12 @@ def test_train_batches_are_the_same_from_workers(mixed, tmp_path):
   _, folder = mixed
   (tmp_path / 'run.py').write_text(WORKERS)
   done = subprocess.run(
-      [sys.executable, 'run.py', 'instances.json', str(folder)],
-      cwd=tmp_path,
-      env={'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
-      capture_output=True,
-      text=True,
-      timeout=120,
+    [sys.executable, 'run.py', 'instances.json', str(folder)],
+    cwd=tmp_path,
+    env={'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
+    capture_output=True,
+    text=True,
+    timeout=120,
   )
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith('I03: '), done.stderr
@@ -664,9 +668,7 @@ def test_train_batches_are_the_same_from_workers(mixed, tmp_path):
 def test_eval_batches_shows_every_image_once(dataset):
   index, folder = dataset(MIXED)
   batches = list(
-      loader.eval_batches(
-          DataSet(index, folder), plan_of(index), batch_size=4
-      )
+    loader.eval_batches(DataSet(index, folder), plan_of(index), batch_size=4)
   )
   # 5 wide ones make two batches, 3 high ones another.
   shapes = [batch.images.shape[1:3] for batch, _ in batches]
@@ -689,33 +691,31 @@ def test_share_of_process_gives_each_image_to_one(dataset, process_count):
   index, _ = dataset(MIXED)
   plan = plan_of(index)
   shares = [
-      canvases.share_of_process(plan, i, process_count)
-      for i in range(process_count)
+    canvases.share_of_process(plan, i, process_count)
+    for i in range(process_count)
   ]
   assert sorted(np.concatenate(shares).tolist()) == list(range(8))
   assert np.ptp([len(share) for share in shares]) <= 1
   for canvas in range(len(plan.canvases)):
-    counts = [
-        np.sum(plan.canvas_of_image[share] == canvas) for share in shares
-    ]
+    counts = [np.sum(plan.canvas_of_image[share] == canvas) for share in shares]
     assert np.ptp(counts) <= 1
 
 
 def test_eval_batches_shows_only_the_rows_asked_for(dataset):
   index, folder = dataset(MIXED)
   batches = loader.eval_batches(
-      DataSet(index, folder),
-      plan_of(index),
-      batch_size=2,
-      rows=np.array([6, 1, 5, 7]),
+    DataSet(index, folder),
+    plan_of(index),
+    batch_size=2,
+    rows=np.array([6, 1, 5, 7]),
   )
   rows = [rows.tolist() for _, rows in batches]
   assert rows == [[1, loader.NO_ROW], [6, 5], [7, loader.NO_ROW]]
 
 
 @pytest.mark.parametrize(
-    ('folder', 'name'),
-    [('coco_mini', 'instances_val.json'), ('fruits_nuts', 'trainval.json')],
+  ('folder', 'name'),
+  [('coco_mini', 'instances_val.json'), ('fruits_nuts', 'trainval.json')],
 )
 def test_train_batches_loads_real_data(folder, name):
   folder = SHARED / 'data' / folder
@@ -724,21 +724,21 @@ def test_train_batches_loads_real_data(folder, name):
   index = coco.read_coco(folder / name)
   check_images_exist(DataSet(index, folder / 'images'))
   plan = plan_of(
-      index,
-      short_side=128,
-      long_side=224,
-      padded_sizes=((128, 224), (224, 128)),
+    index,
+    short_side=128,
+    long_side=224,
+    padded_sizes=((128, 224), (224, 128)),
   )
   rows, _ = image_sets.filter_images(index, keep_empty=False)
   batches = loader.train_batches(
-      DataSet(index, folder / 'images'),
-      plan,
-      rows,
-      limits=image_sets.find_limits(index, max_objects=100),
-      seed=0,
-      start_step=0,
-      num_steps=4,
-      batch_size=2,
+    DataSet(index, folder / 'images'),
+    plan,
+    rows,
+    limits=image_sets.find_limits(index, max_objects=100),
+    seed=0,
+    start_step=0,
+    num_steps=4,
+    batch_size=2,
   )
   for batch, _ in batches:
     assert batch.image_valid.all()

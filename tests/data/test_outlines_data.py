@@ -41,24 +41,24 @@ def uncompressed(mask):
 
 def test_polygons_to_outline_closes_each_polygon_and_numbers_it():
   vertices, parts = outlines.polygons_to_outline(
-      [[0, 0, 4, 0, 4, 4], [1, 1, 2, 1, 2, 2, 1, 2.5]]
+    [[0, 0, 4, 0, 4, 4], [1, 1, 2, 1, 2, 2, 1, 2.5]]
   )
   assert vertices.dtype == np.float32
   assert parts.dtype == np.int16
   assert_array_equal(parts, [0, 0, 0, -1, 1, 1, 1, 1, -1])
   assert_array_equal(
-      vertices,
-      [
-          *([0, 0], [4, 0], [4, 4], [0, 0]),
-          *([1, 1], [2, 1], [2, 2], [1, 2.5], [1, 1]),
-      ],
+    vertices,
+    [
+      *([0, 0], [4, 0], [4, 4], [0, 0]),
+      *([1, 1], [2, 1], [2, 2], [1, 2.5], [1, 1]),
+    ],
   )
 
 
 def test_polygons_to_outline_fills_to_the_union_of_the_polygons():
   # Two squares of 4 pixels a side that overlap in 2 x 2 pixels.
   vertices, parts = outlines.polygons_to_outline(
-      [[0, 0, 4, 0, 4, 4, 0, 4], [2, 2, 6, 2, 6, 6, 2, 6]]
+    [[0, 0, 4, 0, 4, 4, 0, 4], [2, 2, 6, 2, 6, 6, 2, 6]]
   )
   mask = fill(vertices, parts, 8, 8)
   assert mask.sum() == 16 + 16 - 4
@@ -95,7 +95,7 @@ def test_rle_to_outline_gives_what_the_mask_gives(seed):
   counts = np.insert(counts, place, [0, 0]).astype(np.int64)
   expected = outlines.mask_to_outline(mask)
   for a, b in zip(
-      outlines.rle_to_outline(counts, len(mask)), expected, strict=True
+    outlines.rle_to_outline(counts, len(mask)), expected, strict=True
   ):
     assert_array_equal(a, b, strict=True)
 
@@ -104,9 +104,7 @@ def test_rle_to_outline_takes_the_time_of_the_runs():
   # All of an image of 10^14 pixels but its first column.
   counts = np.array([10**7, 10**14 - 10**7])
   vertices, parts = outlines.rle_to_outline(counts, 10**7)
-  assert_array_equal(
-      vertices, [[1, 0], [1, 10**7], [10**7, 0], [10**7, 10**7]]
-  )
+  assert_array_equal(vertices, [[1, 0], [1, 10**7], [10**7, 0], [10**7, 10**7]])
   assert_array_equal(parts, [0, -1, 0, -1])
 
 
@@ -163,33 +161,33 @@ def test_rle_counts_of_full_and_empty_masks():
 
 
 @pytest.mark.parametrize(
-    ('segmentation', 'complaint'),
-    [
-        ({'size': [5, 4], 'counts': [20]}, r'size \[5, 4\], but .* \[4, 5\]'),
-        ({'size': None, 'counts': [20]}, 'size None'),
-        ({'counts': [20]}, 'size None'),
-        ({'size': [4, 5], 'counts': [10, 9]}, 'sum to 19, not to the 20'),
-        ({'size': [4, 5], 'counts': []}, 'sum to 0'),
-        ({'size': [4, 5], 'counts': ''}, 'sum to 0'),
-        ({'size': [4, 5], 'counts': [30, -10]}, 'more than the 20'),
-        ({'size': [4, 5], 'counts': [15, -5, 10]}, 'negative'),
-        ({'size': [4, 5], 'counts': [2**70]}, 'more than the 20'),
-        ({'size': [4, 5], 'counts': [10.0, 10]}, 'no integers'),
-        ({'size': [4, 5], 'counts': [True, 19]}, 'no integers'),
-        ({'size': [4, 5], 'counts': [float('nan')]}, 'no integers'),
-        ({'size': [4, 5], 'counts': ['20']}, 'no integers'),
-        ({'size': [4, 5], 'counts': 20}, 'must be a string'),
-        ({'size': [4, 5]}, 'counts None'),
-        ({'size': [4, 5], 'counts': 'T'}, 'damaged'),
-        ({'size': [4, 5], 'counts': '\u00e4'}, 'damaged'),
-        ({'size': [4, 5], 'counts': '\ud800'}, 'damaged'),
-        ({'size': [4, 5], 'counts': '!'}, 'damaged'),
-        ({'size': [4, 5], 'counts': 'ooooooooooooooo0'}, '35 bits'),
-        ({'size': [4, 5], 'counts': 'O'}, 'negative'),
-    ],
+  ('segmentation', 'complaint'),
+  [
+    ({'size': [5, 4], 'counts': [20]}, r'size \[5, 4\], but .* \[4, 5\]'),
+    ({'size': None, 'counts': [20]}, 'size None'),
+    ({'counts': [20]}, 'size None'),
+    ({'size': [4, 5], 'counts': [10, 9]}, 'sum to 19, not to the 20'),
+    ({'size': [4, 5], 'counts': []}, 'sum to 0'),
+    ({'size': [4, 5], 'counts': ''}, 'sum to 0'),
+    ({'size': [4, 5], 'counts': [30, -10]}, 'more than the 20'),
+    ({'size': [4, 5], 'counts': [15, -5, 10]}, 'negative'),
+    ({'size': [4, 5], 'counts': [2**70]}, 'more than the 20'),
+    ({'size': [4, 5], 'counts': [10.0, 10]}, 'no integers'),
+    ({'size': [4, 5], 'counts': [True, 19]}, 'no integers'),
+    ({'size': [4, 5], 'counts': [float('nan')]}, 'no integers'),
+    ({'size': [4, 5], 'counts': ['20']}, 'no integers'),
+    ({'size': [4, 5], 'counts': 20}, 'must be a string'),
+    ({'size': [4, 5]}, 'counts None'),
+    ({'size': [4, 5], 'counts': 'T'}, 'damaged'),
+    ({'size': [4, 5], 'counts': '\u00e4'}, 'damaged'),
+    ({'size': [4, 5], 'counts': '\ud800'}, 'damaged'),
+    ({'size': [4, 5], 'counts': '!'}, 'damaged'),
+    ({'size': [4, 5], 'counts': 'ooooooooooooooo0'}, '35 bits'),
+    ({'size': [4, 5], 'counts': 'O'}, 'negative'),
+  ],
 )
 def test_rle_counts_refuses_what_does_not_fill_the_image(
-    segmentation, complaint
+  segmentation, complaint
 ):
   with pytest.raises(errors.InputError, match=f'A09: .*{complaint}'):
     decode_rle(segmentation, 4, 5)

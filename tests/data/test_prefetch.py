@@ -18,7 +18,7 @@ from maskrcnn_jax.data import prefetch
 ROOT = pathlib.Path(__file__).parents[2]
 
 # Workers import the main module anew, which pytest's is not made for.
-PROGRAM = '''
+PROGRAM = """
 import contextlib, signal, sys
 import numpy as np
 from maskrcnn_jax.data import prefetch
@@ -47,7 +47,7 @@ def main(count, taken):
 
 if __name__ == '__main__':
   main(*sys.argv[1:])
-'''
+"""
 
 
 @pytest.fixture
@@ -58,12 +58,15 @@ def start(tmp_path):
 
   def start_program(count, taken):
     started.append(
-        subprocess.Popen(
-            [sys.executable, 'program.py', str(count), str(taken)],
-            cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(ROOT)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-        )
+      subprocess.Popen(
+        [sys.executable, 'program.py', str(count), str(taken)],
+        cwd=tmp_path,
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+      )
     )
     return started[-1]
 
@@ -85,8 +88,10 @@ def parcel_of(outcome):
 
 def test_a_parcel_arrives_and_leaves_nothing_in_shared_memory():
   arrays = (
-      np.arange(7, dtype=np.int8), np.zeros((0, 2)), np.ones((3, 5), bool),
-      np.arange(12.0).reshape(3, 4).T,
+    np.arange(7, dtype=np.int8),
+    np.zeros((0, 2)),
+    np.ones((3, 5), bool),
+    np.arange(12.0).reshape(3, 4).T,
   )
   value, *texts = parcel_of((arrays, 'wrong', ''))
   assert texts == ['wrong', '']
@@ -125,17 +130,18 @@ def test_load_ahead_raises_what_loading_raises():
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='looks into /dev/shm')
 @pytest.mark.parametrize(
-    'end', [
-        'all', signal.SIGINT, signal.SIGKILL,
-        pytest.param('few', marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-    ]
+  'end',
+  [
+    'all',
+    signal.SIGINT,
+    signal.SIGKILL,
+    pytest.param('few', marks=pytest.mark.slow),
+    pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+  ],
 )
 def test_workers_leave_nothing_in_shared_memory(start, end):
   before = shared_memory_files()
-  process = start(
-      9 if end == 'all' else 10**6, 3 if end == 'few' else 10**6
-  )
+  process = start(9 if end == 'all' else 10**6, 3 if end == 'few' else 10**6)
   if isinstance(end, signal.Signals):
     for _ in range(5):
       process.stdout.readline()

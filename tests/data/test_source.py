@@ -13,10 +13,10 @@ from maskrcnn_jax.config import source_of
 from maskrcnn_jax.data import canvases, coco_index, image_sets, loader
 from maskrcnn_jax.data.records import Records
 from maskrcnn_jax.data.source import (
-    CocoFiles,
-    check_is_there,
-    read_content,
-    read_set,
+  CocoFiles,
+  check_is_there,
+  read_content,
+  read_set,
 )
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.training import run as train
@@ -38,23 +38,31 @@ def assert_same_batches(one, other, *, canvas, num_steps=3):
   for data_set in (one, other):
     index = data_set.index
     rows, _ = image_sets.filter_images(index, keep_empty=True)
-    streams.append(loader.train_batches(
+    streams.append(
+      loader.train_batches(
         data_set,
-        canvases.plan_canvases(index.heights, index.widths, **canvas), rows,
-        limits=image_sets.find_limits(index, max_objects=64), seed=3,
-        start_step=1, num_steps=num_steps, batch_size=2,
-    ))
+        canvases.plan_canvases(index.heights, index.widths, **canvas),
+        rows,
+        limits=image_sets.find_limits(index, max_objects=64),
+        seed=3,
+        start_step=1,
+        num_steps=num_steps,
+        batch_size=2,
+      )
+    )
   for (a, rows_a), (b, rows_b) in zip(*streams, strict=True):
     assert_array_equal(rows_a, rows_b)
     for x, y in zip(
-        [*a[:-1], *a.outlines], [*b[:-1], *b.outlines], strict=True
+      [*a[:-1], *a.outlines], [*b[:-1], *b.outlines], strict=True
     ):
       assert_array_equal(x, y, strict=True)
 
 
 SMALL = dict(
-    short_side=32, long_side=64, padded_sizes=((64, 64),),
-    max_source_side=1000,
+  short_side=32,
+  long_side=64,
+  padded_sizes=((64, 64),),
+  max_source_side=1000,
 )
 
 
@@ -75,8 +83,10 @@ def test_records_of_coco_give_the_batches_of_the_json(tmp_path):
   other = read_set(records_of(tmp_path, split='val'))
   assert_same_index(one.index, other.index)
   canvas = dict(
-      short_side=100, long_side=200, padded_sizes=((224, 224),),
-      max_source_side=1000,
+    short_side=100,
+    long_side=200,
+    padded_sizes=((224, 224),),
+    max_source_side=1000,
   )
   assert_same_batches(one, other, canvas=canvas, num_steps=10)
 
@@ -100,19 +110,21 @@ def test_read_content_gives_the_json(tfds_set):
 
 
 @pytest.mark.parametrize(
-    ('source', 'option', 'what'),
-    [
-        (CocoFiles('a', 'none.json'), '--', 'none.json; --annotations says'),
-        (
-            CocoFiles('a', 'none.json'), '--config.data.eval.',
-            'none.json; --config.data.eval.annotations says',
-        ),
-        (CocoFiles('', 'a.json'), '--', '--images=DIR is missing: .* a.json'),
-        (
-            Records('a', 'train', '/nowhere'), '--config.data.train.',
-            '--config.data.tfds_dir is ./nowhere',
-        ),
-    ],
+  ('source', 'option', 'what'),
+  [
+    (CocoFiles('a', 'none.json'), '--', 'none.json; --annotations says'),
+    (
+      CocoFiles('a', 'none.json'),
+      '--config.data.eval.',
+      'none.json; --config.data.eval.annotations says',
+    ),
+    (CocoFiles('', 'a.json'), '--', '--images=DIR is missing: .* a.json'),
+    (
+      Records('a', 'train', '/nowhere'),
+      '--config.data.train.',
+      '--config.data.tfds_dir is ./nowhere',
+    ),
+  ],
 )
 def test_check_is_there_names_the_option(source, option, what):
   with pytest.raises(InputError, match=what):
@@ -127,12 +139,12 @@ def test_a_source_is_named_in_messages(tmp_path):
 def test_records_come_before_the_json_of_the_recipe(tiny_data, tmp_path):
   config = tiny.with_data(tiny.get_config(), tiny_data)
   assert source_of(config, 'train') == CocoFiles(
-      str(tiny_data / 'images'), str(tiny_data / 'instances_train.json')
+    str(tiny_data / 'images'), str(tiny_data / 'instances_train.json')
   )
   config.data.tfds_dir = str(tmp_path)
   config.data.train.tfds = 'coco_instances/folder'
   assert source_of(config, 'train') == Records(
-      'coco_instances/folder', 'train', str(tmp_path)
+    'coco_instances/folder', 'train', str(tmp_path)
   )
   assert isinstance(source_of(config, 'eval'), CocoFiles)
   assert source_of(tiny.get_config(), 'train') is None
@@ -149,7 +161,7 @@ def test_read_set_reads_json_and_folder(tfds_set):
 @pytest.mark.slow
 @pytest.mark.usefixtures('compilation_cache')
 def test_training_on_records_is_training_on_the_json(
-    tiny_tfds, tiny_run, tmp_path
+  tiny_tfds, tiny_run, tmp_path
 ):
   config = tiny.get_config()
   config.data.tfds_dir = str(tiny_tfds)
@@ -160,6 +172,4 @@ def test_training_on_records_is_training_on_the_json(
   assert figures == expected
   for name in ('bbox', 'segm', 'coco_results'):
     file = pathlib.Path('inference', f'{name}.json')
-    assert (tmp_path / 'run' / file).read_text() == (
-        workdir / file
-    ).read_text()
+    assert (tmp_path / 'run' / file).read_text() == (workdir / file).read_text()

@@ -22,7 +22,7 @@ def all_anchors(shapes, height, width, *, inside_only):
   found = np.concatenate(found)
   if inside_only:
     found = found[
-        (found[:, :2] >= 0).all(1) & (found[:, 2:] < [width, height]).all(1)
+      (found[:, :2] >= 0).all(1) & (found[:, 2:] < [width, height]).all(1)
     ]
   return found
 
@@ -41,18 +41,20 @@ def test_best_anchor_iou_is_that_of_all_anchors(rounding, inside_only):
   high = np.minimum(low + sides, [width, height])
   boxes = np.concatenate([low, high], axis=1)
   shapes = {
-      level: cell_anchors(
-          sizes, (0.5, 1.0, 2.0), rounding=rounding, stride=2**level
-      )
-      for level, sizes in SIZES.items()
+    level: cell_anchors(
+      sizes, (0.5, 1.0, 2.0), rounding=rounding, stride=2**level
+    )
+    for level, sizes in SIZES.items()
   }
   found = survey.best_anchor_iou(
-      boxes, np.tile([height, width], (200, 1)), shapes,
-      inside_only=inside_only,
+    boxes,
+    np.tile([height, width], (200, 1)),
+    shapes,
+    inside_only=inside_only,
   )
   anchors = all_anchors(shapes, height, width, inside_only=inside_only)
   expected = mask_api.iou(
-      to_xywh(anchors), to_xywh(boxes), [0] * len(boxes)
+    to_xywh(anchors), to_xywh(boxes), [0] * len(boxes)
   ).max(axis=0)
   assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
   assert 0.2 < (found < 0.5).mean() < 0.8
@@ -61,8 +63,14 @@ def test_best_anchor_iou_is_that_of_all_anchors(rounding, inside_only):
 def test_histogram_counts_from_each_bin_to_before_the_next():
   bins = (0, 1, 2, 5)
   assert survey.histogram(np.array([0, 1, 4, 5, 99]), bins) == {
-      '0': 1, '1': 1, '2 to 4': 1, '5 and more': 2
+    '0': 1,
+    '1': 1,
+    '2 to 4': 1,
+    '5 and more': 2,
   }
   assert survey.histogram(np.array([0.5, 1.0, 4.99]), bins) == {
-      '0 to 1': 1, '1 to 2': 1, '2 to 5': 1, '5 and more': 0
+    '0 to 1': 1,
+    '1 to 2': 1,
+    '2 to 5': 1,
+    '5 and more': 0,
   }

@@ -13,16 +13,20 @@ from maskrcnn_jax.doctor import machine_check as doctor
 from maskrcnn_jax.runtime import numerics
 
 CPU = (types.SimpleNamespace(platform='cpu', device_kind='cpu'),)
-GPU = (types.SimpleNamespace(
-    platform='gpu', device_kind='NVIDIA H200',
+GPU = (
+  types.SimpleNamespace(
+    platform='gpu',
+    device_kind='NVIDIA H200',
     client=types.SimpleNamespace(platform_version='PJRT C API\ncuda 13000'),
-),)
+  ),
+)
 AN_H200 = ['NVIDIA H200, 580.65.06, 143771 MiB']
 
 
 @pytest.fixture
 def machine(monkeypatch):
   """Returns what sets JAX_PLATFORMS and the versions of packages."""
+
   def make(asked=None, **packages):
     monkeypatch.delenv('JAX_PLATFORMS', raising=False)
     monkeypatch.delenv('XLA_PYTHON_CLIENT_MEM_FRACTION', raising=False)
@@ -39,26 +43,32 @@ def failures(findings):
 
 
 @pytest.mark.parametrize(
-    ('asked', 'devices', 'gpus', 'packages', 'advice'),
-    [
-        (None, CPU, [], {}, None),
-        ('cpu', CPU, AN_H200, {}, None),
-        (None, GPU, AN_H200, {}, None),
-        ('cuda', GPU, AN_H200, {}, None),
-        (None, CPU, AN_H200, {}, "pip install 'jax[cuda13]'"),
-        ('cuda,cpu', CPU, [], {}, 'JAX_PLATFORMS=cuda to see why'),
-        (
-            None, CPU, AN_H200, {'jax_cuda13_plugin': '0.12.0'},
-            'JAX_PLATFORMS=cuda to see why',
-        ),
-        (
-            None, CPU, [], {'jax_cuda13_plugin': '0.12.0'},
-            'install the driver',
-        ),
-    ],
+  ('asked', 'devices', 'gpus', 'packages', 'advice'),
+  [
+    (None, CPU, [], {}, None),
+    ('cpu', CPU, AN_H200, {}, None),
+    (None, GPU, AN_H200, {}, None),
+    ('cuda', GPU, AN_H200, {}, None),
+    (None, CPU, AN_H200, {}, "pip install 'jax[cuda13]'"),
+    ('cuda,cpu', CPU, [], {}, 'JAX_PLATFORMS=cuda to see why'),
+    (
+      None,
+      CPU,
+      AN_H200,
+      {'jax_cuda13_plugin': '0.12.0'},
+      'JAX_PLATFORMS=cuda to see why',
+    ),
+    (
+      None,
+      CPU,
+      [],
+      {'jax_cuda13_plugin': '0.12.0'},
+      'install the driver',
+    ),
+  ],
 )
 def test_a_gpu_that_is_not_used_is_a_failure(
-    machine, asked, devices, gpus, packages, advice
+  machine, asked, devices, gpus, packages, advice
 ):
   machine(asked, **packages)
   found = failures(doctor.check_devices(devices, gpus))
@@ -70,16 +80,19 @@ def test_a_gpu_that_is_not_used_is_a_failure(
 def test_a_wrong_share_of_memory_is_a_failure(machine, monkeypatch, fraction):
   machine()
   monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', fraction)
-  found, = failures(doctor.check_devices(GPU, AN_H200))
+  (found,) = failures(doctor.check_devices(GPU, AN_H200))
   assert f'FRACTION={fraction} must be' in found
 
 
 @pytest.mark.parametrize(
-    ('version', 'status'),
-    [
-        ('0.10.2', 'FAIL'), ('0.11.0', 'FAIL'), ('0.11.1', None),
-        ('0.12.0.1', None), ('0.13.0', 'note'),
-    ],
+  ('version', 'status'),
+  [
+    ('0.10.2', 'FAIL'),
+    ('0.11.0', 'FAIL'),
+    ('0.11.1', None),
+    ('0.12.0.1', None),
+    ('0.13.0', 'note'),
+  ],
 )
 def test_versions_of_jax(machine, monkeypatch, version, status):
   machine()
@@ -91,27 +104,27 @@ def test_versions_of_jax(machine, monkeypatch, version, status):
 
 def test_a_plugin_of_another_version_is_a_failure(machine):
   machine(jaxlib='0.12.0', jax_cuda13_plugin='0.11.2')
-  found, = failures(doctor.check_versions())
+  (found,) = failures(doctor.check_versions())
   assert 'jax-cuda13-plugin 0.11.2 is not for jaxlib 0.12.0' in found
 
 
 @pytest.mark.parametrize(
-    ('plugin', 'gpus', 'advice'),
-    [
-        (True, [], 'there is no GPU, or no driver for it'),
-        (True, AN_H200, doctor.INSTALL_GPU),
-        (False, [], doctor.INSTALL_GPU),
-    ],
+  ('plugin', 'gpus', 'advice'),
+  [
+    (True, [], 'there is no GPU, or no driver for it'),
+    (True, AN_H200, doctor.INSTALL_GPU),
+    (False, [], doctor.INSTALL_GPU),
+  ],
 )
 @pytest.mark.parametrize(
-    ('error', 'what'),
-    [
-        (RuntimeError('No backend cuda\nand more'), 'No backend cuda'),
-        (AssertionError(), 'AssertionError'),
-    ],
+  ('error', 'what'),
+  [
+    (RuntimeError('No backend cuda\nand more'), 'No backend cuda'),
+    (AssertionError(), 'AssertionError'),
+  ],
 )
 def test_jax_that_does_not_start_is_the_last_line(
-    machine, monkeypatch, plugin, gpus, advice, error, what
+  machine, monkeypatch, plugin, gpus, advice, error, what
 ):
   versions = {'jax-cuda13-plugin': '0.11.1'} if plugin else {}
   machine('cuda', **versions)
@@ -124,8 +137,8 @@ def test_jax_that_does_not_start_is_the_last_line(
   *_, last = doctor.examine()
   assert last.status == 'FAIL'
   assert last.text == (
-      f'devices: JAX does not start with JAX_PLATFORMS=cuda: {what}; {advice} '
-      '(JAX_PLATFORMS=cpu runs on the CPU)'
+    f'devices: JAX does not start with JAX_PLATFORMS=cuda: {what}; {advice} '
+    '(JAX_PLATFORMS=cpu runs on the CPU)'
   )
 
 
@@ -134,20 +147,20 @@ def test_numbers_of_this_device_are_right():
 
 
 @pytest.mark.parametrize(
-    ('name', 'function', 'wrong', 'what'),
-    [
-        ('single operations', 'sqrt', lambda x: x, 'sqrt(512) is 512'),
-        ('single operations', 'ones', jnp.zeros, '1 + 1 is [1.0'),
-        ('joined arrays', 'where', lambda c, x, y: x, 'wrong by'),
-        ('random numbers', 'normal', None, 'a mean of'),
-        ('sums by index', 'zeros', jnp.ones, 'is wrong'),
-        ('convolutions', 'conv', None, '7x7 convolution of stride 2 in bf'),
-    ],
+  ('name', 'function', 'wrong', 'what'),
+  [
+    ('single operations', 'sqrt', lambda x: x, 'sqrt(512) is 512'),
+    ('single operations', 'ones', jnp.zeros, '1 + 1 is [1.0'),
+    ('joined arrays', 'where', lambda c, x, y: x, 'wrong by'),
+    ('random numbers', 'normal', None, 'a mean of'),
+    ('sums by index', 'zeros', jnp.ones, 'is wrong'),
+    ('convolutions', 'conv', None, '7x7 convolution of stride 2 in bf'),
+  ],
 )
 def test_wrong_numbers_are_found(monkeypatch, name, function, wrong, what):
   if function == 'normal':
     monkeypatch.setattr(
-        jax.random, 'normal', lambda key, shape: jnp.ones(shape)
+      jax.random, 'normal', lambda key, shape: jnp.ones(shape)
     )
   elif function == 'conv':
     run = jax.lax.conv_general_dilated
@@ -170,8 +183,8 @@ def test_a_slow_sum_by_index_is_a_fault(monkeypatch):
   monkeypatch.setattr(numerics, '_least_seconds', lambda *_: next(times))
   faults = numerics.check_numerics()
   assert faults == {
-      'sums by index': 'a sum of elements by index takes 1000 times as long as '
-      'taking them; ' + numerics.OTHER_VERSION
+    'sums by index': 'a sum of elements by index takes 1000 times as long as '
+    'taking them; ' + numerics.OTHER_VERSION
   }
 
 
@@ -181,7 +194,7 @@ def cases_of(monkeypatch, *cases):
 
 def a_case(call):
   return kernel_check.Case(
-      'nms', '3 boxes', lambda key: (jnp.arange(3.0),), call, 0, 1e-6
+    'nms', '3 boxes', lambda key: (jnp.arange(3.0),), call, 0, 1e-6
   )
 
 
@@ -192,28 +205,29 @@ def raise_error(x, kernels):
 
 
 @pytest.mark.parametrize(
-    ('call', 'status', 'what'),
-    [
-        (lambda x, kernels: x, 'ok', 'kernel nms (3 boxes, interpret)'),
-        (
-            lambda x, kernels: x + (kernels == 'interpret'), 'FAIL',
-            'the largest difference is 0.5 of the largest number; run with '
-            '--config.kernels=xla',
-        ),
-        (raise_error, 'FAIL', 'interpret): no such thing; run with'),
-    ],
+  ('call', 'status', 'what'),
+  [
+    (lambda x, kernels: x, 'ok', 'kernel nms (3 boxes, interpret)'),
+    (
+      lambda x, kernels: x + (kernels == 'interpret'),
+      'FAIL',
+      'the largest difference is 0.5 of the largest number; run with '
+      '--config.kernels=xla',
+    ),
+    (raise_error, 'FAIL', 'interpret): no such thing; run with'),
+  ],
 )
 def test_a_kernel_is_held_against_plain_jax(monkeypatch, call, status, what):
   cases_of(monkeypatch, a_case(call))
-  finding, = doctor.check_kernels(jax.random.key(0))
+  (finding,) = doctor.check_kernels(jax.random.key(0))
   assert finding.status == status
   assert what in finding.text
 
 
 def test_report_is_a_line_each_and_tells_whether_all_is_well(capsys):
   ok, note, fail = (
-      doctor.Finding(status, text)
-      for status, text in (('ok', 'a'), ('note', 'b'), ('FAIL', 'c'))
+    doctor.Finding(status, text)
+    for status, text in (('ok', 'a'), ('note', 'b'), ('FAIL', 'c'))
   )
   assert doctor.report([ok, note])
   assert not doctor.report([fail, ok])
@@ -224,7 +238,7 @@ def test_report_is_a_line_each_and_tells_whether_all_is_well(capsys):
 def test_exit_status(monkeypatch, capsys, finding, status):
   monkeypatch.setattr(sys, 'argv', ['doctor'])
   monkeypatch.setattr(
-      doctor, 'examine', lambda: [doctor.Finding(finding, 'all of it')]
+    doctor, 'examine', lambda: [doctor.Finding(finding, 'all of it')]
   )
   if status is None:
     doctor.main()

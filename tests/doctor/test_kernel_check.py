@@ -33,13 +33,13 @@ def test_kernels_interpreted_agree(case, key):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'case', [case for case in CASES if case.define], ids=name_of
+  'case', [case for case in CASES if case.define], ids=name_of
 )
 def test_plain_jax_agrees_with_the_way_of_torchvision(case, key):
   arguments = case.make(key)
   ours, theirs = (
-      jax.jit(way)(*arguments)
-      for way in (functools.partial(case.call, kernels='xla'), case.define)
+    jax.jit(way)(*arguments)
+    for way in (functools.partial(case.call, kernels='xla'), case.define)
   )
   assert kernel_check.difference(case, ours, theirs) is None
 
@@ -51,58 +51,70 @@ def test_difference_says_what_differs():
   assert kernel_check.difference(case, images, images.at[:, 3].set(0)) is None
   # Two of the ten of one image, a twentieth of all.
   assert kernel_check.difference(case, images, images.at[2, 3:5].set(0)) == (
-      '20.00% of the elements of an image differ'
+    '20.00% of the elements of an image differ'
   )
   far = jnp.array([jnp.inf, 100.0, -jnp.inf, jnp.nan])
   assert kernel_check.difference(case, far, far) is None
   assert kernel_check.difference(case, far.at[1].set(99.5), far) is None
   for wrong in (98.0, jnp.nan, jnp.inf):
     assert 'of the largest number' in kernel_check.difference(
-        case, far.at[1].set(wrong), far
+      case, far.at[1].set(wrong), far
     )
 
 
 # What a kernel could get wrong, as another way to call the operation, and in
 # which of its cases that has to show.
 FAULTS = {
-    'nms: nothing is suppressed': (
-        lambda *x, **o: nms(*x, **o | {'iou_threshold': 2.0}), {0, 1}
+  'nms: nothing is suppressed': (
+    lambda *x, **o: nms(*x, **o | {'iou_threshold': 2.0}),
+    {0, 1},
+  ),
+  'nms: classes are one': (
+    lambda *x, groups, **o: nms(*x, groups=None, **o),
+    {1},
+  ),
+  'nms: the last of the limit is missed': (
+    lambda *x, **o: nms(*x, **o | {'limit': o['limit'] - 1}),
+    {0, 1},
+  ),
+  'match_by_overlap: no rescue': (
+    lambda *x, **o: match_by_overlap(*x, **o | {'rescue': False}),
+    {0},
+  ),
+  'match_by_overlap: a truth is missed': (
+    lambda b, v, g, gv, **o: match_by_overlap(
+      b, v, g, gv.at[0].set(False), **o
     ),
-    'nms: classes are one': (
-        lambda *x, groups, **o: nms(*x, groups=None, **o), {1}
+    {0},
+  ),
+  'select_boxes: equals the other way round': (
+    lambda logits, *x, **o: select_boxes(
+      logits + 1e-6 * jnp.linspace(0, 1, logits.size), *x, **o
     ),
-    'nms: the last of the limit is missed': (
-        lambda *x, **o: nms(*x, **o | {'limit': o['limit'] - 1}), {0, 1}
+    {0, 1},
+  ),
+  'select_boxes: not fitted': (
+    lambda *x, **o: select_boxes(*x, **o | {'fit_to': None}),
+    {1},
+  ),
+  'roi_align: a hundredth of a cell aside': (
+    lambda *x, **o: roi_align(*x, **o | {'offset': 0.51}),
+    {0, 1, 2},
+  ),
+  'rasterize_outlines: the first part alone': (
+    lambda outlines, *x, **o: rasterize_outlines(
+      outlines._replace(
+        parts=jnp.where(outlines.parts > 0, -1, outlines.parts)
+      ),
+      *x,
+      **o,
     ),
-    'match_by_overlap: no rescue': (
-        lambda *x, **o: match_by_overlap(*x, **o | {'rescue': False}), {0}
-    ),
-    'match_by_overlap: a truth is missed': (
-        lambda b, v, g, gv, **o: match_by_overlap(
-            b, v, g, gv.at[0].set(False), **o
-        ), {0}
-    ),
-    'select_boxes: equals the other way round': (
-        lambda logits, *x, **o: select_boxes(
-            logits + 1e-6 * jnp.linspace(0, 1, logits.size), *x, **o
-        ), {0, 1}
-    ),
-    'select_boxes: not fitted': (
-        lambda *x, **o: select_boxes(*x, **o | {'fit_to': None}), {1}
-    ),
-    'roi_align: a hundredth of a cell aside': (
-        lambda *x, **o: roi_align(*x, **o | {'offset': 0.51}), {0, 1, 2}
-    ),
-    'rasterize_outlines: the first part alone': (
-        lambda outlines, *x, **o: rasterize_outlines(
-            outlines._replace(
-                parts=jnp.where(outlines.parts > 0, -1, outlines.parts)
-            ), *x, **o
-        ), {0}
-    ),
-    'pairwise_iou: a pixel wider': (
-        lambda *x, **o: pairwise_iou(*x, width_offset=1.0, **o), {0}
-    ),
+    {0},
+  ),
+  'pairwise_iou: a pixel wider': (
+    lambda *x, **o: pairwise_iou(*x, width_offset=1.0, **o),
+    {0},
+  ),
 }
 
 
@@ -113,14 +125,13 @@ def test_what_a_kernel_could_get_wrong_is_found(fault, key, monkeypatch):
   wrong, found_in = FAULTS[fault]
   right = getattr(kernel_check, name)
   monkeypatch.setattr(
-      kernel_check, name,
-      lambda *x, kernels, **options: (
-          (wrong if kernels == 'wrong' else right)(*x, **options)
-      ),
+    kernel_check,
+    name,
+    lambda *x, kernels, **options: (wrong if kernels == 'wrong' else right)(
+      *x, **options
+    ),
   )
-  cases = [
-      case for case in kernel_check.make_cases(SMALL) if case.name == name
-  ]
+  cases = [case for case in kernel_check.make_cases(SMALL) if case.name == name]
   for i in found_in:
     assert kernel_check.make_check(cases[i], 'wrong')(key), cases[i].detail
 
@@ -135,11 +146,11 @@ def test_results_that_change_from_run_to_run_are_found(key, monkeypatch):
     trace = jax.ShapeDtypeStruct((), jnp.float32)
     # Less than what a case tolerates.
     return iou + jax.experimental.io_callback(
-        lambda: np.float32(1e-7 * next(count)), trace
+      lambda: np.float32(1e-7 * next(count)), trace
     )
 
   monkeypatch.setattr(kernel_check, 'pairwise_iou', race)
   case = kernel_check.make_cases(SMALL)[0]
   assert 'the same input gives different results' in (
-      kernel_check.make_check(case, 'wrong')(key)
+    kernel_check.make_check(case, 'wrong')(key)
   )

@@ -18,22 +18,22 @@ COCO_EVAL = pathlib.Path(__file__).parents[3] / 'shared/data/coco_eval'
 def _truth(boxes, *, image_ids=(1,), categories=((1, 'cat'),), size=(200, 200)):
   """One object a box; `boxes` holds (image_id, category_id, bbox)."""
   return {
-      'images': [
-          {'id': i, 'height': size[0], 'width': size[1]} for i in image_ids
-      ],
-      'categories': [{'id': i, 'name': name} for i, name in categories],
-      'annotations': [
-          {
-              'id': number,
-              'image_id': image_id,
-              'category_id': category_id,
-              'bbox': list(box),
-              'area': box[2] * box[3],
-              'iscrowd': 0,
-              'segmentation': [_corners(box)],
-          }
-          for number, (image_id, category_id, box) in enumerate(boxes, 1)
-      ],
+    'images': [
+      {'id': i, 'height': size[0], 'width': size[1]} for i in image_ids
+    ],
+    'categories': [{'id': i, 'name': name} for i, name in categories],
+    'annotations': [
+      {
+        'id': number,
+        'image_id': image_id,
+        'category_id': category_id,
+        'bbox': list(box),
+        'area': box[2] * box[3],
+        'iscrowd': 0,
+        'segmentation': [_corners(box)],
+      }
+      for number, (image_id, category_id, box) in enumerate(boxes, 1)
+    ],
   }
 
 
@@ -52,14 +52,14 @@ def _rle(box, size=(200, 200)):
 
 def _perfect(truth, score=0.9):
   return [
-      {
-          'image_id': a['image_id'],
-          'category_id': a['category_id'],
-          'bbox': a['bbox'],
-          'segmentation': _rle(a['bbox']),
-          'score': score,
-      }
-      for a in truth['annotations']
+    {
+      'image_id': a['image_id'],
+      'category_id': a['category_id'],
+      'bbox': a['bbox'],
+      'segmentation': _rle(a['bbox']),
+      'score': score,
+    }
+    for a in truth['annotations']
   ]
 
 
@@ -85,12 +85,12 @@ def test_evaluate_detections_by_hand():
   #   IoU 0.65 .. 0.95: miss, miss, hit.  Precision 1/3 up to recall 1/2, then
   #     nothing: AP = 51 / 3 / 101.
   results = [
-      {'image_id': 1, 'category_id': 1, 'bbox': box, 'score': score}
-      for box, score in [
-          ([10, 10, 24, 40], 0.9),
-          ([150, 10, 9, 9], 0.8),
-          ([100, 100, 40, 40], 0.7),
-      ]
+    {'image_id': 1, 'category_id': 1, 'bbox': box, 'score': score}
+    for box, score in [
+      ([10, 10, 24, 40], 0.9),
+      ([150, 10, 9, 9], 0.8),
+      ([100, 100, 40, 40], 0.7),
+    ]
   ]
   stats = ap.evaluate_detections(TWO, results, kind='bbox').stats
   good, poor = (51 + 50 * 2 / 3) / 101, 17 / 101
@@ -111,13 +111,13 @@ def test_evaluate_detections_equals_pycocotools(kind, capsys):
     pytest.skip(f'{COCO_EVAL} is not here')
   truth = json.loads((COCO_EVAL / 'instances_val2014_100.json').read_text())
   results = json.loads(
-      (COCO_EVAL / f'instances_val2014_fake{kind}100_results.json').read_text()
+    (COCO_EVAL / f'instances_val2014_fake{kind}100_results.json').read_text()
   )
   expected = json.loads((COCO_EVAL / 'expected_stats.json').read_text())[kind]
   before = copy.deepcopy((truth, results))
   result = ap.evaluate_detections(truth, results, kind=kind)
   np.testing.assert_allclose(
-      list(result.stats.values()), expected, rtol=0, atol=1e-10
+    list(result.stats.values()), expected, rtol=0, atol=1e-10
   )
   classes = [v for v in result.per_class.values() if v is not None]
   assert np.mean(classes) == pytest.approx(expected[0], abs=1e-10)
@@ -175,25 +175,25 @@ def test_evaluate_detections_of_nothing_is_zero(kind):
 
 
 @pytest.mark.parametrize(
-    'image_ids',
-    [
-        ('a', 'b'),
-        (2**53, 2**53 + 1),
-        (2**70, 2**70 + 1),
-        ('1', 1),
-        (-1, 0),
-        (0.5, 1.5),
-    ],
+  'image_ids',
+  [
+    ('a', 'b'),
+    (2**53, 2**53 + 1),
+    (2**70, 2**70 + 1),
+    ('1', 1),
+    (-1, 0),
+    (0.5, 1.5),
+  ],
 )
 def test_evaluate_detections_takes_image_ids_of_any_kind(image_ids):
   first, second = image_ids
   truth = _truth(
-      [(first, 1, (10, 10, 40, 40)), (second, 1, (100, 100, 40, 40))],
-      image_ids=image_ids,
+    [(first, 1, (10, 10, 40, 40)), (second, 1, (100, 100, 40, 40))],
+    image_ids=image_ids,
   )
   results = _perfect(truth)
   assert ap.evaluate_detections(truth, results, kind='bbox').stats['AP'] == (
-      pytest.approx(1)
+    pytest.approx(1)
   )
   results[0]['image_id'], results[1]['image_id'] = second, first
   stats = ap.evaluate_detections(truth, results, kind='bbox').stats
@@ -204,8 +204,8 @@ def test_evaluate_detections_takes_image_ids_of_any_kind(image_ids):
 def test_evaluate_detections_takes_category_ids_of_any_kind(category_ids):
   first, second = category_ids
   truth = _truth(
-      [(1, first, (10, 10, 40, 40)), (1, second, (100, 100, 40, 40))],
-      categories=((second, 'dog'), (first, 'cat')),
+    [(1, first, (10, 10, 40, 40)), (1, second, (100, 100, 40, 40))],
+    categories=((second, 'dog'), (first, 'cat')),
   )
   results = _perfect(truth)[1:]
   result = ap.evaluate_detections(truth, results, kind='bbox')
@@ -233,15 +233,15 @@ def test_evaluate_detections_counts_an_object_without_area_as_missed():
 
 
 @pytest.mark.parametrize(
-    ('limits', 'expected'), [((1, 10, 100), 0.663), ((1, 10, 150), 1.0)]
+  ('limits', 'expected'), [((1, 10, 100), 0.663), ((1, 10, 150), 1.0)]
 )
 def test_evaluate_detections_of_many_objects_needs_a_limit_to_match(
-    limits, expected
+  limits, expected
 ):
   boxes = [(1, 1, (12 * (i % 15), 12 * (i // 15), 9, 9)) for i in range(150)]
   truth = _truth(boxes)
   result = ap.evaluate_detections(
-      truth, _perfect(truth), kind='bbox', max_detections=limits
+    truth, _perfect(truth), kind='bbox', max_detections=limits
   )
   # 100 of 150 found: recalls 0 to 0.66 of the 101 have precision 1.
   assert result.stats['AP'] == pytest.approx(expected, abs=5e-4)
@@ -302,28 +302,28 @@ def test_evaluate_detections_refuses_a_category_name_used_twice():
 
 
 @pytest.mark.parametrize(
-    'segmentation',
-    [
-        [[10, 10, math.nan, 10, 50, 50]],  # hangs
-        [[10, 10, 1e12, 10, 50, 50]],
-        [[10, 10, '50', 10, 50, 50]],
-        [[10, 10, 50, 10, 50]],  # empty, silent
-        [[10, 10, 50, 10, 50, 50, 10]],  # last number dropped, silent
-        [[10, 10, 50, 50]],  # TypeError
-        [10, 10, 50, 10, 50, 50],
-        [[10, 10, 50, 10, 50, 50], []],
-        [[]],
-        [],
-        None,
-        {'size': [200, 200], 'counts': [100, 20, 300]},  # garbage memory
-        {'size': [200, 200], 'counts': [-5, 40005]},
-        {'size': [100, 400], 'counts': [40000]},
-        {'size': [200, 200], 'counts': '0123'},
-        {'size': [200, 200], 'counts': 'zzzzzz'},
-        {'size': [200, 200], 'counts': 'naïve'},
-        {'size': [200, 200]},
-        {},
-    ],
+  'segmentation',
+  [
+    [[10, 10, math.nan, 10, 50, 50]],  # hangs
+    [[10, 10, 1e12, 10, 50, 50]],
+    [[10, 10, '50', 10, 50, 50]],
+    [[10, 10, 50, 10, 50]],  # empty, silent
+    [[10, 10, 50, 10, 50, 50, 10]],  # last number dropped, silent
+    [[10, 10, 50, 50]],  # TypeError
+    [10, 10, 50, 10, 50, 50],
+    [[10, 10, 50, 10, 50, 50], []],
+    [[]],
+    [],
+    None,
+    {'size': [200, 200], 'counts': [100, 20, 300]},  # garbage memory
+    {'size': [200, 200], 'counts': [-5, 40005]},
+    {'size': [100, 400], 'counts': [40000]},
+    {'size': [200, 200], 'counts': '0123'},
+    {'size': [200, 200], 'counts': 'zzzzzz'},
+    {'size': [200, 200], 'counts': 'naïve'},
+    {'size': [200, 200]},
+    {},
+  ],
 )
 def test_evaluate_detections_refuses_a_broken_mask(segmentation):
   truth = copy.deepcopy(TWO)
@@ -341,10 +341,10 @@ def test_evaluate_detections_takes_masks_of_any_encoding():
   runs = [10 * 200 + 10, *([40, 160] * 39), 40]
   runs.append(200 * 200 - sum(runs))
   encodings = [
-      compressed,
-      {**compressed, 'counts': compressed['counts'].encode()},
-      {'size': [200, 200], 'counts': runs},
-      [_corners((10, 10, 40, 40))],
+    compressed,
+    {**compressed, 'counts': compressed['counts'].encode()},
+    {'size': [200, 200], 'counts': runs},
+    [_corners((10, 10, 40, 40))],
   ]
   for of_truth in encodings:
     truth = _truth([(1, 1, (10, 10, 40, 40))])
@@ -388,8 +388,8 @@ def test_format_table_has_a_column_for_each_kind_and_a_row_for_each_class():
   lines = table.splitlines()
   first = next(line for line in lines if line.startswith('Average'))
   assert first == (
-      'Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]'
-      '  1.000  0.000'
+    'Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]'
+    '  1.000  0.000'
   )
   assert sum(line.startswith('Average') for line in lines) == 12
   assert lines[-2].split() == ['cat', '1.000', '0.000']
@@ -419,14 +419,17 @@ def test_backends_agree(kind, seed, monkeypatch):
 
   def draw(count, ids):
     return [
-        (int(rng.choice(ids)), int(rng.integers(0, 3)),
-         (*rng.integers(0, 60, 2).tolist(), *rng.integers(5, 130, 2).tolist()))
-        for _ in range(count)
+      (
+        int(rng.choice(ids)),
+        int(rng.integers(0, 3)),
+        (*rng.integers(0, 60, 2).tolist(), *rng.integers(5, 130, 2).tolist()),
+      )
+      for _ in range(count)
     ]
 
   truth = _truth(draw(30, [0, 2**53, 2**53 + 1]))
   truth['images'] = [
-      {'id': i, 'height': 200, 'width': 200} for i in (0, 2**53, 2**53 + 1, 7)
+    {'id': i, 'height': 200, 'width': 200} for i in (0, 2**53, 2**53 + 1, 7)
   ]
   truth['categories'] = [{'id': i, 'name': f'c{i}'} for i in range(4)]
   for annotation in truth['annotations'][::7]:
@@ -445,7 +448,7 @@ def test_backends_agree(kind, seed, monkeypatch):
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
       assert ours[name] == (
-          None if value is None else pytest.approx(value, abs=1e-10)
+        None if value is None else pytest.approx(value, abs=1e-10)
       ), name
   assert 0 < reference.stats['AP'] < 1
 

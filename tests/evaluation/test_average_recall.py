@@ -15,33 +15,44 @@ from maskrcnn_jax.evaluation.average_recall import (
 def make_truth(objects, num_images=1):
   """Objects are (image_id, box) or (image_id, box, area)."""
   return {
-      'images': [{'id': i} for i in range(num_images)],
-      'annotations': [
-          {'image_id': image_id, 'bbox': list(box), 'iscrowd': 0,
-           'area': area[0] if area else box[2] * box[3]}
-          for image_id, box, *area in objects
-      ],
+    'images': [{'id': i} for i in range(num_images)],
+    'annotations': [
+      {
+        'image_id': image_id,
+        'bbox': list(box),
+        'iscrowd': 0,
+        'area': area[0] if area else box[2] * box[3],
+      }
+      for image_id, box, *area in objects
+    ],
   }
 
 
 def make_results(boxes):
   """Boxes are (image_id, box, score)."""
   return [
-      {'image_id': image_id, 'bbox': list(box), 'score': score}
-      for image_id, box, score in boxes
+    {'image_id': image_id, 'bbox': list(box), 'score': score}
+    for image_id, box, score in boxes
   ]
 
 
 def test_recall_by_hand():
   # The first object is overlapped by 0.6: 3 of the 10 thresholds (0.5, 0.55,
   # 0.6); the second exactly: 10; the third not at all. 13 / 30.
-  truth = make_truth([
-      (0, (0, 0, 100, 10)), (0, (200, 0, 20, 20)), (0, (400, 0, 20, 20)),
-  ])
-  results = make_results([
-      (0, (0, 0, 60, 10), 0.9), (0, (200, 0, 20, 20), 0.8),
+  truth = make_truth(
+    [
+      (0, (0, 0, 100, 10)),
+      (0, (200, 0, 20, 20)),
+      (0, (400, 0, 20, 20)),
+    ]
+  )
+  results = make_results(
+    [
+      (0, (0, 0, 60, 10), 0.9),
+      (0, (200, 0, 20, 20), 0.8),
       (0, (600, 0, 9, 9), 0.7),
-  ])
+    ]
+  )
   stats = evaluate_proposals(truth, results).stats
   assert stats['AR@100'] == stats['AR@1000'] == pytest.approx(13 / 30)
   # 1000, 400 and 400 square pixels: all are below 32 * 32.
@@ -60,7 +71,7 @@ def test_limits_take_the_best_scores():
   truth = make_truth([(0, (0, 0, 10, 10))])
   boxes = [(0, (50, 50, 5, 5), 0.9), (0, (0, 0, 10, 10), 0.1)]
   stats = evaluate_proposals(
-      truth, make_results(boxes[::-1]), limits=(1, 2)
+    truth, make_results(boxes[::-1]), limits=(1, 2)
   ).stats
   assert (stats['AR@1'], stats['AR@2']) == (0, 1)
 
@@ -68,7 +79,7 @@ def test_limits_take_the_best_scores():
 def test_images_without_proposals_count_and_crowds_do_not():
   truth = make_truth([(0, (0, 0, 9, 9)), (1, (0, 0, 9, 9))], num_images=3)
   truth['annotations'].append(
-      {'image_id': 0, 'bbox': [0, 0, 50, 50], 'area': 2500, 'iscrowd': 1}
+    {'image_id': 0, 'bbox': [0, 0, 50, 50], 'area': 2500, 'iscrowd': 1}
   )
   results = make_results([(0, (0, 0, 9, 9), 0.5)])
   result = evaluate_proposals(truth, results)
@@ -83,9 +94,11 @@ def slow_recall(truth, results, limit, least, most):
     rows = [r for r in results if r['image_id'] == image['id']]
     rows = sorted(rows, key=lambda r: -r['score'])[:limit]
     objects = [
-        a['bbox'] for a in truth['annotations']
-        if a['image_id'] == image['id'] and least <= a['area'] <= most
-        and not a['iscrowd']
+      a['bbox']
+      for a in truth['annotations']
+      if a['image_id'] == image['id']
+      and least <= a['area'] <= most
+      and not a['iscrowd']
     ]
     total += len(objects)
     pairs = {}
@@ -103,8 +116,8 @@ def slow_recall(truth, results, limit, least, most):
   if not total:
     return None
   recalls = [
-      sum(iou >= t for iou in found) / total
-      for t in (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+    sum(iou >= t for iou in found) / total
+    for t in (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
   ]
   return sum(recalls) / 10
 
@@ -123,19 +136,21 @@ def test_recall_equals_its_definition(seed):
   near = np.repeat(real, 3, axis=0)
   near += rng.normal(0, 8, near.shape) * [1, 1, 0.3, 0.3]
   near[:, 2:] = np.maximum(near[:, 2:], 1)
-  results = make_results([
+  results = make_results(
+    [
       (image, box, float(rng.uniform()))
-      for image, box in zip(np.repeat(images, 3).tolist(), near.tolist(),
-                            strict=True)
-  ])
+      for image, box in zip(
+        np.repeat(images, 3).tolist(), near.tolist(), strict=True
+      )
+    ]
+  )
   stats = evaluate_proposals(truth, results, limits=(5, 1000)).stats
-  areas = {'': (0, 1e10), 's': (0, 1024), 'm': (1024, 9216),
-           'l': (9216, 1e10)}
+  areas = {'': (0, 1e10), 's': (0, 1024), 'm': (1024, 9216), 'l': (9216, 1e10)}
   for size, (least, most) in areas.items():
     for limit in (5, 1000):
       expected = slow_recall(truth, results, limit, least, most)
       assert stats[f'AR{size}@{limit}'] == (
-          None if expected is None else pytest.approx(expected, abs=1e-12)
+        None if expected is None else pytest.approx(expected, abs=1e-12)
       )
 
 
@@ -147,10 +162,14 @@ def test_what_is_empty_has_no_overlap():
   assert evaluate_proposals(make_truth([]), []).stats['AR@100'] is None
 
 
-@pytest.mark.parametrize('box', [
-    (7, (0, 0, 1, 1), 0.5), (0, (0, 0, math.nan, 1), 0.5),
+@pytest.mark.parametrize(
+  'box',
+  [
+    (7, (0, 0, 1, 1), 0.5),
+    (0, (0, 0, math.nan, 1), 0.5),
     (0, (0, 0, 1, 1), math.inf),
-])
+  ],
+)
 def test_a_broken_proposal_is_refused(box):
   with pytest.raises(InputError, match='Proposal 0'):
     evaluate_proposals(make_truth([]), make_results([box]))
@@ -158,7 +177,7 @@ def test_a_broken_proposal_is_refused(box):
 
 def test_the_table_has_a_row_for_each_number():
   result = evaluate_proposals(
-      make_truth([(0, (0, 0, 10, 10))]), make_results([(0, (0, 0, 10, 9), 1.0)])
+    make_truth([(0, (0, 0, 10, 10))]), make_results([(0, (0, 0, 10, 9), 1.0)])
   )
   lines = format_recalls(result).splitlines()
   assert lines[0] == '1 images; 1 proposals of any class'

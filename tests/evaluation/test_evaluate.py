@@ -42,8 +42,11 @@ def detector(tiny_run):
 def evaluate_tiny(detector, workdir, **options):
   truth = detector.config.data.eval
   return evaluate(
-      detector, source=CocoFiles(truth.images, truth.annotations),
-      workdir=workdir, config=detector.config, **options,
+    detector,
+    source=CocoFiles(truth.images, truth.annotations),
+    workdir=workdir,
+    config=detector.config,
+    **options,
   )
 
 
@@ -55,23 +58,26 @@ def make_detections(boxes, valid=None):
   """Full masks of class 1, with falling scores."""
   count = len(boxes)
   return Detections(
-      boxes=np.array(boxes, np.float32),
-      classes=np.ones(count, np.int32),
-      scores=np.linspace(0.9, 0.5, count).astype(np.float32),
-      masks=np.ones((count, 28, 28), np.float32),
-      valid=np.ones(count, bool) if valid is None else np.array(valid),
+    boxes=np.array(boxes, np.float32),
+    classes=np.ones(count, np.int32),
+    scores=np.linspace(0.9, 0.5, count).astype(np.float32),
+    masks=np.ones((count, 28, 28), np.float32),
+    valid=np.ones(count, bool) if valid is None else np.array(valid),
   )
 
 
 def test_to_original_scales_boxes_and_pastes_masks():
   # Halved in height, and a third of it in width.
   found = to_original(
-      make_detections([(10, 10, 30, 40)]), (50, 100), row=7,
-      original_size=(100, 300), mask_threshold=0.5,
+    make_detections([(10, 10, 30, 40)]),
+    (50, 100),
+    row=7,
+    original_size=(100, 300),
+    mask_threshold=0.5,
   )
   assert found.row == 7
   assert_allclose(found.boxes, [[30, 20, 90, 80]])
-  mask, = found.masks
+  (mask,) = found.masks
   assert mask['size'] == [100, 300]
   expected = np.zeros((100, 300))
   expected[20:80, 30:90] = 1
@@ -81,8 +87,11 @@ def test_to_original_scales_boxes_and_pastes_masks():
 def test_to_original_clips_to_the_image():
   # The resized image is a rounded 51 pixels wide.
   found = to_original(
-      make_detections([(0, 0, 51, 64)]), (64, 51), row=0,
-      original_size=(80, 64), mask_threshold=0.5,
+    make_detections([(0, 0, 51, 64)]),
+    (64, 51),
+    row=0,
+    original_size=(80, 64),
+    mask_threshold=0.5,
   )
   assert_allclose(found.boxes, [[0, 0, 64, 80]], rtol=1e-6)
   assert found.boxes[0, 2] <= 64
@@ -92,8 +101,11 @@ def test_to_original_clips_to_the_image():
 def test_to_original_drops_padding():
   boxes = [(0, 0, 4, 4), (1, 1, 5, 5), (2, 2, 6, 6)]
   found = to_original(
-      make_detections(boxes, [True, False, True]), (8, 8), row=0,
-      original_size=(8, 8), mask_threshold=0.5,
+    make_detections(boxes, [True, False, True]),
+    (8, 8),
+    row=0,
+    original_size=(8, 8),
+    mask_threshold=0.5,
   )
   assert_array_equal(found.boxes, [boxes[0], boxes[2]])
   assert_allclose(found.scores, [0.9, 0.5])
@@ -102,8 +114,11 @@ def test_to_original_drops_padding():
 
 def test_to_original_of_nothing_is_nothing():
   found = to_original(
-      make_detections([(0, 0, 4, 4)], [False]), (8, 8), row=0,
-      original_size=(8, 8), mask_threshold=0.5,
+    make_detections([(0, 0, 4, 4)], [False]),
+    (8, 8),
+    row=0,
+    original_size=(8, 8),
+    mask_threshold=0.5,
   )
   assert found.boxes.shape == (0, 4)
   assert found.masks == []
@@ -135,22 +150,33 @@ def rectangles(tmp_path):
     # Not in the order of the file, and with ids of COCO's kind.
     id_ = 100 - i
     Image.fromarray(np.full((height, width, 3), 10 * i, np.uint8)).save(
-        tmp_path / f'{i}.png'
+      tmp_path / f'{i}.png'
     )
     x, y, w, h = width // 4, height // 5, width // 2, height // 2
     images.append(
-        {'id': id_, 'file_name': f'{i}.png', 'height': height, 'width': width}
+      {'id': id_, 'file_name': f'{i}.png', 'height': height, 'width': width}
     )
-    annotations.append({
-        'id': i + 1, 'image_id': id_, 'category_id': 7 if i % 2 else 3,
-        'bbox': [x, y, w, h], 'area': w * h, 'iscrowd': 0,
+    annotations.append(
+      {
+        'id': i + 1,
+        'image_id': id_,
+        'category_id': 7 if i % 2 else 3,
+        'bbox': [x, y, w, h],
+        'area': w * h,
+        'iscrowd': 0,
         'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]],
-    })
+      }
+    )
   path = tmp_path / 'truth.json'
-  path.write_text(json.dumps({
-      'images': images, 'annotations': annotations,
-      'categories': [{'id': 7, 'name': 'odd'}, {'id': 3, 'name': 'even'}],
-  }))
+  path.write_text(
+    json.dumps(
+      {
+        'images': images,
+        'annotations': annotations,
+        'categories': [{'id': 7, 'name': 'odd'}, {'id': 3, 'name': 'even'}],
+      }
+    )
+  )
   return path
 
 
@@ -159,78 +185,86 @@ def all_knowing_detector(path, config):
   index = coco.read_coco(path)
 
   class AllKnowing(Detector):
-
     def detect(self, batch, *, padded_size):
       assert padded_size == (64, 64)
       found = []
       for image, valid, (height, width) in zip(
-          np.asarray(batch.images), np.asarray(batch.image_valid),
-          np.asarray(batch.image_sizes).tolist(), strict=True,
+        np.asarray(batch.images),
+        np.asarray(batch.image_valid),
+        np.asarray(batch.image_sizes).tolist(),
+        strict=True,
       ):
         row = image[0, 0, 0] // 10
         scale = np.array([width, height] * 2) / np.array(
-            [index.widths[row], index.heights[row]] * 2
+          [index.widths[row], index.heights[row]] * 2
         )
         one = make_detections([index.boxes[row] * scale])
         # What is found in a row that only fills the batch must not count.
-        found.append(one._replace(
+        found.append(
+          one._replace(
             classes=index.classes[row : row + 1],
             scores=np.float32([0.9 if valid else 1.0]),
-        ))
+          )
+        )
       return Detections(
-          *(jnp.stack(field) for field in zip(*found, strict=True))
+        *(jnp.stack(field) for field in zip(*found, strict=True))
       )
 
   rcnn = Rcnn.from_config(
-      config, num_classes=len(index.categories) + 1, dtype=jnp.float32,
-      mesh=cluster.make_mesh(),
+    config,
+    num_classes=len(index.categories) + 1,
+    dtype=jnp.float32,
+    mesh=cluster.make_mesh(),
   )
   return AllKnowing(rcnn, {}, config, index.categories, step=12)
 
 
 @pytest.mark.parametrize('batch_size', [1, 2, 4, 16])
 def test_evaluate_gives_perfect_detections_an_ap_of_one(
-    rectangles, tmp_path, batch_size
+  rectangles, tmp_path, batch_size
 ):
   config = tiny.get_config()
   config.eval.batch_size = batch_size
   aps = evaluate(
-      all_knowing_detector(rectangles, config),
-      source=CocoFiles(str(tmp_path), str(rectangles)),
-      workdir=tmp_path / 'run', config=config,
+    all_knowing_detector(rectangles, config),
+    source=CocoFiles(str(tmp_path), str(rectangles)),
+    workdir=tmp_path / 'run',
+    config=config,
   )
   assert aps['bbox'].stats['AP'] == pytest.approx(1)
   assert aps['segm'].stats['AP'] == pytest.approx(1)
   results = read_json(tmp_path / 'run' / 'inference' / 'segm.json')
   truth = read_json(rectangles)['annotations']
   assert sorted((r['image_id'], r['category_id']) for r in results) == sorted(
-      (a['image_id'], a['category_id']) for a in truth
+    (a['image_id'], a['category_id']) for a in truth
   )
   assert [r['score'] for r in results] == pytest.approx([0.9] * len(SIZES))
 
 
 @pytest.mark.parametrize('batch_size', [1, 2, 3, 8])
 def test_detect_batches_yields_each_image_once(
-    rectangles, tmp_path, batch_size
+  rectangles, tmp_path, batch_size
 ):
   config = tiny.get_config()
   index = coco.read_coco(rectangles)
   plan = canvases.plan_canvases(
-      index.heights, index.widths, **canvas_arguments(config)
+    index.heights, index.widths, **canvas_arguments(config)
   )
   batches = loader.eval_batches(
-      DataSet(index, tmp_path), plan, batch_size=batch_size
+    DataSet(index, tmp_path), plan, batch_size=batch_size
   )
-  found = list(detect_batches(
+  found = list(
+    detect_batches(
       all_knowing_detector(rectangles, config), batches, index, plan
-  ))
+    )
+  )
   assert sorted(one.row for one in found) == [0, 1, 2, 3, 4]
   for one in found:
     assert_allclose(one.boxes[0], index.boxes[one.row], rtol=1e-5)
 
 
 def test_evaluate_of_a_checkpoint_repeats_the_end_of_training(
-    tiny_run, detector, tmp_path
+  tiny_run, detector, tmp_path
 ):
   evaluate_tiny(detector, tmp_path)
   for name in ('coco_results.json', 'bbox.json', 'segm.json'):
@@ -247,13 +281,13 @@ def test_evaluate_writes_the_table_and_its_figures(tiny_run, detector, capsys):
 
 
 def test_evaluate_scores_each_image_with_a_batch_size_that_divides_none(
-    tiny_run, tiny_data
+  tiny_run, tiny_data
 ):
   # Five images, two at a time.
   ids = {i['id'] for i in read_json(tiny_data / 'instances_val.json')['images']}
   sizes = {
-      i['id']: [i['height'], i['width']]
-      for i in read_json(tiny_data / 'instances_val.json')['images']
+    i['id']: [i['height'], i['width']]
+    for i in read_json(tiny_data / 'instances_val.json')['images']
   }
   results = read_json(tiny_run[0] / 'inference' / 'segm.json')
   found = collections.Counter(r['image_id'] for r in results)
@@ -272,15 +306,15 @@ def test_skip_eval_writes_predictions_alone(detector, tmp_path, capsys):
 
 
 def test_evaluate_decodes_with_the_pixel_range(
-    tiny_run, tmp_path, pixel_ranges, monkeypatch
+  tiny_run, tmp_path, pixel_ranges, monkeypatch
 ):
   # Of a checkpoint that was trained without.
   detector = load_detector(
-      tiny_run[0], read_overrides([('data.pixel_range', '0,4095')])
+    tiny_run[0], read_overrides([('data.pixel_range', '0,4095')])
   )
   monkeypatch.setattr(
-      'maskrcnn_jax.evaluation.evaluate.detect_batches',
-      lambda detector, batches, *_: [None for _ in batches][:0],
+    'maskrcnn_jax.evaluation.evaluate.detect_batches',
+    lambda detector, batches, *_: [None for _ in batches][:0],
   )
   evaluate_tiny(detector, tmp_path, skip_eval=True)
   assert pixel_ranges == [(0, 4095)] * tiny.NUM_VAL
@@ -292,8 +326,8 @@ def test_skip_eval_needs_no_annotations(detector, tiny_data, tmp_path):
   path = tmp_path / 'images_alone.json'
   path.write_text(json.dumps(content))
   options = dict(
-      source=CocoFiles(str(tiny_data / 'images'), str(path)),
-      config=detector.config,
+    source=CocoFiles(str(tiny_data / 'images'), str(path)),
+    config=detector.config,
   )
   with pytest.raises(InputError, match='A25: .*annotations'):
     evaluate(detector, workdir=tmp_path / 'a', **options)
@@ -301,7 +335,7 @@ def test_skip_eval_needs_no_annotations(detector, tiny_data, tmp_path):
   evaluate_tiny(detector, tmp_path / 'c', skip_eval=True)
   for name in ('bbox.json', 'segm.json'):
     assert read_json(tmp_path / 'b' / 'inference' / name) == read_json(
-        tmp_path / 'c' / 'inference' / name
+      tmp_path / 'c' / 'inference' / name
     )
 
 
@@ -314,7 +348,7 @@ def test_skip_eval_leaves_no_score_of_older_predictions(detector, tmp_path):
 
 
 def test_evaluate_that_breaks_off_leaves_no_older_score(
-    detector, tmp_path, monkeypatch
+  detector, tmp_path, monkeypatch
 ):
   (tmp_path / 'inference').mkdir()
   score = tmp_path / 'inference' / 'coco_results.json'
@@ -324,7 +358,7 @@ def test_evaluate_that_breaks_off_leaves_no_older_score(
     raise KeyboardInterrupt
 
   monkeypatch.setattr(
-      'maskrcnn_jax.evaluation.evaluate.detect_batches', break_off
+    'maskrcnn_jax.evaluation.evaluate.detect_batches', break_off
   )
   with pytest.raises(KeyboardInterrupt):
     evaluate_tiny(detector, tmp_path)
@@ -332,10 +366,10 @@ def test_evaluate_that_breaks_off_leaves_no_older_score(
 
 
 @pytest.mark.parametrize(
-    ('segmentation', 'code'), [([], 'A06'), ([[1, 2, 3, 4]], 'A05')]
+  ('segmentation', 'code'), [([], 'A06'), ([[1, 2, 3, 4]], 'A05')]
 )
 def test_evaluate_looks_at_the_truth_before_it_detects(
-    detector, tiny_data, tmp_path, monkeypatch, segmentation, code
+  detector, tiny_data, tmp_path, monkeypatch, segmentation, code
 ):
   content = read_json(tiny_data / 'instances_val.json')
   content['annotations'] *= 10  # one of so many is no error to train with
@@ -349,8 +383,10 @@ def test_evaluate_looks_at_the_truth_before_it_detects(
   monkeypatch.setattr('maskrcnn_jax.evaluation.evaluate.detect_batches', detect)
   with pytest.raises(InputError, match=f'{code}: .*--fix=OUT.json'):
     evaluate(
-        detector, source=CocoFiles(str(tiny_data / 'images'), str(path)),
-        workdir=tmp_path, config=detector.config,
+      detector,
+      source=CocoFiles(str(tiny_data / 'images'), str(path)),
+      workdir=tmp_path,
+      config=detector.config,
     )
   assert not (tmp_path / 'inference').exists()
 
@@ -362,14 +398,16 @@ def test_evaluate_on_other_classes_is_refused(detector, tiny_data, tmp_path):
   path.write_text(json.dumps(content))
   with pytest.raises(InputError, match="C01: .*'dog' here"):
     evaluate(
-        detector, source=CocoFiles(str(tiny_data / 'images'), str(path)),
-        workdir=tmp_path, config=detector.config,
+      detector,
+      source=CocoFiles(str(tiny_data / 'images'), str(path)),
+      workdir=tmp_path,
+      config=detector.config,
     )
   assert not (tmp_path / 'inference').exists()
 
 
 def test_load_detector_keeps_the_architecture_and_takes_the_rest(
-    tiny_run, caplog
+  tiny_run, caplog
 ):
   config = tiny.get_config()
   config.model.mask_convs = 3

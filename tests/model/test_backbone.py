@@ -7,9 +7,9 @@ from numpy.testing import assert_array_equal
 import pytest
 
 from maskrcnn_jax.model.backbone import (
-    BackboneOptions,
-    frozen_prefixes,
-    make_backbone,
+  BackboneOptions,
+  frozen_prefixes,
+  make_backbone,
 )
 from maskrcnn_jax.model.resnet import ResNet
 
@@ -34,7 +34,7 @@ def shapes(name, options):
   """Returns the shapes of (features, RoI features) and of the variables."""
   images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
   return jax.eval_shape(
-      Model(name, options).init_with_output, jax.random.key(0), images
+    Model(name, options).init_with_output, jax.random.key(0), images
   )
 
 
@@ -44,12 +44,12 @@ def test_backbone_gives_the_levels_of_its_stages(name, num_stages):
   options = BackboneOptions(num_stages=num_stages, dtype=jnp.bfloat16)
   (features, roi_features), _ = shapes(name, options)
   assert {level: x.shape[:3] for level, x in features.items()} == {
-      level: (2, 64 // 2**level, 96 // 2**level)
-      for level in range(2, 2 + num_stages)
+    level: (2, 64 // 2**level, 96 // 2**level)
+    for level in range(2, 2 + num_stages)
   }
   assert roi_features.shape[:3] == (2, 2, 2)  # Half of 4 rows and columns.
   assert {x.dtype for x in [*features.values(), roi_features]} == {
-      jnp.dtype(jnp.bfloat16)
+    jnp.dtype(jnp.bfloat16)
   }
 
 
@@ -57,7 +57,7 @@ def test_backbone_gives_the_levels_of_its_stages(name, num_stages):
 def test_frozen_prefixes_find_every_part_of_a_backbone(name):
   _, variables = shapes(name, BackboneOptions(norm='group'))
   assert {x.dtype for x in jax.tree.leaves(variables)} == {
-      jnp.dtype(jnp.float32)
+    jnp.dtype(jnp.float32)
   }
   parts = set(variables['params']['backbone'])
   stages = [f'layer{i}' for i in range(1, 5)]
@@ -67,7 +67,7 @@ def test_frozen_prefixes_find_every_part_of_a_backbone(name):
   for freeze_at in range(6):
     frozen = {part for _, part in frozen_prefixes(freeze_at)}
     assert parts & frozen == (
-        stem.union(stages[: freeze_at - 1]) if freeze_at else set()
+      stem.union(stages[: freeze_at - 1]) if freeze_at else set()
     )
 
 
@@ -78,8 +78,15 @@ def test_frozen_prefixes_refuses_a_number_of_parts_that_no_backbone_has():
 
 def test_make_backbone_hands_every_option_to_the_resnet():
   options = BackboneOptions(
-      depth=101, width=32, groups=2, group_width=16, norm='group',
-      norm_eps=0.5, stride_in_1x1=True, num_stages=3, dtype=jnp.bfloat16,
+    depth=101,
+    width=32,
+    groups=2,
+    group_width=16,
+    norm='group',
+    norm_eps=0.5,
+    stride_in_1x1=True,
+    num_stages=3,
+    dtype=jnp.bfloat16,
   )
   net = make_backbone('resnet', options)
   for field, value in options._asdict().items():
@@ -95,7 +102,7 @@ def test_resnet_of_a_model_has_the_weights_of_a_resnet_named_backbone():
 
   def weights(model):
     init = jax.jit(
-        model.init, compiler_options={'xla_backend_optimization_level': 0}
+      model.init, compiler_options={'xla_backend_optimization_level': 0}
     )
     return init(jax.random.key(3), jnp.zeros((1, 32, 32, 3)))
 
@@ -109,11 +116,14 @@ def test_make_backbone_refuses_an_unknown_name():
 
 
 @pytest.mark.parametrize(
-    ('option', 'value'),
-    [
-        ('depth', 101), ('width', 32), ('groups', 32), ('group_width', 8),
-        ('stride_in_1x1', True),
-    ],
+  ('option', 'value'),
+  [
+    ('depth', 101),
+    ('width', 32),
+    ('groups', 32),
+    ('group_width', 8),
+    ('stride_in_1x1', True),
+  ],
 )
 def test_make_backbone_refuses_what_only_a_resnet_has(option, value):
   with pytest.raises(ValueError, match=rf'^{option} \({value}\) describes'):

@@ -25,18 +25,21 @@ def random_variables(net, *shape):
   """Draws parameters of which each has an effect that a test can see."""
   x = jax.ShapeDtypeStruct(shape, jnp.float32)
   leaves, treedef = jax.tree.flatten(
-      jax.eval_shape(net.init, jax.random.key(0), x)
+    jax.eval_shape(net.init, jax.random.key(0), x)
   )
-  return jax.tree.unflatten(treedef, [
+  return jax.tree.unflatten(
+    treedef,
+    [
       random_array(i, *leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
       for i, leaf in enumerate(leaves)
-  ])
+    ],
+  )
 
 
 def apply(net, variables, x, **options):
   return jax.jit(
-      lambda variables, x: net.apply(variables, x, **options),
-      compiler_options=HASTE,
+    lambda variables, x: net.apply(variables, x, **options),
+    compiler_options=HASTE,
   )(variables, x)
 
 
@@ -81,8 +84,8 @@ def test_parameter_count_of_convnext_tiny():
   # A block of c channels: 49 c + c (7x7), 2 c (norm), 4 c c + 4 c and
   # 4 c c + c (1x1), c (layer scale).
   blocks = sum(
-      count * (8 * c * c + 58 * c)
-      for count, c in zip((3, 3, 9, 3), (96, 192, 384, 768), strict=True)
+    count * (8 * c * c + 58 * c)
+    for count, c in zip((3, 3, 9, 3), (96, 192, 384, 768), strict=True)
   )
   stem = 48 * 96 + 96 + 2 * 96
   halvings = sum(2 * c + 4 * c * 2 * c + 2 * c for c in (96, 192, 384))
@@ -130,25 +133,25 @@ def test_convnext_equals_its_definition():
       x = slow_block(x, stage[str(i)])
     expected = slow_layer_norm(x, stage['out_norm'])
     assert_allclose(
-        features[level][0], expected, atol=1e-4, err_msg=f'level {level}'
+      features[level][0], expected, atol=1e-4, err_msg=f'level {level}'
     )
 
 
 def test_shapes_of_convnext_tiny():
   images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
   features, variables = jax.eval_shape(
-      ConvNeXt().init_with_output, jax.random.key(0), images
+    ConvNeXt().init_with_output, jax.random.key(0), images
   )
   assert {level: x.shape for level, x in features.items()} == {
-      2: (2, 16, 24, 96),
-      3: (2, 8, 12, 192),
-      4: (2, 4, 6, 384),
-      5: (2, 2, 3, 768),
+    2: (2, 16, 24, 96),
+    3: (2, 8, 12, 192),
+    4: (2, 4, 6, 384),
+    5: (2, 2, 3, 768),
   }
   for i, depth in enumerate((3, 3, 9, 3), start=1):
     stage = variables['params'][f'layer{i}']
     assert {name for name in stage if name.isdigit()} == {
-        str(block) for block in range(depth)
+      str(block) for block in range(depth)
     }
 
 
@@ -159,7 +162,8 @@ def test_last_stage_is_the_fourth_stage_after_three():
   # A scale of 1 and a shift of 0, as `out_norm` has them at first: the layer
   # norm that the fourth stage begins with then undoes nothing.
   variables['params']['layer3']['out_norm'] = {
-      'scale': jnp.ones(5), 'bias': jnp.zeros(5)
+    'scale': jnp.ones(5),
+    'bias': jnp.zeros(5),
   }
   expected = apply(four, variables, images)
   features = apply(three, variables, images)
@@ -191,14 +195,14 @@ def test_half_precision_is_near_float32(dtype):
   half = ConvNeXt(dtype=dtype, **sizes)
   variables = random_variables(half, *images.shape)
   assert {x.dtype for x in jax.tree.leaves(variables)} == {
-      jnp.dtype(jnp.float32)
+    jnp.dtype(jnp.float32)
   }
   expected = apply(ConvNeXt(**sizes), variables, images)
   for level, array in apply(half, variables, images).items():
     assert array.dtype == dtype
     wanted = np.asarray(expected[level])
     assert_allclose(
-        np.asarray(array, np.float32), wanted, atol=0.05 * np.abs(wanted).max()
+      np.asarray(array, np.float32), wanted, atol=0.05 * np.abs(wanted).max()
     )
 
 
@@ -209,10 +213,10 @@ def test_initial_values_have_the_spread_of_the_reference():
   block = params['layer4']['0']
   assert_array_equal(block['gamma'], np.full(32, 1e-6, np.float32))
   for kernel in (
-      block['dwconv']['kernel'],
-      block['pwconv1']['kernel'],
-      block['pwconv2']['kernel'],
-      params['layer4']['downsample_conv']['kernel'],
+    block['dwconv']['kernel'],
+    block['pwconv1']['kernel'],
+    block['pwconv2']['kernel'],
+    params['layer4']['downsample_conv']['kernel'],
   ):
     assert_allclose(np.std(kernel), 0.02, rtol=0.05)
   for part in ('dwconv', 'pwconv1', 'pwconv2', 'norm'):

@@ -12,10 +12,10 @@ from maskrcnn_jax.model.fpn import Fpn
 def make_features(size, channels=(4, 8, 16, 32)):
   """Levels 2..5 as shapes."""
   return {
-      level: jax.ShapeDtypeStruct(
-          (1, size[0] // 2**level, size[1] // 2**level, c), jnp.float32
-      )
-      for level, c in zip((2, 3, 4, 5), channels, strict=True)
+    level: jax.ShapeDtypeStruct(
+      (1, size[0] // 2**level, size[1] // 2**level, c), jnp.float32
+    )
+    for level, c in zip((2, 3, 4, 5), channels, strict=True)
   }
 
 
@@ -27,8 +27,8 @@ def identity_variables():
   params = {}
   for level in (2, 3, 4, 5):
     params[f'inner{level}'] = {
-        'kernel': np.ones((1, 1, 1, 1), np.float32),
-        'bias': zero,
+      'kernel': np.ones((1, 1, 1, 1), np.float32),
+      'bias': zero,
     }
     params[f'layer{level}'] = {'kernel': center, 'bias': zero}
   return {'params': params}
@@ -36,26 +36,26 @@ def identity_variables():
 
 def test_fpn_shapes():
   pyramid = jax.eval_shape(
-      lambda x: Fpn(channels=8).init_with_output(jax.random.key(0), x)[0],
-      make_features((96, 160)),
+    lambda x: Fpn(channels=8).init_with_output(jax.random.key(0), x)[0],
+    make_features((96, 160)),
   )
   # 96x160 has 3x5 cells at level 5, of which level 6 keeps each second.
   assert {level: x.shape for level, x in pyramid.items()} == {
-      2: (1, 24, 40, 8),
-      3: (1, 12, 20, 8),
-      4: (1, 6, 10, 8),
-      5: (1, 3, 5, 8),
-      6: (1, 2, 3, 8),
+    2: (1, 24, 40, 8),
+    3: (1, 12, 20, 8),
+    4: (1, 6, 10, 8),
+    5: (1, 3, 5, 8),
+    6: (1, 2, 3, 8),
   }
   assert list(pyramid) == [2, 3, 4, 5, 6]
 
 
 def test_fpn_adds_the_coarser_level_to_the_four_cells_it_covers():
   features = {
-      5: jnp.array([[1000.0, 2000.0]]).reshape(1, 1, 2, 1),
-      4: 100.0 * jnp.arange(8.0).reshape(1, 2, 4, 1),
-      3: jnp.zeros((1, 4, 8, 1)),
-      2: jnp.zeros((1, 8, 16, 1)),
+    5: jnp.array([[1000.0, 2000.0]]).reshape(1, 1, 2, 1),
+    4: 100.0 * jnp.arange(8.0).reshape(1, 2, 4, 1),
+    3: jnp.zeros((1, 4, 8, 1)),
+    2: jnp.zeros((1, 8, 16, 1)),
   }
   pyramid = Fpn(channels=1).apply(identity_variables(), features)
   assert_allclose(pyramid[5][0, :, :, 0], [[1000, 2000]])
@@ -72,23 +72,23 @@ def test_fpn_top_down_path_skips_the_output_convolution():
   kernel = variables['params']['layer5']['kernel']
   variables['params']['layer5']['kernel'] = 7 * kernel
   features = {
-      level: jnp.full((1, 64 // 2**level, 64 // 2**level, 1), float(level))
-      for level in (2, 3, 4, 5)
+    level: jnp.full((1, 64 // 2**level, 64 // 2**level, 1), float(level))
+    for level in (2, 3, 4, 5)
   }
   pyramid = Fpn(channels=1).apply(variables, features)
   # 7 * 5 stays at level 5; 4 + 5, then 3 + 9, then 2 + 12 go down.
   assert [float(pyramid[i][0, 0, 0, 0]) for i in (5, 4, 3, 2)] == [
-      35,
-      9,
-      12,
-      14,
+    35,
+    9,
+    12,
+    14,
   ]
 
 
 def test_fpn_level_6_is_each_second_cell_of_level_5():
   features = {
-      level: jnp.zeros((1, 96 // 2**level, 96 // 2**level, 1))
-      for level in (2, 3, 4)
+    level: jnp.zeros((1, 96 // 2**level, 96 // 2**level, 1))
+    for level in (2, 3, 4)
   }
   features[5] = jnp.arange(9.0).reshape(1, 3, 3, 1)
   pyramid = Fpn(channels=1).apply(identity_variables(), features)
@@ -105,7 +105,7 @@ def test_fpn_refuses_levels_that_are_not_halves():
 def test_fpn_with_group_norm_has_no_conv_bias():
   fpn = Fpn(channels=32, norm='group')
   params = jax.eval_shape(fpn.init, jax.random.key(0), make_features((64, 64)))[
-      'params'
+    'params'
   ]
   assert set(params['inner2']) == set(params['layer5']) == {'kernel'}
   assert set(params['layer5_norm']) == {'scale', 'bias'}

@@ -24,51 +24,51 @@ def test_rpn_orders_level_then_row_then_column_then_anchor():
   # as much, plus j.
   place = np.array([1000, 100, 10], np.float32)[:, None]
   variables = {
-      'params': {
-          'conv': {'kernel': conv, 'bias': np.zeros(3, np.float32)},
-          'cls_logits': {
-              'kernel': place.repeat(2, 1)[None, None],
-              'bias': np.arange(2, dtype=np.float32),
-          },
-          'bbox_pred': {
-              'kernel': 10 * place.repeat(8, 1)[None, None],
-              'bias': np.array([0, 1, 2, 3, 10, 11, 12, 13], np.float32),
-          },
-      }
+    'params': {
+      'conv': {'kernel': conv, 'bias': np.zeros(3, np.float32)},
+      'cls_logits': {
+        'kernel': place.repeat(2, 1)[None, None],
+        'bias': np.arange(2, dtype=np.float32),
+      },
+      'bbox_pred': {
+        'kernel': 10 * place.repeat(8, 1)[None, None],
+        'bias': np.array([0, 1, 2, 3, 10, 11, 12, 13], np.float32),
+      },
+    }
   }
   logits, deltas = RpnHead(anchors_per_cell=2).apply(variables, pyramid)
   expected = [
-      1000 * level + 100 * row + 10 * column + anchor
-      for level, (h, w) in ((2, (3, 4)), (6, (1, 2)))
-      for row in range(h)
-      for column in range(w)
-      for anchor in range(2)
+    1000 * level + 100 * row + 10 * column + anchor
+    for level, (h, w) in ((2, (3, 4)), (6, (1, 2)))
+    for row in range(h)
+    for column in range(w)
+    for anchor in range(2)
   ]
   assert_array_equal(logits, [expected])
   assert_array_equal(
-      deltas, 10 * np.array([expected])[:, :, None] + np.arange(4)
+    deltas, 10 * np.array([expected])[:, :, None] + np.arange(4)
   )
 
 
 def test_rpn_hidden_layer_is_rectified():
   variables = {
-      'params': {
-          'conv': {
-              'kernel': np.full((3, 3, 1, 1), -1, np.float32),
-              'bias': np.zeros(1, np.float32),
-          },
-          'cls_logits': {
-              'kernel': np.ones((1, 1, 1, 1), np.float32),
-              'bias': np.full(1, 5, np.float32),
-          },
-          'bbox_pred': {
-              'kernel': np.ones((1, 1, 1, 4), np.float32),
-              'bias': np.zeros(4, np.float32),
-          },
-      }
+    'params': {
+      'conv': {
+        'kernel': np.full((3, 3, 1, 1), -1, np.float32),
+        'bias': np.zeros(1, np.float32),
+      },
+      'cls_logits': {
+        'kernel': np.ones((1, 1, 1, 1), np.float32),
+        'bias': np.full(1, 5, np.float32),
+      },
+      'bbox_pred': {
+        'kernel': np.ones((1, 1, 1, 4), np.float32),
+        'bias': np.zeros(4, np.float32),
+      },
+    }
   }
   logits, deltas = RpnHead(anchors_per_cell=1).apply(
-      variables, {2: jnp.ones((1, 2, 2, 1))}
+    variables, {2: jnp.ones((1, 2, 2, 1))}
   )
   assert_array_equal(logits, np.full((1, 4), 5))
   assert_array_equal(deltas, np.zeros((1, 4, 4)))
@@ -81,17 +81,17 @@ def test_box_head_flattens_row_then_column_then_channel():
   pick = np.zeros((12, 1), np.float32)
   pick[8] = 1
   variables = {
-      'params': {
-          'fc6': {'kernel': pick, 'bias': np.zeros(1, np.float32)},
-          'cls_score': {
-              'kernel': np.array([[1, 2]], np.float32),
-              'bias': np.zeros(2, np.float32),
-          },
-          'bbox_pred': {
-              'kernel': np.zeros((1, 8), np.float32),
-              'bias': np.arange(8, dtype=np.float32),
-          },
-      }
+    'params': {
+      'fc6': {'kernel': pick, 'bias': np.zeros(1, np.float32)},
+      'cls_score': {
+        'kernel': np.array([[1, 2]], np.float32),
+        'bias': np.zeros(2, np.float32),
+      },
+      'bbox_pred': {
+        'kernel': np.zeros((1, 8), np.float32),
+        'bias': np.arange(8, dtype=np.float32),
+      },
+    }
   }
   class_logits, box_deltas = head.apply(variables, pooled)
   picked = np.asarray(pooled)[:, :, 1, 0, 2]
@@ -101,28 +101,28 @@ def test_box_head_flattens_row_then_column_then_channel():
 
 
 @pytest.mark.parametrize(
-    'num_convs, num_fcs, norm, names',
-    [
-        (0, 2, None, {'fc6', 'fc7'}),
-        (
-            2,
-            1,
-            'group',
-            {'conv1', 'conv1_norm', 'conv2', 'conv2_norm', 'fc6'},
-        ),
-    ],
+  'num_convs, num_fcs, norm, names',
+  [
+    (0, 2, None, {'fc6', 'fc7'}),
+    (
+      2,
+      1,
+      'group',
+      {'conv1', 'conv1_norm', 'conv2', 'conv2_norm', 'fc6'},
+    ),
+  ],
 )
 def test_box_head_shapes(num_convs, num_fcs, norm, names):
   head = BoxHead(
-      num_classes=5,
-      num_convs=num_convs,
-      num_fcs=num_fcs,
-      features=16,
-      norm=norm,
+    num_classes=5,
+    num_convs=num_convs,
+    num_fcs=num_fcs,
+    features=16,
+    norm=norm,
   )
   pooled = jax.ShapeDtypeStruct((2, 3, 7, 7, 32), jnp.float32)
   output, variables = jax.eval_shape(
-      head.init_with_output, jax.random.key(0), pooled
+    head.init_with_output, jax.random.key(0), pooled
   )
   assert output.class_logits.shape == (2, 3, 5)
   assert output.box_deltas.shape == (2, 3, 5, 4)
@@ -138,17 +138,17 @@ def test_mask_head_doubles_the_side_and_keeps_rois_apart():
   center = np.zeros((3, 3, 1, 1), np.float32)
   center[1, 1] = 1
   variables = {
-      'params': {
-          'mask_fcn1': {'kernel': center, 'bias': np.zeros(1, np.float32)},
-          'conv5_mask': {
-              'kernel': np.ones((2, 2, 1, 1), np.float32),
-              'bias': np.zeros(1, np.float32),
-          },
-          'mask_fcn_logits': {
-              'kernel': np.array([1, 10, 100], np.float32)[None, None, None],
-              'bias': np.zeros(3, np.float32),
-          },
-      }
+    'params': {
+      'mask_fcn1': {'kernel': center, 'bias': np.zeros(1, np.float32)},
+      'conv5_mask': {
+        'kernel': np.ones((2, 2, 1, 1), np.float32),
+        'bias': np.zeros(1, np.float32),
+      },
+      'mask_fcn_logits': {
+        'kernel': np.array([1, 10, 100], np.float32)[None, None, None],
+        'bias': np.zeros(3, np.float32),
+      },
+    }
   }
   pooled = jnp.arange(16.0).reshape(2, 2, 2, 2, 1)
   mask_logits = head.apply(variables, pooled)
@@ -160,7 +160,7 @@ def test_mask_head_shapes():
   head = MaskHead(num_classes=4, channels=32, norm='group')
   pooled = jax.ShapeDtypeStruct((2, 3, 14, 14, 16), jnp.float32)
   mask_logits, variables = jax.eval_shape(
-      head.init_with_output, jax.random.key(0), pooled
+    head.init_with_output, jax.random.key(0), pooled
   )
   assert mask_logits.shape == (2, 3, 28, 28, 4)
   assert set(variables['params']['mask_fcn4']) == {'kernel'}

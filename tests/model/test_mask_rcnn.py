@@ -13,12 +13,12 @@ from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN
 
 SMALL = dict(
-    num_classes=4,
-    depth=18,
-    width=8,
-    fpn_channels=16,
-    box_features=32,
-    mask_channels=16,
+  num_classes=4,
+  depth=18,
+  width=8,
+  fpn_channels=16,
+  box_features=32,
+  mask_channels=16,
 )
 
 # Each channel count must be a multiple of 32.
@@ -59,9 +59,9 @@ def test_parameter_count_of_r50_fpn():
   # + 4100 (box) + 257 (mask).
   assert count(flat) == 44_401_393 - 10 * (1025 + 4100 + 257) == 44_347_573
   trained = {
-      path: x
-      for path, x in flat.items()
-      if not any(path[: len(p)] == p for p in frozen_prefixes(2))
+    path: x
+    for path, x in flat.items()
+    if not any(path[: len(p)] == p for p in frozen_prefixes(2))
   }
   # Less the stem, 7 * 7 * 3 * 64, and layer1.
   assert count(trained) == 44_347_573 - 9_408 - 212_992
@@ -83,12 +83,12 @@ def test_bfloat16_gives_float32_outputs_near_those_of_float32():
   half_pyramid, *half_outputs = jax.jit(half.apply)(variables, images)
   assert {x.dtype for x in half_pyramid.values()} == {jnp.dtype(jnp.bfloat16)}
   assert {x.dtype for x in jax.tree.leaves(half_outputs)} == {
-      jnp.dtype(jnp.float32)
+    jnp.dtype(jnp.float32)
   }
   for ours, wanted in zip(
-      jax.tree.leaves([half_pyramid, half_outputs]),
-      jax.tree.leaves([pyramid, outputs]),
-      strict=True,
+    jax.tree.leaves([half_pyramid, half_outputs]),
+    jax.tree.leaves([pyramid, outputs]),
+    strict=True,
   ):
     ours, wanted = np.asarray(ours, np.float32), np.asarray(wanted)
     assert_allclose(ours, wanted, atol=0.05 * np.abs(wanted).max() + 1e-6)
@@ -108,9 +108,9 @@ def test_gradients_are_finite_and_reach_every_parameter(norm):
       return model.apply({**variables, 'params': params}, x, method=method)
 
     outputs = (
-        call('propose', call('extract', images)),
-        call('classify', pooled),
-        call('segment', large),
+      call('propose', call('extract', images)),
+      call('classify', pooled),
+      call('segment', large),
     )
     return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(outputs))
 
@@ -123,7 +123,7 @@ def test_gradients_are_finite_and_reach_every_parameter(norm):
 
 def test_initial_values_have_the_spread_of_the_seed():
   model = MaskRCNN(
-      num_classes=81, depth=18, width=32, box_features=256, box_convs=1
+    num_classes=81, depth=18, width=32, box_features=256, box_convs=1
   )
   images = jnp.zeros((1, 64, 64, 3))
   init = jax.jit(model.init, compiler_options=HASTE)
@@ -131,19 +131,19 @@ def test_initial_values_have_the_spread_of_the_seed():
   # kaiming_uniform(a=1): 1 / sqrt(fan_in). kaiming_normal(fan_out):
   # sqrt(2 / fan_out); torch takes 4 * in for the fan-out of the 2x2 deconv.
   expected = {
-      'backbone/layer4/1/conv2': 1 / math.sqrt(9 * 256),
-      'fpn/inner5': 1 / math.sqrt(256),
-      'fpn/layer2': 1 / math.sqrt(9 * 256),
-      'rpn/conv': 0.01,
-      'rpn/bbox_pred': 0.01,
-      'box_head/conv1': 0.01,
-      'box_head/fc6': 1 / math.sqrt(7 * 7 * 256),
-      'box_head/fc7': 1 / math.sqrt(256),
-      'box_head/cls_score': 0.01,
-      'box_head/bbox_pred': 0.001,
-      'mask_head/mask_fcn1': math.sqrt(2 / (9 * 256)),
-      'mask_head/conv5_mask': math.sqrt(2 / (4 * 256)),
-      'mask_head/mask_fcn_logits': math.sqrt(2 / 81),
+    'backbone/layer4/1/conv2': 1 / math.sqrt(9 * 256),
+    'fpn/inner5': 1 / math.sqrt(256),
+    'fpn/layer2': 1 / math.sqrt(9 * 256),
+    'rpn/conv': 0.01,
+    'rpn/bbox_pred': 0.01,
+    'box_head/conv1': 0.01,
+    'box_head/fc6': 1 / math.sqrt(7 * 7 * 256),
+    'box_head/fc7': 1 / math.sqrt(256),
+    'box_head/cls_score': 0.01,
+    'box_head/bbox_pred': 0.001,
+    'mask_head/mask_fcn1': math.sqrt(2 / (9 * 256)),
+    'mask_head/conv5_mask': math.sqrt(2 / (4 * 256)),
+    'mask_head/mask_fcn_logits': math.sqrt(2 / 81),
   }
   flat = traverse_util.flatten_dict(params, sep='/')
   for name, std in expected.items():

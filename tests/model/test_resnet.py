@@ -26,25 +26,20 @@ def slow_conv(x, kernel, stride):
   groups = x.shape[-1] // kernel.shape[2]
   if groups > 1:
     parts = zip(
-        np.split(np.asarray(x), groups, axis=-1),
-        np.split(np.asarray(kernel), groups, axis=-1),
-        strict=True,
+      np.split(np.asarray(x), groups, axis=-1),
+      np.split(np.asarray(kernel), groups, axis=-1),
+      strict=True,
     )
-    return np.concatenate(
-        [slow_conv(*part, stride) for part in parts], axis=-1
-    )
+    return np.concatenate([slow_conv(*part, stride) for part in parts], axis=-1)
   pad = size // 2
   x = np.pad(np.asarray(x, np.float64), ((pad, pad), (pad, pad), (0, 0)))
   rows = range(0, x.shape[0] - size + 1, stride)
   columns = range(0, x.shape[1] - size + 1, stride)
   return np.array(
-      [
-          [
-              np.tensordot(x[i : i + size, j : j + size], kernel, 3)
-              for j in columns
-          ]
-          for i in rows
-      ]
+    [
+      [np.tensordot(x[i : i + size, j : j + size], kernel, 3) for j in columns]
+      for i in rows
+    ]
   )
 
 
@@ -90,11 +85,11 @@ def test_conv_1x1_has_value_and_gradient_of_a_convolution(stride):
 
   def convolution(kernel, x):
     return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        'VALID',
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      x,
+      kernel,
+      (stride, stride),
+      'VALID',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
 
   y, ours_vjp = jax.vjp(ours, kernel, x)
@@ -102,7 +97,7 @@ def test_conv_1x1_has_value_and_gradient_of_a_convolution(stride):
   assert_allclose(y, expected, atol=1e-5)
   cotangent = random_array(2, *y.shape)
   for gradient, wanted in zip(
-      ours_vjp(cotangent), convolution_vjp(cotangent), strict=True
+    ours_vjp(cotangent), convolution_vjp(cotangent), strict=True
   ):
     assert_allclose(gradient, wanted, atol=1e-4)
 
@@ -120,10 +115,10 @@ def test_deconv_equals_its_definition():
 
 def test_frozen_batch_norm_by_hand():
   constants = {
-      'scale': np.array([2, 3], np.float32),
-      'bias': np.array([10, 20], np.float32),
-      'mean': np.array([1, -1], np.float32),
-      'var': np.array([3, 8], np.float32),
+    'scale': np.array([2, 3], np.float32),
+    'bias': np.array([10, 20], np.float32),
+    'mean': np.array([1, -1], np.float32),
+    'var': np.array([3, 8], np.float32),
   }
   norm = layers.FrozenBatchNorm(eps=1.0)
   y = norm.apply({'constants': constants}, jnp.array([[3.0, 5.0]]))
@@ -164,8 +159,8 @@ def test_max_pool_ignores_the_border():
 def test_upsample_repeats_rows_and_columns():
   y = layers.upsample_2x(jnp.array([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None])
   assert_allclose(
-      y[0, :, :, 0],
-      [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]],
+    y[0, :, :, 0],
+    [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]],
   )
 
 
@@ -173,10 +168,10 @@ def randomise(variables):
   """Every kernel, and scales, biases, means and variances worth a test."""
   leaves, treedef = jax.tree.flatten(variables)
   leaves = [
-      jnp.abs(random_array(i, *leaf.shape)) * 0.3 + 0.2
-      if leaf.ndim == 1
-      else random_array(i, *leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
-      for i, leaf in enumerate(leaves)
+    jnp.abs(random_array(i, *leaf.shape)) * 0.3 + 0.2
+    if leaf.ndim == 1
+    else random_array(i, *leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+    for i, leaf in enumerate(leaves)
   ]
   return jax.tree.unflatten(treedef, leaves)
 
@@ -201,55 +196,55 @@ def slow_block(x, params, constants, *, eps, strides):
 
 
 @pytest.mark.parametrize(
-    'bottleneck, groups, stride_in_1x1, strides',
-    [
-        (True, 1, False, {'conv2': 2, 'downsample_conv': 2}),
-        (True, 1, True, {'conv1': 2, 'downsample_conv': 2}),
-        (True, 4, False, {'conv2': 2, 'downsample_conv': 2}),
-        (False, 1, False, {'conv1': 2, 'downsample_conv': 2}),
-        (False, 1, True, {'conv1': 2, 'downsample_conv': 2}),
-        (True, 1, False, {}),
-    ],
+  'bottleneck, groups, stride_in_1x1, strides',
+  [
+    (True, 1, False, {'conv2': 2, 'downsample_conv': 2}),
+    (True, 1, True, {'conv1': 2, 'downsample_conv': 2}),
+    (True, 4, False, {'conv2': 2, 'downsample_conv': 2}),
+    (False, 1, False, {'conv1': 2, 'downsample_conv': 2}),
+    (False, 1, True, {'conv1': 2, 'downsample_conv': 2}),
+    (True, 1, False, {}),
+  ],
 )
 def test_block_equals_its_definition(
-    bottleneck, groups, stride_in_1x1, strides
+  bottleneck, groups, stride_in_1x1, strides
 ):
   block = Block(
-      channels=4,
-      bottleneck=bottleneck,
-      groups=groups,
-      group_width=64 if groups == 1 else 32,
-      stride=2 if strides else 1,
-      stride_in_1x1=stride_in_1x1,
-      norm='frozen_batch',
-      norm_eps=0.1,
-      dtype=jnp.float32,
+    channels=4,
+    bottleneck=bottleneck,
+    groups=groups,
+    group_width=64 if groups == 1 else 32,
+    stride=2 if strides else 1,
+    stride_in_1x1=stride_in_1x1,
+    norm='frozen_batch',
+    norm_eps=0.1,
+    dtype=jnp.float32,
   )
   x = random_array(0, 1, 6, 8, 3)
   shapes = jax.eval_shape(block.init, jax.random.key(0), x)
   variables = randomise(shapes)
   y = block.apply(variables, x)
   expected = slow_block(
-      x[0],
-      variables['params'],
-      variables['constants'],
-      eps=0.1,
-      strides=strides,
+    x[0],
+    variables['params'],
+    variables['constants'],
+    eps=0.1,
+    strides=strides,
   )
   assert_allclose(y[0], expected, atol=1e-5)
 
 
 def test_block_keeps_its_input_where_nothing_changes_shape():
   block = Block(
-      channels=4,
-      bottleneck=False,
-      groups=1,
-      group_width=64,
-      stride=1,
-      stride_in_1x1=False,
-      norm='frozen_batch',
-      norm_eps=0.0,
-      dtype=jnp.float32,
+    channels=4,
+    bottleneck=False,
+    groups=1,
+    group_width=64,
+    stride=1,
+    stride_in_1x1=False,
+    norm='frozen_batch',
+    norm_eps=0.0,
+    dtype=jnp.float32,
   )
   x = random_array(0, 1, 4, 4, 4)
   shapes = jax.eval_shape(block.init, jax.random.key(0), x)
@@ -257,10 +252,10 @@ def test_block_keeps_its_input_where_nothing_changes_shape():
 
 
 @pytest.mark.parametrize(
-    ('groups', 'group_width', 'count'),
-    # Published, less the classifier of 2048 * 1000 + 1000; norms of ours are
-    # no parameters, two for each channel there.
-    [(32, 8, 88_791_336), (64, 4, 83_455_272)],
+  ('groups', 'group_width', 'count'),
+  # Published, less the classifier of 2048 * 1000 + 1000; norms of ours are
+  # no parameters, two for each channel there.
+  [(32, 8, 88_791_336), (64, 4, 83_455_272)],
 )
 def test_parameter_count_of_resnext101(groups, group_width, count):
   net = ResNet(depth=101, groups=groups, group_width=group_width)
@@ -272,23 +267,23 @@ def test_parameter_count_of_resnext101(groups, group_width, count):
 
 
 @pytest.mark.parametrize(
-    'depth, blocks, channels',
-    [
-        (18, [2, 2, 2, 2], [8, 16, 32, 64]),
-        (34, [3, 4, 6, 3], [8, 16, 32, 64]),
-        (50, [3, 4, 6, 3], [32, 64, 128, 256]),
-        (101, [3, 4, 23, 3], [32, 64, 128, 256]),
-    ],
+  'depth, blocks, channels',
+  [
+    (18, [2, 2, 2, 2], [8, 16, 32, 64]),
+    (34, [3, 4, 6, 3], [8, 16, 32, 64]),
+    (50, [3, 4, 6, 3], [32, 64, 128, 256]),
+    (101, [3, 4, 23, 3], [32, 64, 128, 256]),
+  ],
 )
 def test_resnet_shapes(depth, blocks, channels):
   net = ResNet(depth=depth, width=8)
   images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
   features, variables = jax.eval_shape(
-      net.init_with_output, jax.random.key(0), images
+    net.init_with_output, jax.random.key(0), images
   )
   assert {level: x.shape for level, x in features.items()} == {
-      level: (2, 64 // 2**level, 96 // 2**level, channels[level - 2])
-      for level in (2, 3, 4, 5)
+    level: (2, 64 // 2**level, 96 // 2**level, channels[level - 2])
+    for level in (2, 3, 4, 5)
   }
   for i, count in enumerate(blocks):
     stage = variables['params'][f'layer{i + 1}']
@@ -309,20 +304,20 @@ def test_resnet_equals_its_definition():
   # All is positive after the ReLU, so that zeros do for the padding.
   x = np.pad(np.maximum(x, 0), ((1, 1), (1, 1), (0, 0)))
   x = np.array(
-      [
-          [x[i : i + 3, j : j + 3].max((0, 1)) for j in range(0, 16, 2)]
-          for i in range(0, 16, 2)
-      ]
+    [
+      [x[i : i + 3, j : j + 3].max((0, 1)) for j in range(0, 16, 2)]
+      for i in range(0, 16, 2)
+    ]
   )
   for stage in (1, 2, 3, 4):
     for i in ('0', '1'):
       first = {'conv1': 2, 'downsample_conv': 2}
       x = slow_block(
-          x,
-          params[f'layer{stage}'][i],
-          constants[f'layer{stage}'][i],
-          eps=0.1,
-          strides=first if stage > 1 and i == '0' else {},
+        x,
+        params[f'layer{stage}'][i],
+        constants[f'layer{stage}'][i],
+        eps=0.1,
+        strides=first if stage > 1 and i == '0' else {},
       )
     expected = x
     scale = np.abs(expected).max()
@@ -332,12 +327,12 @@ def test_resnet_equals_its_definition():
 def test_resnet_stride_placement_changes_no_shape():
   images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
   on_3x3, on_1x1 = (
-      jax.eval_shape(
-          ResNet(width=8, stride_in_1x1=stride_in_1x1).init_with_output,
-          jax.random.key(0),
-          images,
-      )
-      for stride_in_1x1 in (False, True)
+    jax.eval_shape(
+      ResNet(width=8, stride_in_1x1=stride_in_1x1).init_with_output,
+      jax.random.key(0),
+      images,
+    )
+    for stride_in_1x1 in (False, True)
   )
   assert on_3x3 == on_1x1
 

@@ -15,7 +15,9 @@ def make_anchors(padded_size, **arguments):
   return ops.make_anchors(ops.anchor_levels(padded_size, **arguments))
 
 
-@pytest.mark.parametrize('size, wide, narrow', [
+@pytest.mark.parametrize(
+  'size, wide, narrow',
+  [
     # An area of size**2 with height = ratio * width: half of size * sqrt(2)
     # and half of size / sqrt(2), as detectron2 prints them.
     (32, 22.63, 11.31),
@@ -23,17 +25,18 @@ def make_anchors(padded_size, **arguments):
     (128, 90.51, 45.25),
     (256, 181.02, 90.51),
     (512, 362.04, 181.02),
-])
+  ],
+)
 def test_cell_anchors_by_hand(size, wide, narrow):
   half = size / 2
   np.testing.assert_allclose(
-      ops.cell_anchors((float(size),), RATIOS),
-      [
-          [-wide, -narrow, wide, narrow],
-          [-half, -half, half, half],
-          [-narrow, -wide, narrow, wide],
-      ],
-      atol=0.005,
+    ops.cell_anchors((float(size),), RATIOS),
+    [
+      [-wide, -narrow, wide, narrow],
+      [-half, -half, half, half],
+      [-narrow, -wide, narrow, wide],
+    ],
+    atol=0.005,
   )
 
 
@@ -47,14 +50,23 @@ def test_cell_anchors_go_through_the_ratios_of_a_size_first():
 def test_make_anchors_goes_through_rows_then_columns_then_the_cell():
   # Two rows and three columns of stride 4; a square of side 8, and 4x16.
   (anchors,) = make_anchors((8, 12), sizes={2: (8.0,)}, ratios=(1.0, 4.0))
-  np.testing.assert_array_equal(anchors, [
-      [-4, -4, 4, 4], [-2, -8, 2, 8],  # about (0, 0)
-      [0, -4, 8, 4], [2, -8, 6, 8],  # about (4, 0)
-      [4, -4, 12, 4], [6, -8, 10, 8],  # about (8, 0)
-      [-4, 0, 4, 8], [-2, -4, 2, 12],  # about (0, 4)
-      [0, 0, 8, 8], [2, -4, 6, 12],
-      [4, 0, 12, 8], [6, -4, 10, 12],
-  ])
+  np.testing.assert_array_equal(
+    anchors,
+    [
+      [-4, -4, 4, 4],
+      [-2, -8, 2, 8],  # about (0, 0)
+      [0, -4, 8, 4],
+      [2, -8, 6, 8],  # about (4, 0)
+      [4, -4, 12, 4],
+      [6, -8, 10, 8],  # about (8, 0)
+      [-4, 0, 4, 8],
+      [-2, -4, 2, 12],  # about (0, 4)
+      [0, 0, 8, 8],
+      [2, -4, 6, 12],
+      [4, 0, 12, 8],
+      [6, -4, 10, 12],
+    ],
+  )
 
 
 def test_make_anchors_has_three_to_a_cell_of_every_level_finest_first():
@@ -69,9 +81,9 @@ def test_make_anchors_has_three_to_a_cell_of_every_level_finest_first():
 def test_make_anchors_ignores_the_order_of_the_sizes():
   shuffled = dict(sorted(SIZES.items(), reverse=True))
   for ours, theirs in zip(
-      make_anchors((64, 64), sizes=SIZES, ratios=RATIOS),
-      make_anchors((64, 64), sizes=shuffled, ratios=RATIOS),
-      strict=True,
+    make_anchors((64, 64), sizes=SIZES, ratios=RATIOS),
+    make_anchors((64, 64), sizes=shuffled, ratios=RATIOS),
+    strict=True,
   ):
     np.testing.assert_array_equal(ours, theirs)
 
@@ -79,11 +91,11 @@ def test_make_anchors_ignores_the_order_of_the_sizes():
 def test_anchors_in_image_by_hand():
   (anchors,) = make_anchors((16, 16), sizes={2: (8.0,)}, ratios=(1.0,))
   present = ops.anchors_in_image(
-      anchors, jnp.array([5, 12]), padding_multiple=8
+    anchors, jnp.array([5, 12]), padding_multiple=8
   )
   # 5x12 is padded to 8x16: rows 0 and 4 of 0, 4, 8, 12, and all columns.
   np.testing.assert_array_equal(
-      present.reshape(4, 4), [[True] * 4, [True] * 4, [False] * 4, [False] * 4]
+    present.reshape(4, 4), [[True] * 4, [True] * 4, [False] * 4, [False] * 4]
   )
 
 
@@ -116,14 +128,12 @@ def test_anchors_in_image_makes_the_canvas_change_nothing(factor, image_size):
 def test_anchors_in_image_leaves_out_centres_that_rounding_moves_inside():
   # About (32, 32), the mean of the rounded corners of the first is below 32
   # across, that of the second down.
-  (anchors,) = make_anchors(
-      (64, 64), sizes={5: (48.0,)}, ratios=(1 / 3, 3.0)
-  )
+  (anchors,) = make_anchors((64, 64), sizes={5: (48.0,)}, ratios=(1 / 3, 3.0))
   corner = np.asarray(anchors[-2:])
   middle = np.float32(0.5) * (corner[:, :2] + corner[:, 2:])
   assert middle[0, 0] < 32 and middle[1, 1] < 32
   present = ops.anchors_in_image(
-      anchors, jnp.array([32, 32]), padding_multiple=32
+    anchors, jnp.array([32, 32]), padding_multiple=32
   )
   # Cells (0, 0), (0, 1), (1, 0), (1, 1), two anchors each.
   np.testing.assert_array_equal(present, [True] * 2 + [False] * 6)
@@ -135,13 +145,13 @@ def test_anchors_at_any_numbers_are_those_of_the_whole_level(fit_to):
   levels = ops.anchor_levels((288, 416), sizes=SIZES, ratios=RATIOS)
   rng = np.random.default_rng(0)
   for level, anchors in zip(
-      levels, ops.make_anchors(levels, fit_to=fit_to), strict=True
+    levels, ops.make_anchors(levels, fit_to=fit_to), strict=True
   ):
     index = rng.integers(0, ops.count_anchors(level), 40)
     for kernels in ('xla', 'interpret'):
       np.testing.assert_array_equal(
-          ops.anchors_at(
-              level, jnp.asarray(index), fit_to=fit_to, kernels=kernels
-          ),
-          anchors[index],
+        ops.anchors_at(
+          level, jnp.asarray(index), fit_to=fit_to, kernels=kernels
+        ),
+        anchors[index],
       )

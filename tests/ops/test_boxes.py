@@ -16,14 +16,17 @@ encode_boxes = jax.jit(ops.encode_boxes, static_argnames='weights')
 decode_boxes = jax.jit(ops.decode_boxes, static_argnames='weights')
 
 # Nothing, a line, a point, inside out, a pixel, a box.
-ODD_BOXES = jnp.array([
+ODD_BOXES = jnp.array(
+  [
     [0, 0, 0, 0],
     [2, 3, 9, 3],
     [5, 5, 5, 5],
     [8, 8, 2, 2],
     [5, 5, 6, 6],
     [1, 2, 9, 8],
-], jnp.float32)
+  ],
+  jnp.float32,
+)
 
 
 def _random_boxes(key, count, *, low=0.0, high=100.0):
@@ -37,22 +40,22 @@ def test_box_area_is_width_times_height():
 
 
 def test_box_area_of_a_box_without_area_is_zero():
-  np.testing.assert_array_equal(
-      ops.box_area(ODD_BOXES), [0, 0, 0, 0, 1, 48]
-  )
+  np.testing.assert_array_equal(ops.box_area(ODD_BOXES), [0, 0, 0, 0, 1, 48])
 
 
 def test_pairwise_iou_by_hand():
   boxes = jnp.array([[0.0, 0.0, 2.0, 2.0], [1.0, 1.0, 3.0, 3.0]])
-  others = jnp.array([
+  others = jnp.array(
+    [
       [1.0, 0.0, 3.0, 2.0],  # shares 1x2 and 2x1 of 4 + 4
       [0.0, 0.0, 2.0, 2.0],  # is the first; shares one pixel with the second
       [2.0, 0.0, 4.0, 1.0],  # touches the first, and the corner of the second
-  ])
+    ]
+  )
   np.testing.assert_allclose(
-      pairwise_iou(boxes, others),
-      [[2 / 6, 1, 0], [2 / 6, 1 / 7, 0]],
-      rtol=1e-6,
+    pairwise_iou(boxes, others),
+    [[2 / 6, 1, 0], [2 / 6, 1 / 7, 0]],
+    rtol=1e-6,
   )
 
 
@@ -65,12 +68,14 @@ def test_pairwise_iou_with_a_box_without_area_is_zero():
 def test_pairwise_iou_agrees_with_the_definition(key):
   boxes = np.asarray(_random_boxes(key, 40))
   expected = [
-      [oracles.iou(a, b) for b in boxes.astype(np.float64)]
-      for a in boxes.astype(np.float64)
+    [oracles.iou(a, b) for b in boxes.astype(np.float64)]
+    for a in boxes.astype(np.float64)
   ]
   np.testing.assert_allclose(
-      pairwise_iou(jnp.asarray(boxes), jnp.asarray(boxes)), expected,
-      rtol=1e-5, atol=1e-6,
+    pairwise_iou(jnp.asarray(boxes), jnp.asarray(boxes)),
+    expected,
+    rtol=1e-5,
+    atol=1e-6,
   )
 
 
@@ -82,10 +87,10 @@ def test_pairwise_iou_agrees_with_pycocotools(key):
     return np.concatenate([array[:, :2], array[:, 2:] - array[:, :2]], axis=1)
 
   expected = mask_api.iou(
-      x_y_width_height(boxes), x_y_width_height(others), [0] * len(others)
+    x_y_width_height(boxes), x_y_width_height(others), [0] * len(others)
   )
   np.testing.assert_allclose(
-      pairwise_iou(boxes, others), expected, rtol=1e-5, atol=1e-6
+    pairwise_iou(boxes, others), expected, rtol=1e-5, atol=1e-6
   )
 
 
@@ -95,7 +100,7 @@ def test_pairwise_iou_is_symmetric_and_does_not_care_for_place_or_unit(key):
   np.testing.assert_array_equal(iou, iou.T)
   # Whole numbers and powers of two are exact.
   np.testing.assert_array_equal(
-      iou, pairwise_iou(4 * boxes + 64, 4 * boxes + 64)
+    iou, pairwise_iou(4 * boxes + 64, 4 * boxes + 64)
   )
 
 
@@ -104,12 +109,16 @@ def test_encode_boxes_by_hand():
   anchor = jnp.array([0.0, 0.0, 10.0, 20.0])
   box = jnp.array([0.0, 2.0, 20.0, 22.0])
   np.testing.assert_allclose(
-      encode_boxes(box, anchor), [5 / 10, 2 / 20, math.log(2), 0],
-      rtol=1e-6, atol=1e-7,
+    encode_boxes(box, anchor),
+    [5 / 10, 2 / 20, math.log(2), 0],
+    rtol=1e-6,
+    atol=1e-7,
   )
   np.testing.assert_allclose(
-      encode_boxes(box, anchor, weights=(10.0, 10.0, 5.0, 5.0)),
-      [5, 1, 5 * math.log(2), 0], rtol=1e-6, atol=1e-6,
+    encode_boxes(box, anchor, weights=(10.0, 10.0, 5.0, 5.0)),
+    [5, 1, 5 * math.log(2), 0],
+    rtol=1e-6,
+    atol=1e-6,
   )
 
 
@@ -120,19 +129,21 @@ def test_decode_boxes_by_hand():
   deltas = jnp.array([0.5, 0.1, math.log(2), -math.log(2)])
   expected = [0, 7, 20, 17]
   np.testing.assert_allclose(
-      decode_boxes(deltas, anchor), expected, rtol=1e-6, atol=1e-5
+    decode_boxes(deltas, anchor), expected, rtol=1e-6, atol=1e-5
   )
   weights = (10.0, 10.0, 5.0, 5.0)
   np.testing.assert_allclose(
-      decode_boxes(deltas * jnp.array(weights), anchor, weights=weights),
-      expected, rtol=1e-6, atol=1e-5,
+    decode_boxes(deltas * jnp.array(weights), anchor, weights=weights),
+    expected,
+    rtol=1e-6,
+    atol=1e-5,
   )
 
 
 def test_decode_boxes_of_no_deltas_is_the_anchor(key):
   anchors = _random_boxes(key, 40)
   np.testing.assert_allclose(
-      decode_boxes(jnp.zeros_like(anchors), anchors), anchors, atol=1e-4
+    decode_boxes(jnp.zeros_like(anchors), anchors), anchors, atol=1e-4
   )
 
 
@@ -142,8 +153,10 @@ def test_decode_boxes_undoes_encode_boxes(key, weights):
   anchors = jnp.concatenate([anchors[:, :2], anchors[:, 2:] + 16], axis=1)
   deltas = encode_boxes(boxes, anchors, weights=weights)
   np.testing.assert_allclose(
-      decode_boxes(deltas, anchors, weights=weights), boxes,
-      rtol=1e-4, atol=2e-3,  # 1e-6 of the 1000 pixels
+    decode_boxes(deltas, anchors, weights=weights),
+    boxes,
+    rtol=1e-4,
+    atol=2e-3,  # 1e-6 of the 1000 pixels
   )
 
 
@@ -154,8 +167,10 @@ def test_encode_boxes_undoes_decode_boxes(key, weights):
   deltas = jax.random.normal(jax.random.fold_in(key, 1), anchors.shape)
   boxes = decode_boxes(deltas, anchors, weights=weights)
   np.testing.assert_allclose(
-      encode_boxes(boxes, anchors, weights=weights), deltas,
-      rtol=1e-4, atol=1e-3,
+    encode_boxes(boxes, anchors, weights=weights),
+    deltas,
+    rtol=1e-4,
+    atol=1e-3,
   )
 
 
@@ -176,7 +191,7 @@ def test_clip_boxes_cuts_at_every_edge():
   boxes = jnp.array([[-3.0, -4.0, 50.0, 60.0], [1.0, 2.0, 3.0, 4.0]])
   # 20 high, 30 wide.
   np.testing.assert_array_equal(
-      ops.clip_boxes(boxes, jnp.array([20, 30])), [[0, 0, 30, 20], [1, 2, 3, 4]]
+    ops.clip_boxes(boxes, jnp.array([20, 30])), [[0, 0, 30, 20], [1, 2, 3, 4]]
   )
 
 
@@ -189,7 +204,7 @@ def test_clip_boxes_leaves_a_box_outside_without_area():
 
 def test_has_area_wants_both_sides():
   np.testing.assert_array_equal(
-      ops.has_area(ODD_BOXES), [False, False, False, False, True, True]
+    ops.has_area(ODD_BOXES), [False, False, False, False, True, True]
   )
   # 8x6: 6 or more on both sides, more than that on one only.
   assert ops.has_area(ODD_BOXES[5], min_size=6.0)
@@ -200,18 +215,21 @@ def test_has_area_of_nan_is_false():
   assert not ops.has_area(jnp.array([0.0, 0.0, jnp.nan, 9.0]))
 
 
-@pytest.mark.parametrize('function', [
+@pytest.mark.parametrize(
+  'function',
+  [
     lambda a, b: ops.box_area(a) + ops.box_area(b),
     pairwise_iou,
     encode_boxes,
     decode_boxes,
     lambda a, b: ops.clip_boxes(a + b, jnp.array([7, 7])),
-])
+  ],
+)
 def test_gradients_are_finite_for_odd_boxes(function):
   boxes = jnp.repeat(ODD_BOXES, len(ODD_BOXES), axis=0)
   others = jnp.tile(ODD_BOXES, (len(ODD_BOXES), 1))
   gradients = jax.jit(
-      jax.grad(lambda a, b: function(a, b).sum(), argnums=(0, 1))
+    jax.grad(lambda a, b: function(a, b).sum(), argnums=(0, 1))
   )(boxes, others)
   assert all(jnp.isfinite(gradient).all() for gradient in gradients)
 
@@ -219,7 +237,7 @@ def test_gradients_are_finite_for_odd_boxes(function):
 def test_decode_boxes_has_no_gradient_beyond_its_cap():
   anchor = jnp.array([0.0, 0.0, 16.0, 16.0])
   gradient = jax.grad(lambda d: decode_boxes(d, anchor)[2])(
-      jnp.array([0.0, 0.0, 100.0, 0.0])
+    jnp.array([0.0, 0.0, 100.0, 0.0])
   )
   # x2 = 16 dx + 8 + 8 exp(dw), and exp(dw) is held.
   np.testing.assert_array_equal(gradient, [16, 0, 0, 0])

@@ -17,7 +17,7 @@ def double_then_turn(matrix, rows):
 # the rows.
 @pytest.mark.parametrize('chunk', [1, 3, 4, 7, 16])
 @pytest.mark.parametrize(
-    'chosen', [[], [3], [0, 6], [0, 2, 4, 6], [1, 2, 3, 5], range(7)]
+  'chosen', [[], [3], [0, 6], [0, 2, 4, 6], [1, 2, 3, 5], range(7)]
 )
 def test_apply_to_chosen_equals_masking_the_whole(key, chosen, chunk):
   keys = jax.random.split(key, 3)
@@ -33,16 +33,16 @@ def test_apply_to_chosen_equals_masking_the_whole(key, chosen, chunk):
     return apply_to_chosen(double_then_turn, matrix, rows, is_chosen, chunk)
 
   assert_allclose(
-      jax.jit(chunked)(matrix, rows), whole(matrix, rows), rtol=1e-6
+    jax.jit(chunked)(matrix, rows), whole(matrix, rows), rtol=1e-6
   )
   gradients = [
-      jax.jit(jax.grad(
-          lambda m, r, f=f: jnp.sum(f(m, r) * weight), argnums=(0, 1)
-      ))(matrix, rows)
-      for f in (chunked, whole)
+    jax.jit(
+      jax.grad(lambda m, r, f=f: jnp.sum(f(m, r) * weight), argnums=(0, 1))
+    )(matrix, rows)
+    for f in (chunked, whole)
   ]
   jax.tree.map(
-      lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=1e-6), *gradients
+    lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=1e-6), *gradients
   )
 
 
@@ -54,7 +54,7 @@ def test_apply_to_chosen_does_not_touch_other_rows():
     return apply_to_chosen(jnp.multiply, factor, rows, chosen, 1).sum()
 
   value, (of_factor, of_rows) = jax.value_and_grad(total, argnums=(0, 1))(
-      3.0, rows
+    3.0, rows
   )
   assert (float(value), float(of_factor)) == (9.0, 3.0)
   assert_array_equal(of_rows[:, 0], np.array([0, 3, 0, 3, 0]))

@@ -11,23 +11,25 @@ import pytest
 from maskrcnn_jax.ops import matching
 
 match = functools.partial(
-    jax.jit(
-        matching.match_boxes,
-        static_argnames=('foreground_iou', 'background_iou', 'rescue'),
-    ),
-    foreground_iou=0.7,
-    background_iou=0.3,
+  jax.jit(
+    matching.match_boxes,
+    static_argnames=('foreground_iou', 'background_iou', 'rescue'),
+  ),
+  foreground_iou=0.7,
+  background_iou=0.3,
 )
 
 
 def test_match_boxes_by_hand():
-  iou = jnp.array([
+  iou = jnp.array(
+    [
       [0.8, 0.1],  # at least 0.7
       [0.7, 0.7],  # exactly 0.7, the first of equals
       [0.2, 0.5],  # between
       [0.3, 0.0],  # exactly 0.3 is between, too
       [0.29, 0.2],  # less than 0.3
-  ])
+    ]
+  )
   matches, labels = match(iou, jnp.array([True, True]), rescue=False)
   np.testing.assert_array_equal(matches, [0, 0, 1, 0, 0])
   np.testing.assert_array_equal(labels, [1, 1, -1, -1, 0])
@@ -68,8 +70,9 @@ def test_match_boxes_gives_a_box_that_takes_no_part_no_label_1(rescue):
   iou = jnp.array([[-1.0, -1.0], [0.2, 0.0], [0.0, 0.8]])
   _, labels = match(iou, jnp.array([True, True]), rescue=rescue)
   np.testing.assert_array_equal(labels, [0, int(rescue), 1])
-  _, labels = match(jnp.full((3, 2), -1.0), jnp.array([True, True]),
-                    rescue=rescue)
+  _, labels = match(
+    jnp.full((3, 2), -1.0), jnp.array([True, True]), rescue=rescue
+  )
   np.testing.assert_array_equal(labels, [0, 0, 0])
 
 
@@ -86,7 +89,7 @@ def test_match_boxes_agrees_with_the_definition(rescue):
   for seed in range(300):
     iou, gt_valid = _random_iou(seed)
     expected = oracles.match_boxes(
-        iou, gt_valid, foreground_iou=0.7, background_iou=0.3, rescue=rescue
+      iou, gt_valid, foreground_iou=0.7, background_iou=0.3, rescue=rescue
     )
     ours = match(jnp.asarray(iou), jnp.asarray(gt_valid), rescue=rescue)
     np.testing.assert_array_equal(ours[0], expected[0])
@@ -98,14 +101,15 @@ def test_match_boxes_is_not_changed_by_padding(rescue):
   for seed in range(50):
     iou, gt_valid = _random_iou(seed)
     matches, labels = match(
-        jnp.asarray(iou), jnp.asarray(gt_valid), rescue=rescue
+      jnp.asarray(iou), jnp.asarray(gt_valid), rescue=rescue
     )
     # Padding that would overlap everything, and boxes that take no part.
     padded = np.pad(iou, ((0, 0), (0, 4)), constant_values=1)
     padded = np.pad(padded, ((0, 5), (0, 0)), constant_values=-1)
     padded_matches, padded_labels = match(
-        jnp.asarray(padded), jnp.asarray(np.pad(gt_valid, (0, 4))),
-        rescue=rescue,
+      jnp.asarray(padded),
+      jnp.asarray(np.pad(gt_valid, (0, 4))),
+      rescue=rescue,
     )
     np.testing.assert_array_equal(padded_matches[:-5], matches)
     np.testing.assert_array_equal(padded_labels[:-5], labels)

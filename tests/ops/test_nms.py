@@ -55,12 +55,12 @@ def _boxes_squares(rng, n):
 
 
 KINDS = {
-    'random': _random_set,
-    'duplicates': _boxes_duplicates,
-    'without_area': _boxes_without_area,
-    'chain': _boxes_chain,
-    'nested': _boxes_nested,
-    'squares': _boxes_squares,
+  'random': _random_set,
+  'duplicates': _boxes_duplicates,
+  'without_area': _boxes_without_area,
+  'chain': _boxes_chain,
+  'nested': _boxes_nested,
+  'squares': _boxes_squares,
 }
 
 
@@ -99,24 +99,26 @@ def _many_sets(n, num_sets=SETS):
   for place, make in enumerate(KINDS.values()):
     rng = np.random.default_rng([n, place])
     sets += [
-        (
-            make(rng, n).astype(np.float32),
-            _scores(rng, n),
-            _valid(rng, n),
-            rng.integers(0, rng.integers(1, 5), n).astype(np.int32),
-        )
-        for _ in range(num_sets)
+      (
+        make(rng, n).astype(np.float32),
+        _scores(rng, n),
+        _valid(rng, n),
+        rng.integers(0, rng.integers(1, 5), n).astype(np.int32),
+      )
+      for _ in range(num_sets)
     ]
   return tuple(np.stack(arrays) for arrays in zip(*sets, strict=True))
 
 
-nms_of_many = jax.jit(jax.vmap(
+nms_of_many = jax.jit(
+  jax.vmap(
     lambda b, s, v, g: nms(
-        b, s, v, groups=g, iou_threshold=0.5, limit=40, block_size=16
+      b, s, v, groups=g, iou_threshold=0.5, limit=40, block_size=16
     )
-))
+  )
+)
 compiled_nms = jax.jit(
-    nms, static_argnames=('iou_threshold', 'limit', 'block_size')
+  nms, static_argnames=('iou_threshold', 'limit', 'block_size')
 )
 
 
@@ -125,9 +127,12 @@ def assert_greedy(indices, kept, sets, *, iou_threshold, limit):
   boxes, scores, valid, groups = sets
   for i in range(len(boxes)):
     expected = oracles.greedy_nms(
-        oracles.pairwise_iou(boxes[i]), scores[i], valid[i],
-        groups=None if groups is None else groups[i],
-        iou_threshold=iou_threshold, limit=limit,
+      oracles.pairwise_iou(boxes[i]),
+      scores[i],
+      valid[i],
+      groups=None if groups is None else groups[i],
+      iou_threshold=iou_threshold,
+      limit=limit,
     )
     assert kept[i].tolist() == [j < len(expected) for j in range(limit)]
     padded = expected + [0] * (limit - len(expected))
@@ -138,11 +143,12 @@ def _one(boxes, scores, valid=None, *, groups=None, iou_threshold=0.5):
   """Of up to eight boxes; the rest is padding."""
   n = len(scores)
   indices, kept = compiled_nms(
-      np.pad(np.float32(boxes), ((0, 8 - n), (0, 0))),
-      np.pad(np.float32(scores), (0, 8 - n)),
-      np.pad(np.ones(n, bool) if valid is None else valid, (0, 8 - n)),
-      groups=None if groups is None else np.pad(groups, (0, 8 - n)),
-      iou_threshold=iou_threshold, limit=8,
+    np.pad(np.float32(boxes), ((0, 8 - n), (0, 0))),
+    np.pad(np.float32(scores), (0, 8 - n)),
+    np.pad(np.ones(n, bool) if valid is None else valid, (0, 8 - n)),
+    groups=None if groups is None else np.pad(groups, (0, 8 - n)),
+    iou_threshold=iou_threshold,
+    limit=8,
   )
   indices, kept = np.asarray(indices), np.asarray(kept)
   assert not indices[~kept].any()  # 0 where there are fewer
@@ -151,10 +157,10 @@ def _one(boxes, scores, valid=None, *, groups=None, iou_threshold=0.5):
 
 def test_nms_by_hand():
   boxes = [
-      [0, 0, 10, 10],
-      [0, 0, 10, 9],  # 90/100 of the first
-      [20, 0, 30, 10],  # apart
-      [0, 0, 10, 4],  # 40/100 of the first, 40/90 of the second
+    [0, 0, 10, 10],
+    [0, 0, 10, 9],  # 90/100 of the first
+    [20, 0, 30, 10],  # apart
+    [0, 0, 10, 4],  # 40/100 of the first, 40/90 of the second
   ]
   # The second is best and takes the first with it.
   assert _one(boxes, [0.8, 0.9, 0.5, 0.6]) == [1, 3, 2]
@@ -201,7 +207,9 @@ def test_nms_keeps_every_box_without_area():
   assert _one(boxes, [4, 3, 2, 1]) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize('n, block_size, limit, iou_threshold, grouped', [
+@pytest.mark.parametrize(
+  'n, block_size, limit, iou_threshold, grouped',
+  [
     (40, 256, 40, 0.5, False),  # less than a block
     (40, 8, 40, 0.7, False),  # five full blocks
     (40, 8, 40, 0.5, True),
@@ -212,18 +220,21 @@ def test_nms_keeps_every_box_without_area():
     (40, 1, 40, 0.25, True),
     (40, 7, 1, 0.0, False),
     (1, 256, 3, 0.5, True),
-])
+  ],
+)
 def test_nms_keeps_what_the_greedy_definition_keeps(
-    n, block_size, limit, iou_threshold, grouped
+  n, block_size, limit, iou_threshold, grouped
 ):
   boxes, scores, valid, groups = _many_sets(n)
   groups = groups if grouped else None
   options = {'iou_threshold': iou_threshold, 'limit': limit}
-  indices, kept = jax.jit(jax.vmap(
+  indices, kept = jax.jit(
+    jax.vmap(
       lambda b, s, v, g: nms(
-          b, s, v, groups=g, block_size=block_size, **options
+        b, s, v, groups=g, block_size=block_size, **options
       )
-  ))(boxes, scores, valid, groups)
+    )
+  )(boxes, scores, valid, groups)
   indices, kept = np.asarray(indices), np.asarray(kept)
   assert_greedy(indices, kept, (boxes, scores, valid, groups), **options)
 
@@ -234,45 +245,62 @@ def test_nms_keeps_what_the_greedy_definition_keeps(
 def test_nms_is_greedy_on_ten_thousand_sets(n, kernels):
   # Two times six kinds of 834 make 10,008.
   boxes, scores, valid, groups = _many_sets(n, 834)
-  nms_of_all = jax.jit(jax.vmap(
+  nms_of_all = jax.jit(
+    jax.vmap(
       lambda b, s, v, g: nms(
-          b, s, v, groups=g, iou_threshold=0.5, limit=40, block_size=16,
-          kernels=kernels,
+        b,
+        s,
+        v,
+        groups=g,
+        iou_threshold=0.5,
+        limit=40,
+        block_size=16,
+        kernels=kernels,
       )
-  ))
+    )
+  )
   indices, kept = map(np.asarray, nms_of_all(boxes, scores, valid, groups))
   assert_greedy(
-      indices, kept, (boxes, scores, valid, groups), iou_threshold=0.5, limit=40
+    indices, kept, (boxes, scores, valid, groups), iou_threshold=0.5, limit=40
   )
 
 
-@pytest.mark.parametrize('n, limit, iou_threshold, grouped', [
+@pytest.mark.parametrize(
+  'n, limit, iou_threshold, grouped',
+  [
     (40, 40, 0.5, True),  # part of a block
     (150, 150, 0.5, False),
     (150, 70, 1 / 3, True),  # no multiple of a block, less than are kept
     (64, 5, 0.7, False),
-])
+  ],
+)
 def test_nms_kernel_keeps_what_the_plain_one_keeps(
-    n, limit, iou_threshold, grouped
+  n, limit, iou_threshold, grouped
 ):
   boxes, scores, valid, groups = _many_sets(n, 12)
   results = [
-      jax.jit(jax.vmap(
-          lambda b, s, v, g: nms(
-              b, s, v, groups=g if grouped else None,
-              iou_threshold=iou_threshold, limit=limit,
-              kernels=kernels,  # noqa: B023
-          )
-      ))(boxes, scores, valid, groups)
-      for kernels in ('interpret', 'xla')
+    jax.jit(
+      jax.vmap(
+        lambda b, s, v, g: nms(
+          b,
+          s,
+          v,
+          groups=g if grouped else None,
+          iou_threshold=iou_threshold,
+          limit=limit,
+          kernels=kernels,  # noqa: B023
+        )
+      )
+    )(boxes, scores, valid, groups)
+    for kernels in ('interpret', 'xla')
   ]
   for ours, theirs in zip(*results, strict=True):
     np.testing.assert_array_equal(ours, theirs)
 
 
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec('triton') is None,
-    reason='triton is not installed (it comes with the extra jax-triton)',
+  importlib.util.find_spec('triton') is None,
+  reason='triton is not installed (it comes with the extra jax-triton)',
 )
 
 
@@ -283,15 +311,22 @@ def interpreted_triton(monkeypatch):
   monkeypatch.setenv('TRITON_INTERPRET', '1')
 
   def triton_call(
-      *arguments, kernel, out_type, grid, name, num_warps, num_stages,
-      backend_options, **statics,
+    *arguments,
+    kernel,
+    out_type,
+    grid,
+    name,
+    num_warps,
+    num_stages,
+    backend_options,
+    **statics,
   ):
     def run(*arguments):
       arrays = [np.ascontiguousarray(x) for x in arguments]
       # Garbage, as on a GPU.
       results = [
-          np.full(x.shape, np.nan if x.dtype == np.float32 else -77, x.dtype)
-          for x in out_type
+        np.full(x.shape, np.nan if x.dtype == np.float32 else -77, x.dtype)
+        for x in out_type
       ]
       kernel[grid](*map(_Tensor, arrays + results), **statics)
       return results
@@ -299,7 +334,7 @@ def interpreted_triton(monkeypatch):
     return jax.pure_callback(run, list(out_type), *arguments)
 
   monkeypatch.setitem(
-      sys.modules, 'jax_triton', types.SimpleNamespace(triton_call=triton_call)
+    sys.modules, 'jax_triton', types.SimpleNamespace(triton_call=triton_call)
   )
 
 
@@ -321,29 +356,40 @@ class _Tensor:
 
 
 @needs_triton
-@pytest.mark.parametrize('n, limit, iou_threshold, grouped', [
+@pytest.mark.parametrize(
+  'n, limit, iou_threshold, grouped',
+  [
     (40, 40, 0.5, True),  # part of a block
     (150, 150, 0.5, False),
     (150, 70, 1 / 3, True),  # no multiple of a block, less than are kept
     (64, 5, 0.7, False),
     (1, 3, 0.5, True),
-])
+  ],
+)
 def test_nms_in_triton_keeps_what_the_greedy_definition_keeps(
-    interpreted_triton, n, limit, iou_threshold, grouped
+  interpreted_triton, n, limit, iou_threshold, grouped
 ):
   boxes, scores, valid, groups = _many_sets(n, 6)
   groups = groups if grouped else None
   options = {'iou_threshold': iou_threshold, 'limit': limit}
   # As of 12 images with three levels each.
-  indices, kept = jax.jit(jax.vmap(jax.vmap(
-      lambda *lists: nms(
-          *lists[:3], groups=lists[3] if grouped else None, kernels='triton',
+  indices, kept = jax.jit(
+    jax.vmap(
+      jax.vmap(
+        lambda *lists: nms(
+          *lists[:3],
+          groups=lists[3] if grouped else None,
+          kernels='triton',
           **options,
+        )
       )
-  )))(*(
+    )
+  )(
+    *(
       x.reshape(12, 3, *x.shape[1:])
       for x in (boxes, scores, valid) + ((groups,) if grouped else ())
-  ))
+    )
+  )
   indices, kept = (np.reshape(x, (36, limit)) for x in (indices, kept))
   assert_greedy(indices, kept, (boxes, scores, valid, groups), **options)
 
@@ -352,13 +398,17 @@ def test_nms_in_triton_keeps_what_the_greedy_definition_keeps(
 def test_nms_in_triton_batches_what_is_shared(interpreted_triton):
   boxes, scores, _, _ = (jnp.asarray(x[:5]) for x in _many_sets(40, 6))
   results = [
-      jax.vmap(
-          lambda s: nms(
-              boxes[0], s, jnp.ones(40, bool), iou_threshold=0.5, limit=40,
-              kernels=kernels,  # noqa: B023
-          )
-      )(scores)
-      for kernels in ('triton', 'xla')
+    jax.vmap(
+      lambda s: nms(
+        boxes[0],
+        s,
+        jnp.ones(40, bool),
+        iou_threshold=0.5,
+        limit=40,
+        kernels=kernels,  # noqa: B023
+      )
+    )(scores)
+    for kernels in ('triton', 'xla')
   ]
   for ours, theirs in zip(*results, strict=True):
     np.testing.assert_array_equal(ours, theirs)
@@ -371,8 +421,10 @@ def test_nms_is_not_changed_by_padding():
   padded_boxes = np.pad(boxes, extra + ((0, 0),))
   padded_boxes[:, 40:] = [0, 0, 64, 64]
   padded = nms_of_many(
-      padded_boxes, np.pad(scores, extra, constant_values=9),
-      np.pad(valid, extra), np.pad(groups, extra, mode='edge'),
+    padded_boxes,
+    np.pad(scores, extra, constant_values=9),
+    np.pad(valid, extra),
+    np.pad(groups, extra, mode='edge'),
   )
   plain = nms_of_many(boxes, scores, valid, groups)
   for ours, theirs in zip(plain, padded, strict=True):
@@ -382,13 +434,13 @@ def test_nms_is_not_changed_by_padding():
 def test_nms_is_idempotent():
   boxes, scores, valid, groups = _many_sets(40)
   indices, kept = (
-      np.asarray(x) for x in nms_of_many(boxes, scores, valid, groups)
+    np.asarray(x) for x in nms_of_many(boxes, scores, valid, groups)
   )
   again, kept_again = nms_of_many(
-      np.take_along_axis(boxes, indices[..., None], axis=1),
-      np.take_along_axis(scores, indices, axis=1),
-      kept,
-      np.take_along_axis(groups, indices, axis=1),
+    np.take_along_axis(boxes, indices[..., None], axis=1),
+    np.take_along_axis(scores, indices, axis=1),
+    kept,
+    np.take_along_axis(groups, indices, axis=1),
   )
   again = np.asarray(again)
   np.testing.assert_array_equal(kept_again, kept)
@@ -398,11 +450,13 @@ def test_nms_is_idempotent():
 
 def test_nms_returns_the_start_of_what_a_larger_limit_returns():
   sets = _many_sets(40)
-  small = jax.jit(jax.vmap(
+  small = jax.jit(
+    jax.vmap(
       lambda b, s, v, g: nms(
-          b, s, v, groups=g, iou_threshold=0.5, limit=5, block_size=16
+        b, s, v, groups=g, iou_threshold=0.5, limit=5, block_size=16
       )
-  ))(*sets)
+    )
+  )(*sets)
   for few, many in zip(small, nms_of_many(*sets), strict=True):
     np.testing.assert_array_equal(few, np.asarray(many)[:, :5])
 
@@ -415,14 +469,17 @@ def test_nms_agrees_on_real_numbers_and_several_full_blocks(key):
   overlap = oracles.pairwise_iou(np.asarray(boxes))
   assert np.abs(overlap - 0.5).min() > 1e-6  # no overlap that rounding decides
   expected = oracles.greedy_nms(
-      overlap, np.asarray(scores), np.ones(700, bool),
-      iou_threshold=0.5, limit=700,
+    overlap,
+    np.asarray(scores),
+    np.ones(700, bool),
+    iou_threshold=0.5,
+    limit=700,
   )
   assert len(expected) > 256
   indices, kept = compiled_nms(
-      boxes, scores, jnp.ones(700, bool), iou_threshold=0.5, limit=700
+    boxes, scores, jnp.ones(700, bool), iou_threshold=0.5, limit=700
   )
-  assert indices[:len(expected)].tolist() == expected
+  assert indices[: len(expected)].tolist() == expected
   assert kept.sum() == len(expected)
 
 
@@ -432,7 +489,7 @@ def test_nms_lets_the_gradient_of_what_it_keeps_through():
 
   def total(boxes, scores):
     indices, kept = compiled_nms(
-        boxes, scores, valid, iou_threshold=0.5, limit=4
+      boxes, scores, valid, iou_threshold=0.5, limit=4
     )
     kept_boxes = jnp.where(kept[:, None], boxes[indices], 0)
     return kept_boxes.sum() + jnp.where(kept, scores[indices], 0).sum()

@@ -14,8 +14,8 @@ from maskrcnn_jax.data.outlines import mask_to_outline
 from maskrcnn_jax.ops import outlines as ops
 
 rasterize = jax.jit(
-    ops.rasterize_outlines,
-    static_argnames=('side', 'max_object_vertices', 'max_parts'),
+  ops.rasterize_outlines,
+  static_argnames=('side', 'max_object_vertices', 'max_parts'),
 )
 MAX_VERTICES = 48
 MAX_PARTS = 4
@@ -34,9 +34,9 @@ def _outlines(*objects):
   """One buffer for objects of (vertices, parts)."""
   ends = np.cumsum([0] + [len(parts) for _, parts in objects])
   return Outlines(
-      jnp.concatenate([jnp.asarray(vertices) for vertices, _ in objects]),
-      jnp.concatenate([jnp.asarray(parts) for _, parts in objects]),
-      jnp.asarray(ends, jnp.int32),
+    jnp.concatenate([jnp.asarray(vertices) for vertices, _ in objects]),
+    jnp.concatenate([jnp.asarray(parts) for _, parts in objects]),
+    jnp.asarray(ends, jnp.int32),
   )
 
 
@@ -44,10 +44,16 @@ def _fill(outlines, boxes, objects=None, *, side):
   boxes = jnp.asarray(boxes, jnp.float32).reshape(-1, 4)
   if objects is None:
     objects = [0] * len(boxes)
-  return np.asarray(rasterize(
-      outlines, jnp.asarray(objects), boxes, side=side,
-      max_object_vertices=MAX_VERTICES, max_parts=MAX_PARTS,
-  ))
+  return np.asarray(
+    rasterize(
+      outlines,
+      jnp.asarray(objects),
+      boxes,
+      side=side,
+      max_object_vertices=MAX_VERTICES,
+      max_parts=MAX_PARTS,
+    )
+  )
 
 
 def _rectangle(x1, y1, x2, y2):
@@ -61,8 +67,8 @@ def _drawn(*rows):
 def test_rasterize_outlines_fills_a_rectangle():
   outlines = _outlines(_closed(_rectangle(1, 1, 3, 4)))
   np.testing.assert_array_equal(
-      _fill(outlines, [0, 0, 4, 4], side=4)[0],
-      _drawn('....', '.##.', '.##.', '.##.'),
+    _fill(outlines, [0, 0, 4, 4], side=4)[0],
+    _drawn('....', '.##.', '.##.', '.##.'),
   )
 
 
@@ -71,8 +77,8 @@ def test_rasterize_outlines_fills_what_its_cell_centre_is_inside_of():
   # 1.5 alone.
   outlines = _outlines(_closed(_rectangle(1.4, 0.6, 3.6, 2.4)))
   np.testing.assert_array_equal(
-      _fill(outlines, [0, 0, 4, 4], side=4)[0],
-      _drawn('....', '.###', '....', '....'),
+    _fill(outlines, [0, 0, 4, 4], side=4)[0],
+    _drawn('....', '.###', '....', '....'),
   )
 
 
@@ -80,8 +86,8 @@ def test_rasterize_outlines_fills_a_triangle():
   # The slope leaves row y + 0.5 at x = 4.25 - (y + 0.5).
   outlines = _outlines(_closed([(0, 0), (4.25, 0), (0, 4.25)]))
   np.testing.assert_array_equal(
-      _fill(outlines, [0, 0, 4, 4], side=4)[0],
-      _drawn('####', '###.', '##..', '#...'),
+    _fill(outlines, [0, 0, 4, 4], side=4)[0],
+    _drawn('####', '###.', '##..', '#...'),
   )
 
 
@@ -89,9 +95,9 @@ def test_rasterize_outlines_meets_a_vertex_on_a_scan_line_properly():
   # Corners at y = 1.5, left and right, and a tip at y = 2.5 from above.
   outlines = _outlines(_closed([(2, 0), (4, 1.5), (2, 2.5), (0, 1.5)]))
   np.testing.assert_array_equal(
-      _fill(outlines, [0, 0, 4, 4], side=4)[0],
-      # At y = 0.5 from 1.33 to 2.67.
-      _drawn('.##.', '####', '....', '....'),
+    _fill(outlines, [0, 0, 4, 4], side=4)[0],
+    # At y = 0.5 from 1.33 to 2.67.
+    _drawn('.##.', '####', '....', '....'),
   )
 
 
@@ -102,40 +108,38 @@ def test_rasterize_outlines_leaves_the_hole_of_a_contour_given_as_edges():
   parts = [0, -1] * 4
   outlines = _outlines((np.array(vertices, np.float32), np.array(parts)))
   np.testing.assert_array_equal(
-      _fill(outlines, [0, 0, 4, 4], side=4)[0],
-      _drawn('####', '#..#', '#..#', '####'),
+    _fill(outlines, [0, 0, 4, 4], side=4)[0],
+    _drawn('####', '#..#', '#..#', '####'),
   )
 
 
 def test_rasterize_outlines_fills_all_of_two_parts_that_overlap():
   outlines = _outlines(_closed(_rectangle(0, 0, 3, 3), _rectangle(1, 1, 4, 4)))
   np.testing.assert_array_equal(
-      _fill(outlines, [0, 0, 4, 4], side=4)[0],
-      _drawn('###.', '####', '####', '.###'),
+    _fill(outlines, [0, 0, 4, 4], side=4)[0],
+    _drawn('###.', '####', '####', '.###'),
   )
 
 
 def test_rasterize_outlines_fills_two_windings_of_one_part_evenly_and_oddly():
   # The same two squares, as one polygon that goes through (0, 0) to join them.
-  polygon = [
-      *_rectangle(0, 0, 3, 3), (0, 0), *_rectangle(1, 1, 4, 4), (1, 1)
-  ]
+  polygon = [*_rectangle(0, 0, 3, 3), (0, 0), *_rectangle(1, 1, 4, 4), (1, 1)]
   np.testing.assert_array_equal(
-      _fill(_outlines(_closed(polygon)), [0, 0, 4, 4], side=4)[0],
-      _drawn('###.', '#..#', '#..#', '.###'),
+    _fill(_outlines(_closed(polygon)), [0, 0, 4, 4], side=4)[0],
+    _drawn('###.', '#..#', '#..#', '.###'),
   )
 
 
 def test_rasterize_outlines_cuts_off_what_is_outside_the_box():
   outlines = _outlines(_closed(_rectangle(0, 0, 8, 8)))
   boxes = [
-      [2, 2, 6, 6],  # inside
-      [-2, -2, 2, 2],  # over the top left corner
-      [6, 4, 10, 8],  # over the right side
-      [9, 0, 13, 4],  # to the right
-      [-5, 0, -1, 4],  # to the left
-      [0, 9, 4, 13],  # below
-      [-8, -8, 16, 16],  # object and as much on each side
+    [2, 2, 6, 6],  # inside
+    [-2, -2, 2, 2],  # over the top left corner
+    [6, 4, 10, 8],  # over the right side
+    [9, 0, 13, 4],  # to the right
+    [-5, 0, -1, 4],  # to the left
+    [0, 9, 4, 13],  # below
+    [-8, -8, 16, 16],  # object and as much on each side
   ]
   corner, right = np.zeros((2, 6, 6), bool)
   corner[3:, 3:] = right[:, :3] = True
@@ -143,21 +147,21 @@ def test_rasterize_outlines_cuts_off_what_is_outside_the_box():
   middle[2:4, 2:4] = True
   nothing = np.zeros((6, 6), bool)
   np.testing.assert_array_equal(
-      _fill(outlines, boxes, side=6),
-      [~nothing, corner, right, nothing, nothing, nothing, middle],
+    _fill(outlines, boxes, side=6),
+    [~nothing, corner, right, nothing, nothing, nothing, middle],
   )
 
 
 def test_rasterize_outlines_shows_each_box_its_own_object():
   outlines = _outlines(
-      _closed(_rectangle(0, 0, 2, 4)),
-      (np.zeros((0, 2), np.float32), np.zeros(0, np.int16)),  # without outline
-      _closed(_rectangle(2, 0, 4, 4), _rectangle(0, 0, 1, 1)),
+    _closed(_rectangle(0, 0, 2, 4)),
+    (np.zeros((0, 2), np.float32), np.zeros(0, np.int16)),  # without outline
+    _closed(_rectangle(2, 0, 4, 4), _rectangle(0, 0, 1, 1)),
   )
   masks = _fill(outlines, [[0, 0, 4, 4]] * 4, [2, 0, 1, 2], side=4)
   third = _drawn('#.##', '..##', '..##', '..##')
   np.testing.assert_array_equal(
-      masks, [third, _drawn(*['##..'] * 4), np.zeros((4, 4), bool), third]
+    masks, [third, _drawn(*['##..'] * 4), np.zeros((4, 4), bool), third]
   )
 
 
@@ -226,11 +230,11 @@ def test_rasterize_outlines_agrees_with_pycocotools_but_for_border_cells():
     vertices, parts = objects[index]
     cells = (vertices.astype(np.float64) - box[:2]) * 28 / (box[2:] - box[:2])
     polygons = [
-        cells[:-1][parts[:-1] == part].ravel().tolist()
-        for part in range(parts.max() + 1)
+      cells[:-1][parts[:-1] == part].ravel().tolist()
+      for part in range(parts.max() + 1)
     ]
     theirs = mask_api.decode(
-        mask_api.merge(mask_api.frPyObjects(polygons, 28, 28))
+      mask_api.merge(mask_api.frPyObjects(polygons, 28, 28))
     ).astype(bool)
     for i, j in np.argwhere(mask != theirs):
       center = np.array([j + 0.5, i + 0.5])
@@ -242,11 +246,12 @@ def test_rasterize_outlines_of_flipped_outlines_and_boxes_is_flipped():
   objects, boxes, which = _random_case()
   masks = _fill(_outlines(*objects), boxes, which, side=14)
   flipped = [
-      (np.float32([50, 0]) + np.float32([-1, 1]) * vertices, parts)
-      for vertices, parts in objects
+    (np.float32([50, 0]) + np.float32([-1, 1]) * vertices, parts)
+    for vertices, parts in objects
   ]
-  boxes = np.stack([50 - boxes[:, 2], boxes[:, 1], 50 - boxes[:, 0],
-                    boxes[:, 3]], axis=1)
+  boxes = np.stack(
+    [50 - boxes[:, 2], boxes[:, 1], 50 - boxes[:, 0], boxes[:, 3]], axis=1
+  )
   mirrored = _fill(_outlines(*flipped), boxes, which, side=14)
   # Rounding decides about a few centres next to an outline.
   assert (mirrored != masks[:, :, ::-1]).mean() < 1e-3
@@ -257,32 +262,35 @@ def test_rasterize_outlines_does_not_care_which_way_round():
   masks = _fill(_outlines(*objects), boxes, which, side=14)
   # Closed parts read backwards: what ends a part now starts it.
   turned = [
-      (vertices[::-1], np.append(parts[-2::-1], -1))
-      for vertices, parts in objects
+    (vertices[::-1], np.append(parts[-2::-1], -1))
+    for vertices, parts in objects
   ]
   backwards = _fill(_outlines(*turned), boxes, which, side=14)
   assert (backwards != masks).mean() < 1e-3
 
 
-@pytest.mark.parametrize('overrides', [
-    {'max_object_vertices': 90}, {'max_parts': 9}, {}
-])
+@pytest.mark.parametrize(
+  'overrides', [{'max_object_vertices': 90}, {'max_parts': 9}, {}]
+)
 def test_rasterize_outlines_is_not_changed_by_padding(overrides):
   objects, boxes, which = _random_case()
   outlines = _outlines(*objects)
   masks = _fill(outlines, boxes, which, side=14)
   # Vertices that belong to nothing, objects without any, boxes of those.
   padded = Outlines(
-      jnp.pad(outlines.vertices, ((0, 20), (0, 0)), constant_values=9),
-      jnp.pad(outlines.parts, (0, 20)),
-      jnp.pad(outlines.starts, (0, 5), mode='edge'),
+    jnp.pad(outlines.vertices, ((0, 20), (0, 0)), constant_values=9),
+    jnp.pad(outlines.parts, (0, 20)),
+    jnp.pad(outlines.starts, (0, 5), mode='edge'),
   )
   options = {'max_object_vertices': MAX_VERTICES, 'max_parts': MAX_PARTS}
   more = rasterize(
-      padded, jnp.asarray(np.append(which, [25, 28])),
-      jnp.asarray(np.append(boxes, [[0, 0, 50, 50], [0, 0, 0, 0]], axis=0),
-                  jnp.float32),
-      side=14, **(options | overrides),
+    padded,
+    jnp.asarray(np.append(which, [25, 28])),
+    jnp.asarray(
+      np.append(boxes, [[0, 0, 50, 50], [0, 0, 0, 0]], axis=0), jnp.float32
+    ),
+    side=14,
+    **(options | overrides),
   )
   np.testing.assert_array_equal(more[:-2], masks)
   assert not more[-2:].any()
@@ -290,7 +298,7 @@ def test_rasterize_outlines_is_not_changed_by_padding(overrides):
 
 def test_rasterize_outlines_of_no_objects_is_empty():
   outlines = Outlines(
-      jnp.zeros((6, 2)), jnp.full(6, -1), jnp.zeros(4, jnp.int32)
+    jnp.zeros((6, 2)), jnp.full(6, -1), jnp.zeros(4, jnp.int32)
   )
   boxes = [[0, 0, 0, 0], [0, 0, 9, 9], [-5, -5, 5, 5]]
   assert not _fill(outlines, boxes, [0, 1, 2], side=14).any()
@@ -300,40 +308,53 @@ visible = jax.jit(ops.visible_boxes, static_argnames='max_object_vertices')
 
 
 def _see(outlines, height, width, max_vertices=MAX_VERTICES):
-  return np.asarray(visible(
+  return np.asarray(
+    visible(
       outlines, jnp.array([height, width]), max_object_vertices=max_vertices
-  ))
+    )
+  )
 
 
 @pytest.mark.parametrize(
-    ('polygons', 'box'),
-    [
-        ([_rectangle(2, 3, 6, 7)], [2, 3, 6, 7]),  # all of it
-        ([_rectangle(-2, 3, 6, 17)], [0, 3, 6, 10]),
-        ([_rectangle(-5, -5, 15, 15)], [0, 0, 10, 10]),  # fills the image
-        ([_rectangle(11, 2, 15, 4)], [0, 0, 0, 0]),  # beyond
-        ([_rectangle(10, 2, 15, 4)], [0, 0, 0, 0]),  # touches
-        ([_rectangle(-3, 2, 0, 4)], [0, 0, 0, 0]),
-        ([_rectangle(0, 0, 10, 10)], [0, 0, 10, 10]),  # fits
-        # The line from (-10, 0) to (10, 10) is at 5 when it comes in.
-        ([[(-10, 0), (10, 10), (-10, 10)]], [0, 5, 10, 10]),
-        # A diamond around the corner: its box would reach to 4 and 4.
-        ([[(-1, -5), (4, 0), (-1, 5), (-6, 0)]], [0, 0, 4, 4]),
-        ([[(0, 14), (14, 0), (14, 14)]], [4, 4, 10, 10]),
-        # A C whose back is outside: its box is cut to x = 0, but of what is
-        # visible, the arms, both reach there; and one whose arms do not.
-        ([[(-4, 1), (5, 1), (5, 2), (-3, 2), (-3, 8), (5, 8), (5, 9),
-           (-4, 9)]], [0, 1, 5, 9]),
-        ([_rectangle(-4, 1, -1, 9), _rectangle(3, 4, 5, 6)], [3, 4, 5, 6]),
-        # A hole by the even-odd rule, as large as the image.
-        ([[*_rectangle(-5, -5, 15, 15), (-5, -5), *_rectangle(-1, -1, 11, 11),
-           (-1, -1)]], [0, 0, 0, 0]),
-    ],
+  ('polygons', 'box'),
+  [
+    ([_rectangle(2, 3, 6, 7)], [2, 3, 6, 7]),  # all of it
+    ([_rectangle(-2, 3, 6, 17)], [0, 3, 6, 10]),
+    ([_rectangle(-5, -5, 15, 15)], [0, 0, 10, 10]),  # fills the image
+    ([_rectangle(11, 2, 15, 4)], [0, 0, 0, 0]),  # beyond
+    ([_rectangle(10, 2, 15, 4)], [0, 0, 0, 0]),  # touches
+    ([_rectangle(-3, 2, 0, 4)], [0, 0, 0, 0]),
+    ([_rectangle(0, 0, 10, 10)], [0, 0, 10, 10]),  # fits
+    # The line from (-10, 0) to (10, 10) is at 5 when it comes in.
+    ([[(-10, 0), (10, 10), (-10, 10)]], [0, 5, 10, 10]),
+    # A diamond around the corner: its box would reach to 4 and 4.
+    ([[(-1, -5), (4, 0), (-1, 5), (-6, 0)]], [0, 0, 4, 4]),
+    ([[(0, 14), (14, 0), (14, 14)]], [4, 4, 10, 10]),
+    # A C whose back is outside: its box is cut to x = 0, but of what is
+    # visible, the arms, both reach there; and one whose arms do not.
+    (
+      [[(-4, 1), (5, 1), (5, 2), (-3, 2), (-3, 8), (5, 8), (5, 9), (-4, 9)]],
+      [0, 1, 5, 9],
+    ),
+    ([_rectangle(-4, 1, -1, 9), _rectangle(3, 4, 5, 6)], [3, 4, 5, 6]),
+    # A hole by the even-odd rule, as large as the image.
+    (
+      [
+        [
+          *_rectangle(-5, -5, 15, 15),
+          (-5, -5),
+          *_rectangle(-1, -1, 11, 11),
+          (-1, -1),
+        ]
+      ],
+      [0, 0, 0, 0],
+    ),
+  ],
 )
 def test_visible_boxes_by_hand(polygons, box):
   outlines = _outlines(_closed(_rectangle(1, 1, 2, 2)), _closed(*polygons))
   np.testing.assert_allclose(
-      _see(outlines, 10, 10), [[1, 1, 2, 2], box], atol=1e-5
+    _see(outlines, 10, 10), [[1, 1, 2, 2], box], atol=1e-5
   )
 
 
@@ -341,7 +362,7 @@ def test_visible_boxes_of_no_outline_are_zero():
   nothing = (np.zeros((0, 2), np.float32), np.zeros(0, np.int16))
   outlines = _outlines(_closed(_rectangle(1, 1, 2, 2)), nothing, nothing)
   np.testing.assert_array_equal(
-      _see(outlines, 10, 10), [[1, 1, 2, 2], [0] * 4, [0] * 4]
+    _see(outlines, 10, 10), [[1, 1, 2, 2], [0] * 4, [0] * 4]
   )
 
 
@@ -357,10 +378,10 @@ def test_visible_boxes_of_bitmaps_are_those_of_the_cut_bitmaps():
     seen = mask[top : top + height, left : left + width]
     y, x = np.nonzero(seen)
     expected.append(
-        [x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0] * 4
+      [x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0] * 4
     )
   np.testing.assert_array_equal(
-      _see(_outlines(*objects), height, width, max_vertices=512), expected
+    _see(_outlines(*objects), height, width, max_vertices=512), expected
   )
 
 
@@ -401,12 +422,15 @@ def test_visible_boxes_agree_with_scan_lines():
 def test_visible_boxes_ignore_padding():
   outlines = _outlines(*[_random_outline(np.random.default_rng(2))] * 2)
   padded = Outlines(
-      jnp.pad(outlines.vertices, ((0, 30), (0, 0))),
-      jnp.pad(outlines.parts, (0, 30), constant_values=-1), outlines.starts,
+    jnp.pad(outlines.vertices, ((0, 30), (0, 0))),
+    jnp.pad(outlines.parts, (0, 30), constant_values=-1),
+    outlines.starts,
   )
   np.testing.assert_array_equal(
-      _see(outlines, 20, 24), _see(padded, 20, 24, max_vertices=96)
+    _see(outlines, 20, 24), _see(padded, 20, 24, max_vertices=96)
   )
+
+
 def test_rasterize_outlines_kernel_is_the_plain_one():
   rng = np.random.default_rng(0)
   images = []
@@ -414,36 +438,50 @@ def test_rasterize_outlines_kernel_is_the_plain_one():
     # Integer corners lie on scan lines of the 8-pixel box; holes, several
     # parts that overlap, and an object without an outline.
     objects = [
-        _closed(*(
-            rng.integers(-2, 20, (rng.integers(3, 9), 2)) / 2
-            for _ in range(num_parts)
-        ))
-        for num_parts in (1, 3, 2)
+      _closed(
+        *(
+          rng.integers(-2, 20, (rng.integers(3, 9), 2)) / 2
+          for _ in range(num_parts)
+        )
+      )
+      for num_parts in (1, 3, 2)
     ]
     vertices = [(0, 0), (0, 4), (1, 1), (1, 3), (3, 1), (3, 3), (4, 0), (4, 4)]
     objects.append((np.float32(vertices), np.array([0, -1] * 4)))
     objects.append((np.zeros((0, 2), np.float32), np.zeros(0, np.int16)))
     outlines = _outlines(*objects)
     room = 120 - len(outlines.parts)
-    images.append(Outlines(
+    images.append(
+      Outlines(
         jnp.pad(outlines.vertices, ((0, room), (0, 0))),
         jnp.pad(outlines.parts, (0, room), constant_values=-1),
         outlines.starts,
-    ))
+      )
+    )
   batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *images)
-  boxes = np.concatenate([
+  boxes = np.concatenate(
+    [
       np.tile(np.float32([0, 0, 8, 8]), (5, 1)),
       np.sort(rng.uniform(-3, 12, (5, 2, 2)), axis=1).reshape(5, 4),
       [[3, 3, 3, 3]],
-  ]).astype(np.float32)
+    ]
+  ).astype(np.float32)
   objects = jnp.arange(11) % 5
 
   def draw(kernels):
-    return jax.jit(jax.vmap(lambda outlines: ops.rasterize_outlines(
-        outlines, objects, jnp.asarray(boxes), side=7,
-        max_object_vertices=MAX_VERTICES, max_parts=MAX_PARTS,
-        kernels=kernels,
-    )))(batch)
+    return jax.jit(
+      jax.vmap(
+        lambda outlines: ops.rasterize_outlines(
+          outlines,
+          objects,
+          jnp.asarray(boxes),
+          side=7,
+          max_object_vertices=MAX_VERTICES,
+          max_parts=MAX_PARTS,
+          kernels=kernels,
+        )
+      )
+    )(batch)
 
   drawn = draw('interpret')
   np.testing.assert_array_equal(drawn, draw('xla'))

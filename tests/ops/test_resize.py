@@ -12,26 +12,24 @@ import pytest
 from maskrcnn_jax.data import canvases
 from maskrcnn_jax.ops import resize as ops
 
-resize = jax.jit(
-    ops.resize_image, static_argnames=('padded_size', 'antialias')
-)
+resize = jax.jit(ops.resize_image, static_argnames=('padded_size', 'antialias'))
 resize_weights = jax.jit(
-    ops.resize_weights,
-    static_argnames=('source_length', 'target_length', 'antialias'),
+  ops.resize_weights,
+  static_argnames=('source_length', 'target_length', 'antialias'),
 )
 CANVAS = (24, 32)
 PADDED = (40, 48)
 
 # (height, width) of the source, then of the result.
 SIZES = [
-    ((24, 32), (24, 32)),  # nothing to do
-    ((24, 32), (40, 48)),  # both full
-    ((17, 23), (31, 41)),  # odd, up
-    ((23, 31), (11, 13)),  # odd, down
-    ((23, 9), (8, 47)),  # down one way and up the other
-    ((1, 1), (7, 5)),
-    ((24, 32), (1, 1)),
-    ((24, 1), (24, 20)),
+  ((24, 32), (24, 32)),  # nothing to do
+  ((24, 32), (40, 48)),  # both full
+  ((17, 23), (31, 41)),  # odd, up
+  ((23, 31), (11, 13)),  # odd, down
+  ((23, 9), (8, 47)),  # down one way and up the other
+  ((1, 1), (7, 5)),
+  ((24, 32), (1, 1)),
+  ((24, 1), (24, 20)),
 ]
 
 
@@ -45,14 +43,25 @@ def _image(source_size, *, outside=0, seed=0):
 
 
 def _resize(
-    image, source_size, image_size, *, antialias=False, flip=False,
-    offset=(0, 0),
+  image,
+  source_size,
+  image_size,
+  *,
+  antialias=False,
+  flip=False,
+  offset=(0, 0),
 ):
-  return np.asarray(resize(
-      jnp.asarray(image), jnp.array(source_size), jnp.array(image_size),
-      padded_size=PADDED, antialias=antialias, flip=jnp.array(flip),
+  return np.asarray(
+    resize(
+      jnp.asarray(image),
+      jnp.array(source_size),
+      jnp.array(image_size),
+      padded_size=PADDED,
+      antialias=antialias,
+      flip=jnp.array(flip),
       offset=jnp.array(offset),
-  ))
+    )
+  )
 
 
 def test_resize_weights_by_hand():
@@ -61,8 +70,11 @@ def test_resize_weights_by_hand():
   expected = [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1], [0, 0]]
   for antialias in (False, True):
     weights = resize_weights(
-        jnp.array(2), jnp.array(4), source_length=2, target_length=5,
-        antialias=antialias,
+      jnp.array(2),
+      jnp.array(4),
+      source_length=2,
+      target_length=5,
+      antialias=antialias,
     )
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
@@ -70,33 +82,40 @@ def test_resize_weights_by_hand():
 def test_resize_weights_of_shrinking_by_hand():
   # Six pixels become two, centred at 1.5 and 4.5 of the source.
   weights = [
-      resize_weights(
-          jnp.array(6), jnp.array(2), source_length=7, target_length=2,
-          antialias=antialias,
-      )
-      for antialias in (False, True)
+    resize_weights(
+      jnp.array(6),
+      jnp.array(2),
+      source_length=7,
+      target_length=2,
+      antialias=antialias,
+    )
+    for antialias in (False, True)
   ]
   # 1.5 and 4.5 are the centres of pixels 1 and 4.
   np.testing.assert_array_equal(
-      weights[0], [[0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0]]
+    weights[0], [[0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0]]
   )
   # A triangle of half-width 3: (2, 3, 2, 1) / 3 from pixel 0 on, sum 8 / 3.
   np.testing.assert_allclose(
-      weights[1] * 8,
-      [[2, 3, 2, 1, 0, 0, 0], [0, 0, 1, 2, 3, 2, 0]], rtol=1e-5, atol=1e-6,
+    weights[1] * 8,
+    [[2, 3, 2, 1, 0, 0, 0], [0, 0, 1, 2, 3, 2, 0]],
+    rtol=1e-5,
+    atol=1e-6,
   )
 
 
 @pytest.mark.parametrize('antialias', [False, True])
 @pytest.mark.parametrize('source_size, image_size', SIZES)
 def test_resize_weights_of_a_real_pixel_sum_to_one(
-    source_size, image_size, antialias
+  source_size, image_size, antialias
 ):
   for axis in (0, 1):
     weights = resize_weights(
-        jnp.array(source_size[axis]), jnp.array(image_size[axis]),
-        source_length=CANVAS[axis], target_length=PADDED[axis],
-        antialias=antialias,
+      jnp.array(source_size[axis]),
+      jnp.array(image_size[axis]),
+      source_length=CANVAS[axis],
+      target_length=PADDED[axis],
+      antialias=antialias,
     )
     real = np.arange(PADDED[axis]) < image_size[axis]
     np.testing.assert_allclose(weights.sum(axis=1), real, rtol=1e-6)
@@ -118,10 +137,10 @@ def test_resize_image_flips_left_and_right(source_size, image_size, antialias):
   height, width = image_size
   plain = _resize(image, source_size, image_size, antialias=antialias)
   flipped = _resize(
-      image, source_size, image_size, antialias=antialias, flip=True
+    image, source_size, image_size, antialias=antialias, flip=True
   )
   np.testing.assert_allclose(
-      flipped[:height, :width], plain[:height, :width][:, ::-1], atol=1e-2
+    flipped[:height, :width], plain[:height, :width][:, ::-1], atol=1e-2
   )
   assert not flipped[height:].any() and not flipped[:, width:].any()
 
@@ -132,7 +151,7 @@ def test_resize_image_agrees_with_the_definition(source_size, image_size):
   resized = _resize(image, source_size, image_size)
   height, width = image_size
   expected = oracles.resize_bilinear(
-      image[:source_size[0], :source_size[1]].astype(np.float64), height, width
+    image[: source_size[0], : source_size[1]].astype(np.float64), height, width
   )
   np.testing.assert_allclose(resized[:height, :width], expected, atol=1e-2)
   assert not resized[height:].any() and not resized[:, width:].any()
@@ -143,9 +162,9 @@ def test_resize_image_antialiased_agrees_with_pil(source_size, image_size):
   image = _image(source_size)
   resized = _resize(image, source_size, image_size, antialias=True)
   height, width = image_size
-  source = Image.fromarray(image[:source_size[0], :source_size[1]])
+  source = Image.fromarray(image[: source_size[0], : source_size[1]])
   expected = np.asarray(
-      source.resize((width, height), Image.Resampling.BILINEAR), np.float64
+    source.resize((width, height), Image.Resampling.BILINEAR), np.float64
   )
   # PIL rounds to whole grey values after each axis.
   assert np.abs(resized[:height, :width] - expected).max() <= 1.01
@@ -155,14 +174,17 @@ def test_resize_image_antialiased_agrees_with_pil(source_size, image_size):
 @pytest.mark.parametrize('antialias', [False, True])
 @pytest.mark.parametrize('source_size, image_size', SIZES)
 def test_resize_image_sees_nothing_outside_the_source(
-    source_size, image_size, antialias, flip
+  source_size, image_size, antialias, flip
 ):
   results = [
-      _resize(
-          _image(source_size, outside=outside), source_size, image_size,
-          antialias=antialias, flip=flip,
-      )
-      for outside in (0, 255)
+    _resize(
+      _image(source_size, outside=outside),
+      source_size,
+      image_size,
+      antialias=antialias,
+      flip=flip,
+    )
+    for outside in (0, 255)
   ]
   np.testing.assert_array_equal(*results)
 
@@ -174,15 +196,16 @@ def test_resize_image_stays_in_the_range_of_its_pixels():
     np.testing.assert_allclose(resized[:37, :19], outside, atol=1e-3)
 
 
-@pytest.mark.parametrize('source_size, image_size', [
-    ((0, 0), (0, 0)), ((5, 5), (0, 0)), ((0, 0), (5, 5))
-])
+@pytest.mark.parametrize(
+  'source_size, image_size',
+  [((0, 0), (0, 0)), ((5, 5), (0, 0)), ((0, 0), (5, 5))],
+)
 def test_resize_image_of_an_empty_row_of_a_batch_is_zero(
-    source_size, image_size
+  source_size, image_size
 ):
   for antialias in (False, True):
     assert not _resize(
-        _image((24, 32)), source_size, image_size, antialias=antialias
+      _image((24, 32)), source_size, image_size, antialias=antialias
     ).any()
 
 
@@ -191,10 +214,15 @@ def test_resize_image_of_an_empty_row_of_a_batch_is_zero(
 def test_resize_image_cuts_what_it_would_have_shown_elsewhere(antialias, flip):
   image = jnp.asarray(_image((17, 23)))
   arguments = dict(antialias=antialias, flip=flip)
-  whole = np.asarray(ops.resize_image(
-      image, jnp.array((17, 23)), jnp.array((61, 83)), padded_size=(64, 96),
+  whole = np.asarray(
+    ops.resize_image(
+      image,
+      jnp.array((17, 23)),
+      jnp.array((61, 83)),
+      padded_size=(64, 96),
       **arguments,
-  ))
+    )
+  )
   cut = _resize(image, (17, 23), (61, 83), offset=(30, 50), **arguments)
   expected = np.zeros((*PADDED, 3))
   expected[: 61 - 30, : 83 - 50] = whole[30:61, 50:83]
@@ -207,16 +235,12 @@ def test_resized_size_is_what_the_host_says(rule):
   sizes = rng.integers(1, 3000, (2000, 2))
   sizes[:100, 1] = sizes[:100, 0] * 3 // 2  # has halves to round
   short_sides = rng.integers(200, 900, len(sizes))
-  found = jax.jit(jax.vmap(functools.partial(
-      ops.resized_size, long_side=1333, rule=rule
-  )))(jnp.asarray(sizes), jnp.asarray(short_sides))
+  found = jax.jit(
+    jax.vmap(functools.partial(ops.resized_size, long_side=1333, rule=rule))
+  )(jnp.asarray(sizes), jnp.asarray(short_sides))
   expected = [
-      canvases.resized_size(
-          h, w, short_side=short, long_side=1333, rule=rule
-      )
-      for (h, w), short in zip(
-          sizes.tolist(), short_sides.tolist(), strict=True
-      )
+    canvases.resized_size(h, w, short_side=short, long_side=1333, rule=rule)
+    for (h, w), short in zip(sizes.tolist(), short_sides.tolist(), strict=True)
   ]
   np.testing.assert_array_equal(found, expected)
 
@@ -225,27 +249,31 @@ def test_resized_size_down_is_at_most_a_pixel_above_the_host():
   # Whole numbers divide exactly; the host's 49 * (800 / 49) may be 799.99...
   rng = np.random.default_rng(0)
   sizes = rng.integers(1, 3000, (2000, 2))
-  found = np.asarray(jax.vmap(lambda size: ops.resized_size(
-      size, jnp.int32(800), long_side=1333, rule='down'
-  ))(jnp.asarray(sizes)))
-  expected = np.array([
+  found = np.asarray(
+    jax.vmap(
+      lambda size: ops.resized_size(
+        size, jnp.int32(800), long_side=1333, rule='down'
+      )
+    )(jnp.asarray(sizes))
+  )
+  expected = np.array(
+    [
       canvases.resized_size(h, w, short_side=800, long_side=1333, rule='down')
       for h, w in sizes.tolist()
-  ])
+    ]
+  )
   assert set(np.unique(found - expected)) <= {0, 1}
   assert (found == expected).mean() > 0.9
 
 
 def test_resized_size_by_hand():
   for size, short, expected in [
-      ((480, 640), 800, (800, 1067)),
-      ((480, 640), 640, (640, 853)),
-      ((400, 1000), 800, (533, 1333)),
-      ((1000, 400), 800, (1333, 533)),
-      ((1, 5000), 800, (1, 1333)),
-      ((500, 500), 640, (640, 640)),
+    ((480, 640), 800, (800, 1067)),
+    ((480, 640), 640, (640, 853)),
+    ((400, 1000), 800, (533, 1333)),
+    ((1000, 400), 800, (1333, 533)),
+    ((1, 5000), 800, (1, 1333)),
+    ((500, 500), 640, (640, 640)),
   ]:
-    found = ops.resized_size(
-        jnp.array(size), jnp.int32(short), long_side=1333
-    )
+    found = ops.resized_size(jnp.array(size), jnp.int32(short), long_side=1333)
     assert tuple(found.tolist()) == expected

@@ -12,14 +12,15 @@ from scipy import ndimage
 from maskrcnn_jax.ops import roi_align as ops
 
 align = jax.jit(
-    ops.roi_align,
-    static_argnames=('side', 'sampling_ratio', 'offset', 'min_side'),
+  ops.roi_align,
+  static_argnames=('side', 'sampling_ratio', 'offset', 'min_side'),
 )
 MODERN = {'sampling_ratio': 2, 'offset': 0.5}
 SHAPES = {2: (12, 16), 3: (6, 8), 4: (3, 4)}
 
 # In pixels of a 48x64 image.
-BOXES = np.array([
+BOXES = np.array(
+  [
     [3.2, 4.7, 40.9, 38.1],
     [-20.5, -13.25, 19.75, 21.5],  # over the top left corner
     [45.3, 30.1, 94.0, 79.9],  # over the bottom right corner
@@ -30,16 +31,18 @@ BOXES = np.array([
     [200, 100, 240, 140],  # far outside
     [20, 10, 20, 10],  # a point
     [0, 0, 0, 0],  # padding
-], np.float32)
+  ],
+  np.float32,
+)
 LEVELS = np.arange(len(BOXES), dtype=np.int32) % 3 + 2
 
 
 def _pyramid(key, channels=3):
   return {
-      level: jax.random.normal(
-          jax.random.fold_in(key, level), shape + (channels,)
-      )
-      for level, shape in SHAPES.items()
+    level: jax.random.normal(
+      jax.random.fold_in(key, level), shape + (channels,)
+    )
+    for level, shape in SHAPES.items()
   }
 
 
@@ -48,21 +51,38 @@ def _one_level(features, boxes, **overrides):
   boxes = jnp.asarray(boxes, jnp.float32).reshape(-1, 4)
   options = {'side': 4} | MODERN | overrides
   return align(
-      {0: jnp.asarray(features, jnp.float32)[..., None]}, boxes,
-      jnp.zeros(len(boxes), jnp.int32), **options,
+    {0: jnp.asarray(features, jnp.float32)[..., None]},
+    boxes,
+    jnp.zeros(len(boxes), jnp.int32),
+    **options,
   )[..., 0]
 
 
-@pytest.mark.parametrize('side, level', [
+@pytest.mark.parametrize(
+  'side, level',
+  [
     # floor(4 + log2(side / 224))
-    (1, 2), (55, 2), (111.9, 2), (112, 3), (223.9, 3), (224, 4), (447.9, 4),
-    (448, 5), (896, 5), (2000, 5), (0, 2),
-])
+    (1, 2),
+    (55, 2),
+    (111.9, 2),
+    (112, 3),
+    (223.9, 3),
+    (224, 4),
+    (447.9, 4),
+    (448, 5),
+    (896, 5),
+    (2000, 5),
+    (0, 2),
+  ],
+)
 def test_assign_levels_by_hand(side, level):
-  boxes = jnp.array([
+  boxes = jnp.array(
+    [
       [0, 0, side, side],
       [50, 30, 50 + 2 * side, 30 + side / 2],  # of the same area
-  ], jnp.float32)
+    ],
+    jnp.float32,
+  )
   np.testing.assert_array_equal(ops.assign_levels(boxes), [level, level])
 
 
@@ -76,7 +96,7 @@ def test_assign_levels_stays_on_the_levels_there_are():
 def test_assign_levels_sends_empty_boxes_to_the_finest():
   boxes = jnp.array([[0, 0, 0, 0], [900, 900, 0, 0], [0, 5, 900, 5]])
   np.testing.assert_array_equal(
-      ops.assign_levels(boxes.astype(jnp.float32)), [2, 2, 2]
+    ops.assign_levels(boxes.astype(jnp.float32)), [2, 2, 2]
   )
 
 
@@ -94,17 +114,26 @@ def test_roi_align_by_hand():
   np.testing.assert_allclose(pooled[0], expected + 3, rtol=1e-6)
 
 
-@pytest.mark.parametrize('coordinate, expected', [
+@pytest.mark.parametrize(
+  'coordinate, expected',
+  [
     # One sample in cells of values 10, 20, 30.
-    (0, 10), (0.5, 15), (2, 30),
-    (-0.5, 10), (-1, 10), (2.5, 30), (3, 30),  # less than one cell outside
-    (-1.01, 0), (3.01, 0),
-])
+    (0, 10),
+    (0.5, 15),
+    (2, 30),
+    (-0.5, 10),
+    (-1, 10),
+    (2.5, 30),
+    (3, 30),  # less than one cell outside
+    (-1.01, 0),
+    (3.01, 0),
+  ],
+)
 def test_roi_align_repeats_the_edge_for_one_cell(coordinate, expected):
   features = np.array([[10, 20, 30]] * 3)
   for box, image in (
-      ([coordinate + 0.5, 1.5] * 2, features),
-      ([1.5, coordinate + 0.5] * 2, features.T),
+    ([coordinate + 0.5, 1.5] * 2, features),
+    ([1.5, coordinate + 0.5] * 2, features.T),
   ):
     pooled = _one_level(image, box, side=1, sampling_ratio=1)
     np.testing.assert_allclose(pooled, [[[expected]]], rtol=1e-5)
@@ -117,23 +146,32 @@ def test_roi_align_of_each_cell_of_the_image_is_the_image(key):
   np.testing.assert_allclose(pooled[0], features, atol=1e-5)
 
 
-@pytest.mark.parametrize('side, sampling_ratio, offset, min_side', [
-    (7, 2, 0.5, 0.0), (5, 1, 0.5, 0.0), (2, 3, 0.0, 1.0),
+@pytest.mark.parametrize(
+  'side, sampling_ratio, offset, min_side',
+  [
+    (7, 2, 0.5, 0.0),
+    (5, 1, 0.5, 0.0),
+    (2, 3, 0.0, 1.0),
     # Adaptive: with a side of 3, up to 17 samples.
-    (7, 0, 0.5, 0.0), (3, 0, 0.5, 0.0), (2, 0, 0.0, 1.0),
-])
+    (7, 0, 0.5, 0.0),
+    (3, 0, 0.5, 0.0),
+    (2, 0, 0.0, 1.0),
+  ],
+)
 def test_roi_align_agrees_with_the_definition(
-    key, side, sampling_ratio, offset, min_side
+  key, side, sampling_ratio, offset, min_side
 ):
   pyramid = _pyramid(key)
   options = {
-      'side': side, 'sampling_ratio': sampling_ratio, 'offset': offset,
-      'min_side': min_side,
+    'side': side,
+    'sampling_ratio': sampling_ratio,
+    'offset': offset,
+    'min_side': min_side,
   }
   pooled = align(pyramid, jnp.asarray(BOXES), jnp.asarray(LEVELS), **options)
   for ours, box, level in zip(pooled, BOXES, LEVELS, strict=True):
     expected = oracles.roi_align(
-        np.asarray(pyramid[level]), box, stride=2**int(level), **options
+      np.asarray(pyramid[level]), box, stride=2 ** int(level), **options
     )
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
@@ -141,18 +179,20 @@ def test_roi_align_agrees_with_the_definition(
 def test_roi_align_agrees_with_scipy(key):
   pyramid = _pyramid(key, channels=1)
   pooled = align(
-      pyramid, jnp.asarray(BOXES), jnp.asarray(LEVELS), side=7, **MODERN
+    pyramid, jnp.asarray(BOXES), jnp.asarray(LEVELS), side=7, **MODERN
   )
   for ours, box, level in zip(pooled, BOXES, LEVELS, strict=True):
     x1, y1, x2, y2 = box.astype(np.float64) / 2**level - 0.5
     steps = (np.arange(14) + 0.5) / 14
     y, x = np.meshgrid(
-        y1 + steps * (y2 - y1), x1 + steps * (x2 - x1), indexing='ij'
+      y1 + steps * (y2 - y1), x1 + steps * (x2 - x1), indexing='ij'
     )
     height, width = SHAPES[level]
     samples = ndimage.map_coordinates(
-        np.asarray(pyramid[level][..., 0], np.float64), [y, x],
-        order=1, mode='nearest',
+      np.asarray(pyramid[level][..., 0], np.float64),
+      [y, x],
+      order=1,
+      mode='nearest',
     )
     samples *= (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
     expected = samples.reshape(7, 2, 7, 2).mean(axis=(1, 3))
@@ -166,8 +206,11 @@ def test_roi_align_of_flipped_features_and_boxes_is_flipped(key):
   levels = jnp.asarray(LEVELS)
   pooled = align(pyramid, jnp.asarray(BOXES), levels, side=7, **MODERN)
   flipped = align(
-      {level: features[:, ::-1] for level, features in pyramid.items()},
-      jnp.asarray(flipped_boxes), levels, side=7, **MODERN,
+    {level: features[:, ::-1] for level, features in pyramid.items()},
+    jnp.asarray(flipped_boxes),
+    levels,
+    side=7,
+    **MODERN,
   )
   np.testing.assert_allclose(flipped, pooled[:, :, ::-1], atol=1e-5)
 
@@ -178,18 +221,21 @@ def test_roi_align_reads_only_the_level_that_it_is_told(key):
   pooled = align(pyramid, boxes, levels, side=7, **MODERN)
   others = {2: pyramid[2] + 1, 3: pyramid[3], 4: pyramid[4] - 1}
   np.testing.assert_array_equal(
-      align(others, boxes, levels, side=7, **MODERN), pooled
+    align(others, boxes, levels, side=7, **MODERN), pooled
   )
 
 
 def test_roi_align_is_not_changed_by_padding(key):
   pyramid = _pyramid(key)
   padded = align(
-      pyramid, jnp.asarray(np.pad(BOXES, ((0, 5), (0, 0)))),
-      jnp.asarray(np.pad(LEVELS, (0, 5), constant_values=2)), side=7, **MODERN,
+    pyramid,
+    jnp.asarray(np.pad(BOXES, ((0, 5), (0, 0)))),
+    jnp.asarray(np.pad(LEVELS, (0, 5), constant_values=2)),
+    side=7,
+    **MODERN,
   )
   pooled = align(
-      pyramid, jnp.asarray(BOXES), jnp.asarray(LEVELS), side=7, **MODERN
+    pyramid, jnp.asarray(BOXES), jnp.asarray(LEVELS), side=7, **MODERN
   )
   np.testing.assert_allclose(padded[:-5], pooled, atol=1e-6)
   assert jnp.isfinite(padded).all()
@@ -197,20 +243,20 @@ def test_roi_align_is_not_changed_by_padding(key):
 
 def test_roi_align_sums_in_float32_and_returns_what_came(key):
   pyramid = {
-      level: features.astype(jnp.bfloat16)
-      for level, features in _pyramid(key).items()
+    level: features.astype(jnp.bfloat16)
+    for level, features in _pyramid(key).items()
   }
   wide = {
-      level: features.astype(jnp.float32)
-      for level, features in pyramid.items()
+    level: features.astype(jnp.float32) for level, features in pyramid.items()
   }
   boxes, levels = jnp.asarray(BOXES), jnp.asarray(LEVELS)
   pooled = align(pyramid, boxes, levels, side=7, **MODERN)
   assert pooled.dtype == jnp.bfloat16
   np.testing.assert_allclose(
-      pooled.astype(jnp.float32),
-      align(wide, boxes, levels, side=7, **MODERN),
-      rtol=2**-8, atol=1e-6,  # one rounding to 8 bits
+    pooled.astype(jnp.float32),
+    align(wide, boxes, levels, side=7, **MODERN),
+    rtol=2**-8,
+    atol=1e-6,  # one rounding to 8 bits
   )
 
 
@@ -218,12 +264,12 @@ def test_roi_align_has_the_gradient_of_the_dense_matrices(key):
   pyramid = _pyramid(key)
   boxes, levels = jnp.asarray(BOXES), jnp.asarray(LEVELS)
   pooled, pull_back = jax.vjp(
-      lambda p: align(p, boxes, levels, side=7, **MODERN), pyramid
+    lambda p: align(p, boxes, levels, side=7, **MODERN), pyramid
   )
   cotangent = jax.random.normal(jax.random.fold_in(key, 9), pooled.shape)
   (gradient,) = pull_back(cotangent)
   expected = {
-      level: np.zeros(features.shape) for level, features in pyramid.items()
+    level: np.zeros(features.shape) for level, features in pyramid.items()
   }
   for box, level, one in zip(BOXES, LEVELS, cotangent, strict=True):
     x1, y1, x2, y2 = box.astype(np.float64) / 2**level - 0.5
@@ -239,16 +285,17 @@ def test_roi_align_has_the_gradient_of_the_dense_matrices(key):
 def _large_pyramid(key):
   """Of an 800x1344 image."""
   return {
-      level: jax.random.normal(
-          jax.random.fold_in(key, level), (800 // 2**level, 1344 // 2**level, 1)
-      )
-      for level in (2, 3, 4, 5)
+    level: jax.random.normal(
+      jax.random.fold_in(key, level), (800 // 2**level, 1344 // 2**level, 1)
+    )
+    for level in (2, 3, 4, 5)
   }
 
 
 def test_roi_align_of_adaptive_samples_is_exact_for_boxes_of_any_shape(key):
   pyramid = _large_pyramid(key)
-  boxes = np.array([
+  boxes = np.array(
+    [
       [0, 0, 1344, 800],  # the image
       [0, 300, 1344, 309],  # as long and as high as it can be on level 2
       [700, 0, 715.6, 800],
@@ -257,30 +304,36 @@ def test_roi_align_of_adaptive_samples_is_exact_for_boxes_of_any_shape(key):
       [10.3, 20.7, 122.2, 132.5],  # almost too large for level 2
       [500, 400, 947, 799],
       [500, 400, 500.2, 400.1],
-  ], np.float32)
+    ],
+    np.float32,
+  )
   levels = ops.assign_levels(jnp.asarray(boxes))
   np.testing.assert_array_equal(levels, [5, 2, 2, 3, 4, 2, 4, 2])
   pooled, pull_back = jax.vjp(
-      lambda p: align(
-          p, jnp.asarray(boxes), levels, side=7, sampling_ratio=0, offset=0.5
-      ), pyramid,
+    lambda p: align(
+      p, jnp.asarray(boxes), levels, side=7, sampling_ratio=0, offset=0.5
+    ),
+    pyramid,
   )
   cotangent = jax.random.normal(key, pooled.shape)
   (gradient,) = pull_back(cotangent)
   expected_gradient = {
-      level: np.zeros(features.shape) for level, features in pyramid.items()
+    level: np.zeros(features.shape) for level, features in pyramid.items()
   }
   for ours, box, level, one in zip(
-      pooled, boxes, levels.tolist(), cotangent, strict=True
+    pooled, boxes, levels.tolist(), cotangent, strict=True
   ):
     x1, y1, x2, y2 = box.astype(np.float64) / 2**level - 0.5
     height, width = pyramid[level].shape[:2]
     rows, columns = (
-        oracles.roi_align_matrix(
-            start, end, length, side=7,
-            sampling_ratio=math.ceil((end - start) / 7),
-        )
-        for start, end, length in ((y1, y2, height), (x1, x2, width))
+      oracles.roi_align_matrix(
+        start,
+        end,
+        length,
+        side=7,
+        sampling_ratio=math.ceil((end - start) / 7),
+      )
+      for start, end, length in ((y1, y2, height), (x1, x2, width))
     )
     expected = np.einsum('sh,hwc,tw->stc', rows, pyramid[level], columns)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
@@ -291,8 +344,12 @@ def test_roi_align_of_adaptive_samples_is_exact_for_boxes_of_any_shape(key):
 
 def test_roi_align_of_a_box_on_a_level_too_fine_for_it_is_nan(key):
   pooled = align(
-      _large_pyramid(key), jnp.array([[0.0, 0.0, 400.0, 400.0]]),
-      jnp.array([2]), side=7, sampling_ratio=0, offset=0.5,
+    _large_pyramid(key),
+    jnp.array([[0.0, 0.0, 400.0, 400.0]]),
+    jnp.array([2]),
+    side=7,
+    sampling_ratio=0,
+    offset=0.5,
   )
   assert jnp.isnan(pooled).all()
 
@@ -329,39 +386,48 @@ def test_roi_align_has_the_gradient_of_finite_differences(key):
 def test_roi_align_gives_boxes_no_gradient(key):
   pyramid, levels = _pyramid(key), jnp.asarray(LEVELS)
   gradient = jax.grad(
-      lambda b: align(pyramid, b, levels, side=7, **MODERN).sum()
+    lambda b: align(pyramid, b, levels, side=7, **MODERN).sum()
   )(jnp.asarray(BOXES))
   assert not gradient.any()
 
 
-@pytest.mark.parametrize('side, sampling_ratio, offset, min_side, channels', [
+@pytest.mark.parametrize(
+  'side, sampling_ratio, offset, min_side, channels',
+  [
     (2, 0, 0.0, 1.0, 1),
     pytest.param(3, 2, 0.5, 0.0, 3, marks=pytest.mark.slow),
-])
+  ],
+)
 def test_roi_align_kernel_is_the_plain_one(
-    key, side, sampling_ratio, offset, min_side, channels
+  key, side, sampling_ratio, offset, min_side, channels
 ):
   # Two images; of one the boxes are in another order.
   pyramids = jax.tree.map(
-      lambda *leaves: jnp.stack(leaves), _pyramid(key, channels),
-      _pyramid(jax.random.fold_in(key, 9), channels),
+    lambda *leaves: jnp.stack(leaves),
+    _pyramid(key, channels),
+    _pyramid(jax.random.fold_in(key, 9), channels),
   )
   # With adaptive samples, a box must be on the level of its size.
   levels = np.full_like(LEVELS, 4) if sampling_ratio == 0 else LEVELS
   boxes = jnp.stack([BOXES, BOXES[::-1]])
   levels = jnp.stack([levels, levels[::-1]])
   probe = jax.random.normal(
-      jax.random.fold_in(key, 10), (2, len(BOXES), side, side, channels)
+    jax.random.fold_in(key, 10), (2, len(BOXES), side, side, channels)
   )
 
   def pool(kernels):
     def weighed(pyramids):
       pooled = jax.vmap(
-          lambda pyramid, boxes, levels: ops.roi_align(
-              pyramid, boxes, levels, side=side, offset=offset,
-              sampling_ratio=sampling_ratio, min_side=min_side,
-              kernels=kernels,
-          )
+        lambda pyramid, boxes, levels: ops.roi_align(
+          pyramid,
+          boxes,
+          levels,
+          side=side,
+          offset=offset,
+          sampling_ratio=sampling_ratio,
+          min_side=min_side,
+          kernels=kernels,
+        )
       )(pyramids, boxes, levels)
       return jnp.sum(pooled * probe), pooled
 
@@ -372,7 +438,7 @@ def test_roi_align_kernel_is_the_plain_one(
   np.testing.assert_allclose(pooled, expected, atol=1e-5)
   for level in SHAPES:
     np.testing.assert_allclose(
-        gradient[level], expected_gradient[level], atol=1e-4
+      gradient[level], expected_gradient[level], atol=1e-4
     )
 
 
@@ -382,15 +448,18 @@ def test_roi_align_kernel_sums_half_precision_in_full(key):
 
   def total(pyramid, kernels):
     pooled = ops.roi_align(
-        pyramid, boxes, jnp.full(9, 2), side=2, sampling_ratio=2, offset=0.5,
-        kernels=kernels,
+      pyramid,
+      boxes,
+      jnp.full(9, 2),
+      side=2,
+      sampling_ratio=2,
+      offset=0.5,
+      kernels=kernels,
     )
     return jnp.sum(pooled.astype(jnp.float32))
 
   ours = jax.grad(total)(pyramid, 'interpret')[2]
-  exact = jax.grad(total)(
-      {2: pyramid[2].astype(jnp.float32)}, 'xla'
-  )[2]
+  exact = jax.grad(total)({2: pyramid[2].astype(jnp.float32)}, 'xla')[2]
   assert ours.dtype == jnp.bfloat16
   # Rounded once, at the end.
   np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=2**-8)

@@ -10,7 +10,7 @@ import pytest
 from maskrcnn_jax.ops import sampling
 
 sample = jax.jit(
-    sampling.sample_labels, static_argnames=('size', 'foreground_fraction')
+  sampling.sample_labels, static_argnames=('size', 'foreground_fraction')
 )
 
 
@@ -20,39 +20,38 @@ def _labels(foreground, background, ignored, *, seed=0):
 
 
 @pytest.mark.parametrize(
-    'foreground, background, ignored, size, fraction, expected', [
-        # (foreground, background) that are drawn.
-        (20, 60, 10, 16, 0.5, (8, 8)),
-        (20, 60, 10, 16, 0.25, (4, 12)),
-        (3, 77, 10, 16, 0.5, (3, 13)),  # background for the rest
-        (20, 5, 65, 16, 0.5, (8, 5)),  # but no foreground for the rest
-        (0, 80, 10, 16, 0.5, (0, 16)),
-        (20, 0, 70, 16, 0.5, (8, 0)),
-        (2, 3, 85, 16, 0.5, (2, 3)),  # fewer than slots
-        (0, 0, 90, 16, 0.5, (0, 0)),
-        (2, 2, 1, 16, 0.5, (2, 2)),  # fewer elements than slots
-        (3, 0, 0, 16, 0.5, (3, 0)),
-        (20, 60, 10, 16, 0.0, (0, 16)),
-        (20, 60, 10, 16, 1.0, (16, 0)),
-        (3, 77, 10, 16, 1.0, (3, 13)),
-        (20, 60, 10, 16, 0.05, (0, 16)),  # 0.8 slots are none
-        (20, 60, 10, 1, 1.0, (1, 0)),
-        (20, 60, 10, 7, 0.5, (3, 4)),  # 3.5 slots are 3
-    ],
+  'foreground, background, ignored, size, fraction, expected',
+  [
+    # (foreground, background) that are drawn.
+    (20, 60, 10, 16, 0.5, (8, 8)),
+    (20, 60, 10, 16, 0.25, (4, 12)),
+    (3, 77, 10, 16, 0.5, (3, 13)),  # background for the rest
+    (20, 5, 65, 16, 0.5, (8, 5)),  # but no foreground for the rest
+    (0, 80, 10, 16, 0.5, (0, 16)),
+    (20, 0, 70, 16, 0.5, (8, 0)),
+    (2, 3, 85, 16, 0.5, (2, 3)),  # fewer than slots
+    (0, 0, 90, 16, 0.5, (0, 0)),
+    (2, 2, 1, 16, 0.5, (2, 2)),  # fewer elements than slots
+    (3, 0, 0, 16, 0.5, (3, 0)),
+    (20, 60, 10, 16, 0.0, (0, 16)),
+    (20, 60, 10, 16, 1.0, (16, 0)),
+    (3, 77, 10, 16, 1.0, (3, 13)),
+    (20, 60, 10, 16, 0.05, (0, 16)),  # 0.8 slots are none
+    (20, 60, 10, 1, 1.0, (1, 0)),
+    (20, 60, 10, 7, 0.5, (3, 4)),  # 3.5 slots are 3
+  ],
 )
 def test_sample_labels_counts(
-    key, foreground, background, ignored, size, fraction, expected
+  key, foreground, background, ignored, size, fraction, expected
 ):
   labels = _labels(foreground, background, ignored)
   drawn = sample(labels, key, size=size, foreground_fraction=fraction)
   total = sum(expected)
   # Foreground first, then background, then nothing.
-  np.testing.assert_array_equal(
-      drawn.foreground, np.arange(size) < expected[0]
-  )
+  np.testing.assert_array_equal(drawn.foreground, np.arange(size) < expected[0])
   np.testing.assert_array_equal(drawn.valid, np.arange(size) < total)
   np.testing.assert_array_equal(
-      labels[drawn.indices][:total], [1] * expected[0] + [0] * expected[1]
+    labels[drawn.indices][:total], [1] * expected[0] + [0] * expected[1]
   )
   # No element twice; 0 where there is none.
   assert len(set(drawn.indices[:total].tolist())) == total
@@ -84,7 +83,7 @@ def test_sample_labels_draws_all_alike(key):
   labels = _labels(12, 24, 4)
   keys = jax.random.split(key, 3000)
   drawn = jax.vmap(
-      lambda k: sample(labels, k, size=16, foreground_fraction=0.5)
+    lambda k: sample(labels, k, size=16, foreground_fraction=0.5)
   )(keys)
   counts = np.bincount(drawn.indices.ravel(), minlength=40)
   assert not counts[labels == -1].any()
@@ -103,7 +102,7 @@ def test_sample_labels_draws_neighbours_independently(key):
   labels = jnp.zeros(6, jnp.int32)
   keys = jax.random.split(key, 3600)
   winners = jax.vmap(
-      lambda k: sample(labels, k, size=2, foreground_fraction=0.5).indices
+    lambda k: sample(labels, k, size=2, foreground_fraction=0.5).indices
   )(keys)
   pairs = np.bincount(winners[:, 0] * 6 + winners[:, 1], minlength=36)
   pairs = pairs.reshape(6, 6)

@@ -19,14 +19,18 @@ from maskrcnn_jax.ops.matching import match_boxes, match_by_overlap
 from maskrcnn_jax.ops.selection import select_boxes
 
 match = functools.partial(
-    jax.jit(
-        match_by_overlap,
-        static_argnames=(
-            'foreground_iou', 'background_iou', 'rescue', 'width_offset',
-            'kernels',
-        ),
+  jax.jit(
+    match_by_overlap,
+    static_argnames=(
+      'foreground_iou',
+      'background_iou',
+      'rescue',
+      'width_offset',
+      'kernels',
     ),
-    foreground_iou=0.7, background_iou=0.3,
+  ),
+  foreground_iou=0.7,
+  background_iou=0.3,
 )
 
 
@@ -45,7 +49,7 @@ def test_iou_kernel_is_the_plain_one(shape, width_offset):
   boxes, others = whole_boxes(rng, shape[0]), whole_boxes(rng, shape[1])
   iou = functools.partial(pairwise_iou, width_offset=width_offset)
   assert_array_equal(
-      iou(boxes, others, kernels='interpret'), iou(boxes, others)
+    iou(boxes, others, kernels='interpret'), iou(boxes, others)
   )
 
 
@@ -53,24 +57,24 @@ def test_iou_kernel_of_each_image_of_a_batch():
   rng = np.random.default_rng(0)
   boxes, others = whole_boxes(rng, 3, 20), whole_boxes(rng, 3, 7)
   ours = jax.vmap(functools.partial(pairwise_iou, kernels='interpret'))(
-      boxes, others
+    boxes, others
   )
   for i in range(3):
     for j in range(20):
       for k in range(7):
         assert ours[i, j, k] == np.float32(
-            oracles.iou(np.float64(boxes[i, j]), np.float64(others[i, k]))
+          oracles.iou(np.float64(boxes[i, j]), np.float64(others[i, k]))
         )
 
 
 @pytest.mark.parametrize(
-    ('n', 'g', 'rescue', 'width_offset'),
-    [
-        (200, 40, True, 0.0),
-        (128, 32, False, 0.0),
-        (300, 5, True, 1.0),
-        (5, 70, True, 0.0),
-    ],
+  ('n', 'g', 'rescue', 'width_offset'),
+  [
+    (200, 40, True, 0.0),
+    (128, 32, False, 0.0),
+    (300, 5, True, 1.0),
+    (5, 70, True, 0.0),
+  ],
 )
 def test_match_by_overlap_is_iou_and_matching(n, g, rescue, width_offset):
   rng = np.random.default_rng([n, g])
@@ -81,17 +85,20 @@ def test_match_by_overlap_is_iou_and_matching(n, g, rescue, width_offset):
   def define(boxes, valid, gt_boxes, gt_valid):
     iou = pairwise_iou(boxes, gt_boxes, width_offset=width_offset)
     return match_boxes(
-        jnp.where(valid[:, None], iou, -1), gt_valid, foreground_iou=0.7,
-        background_iou=0.3, rescue=rescue,
+      jnp.where(valid[:, None], iou, -1),
+      gt_valid,
+      foreground_iou=0.7,
+      background_iou=0.3,
+      rescue=rescue,
     )
 
   arguments = boxes, valid, gt_boxes, gt_valid
   expected = jax.jit(jax.vmap(define))(*arguments)
   for kernels in ('xla', 'interpret'):
     ours = jax.vmap(
-        functools.partial(
-            match, rescue=rescue, width_offset=width_offset, kernels=kernels
-        )
+      functools.partial(
+        match, rescue=rescue, width_offset=width_offset, kernels=kernels
+      )
     )(*arguments)
     assert_array_equal(ours[0], expected[0], err_msg=kernels)
     assert_array_equal(ours[1], expected[1], err_msg=kernels)
@@ -101,8 +108,12 @@ def test_match_by_overlap_is_iou_and_matching(n, g, rescue, width_offset):
 @pytest.mark.parametrize(('n', 'g'), [(0, 3), (3, 0)])
 def test_match_by_overlap_of_nothing_is_background(n, g, kernels):
   matches, labels = match(
-      jnp.zeros((n, 4)), jnp.ones(n, bool), jnp.zeros((g, 4)),
-      jnp.ones(g, bool), rescue=True, kernels=kernels,
+    jnp.zeros((n, 4)),
+    jnp.ones(n, bool),
+    jnp.zeros((g, 4)),
+    jnp.ones(g, bool),
+    rescue=True,
+    kernels=kernels,
   )
   assert_array_equal(matches, np.zeros(n))
   assert_array_equal(labels, np.zeros(n))
@@ -112,18 +123,20 @@ def test_match_by_overlap_of_nothing_is_background(n, g, kernels):
 def test_match_by_overlap_rescues_equals_of_different_blocks(kernels):
   # Boxes 0, 150 and 299 overlap truth 0 by a quarter, and no box by more.
   boxes = jnp.tile(jnp.array([[90.0, 90, 99, 99]]), (300, 1))
-  boxes = boxes.at[jnp.array([0, 150, 299])].set(
-      jnp.array([0.0, 0, 10, 10])
-  )
+  boxes = boxes.at[jnp.array([0, 150, 299])].set(jnp.array([0.0, 0, 10, 10]))
   _, labels = match(
-      boxes, jnp.ones(300, bool), jnp.array([[0.0, 0, 20, 20]]),
-      jnp.ones(1, bool), rescue=True, kernels=kernels,
+    boxes,
+    jnp.ones(300, bool),
+    jnp.array([[0.0, 0, 20, 20]]),
+    jnp.ones(1, bool),
+    rescue=True,
+    kernels=kernels,
   )
   assert_array_equal(np.flatnonzero(labels), [0, 150, 299])
 
 
 LEVELS = anchor_levels(
-    (72, 96), sizes={2: (16.0,), 3: (32.0,), 6: (64.0,)}, ratios=(0.5, 1.0, 2.0)
+  (72, 96), sizes={2: (16.0,), 3: (32.0,), 6: (64.0,)}, ratios=(0.5, 1.0, 2.0)
 )
 NUM_ANCHORS = sum(map(count_anchors, LEVELS))
 
@@ -143,10 +156,16 @@ def logits_of_all_kinds():
   few = np.where(rng.random(NUM_ANCHORS) < 0.9, -np.inf, random[2])
   nan = np.where(rng.random(NUM_ANCHORS) < 0.3, np.nan, random[4])
   nan = np.where(rng.random(NUM_ANCHORS) < 0.1, np.inf, nan)
-  return np.float32([
-      random[0], equal, few, np.full(NUM_ANCHORS, -np.inf), nan,
+  return np.float32(
+    [
+      random[0],
+      equal,
+      few,
+      np.full(NUM_ANCHORS, -np.inf),
+      nan,
       np.zeros(NUM_ANCHORS) * rng.choice([-1, 1], NUM_ANCHORS),
-  ])
+    ]
+  )
 
 
 @pytest.mark.parametrize('limit', [1, 50, 200])
@@ -158,12 +177,19 @@ def test_selection_kernel_is_top_k_and_decoding(monkeypatch, limit):
   sizes = jnp.array([[72, 96], [40, 50]] * 3)
 
   def select(kernels):
-    return jax.jit(jax.vmap(
+    return jax.jit(
+      jax.vmap(
         lambda logits, deltas, size: select_boxes(
-            logits, deltas, LEVELS, size, limit=limit,
-            weights=(1.0, 1.0, 1.0, 1.0), kernels=kernels,
+          logits,
+          deltas,
+          LEVELS,
+          size,
+          limit=limit,
+          weights=(1.0, 1.0, 1.0, 1.0),
+          kernels=kernels,
         )
-    ))(jnp.asarray(logits), jnp.asarray(deltas, jnp.float32), sizes)
+      )
+    )(jnp.asarray(logits), jnp.asarray(deltas, jnp.float32), sizes)
 
   boxes, best = select('interpret')
   expected_boxes, expected = select('xla')
@@ -172,20 +198,22 @@ def test_selection_kernel_is_top_k_and_decoding(monkeypatch, limit):
   assert not np.isnan(best).any()
 
 
-def test_plain_selection_serves_limits_that_the_kernel_is_slow_for(
-    monkeypatch
-):
+def test_plain_selection_serves_limits_that_the_kernel_is_slow_for(monkeypatch):
   from pallas_kernels import selection
 
   monkeypatch.setattr(selection, 'MAX_LIMIT', 10)
   # Nothing but the interpreter would run the kernel here.
   plain, other = (
-      select_boxes(
-          jnp.arange(NUM_ANCHORS) % 97.0, jnp.zeros((NUM_ANCHORS, 4)), LEVELS,
-          jnp.array([72, 96]), limit=11, weights=(1.0, 1.0, 1.0, 1.0),
-          kernels=kernels,
-      )
-      for kernels in ('xla', 'pallas')
+    select_boxes(
+      jnp.arange(NUM_ANCHORS) % 97.0,
+      jnp.zeros((NUM_ANCHORS, 4)),
+      LEVELS,
+      jnp.array([72, 96]),
+      limit=11,
+      weights=(1.0, 1.0, 1.0, 1.0),
+      kernels=kernels,
+    )
+    for kernels in ('xla', 'pallas')
   )
   for a, b in zip(plain, other, strict=True):
     assert_array_equal(a, b)
@@ -199,10 +227,17 @@ def test_selection_kernel_takes_the_presets_of_peers(monkeypatch):
 
   def select(kernels):
     return jax.jit(
-        lambda size, fit_to: select_boxes(
-            logits, deltas, LEVELS, size, limit=30, width_offset=1.0,
-            weights=(10.0, 10.0, 5.0, 5.0), fit_to=fit_to, kernels=kernels,
-        )
+      lambda size, fit_to: select_boxes(
+        logits,
+        deltas,
+        LEVELS,
+        size,
+        limit=30,
+        width_offset=1.0,
+        weights=(10.0, 10.0, 5.0, 5.0),
+        fit_to=fit_to,
+        kernels=kernels,
+      )
     )(jnp.array([50, 90]), jnp.array([64, 96]))
 
   for ours, expected in zip(select('interpret'), select('xla'), strict=True):

@@ -21,9 +21,9 @@ CATEGORIES = [[1, 'cat'], ['x7', 'dög']]
 
 # Where one array is damaged, orbax never awaits what it began for the others.
 leaves_tasks_behind = pytest.mark.filterwarnings(
-    'ignore::pytest.PytestUnraisableExceptionWarning',
-    'ignore::pytest.PytestUnhandledThreadExceptionWarning',
-    'ignore:coroutine .* was never awaited:RuntimeWarning',
+  'ignore::pytest.PytestUnraisableExceptionWarning',
+  'ignore::pytest.PytestUnhandledThreadExceptionWarning',
+  'ignore:coroutine .* was never awaited:RuntimeWarning',
 )
 
 
@@ -31,13 +31,13 @@ def make_model():
   # Random, for it does not compress to nothing.
   random = np.random.default_rng(0)
   return {
-      'params': {
-          'conv': {
-              'kernel': jnp.asarray(random.random((2, 1024), np.float32)),
-              'bias': jnp.arange(3.0),
-          },
+    'params': {
+      'conv': {
+        'kernel': jnp.asarray(random.random((2, 1024), np.float32)),
+        'bias': jnp.arange(3.0),
       },
-      'constants': {'mean': jnp.ones(2)},
+    },
+    'constants': {'mean': jnp.ones(2)},
   }
 
 
@@ -49,8 +49,10 @@ def save(directory, *steps):
   manager = checkpoint.open_checkpoints(directory)
   for step in steps:
     checkpoint.save_checkpoint(
-        manager, model=make_model(), optimizer=make_optimizer_state(),
-        metadata=Metadata(step, CONFIG, CATEGORIES),
+      manager,
+      model=make_model(),
+      optimizer=make_optimizer_state(),
+      metadata=Metadata(step, CONFIG, CATEGORIES),
     )
   manager.wait_until_finished()
   manager.close()
@@ -79,9 +81,7 @@ def assert_trees_equal(one, other):
 
 def test_what_was_saved_comes_back(saved):
   path = checkpoint.find_checkpoint(saved)
-  assert_trees_equal(
-      checkpoint.restore_model(path, make_model()), make_model()
-  )
+  assert_trees_equal(checkpoint.restore_model(path, make_model()), make_model())
   state = make_optimizer_state()
   assert_trees_equal(checkpoint.restore_optimizer(path, state), state)
   assert checkpoint.read_metadata(path) == Metadata(20, CONFIG, CATEGORIES)
@@ -96,30 +96,30 @@ def test_restore_model_fills_shapes_alone(saved):
 def test_restore_model_does_without_the_optimizer(workdir):
   path = checkpoint.find_checkpoint(workdir)
   shutil.rmtree(path / 'optimizer')
-  assert_trees_equal(
-      checkpoint.restore_model(path, make_model()), make_model()
-  )
+  assert_trees_equal(checkpoint.restore_model(path, make_model()), make_model())
   with pytest.raises(InputError, match='optimizer'):
     checkpoint.restore_optimizer(path, make_optimizer_state())
 
 
 def test_model_shapes_has_all_leaves(saved):
   assert checkpoint.model_shapes(checkpoint.find_checkpoint(saved)) == {
-      'constants/mean': (2,),
-      'params/conv/bias': (3,),
-      'params/conv/kernel': (2, 1024),
+    'constants/mean': (2,),
+    'params/conv/bias': (3,),
+    'params/conv/kernel': (2, 1024),
   }
 
 
 def test_steps_that_reuse_the_memory_of_a_state_do_not_change_its_save(
-    tmp_path,
+  tmp_path,
 ):
   step = jax.jit(lambda x: x + 1, donate_argnums=0)
   weights = step(jnp.zeros((2000, 2000)))  # 16 MB, a while to write.
   manager = checkpoint.open_checkpoints(tmp_path)
   checkpoint.save_checkpoint(
-      manager, model={'w': weights}, optimizer={'v': jnp.zeros(1)},
-      metadata=Metadata(1, {}, []),
+    manager,
+    model={'w': weights},
+    optimizer={'v': jnp.zeros(1)},
+    metadata=Metadata(1, {}, []),
   )
   for _ in range(20):
     weights = step(weights)
@@ -130,34 +130,32 @@ def test_steps_that_reuse_the_memory_of_a_state_do_not_change_its_save(
 
 
 @pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (
-            lambda conv: conv.update(bias=jnp.zeros(4)),
-            r'params/conv/bias is float32 \(3,\) there, float32 \(4,\) here',
-        ),
-        (
-            lambda conv: conv.update(bias=jnp.zeros((3, 1))),
-            r'params/conv/bias is float32 \(3,\) there, float32 \(3, 1\) here',
-        ),
-        (
-            lambda conv: conv.update(bias=jnp.zeros(3, jnp.bfloat16)),
-            r'params/conv/bias is float32 \(3,\) there, bfloat16 \(3,\) here',
-        ),
-        (
-            lambda conv: conv.update(scale=jnp.zeros(3)),
-            r'params/conv/scale is missing there',
-        ),
-        (
-            lambda conv: conv.pop('bias'),
-            r'params/conv/bias is not known here',
-        ),
-    ],
-    ids=['length', 'rank', 'dtype', 'missing', 'unknown'],
+  ('change', 'message'),
+  [
+    (
+      lambda conv: conv.update(bias=jnp.zeros(4)),
+      r'params/conv/bias is float32 \(3,\) there, float32 \(4,\) here',
+    ),
+    (
+      lambda conv: conv.update(bias=jnp.zeros((3, 1))),
+      r'params/conv/bias is float32 \(3,\) there, float32 \(3, 1\) here',
+    ),
+    (
+      lambda conv: conv.update(bias=jnp.zeros(3, jnp.bfloat16)),
+      r'params/conv/bias is float32 \(3,\) there, bfloat16 \(3,\) here',
+    ),
+    (
+      lambda conv: conv.update(scale=jnp.zeros(3)),
+      r'params/conv/scale is missing there',
+    ),
+    (
+      lambda conv: conv.pop('bias'),
+      r'params/conv/bias is not known here',
+    ),
+  ],
+  ids=['length', 'rank', 'dtype', 'missing', 'unknown'],
 )
-def test_restore_model_names_the_leaf_that_does_not_fit(
-    saved, change, message
-):
+def test_restore_model_names_the_leaf_that_does_not_fit(saved, change, message):
   target = make_model()
   change(target['params']['conv'])
   with pytest.raises(InputError, match=message):
@@ -240,12 +238,13 @@ def test_saving_an_earlier_step_is_an_error(workdir):
 
 def save_run(workdir, *steps, keep=2):
   with contextlib.closing(
-      checkpoint.RunCheckpoints(workdir, keep=keep)
+    checkpoint.RunCheckpoints(workdir, keep=keep)
   ) as saved:
     for step in steps:
       saved.save(
-          model=make_model(), training=make_optimizer_state(),
-          metadata=Metadata(step, CONFIG, CATEGORIES),
+        model=make_model(),
+        training=make_optimizer_state(),
+        metadata=Metadata(step, CONFIG, CATEGORIES),
       )
 
 
@@ -263,8 +262,8 @@ def test_saved_steps_of_a_missing_directory_are_none(tmp_path):
 def test_a_damaged_array_is_an_input_error(workdir, damage):
   path = checkpoint.find_checkpoint(workdir)
   largest = max(
-      (p for p in (path / 'model').rglob('*') if p.is_file()),
-      key=lambda p: p.stat().st_size,
+    (p for p in (path / 'model').rglob('*') if p.is_file()),
+    key=lambda p: p.stat().st_size,
   )
   match damage:
     case 'truncated':
@@ -291,19 +290,19 @@ def test_a_damaged_list_of_arrays_is_an_input_error(workdir, name):
 
 
 @pytest.mark.parametrize(
-    ('content', 'message'),
-    [
-        (b'garbage', 'may be damaged'),
-        (b'', 'may be damaged'),
-        (b'\xff\xfe', 'may be damaged'),
-        (b'{"format": 1, "step": 3}', 'may be damaged'),
-        (b'[1]', 'not a checkpoint of this program'),
-        (b'{}', 'format None, expected 1'),
-        (
-            json.dumps({'format': 2, 'step': 3}).encode(),
-            'format 2, expected 1',
-        ),
-    ],
+  ('content', 'message'),
+  [
+    (b'garbage', 'may be damaged'),
+    (b'', 'may be damaged'),
+    (b'\xff\xfe', 'may be damaged'),
+    (b'{"format": 1, "step": 3}', 'may be damaged'),
+    (b'[1]', 'not a checkpoint of this program'),
+    (b'{}', 'format None, expected 1'),
+    (
+      json.dumps({'format': 2, 'step': 3}).encode(),
+      'format 2, expected 1',
+    ),
+  ],
 )
 def test_read_metadata_refuses_what_it_cannot_use(workdir, content, message):
   path = checkpoint.find_checkpoint(workdir)

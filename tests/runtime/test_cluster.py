@@ -31,17 +31,17 @@ def test_make_mesh_has_all_devices_on_one_axis():
 
 
 @pytest.mark.parametrize(
-    ('batch_size', 'devices', 'suggestion'),
-    [(6, 4, 4), (3, 4, 4), (15, 8, 8), (17, 8, 16)],
+  ('batch_size', 'devices', 'suggestion'),
+  [(6, 4, 4), (3, 4, 4), (15, 8, 8), (17, 8, 16)],
 )
 def test_check_batch_size_suggests_one_that_fits(
-    batch_size, devices, suggestion
+  batch_size, devices, suggestion
 ):
   with pytest.raises(InputError) as error:
     cluster.check_batch_size(batch_size, mesh_of(devices), key=KEY)
   assert str(error.value) == (
-      f'C06: {KEY} ({batch_size}) must be a multiple of the device count '
-      f'({devices}); try --{KEY}={suggestion}.'
+    f'C06: {KEY} ({batch_size}) must be a multiple of the device count '
+    f'({devices}); try --{KEY}={suggestion}.'
   )
 
 
@@ -50,24 +50,33 @@ def test_check_batch_size_accepts_multiples(batch_size, devices):
   cluster.check_batch_size(batch_size, mesh_of(devices), key=KEY)
 
 
-def plan(coordinator=None, num_processes=None, process_id=None, *,
-         num_gpus=0, **environment):
+def plan(
+  coordinator=None,
+  num_processes=None,
+  process_id=None,
+  *,
+  num_gpus=0,
+  **environment,
+):
   return cluster.plan_launch(
-      coordinator, num_processes, process_id, environment=environment,
-      num_gpus=num_gpus,
+    coordinator,
+    num_processes,
+    process_id,
+    environment=environment,
+    num_gpus=num_gpus,
   )
 
 
 # As `srun` sets them on the second of two machines.
 SLURM = {
-    'SLURM_JOB_ID': '7',
-    'SLURM_STEP_NODELIST': 'node[1-2]',
-    'SLURM_STEP_NUM_NODES': '2',
-    'SLURM_STEP_TASKS_PER_NODE': '8(x2)',
-    'SLURM_NODEID': '1',
-    'SLURM_NTASKS': '16',
-    'SLURM_PROCID': '11',
-    'SLURM_LOCALID': '3',
+  'SLURM_JOB_ID': '7',
+  'SLURM_STEP_NODELIST': 'node[1-2]',
+  'SLURM_STEP_NUM_NODES': '2',
+  'SLURM_STEP_TASKS_PER_NODE': '8(x2)',
+  'SLURM_NODEID': '1',
+  'SLURM_NTASKS': '16',
+  'SLURM_PROCID': '11',
+  'SLURM_LOCALID': '3',
 }
 
 
@@ -91,26 +100,31 @@ def test_plan_launch_takes_what_the_user_gives():
 
 
 @pytest.mark.parametrize(
-    ('environment', 'launcher', 'num_hosts', 'on_first_host'),
-    [
-        (SLURM, 'SLURM', 2, False),
-        (SLURM | {'SLURM_NODEID': '0'}, 'SLURM', 2, True),
-        (
-            {
-                'OMPI_COMM_WORLD_SIZE': '6', 'OMPI_COMM_WORLD_RANK': '5',
-                'OMPI_COMM_WORLD_LOCAL_SIZE': '4',
-                'OMPI_COMM_WORLD_LOCAL_RANK': '1',
-            },
-            'Open MPI', 2, False,
-        ),
-        (
-            {'KUBERNETES_SERVICE_HOST': 'x', 'JOB_COMPLETION_INDEX': '1'},
-            'Kubernetes', 1, True,
-        ),
-    ],
+  ('environment', 'launcher', 'num_hosts', 'on_first_host'),
+  [
+    (SLURM, 'SLURM', 2, False),
+    (SLURM | {'SLURM_NODEID': '0'}, 'SLURM', 2, True),
+    (
+      {
+        'OMPI_COMM_WORLD_SIZE': '6',
+        'OMPI_COMM_WORLD_RANK': '5',
+        'OMPI_COMM_WORLD_LOCAL_SIZE': '4',
+        'OMPI_COMM_WORLD_LOCAL_RANK': '1',
+      },
+      'Open MPI',
+      2,
+      False,
+    ),
+    (
+      {'KUBERNETES_SERVICE_HOST': 'x', 'JOB_COMPLETION_INDEX': '1'},
+      'Kubernetes',
+      1,
+      True,
+    ),
+  ],
 )
 def test_plan_launch_knows_the_launchers(
-    environment, launcher, num_hosts, on_first_host
+  environment, launcher, num_hosts, on_first_host
 ):
   launch = plan(**environment)
   assert launch.launcher == launcher
@@ -120,34 +134,35 @@ def test_plan_launch_knows_the_launchers(
 
 
 @pytest.mark.parametrize(
-    ('tasks', 'num_gpus', 'ids'),
-    [
-        ('8(x2)', 8, (3,)),  # One each.
-        ('4(x2)', 8, (6, 7)),  # Two each.
-        ('8(x2)', 1, (0,)),  # Bound to one, as by --gpus-per-task=1.
-        ('1(x2)', 8, tuple(range(8))),  # One process for all.
-        ('2,8', 8, (3,)),
-        ('8(x2)', 0, None),  # No GPUs at all.
-    ],
+  ('tasks', 'num_gpus', 'ids'),
+  [
+    ('8(x2)', 8, (3,)),  # One each.
+    ('4(x2)', 8, (6, 7)),  # Two each.
+    ('8(x2)', 1, (0,)),  # Bound to one, as by --gpus-per-task=1.
+    ('1(x2)', 8, tuple(range(8))),  # One process for all.
+    ('2,8', 8, (3,)),
+    ('8(x2)', 0, None),  # No GPUs at all.
+  ],
 )
 def test_plan_launch_shares_the_gpus_of_a_machine(tasks, num_gpus, ids):
   local_id = '0' if tasks == '1(x2)' else '3'
   environment = SLURM | {
-      'SLURM_STEP_TASKS_PER_NODE': tasks, 'SLURM_LOCALID': local_id
+    'SLURM_STEP_TASKS_PER_NODE': tasks,
+    'SLURM_LOCALID': local_id,
   }
   assert plan(num_gpus=num_gpus, **environment).local_device_ids == ids
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        (('node1:1234',), '--num_processes and --process_id missing'),
-        ((None, 2, 0), '--coordinator missing'),
-        (('node1', 2, 0), 'give HOST:PORT'),
-        (('node1:1234', 0, 0), 'must be at least 1'),
-        (('node1:1234', 2, 2), 'must be from 0 to 1'),
-        (('node1:1234', 2, -1), 'must be from 0 to 1'),
-    ],
+  ('arguments', 'message'),
+  [
+    (('node1:1234',), '--num_processes and --process_id missing'),
+    ((None, 2, 0), '--coordinator missing'),
+    (('node1', 2, 0), 'give HOST:PORT'),
+    (('node1:1234', 0, 0), 'must be at least 1'),
+    (('node1:1234', 2, 2), 'must be from 0 to 1'),
+    (('node1:1234', 2, -1), 'must be from 0 to 1'),
+  ],
 )
 def test_plan_launch_says_what_is_wrong(arguments, message):
   with pytest.raises(InputError, match=message):
@@ -160,11 +175,15 @@ def test_plan_launch_refuses_more_processes_than_gpus():
 
 
 @pytest.mark.parametrize(
-    ('coordinator', 'loopback'),
-    [
-        ('127.0.0.1:1', True), ('127.0.1.1:1', True), ('localhost:1', True),
-        ('[::1]:1', True), ('10.1.2.3:1', False), ('no.such.host.:1', False),
-    ],
+  ('coordinator', 'loopback'),
+  [
+    ('127.0.0.1:1', True),
+    ('127.0.1.1:1', True),
+    ('localhost:1', True),
+    ('[::1]:1', True),
+    ('10.1.2.3:1', False),
+    ('no.such.host.:1', False),
+  ],
 )
 def test_is_loopback(coordinator, loopback):
   assert cluster.is_loopback(coordinator) == loopback
@@ -174,9 +193,7 @@ def test_start_processes_refuses_a_coordinator_that_is_this_machine():
   launch = plan('127.0.1.1:1234', **SLURM)
   with pytest.raises(InputError) as error:
     cluster.start_processes(launch, timeout=1)
-  assert '127.0.1.1:1234 is this machine itself (127.0.1.1)' in str(
-      error.value
-  )
+  assert '127.0.1.1:1234 is this machine itself (127.0.1.1)' in str(error.value)
   assert 'SLURM runs processes on 2 machines' in str(error.value)
 
 
@@ -185,18 +202,21 @@ def test_processes_that_do_not_all_come_are_given_up():
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
   code = (
-      'import os\nfrom maskrcnn_jax.runtime import cluster\n'
-      f'cluster.start_processes(cluster.plan_launch({address!r}, 2, 0, '
-      'environment=os.environ, num_gpus=0), timeout=2)'
+    'import os\nfrom maskrcnn_jax.runtime import cluster\n'
+    f'cluster.start_processes(cluster.plan_launch({address!r}, 2, 0, '
+    'environment=os.environ, num_gpus=0), timeout=2)'
   )
   done = subprocess.run(
-      [sys.executable, '-c', code], capture_output=True, text=True,
-      timeout=120, env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-      cwd=pathlib.Path(__file__).parents[2],
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    cwd=pathlib.Path(__file__).parents[2],
   )
   assert done.returncode == 1
   assert 'error: the processes did not find each other within 2 s' in (
-      done.stderr
+    done.stderr
   )
   assert address in done.stderr
 
@@ -208,10 +228,10 @@ def test_gather_and_check_agreement_of_one_process():
 
 def test_check_agreement_names_process_and_fact(monkeypatch):
   monkeypatch.setattr(
-      cluster, 'gather', lambda facts: [facts, facts, facts | {'data': 'b'}]
+    cluster, 'gather', lambda facts: [facts, facts, facts | {'data': 'b'}]
   )
   with pytest.raises(
-      InputError, match='Process 2 has another data than process 0: b instead'
+    InputError, match='Process 2 has another data than process 0: b instead'
   ):
     cluster.check_agreement({'config.seed': '0', 'data': 'a'})
 
@@ -220,8 +240,9 @@ def test_check_agreement_names_process_and_fact(monkeypatch):
 def cache_settings():
   """Puts back what a test changes."""
   names = (
-      'jax_compilation_cache_dir', 'jax_enable_compilation_cache',
-      'jax_persistent_cache_min_compile_time_secs',
+    'jax_compilation_cache_dir',
+    'jax_enable_compilation_cache',
+    'jax_persistent_cache_min_compile_time_secs',
   )
   before = {name: getattr(jax.config, name) for name in names}
   yield
@@ -235,7 +256,7 @@ def test_keep_compiled_has_a_place_of_its_own(monkeypatch, tmp_path, caplog):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   with caplog.at_level('INFO', 'absl'):
     cluster.keep_compiled(None)
-  folder, = (tmp_path / 'maskrcnn_jax').iterdir()
+  (folder,) = (tmp_path / 'maskrcnn_jax').iterdir()
   assert folder.name.startswith(f'compiled-{jax.default_backend()}')
   assert jax.config.jax_compilation_cache_dir == str(folder)
   assert f'is kept in {folder}' in caplog.text
@@ -273,7 +294,7 @@ def test_shard_batch_keeps_values_and_dtypes():
 
 
 # One process, since starting one costs seconds.
-ON_FOUR_DEVICES = '''
+ON_FOUR_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh
 from maskrcnn_jax.runtime import cluster
@@ -327,17 +348,20 @@ assert taken['w'].devices() == {jax.devices()[2]}
 assert taken['w'].unsafe_buffer_pointer() == params[
     'w'].addressable_shards[2].data.unsafe_buffer_pointer()
 print('four devices agree')
-'''
+"""
 
 
 def test_a_batch_on_four_devices_gives_the_global_mean():
   environment = os.environ | {
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
-      'PYTHONPATH': str(pathlib.Path(__file__).parents[2]),
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+    'PYTHONPATH': str(pathlib.Path(__file__).parents[2]),
   }
   done = subprocess.run(
-      [sys.executable, '-c', ON_FOUR_DEVICES], env=environment, timeout=120,
-      capture_output=True, text=True,
+    [sys.executable, '-c', ON_FOUR_DEVICES],
+    env=environment,
+    timeout=120,
+    capture_output=True,
+    text=True,
   )
   assert done.stdout == 'four devices agree\n', done.stderr

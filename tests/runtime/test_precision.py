@@ -16,13 +16,13 @@ def restored():
 
 
 @pytest.mark.parametrize(
-    ('precision', 'dtype', 'algorithm'),
-    [
-        ('fp32', jnp.float32, 'float32'),
-        ('tf32', jnp.float32, 'tensorfloat32'),
-        ('bf16', jnp.bfloat16, 'float32'),
-        ('fp16', jnp.float16, 'float32'),
-    ],
+  ('precision', 'dtype', 'algorithm'),
+  [
+    ('fp32', jnp.float32, 'float32'),
+    ('tf32', jnp.float32, 'tensorfloat32'),
+    ('bf16', jnp.bfloat16, 'float32'),
+    ('fp16', jnp.float16, 'float32'),
+  ],
 )
 def test_set_precision_chooses_dtype_and_matmul(precision, dtype, algorithm):
   assert set_precision(precision) == dtype

@@ -25,11 +25,11 @@ def test_report_writes_the_seeds_line(log, tmp_path):
   for loss in (1.0, 2.0, 9.0):
     log.add(loss=loss, loss_box_reg=0.25, time=0.5, data=0.125)
   log.report(3, learning_rate=0.00666667)
-  line, = read_lines(tmp_path)
+  (line,) = read_lines(tmp_path)
   assert re.sub(r'mem: \d+$', 'mem: N', line) == (
-      'eta: 0:00:48  iter: 3  loss: 2.0000 (4.0000)  '
-      'loss_box_reg: 0.2500 (0.2500)  time: 0.5000 (0.5000)  '
-      'data: 0.1250 (0.1250)  lr: 0.006667  max mem: N'
+    'eta: 0:00:48  iter: 3  loss: 2.0000 (4.0000)  '
+    'loss_box_reg: 0.2500 (0.2500)  time: 0.5000 (0.5000)  '
+    'data: 0.1250 (0.1250)  lr: 0.006667  max mem: N'
   )
 
 
@@ -38,9 +38,9 @@ def test_report_has_the_grammar_of_the_seeds_readme(log, tmp_path):
   log.report(20, learning_rate=0.014347)
   figure = r'\d+\.\d{4} \(\d+\.\d{4}\)'
   assert re.fullmatch(
-      rf'eta: \d+:\d\d:\d\d  iter: 20  loss: {figure}  time: {figure}  '
-      rf'data: {figure}  lr: 0\.014347  max mem: \d+',
-      read_lines(tmp_path)[0],
+    rf'eta: \d+:\d\d:\d\d  iter: 20  loss: {figure}  time: {figure}  '
+    rf'data: {figure}  lr: 0\.014347  max mem: \d+',
+    read_lines(tmp_path)[0],
   )
 
 
@@ -78,10 +78,14 @@ def test_report_and_scalars_write_tensorboard_events(tmp_path):
   log.scalars(1, {'eval/bbox_AP': 0.5})
   log.close()
   events = b''.join(
-      path.read_bytes() for path in tmp_path.glob('events.out.tfevents.*')
+    path.read_bytes() for path in tmp_path.glob('events.out.tfevents.*')
   )
   for tag in (
-      b'train/loss', b'train/lr', b'speed/time', b'speed/data', b'eval/bbox_AP'
+    b'train/loss',
+    b'train/lr',
+    b'speed/time',
+    b'speed/data',
+    b'eval/bbox_AP',
   ):
     assert tag in events
 
@@ -92,7 +96,7 @@ def test_logs_opened_in_the_same_second_keep_their_events(tmp_path):
     log.scalars(1, {name: 1.0})
     log.close()
   events = b''.join(
-      path.read_bytes() for path in tmp_path.glob('events.out.tfevents.*')
+    path.read_bytes() for path in tmp_path.glob('events.out.tfevents.*')
   )
   assert b'first' in events
   assert b'second' in events

@@ -11,7 +11,7 @@ from maskrcnn_jax.runtime import watchdog
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-HANGS = '''
+HANGS = """
 import time
 from maskrcnn_jax.runtime import watchdog
 
@@ -23,24 +23,27 @@ with watchdog.watchdog(0.5):
     time.sleep(0.3)
     watchdog.progress(f'step {step}')
   step_that_hangs()
-'''
+"""
 
 # The sleep of ctypes' PyDLL keeps Python's lock, as some foreign code does.
-HOLDS_THE_LOCK = '''
+HOLDS_THE_LOCK = """
 import ctypes
 from maskrcnn_jax.runtime import watchdog
 
 watchdog.GRACE = 0.5
 with watchdog.watchdog(0.5):
   ctypes.PyDLL(None).sleep(60)
-'''
+"""
 
 
 def run(code):
   started = time.monotonic()
   done = subprocess.run(
-      [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
-      timeout=50,
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=50,
   )
   assert time.monotonic() - started < 40
   return done

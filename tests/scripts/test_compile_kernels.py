@@ -17,18 +17,23 @@ def run(*arguments, **environment):
   """Runs the script, with the tools of the CUDA packages on its path."""
   tools = pathlib.Path(sys.prefix).glob('lib/*/site-packages/nvidia/*/bin')
   return subprocess.run(
-      [sys.executable, str(SCRIPT), *arguments], capture_output=True,
-      text=True, check=False,
-      env=os.environ | environment | {
-          'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
-          'PATH': os.pathsep.join([*map(str, tools), os.environ['PATH']]),
-      },
+    [sys.executable, str(SCRIPT), *arguments],
+    capture_output=True,
+    text=True,
+    check=False,
+    env=os.environ
+    | environment
+    | {
+      'PYTHONPATH': str(ROOT),
+      'JAX_PLATFORMS': 'cpu',
+      'PATH': os.pathsep.join([*map(str, tools), os.environ['PATH']]),
+    },
   )
 
 
 needs_plugin = pytest.mark.skipif(
-    importlib.util.find_spec('jax_plugins') is None,
-    reason='the CUDA plugin of jax is not installed',
+  importlib.util.find_spec('jax_plugins') is None,
+  reason='the CUDA plugin of jax is not installed',
 )
 
 
@@ -39,17 +44,24 @@ def test_kernels_and_training_step_compile_for_h200_and_a100():
   assert done.returncode == 0, done.stderr[-3000:]
   lines = done.stdout.splitlines()
   for target in ('h200', 'a100'):
-    for what in (f'{target} pairwise_iou', f'{target} match_by_overlap',
-                 f'{target} anchors_at', f'{target} select_boxes',
-                 f'{target} nms', f'{target} roi_align',
-                 f'{target} rasterize_outlines',
-                 f'training step, 1 x {target}', f'inference, 1 x {target}'):
+    for what in (
+      f'{target} pairwise_iou',
+      f'{target} match_by_overlap',
+      f'{target} anchors_at',
+      f'{target} select_boxes',
+      f'{target} nms',
+      f'{target} roi_align',
+      f'{target} rasterize_outlines',
+      f'training step, 1 x {target}',
+      f'inference, 1 x {target}',
+    ):
       found = [line for line in lines if line.startswith(what)]
       assert len(found) >= 2, what  # as kernel and as plain JAX
       assert all(' MiB; compiled in ' in line for line in found)
     by_triton = [
-        line for line in lines
-        if line.startswith(f'{target} nms') and ' triton: ' in line
+      line
+      for line in lines
+      if line.startswith(f'{target} nms') and ' triton: ' in line
     ]
     assert len(by_triton) == (2 if HAS_JAX_TRITON else 0)
   left_out = 'NMS by jax-triton is left out: it is not installed'
@@ -59,12 +71,12 @@ def test_kernels_and_training_step_compile_for_h200_and_a100():
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec('jax_plugins') is not None, reason='it is there'
+  importlib.util.find_spec('jax_plugins') is not None, reason='it is there'
 )
 def test_without_the_plugin_the_script_says_what_is_missing():
   done = run('--quick')
   assert done.returncode == 2
   assert done.stderr == (
-      'error: the CUDA plugin of jax is not installed; see '
-      'scripts/compile_kernels.py --help.\n'
+    'error: the CUDA plugin of jax is not installed; see '
+    'scripts/compile_kernels.py --help.\n'
   )

@@ -15,9 +15,7 @@ import pytest
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / 'scripts'
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which('curl'), reason='needs curl'
-)
+pytestmark = pytest.mark.skipif(not shutil.which('curl'), reason='needs curl')
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -38,8 +36,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.send_header('Content-Length', str(len(content) - start))
     if start:
       self.send_header(
-          'Content-Range',
-          f'bytes {start}-{len(content) - 1}/{len(content)}',
+        'Content-Range',
+        f'bytes {start}-{len(content) - 1}/{len(content)}',
       )
     self.end_headers()
     self.wfile.write(content[start : start + self.server.longest])
@@ -62,33 +60,37 @@ def server(tmp_path):
   """A server of a small COCO 2017, and the environment that leads to it."""
   noise = np.random.default_rng(0).bytes(20_000)
   folders = {
-      'zips/train2017.zip': {
-          f'train2017/{i}.jpg': noise[i:] for i in range(3)
-      },
-      'zips/val2017.zip': {'val2017/9.jpg': noise},
-      'annotations/annotations_trainval2017.zip': {
-          f'annotations/{kind}_{split}2017.json': '{}'
-          for kind in ('instances', 'captions') for split in ('train', 'val')
-      },
+    'zips/train2017.zip': {f'train2017/{i}.jpg': noise[i:] for i in range(3)},
+    'zips/val2017.zip': {'val2017/9.jpg': noise},
+    'annotations/annotations_trainval2017.zip': {
+      f'annotations/{kind}_{split}2017.json': '{}'
+      for kind in ('instances', 'captions')
+      for split in ('train', 'val')
+    },
   }
   files = {'/' + path: zipped(content) for path, content in folders.items()}
   table = tmp_path / 'table.txt'
-  table.write_text('# a comment\n' + ''.join(
+  table.write_text(
+    '# a comment\n'
+    + ''.join(
       f'2017 {path} {len(files["/" + path])}'
       f' {hashlib.md5(files["/" + path]).hexdigest()} {folder} {count}\n'
       for path, folder, count in zip(
-          folders, ('train2017', 'val2017', 'annotations'), (3, 1, '-'),
-          strict=True,
+        folders,
+        ('train2017', 'val2017', 'annotations'),
+        (3, 1, '-'),
+        strict=True,
       )
-  ))
+    )
+  )
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
     server.files, server.longest, server.requests = files, 10**9, []
     server.table = table
     server.environment = os.environ | {
-        'COCO_URL': f'http://127.0.0.1:{server.server_port}',
-        'COCO_ARCHIVES': str(table),
-        'COCO_ATTEMPTS': '1',
-        'no_proxy': '127.0.0.1',
+      'COCO_URL': f'http://127.0.0.1:{server.server_port}',
+      'COCO_ARCHIVES': str(table),
+      'COCO_ATTEMPTS': '1',
+      'no_proxy': '127.0.0.1',
     }
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -99,16 +101,20 @@ def server(tmp_path):
 
 def run(script, *arguments, server):
   return subprocess.run(
-      ['bash', str(SCRIPTS / f'{script}_dataset.sh'), *map(str, arguments)],
-      env=server.environment, capture_output=True, text=True,
+    ['bash', str(SCRIPTS / f'{script}_dataset.sh'), *map(str, arguments)],
+    env=server.environment,
+    capture_output=True,
+    text=True,
   )
 
 
 def assert_complete(folder):
-  assert sorted(
-      str(p.relative_to(folder)) for p in folder.rglob('*.jpg')
-  ) == ['train2017/0.jpg', 'train2017/1.jpg', 'train2017/2.jpg',
-        'val2017/9.jpg']
+  assert sorted(str(p.relative_to(folder)) for p in folder.rglob('*.jpg')) == [
+    'train2017/0.jpg',
+    'train2017/1.jpg',
+    'train2017/2.jpg',
+    'val2017/9.jpg',
+  ]
   assert (folder / 'annotations' / 'instances_train2017.json').is_file()
 
 
@@ -139,7 +145,7 @@ def test_download_dataset_survives_connections_that_are_cut(server, tmp_path):
 
 
 def test_download_dataset_goes_on_with_what_an_earlier_run_got(
-    server, tmp_path
+  server, tmp_path
 ):
   folder = tmp_path / 'coco'
   folder.mkdir()
@@ -167,7 +173,7 @@ def test_download_dataset_refuses_a_wrong_checksum(server, tmp_path):
   server.files['/zips/val2017.zip'] = bytes(content)
   done = run('download', tmp_path / 'coco', server=server)
   assert done.returncode == 1
-  line, = done.stderr.splitlines()
+  (line,) = done.stderr.splitlines()
   assert line.startswith('error: ')
   assert 'val2017.zip has MD5' in line and 'remove it and download' in line
   assert not list((tmp_path / 'coco').glob('*/'))  # nothing was unpacked
@@ -179,7 +185,7 @@ def test_download_dataset_looks_for_room_first(server, tmp_path):
   server.table.write_text('\n'.join(text) + '\n')
   done = run('download', tmp_path / 'coco', server=server)
   assert done.returncode == 2
-  line, = done.stderr.splitlines()
+  (line,) = done.stderr.splitlines()
   assert 'MB free, but COCO 2017 needs 1845' in line
   assert not server.requests
 
@@ -208,16 +214,16 @@ def test_verify_dataset_names_all_that_is_missing(server, tmp_path):
 
 @pytest.mark.parametrize('script', ['download', 'verify', 'extract'])
 @pytest.mark.parametrize(
-    ('arguments', 'status', 'what'),
-    [
-        (['--help'], 0, 'bash scripts/'),
-        ([], 2, 'bash scripts/'),
-        (['a', '2017', 'b'], 2, 'bash scripts/'),
-        (['a', '2018'], 2, 'there is no COCO 2018; give 2014 or 2017'),
-    ],
+  ('arguments', 'status', 'what'),
+  [
+    (['--help'], 0, 'bash scripts/'),
+    ([], 2, 'bash scripts/'),
+    (['a', '2017', 'b'], 2, 'bash scripts/'),
+    (['a', '2018'], 2, 'there is no COCO 2018; give 2014 or 2017'),
+  ],
 )
 def test_dataset_scripts_say_how_they_are_run(
-    script, arguments, status, what, server
+  script, arguments, status, what, server
 ):
   done = run(script, *arguments, server=server)
   assert done.returncode == status
@@ -226,9 +232,9 @@ def test_dataset_scripts_say_how_they_are_run(
 
 def test_the_table_has_both_years_of_coco():
   rows = [
-      line.split()
-      for line in (SCRIPTS / 'coco_archives.txt').read_text().splitlines()
-      if not line.startswith('#')
+    line.split()
+    for line in (SCRIPTS / 'coco_archives.txt').read_text().splitlines()
+    if not line.startswith('#')
   ]
   assert [row[0] for row in rows] == ['2017'] * 3 + ['2014'] * 3
   assert all(len(row) == 6 and len(row[3]) == 32 for row in rows)

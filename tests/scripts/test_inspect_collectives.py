@@ -20,17 +20,20 @@ def has_plugin():
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not has_plugin(),
-    reason="needs JAX's plugin for GPUs: scripts/inspect_collectives.py "
-    '--help',
+  not has_plugin(),
+  reason="needs JAX's plugin for GPUs: scripts/inspect_collectives.py --help",
 )
 def test_a_step_for_eight_gpus_exchanges_gradients_and_little_else():
   done = subprocess.run(
-      [
-          sys.executable, 'scripts/inspect_collectives.py',
-          '--config=configs/r50_fpn.py',
-      ],
-      cwd=ROOT, capture_output=True, text=True, check=True,
+    [
+      sys.executable,
+      'scripts/inspect_collectives.py',
+      '--config=configs/r50_fpn.py',
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
   )
   figures = json.loads(done.stdout.splitlines()[-1])
   assert figures['devices'] == 8

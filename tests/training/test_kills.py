@@ -18,32 +18,43 @@ ROOT = pathlib.Path(__file__).parents[2]
 NUM_KILLS = 30
 NUM_STEPS = 240
 OPTIONS = [
-    f'--config.train.num_steps={NUM_STEPS}', '--config.train.log_every=1',
-    '--config.train.checkpoint_every=3', '--config.train.keep_checkpoints=2',
-    '--config.train.eval_every=6', '--config.train.ema_decay=0.9',
-    '--config.precision=fp16', '--config.eval.batch_size=1',
+  f'--config.train.num_steps={NUM_STEPS}',
+  '--config.train.log_every=1',
+  '--config.train.checkpoint_every=3',
+  '--config.train.keep_checkpoints=2',
+  '--config.train.eval_every=6',
+  '--config.train.ema_decay=0.9',
+  '--config.precision=fp16',
+  '--config.eval.batch_size=1',
 ]
 
-pytestmark = [
-    pytest.mark.slow, pytest.mark.usefixtures('compilation_cache')
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compilation_cache')]
 
 
 def start(workdir, data, log):
   return subprocess.Popen(
-      [sys.executable, '-m', 'maskrcnn_jax.main', '--config=tests/tiny.py',
-       f'--workdir={workdir}', '--skip_test', *tiny.data_flags(data),
-       *OPTIONS],
-      cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    [
+      sys.executable,
+      '-m',
+      'maskrcnn_jax.main',
+      '--config=tests/tiny.py',
+      f'--workdir={workdir}',
+      '--skip_test',
+      *tiny.data_flags(data),
+      *OPTIONS,
+    ],
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=log,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
   )
 
 
 def steps_logged(workdir):
   path = workdir / 'log.txt'
-  return len(re.findall('^eta: ', path.read_text(), re.M)) if (
-      path.exists()
-  ) else 0
+  return (
+    len(re.findall('^eta: ', path.read_text(), re.M)) if (path.exists()) else 0
+  )
 
 
 def is_saving(workdir):
@@ -55,8 +66,10 @@ def is_evaluating(workdir):
   newest = checkpoint.saved_steps(workdir / 'checkpoints')[-1:]
   path = workdir / 'evaluations.json'
   text = path.read_text() if path.exists() else ''
-  return bool(newest) and newest[0] % 6 == 0 and (
-      f'"step": {newest[0]},' not in text
+  return (
+    bool(newest)
+    and newest[0] % 6 == 0
+    and (f'"step": {newest[0]},' not in text)
   )
 
 
@@ -108,11 +121,11 @@ def test_thirty_kills_change_nothing(tiny_data, tmp_path):
   assert len(set(seen)) == 6, seen
   assert not (killed / 'interrupted').exists()
   assert (killed / 'evaluations.json').read_text() == (
-      straight / 'evaluations.json'
+    straight / 'evaluations.json'
   ).read_text()
-  best, = checkpoint.saved_steps(straight / 'best')
+  (best,) = checkpoint.saved_steps(straight / 'best')
   assert checkpoint.saved_steps(killed / 'best') == [best]
   tiny.assert_same_arrays(
-      tiny.saved_arrays(killed, NUM_STEPS),
-      tiny.saved_arrays(straight, NUM_STEPS),
+    tiny.saved_arrays(killed, NUM_STEPS),
+    tiny.saved_arrays(straight, NUM_STEPS),
   )

@@ -11,7 +11,7 @@ import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-PROGRAM = '''
+PROGRAM = """
 import json, pathlib, sys
 sys.path.insert(0, 'tests')
 import jax, numpy as np, tiny
@@ -32,7 +32,7 @@ for case in cases:
   config.optimizer.learning_rate = float(rate)
   figures[case] = tiny.run_training(config, pathlib.Path(workdir, case))
 print(json.dumps(figures))
-'''
+"""
 
 
 def train_on(cases, *, num_steps, rate, data, workdir):
@@ -43,14 +43,26 @@ def train_on(cases, *, num_steps, rate, data, workdir):
     a loss to the sum of all, of the gradient's norm to itself}.
   """
   done = subprocess.run(
-      [sys.executable, '-c', PROGRAM, data, workdir, str(num_steps), str(rate),
-       *cases],
-      cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True,
-      env=os.environ | {
-          'JAX_PLATFORMS': 'cpu',
-          'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
-                       + tiny.QUICK_COMPILATION,
-      },
+    [
+      sys.executable,
+      '-c',
+      PROGRAM,
+      data,
+      workdir,
+      str(num_steps),
+      str(rate),
+      *cases,
+    ],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+    env=os.environ
+    | {
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
+      + tiny.QUICK_COMPILATION,
+    },
   )
   one, *others = json.loads(done.stdout.splitlines()[-1]).values()
   assert len(one) == num_steps
@@ -75,10 +87,10 @@ def train_on(cases, *, num_steps, rate, data, workdir):
 # The default tier has two processes, which are two devices.
 @pytest.mark.slow
 def test_eight_devices_train_as_one_does(
-    tiny_data, tmp_path, compilation_cache
+  tiny_data, tmp_path, compilation_cache
 ):
-  (of_loss, _, of_norm), = train_on(
-      ['1x1', '8x1'], num_steps=3, rate=0.01, data=tiny_data, workdir=tmp_path
+  ((of_loss, _, of_norm),) = train_on(
+    ['1x1', '8x1'], num_steps=3, rate=0.01, data=tiny_data, workdir=tmp_path
   ).values()
   assert of_loss < 1e-5
   assert of_norm < 1e-5
@@ -86,13 +98,16 @@ def test_eight_devices_train_as_one_does(
 
 @pytest.mark.slow
 def test_any_number_of_devices_and_micro_batches_trains_as_one_does(
-    tiny_data, tmp_path, compilation_cache
+  tiny_data, tmp_path, compilation_cache
 ):
   differences = train_on(
-      ['1x1', '2x1', '4x1', '8x1', '1x2', '1x4', '2x2'],
-      # At a larger rate, training from nothing multiplies differences of
-      # rounding until another proposal is drawn.
-      num_steps=20, rate=0.0001, data=tiny_data, workdir=tmp_path,
+    ['1x1', '2x1', '4x1', '8x1', '1x2', '1x4', '2x2'],
+    # At a larger rate, training from nothing multiplies differences of
+    # rounding until another proposal is drawn.
+    num_steps=20,
+    rate=0.0001,
+    data=tiny_data,
+    workdir=tmp_path,
   )
   for case, (_, of_loss, of_norm) in differences.items():
     # A small loss is rounded as its large parts are. Where an L1 loss or a ReLU

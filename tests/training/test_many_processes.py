@@ -20,7 +20,7 @@ from maskrcnn_jax.runtime import checkpoint
 ROOT = pathlib.Path(__file__).parents[2]
 
 # The program, keeping the unrounded figures of each step in a file.
-PROGRAM = '''
+PROGRAM = """
 import json, os, pathlib, sys
 sys.path.insert(0, 'tests')
 import tiny
@@ -32,7 +32,7 @@ if __name__ == '__main__':
       main.run()
     finally:
       pathlib.Path(os.environ['FIGURES']).write_text(json.dumps(figures))
-'''
+"""
 
 # On a busy machine compiling takes minutes.
 WATCHDOG = 900
@@ -61,31 +61,41 @@ class Run:
     self.processes = []
     for i in range(count):
       with open(self.logs[i], 'w') as log:
-        self.processes.append(subprocess.Popen(
+        self.processes.append(
+          subprocess.Popen(
             [
-                sys.executable, '-c', PROGRAM, f'--config={tiny.__file__}',
-                f'--workdir={workdir}', *tiny.data_flags(data),
-                f'--config.train.watchdog_seconds={WATCHDOG}', *options,
-                *((*together, f'--process_id={i}') if count > 1 else ()),
-                *(last if i == count - 1 else ()),
+              sys.executable,
+              '-c',
+              PROGRAM,
+              f'--config={tiny.__file__}',
+              f'--workdir={workdir}',
+              *tiny.data_flags(data),
+              f'--config.train.watchdog_seconds={WATCHDOG}',
+              *options,
+              *((*together, f'--process_id={i}') if count > 1 else ()),
+              *(last if i == count - 1 else ()),
             ],
-            cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-            env=os.environ | {
-                'JAX_PLATFORMS': 'cpu',
-                'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
-                # Compiles in two thirds of the time.
-                'XLA_FLAGS': '--xla_backend_optimization_level=0',
-                'FIGURES': str(self.figures[i]),
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ
+            | {
+              'JAX_PLATFORMS': 'cpu',
+              'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
+              # Compiles in two thirds of the time.
+              'XLA_FLAGS': '--xla_backend_optimization_level=0',
+              'FIGURES': str(self.figures[i]),
             },
-        ))
+          )
+        )
 
   def wait(self, timeout=1000):
     """Returns the exit statuses."""
     deadline = time.monotonic() + timeout
     try:
       return [
-          process.wait(max(deadline - time.monotonic(), 1))
-          for process in self.processes
+        process.wait(max(deadline - time.monotonic(), 1))
+        for process in self.processes
       ]
     finally:
       for process in self.processes:
@@ -96,7 +106,8 @@ class Run:
     """Waits for a run that must succeed; returns each one's figures."""
     statuses = self.wait()
     assert not any(statuses), (
-        statuses, [log.read_text()[-3000:] for log in self.logs]
+      statuses,
+      [log.read_text()[-3000:] for log in self.logs],
     )
     return [json.loads(path.read_text()) for path in self.figures]
 
@@ -105,7 +116,7 @@ class Run:
     deadline = time.monotonic() + 1000
     while not path.exists():
       assert [p.poll() for p in self.processes] == [None] * len(
-          self.processes
+        self.processes
       ), [log.read_text()[-3000:] for log in self.logs]
       assert time.monotonic() < deadline
       time.sleep(0.05)
@@ -117,9 +128,10 @@ def assert_same_figures(some, others, rtol=1e-5, of_norm=None):
     assert one.keys() == other.keys()
     for name in one:
       assert_allclose(
-          one[name], other[name],
-          rtol=of_norm if of_norm and name == 'grad_norm' else rtol,
-          err_msg=f'{name} of step {step}',
+        one[name],
+        other[name],
+        rtol=of_norm if of_norm and name == 'grad_norm' else rtol,
+        err_msg=f'{name} of step {step}',
       )
 
 
@@ -133,14 +145,14 @@ def check_results(workdir, data):
   assert sorted(counts) == sorted(ids)
   assert max(counts.values()) <= 8
   results = json.loads(
-      (workdir / 'inference' / 'coco_results.json').read_text()
+    (workdir / 'inference' / 'coco_results.json').read_text()
   )
   assert results['bbox']['num_images'] == len(ids)
   return boxes
 
 
 def test_two_processes_train_and_evaluate_as_one_does(
-    tiny_run, tiny_data, tmp_path, compilation_cache
+  tiny_run, tiny_data, tmp_path, compilation_cache
 ):
   alone, figures = tiny_run
   workdir = tmp_path / 'run'
@@ -160,12 +172,13 @@ def test_two_processes_train_and_evaluate_as_one_does(
   assert saved.keys() == wanted.keys()
   for name in saved:
     assert_allclose(
-        saved[name], wanted[name], rtol=1e-4, atol=1e-6, err_msg=name
+      saved[name], wanted[name], rtol=1e-4, atol=1e-6, err_msg=name
     )
 
 
 OPTIONS = (
-    '--config.train.batch_size=4', '--config.train.num_steps=6',
+  '--config.train.batch_size=4',
+  '--config.train.num_steps=6',
 )
 
 
@@ -173,13 +186,13 @@ OPTIONS = (
 def straight(tmp_path_factory, data, compilation_cache):
   """A run of one process that nothing disturbs."""
   workdir = tmp_path_factory.mktemp('straight') / 'run'
-  figures, = Run(1, workdir, data, *OPTIONS).finish()
+  (figures,) = Run(1, workdir, data, *OPTIONS).finish()
   return workdir, figures
 
 
 @pytest.mark.slow
 def test_four_processes_train_and_evaluate_as_one_does(
-    straight, data, tmp_path
+  straight, data, tmp_path
 ):
   alone, figures = straight
   workdir = tmp_path / 'run'
@@ -190,13 +203,13 @@ def test_four_processes_train_and_evaluate_as_one_does(
   wanted = check_results(alone, data)
   assert [r['image_id'] for r in results] == [r['image_id'] for r in wanted]
   assert_allclose(
-      [r['score'] for r in results], [r['score'] for r in wanted], rtol=1e-3
+    [r['score'] for r in results], [r['score'] for r in wanted], rtol=1e-3
   )
 
 
 @pytest.mark.slow
 def test_evaluation_does_not_depend_on_the_number_of_processes(
-    straight, data, tmp_path
+  straight, data, tmp_path
 ):
   options = ('--mode=eval', f'--checkpoint={straight[0]}')
   Run(2, tmp_path / 'two', data, *options).finish()
@@ -207,15 +220,17 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(
   # Nothing but the order of sums may differ: by some units in the last place.
   for name in ('score', 'bbox'):
     assert_allclose(
-        [r[name] for r in ours], [r[name] for r in wanted], rtol=1e-5,
-        atol=1e-5 if name == 'bbox' else 0,
+      [r[name] for r in ours],
+      [r[name] for r in wanted],
+      rtol=1e-5,
+      atol=1e-5 if name == 'bbox' else 0,
     )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
 def test_a_killed_process_ends_all_and_the_run_goes_on(
-    straight, data, tmp_path, victim
+  straight, data, tmp_path, victim
 ):
   workdir = tmp_path / 'run'
   # Not so many that it could end before the kill.
@@ -235,8 +250,8 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(
   assert len(one) == 2
   check_results(workdir, data)
   if done < 6:
-    wanted = straight[1][done:done + 2]
-    assert_same_figures(one[:len(wanted)], wanted, rtol=1e-4)
+    wanted = straight[1][done : done + 2]
+    assert_same_figures(one[: len(wanted)], wanted, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -245,8 +260,11 @@ def test_a_stuck_process_ends_the_others_by_the_watchdog(data, tmp_path):
   workdir = tmp_path / 'run'
   Run(2, workdir, data, '--config.train.num_steps=1', '--skip_test').finish()
   run = Run(
-      2, workdir, data, '--config.train.num_steps=100000',
-      '--config.train.watchdog_seconds=60',
+    2,
+    workdir,
+    data,
+    '--config.train.num_steps=100000',
+    '--config.train.watchdog_seconds=60',
   )
   run.wait_for(workdir / 'checkpoints' / '2')
   run.processes[1].send_signal(signal.SIGSTOP)
@@ -258,21 +276,24 @@ def test_a_stuck_process_ends_the_others_by_the_watchdog(data, tmp_path):
   text = run.logs[0].read_text()
   assert 'error: no progress for 6' in text
   assert 'the last was ' in text
-  assert 'maskrcnn_jax/training/loop.py", line' in text.partition(
-      'no progress'
-  )[2]
+  assert (
+    'maskrcnn_jax/training/loop.py", line' in text.partition('no progress')[2]
+  )
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_processes(
-    straight, data, tmp_path
+  straight, data, tmp_path
 ):
   workdir = tmp_path / 'run'
   figures = []
   for count, num_steps in ((4, 2), (1, 4), (2, 6)):
     figures += Run(
-        count, workdir, data, *OPTIONS,
-        f'--config.train.num_steps={num_steps}',
+      count,
+      workdir,
+      data,
+      *OPTIONS,
+      f'--config.train.num_steps={num_steps}',
     ).finish()[-1]
   # Where an L1 loss or a ReLU has its kink, rounding turns a gradient over, but
   # moves no loss: see test_many_devices.py.
@@ -285,13 +306,13 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
     # The momentum sums gradients, of which a kink may have turned one over.
     atol = 5e-4 if name.startswith('optimizer/') else 1e-5
     assert_allclose(
-        saved[name], wanted[name], rtol=1e-3, atol=atol, err_msg=name
+      saved[name], wanted[name], rtol=1e-3, atol=atol, err_msg=name
     )
 
 
 @pytest.mark.slow
 def test_sigterm_to_one_process_stops_all_after_the_same_step(
-    data, tmp_path, compilation_cache
+  data, tmp_path, compilation_cache
 ):
   workdir = tmp_path / 'run'
   options = (*OPTIONS, '--skip_test', '--config.train.eval_every=2')
@@ -307,8 +328,8 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(
   assert [e['step'] for e in evaluated] == list(range(2, done + 1, 2))
   assert len(checkpoint.saved_steps(workdir / 'best')) == 1
 
-  rest, = Run(
-      1, workdir, data, *options, f'--config.train.num_steps={done + 2}'
+  (rest,) = Run(
+    1, workdir, data, *options, f'--config.train.num_steps={done + 2}'
   ).finish()
   assert len(rest) == 2
   assert not (workdir / 'interrupted').exists()
@@ -318,6 +339,7 @@ def test_processes_that_disagree_are_told_apart(data, tmp_path):
   run = Run(2, tmp_path / 'run', data, last=('--config.seed=1',))
   assert 2 in run.wait()
   assert any(
-      'error: Process 1 has another config.seed than process 0: 1 instead of 0'
-      in log.read_text() for log in run.logs
+    'error: Process 1 has another config.seed than process 0: 1 instead of 0'
+    in log.read_text()
+    for log in run.logs
   )

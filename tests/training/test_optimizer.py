@@ -10,34 +10,38 @@ import optax
 import pytest
 
 from maskrcnn_jax.training.optimizer import (
-    join_parameters,
-    learning_rate,
-    make_optimizer,
-    next_average,
-    split_parameters,
+  join_parameters,
+  learning_rate,
+  make_optimizer,
+  next_average,
+  split_parameters,
 )
 
 recipe = functools.partial(
-    learning_rate, base=0.02, warmup_steps=500, warmup_factor=1 / 3,
-    decay_steps=(60_000, 80_000), decay_factor=0.1,
+  learning_rate,
+  base=0.02,
+  warmup_steps=500,
+  warmup_factor=1 / 3,
+  decay_steps=(60_000, 80_000),
+  decay_factor=0.1,
 )
 
 
 @pytest.mark.parametrize(
-    ('step', 'expected'),
-    [
-        (0, 0.02 / 3),
-        # 0.02 (1/3 (1 - 19/500) + 19/500) = 0.02 * 0.358667.
-        (19, 0.00717333),
-        (250, 0.02 * 2 / 3),  # Halfway from 1/3 to 1.
-        (499, 0.02 * (1 / 3 / 500 + 499 / 500)),
-        (500, 0.02),
-        (59_999, 0.02),
-        (60_000, 0.002),
-        (79_999, 0.002),
-        (80_000, 0.0002),
-        (89_999, 0.0002),
-    ],
+  ('step', 'expected'),
+  [
+    (0, 0.02 / 3),
+    # 0.02 (1/3 (1 - 19/500) + 19/500) = 0.02 * 0.358667.
+    (19, 0.00717333),
+    (250, 0.02 * 2 / 3),  # Halfway from 1/3 to 1.
+    (499, 0.02 * (1 / 3 / 500 + 499 / 500)),
+    (500, 0.02),
+    (59_999, 0.02),
+    (60_000, 0.002),
+    (79_999, 0.002),
+    (80_000, 0.0002),
+    (89_999, 0.0002),
+  ],
 )
 def test_learning_rate_follows_the_recipe(step, expected):
   assert_allclose(recipe(step), expected, rtol=1e-5)
@@ -63,7 +67,7 @@ def test_learning_rate_without_warmup_and_decay_is_constant():
 
 
 @pytest.mark.parametrize(
-    ('step', 'expected'), [(0, 0.002), (9, 0.002), (10, 0.02), (100, 0.02)]
+  ('step', 'expected'), [(0, 0.002), (9, 0.002), (10, 0.02), (100, 0.02)]
 )
 def test_constant_warmup_is_one_lower_rate(step, expected):
   rate = recipe(step, warmup='constant', warmup_steps=10, warmup_factor=0.1)
@@ -71,30 +75,38 @@ def test_constant_warmup_is_one_lower_rate(step, expected):
 
 
 @pytest.mark.parametrize(
-    ('step', 'expected'),
-    [
-        # 0.12 - (800 - step) * 0.0001.
-        (0, 0.04), (400, 0.08), (799, 0.1199), (800, 0.12), (12_000, 0.012),
-        (16_000, 0.0012),
-    ],
+  ('step', 'expected'),
+  [
+    # 0.12 - (800 - step) * 0.0001.
+    (0, 0.04),
+    (400, 0.08),
+    (799, 0.1199),
+    (800, 0.12),
+    (12_000, 0.012),
+    (16_000, 0.0012),
+  ],
 )
 def test_mlperf_linear_rises_by_the_factor_a_step(step, expected):
   rate = recipe(
-      step, base=0.12, warmup='mlperf_linear', warmup_steps=800,
-      warmup_factor=1e-4, decay_steps=(12_000, 16_000),
+    step,
+    base=0.12,
+    warmup='mlperf_linear',
+    warmup_steps=800,
+    warmup_factor=1e-4,
+    decay_steps=(12_000, 16_000),
   )
   assert_allclose(rate, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ('step', 'expected'),
-    [
-        (0, 0.02 / 3),  # The warm-up's factor.
-        (500, 0.02 * 0.5 * (1 + np.cos(np.pi / 20))),
-        (5_000, 0.01),
-        (7_500, 0.02 * 0.5 * (1 - np.sqrt(0.5))),  # cos(3 pi / 4)
-        (10_000, 0),
-    ],
+  ('step', 'expected'),
+  [
+    (0, 0.02 / 3),  # The warm-up's factor.
+    (500, 0.02 * 0.5 * (1 + np.cos(np.pi / 20))),
+    (5_000, 0.01),
+    (7_500, 0.02 * 0.5 * (1 - np.sqrt(0.5))),  # cos(3 pi / 4)
+    (10_000, 0),
+  ],
 )
 def test_cosine_falls_to_nothing(step, expected):
   rate = recipe(step, schedule='cosine', num_steps=10_000)
@@ -111,11 +123,14 @@ def test_gradients_are_clipped_all_together():
   # Of length 5, made 2.5: halved.
   gradients = {'fc': {'kernel': jnp.array([3.0]), 'bias': jnp.array([4.0])}}
   optimizer = make_optimizer(
-      momentum=0.9, weight_decay=0.0, schedule=lambda step: 1.0,
-      bias_schedule=lambda step: 1.0, clip_norm=2.5,
+    momentum=0.9,
+    weight_decay=0.0,
+    schedule=lambda step: 1.0,
+    bias_schedule=lambda step: 1.0,
+    clip_norm=2.5,
   )
   updates, _ = optimizer.update(
-      gradients, optimizer.init(params), params, step=0
+    gradients, optimizer.init(params), params, step=0
   )
   assert_allclose(updates['fc']['kernel'], [-1.5], rtol=1e-6)
   assert_allclose(updates['fc']['bias'], [-2], rtol=1e-6)
@@ -126,10 +141,10 @@ def test_next_average_trusts_early_steps_more():
   params = {'w': jnp.array([3.0])}
   # min(0.5, 1 / 10) of the old; then min(0.5, 91 / 100).
   assert_allclose(
-      next_average(average, params, 0, decay=0.5)['w'], [2.8], rtol=1e-6
+    next_average(average, params, 0, decay=0.5)['w'], [2.8], rtol=1e-6
   )
   assert_allclose(
-      next_average(average, params, 90, decay=0.5)['w'], [2.0], rtol=1e-6
+    next_average(average, params, 90, decay=0.5)['w'], [2.0], rtol=1e-6
   )
 
 
@@ -138,32 +153,38 @@ def make_tree(random):
     return random.normal(size=shape).astype(np.float32)
 
   return {
-      'backbone': {
-          'conv1': {'kernel': draw(2, 3)},
-          'layer1': {'norm': {'scale': draw(3), 'bias': draw(3)}},
-          'layer10': {'kernel': draw(2)},
-      },
-      'box_head': {'fc6': {'kernel': draw(3, 2), 'bias': draw(2)}},
+    'backbone': {
+      'conv1': {'kernel': draw(2, 3)},
+      'layer1': {'norm': {'scale': draw(3), 'bias': draw(3)}},
+      'layer10': {'kernel': draw(2)},
+    },
+    'box_head': {'fc6': {'kernel': draw(3, 2), 'bias': draw(2)}},
   }
 
 
 def test_optimizer_is_torch_sgd_with_two_groups():
   random = np.random.default_rng(0)
   schedule = functools.partial(
-      learning_rate, base=0.1, warmup_steps=3, warmup_factor=0.25,
-      decay_steps=(5,), decay_factor=0.1,
+    learning_rate,
+    base=0.1,
+    warmup_steps=3,
+    warmup_factor=0.25,
+    decay_steps=(5,),
+    decay_factor=0.1,
   )
   params = make_tree(random)
   optimizer = make_optimizer(
-      momentum=0.9, weight_decay=0.05, schedule=schedule,
-      bias_schedule=functools.partial(schedule, base=0.2),
+    momentum=0.9,
+    weight_decay=0.05,
+    schedule=schedule,
+    bias_schedule=functools.partial(schedule, base=0.2),
   )
   state = optimizer.init(params)
   update = jax.jit(optimizer.update)
 
   leaves, treedef = jax.tree.flatten(params)
   names = [
-      path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)
   ]
   expected = [leaf.astype(np.float64) for leaf in leaves]
   buffers = [None] * len(leaves)
@@ -181,7 +202,7 @@ def test_optimizer_is_torch_sgd_with_two_groups():
       expected[i] = expected[i] - rate * (2 if is_bias else 1) * buffers[i]
   assert jax.tree.structure(params) == treedef
   for name, leaf, slow in zip(
-      names, jax.tree.leaves(params), expected, strict=True
+    names, jax.tree.leaves(params), expected, strict=True
   ):
     assert_allclose(leaf, slow, rtol=1e-5, atol=1e-6, err_msg=name)
 
@@ -191,15 +212,19 @@ def test_adamw_equals_its_definition(clip_norm):
   random = np.random.default_rng(0)
   params = make_tree(random)
   optimizer = make_optimizer(
-      'adamw', momentum=0.8, beta2=0.95, weight_decay=0.05,
-      schedule=lambda step: 0.1 / (1 + step),
-      bias_schedule=lambda step: 0.2 / (1 + step), clip_norm=clip_norm,
+    'adamw',
+    momentum=0.8,
+    beta2=0.95,
+    weight_decay=0.05,
+    schedule=lambda step: 0.1 / (1 + step),
+    bias_schedule=lambda step: 0.2 / (1 + step),
+    clip_norm=clip_norm,
   )
   state = optimizer.init(params)
   update = jax.jit(optimizer.update)
 
   names = [
-      path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)
   ]
   expected = [x.astype(np.float64) for x in jax.tree.leaves(params)]
   means = [np.zeros_like(x) for x in expected]
@@ -224,7 +249,7 @@ def test_adamw_equals_its_definition(clip_norm):
       d = d + (0 if is_bias else 0.05) * expected[i]
       expected[i] = expected[i] - (0.2 if is_bias else 0.1) / (1 + step) * d
   for name, leaf, slow in zip(
-      names, jax.tree.leaves(params), expected, strict=True
+    names, jax.tree.leaves(params), expected, strict=True
   ):
     assert_allclose(leaf, slow, rtol=1e-5, atol=1e-6, err_msg=name)
 
@@ -233,11 +258,14 @@ def test_adamw_by_hand():
   params = {'fc': {'kernel': jnp.array([10.0]), 'bias': jnp.array([10.0])}}
   gradients = {'fc': {'kernel': jnp.array([4.0]), 'bias': jnp.array([-3.0])}}
   optimizer = make_optimizer(
-      'adamw', momentum=0.9, weight_decay=0.1, schedule=lambda step: 0.5,
-      bias_schedule=lambda step: 1.0,
+    'adamw',
+    momentum=0.9,
+    weight_decay=0.1,
+    schedule=lambda step: 0.5,
+    bias_schedule=lambda step: 1.0,
   )
   updates, _ = optimizer.update(
-      gradients, optimizer.init(params), params, step=0
+    gradients, optimizer.init(params), params, step=0
   )
   # The first step of Adam is the sign of the gradient, however large it is.
   # kernel: -0.5 (1 + 0.1 * 10) = -1. bias: -1 * -1 = 1.
@@ -249,12 +277,15 @@ def test_adamw_corrects_by_updates_and_not_by_steps():
   params = {'fc': {'kernel': jnp.array([0.0])}}
   gradients = {'fc': {'kernel': jnp.array([4.0])}}
   optimizer = make_optimizer(
-      'adamw', momentum=0.9, weight_decay=0.0, schedule=lambda step: step,
-      bias_schedule=lambda step: step,
+    'adamw',
+    momentum=0.9,
+    weight_decay=0.0,
+    schedule=lambda step: step,
+    bias_schedule=lambda step: step,
   )
   # Seven steps were skipped: they left the state as it was.
   updates, state = optimizer.update(
-      gradients, optimizer.init(params), params, step=7
+    gradients, optimizer.init(params), params, step=7
   )
   assert_allclose(updates['fc']['kernel'], [-7], rtol=1e-5)
   counts = [x for x in jax.tree.leaves(state) if x.dtype == jnp.int32]
@@ -266,14 +297,17 @@ def test_state_of_sgd_is_the_momentum_alone(clip_norm):
   # Checkpoints hold this tree: with another one they could not be resumed.
   params = {'fc': {'kernel': jnp.ones(2), 'bias': jnp.ones(1)}}
   optimizer = make_optimizer(
-      momentum=0.9, weight_decay=0.1, schedule=lambda step: 0.5,
-      bias_schedule=lambda step: 1.0, clip_norm=clip_norm,
+    momentum=0.9,
+    weight_decay=0.1,
+    schedule=lambda step: 0.5,
+    bias_schedule=lambda step: 1.0,
+    clip_norm=clip_norm,
   )
   state = optimizer.init(params)
   expected = (
-      optax.MaskedState(inner_state=optax.EmptyState()),
-      optax.TraceState(trace=jax.tree.map(jnp.zeros_like, params)),
-      optax.EmptyState(),
+    optax.MaskedState(inner_state=optax.EmptyState()),
+    optax.TraceState(trace=jax.tree.map(jnp.zeros_like, params)),
+    optax.EmptyState(),
   )
   if clip_norm:
     expected = (optax.EmptyState(), *expected)
@@ -284,8 +318,11 @@ def test_state_of_sgd_is_the_momentum_alone(clip_norm):
 def test_make_optimizer_refuses_an_unknown_name():
   with pytest.raises(ValueError, match="not 'lamb'"):
     make_optimizer(
-        'lamb', momentum=0.9, weight_decay=0.1, schedule=lambda step: 0.5,
-        bias_schedule=lambda step: 1.0,
+      'lamb',
+      momentum=0.9,
+      weight_decay=0.1,
+      schedule=lambda step: 0.5,
+      bias_schedule=lambda step: 1.0,
     )
 
 
@@ -293,11 +330,13 @@ def test_a_bias_does_not_decay_and_moves_twice_as_far():
   params = {'fc': {'kernel': jnp.array([10.0]), 'bias': jnp.array([10.0])}}
   gradients = {'fc': {'kernel': jnp.array([1.0]), 'bias': jnp.array([1.0])}}
   optimizer = make_optimizer(
-      momentum=0.9, weight_decay=0.1, schedule=lambda step: 0.5,
-      bias_schedule=lambda step: 1.0,
+    momentum=0.9,
+    weight_decay=0.1,
+    schedule=lambda step: 0.5,
+    bias_schedule=lambda step: 1.0,
   )
   updates, _ = optimizer.update(
-      gradients, optimizer.init(params), params, step=0
+    gradients, optimizer.init(params), params, step=0
   )
   # kernel: -0.5 (1 + 0.1 * 10) = -1. bias: -0.5 * 2 * 1 = -1.
   assert_allclose(updates['fc']['kernel'], [-1])
@@ -317,15 +356,16 @@ def test_split_parameters_goes_by_whole_names():
 
 
 @pytest.mark.parametrize(
-    'frozen', [(), FROZEN, (('backbone',), ('box_head',)), (('none',),)],
-    ids=['nothing', 'some', 'all', 'unknown'],
+  'frozen',
+  [(), FROZEN, (('backbone',), ('box_head',)), (('none',),)],
+  ids=['nothing', 'some', 'all', 'unknown'],
 )
 def test_join_parameters_undoes_split_parameters(frozen):
   params = make_tree(np.random.default_rng(0))
   joined = join_parameters(*split_parameters(params, frozen))
   assert jax.tree.structure(joined) == jax.tree.structure(params)
   for one, other in zip(
-      jax.tree.leaves(joined), jax.tree.leaves(params), strict=True
+    jax.tree.leaves(joined), jax.tree.leaves(params), strict=True
   ):
     assert_array_equal(one, other)
 
@@ -334,6 +374,6 @@ def test_no_gradient_is_computed_for_what_is_frozen():
   params = make_tree(np.random.default_rng(0))
   trainable, fixed = split_parameters(params, FROZEN)
   gradients = jax.grad(
-      lambda t: sum(x.sum() for x in jax.tree.leaves(join_parameters(t, fixed)))
+    lambda t: sum(x.sum() for x in jax.tree.leaves(join_parameters(t, fixed)))
   )(jax.tree.map(jnp.asarray, trainable))
   assert jax.tree.structure(gradients) == jax.tree.structure(trainable)

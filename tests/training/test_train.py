@@ -33,7 +33,9 @@ from maskrcnn_jax.training.step import image_keys
 ROOT = pathlib.Path(__file__).parents[2]
 FROZEN = ('model/params/backbone/conv1/', 'model/params/backbone/layer1/')
 CLASS_LAYERS = (
-    'box_head/bbox_pred', 'box_head/cls_score', 'mask_head/mask_fcn_logits'
+  'box_head/bbox_pred',
+  'box_head/cls_score',
+  'mask_head/mask_fcn_logits',
 )
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
@@ -55,7 +57,7 @@ def idle_step(monkeypatch):
   """Replaces the training step by one that changes nothing."""
   step = tiny.IdleStep()
   monkeypatch.setattr(
-      'maskrcnn_jax.training.run.jit_train_step', lambda _: step
+    'maskrcnn_jax.training.run.jit_train_step', lambda _: step
   )
   return step
 
@@ -63,14 +65,14 @@ def idle_step(monkeypatch):
 def initial_arrays(config, num_classes=4):
   """The model before the first step, named as `tiny.saved_arrays` does."""
   rcnn = Rcnn.from_config(
-      config, num_classes=num_classes, dtype=set_precision(config.precision)
+    config, num_classes=num_classes, dtype=set_precision(config.precision)
   )
   state = initial_state(rcnn, optax.identity(), config)
   return {
-      f'model/{name}': np.asarray(leaf)
-      for name, leaf in checkpoint.named_leaves(
-          {'params': state.params, 'constants': state.constants}
-      ).items()
+    f'model/{name}': np.asarray(leaf)
+    for name, leaf in checkpoint.named_leaves(
+      {'params': state.params, 'constants': state.constants}
+    ).items()
   }
 
 
@@ -83,7 +85,7 @@ def edit_annotations(data, target, change):
 
 
 def test_train_resumed_and_extended_equals_never_stopped(
-    tiny_run, config, tmp_path
+  tiny_run, config, tmp_path
 ):
   straight, figures = tiny_run
   config.train.num_steps = 2
@@ -94,7 +96,7 @@ def test_train_resumed_and_extended_equals_never_stopped(
   assert first + second == figures
   for step in (2, 4):
     tiny.assert_same_arrays(
-        tiny.saved_arrays(tmp_path, step), tiny.saved_arrays(straight, step)
+      tiny.saved_arrays(tmp_path, step), tiny.saved_arrays(straight, step)
     )
 
 
@@ -131,7 +133,7 @@ def test_the_total_loss_is_the_sum_of_the_five(tiny_run):
 
 def test_profile_steps_writes_a_trace(config, tmp_path, idle_step):
   tiny.run_training(config, tmp_path, profile_steps=range(1, 3))
-  trace, = (tmp_path / 'profile').rglob('perfetto_trace.json.gz')
+  (trace,) = (tmp_path / 'profile').rglob('perfetto_trace.json.gz')
   events = json.loads(gzip.decompress(trace.read_bytes()))['traceEvents']
   assert any(event.get('ph') == 'X' for event in events)
   assert len(list((tmp_path / 'profile').rglob('*.xplane.pb'))) == 1
@@ -146,9 +148,7 @@ def test_train_decodes_with_the_pixel_range(config, tmp_path, pixel_ranges):
   assert set(pixel_ranges) == {(0, 4095)}
 
 
-def test_profile_steps_beyond_the_run_are_left_out(
-    config, tmp_path, idle_step
-):
+def test_profile_steps_beyond_the_run_are_left_out(config, tmp_path, idle_step):
   tiny.run_training(config, tmp_path, profile_steps=range(90, 93))
   assert not (tmp_path / 'profile').exists()
 
@@ -157,7 +157,7 @@ def test_log_has_a_line_for_each_report_and_each_compilation(tiny_run):
   lines = (tiny_run[0] / 'log.txt').read_text().splitlines()
   assert lines[0].startswith('Training on 8 images of 3 classes, 2 a step on 1')
   assert re.fullmatch(
-      r'Static sizes \(images\): 64x64 \(8\); \d\.\d % padding', lines[2]
+    r'Static sizes \(images\): 64x64 \(8\); \d\.\d % padding', lines[2]
   )
   figure = r'\d+\.\d{4} \(\d+\.\d{4}\)'
   reports = [line for line in lines if line.startswith('eta: ')]
@@ -166,26 +166,35 @@ def test_log_has_a_line_for_each_report_and_each_compilation(tiny_run):
     assert parts['iter'] == str(step)
     assert re.fullmatch(r'\d+:\d\d:\d\d', parts['eta'])
     for name in (
-        'loss', 'loss_box_reg', 'loss_classifier', 'loss_mask',
-        'loss_objectness', 'loss_rpn_box_reg', 'time', 'data',
+      'loss',
+      'loss_box_reg',
+      'loss_classifier',
+      'loss_mask',
+      'loss_objectness',
+      'loss_rpn_box_reg',
+      'time',
+      'data',
     ):
       assert re.fullmatch(figure, parts[name]), name
     assert re.fullmatch(r'\d+', parts['max mem'])
   assert len(reports) == 4
   # A third of 0.01, then a line up to it at step 3.
   assert re.findall(r'lr: (\S+)', '\n'.join(reports)) == [
-      '0.003333', '0.005556', '0.007778', '0.010000'
+    '0.003333',
+    '0.005556',
+    '0.007778',
+    '0.010000',
   ]
   assert sum(line.startswith('Compiled the step for') for line in lines) == 1
   assert lines[-2].endswith('; 1 compilations for 1 static sizes')
   assert re.fullmatch(
-      r'Evaluation at step 4: box AP 0\.\d{4}, mask AP 0\.\d{4}', lines[-1]
+    r'Evaluation at step 4: box AP 0\.\d{4}, mask AP 0\.\d{4}', lines[-1]
   )
 
 
 def test_train_writes_tensorboard_events(tiny_run):
   events = b''.join(
-      path.read_bytes() for path in tiny_run[0].glob('events.out.tfevents.*')
+    path.read_bytes() for path in tiny_run[0].glob('events.out.tfevents.*')
   )
   for tag in (b'train/loss_mask', b'train/lr', b'eval/bbox_AP'):
     assert tag in events
@@ -209,18 +218,19 @@ def use_two_sizes(config, target):
   index = coco.read_coco(config.data.train.annotations)
   sizes = zip(index.heights.tolist(), index.widths.tolist(), strict=True)
   ids = {
-      id_ for id_, size in zip(index.image_ids, sizes, strict=True)
-      if size in ((64, 80), (80, 64))
+    id_
+    for id_, size in zip(index.image_ids, sizes, strict=True)
+    if size in ((64, 80), (80, 64))
   }
 
   def leave_out_squares(content):
     content['images'] = [i for i in content['images'] if i['id'] in ids]
     content['annotations'] = [
-        a for a in content['annotations'] if a['image_id'] in ids
+      a for a in content['annotations'] if a['image_id'] in ids
     ]
 
   config.data.train.annotations = edit_annotations(
-      data, target, leave_out_squares
+    data, target, leave_out_squares
   )
   config.train.num_steps = 6
   config.train.checkpoint_every = 6
@@ -250,15 +260,13 @@ def test_train_with_empty_and_crowd_only_images(config, tiny_data, tmp_path):
   def empty_most(content):
     first = content['images'][0]['id']
     crowded = content['images'][1]['id']
-    crowd = next(
-        a for a in content['annotations'] if a['image_id'] == crowded
-    )
+    crowd = next(a for a in content['annotations'] if a['image_id'] == crowded)
     content['annotations'] = [
-        a for a in content['annotations'] if a['image_id'] == first
+      a for a in content['annotations'] if a['image_id'] == first
     ] + [crowd | {'iscrowd': 1}]
 
   config.data.train.annotations = edit_annotations(
-      tiny_data, tmp_path / 'empty.json', empty_most
+    tiny_data, tmp_path / 'empty.json', empty_most
   )
   figures = tiny.run_training(config, tmp_path / 'run')
   assert np.isfinite([list(step.values()) for step in figures]).all()
@@ -295,9 +303,7 @@ def test_train_stops_at_numbers_that_are_not_finite(config, tmp_path):
     assert np.isfinite(array).all(), name
 
 
-def test_train_names_the_terms_that_are_not_finite(
-    tiny_run, config, tmp_path
-):
+def test_train_names_the_terms_that_are_not_finite(tiny_run, config, tmp_path):
   tiny.save_with_nan(tiny_run[0], tmp_path / 'nan', 'mask_fcn_logits')
   with pytest.raises(FloatingPointError) as error:
     tiny.run_training(config, tmp_path / 'run', init_from=tmp_path / 'nan')
@@ -323,8 +329,9 @@ def test_resume_with_another_recipe_says_what_differs(workdir, config):
 
 def test_resume_on_other_objects_is_refused(workdir, config, tmp_path):
   config.data.train.annotations = edit_annotations(
-      pathlib.Path(config.data.train.annotations).parent,
-      tmp_path / 'less.json', lambda content: content['annotations'].pop(),
+    pathlib.Path(config.data.train.annotations).parent,
+    tmp_path / 'less.json',
+    lambda content: content['annotations'].pop(),
   )
   config.train.num_steps = 6
   with pytest.raises(InputError, match='another --workdir'):
@@ -332,7 +339,7 @@ def test_resume_on_other_objects_is_refused(workdir, config, tmp_path):
 
 
 def test_resume_on_the_same_data_elsewhere_goes_on(
-    workdir, config, tiny_data, tmp_path
+  workdir, config, tiny_data, tmp_path
 ):
   moved = shutil.copytree(tiny_data, tmp_path / 'moved')
   tiny.with_data(config, moved)
@@ -367,20 +374,18 @@ def saved_model(workdir, step):
 @pytest.mark.usefixtures('idle_step')
 def test_init_from_takes_all_weights(tiny_run, config, tmp_path):
   tiny.run_training(config, tmp_path, init_from=tiny_run[0])
-  tiny.assert_same_arrays(
-      saved_model(tmp_path, 4), saved_model(tiny_run[0], 4)
-  )
+  tiny.assert_same_arrays(saved_model(tmp_path, 4), saved_model(tiny_run[0], 4))
 
 
 @pytest.mark.usefixtures('idle_step')
 def test_init_from_starts_a_schedule_and_an_optimizer_of_its_own(
-    tiny_run, config, tmp_path
+  tiny_run, config, tmp_path
 ):
   figures = tiny.run_training(config, tmp_path, init_from=tiny_run[0])
   assert len(figures) == 4
   arrays = tiny.saved_arrays(tmp_path, 4)
   momentum = [
-      v for k, v in arrays.items() if k.startswith('optimizer/momentum/')
+    v for k, v in arrays.items() if k.startswith('optimizer/momentum/')
   ]
   assert momentum
   assert not any(array.any() for array in momentum)
@@ -388,11 +393,12 @@ def test_init_from_starts_a_schedule_and_an_optimizer_of_its_own(
 
 @pytest.mark.usefixtures('idle_step')
 def test_init_from_other_classes_starts_their_layers_afresh(
-    tiny_run, config, tiny_data, tmp_path
+  tiny_run, config, tiny_data, tmp_path
 ):
   config.data.train.annotations = edit_annotations(
-      tiny_data, tmp_path / 'four.json',
-      lambda content: content['categories'].append({'id': 99, 'name': 'star'}),
+    tiny_data,
+    tmp_path / 'four.json',
+    lambda content: content['categories'].append({'id': 99, 'name': 'star'}),
   )
   tiny.run_training(config, tmp_path / 'run', init_from=tiny_run[0])
   taken = saved_model(tiny_run[0], 4)
@@ -408,7 +414,7 @@ def test_init_from_other_classes_starts_their_layers_afresh(
 @pytest.mark.usefixtures('idle_step')
 @pytest.mark.parametrize('what', ['names', 'order', 'ids'])
 def test_init_from_as_many_other_classes_starts_their_layers_afresh(
-    tiny_run, config, tiny_data, tmp_path, caplog, what
+  tiny_run, config, tiny_data, tmp_path, caplog, what
 ):
   def change(content):
     first, second, third = content['categories']
@@ -424,7 +430,7 @@ def test_init_from_as_many_other_classes_starts_their_layers_afresh(
           annotation['category_id'] += 100
 
   config.data.train.annotations = edit_annotations(
-      tiny_data, tmp_path / 'other.json', change
+    tiny_data, tmp_path / 'other.json', change
   )
   with caplog.at_level('INFO', 'absl'):
     tiny.run_training(config, tmp_path / 'run', init_from=tiny_run[0])
@@ -432,7 +438,7 @@ def test_init_from_as_many_other_classes_starts_their_layers_afresh(
   for name, array in saved_model(tmp_path / 'run', 4).items():
     is_fresh = what != 'ids' and any(f'/{x}/' in name for x in CLASS_LAYERS)
     assert_array_equal(
-        array, (fresh if is_fresh else taken)[name], err_msg=name
+      array, (fresh if is_fresh else taken)[name], err_msg=name
     )
   line = [x for x in caplog.messages if x.startswith('The classes are not')]
   assert len(line) == (what != 'ids')
@@ -444,7 +450,8 @@ def test_other_classes_go_by_their_names_in_order():
   here = [[1, 'a'], [2, 'b']]
   assert _other_classes(here, [[7, 'a'], [9, 'b']]) == []
   assert _other_classes(here, [[1, 'b'], [2, 'a']]) == [
-      "1: 'a' | 'b'", "2: 'b' | 'a'"
+    "1: 'a' | 'b'",
+    "2: 'b' | 'a'",
   ]
   assert _other_classes(here, [[1, 'a']]) == ["2: 'b' | 'nothing'"]
   # Not known: a backbone's, and those that a converted file does not name.
@@ -461,14 +468,16 @@ def test_init_from_another_architecture_is_refused(tiny_run, config, tmp_path):
 def save_backbone(workdir, target, config, *, without=None):
   """Makes a checkpoint of the backbone of a run; returns its arrays."""
   taken = {
-      name.removeprefix('model/'): array
-      for name, array in saved_model(workdir, 4).items()
-      if '/backbone/' in name and not (without and without in name)
+    name.removeprefix('model/'): array
+    for name, array in saved_model(workdir, 4).items()
+    if '/backbone/' in name and not (without and without in name)
   }
   with contextlib.closing(checkpoint.open_checkpoints(target)) as manager:
     checkpoint.save_checkpoint(
-        manager, model=checkpoint.nested(taken), optimizer=None,
-        metadata=checkpoint.Metadata(0, config, [], is_partial=True),
+      manager,
+      model=checkpoint.nested(taken),
+      optimizer=None,
+      metadata=checkpoint.Metadata(0, config, [], is_partial=True),
     )
     manager.wait_until_finished()
   return taken
@@ -476,16 +485,15 @@ def save_backbone(workdir, target, config, *, without=None):
 
 @pytest.mark.usefixtures('idle_step')
 def test_init_from_a_backbone_starts_the_rest_afresh(
-    tiny_run, config, tmp_path, caplog
+  tiny_run, config, tmp_path, caplog
 ):
   taken = save_backbone(
-      tiny_run[0], tmp_path / 'backbone',
-      plain(config) | {'geometry': 'other'},
+    tiny_run[0],
+    tmp_path / 'backbone',
+    plain(config) | {'geometry': 'other'},
   )
   with caplog.at_level('WARNING', 'absl'):
-    tiny.run_training(
-        config, tmp_path / 'run', init_from=tmp_path / 'backbone'
-    )
+    tiny.run_training(config, tmp_path / 'run', init_from=tmp_path / 'backbone')
   assert 'geometry: modern | other' in caplog.text
   fresh = initial_arrays(config)
   for name, array in saved_model(tmp_path / 'run', 4).items():
@@ -495,23 +503,28 @@ def test_init_from_a_backbone_starts_the_rest_afresh(
 
 @pytest.mark.usefixtures('idle_step')
 @pytest.mark.parametrize(
-    ('source', 'freeze_at', 'warns'),
-    [
-        ('nothing', 2, True), ('nothing', 0, False), ('a run', 2, False),
-        ('a backbone', 2, False), ('a part of a backbone', 2, True),
-    ],
+  ('source', 'freeze_at', 'warns'),
+  [
+    ('nothing', 2, True),
+    ('nothing', 0, False),
+    ('a run', 2, False),
+    ('a backbone', 2, False),
+    ('a part of a backbone', 2, True),
+  ],
 )
 def test_stages_that_are_frozen_and_random_are_warned_of(
-    tiny_run, config, tmp_path, caplog, source, freeze_at, warns
+  tiny_run, config, tmp_path, caplog, source, freeze_at, warns
 ):
   config.freeze_at = freeze_at
   init_from = {'nothing': None, 'a run': tiny_run[0]}.get(
-      source, tmp_path / 'backbone'
+    source, tmp_path / 'backbone'
   )
   if 'backbone' in source:
     save_backbone(
-        tiny_run[0], tmp_path / 'backbone', plain(config),
-        without='/layer1/' if 'part' in source else None,
+      tiny_run[0],
+      tmp_path / 'backbone',
+      plain(config),
+      without='/layer1/' if 'part' in source else None,
     )
   with caplog.at_level('WARNING', 'absl'):
     tiny.run_training(config, tmp_path / 'run', init_from=init_from)
@@ -525,14 +538,16 @@ def test_stages_that_are_frozen_and_random_are_warned_of(
 
 
 def test_init_from_a_part_of_another_architecture_is_refused(
-    tiny_run, config, tmp_path
+  tiny_run, config, tmp_path
 ):
   save_backbone(tiny_run[0], tmp_path / 'backbone', plain(config))
   config.model.width = 4
   with pytest.raises(InputError, match=r'does not fit this model: .*backbone'):
     train(
-        config, tmp_path / 'run', init_from=tmp_path / 'backbone',
-        skip_test=True,
+      config,
+      tmp_path / 'run',
+      init_from=tmp_path / 'backbone',
+      skip_test=True,
     )
 
 
@@ -553,7 +568,7 @@ def test_image_keys_depend_on_seed_step_and_row_alone():
 
 
 def test_the_class_table_of_the_evaluation_set_is_checked_first(
-    config, tiny_data, tmp_path
+  config, tiny_data, tmp_path
 ):
   content = json.loads((tiny_data / 'instances_val.json').read_text())
   content['categories'][0]['name'] = 'circle'
@@ -568,9 +583,16 @@ COMMAND = [sys.executable, '-m', 'maskrcnn_jax.main', '--config=tests/tiny.py']
 
 def start(workdir, data, *options):
   return subprocess.Popen(
-      [*COMMAND, f'--workdir={workdir}', '--skip_test',
-       *tiny.data_flags(data), *options],
-      cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    [
+      *COMMAND,
+      f'--workdir={workdir}',
+      '--skip_test',
+      *tiny.data_flags(data),
+      *options,
+    ],
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
   )
 
 
@@ -593,42 +615,40 @@ def test_a_killed_run_given_again_ends_the_same(tiny_data, tmp_path):
   assert start(straight, tiny_data, *steps).wait() == 0
   saved = killed / 'checkpoints'
   moments = (
-      # While the first checkpoint is written,
-      lambda: list(saved.glob('2.*tmp*')),
-      # between two of them,
-      lambda: (saved / '4').exists(),
-      # while an old one is removed,
-      lambda: (saved / '8').exists() and not (saved / '4').exists(),
-      # and while the last is written.
-      lambda: list(saved.glob('12.*tmp*')),
+    # While the first checkpoint is written,
+    lambda: list(saved.glob('2.*tmp*')),
+    # between two of them,
+    lambda: (saved / '4').exists(),
+    # while an old one is removed,
+    lambda: (saved / '8').exists() and not (saved / '4').exists(),
+    # and while the last is written.
+    lambda: list(saved.glob('12.*tmp*')),
   )
   kills = sum(
-      kill_when(start(killed, tiny_data, *steps), moment) for moment in moments
+    kill_when(start(killed, tiny_data, *steps), moment) for moment in moments
   )
   assert kills >= 3
   assert start(killed, tiny_data, *steps).wait() == 0
   assert checkpoint.saved_steps(saved)[-1] == 12
   tiny.assert_same_arrays(
-      tiny.saved_arrays(killed, 12), tiny.saved_arrays(straight, 12)
+    tiny.saved_arrays(killed, 12), tiny.saved_arrays(straight, 12)
   )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'changes',
-    [
-        {'scale_jitter': (0.1, 2.0), 'color_jitter': (0.4, 0.4, 0.4)},
-        {'short_sides': (48, 64)},
-    ],
+  'changes',
+  [
+    {'scale_jitter': (0.1, 2.0), 'color_jitter': (0.4, 0.4, 0.4)},
+    {'short_sides': (48, 64)},
+  ],
 )
 def test_training_with_augmentation_is_finite_and_repeats(
-    changes, tiny_data, tmp_path, compilation_cache
+  changes, tiny_data, tmp_path, compilation_cache
 ):
   config = tiny.with_data(tiny.get_config(), tiny_data)
   config.data.update(changes)
   config.train.num_steps = 2
-  figures = [
-      tiny.run_training(config, tmp_path / name) for name in ('a', 'b')
-  ]
+  figures = [tiny.run_training(config, tmp_path / name) for name in ('a', 'b')]
   assert figures[0] == figures[1]
   assert all(np.isfinite(x) for step in figures[0] for x in step.values())

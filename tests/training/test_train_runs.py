@@ -34,9 +34,9 @@ pytestmark = pytest.mark.usefixtures('compilation_cache')
 # Where one array is damaged, orbax never awaits what it began for the others,
 # which must be collected before the next test.
 leaves_tasks_behind = pytest.mark.filterwarnings(
-    'ignore::pytest.PytestUnraisableExceptionWarning',
-    'ignore::pytest.PytestUnhandledThreadExceptionWarning',
-    'ignore:coroutine .* was never awaited:RuntimeWarning',
+  'ignore::pytest.PytestUnraisableExceptionWarning',
+  'ignore::pytest.PytestUnhandledThreadExceptionWarning',
+  'ignore:coroutine .* was never awaited:RuntimeWarning',
 )
 
 
@@ -56,7 +56,7 @@ def idle_step(monkeypatch):
   """Replaces the training step by one that changes nothing."""
   step = tiny.IdleStep()
   monkeypatch.setattr(
-      'maskrcnn_jax.training.run.jit_train_step', lambda _: step
+    'maskrcnn_jax.training.run.jit_train_step', lambda _: step
   )
   return step
 
@@ -79,8 +79,8 @@ class MadeUpEvaluation:
     self.before(detector.step)
     self.steps.append(detector.step)
     return {
-        kind: ap_result(aps.get(detector.step, 0.0))
-        for kind, aps in (('bbox', self.box_aps), ('segm', self.mask_aps))
+      kind: ap_result(aps.get(detector.step, 0.0))
+      for kind, aps in (('bbox', self.box_aps), ('segm', self.mask_aps))
     }
 
 
@@ -97,7 +97,7 @@ def steps_of(workdir):
 
 @pytest.mark.usefixtures('idle_step')
 def test_train_evaluates_on_the_way_and_keeps_the_best(
-    config, tmp_path, evaluation
+  config, tmp_path, evaluation
 ):
   config.train.num_steps = 7
   config.train.checkpoint_every = 3
@@ -110,9 +110,9 @@ def test_train_evaluates_on_the_way_and_keeps_the_best(
   # Of the same mask AP, 6 has the higher box AP.
   assert checkpoint.saved_steps(tmp_path / 'best') == [6]
   assert json.loads((tmp_path / 'evaluations.json').read_text()) == [
-      {'step': 2, 'box_ap': 0.3, 'mask_ap': 0.2, 'recall': None},
-      {'step': 4, 'box_ap': 0.2, 'mask_ap': 0.3, 'recall': None},
-      {'step': 6, 'box_ap': 0.4, 'mask_ap': 0.3, 'recall': None},
+    {'step': 2, 'box_ap': 0.3, 'mask_ap': 0.2, 'recall': None},
+    {'step': 4, 'box_ap': 0.2, 'mask_ap': 0.3, 'recall': None},
+    {'step': 6, 'box_ap': 0.4, 'mask_ap': 0.3, 'recall': None},
   ]
   path = tmp_path / 'checkpoints' / '7'
   assert (tmp_path / 'last_checkpoint').read_text() == f'{path}\n'
@@ -130,9 +130,10 @@ def test_train_ends_when_both_aps_are_reached(config, tmp_path, evaluation):
   # 2 reaches the one, 4 the other, 6 both; there is no other at the end.
   assert evaluation.steps == [2, 4, 6]
   assert steps_of(tmp_path)[-1] == 6
-  assert 'The training ends at step 6: box AP has reached 0.3' in (
-      tmp_path / 'log.txt'
-  ).read_text()
+  assert (
+    'The training ends at step 6: box AP has reached 0.3'
+    in (tmp_path / 'log.txt').read_text()
+  )
   # Given again, it is over.
   tiny.run_training(config, tmp_path, skip_test=False)
   assert evaluation.steps == [2, 4, 6]
@@ -140,7 +141,7 @@ def test_train_ends_when_both_aps_are_reached(config, tmp_path, evaluation):
 
 @pytest.mark.usefixtures('idle_step')
 def test_an_evaluation_that_was_cut_off_is_done_again(
-    config, tmp_path, evaluation
+  config, tmp_path, evaluation
 ):
   config.train.num_steps = 5
   config.train.eval_every = 2
@@ -161,7 +162,7 @@ def test_an_evaluation_that_was_cut_off_is_done_again(
 
 @pytest.mark.usefixtures('idle_step')
 def test_the_best_of_a_future_that_was_lost_may_come_again(
-    config, tmp_path, evaluation
+  config, tmp_path, evaluation
 ):
   config.train.num_steps = 6
   config.train.eval_every = 2
@@ -194,47 +195,52 @@ def test_steps_between_evaluations_may_be_given_in_epochs():
 
 
 @pytest.mark.parametrize(
-    ('box_ap', 'mask_ap', 'least', 'expected'),
-    [
-        (0.4, 0.3, (0.4, 0.3), True),
-        (0.39, 0.3, (0.4, 0.3), False),
-        (0.4, 0.29, (0.4, 0.3), False),
-        (0.4, 0.0, (0.4, 0.0), True),
-        (0.4, 0.4, (0.0, 0.0), False),
-        (None, 0.4, (0.1, 0.1), False),
-    ],
+  ('box_ap', 'mask_ap', 'least', 'expected'),
+  [
+    (0.4, 0.3, (0.4, 0.3), True),
+    (0.39, 0.3, (0.4, 0.3), False),
+    (0.4, 0.29, (0.4, 0.3), False),
+    (0.4, 0.0, (0.4, 0.0), True),
+    (0.4, 0.4, (0.0, 0.0), False),
+    (None, 0.4, (0.1, 0.1), False),
+  ],
 )
 def test_reaches_wants_both(box_ap, mask_ap, least, expected):
-  assert reaches(
-      Evaluation(1, box_ap, mask_ap), min_box_ap=least[0],
+  assert (
+    reaches(
+      Evaluation(1, box_ap, mask_ap),
+      min_box_ap=least[0],
       min_mask_ap=least[1],
-  ) == expected
+    )
+    == expected
+  )
 
 
 def test_expected_lines_say_pass_or_fail():
   aps = {'bbox': ap_result(0.3762), 'segm': ap_result(0.3369)}
-  assert expected_lines(
-      aps, box_ap=(0.377, 0.004), mask_ap=(0.342, 0.004)
-  ) == [
-      'PASS: box AP 0.3762, expected 0.3770 within 0.0040 (config.expected)',
-      'FAIL: mask AP 0.3369, expected 0.3420 within 0.0040 (config.expected)',
+  assert expected_lines(aps, box_ap=(0.377, 0.004), mask_ap=(0.342, 0.004)) == [
+    'PASS: box AP 0.3762, expected 0.3770 within 0.0040 (config.expected)',
+    'FAIL: mask AP 0.3369, expected 0.3420 within 0.0040 (config.expected)',
   ]
   assert expected_lines(aps, box_ap=None, mask_ap=None) == []
   assert expected_lines(
-      {'bbox': ap_result(None)}, box_ap=(0.377, 0.004), mask_ap=(0.342, 0.004)
+    {'bbox': ap_result(None)}, box_ap=(0.377, 0.004), mask_ap=(0.342, 0.004)
   ) == ['FAIL: box AP n/a, expected 0.3770 within 0.0040 (config.expected)']
 
 
 @pytest.mark.parametrize(
-    ('ap', 'status', 'is_above'),
-    [
-        (0.3725, 'FAIL', False), (0.3735, 'PASS', False),
-        (0.3805, 'PASS', False), (0.3815, 'PASS', True), (0.5, 'PASS', True),
-    ],
+  ('ap', 'status', 'is_above'),
+  [
+    (0.3725, 'FAIL', False),
+    (0.3735, 'PASS', False),
+    (0.3805, 'PASS', False),
+    (0.3815, 'PASS', True),
+    (0.5, 'PASS', True),
+  ],
 )
 def test_a_better_ap_than_expected_passes(ap, status, is_above):
-  line, = expected_lines(
-      {'bbox': ap_result(ap)}, box_ap=(0.377, 0.004), mask_ap=None
+  (line,) = expected_lines(
+    {'bbox': ap_result(ap)}, box_ap=(0.377, 0.004), mask_ap=None
   )
   assert line.startswith(f'{status}: box AP {ap:.4f}, expected 0.3770 within ')
   assert line.endswith('; it is above that') == is_above
@@ -250,7 +256,7 @@ def hears_ctrl_c():
 
 @pytest.mark.usefixtures('hears_ctrl_c')
 @pytest.mark.parametrize(
-    ('number', 'name'), [(signal.SIGTERM, 'SIGTERM'), (signal.SIGINT, 'Ctrl-C')]
+  ('number', 'name'), [(signal.SIGTERM, 'SIGTERM'), (signal.SIGINT, 'Ctrl-C')]
 )
 def test_stop_signal_takes_note_and_restores(capfd, number, name):
   before = signal.getsignal(number)
@@ -263,7 +269,7 @@ def test_stop_signal_takes_note_and_restores(capfd, number, name):
       raise AssertionError
     # The second ends the process.
     assert (signal.getsignal(signal.SIGINT) == signal.SIG_DFL) == (
-        number == signal.SIGINT
+      number == signal.SIGINT
     )
   assert signal.getsignal(number) == before
   assert ('Ctrl-C once more' in capfd.readouterr().err) == (name == 'Ctrl-C')
@@ -312,10 +318,10 @@ def test_sigterm_finishes_the_step_and_saves_it(config, tmp_path, idle_step):
     return call(self, state, batch)
 
   idle_step.__class__ = type(
-      'StoppingStep', (tiny.IdleStep,), {'__call__': stop_in_step_3}
+    'StoppingStep', (tiny.IdleStep,), {'__call__': stop_in_step_3}
   )
   tiny.run_training(
-      config, tmp_path, skip_test=False, profile_steps=range(1, 9)
+    config, tmp_path, skip_test=False, profile_steps=range(1, 9)
   )
   assert 'Traced steps 1 to 2: ' in (tmp_path / 'log.txt').read_text()
   assert len(list((tmp_path / 'profile').rglob('*.xplane.pb'))) == 1
@@ -331,7 +337,7 @@ def test_sigterm_finishes_the_step_and_saves_it(config, tmp_path, idle_step):
 # Runs the command line with a step that takes no compiling. The first argument
 # says how long the third step takes. A file of its own, for workers import the
 # main module anew.
-PROGRAM = '''
+PROGRAM = """
 import signal, sys, time
 import tiny
 from maskrcnn_jax import main
@@ -349,7 +355,7 @@ if __name__ == '__main__':
   Step.seconds = float(sys.argv.pop(1))
   training.jit_train_step = lambda _: Step()
   main.run()
-'''
+"""
 
 
 @pytest.fixture
@@ -360,17 +366,29 @@ def start_program(tiny_data, tmp_path):
 
   def start(seconds):
     root = pathlib.Path(__file__).parents[2]
-    started.append(subprocess.Popen(
-        [sys.executable, 'program.py', str(seconds),
-         f'--config={tiny.__file__}', f'--workdir={tmp_path / "run"}',
-         *tiny.data_flags(tiny_data), '--config.data.num_workers=1',
-         '--config.train.num_steps=1000000', '--skip_test',
-         '--config.train.checkpoint_every=1000000'],
-        cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=os.environ | {
-            'PYTHONPATH': f'{root}:{root / "tests"}', 'JAX_PLATFORMS': 'cpu'
-        },
-    ))
+    started.append(
+      subprocess.Popen(
+        [
+          sys.executable,
+          'program.py',
+          str(seconds),
+          f'--config={tiny.__file__}',
+          f'--workdir={tmp_path / "run"}',
+          *tiny.data_flags(tiny_data),
+          '--config.data.num_workers=1',
+          '--config.train.num_steps=1000000',
+          '--skip_test',
+          '--config.train.checkpoint_every=1000000',
+        ],
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ
+        | {'PYTHONPATH': f'{root}:{root / "tests"}', 'JAX_PLATFORMS': 'cpu'},
+      )
+    )
     return started[-1]
 
   yield start
@@ -380,11 +398,12 @@ def start_program(tiny_data, tmp_path):
     process.communicate()
 
 
-@pytest.mark.parametrize('number', [
-    signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)
-])
+@pytest.mark.parametrize(
+  'number',
+  [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_a_signal_to_program_and_workers_saves_the_step(
-    start_program, tmp_path, number
+  start_program, tmp_path, number
 ):
   process = start_program(1)
   assert process.stdout.readline() == 'third step\n'
@@ -424,7 +443,7 @@ def test_sigterm_ends_an_evaluation_at_once(config, tmp_path, evaluation):
 
 
 def test_sigterm_in_the_last_evaluation_is_no_finished_run(
-    config, tmp_path, evaluation
+  config, tmp_path, evaluation
 ):
   evaluation.before = lambda step: os.kill(os.getpid(), signal.SIGTERM)
   tiny.run_training(config, tmp_path, skip_test=False)
@@ -440,11 +459,11 @@ def test_sigterm_in_the_last_evaluation_is_no_finished_run(
 
 @leaves_tasks_behind
 def test_a_truncated_newest_checkpoint_is_set_aside(
-    workdir, config, tiny_run, caplog
+  workdir, config, tiny_run, caplog
 ):
   largest = max(
-      (p for p in (workdir / 'checkpoints' / '4').rglob('*') if p.is_file()),
-      key=lambda p: p.stat().st_size,
+    (p for p in (workdir / 'checkpoints' / '4').rglob('*') if p.is_file()),
+    key=lambda p: p.stat().st_size,
   )
   largest.write_bytes(largest.read_bytes()[:1000])
   with caplog.at_level('WARNING', 'absl'):
@@ -454,7 +473,7 @@ def test_a_truncated_newest_checkpoint_is_set_aside(
   assert figures == tiny_run[1][2:]
   assert (workdir / 'damaged' / '4').is_dir()
   tiny.assert_same_arrays(
-      tiny.saved_arrays(workdir, 4), tiny.saved_arrays(tiny_run[0], 4)
+    tiny.saved_arrays(workdir, 4), tiny.saved_arrays(tiny_run[0], 4)
   )
   gc.collect()
 
@@ -471,7 +490,7 @@ def test_a_run_does_not_start_anew_where_nothing_can_be_read(workdir, config):
 
 
 def test_a_changed_recipe_goes_on_where_that_is_allowed(
-    workdir, config, caplog, idle_step
+  workdir, config, caplog, idle_step
 ):
   del idle_step
   config.optimizer.momentum = 0.5
@@ -500,18 +519,18 @@ def test_a_workdir_that_cannot_be_written_is_found_at_the_start(config):
 
 
 @pytest.mark.parametrize(
-    ('check', 'precision', 'is_refused'),
-    [
-        ('sums by index', 'fp32', True),
-        (numerics.CONVOLUTIONS_CHECK, 'bf16', True),
-        (numerics.CONVOLUTIONS_CHECK, 'fp32', False),
-    ],
+  ('check', 'precision', 'is_refused'),
+  [
+    ('sums by index', 'fp32', True),
+    (numerics.CONVOLUTIONS_CHECK, 'bf16', True),
+    (numerics.CONVOLUTIONS_CHECK, 'fp32', False),
+  ],
 )
 def test_a_device_that_computes_wrongly_is_refused(
-    config, tmp_path, monkeypatch, idle_step, check, precision, is_refused
+  config, tmp_path, monkeypatch, idle_step, check, precision, is_refused
 ):
   monkeypatch.setattr(
-      numerics, 'check_numerics', lambda: {check: 'it is wrong; take another'}
+    numerics, 'check_numerics', lambda: {check: 'it is wrong; take another'}
   )
   config.precision = precision
   # A CPU is not checked.
@@ -519,7 +538,7 @@ def test_a_device_that_computes_wrongly_is_refused(
   monkeypatch.setattr(train_start.jax, 'default_backend', lambda: 'gpu')
   if is_refused:
     with pytest.raises(
-        InputError, match=f'wrongly with jax .*{check}.*: it is wrong; take'
+      InputError, match=f'wrongly with jax .*{check}.*: it is wrong; take'
     ):
       tiny.run_training(config, tmp_path / 'gpu')
     assert not (tmp_path / 'gpu' / 'checkpoints').exists()
@@ -529,7 +548,7 @@ def test_a_device_that_computes_wrongly_is_refused(
 
 def test_a_full_disk_is_found_at_the_start(config, tmp_path, monkeypatch):
   monkeypatch.setattr(
-      'shutil.disk_usage', lambda path: types.SimpleNamespace(free=2**10)
+    'shutil.disk_usage', lambda path: types.SimpleNamespace(free=2**10)
   )
   with pytest.raises(InputError, match='C10: .* has 0 MiB left'):
     tiny.run_training(config, tmp_path)
@@ -538,7 +557,7 @@ def test_a_full_disk_is_found_at_the_start(config, tmp_path, monkeypatch):
 
 def test_check_room_warns_where_not_all_will_fit(tmp_path, monkeypatch):
   monkeypatch.setattr(
-      'shutil.disk_usage', lambda path: types.SimpleNamespace(free=300)
+    'shutil.disk_usage', lambda path: types.SimpleNamespace(free=300)
   )
   assert checkpoint.check_room(tmp_path, size=100, count=3) == ''
   assert 'C10' in checkpoint.check_room(tmp_path, size=100, count=4)
@@ -546,12 +565,12 @@ def test_check_room_warns_where_not_all_will_fit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('part', ['model', 'metadata'])
 def test_a_save_that_fails_costs_nothing(
-    config, tmp_path, monkeypatch, idle_step, part
+  config, tmp_path, monkeypatch, idle_step, part
 ):
   """The second save is not whole, as if the disk were full."""
   del idle_step
-  check = checkpoint._stored_leaves if part == 'model' else (
-      checkpoint.read_metadata
+  check = (
+    checkpoint._stored_leaves if part == 'model' else (checkpoint.read_metadata)
   )
 
   def fail(path, *rest):
@@ -591,38 +610,41 @@ def take_figures(precision, **figures):
   log = Lines()
   pending = _Pending(3, figures, [1, 0], False, 0.5, 0.1)
   skipped = _take_figures(
-      pending, log, image_ids=[7, 8], schedule=lambda step: 0.1,
-      scales_loss=precision == 'fp16',
+    pending,
+    log,
+    image_ids=[7, 8],
+    schedule=lambda step: 0.1,
+    scales_loss=precision == 'fp16',
   )
   return skipped, log
 
 
 def test_a_step_that_was_skipped_is_said_and_its_losses_left_out():
   skipped, log = take_figures(
-      'fp16', loss=1.0, grad_norm=np.inf, loss_scale=8192.0, skipped=2
+    'fp16', loss=1.0, grad_norm=np.inf, loss_scale=8192.0, skipped=2
   )
   assert skipped == 2
   assert log.lines == [
-      'Skipped a step: grad_norm is inf at step 3 (images [8, 7]); the loss '
-      'scale goes from 8192 to 4096; 2 skipped so far'
+    'Skipped a step: grad_norm is inf at step 3 (images [8, 7]); the loss '
+    'scale goes from 8192 to 4096; 2 skipped so far'
   ]
   assert log.figures == [{'time': 0.5, 'data': 0.1}]
 
 
 @pytest.mark.parametrize(
-    ('precision', 'scale'), [('fp16', 1.0), ('bf16', 1.0), ('fp32', 1.0)]
+  ('precision', 'scale'), [('fp16', 1.0), ('bf16', 1.0), ('fp32', 1.0)]
 )
 def test_what_no_lower_scale_can_help_is_an_error(precision, scale):
   with pytest.raises(FloatingPointError, match='loss is nan at step 3') as e:
     take_figures(
-        precision, loss=np.nan, grad_norm=1.0, loss_scale=scale, skipped=1
+      precision, loss=np.nan, grad_norm=1.0, loss_scale=scale, skipped=1
     )
   assert ('float16 cannot hold' in str(e.value)) == (precision == 'fp16')
 
 
 @pytest.mark.slow
 def test_fp16_goes_on_after_overflows_and_resumes_exactly(
-    config, tmp_path, monkeypatch
+  config, tmp_path, monkeypatch
 ):
   """The scale begins so high that the first steps are skipped."""
   monkeypatch.setattr('maskrcnn_jax.runtime.precision.INITIAL_SCALE', 2.0**20)
@@ -634,8 +656,8 @@ def test_fp16_goes_on_after_overflows_and_resumes_exactly(
   text = (tmp_path / 'straight' / 'log.txt').read_text()
   assert 'Skipped a step: grad_norm is ' in text
   assert (
-      f'the loss scale goes from {2.0**20:g} to {2.0**19:g}; 1 skipped '
-      'so far' in text
+    f'the loss scale goes from {2.0**20:g} to {2.0**19:g}; 1 skipped '
+    'so far' in text
   )
   arrays = tiny.saved_arrays(tmp_path / 'straight', 8)
   skipped = int(arrays['optimizer/loss_scale/skipped'])
@@ -654,7 +676,7 @@ def test_fp16_goes_on_after_overflows_and_resumes_exactly(
 
 @pytest.mark.slow
 def test_fp16_stops_where_a_lower_scale_cannot_help(
-    config, tiny_run, tmp_path, monkeypatch
+  config, tiny_run, tmp_path, monkeypatch
 ):
   monkeypatch.setattr('maskrcnn_jax.runtime.precision.INITIAL_SCALE', 4.0)
   config.precision = 'fp16'

@@ -59,14 +59,14 @@ def make_step(config):
   dtype = set_precision(config.precision)
   rcnn = Rcnn.from_config(config, num_classes=4, dtype=dtype)
   optimizer = make_optimizer(
-      momentum=0.9, weight_decay=1e-4, schedule=lambda step: 0.01,
-      bias_schedule=lambda step: 0.02,
+    momentum=0.9,
+    weight_decay=1e-4,
+    schedule=lambda step: 0.01,
+    bias_schedule=lambda step: 0.02,
   )
   state = start_average(initial_state(rcnn, optimizer, config), config)
   limits = GroundTruthLimits(config.data.max_objects, 64, 16, 1)
-  step = jit_train_step(
-      Trainer.from_config(config, rcnn, optimizer, limits)
-  )
+  step = jit_train_step(Trainer.from_config(config, rcnn, optimizer, limits))
   return state, functools.partial(step, padded_size=(64, 64))
 
 
@@ -75,11 +75,14 @@ def make_batch(batch_size=2, seed=0):
   from maskrcnn_jax.benchmark.made_up_batch import made_up_batch
 
   batch = made_up_batch(
-      image_size=(64, 64), batch_size=batch_size, num_objects=2,
-      max_objects=8, num_classes=4,
+    image_size=(64, 64),
+    batch_size=batch_size,
+    num_objects=2,
+    max_objects=8,
+    num_classes=4,
   )
   pixels = np.random.default_rng(seed).integers(
-      0, 256, batch.images.shape, np.uint8
+    0, 256, batch.images.shape, np.uint8
   )
   return batch._replace(images=pixels)
 
@@ -121,11 +124,11 @@ def test_loss_scale_doubles_after_as_many_good_steps():
 
 
 @pytest.mark.parametrize(
-    ('scale', 'is_finite'), [(MIN_SCALE, False), (MAX_SCALE, True)]
+  ('scale', 'is_finite'), [(MIN_SCALE, False), (MAX_SCALE, True)]
 )
 def test_loss_scale_has_limits(scale, is_finite):
   before = LossScale(
-      jnp.float32(scale), jnp.int32(GROWTH_INTERVAL - 1), jnp.int32(0)
+    jnp.float32(scale), jnp.int32(GROWTH_INTERVAL - 1), jnp.int32(0)
   )
   assert float(next_loss_scale(before, jnp.bool_(is_finite)).scale) == scale
 
@@ -136,49 +139,50 @@ def test_an_overflow_in_fp16_skips_the_step_and_the_next_recovers(config):
   state, step = make_step(config)
   # No gradient of float16 holds as much: its largest number is 65504.
   state = state._replace(
-      loss_scale=state.loss_scale._replace(scale=jnp.float32(2.0**40))
+    loss_scale=state.loss_scale._replace(scale=jnp.float32(2.0**40))
   )
   before = arrays_of(state.params, state.optimizer, state.average)
   state, figures = step(state, make_batch())
   assert math.isfinite(figures['loss'])
   assert not math.isfinite(figures['grad_norm'])
-  assert_same(
-      arrays_of(state.params, state.optimizer, state.average), before
-  )
+  assert_same(arrays_of(state.params, state.optimizer, state.average), before)
   assert int(state.step) == 1
   assert float(figures['loss_scale']) == 2.0**40
   assert tuple(map(float, state.loss_scale)) == (2.0**39, 0, 1)
 
   state = state._replace(
-      loss_scale=state.loss_scale._replace(scale=jnp.float32(INITIAL_SCALE))
+    loss_scale=state.loss_scale._replace(scale=jnp.float32(INITIAL_SCALE))
   )
   state, figures = step(state, make_batch())
   assert math.isfinite(figures['grad_norm'])
   after = arrays_of(state.params, state.optimizer, state.average)
   assert any(
-      not np.array_equal(a, b) for a, b in zip(after, before, strict=True)
+    not np.array_equal(a, b) for a, b in zip(after, before, strict=True)
   )
   assert tuple(map(float, state.loss_scale)) == (INITIAL_SCALE, 1, 1)
 
 
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
 def test_what_is_stored_and_shown_is_float32_whatever_is_computed_in(
-    config, precision
+  config, precision
 ):
   config.precision = precision
   config.train.ema_decay = 0.9
   state, step = make_step(config)
   state, figures = jax.eval_shape(step, state, make_batch())
   for leaf in jax.tree.leaves(
-      (state.params, state.optimizer, state.average, figures)
+    (state.params, state.optimizer, state.average, figures)
   ):
     assert leaf.dtype in (jnp.float32, jnp.int32), leaf
-  text = str(jax.make_jaxpr(step)(*jax.eval_shape(
-      lambda *x: x, make_step(config)[0], make_batch()
-  )))
+  text = str(
+    jax.make_jaxpr(step)(
+      *jax.eval_shape(lambda *x: x, make_step(config)[0], make_batch())
+    )
+  )
   wide = [
-      line for line in text.splitlines()
-      if 'conv_general_dilated[' in line and ':f32' in line.split('=')[0]
+    line
+    for line in text.splitlines()
+    if 'conv_general_dilated[' in line and ':f32' in line.split('=')[0]
   ]
   assert wide == []
 
@@ -231,25 +235,25 @@ def test_the_average_is_what_is_saved_for_use(config):
   config.train.ema_decay = 0.5
   state, step = make_step(config)
   first = arrays_of(variables_of(state))
-  assert_same(first, arrays_of(
-      {'constants': state.constants, 'params': state.params}
-  ))
+  assert_same(
+    first, arrays_of({'constants': state.constants, 'params': state.params})
+  )
   before = arrays_of(state.average)
   state, _ = step(state, make_batch())
   kept = training_state(state)
   # After step 0 it keeps a tenth: min(0.5, 1 / 10).
   for a, b, p in zip(
-      arrays_of(state.average), before, arrays_of(kept['params']), strict=True
+    arrays_of(state.average), before, arrays_of(kept['params']), strict=True
   ):
     assert_allclose(a, 0.1 * b + 0.9 * p, rtol=1e-6, atol=1e-7)
   used = variables_of(state)['params']
   assert_same(
-      arrays_of(used['mask_head']), arrays_of(state.average['mask_head'])
+    arrays_of(used['mask_head']), arrays_of(state.average['mask_head'])
   )
   # What is frozen has no average and needs none.
   assert_same(
-      arrays_of(used['backbone']['conv1']),
-      arrays_of(state.params['backbone']['conv1']),
+    arrays_of(used['backbone']['conv1']),
+    arrays_of(state.params['backbone']['conv1']),
   )
   again = restored_state(state, 1, variables_of(state), kept)
   assert jax.tree.structure(again) == jax.tree.structure(state)
@@ -258,13 +262,13 @@ def test_the_average_is_what_is_saved_for_use(config):
 
 def test_a_wide_mask_head_on_one_cpu_skips_background(config):
   one, two = (
-      jax.sharding.Mesh(np.array(jax.devices()[:1] * count), ('data',))
-      for count in (1, 2)
+    jax.sharding.Mesh(np.array(jax.devices()[:1] * count), ('data',))
+    for count in (1, 2)
   )
 
   def skips_background(mesh):
     return Rcnn.from_config(
-        config, num_classes=4, dtype=jnp.float32, mesh=mesh
+      config, num_classes=4, dtype=jnp.float32, mesh=mesh
     ).skip_background
 
   assert not skips_background(one)
