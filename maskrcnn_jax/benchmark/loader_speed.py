@@ -90,7 +90,7 @@ def benchmark_loader(
   check_is_there(source, option)
   data_set = read_set(source, require_masks=heads_of(config).masks)
   check_images_exist(data_set)
-  index = data_set.index
+  index = data_set.coco_index
   rows, _ = image_sets.filter_images(index, keep_empty=config.data.keep_empty)
   config = complete_recipe(
     config,

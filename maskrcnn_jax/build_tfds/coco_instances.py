@@ -192,7 +192,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
         CocoFiles(os.fspath(images), os.fspath(file)), require_masks=False
       )
       check_images_exist(data_set)
-      tables[split] = data_set.index.categories
+      tables[split] = data_set.coco_index.categories
       first = next(iter(tables))
       difference = coco.class_table_difference(
         tables[split], tables[first], there_name=str(splits[first][0])

@@ -109,7 +109,7 @@ def check_data(
   except InputError as error:
     report.error_of('', '', error)
     return result | findings_of(report)
-  index = data_set.index
+  index = data_set.coco_index
   # Findings of another file must not count: --against is not read yet.
   has_corner_boxes = 'A03' in report.error_codes
   if config.train.fine_tune:
@@ -243,7 +243,7 @@ def _check_images(
   Returns:
     {row: why the image cannot be used, code first}.
   """
-  index = data_set.index
+  index = data_set.coco_index
   bad = {}
   for row in check_images_exist(data_set, report=report):
     name = index.file_names[row]

@@ -64,7 +64,9 @@ def write_sheet(
     InputError: If the file cannot be written.
   """
   good = [
-    row for row in range(len(data_set.index.image_ids)) if row not in bad_images
+    row
+    for row in range(len(data_set.coco_index.image_ids))
+    if row not in bad_images
   ]
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,7 @@ def write_sheet(
 
 def _random_examples(data_set: DataSet, good: list[int]) -> list[Example]:
   """Picks images at random, always the same ones of the same data set."""
-  index = data_set.index
+  index = data_set.coco_index
   rng = np.random.default_rng(0)
   return [
     Example(row, f'{index.file_names[row]}: {count} objects')
@@ -100,7 +102,7 @@ def _worst_examples(
   ious: Float[np.ndarray, 'm'],
 ) -> list[Example]:
   """Picks images with findings, then objects that no anchor covers well."""
-  index = data_set.index
+  index = data_set.coco_index
   drawable, worst = set(good), {}
   for finding in sorted(
     (f for f in report.kept if f.code in _DRAWN_CODES),
@@ -205,7 +207,7 @@ def draw_truth(
     framed: Object of the index that gets a second frame; -1: none.
     pixel_range: See `images.decode_image`.
   """
-  index = data_set.index
+  index = data_set.coco_index
   file = image_file(data_set.images, row, index.file_names[row])
   size = int(index.heights[row]), int(index.widths[row])
   pixels = images.decode_image(

@@ -21,14 +21,14 @@ from maskrcnn_jax.data import (
   prefetch,
   train_order,
 )
-from maskrcnn_jax.data.source import DataSet, image_file
+from maskrcnn_jax.data.source import DataSet, StoredDataSet, image_file
 
 # Stands in the rows of a batch where a black image only fills the batch.
 NO_ROW = -1
 
 
 def load_row(
-  data_set: DataSet,
+  data_set: DataSet | StoredDataSet,
   plan: canvases.CanvasPlan,
   row: int,
   limits: GroundTruthLimits,
@@ -52,7 +52,7 @@ def load_row(
     InputError: If the image cannot be decoded, or has another size than the
       index says.
   """
-  one = columns.one_image(data_set.index, row)
+  one = columns.one_image(data_set.coco_index, row)
   size = int(one.heights[0]), int(one.widths[0])
   reduce = int(plan.reduce[row])
   file = image_file(data_set.images, row, one.file_names[0])
@@ -165,7 +165,7 @@ def _load_in_workers(
     try:
       folder.mkdir(parents=True, exist_ok=True)
       stored = stack.enter_context(
-        columns.temporarily_stored(data_set.index, folder)
+        columns.temporarily_stored(data_set.coco_index, folder)
       )
     except OSError as error:
       raise errors.InputError(
@@ -174,7 +174,7 @@ def _load_in_workers(
         ' --config.data.num_workers=0.'
       ) from error
     yield from prefetch.load_ahead(
-      functools.partial(load, data_set=data_set._replace(index=stored)),
+      functools.partial(load, data_set=StoredDataSet(stored, data_set.images)),
       count,
       num_threads=num_threads,
       num_workers=num_workers,
@@ -208,7 +208,7 @@ def eval_batches(
     InputError: If an image cannot be loaded.
   """
   if rows is None:
-    rows = np.arange(len(data_set.index.file_names))
+    rows = np.arange(len(data_set.coco_index.file_names))
   steps = []
   for canvas in range(len(plan.canvases)):
     members = rows[plan.canvas_of_image[rows] == canvas]

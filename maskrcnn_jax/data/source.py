@@ -44,7 +44,14 @@ Images = str | pathlib.Path | RecordImages
 class DataSet(NamedTuple):
   """A data set that was read: its annotations, and where its images are."""
 
-  index: CocoIndex | StoredIndex  # StoredIndex: in the workers of the loader
+  coco_index: CocoIndex
+  images: Images
+
+
+class StoredDataSet(NamedTuple):
+  """A data set as the workers of the loader get it: annotations in files."""
+
+  coco_index: StoredIndex
   images: Images
 
 

@@ -77,7 +77,7 @@ def evaluate(
   data_set = read_set(
     source, require_masks=False, require_annotations=not skip_eval
   )
-  index = data_set.index
+  index = data_set.coco_index
   difference = coco.class_table_difference(
     index.categories, detector.categories
   )
@@ -188,7 +188,7 @@ def _detect_set(
   config: ml_collections.ConfigDict,
 ) -> list[dict]:
   """Returns the COCO results of all images, in the order of the data set."""
-  index = data_set.index
+  index = data_set.coco_index
   # The detections of an image do not depend on the other images of its batch.
   num_devices = detector.mesh.size
   batch_size = -(-config.eval.batch_size // num_devices) * num_devices

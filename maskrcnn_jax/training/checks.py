@@ -133,7 +133,7 @@ def read_training_set(
   for line in report.warnings():
     logging.warning('%s', line)
   rows, waterfall = image_sets.filter_images(
-    data_set.index, keep_empty=config.data.keep_empty
+    data_set.coco_index, keep_empty=config.data.keep_empty
   )
   for line in image_sets.format_waterfall(waterfall).splitlines():
     logging.info('%s', line)
@@ -164,7 +164,7 @@ def check_eval_set(
   check_is_there(source, '--config.data.eval.')
   data_set = read_set(source, require_masks=False)
   difference = coco.class_table_difference(
-    data_set.index.categories, index.categories
+    data_set.coco_index.categories, index.categories
   )
   if difference:
     raise InputError(

@@ -96,7 +96,7 @@ def run_steps(run: Run, state: TrainState, train_step: Callable) -> TrainState:
       skipped = _take_figures(
         pending,
         run.log,
-        image_ids=run.data_set.index.image_ids,
+        image_ids=run.data_set.coco_index.image_ids,
         schedule=run.schedule,
         scales_loss=run.trainer.scales_loss,
       )

@@ -165,7 +165,7 @@ def prepare_run(
   check_batch_size(config, mesh)
   check_device(config.precision)
   data_set, rows = read_training_set(config)
-  index = data_set.index
+  index = data_set.coco_index
   if is_fine_tuning:
     config, remark = fine_tuning.fit(
       config,
@@ -279,7 +279,7 @@ def _finish(run: Run, state: TrainState, skip_test: bool) -> None:
 def _describe(run: Run, first_step: int) -> None:
   """Writes the training set, steps and sizes to the log."""
   log, rows, config = run.log, run.rows, run.config
-  index, rcnn = run.data_set.index, run.trainer.rcnn
+  index, rcnn = run.data_set.coco_index, run.trainer.rcnn
   log.line(
     f'Training on {len(rows)} images of {len(index.categories)} classes, '
     f'{config.train.batch_size} a step on {rcnn.mesh.size} '

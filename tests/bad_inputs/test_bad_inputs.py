@@ -219,10 +219,12 @@ def test_training_stops_at_errors_and_goes_on_with_the_rest(make, name):
 
   def start():
     data_set, _ = train_start.read_training_set(config)
-    return data_set, image_sets.find_limits(data_set.index, max_objects=100)
+    return data_set, image_sets.find_limits(
+      data_set.coco_index, max_objects=100
+    )
 
   def load(data_set, limits):
-    index = data_set.index
+    index = data_set.coco_index
     plan = canvases.plan_canvases(
       index.heights,
       index.widths,
@@ -261,7 +263,7 @@ def test_a_model_without_masks_trains_on_objects_without_masks(make, output):
     train_start.read_training_set(config)
   config.model.output = output
   data_set, _ = train_start.read_training_set(config)
-  assert len(data_set.index.classes) == len(data.objects)
+  assert len(data_set.coco_index.classes) == len(data.objects)
   status, report = run(data, f'--config.model.output={output}')
   assert status == 0, report['findings']
 

@@ -117,7 +117,7 @@ def use(folder, row):
     data_set = read_set(
       CocoFiles(str(folder / 'images'), str(folder / 'instances.json'))
     )
-    index = data_set.index
+    index = data_set.coco_index
     check_images_exist(data_set)
     rows, _ = image_sets.filter_images(index, keep_empty=True)
     limits = image_sets.find_limits(index, max_objects=100)

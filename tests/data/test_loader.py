@@ -620,7 +620,7 @@ from maskrcnn_jax.data.source import CocoFiles, read_set
 
 def main(annotations, folder):
   data_set = read_set(CocoFiles(folder, annotations))
-  index = data_set.index
+  index = data_set.coco_index
   plan = canvases.plan_canvases(
       index.heights, index.widths, short_side=32, long_side=64,
       padded_sizes=((32, 64), (64, 32)), max_source_side=1000)

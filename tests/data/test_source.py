@@ -36,7 +36,7 @@ def assert_same_batches(one, other, *, canvas, num_steps=3):
   """Compares the batches of two data sets to the bit."""
   streams = []
   for data_set in (one, other):
-    index = data_set.index
+    index = data_set.coco_index
     rows, _ = image_sets.filter_images(index, keep_empty=True)
     streams.append(
       loader.train_batches(
@@ -70,7 +70,7 @@ def test_records_give_the_index_and_the_batches_of_the_json(tfds_set):
   folder, out, _ = tfds_set
   one = read_set(files_of(folder))
   other = read_set(records_of(out))
-  assert_same_index(one.index, other.index)
+  assert_same_index(one.coco_index, other.coco_index)
   assert_same_batches(one, other, canvas=SMALL)
 
 
@@ -81,7 +81,7 @@ def test_records_of_coco_give_the_batches_of_the_json(tmp_path):
   build(folder, tmp_path)
   one = read_set(files_of(folder, split='val'))
   other = read_set(records_of(tmp_path, split='val'))
-  assert_same_index(one.index, other.index)
+  assert_same_index(one.coco_index, other.coco_index)
   canvas = dict(
     short_side=100,
     long_side=200,
@@ -97,7 +97,7 @@ def test_a_damaged_image_in_a_record_is_named(tfds_set, tmp_path):
   (folder / 'images' / '1.png').write_bytes(b'')
   build(folder, tmp_path / 'tfds')
   data_set = read_set(records_of(tmp_path / 'tfds'))
-  index = data_set.index
+  index = data_set.coco_index
   plan = canvases.plan_canvases(index.heights, index.widths, **SMALL)
   with pytest.raises(InputError, match=r'I03: 1.png is empty .image id .b.'):
     loader.load_row(data_set, plan, 1, image_sets.NO_TRUTH, with_truth=False)
