@@ -17,7 +17,7 @@ Without --images and --annotations the training set of the recipe is checked:
 
 Exit status: 0 no errors; 1 the check itself failed; 2 the data set has errors,
 or the arguments are wrong. With --fix, 0 means that the repaired copy has no
-errors, and 2 that it has.
+errors, and 2 means that it has errors.
 """
 
 # The processes that decode import this module, so everything that is slow to

@@ -84,13 +84,13 @@ def backend(request, monkeypatch):
 
 
 def test_evaluate_detections_by_hand():
-  # Two objects; detections by falling score: the first object with IoU 0.6
-  # (24 of 40 columns), then a miss, then the second object exactly.
-  #   IoU 0.50, 0.55, 0.60: hit, miss, hit.  Precision 1 up to recall 1/2, then
-  #     2/3.  Of the 101 recalls, 51 (0 to 0.50) are at 1, 50 at 2/3:
-  #     AP = (51 + 50 * 2/3) / 101.
-  #   IoU 0.65 .. 0.95: miss, miss, hit.  Precision 1/3 up to recall 1/2, then
-  #     nothing: AP = 51 / 3 / 101.
+  # There are two objects. The detections by falling score are: the first object
+  # with IoU 0.6 (24 of 40 columns), a miss, the second object exactly.
+  #   At the IoUs 0.50, 0.55, 0.60 they count as hit, miss, hit. The precision
+  #     is 1 up to recall 1/2, then 2/3. 51 of the 101 recalls (0 to 0.50) have
+  #     precision 1, and 50 have 2/3: AP = (51 + 50 * 2/3) / 101.
+  #   At the IoUs 0.65 to 0.95 they count as miss, miss, hit. The precision is
+  #     1/3 up to recall 1/2, then 0: AP = 51 / 3 / 101.
   results = [
     {'image_id': 1, 'category_id': 1, 'bbox': box, 'score': score}
     for box, score in [
@@ -104,7 +104,8 @@ def test_evaluate_detections_by_hand():
   assert stats['AP50'] == pytest.approx(good, abs=1e-12)
   assert stats['AP75'] == pytest.approx(poor, abs=1e-12)
   assert stats['AP'] == pytest.approx((3 * good + 7 * poor) / 10, abs=1e-12)
-  # One detection finds 1/2 at three IoUs; all find 1 at three, 1/2 at seven.
+  # The first detection finds 1/2 of the objects at three IoUs. All detections
+  # together find both objects at three IoUs and one of the two at seven.
   assert stats['AR1'] == pytest.approx(0.5 * 3 / 10)
   assert stats['AR100'] == pytest.approx((3 + 7 * 0.5) / 10)
   # 40 x 40 pixels are medium; no object is small or large.
