@@ -24,7 +24,8 @@ from maskrcnn_jax.data.source import (
   read_set,
 )
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluation.average_precision import check_backend, check_truth
+from maskrcnn_jax.evaluation.average_precision import check_backend
+from maskrcnn_jax.evaluation.coco_input import check_truth
 from maskrcnn_jax.runtime import checkpoint, cluster, numerics
 from maskrcnn_jax.training.state import (
   TrainState,
