@@ -225,9 +225,13 @@ class _Clues:
     self._is_via = False
 
   def note(self, key: str | None, position: int, element: Any) -> None:
-    """Takes one element that `json_stream.walk` yields into account.
+    """Looks at one value of the document, and remembers signs of its format.
 
-    The elements of a list after the first may be skipped.
+    Args:
+      key: Name of the list or of the value, as `json_stream.walk` yields it.
+      position: `LIST` or `OTHER` of `json_stream`, or the index of a list
+        element. Elements other than the first need not be passed.
+      element: The list element or the value.
     """
     if position == json_stream.LIST:
       self._first_elements[key] = None
@@ -327,10 +331,10 @@ def _other_task(annotation: Any) -> str:
 
 
 def _walk_loaded(content: dict[str, Any]) -> Iterator[tuple[str, int, Any]]:
-  """Yields the elements of a loaded document as `json_stream.walk` would.
+  """Yields the lists of a loaded document element by element, and other values.
 
-  The annotations come last, and each is replaced by None in its list once it
-  was yielded, to save memory.
+  The items are those of `json_stream.walk`. The annotations come last, and each
+  is replaced by None in its list before it is yielded, to save memory.
   """
   for key in sorted(content, key=('annotations').__eq__):
     if isinstance(content[key], list):

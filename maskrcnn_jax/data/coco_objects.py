@@ -84,13 +84,15 @@ class ObjectColumns:
     id_ = entry.get('id') if isinstance(entry, dict) else None
     if type(id_) not in SCALARS:
       id_ = None
-    name = name_annotation(id_, position)
     try:
       found, notes = self._reader.read(entry)
     except errors.InputError as error:
-      self._report.error_of(self._images.name, name, error)
+      self._report.error_of(
+        self._images.name, name_annotation(id_, position), error
+      )
       return
     for code, reason in notes:
+      name = name_annotation(id_, position)
       if code in self._num_left_out:
         self._num_left_out[code] += not reason.startswith('clipped')
         self._report.warn(

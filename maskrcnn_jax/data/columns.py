@@ -41,13 +41,14 @@ class StoredIndex(NamedTuple):
   folder: str  # path of the folder
 
   def image(self, row: int) -> coco_index.CocoIndex:
-    """Reads the index of a single image.
+    """Reads a single image and its objects from the files, as an index.
 
     Args:
       row: Row of the image in the whole index.
 
     Returns:
-      The same as `one_image`, except that all annotation ids are None.
+      The image has row 0. The class table and `dropped` are empty, and all
+      annotation ids are None.
     """
     columns = _open(self.folder)
     first, last = columns['object_starts'].read(row, row + 2).tolist()
@@ -152,11 +153,11 @@ def one_image(
   """Returns an index that holds a single image and its objects.
 
   Args:
-    index: The whole index.
+    index: The whole index, in memory or in files.
     row: Row of the image in the whole index.
 
   Returns:
-    The image has row 0. The class table is empty, and so is `dropped`.
+    The image has row 0. The class table and `dropped` are empty.
   """
   if isinstance(index, StoredIndex):
     return index.image(row)

@@ -98,7 +98,13 @@ class Report:
   ) -> None:
     """Adds a warning: a fault with which the data set can still be used.
 
-    The arguments are those of `error`.
+    Args:
+      code: A key of MEANINGS.
+      file: The file that has the fault; '' if it is in no file.
+      where: Name of the image or annotation; '' for the file as a whole.
+      reason: Description of the fault.
+      row: Row of the image in the index; -1 if it is not known.
+      count: Number of cases.
     """
     self._add(Finding(code, False, str(file), where, reason, row, count))
 
@@ -137,7 +143,7 @@ class Report:
     return lines
 
   def _add(self, found: Finding) -> None:
-    """Counts a finding and keeps it if few of its code are kept.
+    """Counts a finding, and keeps it if it is among the first of its code.
 
     Raises:
       InputError: If it is an error and the report stops at the first error.

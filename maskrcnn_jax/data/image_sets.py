@@ -66,7 +66,12 @@ def filter_images(
 
 
 def format_waterfall(waterfall: list[tuple[str, int]]) -> str:
-  """Formats the counts of `filter_images`, one line for each step."""
+  """Formats counts as a table, one line for each step of choosing the images.
+
+  Args:
+    waterfall: (description, count) for each step, as `filter_images` returns
+      it.
+  """
   return '\n'.join(f'{count:>9,} {what}' for what, count in waterfall)
 
 

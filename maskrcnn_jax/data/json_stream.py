@@ -23,7 +23,8 @@ _WINDOW = 1 << 22
 _MAX_ELEMENT = 1 << 26
 
 # Characters. A parser error this close to the end of the window may only mean
-# that the rest of a number, literal or escape is not read yet. None is longer.
+# that the rest of a number, literal or escape is not read yet. They are
+# shorter.
 _MARGIN = 32
 
 # Values that `walk` yields instead of the position of a list element.
@@ -43,10 +44,11 @@ def walk(path: pathlib.Path) -> Iterator[_Item]:
     path: The file.
 
   Yields:
-    (key, position, element). For a list: (key, LIST, None), then (key, i,
-    element) for each element i. For any other value: (key, OTHER, value). If
-    the document is a list instead of an object, the key is None. If it is
-    neither, (None, OTHER, document) is all that is yielded.
+    (key, position, element), where the key is the name of the value. For a
+    list: (key, LIST, None), then (key, i, element) for each element i. For any
+    other value: (key, OTHER, value). If the document is a list instead of an
+    object, the key is None. If it is neither, only (None, OTHER, document) is
+    yielded.
 
   Raises:
     InputError: If the file cannot be read, or is not valid JSON.
@@ -116,7 +118,11 @@ class _Window:
       )
 
   def document(self) -> Iterator[_Item]:
-    """Parses the whole file and yields the items of `walk`."""
+    """Parses the whole file and yields the values at its top level.
+
+    Yields:
+      (key, position, element), the items that `walk` yields.
+    """
     match self._peek():
       case '{':
         keys: set[str] = set()

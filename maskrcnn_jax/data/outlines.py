@@ -160,19 +160,22 @@ def fill_outline(
 def rle_to_outline(
   counts: Int[np.ndarray, ' runs'], height: int
 ) -> tuple[Vertices, Parts]:
-  """Makes the outline of `mask_to_outline` from run lengths, without the mask.
+  """Makes the outline of a mask given as run lengths: its vertical edges.
 
-  The time depends on the number of runs, not of pixels. A run down the columns
-  makes up to three rectangles: the rest of its first column, whole columns, and
-  the beginning of its last column. The sides of these rectangles are the
-  edges, except where two rectangles touch.
+  The result is that of `mask_to_outline`, but the time depends on the number of
+  runs, not of pixels. A run down the columns makes up to three rectangles: the
+  rest of its first column, whole columns, and the beginning of its last column.
+  The sides of these rectangles are the edges, except where two rectangles
+  touch.
 
   Args:
-    counts: Run lengths as `rle_counts` returns them.
+    counts: Run lengths down the columns: outside, inside, outside, and so on.
     height: Height of the image in pixels.
 
   Returns:
-    The same vertices and parts as `mask_to_outline` of the decoded mask.
+    Vertices, float32, and parts, int16: each edge is its top with part 0 and
+    its bottom with part -1. Edges are sorted from left to right, then
+    downwards.
   """
   ends = np.cumsum(counts)
   first, last = ends[:-1:2], ends[1::2]  # pixels [first, last) are inside

@@ -83,6 +83,14 @@ def _try(load: Callable[[int], Any], i: int) -> _Outcome:
 
   An error that cannot be pickled would make the process that waits for the
   worker hang. A text can always be pickled.
+
+  Args:
+    load: Returns the value of a number.
+    i: The number.
+
+  Returns:
+    (value, text of an InputError, traceback of another error). The texts are
+    '' if loading succeeded.
   """
   try:
     return load(i), '', ''

@@ -55,7 +55,7 @@ class RecordImages(NamedTuple):
   ]  # index of the record of each row of the index
 
   def image(self, row: int) -> RecordImage:
-    """Returns the image of a row of the index."""
+    """Returns the image file of a row of the index."""
     return RecordImage(self.directory, self.split, int(self.positions[row]))
 
 

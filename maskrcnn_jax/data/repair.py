@@ -107,9 +107,16 @@ class _RepairedCopy:
     width_offset: float,
     has_corner_boxes: bool,
   ):
-    """Reads the file once, or twice if its boxes may be corners.
+    """Reads the file, and decides which images stay and how boxes are repaired.
 
-    See `repair` for the arguments.
+    Args:
+      source: The file to repair.
+      bad_images: {file_name: reason} of the images that cannot be used. A
+        reason begins with its code.
+      require_masks: Whether to leave out objects without a mask.
+      width_offset: Difference between the width of a box and x2 - x1, in
+        pixels.
+      has_corner_boxes: Whether the boxes look like (x1, y1, x2, y2).
     """
     self._source = source
     self._bad_images = bad_images
@@ -156,7 +163,15 @@ class _RepairedCopy:
     self._are_boxes_right = self._converts_corners or not has_corner_boxes
 
   def _note_image(self, position: int, entry: Any) -> None:
-    """Decides whether an image is left out, and stores the reason."""
+    """Decides whether an image is left out of the copy, and stores the reason.
+
+    An image with a fault that nobody but the owner of the file can repair
+    stays. So do its annotations, unchanged.
+
+    Args:
+      position: Index of the image in the list of images.
+      entry: The image as the JSON parser returned it.
+    """
     before = len(self._images.report.kept)
     name = entry.get('file_name') if isinstance(entry, dict) else None
     why = self._bad_images.get(name, '') if isinstance(name, str) else ''
@@ -370,5 +385,11 @@ class _RepairedCopy:
       self._note_change(code, where, f'area set to {area:g}.')
 
   def _note_change(self, code: str, where: str, what: str) -> None:
-    """Appends a change to the list."""
+    """Appends a change to the list of changes.
+
+    Args:
+      code: Code of the fault that was repaired.
+      where: Name of the image, category or annotation.
+      what: Description of the change.
+    """
     self.changes.append(Change(code, where, what))

@@ -19,7 +19,7 @@ COUNT_BINS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
 def object_rows(index: coco_index.CocoIndex) -> Int[np.ndarray, 'm']:
-  """Returns the row of the image of each object."""
+  """Returns for each object the row of its image in the index."""
   return np.repeat(np.arange(len(index.heights)), np.diff(index.object_starts))
 
 

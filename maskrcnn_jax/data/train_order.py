@@ -58,7 +58,7 @@ class TrainOrder(NamedTuple):
     return taken
 
   def _batches_before(self, epoch: int) -> int:
-    """Returns the number of batches of all epochs before this one."""
+    """Returns the number of batches in all epochs before an epoch."""
     return sum(epoch * len(m) // self.batch_size for m in self.members)
 
   def _epoch(self, step: int) -> int:
