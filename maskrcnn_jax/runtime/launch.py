@@ -31,9 +31,10 @@ LAUNCHERS = {
 
 
 class Launch(NamedTuple):
-  """How this process finds the others; JAX asks the launcher where it is None.
+  """How this process is to find the other processes of its run.
 
-  The launcher is the program that started the processes, such as SLURM.
+  If one of the first four fields is None, JAX finds it out from the launcher,
+  which is the program that has started the processes, such as SLURM.
   """
 
   coordinator: str | None  # host:port of process 0

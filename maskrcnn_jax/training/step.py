@@ -96,17 +96,23 @@ class Trainer(NamedTuple):
 
 @runtime_checkable
 class JittedStep(Protocol):
-  """A jitted training step; see `train_step` for arguments and results."""
+  """The type of a jitted training step, which `jit_train_step` makes."""
 
   def __call__(
     self, state: TrainState, batch: Batch, *, padded_size: tuple[int, int]
   ) -> tuple[TrainState, Figures]:
-    """Makes one step."""
+    """Makes one training step; returns the new state and the step's figures.
+
+    Args:
+      state: The state after the step before. Its memory is reused.
+      batch: Images and ground truth as the host has decoded them.
+      padded_size: (height, width) in pixels to which the images are padded.
+    """
 
   def lower(
     self, state: TrainState, batch: Batch, *, padded_size: tuple[int, int]
   ) -> jax.stages.Lowered:
-    """Returns the step for arrays of these shapes, ready to be compiled."""
+    """Traces the step for the shapes of these arrays, for `.compile()`."""
 
 
 def jit_train_step(trainer: Trainer) -> JittedStep:
