@@ -27,7 +27,7 @@ from maskrcnn_jax.training.evaluations import (
   reaches,
   steps_between,
 )
-from maskrcnn_jax.training.loop import _Pending, _take_figures
+from maskrcnn_jax.training.figures import PendingStep, take_figures
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
@@ -595,10 +595,10 @@ class Lines(TrainingLog):
     self.figures.append(figures)
 
 
-def take_figures(precision, **figures):
+def figures_of_a_step(precision, **figures):
   log = Lines()
-  pending = _Pending(3, figures, [1, 0], False, 0.5, 0.1)
-  skipped = _take_figures(
+  pending = PendingStep(3, figures, [1, 0], False, 0.5, 0.1)
+  skipped = take_figures(
     pending,
     log,
     image_ids=[7, 8],
@@ -609,7 +609,7 @@ def take_figures(precision, **figures):
 
 
 def test_a_step_that_was_skipped_is_said_and_its_losses_left_out():
-  skipped, log = take_figures(
+  skipped, log = figures_of_a_step(
     'fp16', loss=1.0, grad_norm=np.inf, loss_scale=8192.0, skipped=2
   )
   assert skipped == 2
@@ -625,7 +625,7 @@ def test_a_step_that_was_skipped_is_said_and_its_losses_left_out():
 )
 def test_a_number_that_no_lower_scale_can_help_is_an_error(precision, scale):
   with pytest.raises(FloatingPointError, match='loss is nan at step 3') as e:
-    take_figures(
+    figures_of_a_step(
       precision, loss=np.nan, grad_norm=1.0, loss_scale=scale, skipped=1
     )
   assert ('float16 cannot hold' in str(e.value)) == (precision == 'fp16')
