@@ -148,20 +148,25 @@ def main(argv: list[str]) -> int:
   import jax
 
   from maskrcnn_jax.runtime import cluster
+  from maskrcnn_jax.runtime.launch import (
+    plan_launch,
+    start_processes,
+    visible_gpus,
+  )
   from maskrcnn_jax.runtime.watchdog import watchdog
   from maskrcnn_jax.training.run import train
 
-  launch = cluster.plan_launch(
+  launch = plan_launch(
     _COORDINATOR.value,
     _NUM_PROCESSES.value,
     _PROCESS_ID.value,
     environment=os.environ,
-    num_gpus=cluster.visible_gpus(),
+    num_gpus=visible_gpus(),
   )
   if launch is not None:
     if _MODE.value == 'predict':
       raise InputError('predict runs in one process; give --num_processes=1.')
-    cluster.start_processes(launch, timeout=_INITIALIZATION_TIMEOUT.value)
+    start_processes(launch, timeout=_INITIALIZATION_TIMEOUT.value)
     if not cluster.is_main():
       logging.set_verbosity(logging.WARNING)
   logging.info(

@@ -26,7 +26,7 @@ from maskrcnn_jax.evaluation.average_precision import evaluate_detections
 from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.training_log import TrainingLog
 from maskrcnn_jax.training import run as train
-from maskrcnn_jax.training.loop import _Pending, _take_figures
+from maskrcnn_jax.training.figures import PendingStep, take_figures
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
@@ -121,10 +121,10 @@ def test_c04_a_loss_that_is_not_finite(
 @pytest.mark.parametrize('step', [1, 99, 100])
 def test_c04_a_loss_that_is_not_finite_early_on(step, tmp_path):
   figures = {'loss': np.nan, 'grad_norm': 1.0}
-  pending = _Pending(step, figures, np.array([1, 0]), False, 0.5, 0.1)
+  pending = PendingStep(step, figures, np.array([1, 0]), False, 0.5, 0.1)
   log = TrainingLog(tmp_path, num_steps=100, writes=False)
   with contextlib.closing(log), pytest.raises(FloatingPointError) as error:
-    _take_figures(
+    take_figures(
       pending,
       log,
       image_ids=[7, 8],
