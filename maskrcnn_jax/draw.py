@@ -43,7 +43,7 @@ def draw_detections(
 ) -> Image.Image:
   """Draws detections over the image.
 
-  Each detection has its own colour, which depends on its index only. Labels
+  Each detection has its own color, which depends on its index only. Labels
   stay inside the picture and do not overlap each other if there is room. In a
   crowd of small objects, labels that would hide the objects are omitted, and a
   caption in a corner counts the objects instead.
@@ -146,9 +146,9 @@ def draw_detections(
 
 
 def instance_color(index: int) -> Color:
-  """Picks a colour that differs clearly from those of neighbouring indices.
+  """Picks a color that differs clearly from those of neighbouring indices.
 
-  From index to index, the hue moves by the golden angle in OKLCH, a colour
+  From index to index, the hue moves by the golden angle in OKLCH, a color
   space in which equal steps look equal, and the lightness changes.
 
   Args:
@@ -174,7 +174,7 @@ def instance_color(index: int) -> Color:
 def _oklch_to_linear_rgb(
   lightness: float, chroma: float, hue: float
 ) -> Float[np.ndarray, '3']:
-  """Converts a colour from OKLCH to linear RGB.
+  """Converts a color from OKLCH to linear RGB.
 
   Args:
     lightness: 0 (black) to 1 (white).
@@ -183,7 +183,7 @@ def _oklch_to_linear_rgb(
 
   Returns:
     (red, green, blue) before the gamma curve of sRGB. A value outside of [0, 1]
-    means that sRGB cannot show the colour.
+    means that sRGB cannot show the color.
   """
   a, b = chroma * math.cos(hue), chroma * math.sin(hue)
   cones = np.array(
@@ -272,7 +272,7 @@ def _draw_masks(
   for i, (left, top, mask) in windows.items():
     inside = np.asarray(mask)[..., None] > 0
     where = np.s_[top : top + mask.height, left : left + mask.width]
-    # The colour is mixed with the original picture, not with other fills. Where
+    # The color is mixed with the original picture, not with other fills. Where
     # fills overlap, only the topmost shows.
     mixed = _mix(plain[where], colors[i], opacity)
     canvas[where] = np.where(inside, mixed, canvas[where])

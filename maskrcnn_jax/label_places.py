@@ -52,8 +52,9 @@ def place_labels(
     rated = []
     places = _places(boxes[i], width, height, picture_size)
     for rank, plate in enumerate(places):
-      # Share of this label that covers other labels, sum of the shares of the
-      # objects that it covers, and share of it that covers other objects.
+      # hidden: the share of the label that covers other labels. lost: the share
+      # of an object that the label covers, summed over all objects. spread: the
+      # share of the label that covers objects other than its own.
       hidden = overlap(plate, taken).sum() / (width * height)
       covered = overlap(plate, everything)
       lost = (covered / areas).sum()

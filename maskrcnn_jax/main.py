@@ -202,8 +202,8 @@ def main(argv: list[str]) -> int:
     jax.process_index(),
     jax.process_count(),
   )
-  # Only now is it known which process is process 0: it alone writes to the
-  # cache.
+  # This comes after the start of the processes, because only process 0 writes
+  # to the cache.
   cluster.keep_compiled(_COMPILATION_CACHE.value)
   with watchdog(recipe.config.train.watchdog_seconds):
     if _MODE.value != 'train':
@@ -287,7 +287,9 @@ def _parse_flags(
   # absl's own --help exits with status 1.
   if {'--help', '-help', '-h'} & set(argv):
     module = flags.FLAGS.find_module_defining_flag('workdir')
-    print(f'{__doc__}\n{flags.FLAGS.module_help(module)}')
+    # The help of a module begins with the path of its file.
+    _, _, help_text = flags.FLAGS.module_help(module).partition(':\n')
+    print(f'{__doc__}\nFlags:\n{help_text}')
     sys.exit(0)
   from maskrcnn_jax.config.command_line import (
     refuse_unexpected,

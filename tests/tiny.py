@@ -142,7 +142,7 @@ class IdleStep:
     return self
 
   def memory_analysis(self):
-    """Returns None: no memory is used."""
+    """Returns None, as on a device that reports no memory."""
 
   def __call__(self, state, batch):
     """Increments the step number of the state, and changes nothing else."""

@@ -127,8 +127,8 @@ def problem_with(form: Form, value: Any) -> str | None:
     value: The value to check, not `None`.
 
   Returns:
-    `None` if the value is allowed, otherwise a clause that says what is
-    allowed, such as 'it must be at least 1'.
+    `None` if the value is allowed, otherwise a clause that names the allowed
+    values, such as 'it must be at least 1'.
   """
   request = f'give {form.wanted}' if form.wanted else None
   if form.choices:
@@ -140,8 +140,8 @@ def problem_with(form: Form, value: Any) -> str | None:
   if not _has_items(value, form.items if form.kind is tuple else form.kind):
     return request or f'give a {_NAMES[form.kind]}'
   values = numbers_in(value)
-  # Python's whole numbers are always finite. math.isfinite fails for those that
-  # are too large for a float.
+  # A whole number of Python is always finite, and math.isfinite fails if it is
+  # too large for a float.
   if not all(isinstance(x, int) or math.isfinite(x) for x in values):
     return (
       'all numbers must be finite'
@@ -241,7 +241,7 @@ def _problem_with_numbers(form: Form, values: list[numbers.Real]) -> str | None:
   """Checks the range of all numbers in a tuple.
 
   Returns:
-    `None` if they are allowed, otherwise a clause that says what is allowed.
+    `None` if they are allowed, otherwise a clause that names the allowed range.
   """
   if form.above_least and (not values or min(values) <= form.least):
     return f'give numbers above {form.least:g}'
