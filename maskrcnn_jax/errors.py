@@ -374,6 +374,11 @@ CODES = {
 }
 
 
+def command_for(code: str) -> str:
+  """Returns the command that prints the explanation of a code."""
+  return f'python -m maskrcnn_jax.explain {code}'
+
+
 def print_error(message: str) -> None:
   """Prints an error to stderr; all programs of this package call this.
 
@@ -388,8 +393,5 @@ def print_error(message: str) -> None:
     None,
   )
   if code:
-    print(
-      f'For more about {code}: python -m maskrcnn_jax.explain {code}',
-      file=sys.stderr,
-    )
+    print(f'For more about {code}: {command_for(code)}', file=sys.stderr)
   sys.stderr.flush()

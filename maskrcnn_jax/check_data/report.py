@@ -4,6 +4,7 @@ from typing import Any
 
 from maskrcnn_jax.data import findings
 from maskrcnn_jax.data.repair import Change
+from maskrcnn_jax.errors import command_for
 
 # Findings of each code that are kept for the JSON, and that are printed.
 KEEP, SHOW = 1000, 3
@@ -65,6 +66,8 @@ def format_report(result: dict[str, Any]) -> str:
     lines += _format_fix(result['fix'])
   codes = [f['code'] for f in result['findings'] if f['level'] == 'error']
   lines.append(f'Errors: {", ".join(codes)}.' if codes else 'No errors.')
+  if codes:
+    lines.append(f'For more about {codes[0]}: {command_for(codes[0])}')
   return '\n'.join(lines)
 
 
