@@ -11,7 +11,7 @@ import argparse
 import pathlib
 import sys
 
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import InputError, print_error
 
 
 def main() -> None:
@@ -62,10 +62,10 @@ def main() -> None:
       )
     )
   except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print_error(str(error))
     sys.exit(2)
   except OSError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print_error(str(error))
     sys.exit(1)
   for split, info in builder.info.splits.items():
     print(f'{split}: {info.num_examples} images, {info.num_bytes:,} bytes')

@@ -28,7 +28,7 @@ import json
 import pathlib
 import sys
 
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import InputError, print_error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
   try:
     return _run(sys.argv[1:] if argv is None else argv)
   except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print_error(str(error))
     return 2
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from maskrcnn_jax.data import findings
 from maskrcnn_jax.data.repair import Change
+from maskrcnn_jax.errors import command_for
 
 # Largest number of findings of one code that the JSON lists.
 KEEP = 1000
@@ -74,6 +75,8 @@ def format_report(result: dict[str, Any]) -> str:
     lines += _format_fix(result['fix'])
   codes = [f['code'] for f in result['findings'] if f['level'] == 'error']
   lines.append(f'Errors: {", ".join(codes)}.' if codes else 'No errors.')
+  if codes:
+    lines.append(f'For more about {codes[0]}: {command_for(codes[0])}')
   return '\n'.join(lines)
 
 

@@ -39,7 +39,7 @@ from maskrcnn_jax.convert_to_coco.labelme import read_labelme
 from maskrcnn_jax.convert_to_coco.masks import read_masks
 from maskrcnn_jax.convert_to_coco.via import read_via
 from maskrcnn_jax.data import coco
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import InputError, print_error
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     # Reading the file finds now any fault that a training would refuse.
     index = coco.read_coco(arguments.out)
   except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print_error(str(error))
     sys.exit(2)
   counts = collections.Counter(index.classes.tolist())
   print(

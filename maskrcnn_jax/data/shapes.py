@@ -467,13 +467,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     formatter_class=argparse.ArgumentDefaultsHelpFormatter,
   )
   parser.add_argument('directory', metavar='OUT', help='folder to write to')
-  parser.add_argument('--train', type=int, default=400, help='training images')
-  parser.add_argument('--val', type=int, default=60, help='evaluation images')
   parser.add_argument(
-    '--size', type=int, default=128, help='shorter side of images, in pixels'
+    '--train', type=int, default=400, help='number of training images'
   )
   parser.add_argument(
-    '--seed', type=int, default=0, help='each seed gives another data set'
+    '--val', type=int, default=60, help='number of evaluation images'
+  )
+  parser.add_argument(
+    '--size', type=int, default=128, help='shorter side of an image, in pixels'
+  )
+  parser.add_argument(
+    '--seed', type=int, default=0, help='another number draws other images'
   )
   args = parser.parse_args(argv)
   for name, least in (('train', 1), ('val', 1), ('size', 32), ('seed', 0)):

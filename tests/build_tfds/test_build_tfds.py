@@ -62,8 +62,8 @@ def test_build_tfds_names_the_fault(
   with pytest.raises(SystemExit) as exit_:
     build(folder, tmp_path / 'tfds', name=name)
   assert exit_.value.code == 2
-  line = capsys.readouterr().err.splitlines()[-1]
-  assert 'error: ' in line
+  err = capsys.readouterr().err
+  (line,) = (x for x in err.splitlines() if x.startswith('error: '))
   assert message in line
   assert not list((tmp_path / 'tfds').rglob('dataset_info.json'))
 
