@@ -52,7 +52,7 @@ class MaskRCNN(nn.Module):
     box_convs: Number of 3x3 convolutions of the box head; 4 with group norm.
     box_fcs: Number of fully connected layers of the box head; 1 with group
       norm.
-    box_features: Number of outputs of each of these layers.
+    box_features: Number of outputs of each fully connected layer.
     mask_convs: Number of 3x3 convolutions of the mask head.
     mask_channels: Number of channels of these convolutions, and of the
       transposed convolution that follows them.

@@ -39,7 +39,7 @@ def apply_to_chosen(
     chunk: Number of rows that are computed at once.
 
   Returns:
-    The rows of the result; those that are not chosen are zero.
+    The result; rows that are not chosen are zero.
   """
   indices, num_chunks = _order(chosen, chunk)
   shape = jax.eval_shape(function, params, rows)
@@ -62,7 +62,7 @@ def _forward(
   chosen: Bool[Array, 'n'],
   chunk: int,
 ) -> tuple[Array, tuple[PyTree, Array, Array]]:
-  """Returns the result of `apply_to_chosen` and what its gradient needs."""
+  """Returns the result of `apply_to_chosen`, and the arguments to keep."""
   result = apply_to_chosen(function, params, rows, chosen, chunk)
   return result, (params, rows, chosen)
 

@@ -214,8 +214,8 @@ def _visible_box(
 
   # The part of each edge inside the image, from `low` to `high` as fractions of
   # the edge's length.
-  low, high = _range_within(x, next_x, 0, width)
-  y_low, y_high = _range_within(y, next_y, 0, height)
+  low, high = _range_within(x, next_x, 0.0, width)
+  y_low, y_high = _range_within(y, next_y, 0.0, height)
   low, high = jnp.maximum(low, y_low), jnp.minimum(high, y_high)
   inside = real & (high > low)
   # Vertical edges on or beyond the left or right border are left out, because
@@ -289,7 +289,7 @@ def _covered(
 
   Args:
     edges: Edges of the object, in pixels.
-    real: Which edges to use: those that exist and are not horizontal.
+    real: Which edges to use: existing edges that are not horizontal.
     height: Height of the image before padding, in pixels.
     line: x of the line, in pixels.
     left_of_line: Whether each edge counts as left of the line if it is

@@ -231,10 +231,10 @@ def _pair(
 def _pool_samples_forward(
   cells: Float[Array, 'n c'], *samples: Array
 ) -> tuple[Array, tuple[Array, tuple[Array, ...]]]:
-  """Returns the result of `_pool_samples` and what its gradient needs.
+  """Returns the result of `_pool_samples`, and the arrays for its gradient.
 
-  Only the number and the dtype of the cells are needed. An array without
-  columns has both and takes no memory.
+  The gradient needs only the number and the dtype of the cells. An array
+  without columns has both and takes no memory.
   """
   return _pool_samples(cells, *samples), (cells[:, :0], samples)
 
@@ -359,7 +359,7 @@ def adaptive_weights(
   last = (length - 1)[:, None, None].astype(start.dtype)
   cells = jnp.arange(max_length, dtype=start.dtype)
   # Only an output cell with a single sample can have a step below half a cell.
-  # With the limit, this sample is still among those that the loop tries.
+  # With the limit, this sample is still one of the samples that the loop tries.
   long_step = jnp.maximum(step, 0.5)
   # The number of the first sample that may read each cell.
   first_sample = jnp.floor((cells - 1 - first) / long_step - 0.5)
@@ -486,8 +486,8 @@ def _pool_windows(
 def _most_cells(height: int, width: int, *, limited: bool) -> int:
   """Returns the largest number of cells of a level that a box can touch.
 
-  A box of h by w cells touches at most h + 2 by w + 2 cells. Of all boxes of
-  equal area, the longest and thinnest touches most.
+  A box of h by w cells touches at most h + 2 by w + 2 cells. Among boxes of
+  equal area, the longest and thinnest one touches most cells.
 
   Args:
     height: Number of rows of the level.
