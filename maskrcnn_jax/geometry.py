@@ -34,6 +34,7 @@ class InputFormat(NamedTuple):
     step = {'RGB': 1, 'BGR': -1}[self.channel_order]
 
     def convert(values: ByChannel) -> ByChannel:
+      """Reorders the channels and scales their values from white to 255."""
       # Rounding removes the floating-point error of the product, for example
       # of .406 * 255.
       red, green, blue = (

@@ -146,6 +146,7 @@ def draw_short_sides(
   """
 
   def draw(key: Key[Array, ''], size: Int[Array, '2']) -> Int[Array, '2']:
+    """Draws the resized (height, width) of one image."""
     short_side = jax.random.choice(key, jnp.array(choices, jnp.int32))
     resized = resized_size(
       size, short_side, long_side=long_side, rule=resize_rule
@@ -187,6 +188,7 @@ def draw_scale_jitter(
   def draw(
     key: Key[Array, ''], size: Int[Array, '2']
   ) -> tuple[Int[Array, '2'], Int[Array, '2']]:
+    """Draws the resized size of one image, and the offset of the canvas."""
     scale_key, offset_key = jax.random.split(key)
     scale = jax.random.uniform(scale_key, minval=scales[0], maxval=scales[1])
     fit = jnp.min(canvas / size.astype(jnp.float32))
@@ -261,6 +263,7 @@ def prepare_inputs(
     placed: Placement,
     factors: Float[Array, '3'] | None,
   ) -> Inputs:
+    """Computes the inputs of one image."""
     return _prepare_image(
       row,
       flip,

@@ -48,6 +48,7 @@ class Fpn(nn.Module):
     """
 
     def conv(x: Array, name: str, kernel_size: int) -> Array:
+      """Applies a convolution and, if there is one, its norm."""
       x = layers.Conv(
         self.channels,
         kernel_size,

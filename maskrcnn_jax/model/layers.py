@@ -139,11 +139,13 @@ def _wide_conv_backward(
   """
 
   def by_xla(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+    """Computes both gradients by XLA's own rules."""
     return jax.vjp(convolve, x, kernel)[1](gradient)
 
   def by_products(
     x: Array, kernel: Array, gradient: Array
   ) -> tuple[Array, Array]:
+    """Computes the gradient of the kernel by matrix products."""
     # The gradient for the input of a convolution with stride 1 is a convolution
     # with the kernel turned by 180 degrees.
     turned = kernel[::-1, ::-1].swapaxes(2, 3)

@@ -45,6 +45,7 @@ def apply_to_chosen(
   shape = jax.eval_shape(function, params, rows)
 
   def add_chunk(i: Int[Array, ''], result: Array) -> Array:
+    """Writes the rows of chunk i into the result."""
     at = lax.dynamic_slice_in_dim(indices, i * chunk, chunk)
     return result.at[at].set(
       function(params, rows.at[at].get(mode='clip')), mode='drop'
@@ -90,6 +91,7 @@ def _backward(
   def add_chunk(
     i: Int[Array, ''], gradients: tuple[PyTree, Array]
   ) -> tuple[PyTree, Array]:
+    """Adds the gradients that come from chunk i."""
     params_gradient, rows_gradient = gradients
     at = lax.dynamic_slice_in_dim(indices, i * chunk, chunk)
     _, pull_back = jax.vjp(function, params, rows.at[at].get(mode='clip'))

@@ -134,6 +134,7 @@ def nms(
     alive = (ranks < num_valid) & ~hit.any(axis=0)
 
     def has_changed(rounds: _Rounds) -> Bool[Array, '']:
+      """Tells whether the last round changed which boxes are kept."""
       keep, before = rounds
       return jnp.any(keep != before)
 

@@ -278,6 +278,7 @@ def _scatter_gradient(
   num_columns = columns.shape[2]
 
   def add_pair(k: Int[Array, ''], total: Array) -> Array:
+    """Adds the gradients for pair k of a row and a column."""
     index, weight = _pair(k // num_columns, k % num_columns, *samples)
     return total.at[index].add(
       weight[..., None] * gradient, mode='promise_in_bounds'
@@ -309,6 +310,7 @@ def _scatter_gradient_in_loop(
   channels = gradient.shape[-1]
 
   def add_output_cell(k: Int[Array, ''], total: Array) -> Array:
+    """Adds the gradients that come from output cell k of all boxes."""
     box, i, j = k // side**2, k // side % side, k % side
     for m, n in np.ndindex(taps, taps):
       place = rows[box, i, m] + columns[box, j, n]
