@@ -51,7 +51,7 @@ def cell_anchors(
     stride: Pixels per cell. Only `rounding='stride'` uses it.
 
   Returns:
-    Boxes (x1, y1, x2, y2) in pixels; parts of them have negative coordinates.
+    Boxes (x1, y1, x2, y2) in pixels. Coordinates may be negative.
 
   Raises:
     ValueError: If `rounding` is none of the three.
