@@ -24,7 +24,6 @@ from maskrcnn_jax.data import canvases, image_sets, loader
 from maskrcnn_jax.data.source import (
   Source,
   check_images_exist,
-  check_is_there,
   read_set,
 )
 from maskrcnn_jax.errors import InputError
@@ -67,7 +66,7 @@ def benchmark_loader(
     config: The recipe.
     source: The data set to load.
     option: The beginning of the options that give the data set, for messages.
-      See `source.check_is_there`.
+      See `Source.check_is_there`.
     batch_size: Number of images in a step.
     num_steps: Number of steps that are timed.
     workers: Numbers of worker processes to try; 0: threads of this process.
@@ -87,7 +86,7 @@ def benchmark_loader(
     raise InputError(f'--step_seconds={step_s} must be 0 or more.')
   mesh = cluster.make_mesh()
   cluster.check_batch_size(batch_size, mesh, key='batch_size')
-  check_is_there(source, option)
+  source.check_is_there(option)
   data_set = read_set(source, require_masks=heads_of(config).masks)
   check_images_exist(data_set)
   index = data_set.coco_index

@@ -33,9 +33,7 @@ from maskrcnn_jax.data.source import (
   DataSet,
   Source,
   check_images_exist,
-  check_is_there,
   image_file,
-  read_content,
   read_set,
 )
 from maskrcnn_jax.errors import InputError
@@ -66,7 +64,7 @@ def check_data(
     source: The data set.
     config: The recipe to train with. `None`: the default one.
     option: The beginning of the options that give the data set, for messages.
-      See `source.check_is_there`.
+      See `Source.check_is_there`.
     against: COCO JSON of another split of the same data.
     boxes_only: Whether objects without masks are accepted. They always are if
       the recipe's model has no masks.
@@ -104,7 +102,7 @@ def check_data(
     'is_ok': False,
   }
   try:
-    check_is_there(source, option)
+    source.check_is_there(option)
     data_set = read_set(source, report=report, **options)
   except InputError as error:
     report.error_of('', '', error)
@@ -348,7 +346,7 @@ def _evaluation_problem(
   # that an AP may be impossible.
   if report.error_codes or not {'A01', 'A05', 'A06'} & set(report.counts):
     return ''
-  content = read_content(source)
+  content = source.read_content()
   try:
     for kind in ('bbox',) if boxes_only else ('bbox', 'segm'):
       check_truth(content, kind=kind)

@@ -12,6 +12,8 @@ from jaxtyping import Int
 import numpy as np
 
 from maskrcnn_jax import errors
+from maskrcnn_jax.data import coco
+from maskrcnn_jax.data.coco_index import CocoIndex
 
 # The `objects/area` of an object whose annotation has no area.
 MISSING_AREA = -1.0
@@ -31,6 +33,19 @@ class Records(NamedTuple):
   def __str__(self) -> str:
     """Names the data set in messages."""
     return f'{self.name}, split {self.split}, in {self.directory}'
+
+  def check_is_there(self, option: str) -> None:
+    """Implements `Source.check_is_there`; the message needs no `option`."""
+    find_records(self)
+
+  def read(self, **options: Any) -> tuple[CocoIndex, 'RecordImages']:
+    """Implements `Source.read`."""
+    content, images = read_records(self)
+    return coco.index_coco(content, str(self), **options), images
+
+  def read_content(self) -> dict[str, Any]:
+    """Implements `Source.read_content`."""
+    return read_records(self)[0]
 
 
 class RecordImage(NamedTuple):
@@ -71,15 +86,15 @@ def read_records(records: Records) -> tuple[dict[str, Any], RecordImages]:
   rows = _open(str(directory), records.split)
   categories = rows.dataset_info.metadata['categories']
   positions = np.full(len(rows), -1, np.int64)
-  images = [None] * len(rows)
-  annotations = [None] * len(rows)
+  by_row = {}
   for position, record in enumerate(rows):
-    row = record['image/index']
+    row = int(record['image/index'])
     positions[row] = position
-    images[row], annotations[row] = record_to_coco(record, categories)
+    by_row[row] = record_to_coco(record, categories)
+  in_order = [by_row[row] for row in range(len(rows))]
   return {
-    'images': images,
-    'annotations': [entry for entries in annotations for entry in entries],
+    'images': [image for image, _ in in_order],
+    'annotations': [entry for _, entries in in_order for entry in entries],
     'categories': [{'id': id_, 'name': name} for id_, name in categories],
   }, RecordImages(str(directory), records.split, positions)
 

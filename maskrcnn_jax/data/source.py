@@ -1,27 +1,57 @@
-"""Where a data set comes from, COCO files or records, and reading either.
+"""Data sets: where one comes from, and reading it.
 
-COCO files are a JSON file of annotations and a folder of images. Records are a
-set that `build_tfds` wrote for tensorflow-datasets; they hold the images too.
-Whoever uses a data set takes a `Source` and need not know which of the two it
-is.
+A `Source` says where the annotations and the images of a data set are, and
+reads them. `CocoFiles` is a JSON file in COCO's format and a folder of images.
+`Records` is a set that `build_tfds` wrote for tensorflow-datasets, which holds
+the images too. The rest of the program works with any `Source`.
+
+To add another kind of annotations, write a class with the methods of `Source`
+in a file of its own beside this one, and add one line to `source_of_files`.
+CONTRIBUTING.md has an example.
 """
 
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import coco, findings
 from maskrcnn_jax.data.coco_index import CocoIndex
 from maskrcnn_jax.data.columns import StoredIndex
 from maskrcnn_jax.data.images import case_hint
-from maskrcnn_jax.data.records import (
-  RecordImage,
-  RecordImages,
-  Records,
-  find_records,
-  read_records,
-)
+from maskrcnn_jax.data.records import RecordImage, RecordImages
+
+# Where the images of a data set are: in a folder, or in records.
+Images = str | pathlib.Path | RecordImages
+
+
+@runtime_checkable
+class Source(Protocol):
+  """A data set that has not been read yet; `str` names it in messages."""
+
+  def check_is_there(self, option: str) -> None:
+    """Checks that the annotations exist, without reading them.
+
+    Args:
+      option: The beginning of the options that give the data set, for the
+        message: '--config.data.eval.', or '--' for --images and --annotations.
+
+    Raises:
+      InputError: If the annotations do not exist, or if the folder of images
+        was not given.
+    """
+
+  def read(self, **options: Any) -> tuple[CocoIndex, Images]:
+    """Reads and checks all annotations; also returns where the images are.
+
+    Args:
+      **options: Options of `coco.read_coco` and `coco.index_coco`.
+    """
+    ...
+
+  def read_content(self) -> dict[str, Any]:
+    """Returns the annotations as a COCO JSON: lists, dicts and numbers."""
+    ...
 
 
 class CocoFiles(NamedTuple):
@@ -34,11 +64,37 @@ class CocoFiles(NamedTuple):
     """Names the data set in messages."""
     return self.annotations
 
+  def check_is_there(self, option: str) -> None:
+    """Implements `Source.check_is_there`."""
+    if not self.images:
+      raise errors.InputError(
+        f'I01: {option}images=DIR is missing: the folder of the images of'
+        f' {self.annotations}.'
+      )
+    coco.check_is_there(self.annotations, f'{option}annotations')
 
-Source = CocoFiles | Records
+  def read(self, **options: Any) -> tuple[CocoIndex, pathlib.Path]:
+    """Implements `Source.read`."""
+    index = coco.read_coco(self.annotations, **options)
+    return index, pathlib.Path(self.images)
 
-# Where the images of a data set are: in a folder, or in records.
-Images = str | pathlib.Path | RecordImages
+  def read_content(self) -> dict[str, Any]:
+    """Implements `Source.read_content`."""
+    return coco.read_json(pathlib.Path(self.annotations))
+
+
+def source_of_files(images: str, annotations: str) -> Source:
+  """Returns the data set of a folder of images and their annotations.
+
+  The recipe and --annotations name a data set by these two. The name of the
+  annotations decides how they are read. All are COCO JSON today; another kind
+  of annotations is another line here.
+
+  Args:
+    images: The folder of the images.
+    annotations: The file of the annotations.
+  """
+  return CocoFiles(images, annotations)
 
 
 class DataSet(NamedTuple):
@@ -90,13 +146,13 @@ def choose_source(
     of_recipe: The training set of the recipe, `None` if it names none.
 
   Returns:
-    The data set, and the `option` of `check_is_there` for it.
+    The data set, and the `option` of its `check_is_there`.
 
   Raises:
     InputError: If there is no data set, or only one of the two is given.
   """
   if images and annotations:
-    return CocoFiles(images, annotations), '--'
+    return source_of_files(images, annotations), '--'
   if images or annotations:
     missing = '--annotations=FILE.json' if images else '--images=DIR'
     raise errors.InputError(
@@ -110,28 +166,6 @@ def choose_source(
   return of_recipe, '--config.data.train.'
 
 
-def check_is_there(source: Source, option: str) -> None:
-  """Checks that the annotations of a data set exist.
-
-  Args:
-    source: The data set.
-    option: The beginning of the options that give it, for the message:
-      '--config.data.eval.', or '--' for --images and --annotations.
-
-  Raises:
-    InputError: If they do not exist, or if the folder of images was not given.
-  """
-  if isinstance(source, Records):
-    find_records(source)
-    return
-  if not source.images:
-    raise errors.InputError(
-      f'I01: {option}images=DIR is missing: the folder of the images of'
-      f' {source.annotations}.'
-    )
-  coco.check_is_there(source.annotations, f'{option}annotations')
-
-
 def read_set(source: Source, **options: Any) -> DataSet:
   """Reads and checks all annotations of a data set.
 
@@ -139,20 +173,7 @@ def read_set(source: Source, **options: Any) -> DataSet:
     source: The data set.
     **options: Options of `coco.read_coco`.
   """
-  if isinstance(source, Records):
-    content, in_records = read_records(source)
-    return DataSet(coco.index_coco(content, str(source), **options), in_records)
-  return DataSet(
-    coco.read_coco(source.annotations, **options),
-    pathlib.Path(source.images),
-  )
-
-
-def read_content(source: Source) -> dict[str, Any]:
-  """Reads a data set as the COCO JSON that it is, or was made from."""
-  if isinstance(source, Records):
-    return read_records(source)[0]
-  return coco.read_json(pathlib.Path(source.annotations))
+  return DataSet(*source.read(**options))
 
 
 def image_file(images: Images, row: int, file_name: str) -> ImageFile:
