@@ -25,15 +25,23 @@ class InputFormat(NamedTuple):
   # Whether shrinking averages over all old pixels that a new pixel covers.
   antialias: bool
 
-  def rgb_255(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  def rgb_255(
+    self,
+  ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Returns (mean, std) for pixels in RGB and [0, 255]."""
     step = {'RGB': 1, 'BGR': -1}[self.channel_order]
-    return tuple(
+
+    def convert(
+      values: tuple[float, float, float],
+    ) -> tuple[float, float, float]:
       # Rounding removes the floating-point error of the product, for example
       # of .406 * 255.
-      tuple(round(255 / self.white * x, 9) for x in values[::step])
-      for values in (self.mean, self.std)
-    )
+      red, green, blue = (
+        round(255 / self.white * x, 9) for x in values[::step]
+      )
+      return red, green, blue
+
+    return convert(self.mean), convert(self.std)
 
 
 class Geometry(NamedTuple):
