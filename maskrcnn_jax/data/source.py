@@ -1,9 +1,10 @@
-"""Data sets: where one comes from, and reading it.
+"""Where a data set comes from, and functions to read it.
 
 A `Source` says where the annotations and the images of a data set are, and
-reads them. `CocoFiles` is a JSON file in COCO's format and a folder of images.
-`Records` is a set that `build_tfds` wrote for tensorflow-datasets, which holds
-the images too. The rest of the program works with any `Source`.
+reads them. `CocoFiles` are a JSON file of annotations and a folder of images.
+`Records` are written by `build_tfds` for tensorflow-datasets and hold the
+images too. The rest of the program takes a `Source` and need not know which of
+them it is.
 
 To add another kind of annotations, write a class with the methods of `Source`
 in a file of its own beside this one, and add one line to `source_of_files`.
@@ -21,20 +22,20 @@ from maskrcnn_jax.data.columns import StoredIndex
 from maskrcnn_jax.data.images import case_hint
 from maskrcnn_jax.data.records import RecordImage, RecordImages
 
-# Where the images of a data set are: in a folder, or in records.
+# The images of a data set: the folder that they are in, or the records.
 Images = str | pathlib.Path | RecordImages
 
 
 @runtime_checkable
 class Source(Protocol):
-  """A data set that has not been read yet; `str` names it in messages."""
+  """A data set before reading. Its `str` is its name in messages."""
 
   def check_is_there(self, option: str) -> None:
     """Checks that the annotations exist, without reading them.
 
     Args:
-      option: The beginning of the options that give the data set, for the
-        message: '--config.data.eval.', or '--' for --images and --annotations.
+      option: The beginning of the options that give the data set, for
+        messages: '--config.data.eval.', or '--' for --images and --annotations.
 
     Raises:
       InputError: If the annotations do not exist, or if the folder of images
@@ -42,15 +43,22 @@ class Source(Protocol):
     """
 
   def read(self, **options: Any) -> tuple[CocoIndex, Images]:
-    """Reads and checks all annotations; also returns where the images are.
+    """Reads and checks all annotations, and returns the images too.
 
     Args:
-      **options: Options of `coco.read_coco` and `coco.index_coco`.
+      **options: Keyword arguments of `coco.read_coco`, such as `require_masks`.
+
+    Raises:
+      InputError: If the annotations cannot be read, or are wrong and no report
+        is given.
     """
     ...
 
   def read_content(self) -> dict[str, Any]:
-    """Returns the annotations as a COCO JSON: lists, dicts and numbers."""
+    """Returns the annotations as a COCO document, not checked.
+
+    A COCO document is the content of a COCO JSON: nested dicts and lists.
+    """
     ...
 
 
@@ -61,11 +69,18 @@ class CocoFiles(NamedTuple):
   annotations: str  # the JSON file
 
   def __str__(self) -> str:
-    """Names the data set in messages."""
+    """Returns the name of the data set for messages."""
     return self.annotations
 
   def check_is_there(self, option: str) -> None:
-    """Implements `Source.check_is_there`."""
+    """Checks that the JSON exists and that the folder was given.
+
+    Args:
+      option: The beginning of the options that give the data set, for messages.
+
+    Raises:
+      InputError: If one of them is missing.
+    """
     if not self.images:
       raise errors.InputError(
         f'I01: {option}images=DIR is missing: the folder of the images of'
@@ -74,59 +89,68 @@ class CocoFiles(NamedTuple):
     coco.check_is_there(self.annotations, f'{option}annotations')
 
   def read(self, **options: Any) -> tuple[CocoIndex, pathlib.Path]:
-    """Implements `Source.read`."""
+    """Reads and checks the JSON; returns the folder of the images too.
+
+    Args:
+      **options: Keyword arguments of `coco.read_coco`.
+    """
     index = coco.read_coco(self.annotations, **options)
     return index, pathlib.Path(self.images)
 
   def read_content(self) -> dict[str, Any]:
-    """Implements `Source.read_content`."""
+    """Returns the content of the JSON, not checked."""
     return coco.read_json(pathlib.Path(self.annotations))
 
 
 def source_of_files(images: str, annotations: str) -> Source:
   """Returns the data set of a folder of images and their annotations.
 
-  The recipe and --annotations name a data set by these two. The name of the
-  annotations decides how they are read. All are COCO JSON today; another kind
-  of annotations is another line here.
+  A recipe and the command line give a data set by these two paths. All
+  annotations are COCO JSON today. To read another format, return another class
+  here where the path of the annotations ends differently.
 
   Args:
-    images: The folder of the images.
-    annotations: The file of the annotations.
+    images: Path of the folder of the images.
+    annotations: Path of the annotations.
   """
   return CocoFiles(images, annotations)
 
 
 class DataSet(NamedTuple):
-  """A data set that was read: its annotations, and where its images are."""
+  """A data set after reading: its annotations, and where its images are."""
 
   coco_index: CocoIndex
   images: Images
 
 
 class StoredDataSet(NamedTuple):
-  """A data set as the workers of the loader get it: annotations in files."""
+  """A data set for the worker processes of the loader.
+
+  Its annotations are in files, because pickling them for each worker would take
+  much memory.
+  """
 
   coco_index: StoredIndex
   images: Images
 
 
 class ImageFile(NamedTuple):
-  """One encoded image, in the form that `images.decode_image` takes."""
+  """One encoded image: a file on disk or the bytes in a record."""
 
-  path: str  # of the file; of an image in a record, its file_name
-  record: RecordImage | None = None  # the record that holds it, if one does
+  path: str  # path on disk; if the image is in a record, only its file_name
+  record: RecordImage | None = None  # the record; None if it is a file on disk
 
   def content(self) -> bytes | None:
-    """Reads the bytes from the record. `None`: they are in the file `path`."""
+    """Returns the bytes of an image in a record; `None` for a file on disk."""
     return None if self.record is None else self.record.read()
 
 
 def options_of(part: str) -> str:
-  """Returns the options that name a data set of a recipe, for messages.
+  """Returns the command-line options that give a data set, for messages.
 
   Args:
-    part: 'train' or 'eval', of `config.data`.
+    part: The part of `config.data` that the data set belongs to: 'train' or
+      'eval'.
   """
   key = f'--config.data.{part}'
   return (
@@ -138,18 +162,20 @@ def options_of(part: str) -> str:
 def choose_source(
   images: str | None, annotations: str | None, of_recipe: Source | None
 ) -> tuple[Source, str]:
-  """Returns the data set of --images and --annotations, else the recipe's.
+  """Returns the data set of --images and --annotations, or that of the recipe.
 
   Args:
-    images: The value of --images. `None` or '': not given.
-    annotations: The value of --annotations. `None` or '': not given.
-    of_recipe: The training set of the recipe, `None` if it names none.
+    images: The value of --images. `None` or '' if it was not given.
+    annotations: The value of --annotations. `None` or '' if it was not given.
+    of_recipe: The training set of the recipe. `None` if it names none.
 
   Returns:
-    The data set, and the `option` of its `check_is_there`.
+    The data set, and the beginning of the options that give it, for messages:
+    '--' or '--config.data.train.'.
 
   Raises:
-    InputError: If there is no data set, or only one of the two is given.
+    InputError: If there is no data set, or if only one of the two options is
+      given.
   """
   if images and annotations:
     return source_of_files(images, annotations), '--'
@@ -171,7 +197,11 @@ def read_set(source: Source, **options: Any) -> DataSet:
 
   Args:
     source: The data set.
-    **options: Options of `coco.read_coco`.
+    **options: Keyword arguments of `coco.read_coco`, such as `require_masks`.
+
+  Raises:
+    InputError: If the annotations cannot be read, or are wrong and no report is
+      given.
   """
   return DataSet(*source.read(**options))
 
@@ -180,9 +210,9 @@ def image_file(images: Images, row: int, file_name: str) -> ImageFile:
   """Returns the encoded image of a row of the index.
 
   Args:
-    images: Where the images of the data set are.
-    row: The image's row of the index.
-    file_name: The image's name in the index.
+    images: The images of the data set.
+    row: Row of the image in the index.
+    file_name: File name of the image in the index.
   """
   if isinstance(images, RecordImages):
     return ImageFile(file_name, images.image(row))
@@ -194,18 +224,20 @@ def check_images_exist(
 ) -> list[int]:
   """Checks that the file of each image exists.
 
-  Images in records exist: `build_tfds` writes a record only with its image.
+  Images in records are not checked: `build_tfds` writes no record without its
+  image.
 
   Args:
-    data_set: Its index has the file names.
-    report: Gets each image that is missing. `None`: the first one is raised.
+    data_set: The data set.
+    report: Receives an error for each missing image. If it is `None`, the first
+      error is raised.
 
   Returns:
-    The rows of the images that are missing, or whose name leads out of the
-    folder, in rising order.
+    The rows of the images that are missing or whose file name leads out of the
+    folder, rising.
 
   Raises:
-    InputError: If there is such an image, and no report.
+    InputError: If there is such an image and no report.
   """
   index, folder = data_set
   if isinstance(folder, RecordImages):
