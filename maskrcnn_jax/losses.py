@@ -1,6 +1,6 @@
-"""The five losses, normalised over all images of all devices.
+"""The five losses and their weights, normalised over all images of all devices.
 
-Every function takes whole batches. Under `jit`, a sum therefore runs over the
+Every loss takes whole batches. Under `jit`, a sum therefore runs over the
 global batch, however it is sharded, and the same batch gives the same loss on
 any number of devices.
 
@@ -9,11 +9,67 @@ the whole batch, which the loss of each micro-batch is divided by. The losses of
 the micro-batches then add up to the loss of the batch.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import optax
 
 from maskrcnn_jax.array_types import RoiTargets, RpnTargets
+
+
+class LossWeights(NamedTuple):
+  """Factors of the losses; the keys `loss_weights` of a recipe."""
+
+  objectness: float = 1.0
+  rpn_box: float = 1.0
+  classification: float = 1.0
+  box: float = 1.0
+  mask: float = 1.0
+
+
+# The weights where a caller gives none.
+EQUAL_WEIGHTS = LossWeights()
+
+
+class Losses(NamedTuple):
+  """The losses of a batch, times their weights.
+
+  The losses of a head that the model does not have are None.
+  """
+
+  box: Float[Array, ''] | None
+  classification: Float[Array, ''] | None
+  mask: Float[Array, ''] | None
+  objectness: Float[Array, '']
+  rpn_box: Float[Array, '']
+
+  def by_name(self) -> dict[str, Float[Array, '']]:
+    """Returns {name: loss} by the names that the seed's log gives them.
+
+    Source:
+      The seed's `modeling/rpn/rpn.py`, `roi_heads/box_head/box_head.py` and
+      `roi_heads/mask_head/mask_head.py`.
+    """
+    names = {
+      'loss_box_reg': self.box,
+      'loss_classifier': self.classification,
+      'loss_mask': self.mask,
+      'loss_objectness': self.objectness,
+      'loss_rpn_box_reg': self.rpn_box,
+    }
+    return {name: loss for name, loss in names.items() if loss is not None}
+
+  def total(self) -> Float[Array, '']:
+    """Returns the sum of the losses."""
+    first, *others = self.by_name().values()
+    return sum(others, start=first)
+
+
+def weigh(loss: Float[Array, ''], weight: float) -> Float[Array, '']:
+  """Multiplies a loss by its weight."""
+  # Multiplying by 1 changes no result, but compiles another program.
+  return loss if weight == 1 else weight * loss
 
 
 def objectness_loss(
@@ -60,10 +116,11 @@ def anchor_box_loss(
   Args:
     anchor_deltas: Predicted deltas of all anchors.
     targets: The sampled anchors.
-    smooth_l1_beta: Error, unitless, below which the loss is a parabola: see
-      `smooth_l1`.
+    smooth_l1_beta: Error, unitless, below which the loss is a parabola instead
+      of a line; 0 gives a line everywhere.
     over_slots: Whether the sum is divided by the number of slots of the sample
-      instead of by the number of sampled anchors: see `objectness_loss`.
+      instead of by the number of sampled anchors. They differ if an image has
+      fewer anchors to sample than the sample has slots.
     total: Number of anchors the loss is averaged over. None counts the anchors
       of this batch.
 
@@ -83,12 +140,11 @@ def anchor_box_loss(
 def counted_anchors(
   targets: RpnTargets, over_slots: bool
 ) -> Bool[Array, 'b s']:
-  """Returns which slots of the sample the two losses above are averaged over.
+  """Returns which slots of the sample the losses of the RPN are averaged over.
 
   Args:
-    targets: The sampled anchors.
-    over_slots: Whether slots without an anchor count too: see
-      `objectness_loss`.
+    targets: The sampled anchors. Slots without an anchor are not `valid`.
+    over_slots: Whether slots without an anchor count too.
   """
   return jnp.ones_like(targets.valid) if over_slots else targets.valid
 
@@ -130,8 +186,8 @@ def box_loss(
   Args:
     box_deltas: Predicted deltas of the sampled RoIs, for each class.
     targets: The sampled RoIs.
-    smooth_l1_beta: Error, unitless, below which the loss is a parabola: see
-      `smooth_l1`.
+    smooth_l1_beta: Error, unitless, below which the loss is a parabola instead
+      of a line; 0 gives a line everywhere.
     total: Number of RoIs the loss is averaged over. None counts the RoIs of
       this batch.
 
@@ -154,9 +210,10 @@ def mask_loss(
   class_targets: Int[Array, 'b r'],
   foreground: Bool[Array, 'b r'],
   *,
+  weights: LossWeights = EQUAL_WEIGHTS,
   total: Int[Array, ''] | None = None,
 ) -> Float[Array, '']:
-  """Binary cross-entropy of foreground masks, averaged over their pixels.
+  """Returns the weighted error of the masks, averaged over foreground RoIs.
 
   Only the mask that was predicted for the class of the object contributes.
 
@@ -166,19 +223,38 @@ def mask_loss(
       outside.
     class_targets: Class numbers of the RoIs; 0 is background.
     foreground: Which RoIs have a mask.
+    weights: Factors of the terms of the loss; `mask` is that of the
+      cross-entropy.
     total: Number of RoIs with a mask that the loss is averaged over. None
-      counts those of this batch.
+      counts the RoIs with a mask of this batch.
 
   Source:
-    Mask R-CNN (arXiv:1703.06870), section 3. The sum is divided by the number
-    of foreground RoIs times m * m. The loss is 0 if no RoI is foreground.
+    Mask R-CNN (arXiv:1703.06870), section 3. The sum over all pixels is divided
+    by the number of foreground RoIs times m * m. The loss is 0 if no RoI is
+    foreground.
   """
+
+  def mean(errors: Float[Array, 'b r']) -> Float[Array, '']:
+    return _mean_over(jnp.where(foreground, errors, 0), foreground, total)
+
   logits = jnp.take_along_axis(
     mask_logits, class_targets[:, :, None, None, None], axis=4
   )[..., 0]
-  loss = optax.sigmoid_binary_cross_entropy(logits, mask_targets)
-  loss = jnp.where(foreground, loss.mean(axis=(2, 3)), 0)
-  return _mean_over(loss, foreground, total)
+  return weigh(mean(mask_cross_entropy(logits, mask_targets)), weights.mask)
+
+
+def mask_cross_entropy(
+  mask_logits: Float[Array, 'b r m m'], mask_targets: Float[Array, 'b r m m']
+) -> Float[Array, 'b r']:
+  """Returns the binary cross-entropy of each mask, averaged over its pixels.
+
+  Args:
+    mask_logits: A predicted mask for each RoI.
+    mask_targets: Masks that should be predicted: 1 inside the object, 0
+      outside.
+  """
+  loss = optax.sigmoid_binary_cross_entropy(mask_logits, mask_targets)
+  return loss.mean(axis=(2, 3))
 
 
 def smooth_l1(
@@ -201,8 +277,18 @@ def smooth_l1(
   return jnp.where(size < beta, 0.5 * difference**2 / beta, size - 0.5 * beta)
 
 
-def _mean_over(loss, counted, total):
-  """Divides the sum of a loss by the number of counted elements, at least 1."""
+def _mean_over(
+  loss: Float[Array, 'b n'],
+  counted: Bool[Array, 'b n'],
+  total: Int[Array, ''] | None,
+) -> Float[Array, '']:
+  """Divides the sum of a loss by a number of samples, at least by 1.
+
+  Args:
+    loss: The loss of each slot; 0 where the slot has none.
+    counted: Slots whose number is the divisor if `total` is None.
+    total: The divisor, if the caller has counted the samples already.
+  """
   if total is None:
     total = jnp.sum(counted)
   return jnp.sum(loss) / jnp.maximum(total, 1)

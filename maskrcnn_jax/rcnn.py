@@ -16,7 +16,7 @@ Source:
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,8 @@ from maskrcnn_jax.detections import detect_boxes, select_masks
 from maskrcnn_jax.geometry import Geometry
 from maskrcnn_jax.inputs import Augmentation, prepare_inputs
 from maskrcnn_jax.kernels import Kernels, choose_kernels
+from maskrcnn_jax.losses import Losses, LossWeights
+from maskrcnn_jax.model.box_head import BoxOutput
 from maskrcnn_jax.model.layers import WIDE_CHANNELS
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN
 from maskrcnn_jax.model.rpn_head import RpnOutput
@@ -77,7 +79,7 @@ MASK_CHUNK = 16
 
 
 class ProposalLimits(NamedTuple):
-  """How many boxes the RPN passes on."""
+  """Numbers of boxes that the RPN passes on."""
 
   pre_nms: int  # boxes of a level that enter its NMS
   post_nms: int  # boxes of a level that leave it, at most
@@ -91,13 +93,13 @@ class RpnOptions(NamedTuple):
   foreground_fraction: float  # largest share of them that may be foreground
   foreground_iou: float  # overlap from which an anchor is foreground
   background_iou: float  # overlap below which an anchor is background
-  iou_threshold: float  # of the NMS
-  train: ProposalLimits
-  eval: ProposalLimits
+  iou_threshold: float  # overlap above which the NMS drops a box
+  train: ProposalLimits  # used in training
+  eval: ProposalLimits  # used in evaluation and prediction
 
 
 class RoiOptions(NamedTuple):
-  """The RoIs that the box head and the mask head see."""
+  """Numbers and thresholds of the RoIs that the box and mask heads see."""
 
   num_samples: int  # RoIs of an image that the losses see
   foreground_fraction: float  # largest share of them that may be foreground
@@ -112,21 +114,11 @@ class RoiOptions(NamedTuple):
 
 
 class DetectionOptions(NamedTuple):
-  """Which boxes become detections."""
+  """Numbers and thresholds that decide which boxes become detections."""
 
   min_score: float  # boxes with this score or less are dropped
-  iou_threshold: float  # of the NMS inside each class
-  max_detections: int  # boxes of an image
-
-
-class LossWeights(NamedTuple):
-  """Factors of the five losses."""
-
-  objectness: float = 1.0
-  rpn_box: float = 1.0
-  classification: float = 1.0
-  box: float = 1.0
-  mask: float = 1.0
+  iou_threshold: float  # overlap above which the NMS of a class drops a box
+  max_detections: int  # boxes of an image, at most
 
 
 class Samples(NamedTuple):
@@ -139,7 +131,7 @@ class Samples(NamedTuple):
 class SampleCounts(NamedTuple):
   """Number of samples that each loss is averaged over.
 
-  None stands for the number of samples in the batch itself.
+  None lets the loss count the samples of its own batch.
   """
 
   anchors: Int[Array, ''] | None = None
@@ -150,45 +142,15 @@ class SampleCounts(NamedTuple):
 OF_THIS_BATCH = SampleCounts()
 
 
-class Losses(NamedTuple):
-  """The losses of a batch, times their weights; None without their head."""
-
-  box: Float[Array, ''] | None
-  classification: Float[Array, ''] | None
-  mask: Float[Array, ''] | None
-  objectness: Float[Array, '']
-  rpn_box: Float[Array, '']
-
-  def by_name(self) -> dict[str, Float[Array, '']]:
-    """Returns {name: loss} by the names that the seed's log gives them.
-
-    Source:
-      The seed's `modeling/rpn/rpn.py`, `roi_heads/box_head/box_head.py` and
-      `roi_heads/mask_head/mask_head.py`.
-    """
-    names = {
-      'loss_box_reg': self.box,
-      'loss_classifier': self.classification,
-      'loss_mask': self.mask,
-      'loss_objectness': self.objectness,
-      'loss_rpn_box_reg': self.rpn_box,
-    }
-    return {name: loss for name, loss in names.items() if loss is not None}
-
-  def total(self) -> Float[Array, '']:
-    """Returns the sum of the losses."""
-    return sum(self.by_name().values())
-
-
 class Rcnn(NamedTuple):
-  """Everything about a Mask R-CNN that does not change during a run."""
+  """A Mask R-CNN: its network and all that does not change during a run."""
 
-  network: MaskRCNN  # everything with parameters
+  network: MaskRCNN  # the modules with parameters
   heads: Heads  # which heads follow the RPN
   geometry: Geometry  # the box conventions
   kernels: Kernels  # the implementation of each operation
   kernel_choice: str  # a line for the log: which implementations, and why
-  mesh: Mesh | None  # devices that the images are spread over; None: one
+  mesh: Mesh | None  # devices of the images; None if there is one device
   # Sizes of the anchors of each level, in pixels, finest level first.
   anchor_sizes: tuple[tuple[float, ...], ...]
   anchor_ratios: tuple[float, ...]  # height over width
@@ -210,14 +172,16 @@ class Rcnn(NamedTuple):
     dtype: DTypeLike,
     mesh: Mesh | None = None,
   ) -> 'Rcnn':
-    """Returns the model of a recipe. Nothing below this function reads one.
+    """Returns the model of a recipe.
+
+    The fields are plain values: no module below this one reads a recipe.
 
     Args:
       config: The recipe.
       num_classes: Number of classes, background included.
       dtype: Type that convolutions and matrix products are computed in.
-      mesh: Devices that the images of a batch are spread over; None for one
-        device.
+      mesh: Devices that the images of a batch are spread over; None if there is
+        one device.
     """
     heads = heads_of(config)
     device = mesh.devices.flat[0] if mesh else jax.local_devices()[0]
@@ -269,8 +233,8 @@ class Rcnn(NamedTuple):
       ),
       detection=DetectionOptions(**config.detections),
       loss_weights=LossWeights(**config.loss_weights),
-      # It pays on a single CPU with a wide mask head. XLA runs the
-      # convolutions of a narrow one several times slower inside the loop
+      # Chunks are faster on a single CPU with a wide mask head only. XLA runs
+      # the convolutions of a narrow head several times slower inside the loop
       # over the chunks.
       skip_background=(
         mesh is not None
@@ -304,10 +268,12 @@ class Rcnn(NamedTuple):
     """Resizes, normalises and pads the images of a batch, and their objects.
 
     Args:
-      batch: As decoded by the host.
+      batch: Images and objects, as the host decoded them.
       augmentation: Random changes of the images; None changes nothing.
-      padded_size: (height, width) of the canvas.
-      max_object_vertices: See `prepare_inputs`.
+      padded_size: (height, width) of the canvas, in pixels.
+      max_object_vertices: Upper limit of the number of vertices of an object.
+        It must be given if the augmentation may crop images. The box of a
+        cropped object then encloses its visible part only.
     """
     pixels = self.geometry.input_format
     mean, std = pixels.rgb_255()
@@ -329,12 +295,28 @@ class Rcnn(NamedTuple):
   def extract(
     self, variables: dict, images: Float[Array, 'b h w 3']
   ) -> Pyramid:
-    """Returns the feature maps of normalised images, by level."""
-    return self.network.apply(variables, images, method='extract')
+    """Returns {level: feature map} of normalised images."""
+    return self._apply(variables, images, 'extract')
 
   def rate_anchors(self, variables: dict, pyramid: Pyramid) -> RpnOutput:
-    """Returns, for every anchor, whether it holds an object and its deltas."""
-    return self.network.apply(variables, pyramid, method='propose')
+    """Returns the objectness logit and the deltas of every anchor."""
+    return self._apply(variables, pyramid, 'propose')
+
+  def classify(
+    self, variables: dict, pooled: Float[Array, 'b r s s c']
+  ) -> BoxOutput:
+    """Returns the class logits of each RoI, and its deltas for each class."""
+    return self._apply(variables, pooled, 'classify')
+
+  def segment(
+    self, variables: dict, pooled: Float[Array, 'b r s s c']
+  ) -> Float[Array, 'b r m m k']:
+    """Returns the mask logits of each RoI for each class."""
+    return self._apply(variables, pooled, 'segment')
+
+  def _apply(self, variables: dict, x: Any, method: str) -> Any:
+    """Calls a method of the network, whose result depends on the method."""
+    return self.network.apply(variables, x, method=method)
 
   def propose(
     self,
@@ -353,7 +335,11 @@ class Rcnn(NamedTuple):
       padded_size: (height, width) of the canvas.
     """
 
-    def propose_in_image(logits, deltas, image_size):
+    def propose_in_image(
+      logits: Float[Array, 'a'],
+      deltas: Float[Array, 'a 4'],
+      image_size: Int[Array, '2'],
+    ) -> Proposals:
       levels, fit_to = self.anchors(padded_size, image_size)
       return make_proposals(
         logits,
@@ -377,14 +363,15 @@ class Rcnn(NamedTuple):
   def anchors(
     self, padded_size: tuple[int, int], image_size: Int[Array, '2']
   ) -> tuple[tuple[AnchorLevel, ...], Int[Array, '2'] | None]:
-    """Returns where the anchors of an image are: the levels, and `fit_to`.
+    """Returns the grid of anchors of each level, and the size it is fitted to.
 
     Args:
-      padded_size: (height, width) of the canvas.
-      image_size: (height, width) of the image before padding.
+      padded_size: (height, width) of the canvas, in pixels.
+      image_size: (height, width) of the image before padding, in pixels.
 
     Returns:
-      Arguments of `ops.anchors.make_anchors`.
+      The arguments `levels` and `fit_to` of `ops.anchors.make_anchors`.
+      `fit_to` is None if the strides are the usual powers of two.
     """
     levels = anchor_levels(
       padded_size,
@@ -454,7 +441,8 @@ class Rcnn(NamedTuple):
       inputs: Images and their objects, as `prepare` returns them.
       keys: Random keys of each image: for its anchors and for its RoIs.
       limits: Static sizes of the ground truth.
-      samples: Anchors and RoIs that are learned from; None draws them here.
+      samples: Anchors and RoIs that are learned from. None draws them from the
+        proposals of this batch.
       counts: Number of samples the losses are averaged over. For a
         micro-batch, the numbers of the whole batch.
     """
@@ -477,30 +465,37 @@ class Rcnn(NamedTuple):
       over_slots=over_slots,
       total=counts.anchors,
     )
-    classification = box = mask = None
-    if self.heads.boxes:
-      pooled = self.pool(pyramid, samples.roi.rois, side=self.roi.box_side)
-      boxes = self.network.apply(variables, pooled, method='classify')
-      classification = losses.classification_loss(
-        boxes.class_logits, samples.roi, total=counts.rois
-      )
-      box = losses.box_loss(
-        boxes.box_deltas,
-        samples.roi,
-        smooth_l1_beta=self.geometry.roi_smooth_l1_beta,
-        total=counts.rois,
-      )
-    if self.heads.masks:
-      mask = self._compute_mask_loss(
+    weights = self.loss_weights
+    found = Losses(
+      box=None,
+      classification=None,
+      mask=None,
+      objectness=losses.weigh(objectness, weights.objectness),
+      rpn_box=losses.weigh(rpn_box, weights.rpn_box),
+    )
+    if samples.roi is None:
+      return found
+    pooled = self.pool(pyramid, samples.roi.rois, side=self.roi.box_side)
+    boxes = self.classify(variables, pooled)
+    classification = losses.classification_loss(
+      boxes.class_logits, samples.roi, total=counts.rois
+    )
+    box = losses.box_loss(
+      boxes.box_deltas,
+      samples.roi,
+      smooth_l1_beta=self.geometry.roi_smooth_l1_beta,
+      total=counts.rois,
+    )
+    found = found._replace(
+      box=losses.weigh(box, weights.box),
+      classification=losses.weigh(classification, weights.classification),
+    )
+    if not self.heads.masks:
+      return found
+    return found._replace(
+      mask=self._compute_mask_loss(
         variables, pyramid, samples.roi, inputs, limits, counts.masks
       )
-    weights = self.loss_weights
-    return Losses(
-      box=_weigh(box, weights.box),
-      classification=_weigh(classification, weights.classification),
-      mask=_weigh(mask, weights.mask),
-      objectness=_weigh(objectness, weights.objectness),
-      rpn_box=_weigh(rpn_box, weights.rpn_box),
     )
 
   def sample(
@@ -515,7 +510,8 @@ class Rcnn(NamedTuple):
       inputs: Images and their objects.
       keys: Random keys of each image: for its anchors and for its RoIs.
     """
-    padded_size = inputs.images.shape[1:3]
+    _, height, width, _ = inputs.images.shape
+    padded_size = height, width
     rpn_targets = self._sample_anchors(inputs, keys[:, 0], padded_size)
     if not self.heads.boxes:
       return Samples(rpn_targets, None)
@@ -548,10 +544,20 @@ class Rcnn(NamedTuple):
       jnp.sum(rois_with_mask(samples.roi, outlines)),
     )
 
-  def _sample_anchors(self, inputs, keys, padded_size) -> RpnTargets:
-    """Chooses the anchors to learn from, and their targets."""
+  def _sample_anchors(
+    self,
+    inputs: Inputs,
+    keys: Key[Array, 'b'],
+    padded_size: tuple[int, int],
+  ) -> RpnTargets:
+    """Chooses the anchors that the RPN learns from, and their targets."""
 
-    def sample_in_image(image_size, gt_boxes, gt_valid, key):
+    def sample_in_image(
+      image_size: Int[Array, '2'],
+      gt_boxes: Float[Array, 'g 4'],
+      gt_valid: Bool[Array, 'g'],
+      key: Key[Array, ''],
+    ) -> RpnTargets:
       levels, fit_to = self.anchors(padded_size, image_size)
       return make_rpn_targets(
         jnp.concatenate(make_anchors(levels, fit_to=fit_to)),
@@ -574,10 +580,18 @@ class Rcnn(NamedTuple):
       inputs.image_sizes, inputs.gt_boxes, inputs.gt_valid, keys
     )
 
-  def _sample_rois(self, proposals, inputs, keys) -> RoiTargets:
-    """Chooses the RoIs to learn from, and their targets."""
+  def _sample_rois(
+    self, proposals: Proposals, inputs: Inputs, keys: Key[Array, 'b']
+  ) -> RoiTargets:
+    """Chooses the RoIs that the heads learn from, and their targets."""
 
-    def sample_in_image(proposals, gt_boxes, gt_classes, gt_valid, key):
+    def sample_in_image(
+      proposals: Proposals,
+      gt_boxes: Float[Array, 'g 4'],
+      gt_classes: Int[Array, 'g'],
+      gt_valid: Bool[Array, 'g'],
+      key: Key[Array, ''],
+    ) -> RoiTargets:
       return make_roi_targets(
         proposals,
         gt_boxes,
@@ -597,18 +611,40 @@ class Rcnn(NamedTuple):
     )
 
   def _compute_mask_loss(
-    self, variables, pyramid, targets, inputs, limits, count
+    self,
+    variables: dict,
+    pyramid: Pyramid,
+    targets: RoiTargets,
+    inputs: Inputs,
+    limits: GroundTruthLimits,
+    total: Int[Array, ''] | None,
   ) -> Float[Array, '']:
-    """Returns the mask loss of the sampled RoIs that are foreground."""
+    """Returns the weighted mask loss of the sampled RoIs that are foreground.
+
+    Args:
+      variables: Parameters and constants.
+      pyramid: Feature maps of the batch.
+      targets: The sampled RoIs.
+      inputs: Images and their objects.
+      limits: Static sizes of the ground truth.
+      total: Number of RoIs with a mask that the loss is averaged over. None
+        counts the RoIs with a mask of this batch.
+    """
     # Foreground RoIs come first, so that no other slot needs the mask head.
     targets = jax.tree.map(lambda x: x[:, : self.roi.max_foreground], targets)
     pooled = self.pool(pyramid, targets.rois, side=self.roi.mask_side)
     has_mask = rois_with_mask(targets, inputs.outlines)
     mask_logits = self._segment_chosen(variables, pooled, has_mask)
-    padded_size = inputs.images.shape[1:3]
+    _, height, width, _ = inputs.images.shape
     is_bitmap = self.geometry.mask_targets == 'bitmap'
 
-    def draw_in_image(outlines, rois, objects, foreground, image_size):
+    def draw_in_image(
+      outlines: Outlines,
+      rois: Float[Array, 'r 4'],
+      objects: Int[Array, 'r'],
+      foreground: Bool[Array, 'r'],
+      image_size: Int[Array, '2'],
+    ) -> Float[Array, 'r m m']:
       return make_mask_targets(
         outlines,
         rois,
@@ -619,7 +655,7 @@ class Rcnn(NamedTuple):
         max_parts=limits.max_parts,
         min_roi_side=self.geometry.mask_min_side,
         image_size=image_size if is_bitmap else None,
-        padded_size=padded_size,
+        padded_size=(height, width),
         kernels=self.kernels,
       )
 
@@ -635,21 +671,36 @@ class Rcnn(NamedTuple):
       mask_targets,
       targets.class_targets,
       has_mask,
-      total=count,
+      weights=self.loss_weights,
+      total=total,
     )
 
   def _segment_chosen(
-    self, variables, pooled, has_mask
+    self,
+    variables: dict,
+    pooled: Float[Array, 'b r s s c'],
+    has_mask: Bool[Array, 'b r'],
   ) -> Float[Array, 'b r m m k']:
-    """Runs the mask head on all RoIs, or on those with a mask only."""
-    if not self.skip_background:
-      return self.network.apply(variables, pooled, method='segment')
+    """Returns mask logits, which are right for the RoIs with a mask at least.
 
-    def segment(variables, rows):
-      return self.network.apply(variables, rows[None], method='segment')[0]
+    With `skip_background`, the mask head runs on the RoIs with a mask only, and
+    the logits of the other RoIs are 0.
+
+    Args:
+      variables: Parameters and constants.
+      pooled: Features of the RoIs.
+      has_mask: Which RoIs have a mask to learn.
+    """
+    if not self.skip_background:
+      return self.segment(variables, pooled)
+
+    def segment_rows(
+      variables: dict, rows: Float[Array, 'n s s c']
+    ) -> Float[Array, 'n m m k']:
+      return self.segment(variables, rows[None])[0]
 
     flat = apply_to_chosen(
-      segment,
+      segment_rows,
       variables,
       pooled.reshape(-1, *pooled.shape[2:]),
       has_mask.reshape(-1),
@@ -678,8 +729,9 @@ class Rcnn(NamedTuple):
     """
     pyramid = self.extract(variables, images)
     rpn = self.rate_anchors(variables, pyramid)
+    _, height, width, _ = images.shape
     proposals = self.propose(
-      rpn, image_sizes, self.rpn.eval, padded_size=images.shape[1:3]
+      rpn, image_sizes, self.rpn.eval, padded_size=(height, width)
     )
     if not self.heads.boxes:
       return Detections(
@@ -690,9 +742,16 @@ class Rcnn(NamedTuple):
         proposals.valid,
       )
     pooled = self.pool(pyramid, proposals.boxes, side=self.roi.box_side)
-    heads = self.network.apply(variables, pooled, method='classify')
+    heads = self.classify(variables, pooled)
 
-    def detect_in_image(class_logits, box_deltas, proposals, image_size):
+    def detect_in_image(
+      class_logits: Float[Array, 'p k'],
+      box_deltas: Float[Array, 'p k 4'],
+      proposals: Proposals,
+      image_size: Int[Array, '2'],
+    ) -> tuple[
+      Float[Array, 'd 4'], Int[Array, 'd'], Float[Array, 'd'], Bool[Array, 'd']
+    ]:
       return detect_boxes(
         class_logits,
         box_deltas,
@@ -711,7 +770,7 @@ class Rcnn(NamedTuple):
     if not self.heads.masks:
       return Detections(boxes, classes, scores, None, valid)
     pooled = self.pool(pyramid, boxes, side=self.roi.mask_side)
-    mask_logits = self.network.apply(variables, pooled, method='segment')
+    mask_logits = self.segment(variables, pooled)
     masks = jax.vmap(select_masks)(mask_logits, classes)
     return Detections(boxes, classes, scores, masks, valid)
 
@@ -727,9 +786,3 @@ def rois_with_mask(
   return targets.foreground & jnp.take_along_axis(
     starts[:, 1:] > starts[:, :-1], targets.objects, axis=1
   )
-
-
-def _weigh(loss, weight: float):
-  """Multiplies a loss by its weight, where there is such a loss."""
-  # Multiplying by 1 changes no result, but compiles another program.
-  return loss if loss is None or weight == 1 else weight * loss

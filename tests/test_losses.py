@@ -28,7 +28,12 @@ def binary_cross_entropy(logit, target):
 
 
 def make_rpn_case(*, foreground, valid):
-  """Random output and targets of an RPN, for [b, s] of bool."""
+  """Makes random output and targets of an RPN.
+
+  Args:
+    foreground: [b, s], which slots of the sample are foreground.
+    valid: [b, s], which slots hold an anchor.
+  """
   foreground, valid = np.array(foreground), np.array(valid)
   random = np.random.default_rng(0)
   b, s = valid.shape
@@ -46,7 +51,12 @@ def make_rpn_case(*, foreground, valid):
 
 
 def make_roi_case(*, foreground, valid):
-  """Random output and targets of the heads, for [b, r] of bool."""
+  """Makes random output and targets of the heads.
+
+  Args:
+    foreground: [b, r], which RoIs are foreground.
+    valid: [b, r], which slots hold a RoI.
+  """
   foreground, valid = np.array(foreground), np.array(valid)
   random = np.random.default_rng(0)
   b, r = valid.shape
@@ -86,7 +96,7 @@ def all_losses(rpn, roi):
 
 
 def all_sums_by_definition(rpn, roi):
-  """{name: (sum, count)} of the losses, by loops over each image."""
+  """Returns {name: (sum, count)} of the losses, by loops over each image."""
   logits, deltas, rpn_targets = rpn
   class_logits, box_deltas, mask_logits, masks, targets = roi
   sums = {
@@ -148,7 +158,8 @@ def test_each_loss_is_its_definition(case):
 
 
 def test_smooth_l1_turns_at_beta():
-  # With beta 0.5: 0.3^2 / (2 * 0.5) = 0.09; beyond it |d| - 0.25.
+  # With beta 0.5, 0.3 gives 0.3^2 / (2 * 0.5) = 0.09. Errors of 0.5 or more
+  # give |d| - 0.25.
   found = losses.smooth_l1(jnp.array([0.3, -0.3, 0.5, -2.0]), beta=0.5)
   assert_allclose(found, [0.09, 0.09, 0.25, 1.75], rtol=1e-6)
 
@@ -161,7 +172,8 @@ def test_smooth_l1_without_beta_is_the_absolute_value():
 
 
 def test_box_losses_divide_by_the_background_too():
-  # One foreground slot, each delta off by 1; four valid slots: 4 * 1 / 4.
+  # The four deltas of the only foreground slot are wrong by 1 each, and four
+  # slots are valid: 4 * 1 / 4.
   foreground = jnp.array([[True, False, False, False]])
   valid = jnp.ones((1, 4), bool)
   rpn_targets = RpnTargets(
@@ -180,7 +192,7 @@ def test_box_losses_divide_by_the_background_too():
     foreground,
     valid,
   )
-  # Deltas of other classes are no part of it.
+  # The deltas of other classes do not count.
   deltas = jnp.full((1, 4, 3, 4), 99.0).at[:, :, 1].set(1)
   assert_allclose(losses.box_loss(deltas, targets, smooth_l1_beta=0.0), 1)
 
@@ -214,7 +226,7 @@ def test_gradients_are_finite(case):
     found = all_losses((*rpn_outputs, rpn[2]), (*roi_outputs, *roi[3:]))
     return sum(found.values())
 
-  # Logits of 500 are what a diverging network gives.
+  # A network that diverges has logits as large as 500.
   for factor in (1, 500):
     outputs = jax.tree.map(lambda x: factor * x, (rpn[:2], roi[:3]))  # noqa: B023
     for gradient in jax.tree.leaves(gradients(outputs)):
@@ -240,8 +252,8 @@ def test_padding_slots_change_nothing():
 
 
 def test_the_loss_of_a_batch_is_normalised_over_all_its_images():
-  # An image of three valid slots and one of two: the batch's mean is of five
-  # slots, and not the mean of two means.
+  # One image has three valid slots, the other has two. The loss is the mean
+  # over the five slots, not the mean of the means of the two images.
   rpn, roi = make_rpn_case(**MIXED), make_roi_case(**MIXED)
   rows = [
     jax.tree.map(lambda x: x[i : i + 1], (rpn, roi))  # noqa: B023

@@ -25,7 +25,6 @@ from maskrcnn_jax.data import canvases, image_sets, loader
 from maskrcnn_jax.data.source import (
   Source,
   check_images_exist,
-  check_is_there,
   read_set,
 )
 from maskrcnn_jax.errors import InputError
@@ -71,8 +70,8 @@ def benchmark_loader(
   Args:
     config: The recipe.
     source: The data set to load.
-    option: The beginning of the options that give the data set, for messages:
-      '--' if they are --images and --annotations, or '--config.data.train.'.
+    option: The beginning of the options that give the data set, for messages.
+      See `Source.check_is_there`.
     batch_size: Number of images in a step, on all devices together.
     num_steps: Number of steps that are timed.
     workers: Numbers of worker processes to try, one after the other. With 0
@@ -97,7 +96,7 @@ def benchmark_loader(
     raise InputError(f'--step_seconds={step_s} must be 0 or more.')
   mesh = cluster.make_mesh()
   cluster.check_batch_size(batch_size, mesh, key='batch_size')
-  check_is_there(source, option)
+  source.check_is_there(option)
   data_set = read_set(source, require_masks=heads_of(config).masks)
   check_images_exist(data_set)
   index = data_set.coco_index

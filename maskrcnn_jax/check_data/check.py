@@ -33,9 +33,7 @@ from maskrcnn_jax.data.source import (
   DataSet,
   Source,
   check_images_exist,
-  check_is_there,
   image_file,
-  read_content,
   read_set,
 )
 from maskrcnn_jax.errors import InputError
@@ -65,8 +63,8 @@ def check_data(
   Args:
     source: The data set.
     config: The recipe to train with. `None` means the default recipe.
-    option: The beginning of the options that give the data set, for messages:
-      '--' if they are --images and --annotations, or '--config.data.train.'.
+    option: The beginning of the options that give the data set, for messages.
+      See `Source.check_is_there`.
     against: COCO JSON of another split of the same data. It must have the same
       classes and other images.
     boxes_only: Whether objects without masks are accepted. They always are if
@@ -107,7 +105,7 @@ def check_data(
     'is_ok': False,
   }
   try:
-    check_is_there(source, option)
+    source.check_is_there(option)
     data_set = read_set(source, report=report, **options)
   except InputError as error:
     report.error_of('', '', error)
@@ -387,7 +385,7 @@ def _evaluation_problem(
   # that an AP may be impossible.
   if report.error_codes or not {'A01', 'A05', 'A06'} & set(report.counts):
     return ''
-  content = read_content(source)
+  content = source.read_content()
   try:
     for kind in ('bbox',) if boxes_only else ('bbox', 'segm'):
       check_truth(content, kind=kind)

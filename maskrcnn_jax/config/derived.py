@@ -6,7 +6,8 @@ import ml_collections
 
 from maskrcnn_jax import geometry
 from maskrcnn_jax.config.defaults import set_value, value_of
-from maskrcnn_jax.data.source import CocoFiles, Records, Source
+from maskrcnn_jax.data.records import Records
+from maskrcnn_jax.data.source import Source, source_of_files
 
 
 class Heads(NamedTuple):
@@ -94,7 +95,7 @@ def source_of(config: ml_collections.ConfigDict, part: str) -> Source | None:
   if keys.tfds:
     return Records(keys.tfds, keys.split, config.data.tfds_dir)
   if keys.annotations:
-    return CocoFiles(keys.images, keys.annotations)
+    return source_of_files(keys.images, keys.annotations)
   return None
 
 

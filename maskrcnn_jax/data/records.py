@@ -12,6 +12,8 @@ from jaxtyping import Int
 import numpy as np
 
 from maskrcnn_jax import errors
+from maskrcnn_jax.data import coco
+from maskrcnn_jax.data.coco_index import CocoIndex
 
 # The value of `objects/area` for an object whose annotation has no area.
 MISSING_AREA = -1.0
@@ -31,6 +33,27 @@ class Records(NamedTuple):
   def __str__(self) -> str:
     """Returns the name of the data set for messages."""
     return f'{self.name}, split {self.split}, in {self.directory}'
+
+  def check_is_there(self, option: str) -> None:
+    """Checks that the set exists and has masks; messages need no `option`.
+
+    Raises:
+      InputError: If the data set or the split does not exist, or has no masks.
+    """
+    find_records(self)
+
+  def read(self, **options: Any) -> tuple[CocoIndex, 'RecordImages']:
+    """Reads and checks all annotations, and finds the record of each image.
+
+    Args:
+      **options: Keyword arguments of `coco.index_coco`.
+    """
+    content, images = read_records(self)
+    return coco.index_coco(content, str(self), **options), images
+
+  def read_content(self) -> dict[str, Any]:
+    """Returns the COCO document that the records were made from."""
+    return read_records(self)[0]
 
 
 class RecordImage(NamedTuple):

@@ -1,27 +1,65 @@
 """Where a data set comes from, and functions to read it.
 
-A data set is either COCO files or records. COCO files are a JSON file of
-annotations and a folder of images. Records are written by `build_tfds` for
-tensorflow-datasets and hold the images too. The rest of the program takes a
-`Source` and need not know which of the two it is.
+A `Source` says where the annotations and the images of a data set are, and
+reads them. `CocoFiles` are a JSON file of annotations and a folder of images.
+`Records` are written by `build_tfds` for tensorflow-datasets and hold the
+images too. The rest of the program takes a `Source` and need not know which of
+them it is.
+
+To add another kind of annotations, write a class with the methods of `Source`
+in a file of its own beside this one, and add one line to `source_of_files`.
+CONTRIBUTING.md has an example.
 """
 
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import coco, findings
 from maskrcnn_jax.data.coco_index import CocoIndex
 from maskrcnn_jax.data.columns import StoredIndex
 from maskrcnn_jax.data.images import case_hint
-from maskrcnn_jax.data.records import (
-  RecordImage,
-  RecordImages,
-  Records,
-  find_records,
-  read_records,
-)
+from maskrcnn_jax.data.records import RecordImage, RecordImages
+
+# The images of a data set: the folder that they are in, or the records.
+Images = str | pathlib.Path | RecordImages
+
+
+@runtime_checkable
+class Source(Protocol):
+  """A data set before reading. Its `str` is its name in messages."""
+
+  def check_is_there(self, option: str) -> None:
+    """Checks that the annotations exist, without reading them.
+
+    Args:
+      option: The beginning of the options that give the data set, for
+        messages: '--config.data.eval.', or '--' for --images and --annotations.
+
+    Raises:
+      InputError: If the annotations do not exist, or if the folder of images
+        was not given.
+    """
+
+  def read(self, **options: Any) -> tuple[CocoIndex, Images]:
+    """Reads and checks all annotations, and returns the images too.
+
+    Args:
+      **options: Keyword arguments of `coco.read_coco`, such as `require_masks`.
+
+    Raises:
+      InputError: If the annotations cannot be read, or are wrong and no report
+        is given.
+    """
+    ...
+
+  def read_content(self) -> dict[str, Any]:
+    """Returns the annotations as a COCO document, not checked.
+
+    A COCO document is the content of a COCO JSON: nested dicts and lists.
+    """
+    ...
 
 
 class CocoFiles(NamedTuple):
@@ -34,11 +72,48 @@ class CocoFiles(NamedTuple):
     """Returns the name of the data set for messages."""
     return self.annotations
 
+  def check_is_there(self, option: str) -> None:
+    """Checks that the JSON exists and that the folder was given.
 
-Source = CocoFiles | Records
+    Args:
+      option: The beginning of the options that give the data set, for messages.
 
-# The images of a data set: the folder that they are in, or the records.
-Images = str | pathlib.Path | RecordImages
+    Raises:
+      InputError: If one of them is missing.
+    """
+    if not self.images:
+      raise errors.InputError(
+        f'I01: {option}images=DIR is missing: the folder of the images of'
+        f' {self.annotations}.'
+      )
+    coco.check_is_there(self.annotations, f'{option}annotations')
+
+  def read(self, **options: Any) -> tuple[CocoIndex, pathlib.Path]:
+    """Reads and checks the JSON; returns the folder of the images too.
+
+    Args:
+      **options: Keyword arguments of `coco.read_coco`.
+    """
+    index = coco.read_coco(self.annotations, **options)
+    return index, pathlib.Path(self.images)
+
+  def read_content(self) -> dict[str, Any]:
+    """Returns the content of the JSON, not checked."""
+    return coco.read_json(pathlib.Path(self.annotations))
+
+
+def source_of_files(images: str, annotations: str) -> Source:
+  """Returns the data set of a folder of images and their annotations.
+
+  A recipe and the command line give a data set by these two paths. All
+  annotations are COCO JSON today. To read another format, return another class
+  here where the path of the annotations ends differently.
+
+  Args:
+    images: Path of the folder of the images.
+    annotations: Path of the annotations.
+  """
+  return CocoFiles(images, annotations)
 
 
 class DataSet(NamedTuple):
@@ -103,7 +178,7 @@ def choose_source(
       given.
   """
   if images and annotations:
-    return CocoFiles(images, annotations), '--'
+    return source_of_files(images, annotations), '--'
   if images or annotations:
     missing = '--annotations=FILE.json' if images else '--images=DIR'
     raise errors.InputError(
@@ -117,28 +192,6 @@ def choose_source(
   return of_recipe, '--config.data.train.'
 
 
-def check_is_there(source: Source, option: str) -> None:
-  """Checks that the annotations of a data set exist.
-
-  Args:
-    source: The data set.
-    option: The beginning of the options that give it, for messages:
-      '--config.data.eval.', or '--' for --images and --annotations.
-
-  Raises:
-    InputError: If they do not exist, or if the folder of images was not given.
-  """
-  if isinstance(source, Records):
-    find_records(source)
-    return
-  if not source.images:
-    raise errors.InputError(
-      f'I01: {option}images=DIR is missing: the folder of the images of'
-      f' {source.annotations}.'
-    )
-  coco.check_is_there(source.annotations, f'{option}annotations')
-
-
 def read_set(source: Source, **options: Any) -> DataSet:
   """Reads and checks all annotations of a data set.
 
@@ -150,23 +203,7 @@ def read_set(source: Source, **options: Any) -> DataSet:
     InputError: If the annotations cannot be read, or are wrong and no report is
       given.
   """
-  if isinstance(source, Records):
-    content, in_records = read_records(source)
-    return DataSet(coco.index_coco(content, str(source), **options), in_records)
-  return DataSet(
-    coco.read_coco(source.annotations, **options),
-    pathlib.Path(source.images),
-  )
-
-
-def read_content(source: Source) -> dict[str, Any]:
-  """Returns the annotations of a data set as a COCO document, not checked.
-
-  For records, it is the document that the records were made from.
-  """
-  if isinstance(source, Records):
-    return read_records(source)[0]
-  return coco.read_json(pathlib.Path(source.annotations))
+  return DataSet(*source.read(**options))
 
 
 def image_file(images: Images, row: int, file_name: str) -> ImageFile:

@@ -15,8 +15,6 @@ from maskrcnn_jax.data.source import (
   DataSet,
   Source,
   check_images_exist,
-  check_is_there,
-  read_content,
   read_set,
 )
 from maskrcnn_jax.detector import (
@@ -78,7 +76,7 @@ def evaluate(
   """
   check_backend(config.eval.backend)
   heads = detector.rcnn.heads
-  check_is_there(source, '--config.data.eval.')
+  source.check_is_there('--config.data.eval.')
   data_set = read_set(
     source, require_masks=False, require_annotations=not skip_eval
   )
@@ -103,7 +101,7 @@ def evaluate(
   if not skip_eval:
     # Every process checks the ground truth, so that all processes stop if it is
     # wrong, and none waits for another that has stopped.
-    truth = read_content(source)
+    truth = source.read_content()
     for kind in ('bbox', 'segm')[: 2 if heads.masks else 1]:
       check_truth(truth, kind=kind)
   plan = canvases.plan_canvases(

@@ -13,10 +13,12 @@ A backbone is a linen module that keeps this contract:
   ResNet is `conv1` and `bn1`, as in torchvision.) No other part has parameters.
 - Parameters are float32; arithmetic and features have the dtype `dtype`.
 
-To add a backbone, write it in a file of its own beside this one and add one
-case to `make_backbone`.
+To add a backbone, write it in a file of its own beside this one, add one line
+to `BACKBONES`, and add its name to the row of `model.backbone` in
+`config/keys.py`. CONTRIBUTING.md has an example.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -44,28 +46,34 @@ class BackboneOptions(NamedTuple):
   dtype: DTypeLike = jnp.float32  # dtype of the arithmetic
 
 
+# {value of `model.backbone` in a recipe: function that makes the backbone}.
+BACKBONES: dict[str, Callable[[BackboneOptions], nn.Module]] = {
+  'resnet': lambda options: ResNet(**options._asdict()),
+  'convnext_tiny': lambda options: ConvNeXt(
+    num_stages=options.num_stages, dtype=options.dtype
+  ),
+}
+
+
 def make_backbone(name: str, options: BackboneOptions) -> nn.Module:
   """Makes the backbone of a model.
 
   Args:
-    name: 'resnet' or 'convnext_tiny'.
-    options: Options of the recipe. `norm` and `norm_eps` are ignored by
-      backbones other than the ResNet, because they also say which norm the
-      heads have.
+    name: A key of `BACKBONES`.
+    options: Options of the recipe. `norm` and `norm_eps` are accepted by every
+      backbone, because they also say which norm the heads have. A backbone
+      that is not a ResNet may ignore them.
 
   Raises:
-    ValueError: There is no such backbone, or `options` asks a backbone that is
-      not a ResNet for another depth, width and so on than the default.
+    ValueError: If there is no such backbone, or if the backbone is not a ResNet
+      and `options` changes an option that only a ResNet has, such as `depth`.
   """
-  match name:
-    case 'resnet':
-      return ResNet(**options._asdict())
-    case 'convnext_tiny':
-      _refuse_resnet_options(name, options)
-      return ConvNeXt(num_stages=options.num_stages, dtype=options.dtype)
-  raise ValueError(
-    f"backbone must be 'resnet' or 'convnext_tiny', not {name!r}."
-  )
+  if name not in BACKBONES:
+    known = ' or '.join(map(repr, BACKBONES))
+    raise ValueError(f'backbone must be {known}, not {name!r}.')
+  if name != 'resnet':
+    _refuse_resnet_options(name, options)
+  return BACKBONES[name](options)
 
 
 def frozen_prefixes(freeze_at: int) -> tuple[tuple[str, ...], ...]:
@@ -82,7 +90,7 @@ def frozen_prefixes(freeze_at: int) -> tuple[tuple[str, ...], ...]:
     Prefixes of paths into `params`: (('backbone', 'stem'), ...).
 
   Raises:
-    ValueError: `freeze_at` is not in 0..5.
+    ValueError: If `freeze_at` is not in 0..5.
 
   Source:
     Seed: MODEL.BACKBONE.FREEZE_CONV_BODY_AT.

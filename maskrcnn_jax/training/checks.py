@@ -18,9 +18,7 @@ from maskrcnn_jax.data import coco, coco_index, findings, image_sets
 from maskrcnn_jax.data.source import (
   DataSet,
   check_images_exist,
-  check_is_there,
   options_of,
-  read_content,
   read_set,
 )
 from maskrcnn_jax.errors import InputError
@@ -129,7 +127,7 @@ def read_training_set(
   if source is None:
     raise InputError(f'No training set: give {options_of("train")}.')
   logging.info('Training set: %s', source)
-  check_is_there(source, '--config.data.train.')
+  source.check_is_there('--config.data.train.')
   report = findings.Report(stop=True)
   data_set = read_set(
     source,
@@ -169,7 +167,7 @@ def check_eval_set(
       '.tfds): the model is not evaluated at the end of the training.'
     )
     return
-  check_is_there(source, '--config.data.eval.')
+  source.check_is_there('--config.data.eval.')
   data_set = read_set(source, require_masks=False)
   difference = coco.class_table_difference(
     data_set.coco_index.categories, index.categories
@@ -180,7 +178,7 @@ def check_eval_set(
       f'{"; ".join(difference[:10])}.'
     )
   check_images_exist(data_set)
-  content = read_content(source)
+  content = source.read_content()
   for kind in ('bbox', 'segm')[: 2 if heads_of(config).masks else 1]:
     check_truth(content, kind=kind)
 

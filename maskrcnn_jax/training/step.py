@@ -16,10 +16,10 @@ from maskrcnn_jax.inputs import (
   AugmentationOptions,
   draw_augmentation,
 )
+from maskrcnn_jax.losses import Losses
 from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.rcnn import (
   OF_THIS_BATCH,
-  Losses,
   Rcnn,
   SampleCounts,
   Samples,

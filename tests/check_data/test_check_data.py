@@ -16,7 +16,8 @@ import tiny
 
 from maskrcnn_jax.check_data import contact_sheet
 from maskrcnn_jax.check_data.command_line import main
-from maskrcnn_jax.data.source import CocoFiles, Records, read_set
+from maskrcnn_jax.data.records import Records
+from maskrcnn_jax.data.source import CocoFiles, read_set
 
 
 def files_of(data):

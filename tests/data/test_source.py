@@ -14,8 +14,6 @@ from maskrcnn_jax.data import canvases, coco_index, image_sets, loader
 from maskrcnn_jax.data.records import Records
 from maskrcnn_jax.data.source import (
   CocoFiles,
-  check_is_there,
-  read_content,
   read_set,
 )
 from maskrcnn_jax.errors import InputError
@@ -105,8 +103,8 @@ def test_a_damaged_image_in_a_record_is_named(tfds_set, tmp_path):
 
 def test_read_content_gives_the_json(tfds_set):
   folder, out, content = tfds_set
-  assert read_content(files_of(folder)) == content
-  assert read_content(records_of(out))['images'] == content['images']
+  assert files_of(folder).read_content() == content
+  assert records_of(out).read_content()['images'] == content['images']
 
 
 @pytest.mark.parametrize(
@@ -128,7 +126,7 @@ def test_read_content_gives_the_json(tfds_set):
 )
 def test_check_is_there_names_the_option(source, option, what):
   with pytest.raises(InputError, match=what):
-    check_is_there(source, option)
+    source.check_is_there(option)
 
 
 def test_a_source_is_named_in_messages(tmp_path):

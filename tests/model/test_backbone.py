@@ -6,14 +6,14 @@ import jax.numpy as jnp
 from numpy.testing import assert_array_equal
 import pytest
 
+from maskrcnn_jax.config.keys import BY_NAME
 from maskrcnn_jax.model.backbone import (
+  BACKBONES,
   BackboneOptions,
   frozen_prefixes,
   make_backbone,
 )
 from maskrcnn_jax.model.resnet import ResNet
-
-NAMES = ('resnet', 'convnext_tiny')
 
 
 class Model(nn.Module):
@@ -38,7 +38,11 @@ def shapes(name, options):
   )
 
 
-@pytest.mark.parametrize('name', NAMES)
+def test_a_recipe_can_choose_each_backbone():
+  assert BY_NAME['model.backbone'].form.choices == tuple(BACKBONES)
+
+
+@pytest.mark.parametrize('name', BACKBONES)
 @pytest.mark.parametrize('num_stages', [3, 4])
 def test_backbone_gives_the_levels_of_its_stages(name, num_stages):
   options = BackboneOptions(num_stages=num_stages, dtype=jnp.bfloat16)
@@ -53,7 +57,7 @@ def test_backbone_gives_the_levels_of_its_stages(name, num_stages):
   }
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', BACKBONES)
 def test_frozen_prefixes_find_every_part_of_a_backbone(name):
   _, variables = shapes(name, BackboneOptions(norm='group'))
   assert {x.dtype for x in jax.tree.leaves(variables)} == {
