@@ -26,13 +26,13 @@ import warnings
 import jax
 import jax.numpy as jnp
 
-from maskrcnn_jax.doctor import kernel_check
+from maskrcnn_jax.doctor import kernel_cases
 from maskrcnn_jax.kernels import kernels_on_gpu
 
 SIZES = {
-  'training': kernel_check.TRAINING,
-  'quick': kernel_check.QUICK,
-  'tiny': kernel_check.TINY,
+  'training': kernel_cases.TRAINING,
+  'quick': kernel_cases.QUICK,
+  'tiny': kernel_cases.TINY,
 }
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 
@@ -75,19 +75,19 @@ def num_bytes(tree) -> int:
 
 
 def measure(
-  case: kernel_check.Case,
+  case: kernel_cases.Case,
   *,
   kernels: str | None,
   bandwidth: float,
   repeat: int,
 ) -> dict:
   """Returns the figures of one operation, and of a kernel if one is named."""
-  arguments = jax.jit(case.make)(jax.random.key(0))
+  arguments = jax.jit(case.make_arguments)(jax.random.key(0))
   ways = {'xla': functools.partial(case.call, kernels='xla')}
   if kernels:
     ways['kernel'] = functools.partial(case.call, kernels=kernels)
-  if case.define:
-    ways['torchvision'] = case.define
+  if case.torchvision:
+    ways['torchvision'] = case.torchvision
   figures = {'name': case.name, 'detail': case.detail, 'kernels': kernels}
   for way, function in ways.items():
     compiled = jax.jit(function).lower(*arguments).compile()
@@ -100,7 +100,7 @@ def measure(
     figures[f'{way}_share'] = moved / bandwidth / figures[f'{way}_s']
   if kernels:
     figures['xla_over_kernel'] = figures['xla_s'] / figures['kernel_s']
-  if case.define:
+  if case.torchvision:
     ratio = figures['torchvision_s'] / figures['xla_s']
     figures['torchvision_over_xla'] = ratio
   return figures
@@ -178,7 +178,7 @@ def main() -> None:
     flush=True,
   )
   rows = []
-  for case in kernel_check.make_cases(size):
+  for case in kernel_cases.make_cases(size):
     if arguments.only not in case.name:
       continue
     ways = (None,)

@@ -15,13 +15,13 @@ import warnings
 
 import jax
 
-from maskrcnn_jax.doctor import kernel_check
+from maskrcnn_jax.doctor import kernel_cases, kernel_check
 from maskrcnn_jax.kernels import kernels_on_gpu
 
 SIZES = {
-  'training': kernel_check.TRAINING,
-  'quick': kernel_check.QUICK,
-  'tiny': kernel_check.TINY,
+  'training': kernel_cases.TRAINING,
+  'quick': kernel_cases.QUICK,
+  'tiny': kernel_cases.TINY,
 }
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     print('NMS by jax-triton is left out: it is not installed', flush=True)
   key = jax.random.key(arguments.seed)
   well = True
-  for case in kernel_check.make_cases(SIZES[arguments.size]):
+  for case in kernel_cases.make_cases(SIZES[arguments.size]):
     if arguments.only not in case.name:
       continue
     ways = ('interpret',)

@@ -29,7 +29,7 @@ from maskrcnn_jax.array_types import GroundTruthLimits
 from maskrcnn_jax.benchmark.made_up_batch import made_up_batch
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.detector import Detector
-from maskrcnn_jax.doctor import kernel_check
+from maskrcnn_jax.doctor import kernel_cases
 from maskrcnn_jax.kernels import kernels_on_gpu
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime.precision import set_precision
@@ -98,13 +98,15 @@ def report(title: str, started: float, compiled) -> None:
   )
 
 
-def compile_cases(target: str, size: kernel_check.Size, only: str) -> None:
+def compile_cases(target: str, size: kernel_cases.Size, only: str) -> None:
   """Compiles each case of `kernel_check`, as kernel and as plain JAX."""
   mesh = gpu_mesh(target)
-  for case in kernel_check.make_cases(size):
+  for case in kernel_cases.make_cases(size):
     if only not in case.name:
       continue
-    arguments = shapes_on(mesh, jax.eval_shape(case.make, jax.random.key(0)))
+    arguments = shapes_on(
+      mesh, jax.eval_shape(case.make_arguments, jax.random.key(0))
+    )
     for kernels in (*kernels_on_gpu(case.name), 'xla'):
       started = time.monotonic()
       compiled = compile_for(
@@ -200,7 +202,7 @@ def main() -> None:
     sys.exit(2)
   if 'triton' not in kernels_on_gpu('nms'):
     print('NMS by jax-triton is left out: it is not installed', flush=True)
-  size = kernel_check.QUICK if arguments.quick else kernel_check.TRAINING
+  size = kernel_cases.QUICK if arguments.quick else kernel_cases.TRAINING
   for target in arguments.targets.split(','):
     compile_cases(target, size, arguments.only)
   if arguments.no_model:

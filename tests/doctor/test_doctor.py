@@ -1,4 +1,4 @@
-"""Tests of the doctor: what it finds well, and what it does not."""
+"""Tests of the doctor: which machines it accepts, and which it does not."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from maskrcnn_jax.doctor import kernel_check
+from maskrcnn_jax.doctor import kernel_cases
 from maskrcnn_jax.doctor import machine_check as doctor
 from maskrcnn_jax.runtime import numerics
 
@@ -25,7 +25,7 @@ AN_H200 = ['NVIDIA H200, 580.65.06, 143771 MiB']
 
 @pytest.fixture
 def machine(monkeypatch):
-  """Returns what sets JAX_PLATFORMS and the versions of packages."""
+  """Returns a function that sets JAX_PLATFORMS and the versions of packages."""
 
   def make(asked=None, **packages):
     monkeypatch.delenv('JAX_PLATFORMS', raising=False)
@@ -189,11 +189,11 @@ def test_a_slow_sum_by_index_is_a_fault(monkeypatch):
 
 
 def cases_of(monkeypatch, *cases):
-  monkeypatch.setattr(kernel_check, 'make_cases', lambda size: cases)
+  monkeypatch.setattr(kernel_cases, 'make_cases', lambda size: cases)
 
 
 def a_case(call):
-  return kernel_check.Case(
+  return kernel_cases.Case(
     'nms', '3 boxes', lambda key: (jnp.arange(3.0),), call, 0, 1e-6
   )
 
