@@ -149,7 +149,8 @@ def compile_step(
     one,
   )
   limits = GroundTruthLimits(config.data.max_objects, 512, 64, 1)
-  step = train_step.jit_train_step(
+  # `Any`, because `trace` is a method of jitted functions only.
+  step: Any = train_step.jit_train_step(
     train_step.Trainer.from_config(config, rcnn, optimizer, limits)
   )
   lowered = step.trace(
