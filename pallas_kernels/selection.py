@@ -165,7 +165,7 @@ def _decode_kernel(
   def count_better(other_block: Array, rank: Array) -> Array:
     """Adds the number of better logits in another block to each rank.
 
-    Of equal logits, that of the smaller slot is better.
+    If two logits are equal, the one in the smaller slot is better.
 
     Args:
       other_block: Number of the other block.

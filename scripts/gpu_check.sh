@@ -87,7 +87,7 @@ class _Any:
 
 from jax import Array  # noqa: E402
 
-Bool = Float = Int = Key = Num = PyTree = Shaped = UInt8 = _Any
+Bool = Float = Float32 = Int = Key = Num = PyTree = Shaped = UInt8 = _Any
 PYTHON
   export PYTHONPATH="$PYTHONPATH:$stand_in"
 fi
