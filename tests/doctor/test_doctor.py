@@ -184,7 +184,7 @@ def test_a_slow_sum_by_index_is_a_fault(monkeypatch):
   faults = numerics.check_numerics()
   assert faults == {
     'sums by index': 'a sum of elements by index takes 1000 times as long as '
-    'taking them; ' + numerics.OTHER_VERSION
+    'reading these elements by index; ' + numerics.OTHER_VERSION
   }
 
 
