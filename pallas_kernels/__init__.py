@@ -1,1 +1,1 @@
-"""Kernels for NVIDIA GPUs, each a drop-in for a plain JAX function."""
+"""Kernels for NVIDIA GPUs, each a replacement of a plain JAX function."""

@@ -15,13 +15,24 @@ import jax.numpy as jnp
 
 from pallas_kernels.launch import divide, launch, load, store
 
-# A tile of 4096 overlaps is 32 numbers a thread; rows of 32 are 128 bytes, one
-# whole transaction each.
+# Boxes of either list in a tile. A tile of 4096 overlaps is 32 numbers for each
+# of 128 threads. A row of 32 numbers is 128 bytes, one whole memory
+# transaction.
 ROWS, COLUMNS = 128, 32
 
 
-def load_boxes(ref, index, mask) -> tuple[Array, ...]:
-  """Returns (x1, y1, x2, y2); zeros where masked."""
+def load_boxes(ref: jax.Ref, index: Array, mask: Array) -> tuple[Array, ...]:
+  """Reads boxes from an array [n, 4] inside a kernel.
+
+  Args:
+    ref: Reference to the array.
+    index: Rows to read.
+    mask: Which of the rows to read.
+
+  Returns:
+    x1, y1, x2 and y2, each of the shape of `index`; zeros where the mask is
+    false.
+  """
   return tuple(load(ref, index, i, mask=mask) for i in range(4))
 
 
@@ -32,7 +43,18 @@ def iou_tile(
   width_offset: float,
   interpret: bool,
 ) -> Array:
-  """Returns the overlaps of the boxes of two lists; 0 if they share nothing."""
+  """Returns the IoU of each box with each of the other boxes inside a kernel.
+
+  Args:
+    boxes: x1, y1, x2 and y2 of n boxes, in pixels.
+    others: x1, y1, x2 and y2 of m boxes, in pixels.
+    width_offset: The width of a box is x2 - x1 plus this, in pixels; its height
+      is y2 - y1 plus this.
+    interpret: Whether the kernel is interpreted.
+
+  Returns:
+    [n, m]; 0 where the intersection is empty.
+  """
   (x1, y1, x2, y2), (u1, v1, u2, v2) = boxes, others
   area = jnp.maximum(x2 - x1 + width_offset, 0) * jnp.maximum(
     y2 - y1 + width_offset, 0
@@ -58,8 +80,16 @@ def iou_tile(
 
 
 def _iou_kernel(
-  boxes_ref, others_ref, iou_ref, *, n, m, width_offset, interpret
-):
+  boxes_ref: jax.Ref,
+  others_ref: jax.Ref,
+  iou_ref: jax.Ref,
+  *,
+  n: int,
+  m: int,
+  width_offset: float,
+  interpret: bool,
+) -> None:
+  """Computes one tile of the matrix of overlaps, which is [n, m]."""
   rows = pl.program_id(0) * ROWS + jnp.arange(ROWS)
   columns = pl.program_id(1) * COLUMNS + jnp.arange(COLUMNS)
   iou = iou_tile(
@@ -84,16 +114,17 @@ def pairwise_iou(
   width_offset: float = 0.0,
   interpret: bool = False,
 ) -> Array:
-  """Returns intersection over union of each box with each other; 0 if empty.
+  """Returns the IoU of each box with each of the other boxes.
 
   Args:
-    boxes: [n, 4], (x1, y1, x2, y2).
+    boxes: [n, 4], (x1, y1, x2, y2) in pixels.
     others: [m, 4].
-    width_offset: What a box is wider than x2 - x1.
-    interpret: See `launch`.
+    width_offset: The width of a box is x2 - x1 plus this, in pixels; its height
+      is y2 - y1 plus this.
+    interpret: Whether to run the kernel as plain JAX, which is slow.
 
   Returns:
-    [n, m], float32.
+    [n, m] float32; 0 where the intersection is empty.
   """
   n, m = boxes.shape[0], others.shape[0]
   if n == 0 or m == 0:

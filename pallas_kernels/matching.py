@@ -1,4 +1,4 @@
-"""Matching fused with IoU: the matrix of overlaps is never in memory.
+"""Matching fused with IoU, so that the matrix of overlaps is never in memory.
 
 In plain JAX:
 
@@ -19,31 +19,47 @@ import jax.numpy as jnp
 from pallas_kernels.boxes import iou_tile, load_boxes
 from pallas_kernels.launch import launch, load, store
 
-# As for the IoU: 4096 overlaps at a time. The bits of 32 truths are a word.
+# Boxes of a program, and ground-truth boxes that it compares them with at a
+# time: 4096 overlaps, as in `boxes.py`. A flag for each of 32 ground-truth
+# boxes is a bit of one int32 word.
 BLOCK, WORD = 128, 32
 
 
 def _match_kernel(
-  boxes_ref,
-  valid_ref,
-  gt_boxes_ref,
-  gt_valid_ref,
-  matches_ref,
-  best_ref,
-  ties_ref,
-  block_best_ref,
+  boxes_ref: jax.Ref,
+  valid_ref: jax.Ref,
+  gt_boxes_ref: jax.Ref,
+  gt_valid_ref: jax.Ref,
+  matches_ref: jax.Ref,
+  best_ref: jax.Ref,
+  ties_ref: jax.Ref,
+  block_best_ref: jax.Ref,
   *,
-  n,
-  g,
-  width_offset,
-  interpret,
-):
-  """Looks at all truths for a block of boxes.
+  n: int,
+  g: int,
+  width_offset: float,
+  interpret: bool,
+) -> None:
+  """Compares a block of boxes with all ground-truth boxes.
 
-  `block_best_ref` gets the most that a box of the block overlaps each truth,
-  `ties_ref` a bit for each box and truth: whether it is that box. To find the
-  rescued boxes then takes neither a second look at the boxes nor a comparison
-  of overlaps that were computed twice.
+  With `block_best_ref` and `ties_ref`, the rescued boxes are found without
+  computing an overlap twice. Two computations could be rounded differently.
+
+  Args:
+    boxes_ref: [n, 4].
+    valid_ref: [n], 0 for boxes that do not take part.
+    gt_boxes_ref: [g, 4].
+    gt_valid_ref: [g], 0 for padding.
+    matches_ref: Result [n], the ground-truth box that a box overlaps most.
+    best_ref: Result [n], its IoU, or -1.
+    ties_ref: Result [words, n]. Bit i of word w tells whether a box has the
+      greatest IoU of its block with ground-truth box 32 w + i.
+    block_best_ref: Result [blocks, 32 words], the greatest IoU of a box of the
+      block with each ground-truth box.
+    n: Number of boxes.
+    g: Number of ground-truth slots.
+    width_offset: The width of a box is x2 - x1 plus this, in pixels.
+    interpret: Whether the kernel is interpreted.
   """
   block = pl.program_id(0)
   rows = block * BLOCK + jnp.arange(BLOCK)
@@ -51,7 +67,16 @@ def _match_kernel(
   boxes = load_boxes(boxes_ref, rows, real)
   valid = load(valid_ref, rows, mask=real) != 0
 
-  def look_at(word, state):
+  def compare(word: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Compares the boxes with 32 ground-truth boxes.
+
+    Args:
+      word: Number of these 32 ground-truth boxes.
+      state: Best match of each box so far, and its IoU.
+
+    Returns:
+      The same after the comparison.
+    """
     matches, best = state
     lanes = jnp.arange(WORD)
     columns = word * WORD + lanes
@@ -68,7 +93,7 @@ def _match_kernel(
     store(block_best_ref, block, columns, value=block_best)
     ties = jnp.where(iou == block_best[None], jnp.int32(1) << lanes[None], 0)
     store(ties_ref, word, rows, value=jnp.sum(ties, axis=1), mask=real)
-    # Strictly more: the first of equals stays.
+    # Only a greater IoU replaces a match: of equals, the first stays.
     word_best = jnp.max(iou, axis=1)
     word_matches = word * WORD + jnp.argmax(iou, axis=1).astype(jnp.int32)
     return (
@@ -79,7 +104,7 @@ def _match_kernel(
   matches, best = jax.lax.fori_loop(
     0,
     pl.cdiv(g, WORD),
-    look_at,
+    compare,
     (jnp.zeros(BLOCK, jnp.int32), jnp.full(BLOCK, -1, jnp.float32)),
   )
   store(matches_ref, rows, value=matches, mask=real)
@@ -98,22 +123,26 @@ def match_by_overlap(
   width_offset: float = 0.0,
   interpret: bool = False,
 ) -> tuple[Array, Array]:
-  """Gives every box the truth that it overlaps most, and a label.
+  """Matches every box to the ground-truth box that it overlaps most.
 
   Args:
-    boxes: [n, 4].
-    valid: [n], boxes that take part.
+    boxes: [n, 4], (x1, y1, x2, y2) in pixels.
+    valid: [n], which boxes take part; the others get no label 1.
     gt_boxes: [g, 4].
-    gt_valid: [g], truths that are real.
-    foreground_iou: Boxes that overlap a truth at least this much get label 1.
-    background_iou: Boxes that overlap all truths less than this get label 0,
-      those between the two thresholds -1.
-    rescue: Whether every truth labels the boxes 1 that overlap it most.
-    width_offset: What a box is wider than x2 - x1.
-    interpret: See `launch`.
+    gt_valid: [g], which ground-truth slots are real.
+    foreground_iou: A box gets label 1 if its IoU with a ground-truth box is at
+      least this.
+    background_iou: A box gets label 0 if its IoU with all ground-truth boxes is
+      less than this, and -1 if it is between the two thresholds.
+    rescue: Whether the boxes that overlap a ground-truth box most get label 1
+      at any IoU above 0.
+    width_offset: The width of a box is x2 - x1 plus this, in pixels; its height
+      is y2 - y1 plus this.
+    interpret: Whether to run the kernel as plain JAX, which is slow.
 
   Returns:
-    matches and labels, [n] int32 each.
+    matches: [n] int32, index of the ground-truth box, the first of equals.
+    labels: [n] int32, 1 foreground, 0 background, -1 ignored.
   """
   n, g = boxes.shape[0], gt_boxes.shape[0]
   if n == 0 or g == 0:
@@ -143,9 +172,9 @@ def match_by_overlap(
   )
   if rescue:
     best_of_truth = jnp.max(block_best, axis=0)
-    hot = (block_best == best_of_truth) & (best_of_truth > 0)
+    is_best = (block_best == best_of_truth) & (best_of_truth > 0)
     bits = jnp.where(
-      hot.reshape(blocks, words, WORD), jnp.int32(1) << jnp.arange(WORD), 0
+      is_best.reshape(blocks, words, WORD), jnp.int32(1) << jnp.arange(WORD), 0
     ).sum(axis=2, dtype=jnp.int32)
     bits = jnp.repeat(bits.T, BLOCK, axis=1)[:, :n]
     labels = jnp.where(jnp.any(ties & bits, axis=0), 1, labels)

@@ -1,8 +1,12 @@
-"""Greedy NMS of `nms.py` in Triton itself, called through jax-triton.
+"""Greedy NMS of `nms.py`, written in Triton and called through jax-triton.
 
-The way on for a JAX without Pallas's Triton backend. Design, blocks and results
-are those of `nms.py`, where they are explained; nothing of it or of Pallas is
-imported. Needs jax-triton, which is an extra, and a GPU.
+It works with a version of JAX that has no Triton backend of Pallas. Algorithm,
+block size and results are those of `nms.py`, which explains them; neither
+`nms.py` nor Pallas is imported. It needs a GPU and the package jax-triton,
+which the extra `jax-triton` installs.
+
+The Triton functions have no annotations: Triton would read those of parameters
+as its own types.
 """
 
 import jax
@@ -12,23 +16,35 @@ import jax_triton
 import triton
 import triton.language as tl
 
-# See `nms.py`.
+# Boxes of a block, as in `nms.py`.
 BLOCK = 64
 
 
 @triton.jit
-def _larger(x, y):
+def _larger(x, y):  # type: ignore[no-untyped-def]  # see the top of the file
+  """Returns the greater of two numbers; NaN if one of them is NaN."""
   return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _smaller(x, y):
+def _smaller(x, y):  # type: ignore[no-untyped-def]  # see the top of the file
+  """Returns the smaller of two numbers; NaN if one of them is NaN."""
   return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _load_boxes(ref, index, mask):
-  """Returns x1, y1, x2, y2; zeros where masked."""
+def _load_boxes(ref, index, mask):  # type: ignore[no-untyped-def]
+  """Reads boxes from an array [n, 4].
+
+  Args:
+    ref: Pointer to the array.
+    index: Rows to read.
+    mask: Which of the rows to read.
+
+  Returns:
+    x1, y1, x2 and y2, each of the shape of `index`; zeros where the mask is
+    false.
+  """
   corner = ref + index * 4
   return (
     tl.load(corner, mask=mask, other=0.0),
@@ -39,8 +55,25 @@ def _load_boxes(ref, index, mask):
 
 
 @triton.jit
-def _iou_tile(x1, y1, x2, y2, u1, v1, u2, v2, width_offset: tl.constexpr):
-  """Returns the overlaps of two lists of boxes; 0 if they share nothing."""
+def _iou_tile(  # type: ignore[no-untyped-def]
+  x1, y1, x2, y2, u1, v1, u2, v2, width_offset: tl.constexpr
+):
+  """Returns the IoU of each box with each of the other boxes.
+
+  Args:
+    x1: [n], left edge of each box, in pixels.
+    y1: [n], upper edge.
+    x2: [n], right edge.
+    y2: [n], lower edge.
+    u1: [m], left edge of each of the other boxes.
+    v1: [m], upper edge.
+    u2: [m], right edge.
+    v2: [m], lower edge.
+    width_offset: The width of a box is x2 - x1 plus this, in pixels.
+
+  Returns:
+    [n, m]; 0 where the intersection is empty.
+  """
   area = _larger(x2 - x1 + width_offset, 0.0) * _larger(
     y2 - y1 + width_offset, 0.0
   )
@@ -55,13 +88,13 @@ def _iou_tile(x1, y1, x2, y2, u1, v1, u2, v2, width_offset: tl.constexpr):
     height + width_offset, 0.0
   )
   union = area[:, None] + other_area[None, :] - intersection
-  # Plain division may be off in the last bit; see `launch.divide`.
+  # Triton's plain division may be wrong in the last bit; see `launch.divide`.
   iou = tl.div_rn(intersection, tl.where(union > 0, union, 1.0))
   return tl.where(intersection > 0, iou, 0.0)
 
 
 @triton.jit
-def _nms_kernel(
+def _nms_kernel(  # type: ignore[no-untyped-def]
   boxes,
   order,
   groups,
@@ -77,8 +110,28 @@ def _nms_kernel(
   grouped: tl.constexpr,
   block: tl.constexpr,
 ):
-  """Takes boxes in the order of their scores; writes which are kept."""
-  # Of many lists, each program has one.
+  """Goes through one of b lists of boxes and writes the boxes that are kept.
+
+  All but the constants are pointers to arrays.
+
+  Args:
+    boxes: [b, n, 4], in any order.
+    order: [b, n], indices of the boxes of a list, best first.
+    groups: [b, n], group of each box; not read unless `grouped`.
+    num_valid: [b], number of boxes at the start of the order that take part.
+    kept: Result [b, limit], indices of the boxes that are kept, best first.
+    count: Result [b], number of boxes that are kept.
+    kept_boxes: Result [b, limit, 4], these boxes.
+    kept_groups: Result [b, limit], their groups; not written unless `grouped`.
+    n: Number of boxes of a list.
+    limit: Largest number of boxes to keep of a list.
+    iou_threshold: A box is suppressed if its IoU with a better kept box is
+      greater than this.
+    width_offset: The width of a box is x2 - x1 plus this, in pixels.
+    grouped: Whether only boxes of the same group suppress each other.
+    block: Number of boxes that are compared at a time.
+  """
+  # Program i goes through list i.
   row = tl.program_id(0)
   boxes += row * n * 4
   order += row * n
@@ -135,31 +188,53 @@ def _nms_kernel(
     if grouped:
       tl.store(kept_groups + slots, group, mask=written)
     tl.store(kept + slots, index, mask=written)
-    # The next block reads what all threads have written.
+    # For the next block, each thread reads boxes that other threads have
+    # written.
     tl.debug_barrier()
     start += block
     filled = tl.minimum(filled + tl.sum(keep, axis=0), limit)
   tl.store(count + row, filled)
 
 
-def _nms_of_many(
-  boxes,
-  order,
-  groups,
-  num_valid,
+def _nms_of_lists(
+  boxes: Array,
+  order: Array,
+  groups: Array,
+  num_valid: Array,
   *,
-  limit,
-  iou_threshold,
-  width_offset,
-  grouped,
-):
-  """Returns indices [b, limit] and counts [b] of many lists at once."""
+  limit: int,
+  iou_threshold: float,
+  width_offset: float,
+  grouped: bool,
+) -> tuple[Array, Array]:
+  """Runs NMS on b lists of boxes, one program for each list.
 
-  # jax-triton does not batch; this batches by more programs, at any depth. It
-  # also keeps jax-triton 0.4.1's rule for dead code, which JAX 0.12 calls with
-  # an argument too many, from being called: bare, the kernel would not trace.
+  Args:
+    boxes: [b, n, 4], in pixels, in any order.
+    order: [b, n] int32, indices of the boxes of a list, best first.
+    groups: [b, n] int32, group of each box; not read unless `grouped`.
+    num_valid: [b] int32, number of boxes at the start of the order that take
+      part.
+    limit: Largest number of boxes to keep of a list.
+    iou_threshold: A box is suppressed if its IoU with a better kept box is
+      greater than this.
+    width_offset: The width of a box is x2 - x1 plus this, in pixels.
+    grouped: Whether only boxes of the same group suppress each other.
+
+  Returns:
+    indices: [b, limit] int32, indices of the boxes that are kept, best first.
+    counts: [b] int32, number of boxes that are kept of each list.
+  """
+
+  # jax-triton has no batching rule. This one runs more programs, at any number
+  # of batch axes. It has a second purpose: JAX 0.12 calls jax-triton 0.4.1's
+  # rule for dead code with one argument too many, and inside of this function
+  # it does not call that rule. Without it, the kernel could not be traced.
   @jax.custom_batching.custom_vmap
-  def of_many(boxes, order, groups, num_valid):
+  def run_kernel(
+    boxes: Array, order: Array, groups: Array, num_valid: Array
+  ) -> tuple[Array, Array]:
+    """Calls the kernel; arguments and results are those of `_nms_of_lists`."""
     b, n = order.shape
     indices, count, _, _ = jax_triton.triton_call(
       boxes,
@@ -174,8 +249,8 @@ def _nms_of_many(
         jax.ShapeDtypeStruct((b, limit, 4), jnp.float32),
         jax.ShapeDtypeStruct((b, limit if grouped else 1), jnp.int32),
       ),
-      # With one stage no load is moved ahead of a barrier. Each product is
-      # rounded, whatever Triton's default is.
+      # With more than one stage, a load could be moved ahead of a barrier.
+      # Without fusion, each product is rounded before it is added.
       grid=(b,),
       num_warps=8,
       num_stages=1,
@@ -189,18 +264,30 @@ def _nms_of_many(
     )
     return indices, count
 
-  @of_many.def_vmap
-  def _(size, batched, *arguments):
+  @run_kernel.def_vmap
+  def _(
+    size: int, batched: list[bool], *arguments: Array
+  ) -> tuple[tuple[Array, ...], tuple[bool, bool]]:
+    """Batches `run_kernel`: merges the new axis with the axis of lists.
+
+    Args:
+      size: Length of the new axis.
+      batched: Whether each argument has the new axis, which is its first.
+      *arguments: The arguments of `run_kernel`.
+
+    Returns:
+      The results with the new axis, and that both of them have it.
+    """
     merged = [
       (x if is_batched else jnp.broadcast_to(x, (size, *x.shape))).reshape(
         -1, *x.shape[1 + is_batched :]
       )
       for x, is_batched in zip(arguments, batched, strict=True)
     ]
-    split = [x.reshape(size, -1, *x.shape[1:]) for x in of_many(*merged)]
+    split = [x.reshape(size, -1, *x.shape[1:]) for x in run_kernel(*merged)]
     return tuple(split), (True, True)
 
-  return of_many(boxes, order, groups, num_valid)
+  return run_kernel(boxes, order, groups, num_valid)
 
 
 def nms(
@@ -213,19 +300,37 @@ def nms(
   groups: Array | None = None,
   width_offset: float = 0.0,
 ) -> tuple[Array, Array]:
-  """Keeps the best boxes, each of which suppresses the worse that overlap it.
+  """Keeps the boxes that overlap no better kept box too much (greedy NMS).
 
-  No gradient flows through it. Arguments and results are those of `nms.nms`.
+  No gradient flows through it.
+
+  Args:
+    boxes: [n, 4], (x1, y1, x2, y2) in pixels, in any order.
+    scores: [n]. Equal scores are ranked by index. Boxes with NaN or -inf are
+      never kept.
+    valid: [n], which boxes take part; the others are never kept.
+    iou_threshold: A box is suppressed if its IoU with a better kept box is
+      greater than this.
+    limit: Number of result slots.
+    groups: [n] int32. Boxes of different groups never suppress each other.
+      `None` means that all boxes are in one group.
+    width_offset: The width of a box is x2 - x1 plus this, in pixels; its height
+      is y2 - y1 plus this.
+
+  Returns:
+    indices: [limit] int32, indices of the kept boxes, best first; 0 in slots
+      without a box.
+    kept: [limit], which of the slots hold a box.
   """
   if boxes.shape[0] == 0:
     return jnp.zeros(limit, jnp.int32), jnp.zeros(limit, bool)
   valid = valid & (scores > -jnp.inf)
   order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
   grouped = groups is not None
-  indices, count = _nms_of_many(
+  indices, count = _nms_of_lists(
     jax.lax.stop_gradient(boxes)[None],
     order.astype(jnp.int32)[None],
-    groups[None] if grouped else jnp.zeros((1, 1), jnp.int32),
+    groups[None] if groups is not None else jnp.zeros((1, 1), jnp.int32),
     jnp.sum(valid, dtype=jnp.int32)[None],
     limit=limit,
     iou_threshold=iou_threshold,

@@ -1,17 +1,21 @@
 """RoIAlign over a pyramid, forward and backward.
 
-In plain JAX, with the weights of the cells along each axis, for each RoI of a
-level:
+In plain JAX, for each RoI of a level, with the weight of each cell of the level
+along each axis:
 
   pooled = einsum('iy,jx,yxc->ijc', row_weights, column_weights, features)
   feature_gradient += einsum(
       'iy,jx,ijc->yxc', row_weights, column_weights, pooled_gradient)
 
-Forward, a program makes a row of a RoI's cells for some channels, sample by
-sample. Backward, a program owns a tile of a level's cells and goes through the
-RoIs that touch it in their order: nothing is added atomically, so that the
-gradient has no races and is the same each time.
+In the forward kernel, a program computes a row of output cells of a RoI for a
+block of channels, sample by sample. In the backward kernel, a program owns a
+tile of cells of a level and goes through the RoIs that touch the tile, in their
+order. Nothing is added atomically, so that the gradient has no races and is the
+same to the bit each time.
 """
+
+import functools
+from typing import Any
 
 import jax
 from jax import Array
@@ -21,28 +25,58 @@ import numpy as np
 
 from pallas_kernels.launch import launch, load, store
 
-# Channels of a program, forward and backward.
+# Largest numbers of channels of a program, forward and backward.
 FORWARD_CHANNELS, BACKWARD_CHANNELS = 128, 64
 # Cells of a level that a backward program owns: 4096 sums, 32 a thread.
 TILE_ROWS, TILE_COLUMNS = 4, 16
-# Samples that can touch a cell along one axis when they lie between half a
-# cell and one cell apart.
+# Number of samples that can touch a cell along one axis, if samples are between
+# half a cell and one cell apart.
 MAX_TOUCHING = 6
-# A sample may touch a cell this far from it, and a trace more for rounding.
+# A sample can touch a cell if its distance is at most this many cells: one, and
+# a little more for rounding.
 REACH = 1.01
 
 
-def _count_samples(size, *, side, sampling_ratio):
-  """How many samples an output cell has along one axis."""
+def _count_samples(size: Array, *, side: int, sampling_ratio: int) -> Array:
+  """Returns the number of samples of an output cell along one axis.
+
+  Args:
+    size: Length of each RoI along the axis, in cells of the level.
+    side: Number of output cells along the axis.
+    sampling_ratio: This number, if it is fixed. With 0, it is the length of an
+      output cell in cells of the level, rounded up.
+
+  Returns:
+    Float32 whole numbers, of the shape of `size`.
+  """
   if sampling_ratio > 0:
     return jnp.full_like(size, sampling_ratio)
   count = jnp.ceil(size / side)
-  # A division may come out above a whole number.
+  # A division may be rounded to slightly more than a whole number.
   return jnp.where((count - 1) * side >= size, count - 1, count)
 
 
-def _position(start, size, cell, sample, count, *, side, sampling_ratio):
-  """Where a sample of an output cell lies, in cells of the level."""
+def _position(
+  start: Array,
+  size: Array,
+  cell: Array,
+  sample: Array | float,
+  count: Array,
+  *,
+  side: int,
+  sampling_ratio: int,
+) -> Array:
+  """Returns the position of a sample along one axis, in cells of the level.
+
+  Args:
+    start: Where the RoI begins, in cells of the level.
+    size: Its length, in cells of the level.
+    cell: Index of the output cell.
+    sample: Index of the sample in this output cell.
+    count: Number of samples of the output cell along the axis.
+    side: Number of output cells along the axis.
+    sampling_ratio: `count`, if it is the same for all RoIs; otherwise 0.
+  """
   if sampling_ratio > 0:
     fraction = (cell * sampling_ratio + sample + 0.5) / (side * sampling_ratio)
     return start + fraction * size
@@ -50,21 +84,43 @@ def _position(start, size, cell, sample, count, *, side, sampling_ratio):
   return start + cell * (size / side) + (sample + 0.5) * step
 
 
-def _axis_weights(start, size, length, *, side, sampling_ratio, max_length):
-  """Weighs the cells along one axis for each output cell of each RoI.
+def _axis_weights(
+  start: Array,
+  size: Array,
+  length: Array,
+  *,
+  side: int,
+  sampling_ratio: int,
+  max_length: int,
+) -> Array:
+  """Returns how much each cell of a level counts in each output cell of a RoI.
+
+  The weights are those along one axis. The weight of a cell in an output cell
+  is the product of its weights along both axes.
+
+  Args:
+    start: [r], where each RoI begins, in cells of its level.
+    size: [r], its length, in cells.
+    length: [r], number of cells of its level along the axis.
+    side: Number of output cells along the axis.
+    sampling_ratio: Number of samples of an output cell along the axis. With 0,
+      it is the length of an output cell in cells of the level, rounded up.
+    max_length: Largest value of `length`.
 
   Returns:
-    [r, side, max_length], float32; 0 beyond `length`.
+    [r, side, max_length] float32; 0 beyond `length`.
   """
   start, size = start[:, None, None], size[:, None, None]
   last = (length - 1)[:, None, None].astype(jnp.float32)
   count = _count_samples(size, side=side, sampling_ratio=sampling_ratio)
   cell = jnp.arange(side, dtype=jnp.float32)[:, None]
   column = jnp.arange(max_length, dtype=jnp.float32)
+  first: Array | float
   if sampling_ratio > 0:
     first, num_tried = 0.0, sampling_ratio
   else:
-    # With a single sample the step may be any length; it is not needed then.
+    # If an output cell has a single sample, the step does not matter, and it
+    # may be shorter than half a cell.
     step = jnp.maximum(size / side / jnp.maximum(count, 1), 0.5)
     bins = start + cell * (size / side)
     first = jnp.floor((column - 1 - bins) / step - 0.5)
@@ -89,9 +145,30 @@ def _axis_weights(start, size, length, *, side, sampling_ratio, max_length):
 
 
 def _forward_kernel(
-  *refs, level_shapes, side, sampling_ratio, channels, block, lanes, interpret
-):
-  """Pools one row of cells of one RoI for a block of channels."""
+  *refs: jax.Ref,
+  level_shapes: list[tuple[int, ...]],
+  side: int,
+  sampling_ratio: int,
+  channels: int,
+  block: int,
+  lanes: int,
+  interpret: bool,
+) -> None:
+  """Pools one row of output cells of one RoI for a block of channels.
+
+  Args:
+    *refs: Features of each level, [h, w, c], finest level first; RoIs, [4, r],
+      as top, height, left and width in cells; index of the level of each RoI,
+      [r]; result, [r, side, side, c].
+    level_shapes: (rows, columns) of each level.
+    side: Number of output cells along each side of a RoI.
+    sampling_ratio: Number of samples along each side of an output cell. With 0,
+      it is the length of the output cell in cells of the level, rounded up.
+    channels: Number of channels of the features.
+    block: Number of channels of a program.
+    lanes: `side`, rounded up to a power of two.
+    interpret: Whether the kernel is interpreted.
+  """
   del interpret  # Nothing here depends on it.
   *level_refs, rois_ref, levels_ref, pooled_ref = refs
   roi, row = pl.program_id(0), pl.program_id(1)
@@ -103,8 +180,28 @@ def _forward_kernel(
   row_count = _count_samples(height, **rule)
   column_count = _count_samples(width, **rule)
 
-  def taps(start, size, index, sample, count, length):
-    """The two cells that a sample lies between, and their weights."""
+  def taps(
+    start: Array,
+    size: Array,
+    index: Array,
+    sample: Array,
+    count: Array,
+    length: int,
+  ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Returns the two cells along an axis that a sample is interpolated from.
+
+    Args:
+      start: Where the RoI begins, in cells of the level.
+      size: Its length, in cells.
+      index: Index of the output cell along the axis.
+      sample: Index of the sample in the output cell.
+      count: Number of samples of the output cell along the axis.
+      length: Number of cells of the level along the axis.
+
+    Returns:
+      (index, weight) of the cell before the sample and of the cell after it.
+      Both weights are 0 if the sample is outside of the level.
+    """
     position = _position(
       start,
       size,
@@ -121,11 +218,20 @@ def _forward_kernel(
     low = low.astype(jnp.int32)
     return (low, near), (jnp.minimum(low + 1, length - 1), far)
 
-  def pool(ref, shape):
-    def add_row(i, total):
+  def pool(ref: jax.Ref, shape: tuple[int, ...]) -> None:
+    """Pools the features of one level and writes the result.
+
+    Args:
+      ref: Features of the level, [h, w, c].
+      shape: (h, w).
+    """
+
+    def add_row(i: Array, total: Array) -> Array:
+      """Adds the samples of row i of each output cell to the sums."""
       row_taps = taps(y, height, row, i, row_count, shape[0])
 
-      def add_column(j, total):
+      def add_column(j: Array, total: Array) -> Array:
+        """Adds sample j of this row of each output cell to the sums."""
         column_taps = taps(x, width, cell, j, column_count, shape[1])
         for row_cell, row_weight in row_taps:
           for column_cell, column_weight in column_taps:
@@ -162,26 +268,43 @@ def _forward_kernel(
 
   level = load(levels_ref, roi)
   for i, (ref, shape) in enumerate(zip(level_refs, level_shapes, strict=True)):
-    pl.when(level == i)(lambda ref=ref, shape=shape: pool(ref, shape))
+    pl.when(level == i)(functools.partial(pool, ref, shape))
 
 
 def _backward_kernel(
-  gradient_ref,
-  row_weights_ref,
-  column_weights_ref,
-  rois_ref,
-  levels_ref,
-  cells_ref,
+  gradient_ref: jax.Ref,
+  row_weights_ref: jax.Ref,
+  column_weights_ref: jax.Ref,
+  rois_ref: jax.Ref,
+  levels_ref: jax.Ref,
+  cells_ref: jax.Ref,
   *,
-  level,
-  shape,
-  num_rois,
-  side,
-  channels,
-  block,
-  interpret,
-):
-  """Adds up the gradient of one tile of a level for a block of channels."""
+  level: int,
+  shape: tuple[int, ...],
+  num_rois: int,
+  side: int,
+  channels: int,
+  block: int,
+  interpret: bool,
+) -> None:
+  """Computes the gradient of one tile of a level for a block of channels.
+
+  Args:
+    gradient_ref: [r, side, side, c], gradient of the pooled features.
+    row_weights_ref: [r, side, rows], weight of each row of the level in each
+      row of output cells.
+    column_weights_ref: [r, side, columns], the same for columns.
+    rois_ref: [4, r], top, height, left and width of the RoIs, in cells.
+    levels_ref: [r], index of the level of each RoI; -1 for a RoI to skip.
+    cells_ref: Result [h, w, c], gradient of the features of the level.
+    level: Index of the level.
+    shape: (h, w) of the level.
+    num_rois: Number of RoIs, r.
+    side: Number of output cells along each side of a RoI.
+    channels: Number of channels, c.
+    block: Number of channels of a program.
+    interpret: Whether the kernel is interpreted.
+  """
   del interpret  # Nothing here depends on it.
   num_columns = pl.cdiv(shape[1], TILE_COLUMNS)
   tile = pl.program_id(0)
@@ -194,23 +317,45 @@ def _backward_kernel(
   rois = jnp.arange(pl.next_power_of_2(num_rois))
   real = rois < num_rois
 
-  def reached(near, size, tile_start, tile_length):
-    """Whether samples may lie so close that they touch the tile."""
+  def may_touch(
+    near: Array, size: Array, tile_start: Array, tile_length: int
+  ) -> Array:
+    """Tells which RoIs may have samples that touch the tile along an axis.
+
+    Args:
+      near: Top or left of each RoI, in cells.
+      size: Its height or width, in cells.
+      tile_start: First row or column of the tile.
+      tile_length: Number of its rows or columns.
+    """
     first = tile_start.astype(jnp.float32) - REACH
     last = tile_start.astype(jnp.float32) + tile_length - 1 + REACH
     return (near <= last) & (near + size >= first)
 
   y, height, x, width = (load(rois_ref, i, rois, mask=real) for i in range(4))
   touches = real & (load(levels_ref, rois, mask=real, other=-1) == level)
-  touches &= reached(y, height, top, TILE_ROWS)
-  touches &= reached(x, width, left, TILE_COLUMNS)
+  touches &= may_touch(y, height, top, TILE_ROWS)
+  touches &= may_touch(x, width, left, TILE_COLUMNS)
   end = rois.shape[0]
 
-  def next_after(roi):
+  def next_after(roi: Array) -> Array:
+    """Returns the next RoI that may touch the tile; `end` if there is none."""
     return jnp.min(jnp.where(touches & (rois > roi), rois, end))
 
-  def cells_between(start, size, tile_start, tile_length):
-    """The output cells whose samples may touch the tile."""
+  def cells_between(
+    start: Array, size: Array, tile_start: Array, tile_length: int
+  ) -> tuple[Array, Array]:
+    """Finds the output cells of a RoI whose samples may touch the tile.
+
+    Args:
+      start: Top or left of the RoI, in cells of the level.
+      size: Its height or width, in cells of the level.
+      tile_start: First row or column of the tile.
+      tile_length: Number of its rows or columns.
+
+    Returns:
+      The first of these output cells along the axis, and the first after them.
+    """
     bin_size = jnp.maximum(size / side, 1e-6)
     first = tile_start.astype(jnp.float32) - REACH - start
     last = first + (tile_length - 1 + 2 * REACH)
@@ -221,16 +366,26 @@ def _backward_kernel(
       jnp.minimum(jnp.maximum(high, 0), side).astype(jnp.int32),
     )
 
-  def add_roi(state):
+  def add_roi(state: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Adds the gradient that comes from one RoI.
+
+    Args:
+      state: The RoI, and the gradient of the tile so far.
+
+    Returns:
+      The next RoI that may touch the tile, and the gradient.
+    """
     roi, total = state
     y, height, x, width = (load(rois_ref, i, roi) for i in range(4))
     first_row, end_row = cells_between(y, height, top, TILE_ROWS)
     first_column, end_column = cells_between(x, width, left, TILE_COLUMNS)
 
-    def add_row(i, total):
+    def add_row(i: Array, total: Array) -> Array:
+      """Adds the gradient that comes from row i of the RoI's output cells."""
       row_weights = load(row_weights_ref, roi, i, rows, mask=rows < shape[0])
 
-      def add_cell(j, total):
+      def add_cell(j: Array, total: Array) -> Array:
+        """Adds the gradient that comes from output cell j of this row."""
         column_weights = load(
           column_weights_ref, roi, j, columns, mask=columns < shape[1]
         )
@@ -276,23 +431,25 @@ def roi_align(
   min_side: float = 0.0,
   interpret: bool = False,
 ) -> Array:
-  """Pools every box into a square of features, from one level each.
+  """Pools the features of each box into a square of cells.
 
   Args:
-    pyramid: One image's features, {level: [h, w, c]}, no level left out in
-      between.
-    boxes: [r, 4] in pixels. No gradient flows to them.
-    levels: [r], the level of each box.
-    side: Cells along each side of the result.
-    sampling_ratio: Samples along each side of an output cell; 0: as many as it
-      is cells of the level long, rounded up.
-    offset: Subtracted from coordinates in cells; 0.5 is "aligned".
-    min_side: A smaller side of a box, in cells, is taken to be this long.
-    interpret: See `launch`.
+    pyramid: Features of one image, {level: [h, w, c]}. The levels are
+      consecutive numbers; a cell of level l is 2**l pixels wide.
+    boxes: [r, 4], (x1, y1, x2, y2) in pixels. No gradient flows to them.
+    levels: [r], level that each box is pooled from.
+    side: Number of output cells along each side of a box.
+    sampling_ratio: Number of samples along each side of an output cell. With 0,
+      it is the length of the output cell in cells of the level, rounded up.
+    offset: Number of cells subtracted from the coordinates of a box; 0.5 is
+      "aligned" RoIAlign.
+    min_side: A shorter side of a box is treated as this long, in cells.
+    interpret: Whether to run the kernel as plain JAX, which is slow.
 
   Returns:
-    [r, side, side, c] in the dtype of the features; sums are made in float32.
-    Differs: a box on a level that it is too large for is pooled like others.
+    [r, side, side, c] in the dtype of the features; sums are float32.
+    Differs: `ops.roi_align` returns NaN for a box that is too large for its
+    level if `sampling_ratio` is 0. This function pools it like other boxes.
   """
   names = sorted(pyramid)
   shapes = [pyramid[name].shape[:2] for name in names]
@@ -303,15 +460,16 @@ def roi_align(
     return jnp.zeros((0, side, side, channels), dtype)
   rule = {'side': side, 'sampling_ratio': sampling_ratio}
 
-  def in_cells(boxes, levels):
-    """[4, r]: top, height, left and width in cells of the level."""
+  def in_cells(boxes: Array, levels: Array) -> Array:
+    """Returns [4, r]: top, height, left and width in cells of the level."""
     corners = boxes / (2.0 ** levels.astype(jnp.float32))[:, None] - offset
     x1, y1, x2, y2 = corners.T
     return jnp.stack(
       [y1, jnp.maximum(y2 - y1, min_side), x1, jnp.maximum(x2 - x1, min_side)]
     )
 
-  def forward(pyramid, boxes, levels):
+  def forward(pyramid: dict[int, Array], boxes: Array, levels: Array) -> Array:
+    """Runs the forward kernel; the arguments are those of `roi_align`."""
     block = min(FORWARD_CHANNELS, pl.next_power_of_2(channels))
     return launch(
       _forward_kernel,
@@ -329,13 +487,24 @@ def roi_align(
       **rule,
     )
 
-  def backward(residuals, gradient):
+  def backward(
+    residuals: tuple[Array, Array], gradient: Array
+  ) -> tuple[dict[int, Any], Array, None]:
+    """Runs the backward kernel on each level.
+
+    Args:
+      residuals: Boxes and their levels.
+      gradient: [r, side, side, c], gradient of the pooled features.
+
+    Returns:
+      Gradients of pyramid, boxes (zeros) and levels (`None`).
+    """
     boxes, levels = residuals
     rois = in_cells(boxes, levels)
     index = (levels - names[0]).astype(jnp.int32)
     lengths = jnp.asarray(np.array(shapes, np.int32))[index]
-    # Empty slots are boxes of zeros, and background has no mask: a tile would
-    # go through all their cells in vain.
+    # RoIs without a gradient are skipped. There are many: padding, which is
+    # boxes of zeros, and background, which has no mask.
     index = jnp.where(jnp.any(gradient != 0, axis=(1, 2, 3)), index, -1)
     row_weights, column_weights = (
       _axis_weights(

@@ -1,15 +1,16 @@
-"""Pre-NMS selection: the best boxes of every level, decoded and clipped.
+"""Selection before NMS: the best boxes of each level, decoded and clipped.
 
 In plain JAX, for each level:
 
   best, index = top_k(logits, limit)
   boxes = clip(decode(deltas[index], anchors[index]))
 
-Sorting a level of 200,000 numbers for the best 2,000 is what costs there. Here
-a program finds the best of a chunk that fits its registers by bisection of
-their bits; what is left of the chunks of a level is put together and cut into
-chunks again, until there is one. Only then are the few that remain ranked, each
-by counting the better ones, and their boxes made.
+In plain JAX, most of the time goes into sorting 200,000 numbers of a level for
+the best 2,000. Here, a program finds the best numbers of a chunk that fits its
+registers, by bisection of their bits. The best numbers of all chunks of a level
+are joined and cut into chunks again, until one chunk is left. Only then are the
+few numbers that remain ranked, each by counting the greater numbers, and their
+boxes decoded.
 """
 
 from collections.abc import Sequence
@@ -21,40 +22,58 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.anchors import anchor_corners, anchor_layout
+from pallas_kernels.anchors import Level, anchor_corners, anchor_layout
 from pallas_kernels.launch import divide, launch, load, store
 
-# Logits of a chunk: 16 to a thread of 16 warps.
+# Logits of a chunk: 16 for each thread of 16 warps.
 CHUNK = 8192
-# What a level may keep. For more a chunk must be larger, and its numbers spill
-# out of the registers: compiled for 12,000, 5.6 KB a thread.
+# Largest `limit` for which the kernel is fast. A larger limit needs larger
+# chunks, whose numbers do not fit into the registers: compiled for 12,000, each
+# thread stores 5.6 KB of them in memory.
 MAX_LIMIT = CHUNK // 2
-# Boxes ranked by one program, against as many others at a time.
+# Boxes ranked by one program, and boxes that it compares them with at a time.
 BLOCK = 128
+# The smallest int32: a key below those of all logits.
 LOWEST = np.int32(-(2**31))
-# exp() of more would blow a 16 px anchor past 1000 px.
+# Largest logarithm of a growth factor. It enlarges an anchor of 16 pixels to
+# 1000 pixels.
 MAX_LOG_SCALE = math.log(1000 / 16)
 
 
-def _sort_keys(logits):
-  """Integers in the order of the floats; -inf is above `LOWEST`."""
-  # As top_k has it, -0 is less than 0.
+def _sort_keys(logits: Array) -> Array:
+  """Returns int32 numbers that are in the same order as the float32 logits.
+
+  The key of -inf is greater than `LOWEST`. As in `jax.lax.top_k`, -0 is less
+  than 0.
+  """
   bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
   return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def _chunk_kernel(
-  ranges_ref,
-  logits_ref,
-  index_ref,
-  best_ref,
-  best_index_ref,
+  ranges_ref: jax.Ref,
+  logits_ref: jax.Ref,
+  index_ref: jax.Ref,
+  best_ref: jax.Ref,
+  best_index_ref: jax.Ref,
   *,
-  chunk,
-  limit,
-  interpret,
-):
-  """Keeps the best `limit` of a chunk, in their order."""
+  chunk: int,
+  limit: int,
+  interpret: bool,
+) -> None:
+  """Finds the `limit` greatest logits of a chunk; they stay in their order.
+
+  Args:
+    ranges_ref: [chunks, 2], first element of each chunk in the next two arrays,
+      and number of its elements.
+    logits_ref: [n], logits of all chunks.
+    index_ref: [n], index of the anchor of each logit on its level.
+    best_ref: Result [chunks, limit], the greatest logits, then -inf.
+    best_index_ref: Result [chunks, limit], their indices, then 0.
+    chunk: Largest number of elements of a chunk.
+    limit: Number of logits to keep of a chunk.
+    interpret: Whether the kernel is interpreted.
+  """
   del interpret  # Nothing here depends on it.
   program = pl.program_id(0)
   start, length = load(ranges_ref, program, 0), load(ranges_ref, program, 1)
@@ -64,19 +83,27 @@ def _chunk_kernel(
   index = load(index_ref, start + lanes, mask=real)
   keys = jnp.where(real, _sort_keys(logits), LOWEST)
 
-  def try_bit(i, threshold):
-    # Adding the top bit to the lowest number wraps around to 0.
+  def try_bit(i: Array, threshold: Array) -> Array:
+    """Sets bit i of the threshold if `limit` keys are still at least as great.
+
+    Args:
+      i: Number of the bit, from the most significant one, 0.
+      threshold: A number that `limit` keys, or all, are at least as great as.
+    """
+    # Adding the most significant bit to `LOWEST` gives 0, by overflow.
     candidate = threshold + (jnp.int32(1) << (31 - i))
     enough = jnp.sum((keys >= candidate).astype(jnp.int32)) >= limit
     return jnp.where(enough, candidate, threshold)
 
-  # The most that `limit` keys reach. Of those equal to it the first are taken.
+  # The greatest number that `limit` keys are at least as great as. If more keys
+  # equal it than are wanted, the first of them are taken.
   threshold = jax.lax.fori_loop(0, 32, try_bit, jnp.int32(LOWEST))
   above = keys > threshold
   equal = ((keys == threshold) & real).astype(jnp.int32)
   wanted = limit - jnp.sum(above.astype(jnp.int32))
   taken = above | ((equal != 0) & (jnp.cumsum(equal) <= wanted))
-  # Interpreted, a masked element would put back what its slot held before.
+  # The interpreter writes the old value of a slot where the mask is false. Slot
+  # `limit` does not exist, so that these writes are dropped.
   slots = jnp.where(taken, jnp.cumsum(taken.astype(jnp.int32)) - 1, limit)
   store(best_ref, program, slots, value=logits, mask=taken)
   store(best_index_ref, program, slots, value=index, mask=taken)
@@ -98,28 +125,52 @@ def _chunk_kernel(
 
 
 def _decode_kernel(
-  best_ref,
-  index_ref,
-  deltas_ref,
-  layout_ref,
-  around_ref,
-  far_ref,
-  boxes_ref,
-  logits_ref,
+  best_ref: jax.Ref,
+  index_ref: jax.Ref,
+  deltas_ref: jax.Ref,
+  layout_ref: jax.Ref,
+  around_ref: jax.Ref,
+  far_ref: jax.Ref,
+  boxes_ref: jax.Ref,
+  logits_ref: jax.Ref,
   *,
-  limit,
-  weights,
-  width_offset,
-  interpret,
-):
-  """Ranks a block of a level's chosen anchors and makes their boxes."""
+  limit: int,
+  weights: tuple[float, float, float, float],
+  width_offset: float,
+  interpret: bool,
+) -> None:
+  """Ranks a block of the selected anchors of a level and decodes their boxes.
+
+  Args:
+    best_ref: [l, limit], the selected logits of each level, not sorted; -inf
+      where there are fewer.
+    index_ref: [l, limit], index of their anchors on the level.
+    deltas_ref: [a, 4], encoded offsets of the anchors of all levels.
+    layout_ref: First result of `anchor_layout`.
+    around_ref: Second result of `anchor_layout`.
+    far_ref: [4], largest x, y, x and y of a box in the image, in pixels.
+    boxes_ref: Result [l, limit, 4], best first; 0 where there are fewer.
+    logits_ref: Result [l, limit], falling; -inf where there are fewer.
+    limit: Number of slots of a level.
+    weights: Factors by which the deltas are multiplied when they are encoded.
+    width_offset: The width of a box is x2 - x1 plus this, in pixels.
+    interpret: Whether the kernel is interpreted.
+  """
   level, block = pl.program_id(0), pl.program_id(1)
   slots = block * BLOCK + jnp.arange(BLOCK)
   mask = slots < limit
   logits = load(best_ref, level, slots, mask=mask, other=-jnp.inf)
   keys = _sort_keys(logits)
 
-  def count_better(other_block, rank):
+  def count_better(other_block: Array, rank: Array) -> Array:
+    """Adds the number of better logits in another block to each rank.
+
+    If two logits are equal, the one in the smaller slot is better.
+
+    Args:
+      other_block: Number of the other block.
+      rank: Number of better logits so far.
+    """
     others = other_block * BLOCK + jnp.arange(BLOCK)
     other_keys = jnp.where(
       others < limit,
@@ -143,27 +194,29 @@ def _decode_kernel(
   x1, y1, x2, y2 = anchor_corners(layout_ref, around_ref, level, index, found)
   place = load(layout_ref, level, 0) + index
 
-  def scaled(column):
+  def unweighted(column: int) -> Array:
+    """Returns a column of the anchors' deltas, divided by its weight."""
     delta = load(deltas_ref, place, column, mask=found)
     if weights[column] == 1:
       return delta
     weight = jnp.full_like(delta, weights[column])
     return divide(delta, weight, interpret=interpret)
 
-  corners = [None] * 4
+  # (coordinate, whether the deltas are NaN): x1 and y1, then x2 and y2.
+  near_corners, far_corners = [], []
   for axis, (near, far) in enumerate(((x1, x2), (y1, y2))):
     side = far - near + width_offset
     center = near + 0.5 * side
-    shift, scale = scaled(axis), scaled(2 + axis)
+    shift, scale = unweighted(axis), unweighted(2 + axis)
     center = shift * side + center
     side = jnp.exp(jnp.minimum(scale, MAX_LOG_SCALE)) * side
     is_nan = jnp.isnan(shift) | jnp.isnan(scale)
-    corners[axis] = center - 0.5 * side, is_nan
-    corners[2 + axis] = center + 0.5 * side - width_offset, is_nan
-  for i, (corner, is_nan) in enumerate(corners):
+    near_corners.append((center - 0.5 * side, is_nan))
+    far_corners.append((center + 0.5 * side - width_offset, is_nan))
+  for i, (corner, is_nan) in enumerate(near_corners + far_corners):
     edge = load(far_ref, i)
     clipped = jnp.minimum(jnp.maximum(corner, 0), edge)
-    # On a GPU the smaller of NaN and a number is the number.
+    # On a GPU, minimum() and maximum() of NaN and a number are the number.
     clipped = jnp.where(is_nan, jnp.nan, clipped)
     store(
       boxes_ref,
@@ -176,8 +229,19 @@ def _decode_kernel(
   store(logits_ref, level, rank, value=logits, mask=mask)
 
 
-def _cut(ranges, chunk):
-  """Cuts the range of each level into chunks; returns them level by level."""
+def _cut(
+  ranges: list[tuple[int, int]], chunk: int
+) -> list[list[tuple[int, int]]]:
+  """Cuts the range of each level into chunks.
+
+  Args:
+    ranges: (first element, number of elements) of each level.
+    chunk: Largest number of elements of a chunk.
+
+  Returns:
+    For each level, (first element, number of elements) of its chunks; at least
+    one.
+  """
   return [
     [
       (start + i, min(chunk, length - i))
@@ -190,7 +254,7 @@ def _cut(ranges, chunk):
 def select_boxes(
   objectness_logits: Array,
   anchor_deltas: Array,
-  levels: Sequence,
+  levels: Sequence[Level],
   image_size: Array,
   *,
   limit: int,
@@ -199,22 +263,29 @@ def select_boxes(
   fit_to: Array | None = None,
   interpret: bool = False,
 ) -> tuple[Array, Array]:
-  """Takes the best anchors of each level and moves them by their deltas.
+  """Selects the best anchors of each level and decodes their boxes.
 
   Args:
-    objectness_logits: [a] of all levels; -inf is never taken, NaN neither.
-    anchor_deltas: [a, 4].
-    levels: See `anchor_layout`.
-    image_size: (height, width); boxes are clipped to it.
-    limit: Boxes of a level, at most. Above `MAX_LIMIT` right, but slow.
-    weights: Factors of (dx, dy, dw, dh).
-    width_offset: What a box is wider than x2 - x1.
-    fit_to: See `anchor_layout`.
-    interpret: See `launch`.
+    objectness_logits: [a], of the anchors of all levels. Anchors with -inf or
+      NaN are never selected.
+    anchor_deltas: [a, 4], encoded offsets (dx, dy, dw, dh).
+    levels: Positions of the anchors, level after level.
+    image_size: (height, width) that boxes are clipped to, in pixels.
+    limit: Number of result slots of a level. A limit above `MAX_LIMIT` gives
+      correct results, but slowly.
+    weights: Factors by which (dx, dy, dw, dh) are multiplied when they are
+      encoded.
+    width_offset: The width of a box is x2 - x1 plus this, in pixels; its height
+      is y2 - y1 plus this.
+    fit_to: (height, width) of the padded image, if the strides are fitted to
+      it; see `anchor_layout`.
+    interpret: Whether to run the kernel as plain JAX, which is slow.
 
   Returns:
-    boxes: [l, limit, 4], best first; zeros where there are fewer.
-    logits: [l, limit], falling, equals by number; -inf where there are fewer.
+    boxes: [l, limit, 4], (x1, y1, x2, y2) in pixels, best first; zeros in slots
+      without a box.
+    logits: [l, limit], falling, equal ones by index; -inf in slots without a
+      box.
   """
   layout, around = anchor_layout(levels, fit_to)
   num_levels = len(levels)

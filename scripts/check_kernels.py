@@ -1,11 +1,12 @@
-"""Holds every kernel against its plain JAX reference on fresh random input.
+"""Compares every kernel with plain JAX on new random input.
 
   python scripts/check_kernels.py [--size=training|quick|tiny] [--seed=N]
       [--repeat=3] [--only=WORD]
 
-Values, and for RoIAlign gradients. On a CPU the kernels are interpreted, which
-is slow: take --size=tiny. NMS by jax-triton is held against it too, on a GPU
-where that is installed. Exit status: 0 all agree, 1 some do not.
+The results are compared, and for RoIAlign the gradients too. On a CPU, kernels
+are interpreted, which is slow: use --size=tiny. On a GPU where jax-triton is
+installed, its NMS is compared too. Prints one line for each operation.
+Exit status: 0 all kernels agree, 1 some do not, 2 wrong arguments.
 """
 
 import argparse
@@ -15,27 +16,38 @@ import warnings
 
 import jax
 
-from maskrcnn_jax.doctor import kernel_check
+from maskrcnn_jax.doctor import kernel_cases, kernel_check
 from maskrcnn_jax.kernels import kernels_on_gpu
 
 SIZES = {
-  'training': kernel_check.TRAINING,
-  'quick': kernel_check.QUICK,
-  'tiny': kernel_check.TINY,
+  'training': kernel_cases.TRAINING,
+  'quick': kernel_cases.QUICK,
+  'tiny': kernel_cases.TINY,
 }
 
 
 def main() -> None:
-  """Prints a line for each operation."""
+  """Compares the kernels that the command line selects; prints the results."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument('--size', choices=SIZES, default='training')
-  parser.add_argument('--seed', type=int, default=int(time.time()))
-  parser.add_argument('--repeat', type=int, default=3, help='inputs of each')
-  parser.add_argument('--only', default='', help='operations named like this')
+  parser.add_argument(
+    '--size', choices=SIZES, default='training', help='sizes of the input'
+  )
+  parser.add_argument(
+    '--seed',
+    type=int,
+    default=int(time.time()),
+    help='of the random input; the time by default',
+  )
+  parser.add_argument(
+    '--repeat', type=int, default=3, help='number of inputs for each kernel'
+  )
+  parser.add_argument(
+    '--only', default='', help='only operations whose name contains this word'
+  )
   arguments = parser.parse_args()
-  # Pallas's Triton backend says that it will go one day.
+  # JAX warns that Pallas's Triton backend will be removed.
   warnings.simplefilter('ignore', DeprecationWarning)
   device = jax.devices()[0]
   on_gpu = device.platform in ('gpu', 'cuda')
@@ -47,14 +59,11 @@ def main() -> None:
   if on_gpu and 'triton' not in kernels_on_gpu('nms'):
     print('NMS by jax-triton is left out: it is not installed', flush=True)
   key = jax.random.key(arguments.seed)
-  well = True
-  for case in kernel_check.make_cases(SIZES[arguments.size]):
+  all_agree = True
+  for case in kernel_cases.make_cases(SIZES[arguments.size]):
     if arguments.only not in case.name:
       continue
-    ways = ('interpret',)
-    if on_gpu:
-      ways = kernels_on_gpu(case.name)
-    for kernels in ways:
+    for kernels in kernels_on_gpu(case.name) if on_gpu else ('interpret',):
       check = kernel_check.make_check(case, kernels)
       found = (
         check(jax.random.fold_in(key, i)) for i in range(arguments.repeat)
@@ -65,8 +74,8 @@ def main() -> None:
         f'{"; ".join(faults) or "equal"}',
         flush=True,
       )
-      well &= not faults
-  if not well:
+      all_agree &= not faults
+  if not all_agree:
     sys.exit(1)
 
 

@@ -1,14 +1,14 @@
-"""Compiles every kernel and the training step for GPUs that are not there.
+r"""Compiles every kernel and the training step for GPUs, without a GPU.
 
   pip install "jax-cuda13-plugin==$V" "jax-cuda13-pjrt==$V" nvidia-cuda-nvcc \
       nvidia-nvvm nvidia-cuda-crt                       # V: the version of jax
   PATH=$SITE_PACKAGES/nvidia/cu13/bin:$PATH JAX_PLATFORMS=cpu \
       python scripts/compile_kernels.py [--only=WORD] [--targets=h200,a100]
 
-XLA needs no more than the description of a GPU (scripts/gpu_targets) to compile
-for it. Prints the memory of each program, for the kernels and for plain JAX;
-for NMS by jax-triton too, where that is installed.
-Nothing is run: speed and results it cannot tell.
+To compile for a GPU, XLA needs only its description (scripts/gpu_targets).
+Prints the memory that each program needs, with kernels and with plain JAX, and
+with NMS by jax-triton if that is installed. The programs are not run, so that
+this shows neither speed nor results.
 """
 
 import argparse
@@ -18,18 +18,20 @@ import importlib.util
 import pathlib
 import sys
 import time
+from typing import Any
 import warnings
 
 import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import ml_collections
 import numpy as np
 
-from maskrcnn_jax.array_types import GroundTruthLimits
+from maskrcnn_jax.array_types import Batch, Detections, GroundTruthLimits
 from maskrcnn_jax.benchmark.made_up_batch import made_up_batch
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.detector import Detector
-from maskrcnn_jax.doctor import kernel_check
+from maskrcnn_jax.doctor import kernel_cases
 from maskrcnn_jax.kernels import kernels_on_gpu
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime.precision import set_precision
@@ -41,7 +43,12 @@ TARGETS = pathlib.Path(__file__).parent / 'gpu_targets'
 
 
 def gpu_mesh(target: str, num_gpus: int = 1) -> Mesh:
-  """Returns a mesh of GPUs that need not exist."""
+  """Returns a mesh of GPUs that this machine need not have.
+
+  Args:
+    target: Kind of GPU, the name of a file in scripts/gpu_targets.
+    num_gpus: Number of GPUs, all in one machine.
+  """
   described = topologies.get_topology_desc(
     platform='cuda',
     topology_name=target,
@@ -51,26 +58,43 @@ def gpu_mesh(target: str, num_gpus: int = 1) -> Mesh:
   return Mesh(np.array(described.devices), ('data',))
 
 
-def compile_for(mesh: Mesh, function, *arguments, **statics):
-  """Compiles a jitted function for arguments with shardings on the mesh."""
-  # Pallas asks which GPU it compiles for; inside shard_map it finds out.
+def compile_for(
+  mesh: Mesh, function: Any, *arguments: Any, **statics: Any
+) -> jax.stages.Compiled:
+  """Compiles a jitted function for the GPUs of a mesh.
+
+  Args:
+    mesh: The GPUs.
+    function: Result of `jax.jit`.
+    *arguments: Trees of shapes with shardings on the mesh.
+    **statics: Static keyword arguments.
+  """
+  # Pallas asks which GPU it compiles for. With several GPUs the function uses
+  # shard_map, which tells it.
   abstract = (
     jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
     if mesh.size == 1
     else contextlib.nullcontext()
   )
   with abstract, warnings.catch_warnings():
-    # Pallas's Triton backend says that it will go one day.
+    # JAX warns that Pallas's Triton backend will be removed.
     warnings.simplefilter('ignore', DeprecationWarning)
     lowered = function.trace(*arguments, **statics).lower(
       lowering_platforms=('cuda',)
     )
-    # Autotuning would time candidates on the GPU that is not there.
+    # Autotuning would need the GPU, to time candidates on it.
     return lowered.compile(compiler_options={'xla_gpu_autotune_level': 0})
 
 
-def shapes_on(mesh: Mesh, tree, spec=()):
-  """Returns the shapes of a tree, each with the same sharding."""
+def shapes_on(mesh: Mesh, tree: Any, spec: tuple[str, ...] = ()) -> Any:
+  """Returns the shapes and dtypes of a tree of arrays, with a sharding.
+
+  Args:
+    mesh: Devices of the sharding.
+    tree: Tree of arrays, or of their shapes.
+    spec: Mesh axes that the leading axes of all arrays are sharded over. ()
+      replicates the arrays.
+  """
   sharding = NamedSharding(mesh, PartitionSpec(*spec))
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
@@ -80,10 +104,17 @@ def shapes_on(mesh: Mesh, tree, spec=()):
   )
 
 
-def report(title: str, started: float, compiled) -> None:
-  """Prints what a program needs."""
+def report(title: str, started: float, compiled: jax.stages.Compiled) -> None:
+  """Prints the memory that a compiled program needs, and the compile time.
+
+  Args:
+    title: Name of the program.
+    started: `time.monotonic()` when its compilation began.
+    compiled: The program.
+  """
   memory = compiled.memory_analysis()
-  arguments, results, own = (
+  assert memory is not None  # GPUs have it.
+  arguments, results, temporary = (
     size / 2**20
     for size in (
       memory.argument_size_in_bytes,
@@ -93,18 +124,26 @@ def report(title: str, started: float, compiled) -> None:
   )
   print(
     f'{title}: arguments {arguments:.1f}, results {results:.1f}, temporary '
-    f'{own:.1f} MiB; compiled in {time.monotonic() - started:.1f} s',
+    f'{temporary:.1f} MiB; compiled in {time.monotonic() - started:.1f} s',
     flush=True,
   )
 
 
-def compile_cases(target: str, size: kernel_check.Size, only: str) -> None:
-  """Compiles each case of `kernel_check`, as kernel and as plain JAX."""
+def compile_cases(target: str, size: kernel_cases.Size, only: str) -> None:
+  """Compiles each operation that has a kernel, with kernels and in plain JAX.
+
+  Args:
+    target: Kind of GPU, the name of a file in scripts/gpu_targets.
+    size: Sizes of the arguments.
+    only: Compiles only operations whose name contains this word.
+  """
   mesh = gpu_mesh(target)
-  for case in kernel_check.make_cases(size):
+  for case in kernel_cases.make_cases(size):
     if only not in case.name:
       continue
-    arguments = shapes_on(mesh, jax.eval_shape(case.make, jax.random.key(0)))
+    arguments = shapes_on(
+      mesh, jax.eval_shape(case.make_arguments, jax.random.key(0))
+    )
     for kernels in (*kernels_on_gpu(case.name), 'xla'):
       started = time.monotonic()
       compiled = compile_for(
@@ -118,14 +157,22 @@ def compile_cases(target: str, size: kernel_check.Size, only: str) -> None:
 
 
 def compile_model(
-  config,
+  config: ml_collections.ConfigDict,
   target: str,
   num_gpus: int,
   *,
   batch_size: int,
   padded_size: tuple[int, int],
 ) -> None:
-  """Compiles the training step and inference, with kernels and without."""
+  """Compiles the training step and inference, with kernels and without.
+
+  Args:
+    config: Recipe; its key `kernels` is changed.
+    target: Kind of GPU, the name of a file in scripts/gpu_targets.
+    num_gpus: Number of GPUs, all in one machine.
+    batch_size: Number of images of all GPUs together.
+    padded_size: (height, width) of the images, in pixels.
+  """
   mesh = gpu_mesh(target, num_gpus)
   dtype = set_precision(config.precision)
   batch = shapes_on(
@@ -137,7 +184,7 @@ def compile_model(
       max_objects=config.data.max_objects,
       num_classes=81,
     ),
-    ['data'],
+    ('data',),
   )
   optimizer = make_optimizer(
     momentum=config.optimizer.momentum,
@@ -167,7 +214,13 @@ def compile_model(
     report(f'training step, {title}', started, compiled)
     started = time.monotonic()
 
-    def detect(variables, batch, padded_size, rcnn=rcnn):
+    def detect(
+      variables: Any,
+      batch: Batch,
+      padded_size: tuple[int, int],
+      rcnn: Rcnn = rcnn,
+    ) -> Detections:
+      """Detects the objects of a batch; the arguments are `Detector`'s."""
       detector = Detector(rcnn, variables, config, (), 0)
       return detector.detect(batch, padded_size=padded_size)
 
@@ -182,14 +235,26 @@ def compile_model(
 
 
 def main() -> None:
-  """Compiles all that is asked for; any failure is an error."""
+  """Compiles the programs that the command line selects."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument('--targets', default='h200,a100')
-  parser.add_argument('--only', default='', help='operations named like this')
-  parser.add_argument('--no_model', action='store_true')
-  parser.add_argument('--quick', action='store_true', help='small sizes')
+  parser.add_argument(
+    '--targets',
+    default='h200,a100',
+    help='kinds of GPU, names of files in scripts/gpu_targets',
+  )
+  parser.add_argument(
+    '--only', default='', help='only operations whose name contains this word'
+  )
+  parser.add_argument(
+    '--no_model',
+    action='store_true',
+    help='leave out the training step and inference',
+  )
+  parser.add_argument(
+    '--quick', action='store_true', help='small images and few boxes'
+  )
   arguments = parser.parse_args()
   if importlib.util.find_spec('jax_plugins') is None:
     print(
@@ -200,7 +265,7 @@ def main() -> None:
     sys.exit(2)
   if 'triton' not in kernels_on_gpu('nms'):
     print('NMS by jax-triton is left out: it is not installed', flush=True)
-  size = kernel_check.QUICK if arguments.quick else kernel_check.TRAINING
+  size = kernel_cases.QUICK if arguments.quick else kernel_cases.TRAINING
   for target in arguments.targets.split(','):
     compile_cases(target, size, arguments.only)
   if arguments.no_model:

@@ -3,10 +3,10 @@
 #
 #   bash scripts/download_dataset.sh DIR [2014|2017]
 #
-# DIR (for the recipes: data/coco) gets annotations/, train2017/ and val2017/.
-# 2017, the default, needs 43 GB, 2014 the same; half of it are the archives,
-# which may be removed afterwards. Run again, it goes on where it stopped.
-# COCO_URL names a mirror.
+# DIR gets the folders annotations/, train2017/ and val2017/; the recipes expect
+# data/coco. Either year needs 43 GB; the default is 2017. Half of it are the
+# archives, which can be deleted afterwards. If the script is run again, it
+# continues where it stopped. The variable COCO_URL names a mirror.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/coco_archives.sh"
@@ -14,8 +14,8 @@ read_arguments "$@"
 command -v curl > /dev/null || fail 'curl is missing; install it.'
 mkdir -p "$dir" || fail "cannot make the folder $dir."
 
-# What is still to be written: archives, and what is in them. JPEGs do not
-# compress; annotations unpack to less than four times their archive.
+# Bytes still to be written: archives and the files in them. JPEGs are as large
+# as in their archive; annotations are less than four times as large.
 needed=0
 for i in "${!paths[@]}"; do
   is_unpacked "$i" && continue
@@ -28,8 +28,8 @@ free=$(( $(df -Pk "$dir" | awk 'NR == 2 { print $4 }') * 1024 ))
 (( free > needed )) || fail "$dir has $(( free / 1000000 )) MB free, but COCO" \
   "$year needs $(( needed / 1000000 )) MB; make room or give another DIR."
 
-# A server may cut a long download off many times; as long as each attempt gets
-# further, there is a next one.
+# Downloads $1 to file $2 of $3 bytes. A server may end a long download many
+# times; as long as an attempt gets further, there is another one.
 fetch() {
   local url=$1 part=$2 size=$3 before after idle=0 code
   while after=$(size_of "$part") && (( after < size )); do
@@ -40,11 +40,11 @@ fetch() {
       --output "$part" "$url" || code=$?
     after=$(size_of "$part")
     (( after < size )) || break
-    tell "got $after of $size bytes of ${url##*/}; going on"
+    tell "got $after of $size bytes of ${url##*/}; continuing"
     if (( after > before )); then idle=0; else idle=$(( idle + 1 )); fi
     if (( idle >= ${COCO_ATTEMPTS:-5} )); then
       status=1 fail "$url gives nothing more (curl's status $code). Run again" \
-        "later; what is there is kept."
+        "later; the bytes received so far are kept."
     fi
     sleep "$idle"
   done

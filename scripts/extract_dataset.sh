@@ -3,7 +3,7 @@
 #
 #   bash scripts/extract_dataset.sh DIR [2014|2017]
 #
-# What is unpacked already stays as it is.
+# Archives that are already unpacked are skipped.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/coco_archives.sh"
@@ -22,6 +22,6 @@ for i in "${!paths[@]}"; do
     "${PYTHON:-python3}" -m zipfile -e "$archive" "$dir"
   fi || status=1 fail "cannot unpack $archive; is the disk full?"
   is_unpacked "$i" || status=1 fail "$archive is unpacked, but" \
-    "$dir/${folders[i]} has not the ${counts[i]} files that it should have."
+    "$dir/${folders[i]} does not have the ${counts[i]} files of COCO."
 done
 tell "COCO $year is in $dir: $(printf '%s ' "${folders[@]}")"

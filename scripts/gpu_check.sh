@@ -1,28 +1,33 @@
 #!/usr/bin/env bash
-# Proof of the kernels on a GPU:
+# Checks and measures the kernels on a GPU.
 #
 #   bash scripts/gpu_check.sh [--folder=gpu_check] [--size=training]
 #       [--parts=doctor,check,kernels,train,inference]
 #
-# For a machine whose Python ($PYTHON, else python3) has JAX for GPUs; nothing is
-# downloaded or installed. The folder gets the tables and logs of the parts:
-#   doctor     doctor.txt: versions, devices, numerics, small cases of kernels
-#   check      check.txt: each kernel against its reference at training's sizes
-#   kernels    kernels.txt of scripts/benchmark_kernels.py, and kernels.json
+# The machine's Python ($PYTHON, or else python3) must have JAX for GPUs.
+# Nothing is downloaded or installed. The folder gets the tables and logs of the
+# parts:
+#   doctor     doctor.txt: versions, devices, numerics, kernels on small input
+#   check      check.txt: each kernel compared with plain JAX, in the sizes of a
+#              training step
+#   kernels    kernels.txt: the table of scripts/benchmark_kernels.py;
+#              kernels.json: its figures
 #   train, inference
-#              train-xla.txt, train-pallas.txt, ...: images/s of
-#              configs/r50_fpn.py in bf16 at 800x1344, batch 8, without and with
-#              kernels, and the ten largest costs. They need the packages of
-#              setup.cfg, and are left out without them.
-# What is compiled is kept in the folder compiled, so that a second call for
-# other parts, or for those that did not get done, compiles less.
+#              train-xla.txt, train-pallas.txt, ...: images per second of
+#              configs/r50_fpn.py in bf16 at 800x1344, batch size 8, without and
+#              with kernels, and the ten largest costs. These parts need the
+#              packages of setup.cfg, and are left out if one is missing.
+# Compiled programs are kept in the folder compiled, so that another call, for
+# other parts or for parts that were not finished, compiles less.
+#
+# This rehearsal shows that the script runs:
 #
 #   JAX_PLATFORMS=cpu bash scripts/gpu_check.sh --size=tiny
 #
-# is a rehearsal: all of it on next to nothing, with the recipe of the tests, to
-# see that it runs. Kernels are interpreted, and times say nothing.
-# Exit status: 0 all ran and agreed, 1 something did not, 2 no JAX, or wrong
-# arguments.
+# It runs all parts on tiny input, with the recipe of the tests. Kernels are
+# interpreted, so that the times have no meaning.
+# Exit status: 0 all parts ran and agreed, 1 a part did not, 2 JAX is missing or
+# an argument is wrong.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
@@ -47,7 +52,7 @@ for argument in "$@"; do
 done
 for part in $parts; do
   if [[ " $all " != *" $part "* ]]; then
-    echo "error: --parts: there is no $part; there are: $all" >&2
+    echo "error: --parts: there is no part $part; the parts are: $all" >&2
     exit 2
   fi
 done
@@ -63,15 +68,15 @@ export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/compiled}"
 
 has() { "$python" -c "import $1" 2> /dev/null; }
 if ! has jax; then
-  echo "error: $python has no jax; name another with PYTHON=..." >&2
+  echo "error: $python has no jax; give another Python as PYTHON=..." >&2
   exit 2
 fi
-# The operations import jaxtyping for their annotations alone.
+# The operations import jaxtyping only for their annotations.
 if ! has jaxtyping; then
   stand_in="$(mktemp -d)"
   trap 'rm -rf "$stand_in"' EXIT
   cat > "$stand_in/jaxtyping.py" << 'PYTHON'
-"""Stands in for jaxtyping where it is missing: annotations that say nothing."""
+"""Replaces jaxtyping if it is not installed: its annotations mean nothing."""
 
 
 class _Any:
@@ -82,14 +87,15 @@ class _Any:
 
 from jax import Array  # noqa: E402
 
-Bool = Float = Int = Key = Num = Shaped = UInt8 = _Any
+Bool = Float = Float32 = Int = Key = Num = PyTree = Shaped = UInt8 = _Any
 PYTHON
   export PYTHONPATH="$PYTHONPATH:$stand_in"
 fi
 
 failed=0
 left_out=""
-# step NAME COMMAND...: runs, shows and keeps; remembers a failure.
+# step NAME COMMAND...: runs the command, shows its output and saves it as
+# NAME.txt in the folder, and records a failure.
 step() {
   local name="$1"
   shift
@@ -128,9 +134,9 @@ for part in $parts; do
   esac
 done
 if [ -n "$left_out" ]; then
-  echo "NOT RUN:$left_out, for these packages are missing:$missing"
+  echo "NOT RUN:$left_out, because these packages are missing:$missing"
 fi
 if [ "$failed" = 0 ]; then
-  echo "What ran agreed; see $folder."
+  echo "All parts that ran agreed; see $folder."
 fi
 exit "$failed"

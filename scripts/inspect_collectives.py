@@ -1,14 +1,16 @@
-r"""Compiles a recipe's training step for many GPUs and says what they exchange.
+r"""Lists the data that many GPUs exchange in a training step of a recipe.
 
   python scripts/inspect_collectives.py --config=configs/r50_fpn.py
 
-No GPU is needed, and none is used: XLA works from a description of one. It
-needs its plugin for GPUs, of JAX's own version V:
+The training step is compiled, not run. No GPU is needed: XLA compiles for the
+description of a GPU. XLA's plugin for GPUs must be installed, in the version V
+of JAX:
 
   pip install jax-cuda13-plugin==V jax-cuda13-pjrt==V nvidia-cuda-nvcc \
       nvidia-nvvm nvidia-cuda-crt
 
-What this cannot tell is speed.
+Prints the collective operations with their bytes, and a line of JSON. It does
+not show the speed.
 """
 
 import argparse
@@ -21,15 +23,17 @@ import pathlib
 import re
 import sys
 import time
+from typing import Any
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-# Read by JAX when it is imported; the CPU draws the initial weights.
+# JAX reads this when it is imported. The initial weights are drawn on the CPU.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
 import jax  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
+import ml_collections  # noqa: E402
 import numpy as np  # noqa: E402
 
 from maskrcnn_jax.array_types import GroundTruthLimits  # noqa: E402
@@ -57,8 +61,9 @@ COLLECTIVES = (
   'ragged-all-to-all',
 )
 TRANSFERS = ('infeed', 'outfeed', 'send', 'recv')
-# How XLA's text marks an array in the memory of the host.
+# XLA's text marks an array in the memory of the host in this way.
 HOST_MEMORY = 'S(5)'
+# Bytes of an element, by XLA's name of its dtype.
 BYTES = {
   'pred': 1,
   's8': 1,
@@ -77,25 +82,47 @@ BYTES = {
 
 
 def find_plugin() -> None:
-  """Puts the assembler of the plugin's packages on the path, or gives up."""
+  """Puts the assembler for GPUs on PATH; ends the program if it is missing.
+
+  The assembler is in the packages that are installed with JAX's plugin for
+  GPUs.
+  """
   try:
     found = importlib.util.find_spec('jax_plugins.xla_cuda13')
   except ModuleNotFoundError:
     found = None
-  if found is None:
-    sys.exit(
-      'error: the plugin of JAX for GPUs is not installed; --help says how.'
-    )
   nvidia = importlib.util.find_spec('nvidia')
-  folders = [
-    str(pathlib.Path(folder) / 'cu13' / 'bin')
-    for folder in nvidia.submodule_search_locations
-  ]
+  if found is None or nvidia is None:
+    sys.exit(
+      "error: JAX's plugin for GPUs is not installed; --help says how to "
+      'install it.'
+    )
+  locations = nvidia.submodule_search_locations
+  assert locations is not None  # It is a package, not a single file.
+  folders = [str(pathlib.Path(folder) / 'cu13' / 'bin') for folder in locations]
   os.environ['PATH'] = os.pathsep.join([*folders, os.environ['PATH']])
 
 
-def compile_step(config, mesh, *, image_size, num_classes):
-  """Returns the compiled step and the bytes and number of what it trains."""
+def compile_step(
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+  *,
+  image_size: tuple[int, int],
+  num_classes: int,
+) -> tuple[jax.stages.Compiled, int, int]:
+  """Compiles the training step of a recipe.
+
+  Args:
+    config: The recipe.
+    mesh: GPUs to compile for; this machine need not have them.
+    image_size: (height, width) of the padded images, in pixels.
+    num_classes: Number of classes with background.
+
+  Returns:
+    compiled: The training step.
+    trainable_bytes: Number of bytes of the parameters that it trains.
+    trainable: Number of these parameters.
+  """
   dtype = set_precision(config.precision)
   rcnn = Rcnn.from_config(
     config, num_classes=num_classes, dtype=dtype, mesh=mesh
@@ -122,23 +149,35 @@ def compile_step(config, mesh, *, image_size, num_classes):
     one,
   )
   limits = GroundTruthLimits(config.data.max_objects, 512, 64, 1)
-  step = train_step.jit_train_step(
+  # `Any`, because `trace` is a method of jitted functions only.
+  step: Any = train_step.jit_train_step(
     train_step.Trainer.from_config(config, rcnn, optimizer, limits)
   )
   lowered = step.trace(
     cluster.replicated_shapes(state, mesh), batch, padded_size=image_size
   ).lower(lowering_platforms=('cuda',))
-  # Autotuning would time candidates on the GPU that is not there.
+  # Autotuning would need the GPU, to time candidates on it.
   compiled = lowered.compile(compiler_options={'xla_gpu_autotune_level': 0})
   leaves = jax.tree.leaves(trainable)
   return compiled, sum(x.nbytes for x in leaves), sum(x.size for x in leaves)
 
 
-def read_program(text: str) -> dict:
-  """Counts in the text of a program what it exchanges, and with whom."""
-  exchanged = collections.defaultdict(list)
-  in_loops = collections.Counter()
-  transfers = collections.Counter()
+def read_program(text: str) -> dict[str, Any]:
+  """Counts the exchanges of data in the text of a compiled program.
+
+  Args:
+    text: The program in XLA's HLO language.
+
+  Returns:
+    collectives: {operation: [bytes of each]}, exchanges between devices.
+    in_loops: {operation: number} of those in loops or branches.
+    transfers: {operation: number}, transfers from and to the host.
+    callbacks: {name: number}, calls of Python on the host.
+    custom_calls: {name: number}, calls of functions outside of XLA.
+  """
+  exchanged: dict[str, list[int]] = collections.defaultdict(list)
+  in_loops: collections.Counter[str] = collections.Counter()
+  transfers: collections.Counter[str] = collections.Counter()
   in_entry = False
   for line in text.splitlines():
     if line and not line[0].isspace():
@@ -147,7 +186,7 @@ def read_program(text: str) -> dict:
     if not found:
       continue
     shapes, operation = found.groups()
-    # `-start` has what goes in and what comes out.
+    # The result of a `-start` operation lists both its input and its output.
     name = operation.removesuffix('-start')
     if name in COLLECTIVES:
       arrays = re.findall(r'([a-z]+\d*)\[([\d,]*)\]', shapes)
@@ -181,26 +220,36 @@ def read_program(text: str) -> dict:
 
 
 def main() -> None:
-  """Compiles, prints what was found, and a line of JSON."""
+  """Compiles the training step and prints its exchanges and a line of JSON."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument(
-    '--config', help='the recipe; its keys can be changed: --config.KEY=VALUE'
+    '--config', help='the recipe; --config.KEY=VALUE changes a key of it'
   )
   parser.add_argument(
     '--target',
     default=HERE / 'gpu_targets' / 'h200.txtpb',
     type=pathlib.Path,
-    help='description of the GPU',
+    help='file with the description of the GPU',
   )
-  parser.add_argument('--hosts', type=int, default=1)
-  parser.add_argument('--gpus', type=int, default=8, help='of each host')
-  parser.add_argument('--batch_size', type=int, help="the recipe's if not")
-  parser.add_argument('--size', default='800x1344', help='HEIGHTxWIDTH')
-  parser.add_argument('--classes', type=int, default=80)
-  parser.add_argument('--precision', help="the recipe's if not given")
-  parser.add_argument('--hlo', type=pathlib.Path, help='keeps the program')
+  parser.add_argument('--hosts', type=int, default=1, help='number of machines')
+  parser.add_argument(
+    '--gpus', type=int, default=8, help='number of GPUs of each machine'
+  )
+  parser.add_argument(
+    '--batch_size', type=int, help="images of all GPUs; the recipe's by default"
+  )
+  parser.add_argument(
+    '--size', default='800x1344', help='padded size of images, HEIGHTxWIDTH'
+  )
+  parser.add_argument(
+    '--classes', type=int, default=80, help='number of classes'
+  )
+  parser.add_argument('--precision', help="the recipe's by default")
+  parser.add_argument(
+    '--hlo', type=pathlib.Path, help='file to write the compiled program to'
+  )
   path, overrides, others = split_arguments(sys.argv[1:])
   arguments = parser.parse_args(others)
   if path is None:
@@ -222,19 +271,24 @@ def main() -> None:
   cluster.check_batch_size(
     config.train.batch_size, mesh, key='config.train.batch_size'
   )
-  image_size = tuple(map(int, arguments.size.split('x')))
+  height, width = map(int, arguments.size.split('x'))
   started = time.monotonic()
   compiled, trainable_bytes, trainable = compile_step(
-    config, mesh, image_size=image_size, num_classes=arguments.classes + 1
+    config,
+    mesh,
+    image_size=(height, width),
+    num_classes=arguments.classes + 1,
   )
   seconds = time.monotonic() - started
   text = compiled.as_text()
+  assert text is not None  # XLA's programs for GPUs have a text.
   if arguments.hlo:
     arguments.hlo.write_text(text)
   found = read_program(text)
   memory = compiled.memory_analysis()
+  assert memory is not None  # GPUs have it.
   reduced = found['collectives'].get('all-reduce', [])
-  # What a step reduces beside gradients is a few numbers.
+  # Beside gradients, a step reduces only a few numbers, such as losses.
   large = [size for size in reduced if size >= 1024]
   figures = found | {
     'config': path,
@@ -262,13 +316,12 @@ def main() -> None:
   for name, sizes in found['collectives'].items():
     if name != 'all-reduce':
       print(f'  {name}: {len(sizes)}, of {sum(sizes):,} bytes')
-  for name in ('in_loops', 'transfers', 'callbacks'):
-    what = {
-      'in_loops': 'collectives in loops or branches',
-      'transfers': 'transfers from and to the host',
-      'callbacks': 'callbacks of the host',
-    }[name]
-    print(f'  {what}: {found[name] or "none"}')
+  for name, title in (
+    ('in_loops', 'collectives in loops or branches'),
+    ('transfers', 'transfers from and to the host'),
+    ('callbacks', 'callbacks of the host'),
+  ):
+    print(f'  {title}: {found[name] or "none"}')
   print(json.dumps(figures))
 
 

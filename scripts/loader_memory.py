@@ -1,11 +1,11 @@
-"""Measures what a large annotation file costs: time, and memory.
+"""Measures the time and the memory that a large annotation file costs.
 
   python scripts/loader_memory.py DIR [--annotations=2000000] [--workers=2]
 
-Writes a COCO file of that many polygons into DIR (once), reads it, and loads
-batches from worker processes. Prints the seconds and the peak of this process,
-and of each worker its resident memory (RSS) after the last batch and its part
-that no other process shares (USS). Linux.
+Writes a COCO file with that many polygons into DIR, unless it exists, reads it,
+and loads batches in worker processes. Prints the seconds and the peak memory of
+reading. For each worker it prints the largest resident memory (RSS) and the
+largest part of it that no other process shares (USS). Works on Linux only.
 """
 
 import argparse
@@ -22,12 +22,23 @@ from PIL import Image
 from maskrcnn_jax.data import canvases, coco, image_sets, loader
 from maskrcnn_jax.data.source import DataSet
 
-SIZE = 480, 640  # of the images, as most of COCO's
+SIZE = 480, 640  # (height, width) of the images in pixels, as most of COCO's
+# Number of different image files; all images of the set use one of them.
 NUM_FILES = 32
 
 
-def write_set(folder, num_annotations):
-  """Writes images and a file of as many objects an image as COCO has."""
+def write_set(folder: pathlib.Path, num_annotations: int) -> pathlib.Path:
+  """Writes images, and an annotation file with seven objects per image.
+
+  COCO has about as many objects per image.
+
+  Args:
+    folder: Gets the images and the file.
+    num_annotations: Number of objects of all images; each is a polygon.
+
+  Returns:
+    Path of the annotation file.
+  """
   rng = np.random.default_rng(0)
   (folder / 'images').mkdir(parents=True, exist_ok=True)
   for i in range(NUM_FILES):
@@ -80,33 +91,54 @@ def write_set(folder, num_annotations):
   return path
 
 
-def peak_mib():
-  """The most memory that this process had, in MiB."""
+def peak_mib() -> float:
+  """Returns the largest memory that this process has used so far, in MiB."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def memory_mib(pid):
-  """The memory of a process in MiB: (all, what no other process shares)."""
+def memory_mib(pid: int) -> tuple[float, float]:
+  """Returns the memory of a process in MiB.
+
+  Args:
+    pid: Number of the process.
+
+  Returns:
+    rss: All memory of the process.
+    uss: The part that it shares with no other process.
+
+  Raises:
+    OSError: If the process has ended.
+  """
   text = pathlib.Path(f'/proc/{pid}/smaps_rollup').read_text()
   kib = {
     name: int(rest.split()[0])
     for name, _, rest in (line.partition(':') for line in text.splitlines())
     if name in ('Rss', 'Private_Clean', 'Private_Dirty')
   }
-  if not kib:  # it is a zombie
+  if not kib:  # The process has ended, but its entry still exists.
     raise ProcessLookupError(pid)
   return kib['Rss'] / 2**10, (
     kib['Private_Clean'] + kib['Private_Dirty']
   ) / 2**10
 
 
-def main():
-  """Prints the figures."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('folder', type=pathlib.Path)
-  parser.add_argument('--annotations', type=int, default=2_000_000)
-  parser.add_argument('--workers', type=int, default=2)
-  parser.add_argument('--steps', type=int, default=150)
+def main() -> None:
+  """Writes the data set if needed, loads it, and prints the measurements."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument(
+    'folder', type=pathlib.Path, help='folder for the data set'
+  )
+  parser.add_argument(
+    '--annotations', type=int, default=2_000_000, help='number of objects'
+  )
+  parser.add_argument(
+    '--workers', type=int, default=2, help='number of worker processes'
+  )
+  parser.add_argument(
+    '--steps', type=int, default=150, help='number of batches to load'
+  )
   arguments = parser.parse_args()
   folder = arguments.folder
   path = folder / f'instances_{arguments.annotations}.json'
@@ -142,16 +174,18 @@ def main():
     batch_size=4,
     num_workers=arguments.workers,
   )
-  most = {}
+  largest: dict[int, np.ndarray] = {}  # [RSS, USS] of each process, in MiB
 
-  def watch():
+  def watch() -> None:
+    """Records the largest memory of each worker until `done` is set."""
     while not done.wait(0.2):
       for child in multiprocessing.active_children():
+        assert child.pid is not None  # It has been started.
         try:
           memory = memory_mib(child.pid)
-        except OSError:  # it has ended
+        except OSError:  # The process has ended.
           continue
-        most[child.pid] = np.maximum(most.get(child.pid, 0), memory)
+        largest[child.pid] = np.maximum(largest.get(child.pid, 0), memory)
 
   done = threading.Event()
   watcher = threading.Thread(target=watch)
@@ -161,7 +195,7 @@ def main():
       print(f'first batch: {time.monotonic() - started:.1f} s', flush=True)
   done.set()
   watcher.join()
-  for pid, (rss, uss) in most.items():
+  for pid, (rss, uss) in largest.items():
     print(f'process {pid}: at most {rss:.0f} MiB RSS, {uss:.0f} MiB USS')
 
 

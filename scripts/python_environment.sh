@@ -1,16 +1,19 @@
-# Sourced by the other scripts, in the root of the project: makes .venv with
-# everything that training and the tests need, or finds that nothing changed.
+# Sourced by the other scripts, in the root of the project. make_environment
+# makes .venv with all packages that training and the tests need, if it is
+# missing or not up to date.
 
 tell() { printf '==> %s\n' "$*"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
-# A version manager's shim may exist and yet run nothing, so each is run.
+# The command of a version manager may exist although no Python is installed for
+# it, so each candidate is run.
 is_new_enough() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1
 }
 can_make_venv() { "$1" -c 'import ensurepip, venv' >/dev/null 2>&1; }
 
-# Prints the first usable Python.
+# Prints the path of the first usable Python; fails with advice if there is
+# none.
 find_python() {
   local candidates=(python3 python3.13 python3.12)
   local candidate without_venv=''
@@ -40,7 +43,8 @@ find_python() {
     "or from python.org), or name one: PYTHON=/path/to/python3.12 bash $0"
 }
 
-# What must be installed again when it changes.
+# Prints a checksum of everything that decides which packages are installed:
+# after a change, the packages must be installed again.
 wanted_state() {
   .venv/bin/python - <<'PYTHON'
 import hashlib, pathlib, sys

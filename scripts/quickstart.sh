@@ -4,8 +4,8 @@
 #
 #   bash scripts/quickstart.sh [DIR]
 #
-# Everything goes to DIR (default: quickstart/ in the project).  Run again, it
-# goes on where it stopped.
+# All files are written to DIR (default: quickstart/ in the project). If the
+# script is run again, it continues where it stopped.
 set -euo pipefail
 if (( $# > 1 )) || [[ "${1:-}" == -* ]]; then
   echo "usage: bash scripts/quickstart.sh [DIR]" >&2
@@ -24,7 +24,7 @@ python=.venv/bin/python
 data=$out/data
 run=$out/run
 
-# instances_val.json is written last.
+# instances_val.json is written last, so the data set is complete if it exists.
 if [[ ! -f $data/instances_val.json ]]; then
   tell "Drawing 460 images of shapes into $data (seconds)"
   $python -m maskrcnn_jax.data.shapes "$data" > /dev/null
@@ -41,9 +41,9 @@ options=(
 tell "Training in $run, then evaluating on held-out images" \
   '(about 8 minutes on 2 cores)'
 $python -m maskrcnn_jax.main "${options[@]}"
-# Ctrl-C in training is an orderly end, with status 0.
+# Training ends with status 0 after Ctrl-C, and leaves this file.
 if [[ -f $run/interrupted ]]; then
-  tell 'Stopped. The same command goes on from there.'
+  tell 'Stopped. The same command continues from there.'
   exit 130
 fi
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes the environment where it is missing, lints, and runs the tests.
+# Makes the environment if it is missing, checks the code, and runs the tests.
 #
 #   bash scripts/test.sh                          the default tier
-#   bash scripts/test.sh -m slow                  what takes minutes
+#   bash scripts/test.sh -m slow                  the tests that take minutes
 #   bash scripts/test.sh tests/test_imports.py    one file
 #   JAX_PLATFORMS=cuda bash scripts/test.sh -m gpu -n 0
 #
-# Arguments go to pytest; paths are relative to the root of the project.
+# The arguments are passed to pytest; paths are relative to the project's root.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/python_environment.sh

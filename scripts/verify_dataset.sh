@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Checks COCO's archives by their MD5, and what is unpacked by its count.
+# Checks COCO's archives by their MD5, and unpacked folders by their file count.
 #
 #   bash scripts/verify_dataset.sh DIR [2014|2017]
 #
-# Exit status: 0 all is right, 1 something is damaged or missing.
+# Exit status: 0 all is correct, 1 something is damaged or missing.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/coco_archives.sh"
 read_arguments "$@"
@@ -20,16 +20,16 @@ for i in "${!paths[@]}"; do
   if [[ -f $archive ]]; then
     found=$(md5_of "$archive")
     if [[ $found == "${sums[i]}" ]]; then
-      tell "$name: right"
+      tell "$name: correct"
     else
       echo "error: $archive has MD5 $found, not the published ${sums[i]};" \
         "remove it and download it again." >&2
       wrong=1
     fi
   elif is_unpacked "$i"; then
-    tell "${folders[i]}: unpacked, all files there"
+    tell "${folders[i]}: unpacked and complete"
   else
-    echo "error: neither $archive nor all of $dir/${folders[i]} is there;" \
+    echo "error: neither $archive nor all files of $dir/${folders[i]} exist;" \
       "run scripts/download_dataset.sh $dir $year." >&2
     wrong=1
   fi

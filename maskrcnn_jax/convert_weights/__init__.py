@@ -1,1 +1,1 @@
-"""Tool: weights of other programs become checkpoints, and back."""
+"""Tool: converts weights of other programs to checkpoints, and back."""

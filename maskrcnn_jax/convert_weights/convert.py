@@ -1,13 +1,14 @@
-"""Weights of other programs made into checkpoints, and back.
+"""Converts weights of other programs to checkpoints, and checkpoints back.
 
   python -m maskrcnn_jax.convert_weights SOURCE DEST [--source_format=FORMAT]
   python -m maskrcnn_jax.convert_weights CHECKPOINT DEST --to=FORMAT
 
-SOURCE is a .pth, .pkl or .safetensors file of torchvision, detectron2,
-maskrcnn-benchmark or Caffe2 (Detectron); DEST is a checkpoint directory for
---checkpoint and --init_from. The other way round CHECKPOINT is one and DEST a
-file: .pth, or for detectron2 also .pkl. Nothing of these programs is needed,
-and nothing in a file is run.
+In the first form, SOURCE is a .pth, .pkl or .safetensors file of torchvision,
+detectron2, maskrcnn-benchmark or Caffe2 (Detectron). DEST becomes a checkpoint
+directory for --checkpoint and --init_from. In the second form, CHECKPOINT is a
+checkpoint directory and DEST becomes a .pth file; for detectron2 it may also be
+a .pkl file. None of these programs needs to be installed. No code that a file
+contains or names is run.
 
 Exit status: 0 done, 1 failed while running, 2 wrong input.
 """
@@ -15,14 +16,15 @@ Exit status: 0 done, 1 failed while running, 2 wrong input.
 import argparse
 import collections
 import contextlib
-import functools
 import hashlib
 import pathlib
 import sys
+from typing import NoReturn
 
 from absl import logging
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from maskrcnn_jax.config import plain
@@ -37,6 +39,7 @@ from maskrcnn_jax.convert_weights.peer_models import (
 )
 from maskrcnn_jax.convert_weights.weight_names import (
   NAMINGS,
+  Naming,
   from_peer,
   peer_names,
   rows_per_class,
@@ -48,8 +51,8 @@ from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint
 from maskrcnn_jax.runtime.files import make_writable
 
-# Parts of the model that a file may lack as a whole. Of the heads it may also
-# lack the layers whose size the number of classes decides.
+# Parts of the model that a file may lack as a whole. A file may also lack the
+# single layers of a head whose size depends on the number of classes.
 PARTS = ('fpn', 'rpn', 'box_head', 'mask_head')
 
 
@@ -60,18 +63,30 @@ def convert(
   source_format: str | None = None,
   names: list[list] | None = None,
   keep_91: bool = False,
-  **unusual,
+  norm_eps: float | None = None,
+  stride_in_1x1: bool | None = None,
+  pixel_order: str | None = None,
 ) -> None:
-  """Makes a checkpoint of a weight file and prints what became of its arrays.
+  """Writes a checkpoint with the weights of another program's file.
+
+  Prints the kind of model that was recognised, the names of arrays that were
+  not used, and the names of arrays that the file lacks.
 
   Args:
-    source: The file.
-    destination: A directory that does not exist, or is empty.
-    source_format: A key of NAMINGS; None to guess.
-    names: The class table, [[id, name], ...].
-    keep_91: See `class_table`.
-    **unusual: norm_eps, stride_in_1x1 and pixel_order, where what is usual
-      for the format is wrong.
+    source: The weight file.
+    destination: Directory to write; it must be empty or not exist yet.
+    source_format: Program that the file must come from, a key of `NAMINGS`.
+      `None` accepts the format that is recognised.
+    names: The classes, [[id, name], ...], in the order of their class numbers.
+      `None` uses COCO's names if the number of classes is COCO's.
+    keep_91: Whether a file with a row for each of the ids 0 to 90 keeps the
+      rows of the ids that COCO never used.
+    norm_eps: Epsilon of the frozen batch norm. `None` uses the usual value of
+      the format; so it does for the next two arguments.
+    stride_in_1x1: Whether the first convolution of a bottleneck, which is 1x1,
+      has the stride, not the second.
+    pixel_order: Channel order that the first convolution expects, 'rgb' or
+      'bgr'.
   """
   if destination.exists() and (
     not destination.is_dir() or any(destination.iterdir())
@@ -82,10 +97,11 @@ def convert(
   if source.is_dir():
     raise InputError(
       f'{source} is a directory; to write a checkpoint for another program, '
-      'say which with --to.'
+      'name the program with --to.'
     )
   if source.is_file():
-    # Tells a damaged download, whatever else is wrong with it.
+    # Printed before the file is read, so that the checksum shows a damaged
+    # download even if reading fails.
     with source.open('rb') as file:
       checksum = hashlib.file_digest(file, 'sha256').hexdigest()
     print(f'{source}: sha256 {checksum}')
@@ -98,15 +114,21 @@ def convert(
         '--source_format out.'
       )
     if guessed == 'maskrcnn_benchmark':
-      arrays = _without_shared(arrays)
-    naming = naming_of(
-      arrays, facts, guessed, pixel_order=unusual.pop('pixel_order', None)
+      arrays = _drop_shared_stage(arrays)
+    naming = naming_of(arrays, facts, guessed, pixel_order=pixel_order)
+    config = recipe_of(
+      arrays,
+      facts,
+      guessed,
+      norm_eps=norm_eps,
+      stride_in_1x1=stride_in_1x1,
     )
-    config = recipe_of(arrays, facts, guessed, **unusual)
-    score = find('params/box_head/cls_score/kernel', arrays, guessed)
-    num_classes = len(arrays[score]) if score else len(names or ()) + 1
+    scores_name = find('params/box_head/cls_score/kernel', arrays, guessed)
+    num_classes = (
+      len(arrays[scores_name]) if scores_name else len(names or ()) + 1
+    )
     categories, rows = class_table(num_classes, names, keep_91=keep_91)
-    model, missing, left = _take(
+    model, missing, unused = _convert_arrays(
       arrays, naming, guessed, config, len(categories) + 1, rows
     )
   except InputError as error:
@@ -128,7 +150,7 @@ def convert(
     )
     manager.wait_until_finished()
     manager.check_for_errors()
-  _report(guessed, config, categories, model, left, missing)
+  _report(guessed, config, categories, model, unused, missing)
   print(
     f'{destination} is '
     + (
@@ -139,8 +161,18 @@ def convert(
   )
 
 
-def _without_shared(arrays):
-  """Drops what a C4 model's mask head shares with its box head."""
+def _drop_shared_stage(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Drops the mask head's copy of the ResNet stage that two heads share.
+
+  In a C4 model of maskrcnn-benchmark, box head and mask head begin with the
+  same ResNet stage, and the file holds it under the names of both heads.
+
+  Args:
+    arrays: Arrays of the file by name; those of other models do not change.
+
+  Raises:
+    InputError: If the two copies differ.
+  """
   kept = {}
   for name, array in arrays.items():
     twin = name.replace(
@@ -157,11 +189,37 @@ def _without_shared(arrays):
   return kept
 
 
-def _take(arrays, naming, source_format, config, num_classes, rows):
-  """Returns our arrays by name, those not found, and names not used."""
+def _convert_arrays(
+  arrays: dict[str, np.ndarray],
+  naming: Naming,
+  source_format: str,
+  config: ml_collections.ConfigDict,
+  num_classes: int,
+  rows: list[int] | None,
+) -> tuple[dict[str, jax.Array], list[str], list[str]]:
+  """Converts the arrays of a weight file to the arrays of our model.
+
+  Args:
+    arrays: Arrays of the file by name.
+    naming: Names and layout of the file's program.
+    source_format: That program, a key of `NAMINGS`.
+    config: Recipe of the model.
+    num_classes: Number of classes with background.
+    rows: Rows of the class scores to keep, by index. `None` keeps all.
+
+  Returns:
+    model: Arrays of the model by our names.
+    missing: Our names of arrays that the file lacks, if a model may lack them.
+    unused: Names of arrays of the file that the model has no use for, sorted.
+
+  Raises:
+    InputError: If an array has another shape than expected, or if the file has
+      a part of the model without some of its arrays.
+  """
   rcnn = Rcnn.from_config(config, num_classes=num_classes, dtype=jnp.float32)
   shapes = checkpoint.named_leaves(jax.eval_shape(rcnn.init, jax.random.key(0)))
-  model, missing, used = {}, [], set()
+  model: dict[str, jax.Array] = {}
+  missing, used = [], set()
   for name, expected in shapes.items():
     peer_name = find(name, arrays, source_format)
     if peer_name is None:
@@ -209,12 +267,29 @@ def _take(arrays, naming, source_format, config, num_classes, rows):
     raise InputError(
       f'lacks {len(broken)} arrays of parts that it has otherwise, such as '
       f'{peer_names(broken[0], naming)[0]} ({broken[0]} here): it is damaged '
-      'or of a model that this program does not have.'
+      'or belongs to a model that this program does not have.'
     )
   return model, missing, sorted(set(arrays) - used)
 
 
-def _report(source_format, config, categories, model, left, missing) -> None:
+def _report(
+  source_format: str,
+  config: ml_collections.ConfigDict,
+  categories: list[list],
+  model: dict[str, jax.Array],
+  unused: list[str],
+  missing: list[str],
+) -> None:
+  """Prints the model, its conventions, and the arrays left out or missing.
+
+  Args:
+    source_format: Program that the file comes from, a key of `NAMINGS`.
+    config: Recipe of the model.
+    categories: The classes, [[id, name], ...].
+    model: Arrays of the checkpoint by our names.
+    unused: Names of arrays of the file that are not in the checkpoint.
+    missing: Our names of arrays of the model that the file lacks.
+  """
   sizes = config.model
   network = f'ResNet-{sizes.depth}'
   if sizes.groups > 1:
@@ -228,63 +303,88 @@ def _report(source_format, config, categories, model, left, missing) -> None:
     f'{tuple(config.data.pixel_mean)}, pixel_std '
     f'{tuple(config.data.pixel_std)}'
   )
-  # Of one of these there are as many as there are norms.
-  counters = [name for name in left if name.endswith('.num_batches_tracked')]
-  left = [name for name in left if name not in counters]
+  # Each norm has such a counter; one entry stands for all of them.
+  counters = [name for name in unused if name.endswith('.num_batches_tracked')]
+  unused = [name for name in unused if name not in counters]
   if counters:
-    left.append(f'*.num_batches_tracked ({len(counters)})')
-  for title, listed in (('left out', left), ('not found', missing)):
+    unused.append(f'*.num_batches_tracked ({len(counters)})')
+  for title, listed in (('left out', unused), ('not found', missing)):
     print(f'{title}: {", ".join(listed) or "none"}')
   parts = collections.Counter(name.split('/')[1] for name in model)
   counts = ', '.join(f'{part} {n}' for part, n in sorted(parts.items()))
   print(f'loaded: {len(model)} arrays ({counts})')
 
 
-def main() -> int:
-  """Converts as the command line says."""
-  parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+  """Reports a wrong argument in one line, as other wrong input is reported."""
+
+  def error(self, message: str) -> NoReturn:
+    """Prints the message and ends the program with exit status 2."""
+    _fail(message, 2)
+
+
+def main() -> None:
+  """Converts the file or the checkpoint that the command line names."""
+  parser = _Parser(
     prog='python -m maskrcnn_jax.convert_weights',
     description=__doc__.split('\n\n')[0],
   )
-  parser.add_argument('source', type=pathlib.Path)
-  parser.add_argument('dest', type=pathlib.Path)
   parser.add_argument(
-    '--source_format', choices=NAMINGS, help='guessed where left out'
+    'source', type=pathlib.Path, help='weight file, or a checkpoint with --to'
+  )
+  parser.add_argument(
+    'dest',
+    type=pathlib.Path,
+    help='checkpoint directory to write, or a weight file with --to',
+  )
+  parser.add_argument(
+    '--source_format',
+    choices=NAMINGS,
+    help='program that the weight file must come from; recognised by default',
   )
   parser.add_argument(
     '--to',
     choices=('torchvision', 'detectron2'),
-    help='SOURCE is a checkpoint, DEST the file to write',
+    help='program to write a weight file for; SOURCE is then a checkpoint',
   )
   parser.add_argument(
     '--categories',
     type=pathlib.Path,
     metavar='FILE.json',
-    help='a COCO JSON with the names of the classes',
+    help='COCO JSON file with the names of the classes',
   )
   parser.add_argument(
     '--coco_rows',
     type=int,
     choices=(81, 91),
     default=81,
-    help="torchvision's weights have a row for each of COCO's ids: 91. Only "
-    '80 of them are classes; 91 keeps, or with --to writes, all',
+    help='number of rows of the class scores, with background. torchvision has '
+    "91, one for each id up to COCO's largest, but only 80 ids are classes: "
+    '91 keeps all rows, or writes all with --to. Default: 81',
   )
   parser.add_argument(
     '--norm_eps',
     type=float,
-    help="of frozen batch norm; 0 for torchvision's COCO_V1 weights saved "
-    'anew by a later torchvision',
+    help='epsilon of the frozen batch norm, if not the usual one of the '
+    "program; 0 for torchvision's COCO_V1 weights that a later torchvision "
+    'has saved again',
   )
-  parser.add_argument('--stride_in_1x1', choices=('true', 'false'))
   parser.add_argument(
-    '--pixel_order', choices=('rgb', 'bgr'), help='that the stem expects'
+    '--stride_in_1x1',
+    choices=('true', 'false'),
+    help='whether the first 1x1 convolution of a bottleneck has the stride, if '
+    'not as usual for the program',
   )
-  parser.error = functools.partial(_fail, status=2)
+  parser.add_argument(
+    '--pixel_order',
+    choices=('rgb', 'bgr'),
+    help='channel order that the first convolution expects, if not the usual '
+    'one of the program',
+  )
   flags = parser.parse_args()
   if flags.to:
     export(flags.source, flags.dest, to=flags.to, coco_91=flags.coco_rows == 91)
-    return 0
+    return
   names = None
   if flags.categories:
     index = coco.read_coco(flags.categories, require_masks=False)
@@ -300,22 +400,23 @@ def main() -> int:
     stride_in_1x1=None if stride is None else stride == 'true',
     pixel_order=flags.pixel_order,
   )
-  return 0
 
 
-def run() -> None:
-  """Entry point: turns errors into one line and an exit status."""
+def run() -> NoReturn:
+  """Runs the tool; an error ends it with a line of text and an exit status."""
   logging.use_absl_handler()
   logging.set_stderrthreshold(logging.WARNING)
   try:
-    sys.exit(main())
+    main()
+    sys.exit(0)
   except InputError as error:
     _fail(str(error), 2)
   except OSError as error:
     _fail(str(error), 1)
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
+  """Prints an error message and ends the program with an exit status."""
   print_error(message)
   sys.exit(status)
 

@@ -1,9 +1,11 @@
-"""Checkpoints written as files that other programs load."""
+"""Writes checkpoints as weight files for other programs."""
 
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from maskrcnn_jax.config import (
@@ -28,10 +30,11 @@ from maskrcnn_jax.runtime.files import make_writable
 
 SUFFIXES = {'torchvision': ('.pth',), 'detectron2': ('.pkl', '.pth')}
 
-# What a program calls the conventions that it computes with.
+# The geometry, a key of `PRESETS`, that each program computes with.
 _GEOMETRIES = {'torchvision': 'torchvision', 'detectron2': 'modern'}
 
-# The score of a class that COCO never used.
+# Bias of the score of an id that COCO never used. exp(-100) is 0 beside the
+# scores of real classes, so that it is never detected.
 _NEVER = -100.0
 
 
@@ -42,14 +45,18 @@ def export(
   to: str,
   coco_91: bool = False,
 ) -> None:
-  """Writes a checkpoint as a file that another program loads.
+  """Writes the weights of a checkpoint as a file for another program.
+
+  Prints the settings with which the other program must load the file, and the
+  computations in which it differs from ours.
 
   Args:
-    source: A checkpoint.
-    destination: The file.
-    to: 'torchvision' or 'detectron2'.
-    coco_91: Whether rows are numbered by COCO's own ids, as in torchvision's
-      weights; rows that COCO does not use never win.
+    source: Directory of a checkpoint.
+    destination: File to write; it must not exist yet.
+    to: Program that will load the file: 'torchvision' or 'detectron2'.
+    coco_91: Whether to write a row for each of the ids 0 to 90, as torchvision
+      has for COCO, not only for the 80 classes. The rows of ids that COCO never
+      used get scores so low that they are never detected.
   """
   if destination.exists():
     raise InputError(f'{destination} is there already; give a new file.')
@@ -66,14 +73,14 @@ def export(
     or (config.model.stride_in_1x1 and config.model.depth >= 50)
   ):
     raise InputError(
-      f'{path} has no like in torchvision, which knows neither group norm '
+      f'{path} has no equivalent in torchvision, which has neither group norm '
       'nor strides in 1x1 convolutions; try --to=detectron2.'
     )
   ids = [category[0] for category in metadata.categories]
   if coco_91 and (to != 'torchvision' or ids != list(COCO_CLASSES)):
     raise InputError(
-      f"--coco_rows=91 is for torchvision and COCO's 80 classes; {path} has "
-      f'{len(ids)} classes, to {to}.'
+      f"--coco_rows=91 is for --to=torchvision and COCO's 80 classes; {path} "
+      f'has {len(ids)} classes and is written for {to}. Leave it out.'
     )
   make_writable(destination.parent)
   naming = NAMINGS[to]
@@ -97,18 +104,18 @@ def export(
       array = _spread_rows(name, array)
     arrays[peer_names(name, naming)[0]] = np.ascontiguousarray(array)
 
-  shape = geometry_of(config)
+  geometry = geometry_of(config)
   conventions = plain(
     {
       'geometry': config.geometry,
       'norm_eps': config.model.norm_eps,
       'stride_in_1x1': config.model.stride_in_1x1,
-      'pixel_mean': shape.input_format.mean,
-      'pixel_std': shape.input_format.std,
-      'antialias': shape.input_format.antialias,
+      'pixel_mean': geometry.input_format.mean,
+      'pixel_std': geometry.input_format.std,
+      'antialias': geometry.input_format.antialias,
     }
   )
-  content = arrays
+  content: dict[str, Any] = arrays
   if to == 'detectron2':
     content = {
       'model': arrays,
@@ -121,17 +128,27 @@ def export(
   ]
   write(destination, content)
   print(f'{destination}: {len(arrays)} arrays for {to}')
-  print(f'It expects {", ".join(_settings(to, config, shape, len(ids)))}.')
-  differences = _differences(to, shape)
+  print(f'It expects {", ".join(_settings(to, config, geometry, len(ids)))}.')
+  differences = _differences(to, geometry)
   if differences:
     print(
-      f'{to} computes otherwise than geometry {shape.name}, and no setting '
+      f'{to} computes otherwise than geometry {geometry.name}, and no setting '
       f'changes that: {"; ".join(differences)}. The AP may be lower.'
     )
 
 
-def _spread_rows(name, array) -> np.ndarray:
-  """Spreads rows of COCO's 80 classes over those of their ids."""
+def _spread_rows(name: str, array: np.ndarray) -> np.ndarray:
+  """Moves the row of each of COCO's 80 classes to the index of its id, 1 to 90.
+
+  Args:
+    name: Our name of the array.
+    array: Array as the other program lays it out: [rows, ...] with the rows of
+      background first, then of each class.
+
+  Returns:
+    Array with the rows of 91 classes. The rows of ids that COCO never used are
+    0, or `_NEVER` in the bias of the class scores.
+  """
   per_class = rows_per_class(name)
   array = array.reshape(-1, per_class, *array.shape[1:])
   rows = np.zeros((max(COCO_CLASSES) + 1, *array.shape[1:]), np.float32)
@@ -141,9 +158,24 @@ def _spread_rows(name, array) -> np.ndarray:
   return rows.reshape(-1, *array.shape[2:])
 
 
-def _settings(to, config, shape: Geometry, num_classes: int) -> list[str]:
-  """What the other program must be told."""
-  mean, std = shape.input_format.mean, shape.input_format.std
+def _settings(
+  to: str,
+  config: ml_collections.ConfigDict,
+  geometry: Geometry,
+  num_classes: int,
+) -> list[str]:
+  """Lists the settings with which another program must load the weights.
+
+  Args:
+    to: The program, 'torchvision' or 'detectron2'.
+    config: Recipe of the checkpoint.
+    geometry: Geometry of the checkpoint.
+    num_classes: Number of classes without background.
+
+  Returns:
+    Settings in the words of that program, such as 'INPUT.FORMAT BGR'.
+  """
+  mean, std = geometry.input_format.mean, geometry.input_format.std
   usual = default_config()
   sizes = tuple(map(tuple, config.anchors.sizes))
   ratios = tuple(config.anchors.ratios)
@@ -165,10 +197,10 @@ def _settings(to, config, shape: Geometry, num_classes: int) -> list[str]:
         f'rpn_anchor_generator=AnchorGenerator(sizes={sizes}, '
         f'aspect_ratios={(ratios,) * len(sizes)})'
       )
-    if shape.sampling_ratio != PRESETS['torchvision'].sampling_ratio:
+    if geometry.sampling_ratio != PRESETS['torchvision'].sampling_ratio:
       settings.append(
         'box_roi_pool and mask_roi_pool with sampling_ratio='
-        f'{shape.sampling_ratio}'
+        f'{geometry.sampling_ratio}'
       )
     return settings
   settings = [
@@ -190,45 +222,50 @@ def _settings(to, config, shape: Geometry, num_classes: int) -> list[str]:
       f'MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS {plain((ratios,))}'
     )
   for part in ('ROI_BOX_HEAD', 'ROI_MASK_HEAD'):
-    if shape.sampling_ratio:
+    if geometry.sampling_ratio:
       settings.append(
-        f'MODEL.{part}.POOLER_SAMPLING_RATIO {shape.sampling_ratio}'
+        f'MODEL.{part}.POOLER_SAMPLING_RATIO {geometry.sampling_ratio}'
       )
-    if not shape.roi_offset:
+    if not geometry.roi_offset:
       settings.append(f'MODEL.{part}.POOLER_TYPE ROIAlign')
   return settings
 
 
-def _differences(to: str, shape: Geometry) -> list[str]:
-  """What the other program computes otherwise, whatever it is told."""
+def _differences(to: str, geometry: Geometry) -> list[str]:
+  """Lists the computations that no setting of another program makes like ours.
+
+  Args:
+    to: The program, 'torchvision' or 'detectron2'.
+    geometry: Geometry of the checkpoint.
+  """
   theirs = PRESETS[_GEOMETRIES[to]]
   lines = []
-  # detectron2 has either.
-  if to == 'torchvision' and shape.roi_offset != theirs.roi_offset:
+  # detectron2 has both kinds of RoIAlign.
+  if to == 'torchvision' and geometry.roi_offset != theirs.roi_offset:
     lines.append(
       f'its RoIAlign moves boxes by {theirs.roi_offset:g} of a cell, not by '
-      f'{shape.roi_offset:g} ("aligned")'
+      f'{geometry.roi_offset:g} ("aligned")'
     )
-  if shape.anchor_rounding != theirs.anchor_rounding:
+  if geometry.anchor_rounding != theirs.anchor_rounding:
     lines.append(
       f'its anchors are rounded by the rule {theirs.anchor_rounding!r}, not '
-      f'{shape.anchor_rounding!r}'
+      f'{geometry.anchor_rounding!r}'
     )
-  if shape.fit_strides != theirs.fit_strides:
+  if geometry.fit_strides != theirs.fit_strides:
     rules = {True: "the padded image's side over the cells", False: '2**level'}
     lines.append(
       f'the stride of its anchors is {rules[theirs.fit_strides]}, not '
-      f'{rules[shape.fit_strides]}'
+      f'{rules[geometry.fit_strides]}'
     )
-  if shape.width_offset != theirs.width_offset:
+  if geometry.width_offset != theirs.width_offset:
     lines.append(
       f'its boxes are x2 - x1 + {theirs.width_offset:g} wide, not x2 - x1 + '
-      f'{shape.width_offset:g}'
+      f'{geometry.width_offset:g}'
     )
-  if shape.paste_rule != theirs.paste_rule:
+  if geometry.paste_rule != theirs.paste_rule:
     lines.append('it pastes masks by another rule')
   antialias = theirs.input_format.antialias
-  if shape.input_format.antialias != antialias:
+  if geometry.input_format.antialias != antialias:
     averages = {True: 'averages', False: 'does not average'}
     lines.append(f'it {averages[antialias]} over pixels when it shrinks images')
   return lines

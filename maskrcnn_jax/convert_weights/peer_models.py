@@ -1,4 +1,4 @@
-"""The model and the conventions of a weight file of another program."""
+"""Finds the model and the conventions of another program's weight file."""
 
 from typing import Any
 
@@ -14,10 +14,12 @@ from maskrcnn_jax.convert_weights.weight_names import (
 from maskrcnn_jax.data.coco_classes import COCO_CLASSES
 from maskrcnn_jax.errors import InputError
 
-# Under this key our own detectron2 files repeat facts that names do not tell.
+# Key of the detectron2 files that this program writes. It holds the conventions
+# that names and shapes of arrays do not show.
 NOTES = 'maskrcnn_jax'
 
-# Red, green, blue. Of ImageNet, and as the MSRA's weights were trained.
+# Mean and standard deviation of pixels, red, green, blue, from 0 to 255: of
+# ImageNet, and as the weights of Microsoft Research Asia (MSRA) were trained.
 _IMAGENET = {
   'pixel_mean': (123.675, 116.28, 103.53),
   'pixel_std': (58.395, 57.12, 57.375),
@@ -27,7 +29,7 @@ _MSRA = {
   'pixel_std': (1.0, 1.0, 1.0),
 }
 
-# The conventions that a program's own models are trained with.
+# The conventions that the models published by each program are trained with.
 # Source: torchvision models/detection/transform.py; detectron2
 # config/defaults.py and layers/batch_norm.py; maskrcnn-benchmark
 # config/defaults.py and layers/batch_norm.py.
@@ -65,13 +67,23 @@ _CONVENTIONS = {
 
 
 def guess_format(arrays: dict[str, np.ndarray]) -> str:
-  """Returns the key of NAMINGS that the names of a file belong to."""
-  telling = (
+  """Recognises by the names of a file's arrays which program wrote it.
+
+  Args:
+    arrays: Arrays of the file by name.
+
+  Returns:
+    The program, a key of `NAMINGS`.
+
+  Raises:
+    InputError: If the names are of none of these programs.
+  """
+  required = (
     'params/backbone/conv1/kernel',
     'params/backbone/layer1/0/conv1/kernel',
   )
   for source_format in NAMINGS:
-    if all(find(name, arrays, source_format) for name in telling):
+    if all(find(name, arrays, source_format) for name in required):
       return source_format
   raise InputError(
     'does not hold a ResNet by names that torchvision, detectron2, '
@@ -83,7 +95,16 @@ def guess_format(arrays: dict[str, np.ndarray]) -> str:
 def find(
   name: str, arrays: dict[str, np.ndarray], source_format: str
 ) -> str | None:
-  """Returns the name of one of our arrays in a file; None if it is missing."""
+  """Returns the name that one of our arrays has in a weight file.
+
+  Args:
+    name: Our name, such as 'params/backbone/conv1/kernel'.
+    arrays: Arrays of the file by name.
+    source_format: Program that wrote the file, a key of `NAMINGS`.
+
+  Returns:
+    The name in the file; `None` if the file lacks the array.
+  """
   for peer_name in peer_names(name, NAMINGS[source_format]):
     if peer_name in arrays:
       return peer_name
@@ -101,17 +122,19 @@ def recipe_of(
   """Returns the recipe with the sizes and conventions of a file's model.
 
   Args:
-    arrays: Of the file.
-    facts: The other entries of the file.
-    source_format: A key of NAMINGS.
-    norm_eps: Of the frozen batch norm, where the usual one is wrong.
-    stride_in_1x1: Where a bottleneck strides, likewise.
+    arrays: Arrays of the file by name.
+    facts: The entries of the file that are not arrays, by name.
+    source_format: Program that wrote the file, a key of `NAMINGS`.
+    norm_eps: Epsilon of the frozen batch norm. `None` uses the usual value of
+      the program.
+    stride_in_1x1: Whether the first convolution of a bottleneck, which is 1x1,
+      has the stride, not the second. `None` uses the program's usual choice.
   """
   sizes = _sizes(arrays, source_format)
   config = default_config()
   if sizes['body'] == 'c4':
     config = c4_config()
-    # Of a model that ends with them, peers keep more.
+    # From a model that ends with proposals, the other programs keep more.
     if sizes['output'] == 'proposals':
       config.rpn.eval.pre_nms = 12_000
     with config.ignore_type():
@@ -138,7 +161,7 @@ def recipe_of(
   known = len(config.anchors.sizes[0]) * len(config.anchors.ratios)
   if per_cell and len(arrays[per_cell]) != known:
     raise InputError(
-      f'{per_cell} is of {len(arrays[per_cell])} anchors a cell; only models '
+      f'{per_cell} has {len(arrays[per_cell])} anchors per cell; only models '
       f'with the usual {known} can be converted.'
     )
   return config
@@ -151,19 +174,21 @@ def naming_of(
   *,
   pixel_order: str | None = None,
 ) -> Naming:
-  """Returns how a file names and lays out its arrays.
+  """Returns how a weight file names and lays out its arrays.
 
   Args:
-    arrays: Of the file.
-    facts: The other entries of the file.
-    source_format: A key of NAMINGS.
-    pixel_order: 'rgb' or 'bgr', where the usual one is wrong.
+    arrays: Arrays of the file by name.
+    facts: The entries of the file that are not arrays, by name.
+    source_format: Program that wrote the file, a key of `NAMINGS`.
+    pixel_order: Channel order that the first convolution expects, 'rgb' or
+      'bgr'. `None` finds it by the file or uses the program's usual order.
   """
   naming = NAMINGS[source_format]
   if pixel_order is not None:
     return naming._replace(is_bgr=pixel_order == 'bgr')
   if source_format == 'detectron2':
-    # Either order can be chosen there. ImageNet is more red than blue.
+    # detectron2 has a setting for the order. The mean of ImageNet's pixels is
+    # larger in red than in blue.
     mean = arrays.get('pixel_mean')
     if mean is not None:
       return naming._replace(is_bgr=bool(mean.ravel()[0] < mean.ravel()[-1]))
@@ -174,16 +199,19 @@ def naming_of(
 def class_table(
   num_classes: int, names: list[list] | None, *, keep_91: bool = False
 ) -> tuple[list[list], list[int] | None]:
-  """Returns the classes of a model, and which of its rows are used.
+  """Returns the classes of a model, and the rows of its scores to keep.
 
   Args:
-    num_classes: Rows of the class scores, with background.
-    names: [[id, name], ...] if the user gave them.
-    keep_91: Whether the ids that COCO never used stay, where the rows are
-      numbered by COCO's own ids.
+    num_classes: Number of rows of the class scores, with background.
+    names: The classes, [[id, name], ...], in the order of their class numbers.
+      `None` uses COCO's if the number of rows is COCO's, and else names without
+      a meaning.
+    keep_91: Whether the ids that COCO never used stay classes, if there is a
+      row for each of the ids 0 to 90.
 
   Returns:
-    [[id, name], ...] by class number, and the rows to keep, None for all.
+    categories: The classes, [[id, name], ...], in the order of class numbers.
+    rows: Indices of the rows to keep. `None` keeps all.
   """
   if names is not None:
     if len(names) != num_classes - 1:
@@ -205,25 +233,46 @@ def class_table(
 
 
 def coco_rows() -> list[int]:
-  """Returns background and COCO's ids: rows of a table of 91 that are used."""
+  """Returns the rows that COCO uses of 91 class scores: 0 and its 80 ids.
+
+  Row 0 is background.
+  """
   return [0, *COCO_CLASSES]
 
 
-def _sizes(arrays, source_format) -> dict:
-  """The model's part of the recipe, read off the shapes."""
+def _sizes(
+  arrays: dict[str, np.ndarray], source_format: str
+) -> dict[str, str | int]:
+  """Reads the sizes of a model off the names and shapes of its arrays.
 
-  def look(module, leaf='kernel'):
-    name = find(f'params/{module}/{leaf}', arrays, source_format)
-    return arrays[name] if name else None
+  Args:
+    arrays: Arrays of the weight file by name.
+    source_format: Program that wrote the file, a key of `NAMINGS`.
 
-  def count(pattern, start):
+  Returns:
+    The keys of `config.model` that are known from the file, and their values.
+
+  Raises:
+    InputError: If this program does not have the model.
+  """
+
+  def has(module: str) -> bool:
+    """Tells whether the file has the kernel of one of our modules."""
+    return find(f'params/{module}/kernel', arrays, source_format) is not None
+
+  def shape_of(module: str) -> tuple[int, ...]:
+    """Returns the shape of a module's kernel; the file must have it."""
+    name = find(f'params/{module}/kernel', arrays, source_format)
+    if name is None:
+      raise InputError(f'lacks the weights of {module}; it is damaged.')
+    return arrays[name].shape
+
+  def count(pattern: str, start: int) -> int:
+    """Counts modules whose numbers follow each other from `start` on."""
     number = 0
-    while look(pattern.format(start + number)) is not None:
+    while has(pattern.format(start + number)):
       number += 1
     return number
-
-  def has(module):
-    return look(module) is not None
 
   blocks = [count(f'backbone/layer{i}/{{}}/conv1', 0) for i in (1, 2, 3, 4)]
   is_bottleneck = has('backbone/layer1/0/conv3')
@@ -244,8 +293,8 @@ def _sizes(arrays, source_format) -> dict:
   norm_scale = find('params/backbone/bn1/scale', arrays, source_format) or ''
   has_mean = find('constants/backbone/bn1/mean', arrays, source_format)
   is_group = not has_mean and not norm_scale.endswith('_bn_s')
-  width = len(look('backbone/conv1'))
-  sizes = {
+  width = shape_of('backbone/conv1')[0]
+  sizes: dict[str, str | int] = {
     'body': 'c4' if is_c4 else 'fpn',
     'depth': depth,
     'norm': 'group' if is_group else 'frozen_batch',
@@ -254,10 +303,11 @@ def _sizes(arrays, source_format) -> dict:
   if find('constants/fpn/inner2_norm/mean', arrays, source_format):
     sizes['norm'] = 'frozen_batch_all'
   if is_bottleneck:
-    inner, per_group = look('backbone/layer1/0/conv2').shape[:2]
+    inner, per_group = shape_of('backbone/layer1/0/conv2')[:2]
     sizes['groups'] = inner // per_group
     sizes['group_width'] = per_group * 64 // width
-  # What has no head at all is there to start any training from.
+  # A backbone without heads can start the training of any model, so the default
+  # stays.
   sizes['output'] = 'masks'
   if not has('mask_head/conv5_mask'):
     if has('box_head/fc6') or has('box_head/cls_score'):
@@ -266,31 +316,51 @@ def _sizes(arrays, source_format) -> dict:
       sizes['output'] = 'proposals'
   if has('rpn/conv'):
     sizes['rpn_convs'] = 1 + count('rpn/conv{}', 2)
-  if is_group:  # As such models are made, where there is no box head to tell.
+  # Published models with group norm have this box head. The sizes of a box head
+  # in the file replace these numbers below.
+  if is_group:
     sizes |= {'box_convs': 4, 'box_fcs': 1}
   if has('fpn/inner2'):
-    sizes['fpn_channels'] = len(look('fpn/inner2'))
+    sizes['fpn_channels'] = shape_of('fpn/inner2')[0]
   if has('box_head/fc6'):
     sizes['box_convs'] = count('box_head/conv{}', 1)
     sizes['box_fcs'] = count('box_head/fc{}', 6)
-    sizes['box_features'] = len(look('box_head/fc6'))
+    sizes['box_features'] = shape_of('box_head/fc6')[0]
   if has('mask_head/conv5_mask'):
     sizes['mask_convs'] = count('mask_head/mask_fcn{}', 1)
-    # Of a transposed convolution the channels out come second.
-    sizes['mask_channels'] = look('mask_head/conv5_mask').shape[1]
+    # The second axis of a transposed convolution is the output channels.
+    sizes['mask_channels'] = shape_of('mask_head/conv5_mask')[1]
   return sizes
 
 
-def _conventions(arrays, facts, source_format, sizes) -> dict:
-  usual = dict(_CONVENTIONS[source_format])
-  # Only the MSRA's ResNets stride there.
+def _conventions(
+  arrays: dict[str, np.ndarray],
+  facts: dict[str, Any],
+  source_format: str,
+  sizes: ml_collections.ConfigDict,
+) -> dict[str, Any]:
+  """Finds the conventions that the model of a weight file was trained with.
+
+  Args:
+    arrays: Arrays of the file by name.
+    facts: The entries of the file that are not arrays, by name.
+    source_format: Program that wrote the file, a key of `NAMINGS`.
+    sizes: `config.model` of the model.
+
+  Returns:
+    The values of geometry, stride_in_1x1, norm_eps, antialias, pixel_mean and
+    pixel_std.
+  """
+  usual: dict[str, Any] = dict(_CONVENTIONS[source_format])
+  # Only the bottlenecks of MSRA's ResNets have the stride in a 1x1 convolution.
   if sizes.norm == 'group' or sizes.depth < 50 or sizes.groups > 1:
     usual['stride_in_1x1'] = False
   if source_format == 'detectron2' and sizes.groups > 1:
     usual |= _IMAGENET
   lateral = find('params/fpn/inner2/kernel', arrays, source_format)
   if source_format == 'torchvision' and lateral and '.0.0.' not in lateral:
-    # Weights of that age were trained when torchvision had no such term.
+    # Weights with these names are so old that torchvision added no epsilon when
+    # they were trained.
     usual['norm_eps'] = 0.0
   if source_format == 'detectron2':
     if facts.get('__author__') == 'torchvision':

@@ -1,6 +1,6 @@
-"""Weight files of other programs, read and written without those programs."""
+"""Reads and writes weight files of other programs without those programs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import io
 import json
@@ -15,17 +15,18 @@ import numpy as np
 
 from maskrcnn_jax.convert_weights.safe_pickle import (
   BFLOAT16,
+  Storage,
   StoredArray,
   Tensor,
   Unpickler,
 )
 from maskrcnn_jax.errors import InputError
 
-# Where programs keep the weights among other things.
+# Keys under which programs store the weights if a file has other entries too.
 CONTAINERS = ('model', 'state_dict', 'model_state_dict', 'model_state', 'blobs')
 
-# A view that repeats elements of its storage may have so many; more would be
-# a way to fill the memory with a small file.
+# Largest number of elements of a view that repeats elements of its storage.
+# Without a limit, a small file could fill the memory.
 MAX_REPEATED = 2**24
 
 _SAFETENSORS = {
@@ -40,29 +41,37 @@ _SAFETENSORS = {
   'U8': np.dtype('u1'),
   'BOOL': np.dtype('?'),
 }
-# What torch.save wrote before version 1.6 begins with this number as a pickle.
+# Files that torch.save wrote before version 1.6 begin with a pickle of this
+# number.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_START = pickle.dumps(_LEGACY_MAGIC, 2)
-# torch aligns the data of each tensor so.
+# As in torch, the data of each tensor begins at a multiple of this many bytes.
 _ALIGNMENT = 64
 
 
-class WeightFile(NamedTuple):
-  """What a file holds."""
+# Returns the elements of a storage of a torch file, in one dimension.
+_LoadStorage = Callable[[Storage], np.ndarray]
 
-  arrays: dict[str, np.ndarray]  # by name, without 'module.'
-  facts: dict[str, Any]  # whatever else lies beside them
+
+class WeightFile(NamedTuple):
+  """The content of a weight file."""
+
+  # By name; the prefix 'module.' is removed if all names have it.
+  arrays: dict[str, np.ndarray]
+  facts: dict[str, Any]  # the entries that are not arrays, by name
 
 
 def read_weights(path: pathlib.Path) -> WeightFile:
-  """Reads a .pth, .pkl or .safetensors file; what it is, its bytes tell.
+  """Reads a .pth, .pkl or .safetensors file.
+
+  The format is recognised by the first bytes of the file, not by its name.
 
   Args:
-    path: Of the file.
+    path: The file.
 
   Raises:
-    InputError: If it is none, is damaged, or names what this reader does not
-      know, which includes all that could run code.
+    InputError: If the file does not exist, has another format, is damaged, or
+      names a function that weights do not need and that could run code.
   """
   if not path.is_file():
     raise InputError(
@@ -73,15 +82,17 @@ def read_weights(path: pathlib.Path) -> WeightFile:
       start = file.read(len(_LEGACY_START))
       file.seek(0)
       if start.startswith(b'PK'):
-        return _pick(*_read_zip(file))
+        return _find_weights(*_read_zip(file))
       if start == _LEGACY_START:
-        return _pick(*_read_legacy(file))
+        return _find_weights(*_read_legacy(file))
       if start[8:9] == b'{':
-        return _pick(_read_safetensors(file, path.stat().st_size), None)
-      return _pick(Unpickler(file).load(), None)
+        return _find_weights(
+          _read_safetensors(file, path.stat().st_size), _load_nothing
+        )
+      return _find_weights(Unpickler(file).load(), _load_nothing)
   except InputError as error:
     raise InputError(f'C08: {path} {_printable(str(error))}') from error
-  # A damaged or hostile pickle makes the unpickler raise all kinds of things.
+  # A damaged or hostile pickle can make the unpickler raise any exception.
   except Exception as error:
     reason = _printable(str(error) or type(error).__name__)[:200]
     raise InputError(
@@ -91,12 +102,27 @@ def read_weights(path: pathlib.Path) -> WeightFile:
 
 
 def _printable(text: str) -> str:
-  """Makes one line of what may quote a hostile file."""
+  """Replaces unprintable characters, such as line ends, by question marks.
+
+  A message may quote a hostile file, whose control characters could change the
+  user's terminal.
+  """
   return ''.join(c if c.isprintable() else '?' for c in text)
 
 
-def _read_zip(file):
-  """Returns (content, function from a storage to its elements)."""
+def _load_nothing(storage: Storage) -> np.ndarray:
+  """Refuses to load a storage, for files of formats that have none."""
+  raise InputError(f'refers to the data {storage.key!r}, but has none.')
+
+
+def _read_zip(file: io.BufferedIOBase) -> tuple[Any, _LoadStorage]:
+  """Reads a file that torch.save wrote since version 1.6: a zip archive.
+
+  Returns:
+    content: The saved object, with `Tensor`s.
+    load: Function that returns the elements of a storage. It works as long as
+      the file is open.
+  """
   archive = zipfile.ZipFile(file)
   names = archive.namelist()
   pickles = [name for name in names if name.endswith('/data.pkl')]
@@ -104,9 +130,10 @@ def _read_zip(file):
     raise InputError('is a zip archive, but not one of torch.save.')
   folder = pickles[0].removesuffix('data.pkl')
 
-  def read(name):
+  def read(name: str) -> bytes:
+    """Returns the bytes of an entry of the archive."""
     entry = archive.getinfo(name)
-    # torch.save never compresses; what does could grow without bound.
+    # torch.save never compresses. A compressed entry could fill the memory.
     if entry.compress_type != zipfile.ZIP_STORED:
       raise InputError(f'has {name} compressed, as torch.save never does.')
     return archive.read(entry)
@@ -115,17 +142,24 @@ def _read_zip(file):
   order = folder + 'byteorder'
   is_big_endian = order in names and read(order) == b'big'
 
-  def load(storage):
+  def load(storage: Storage) -> np.ndarray:
+    """Returns the elements of a storage."""
     data = read(f'{folder}data/{storage.key}')
     dtype = storage.dtype.newbyteorder('>') if is_big_endian else storage.dtype
     return np.frombuffer(data, dtype)
 
-  # The archive is open only as long as the file.
   return content, load
 
 
-def _read_legacy(file):
-  """The same, for what torch.save wrote before version 1.6."""
+def _read_legacy(file: io.BufferedIOBase) -> tuple[Any, _LoadStorage]:
+  """Reads a file that torch.save wrote before version 1.6.
+
+  It is a sequence of pickles, followed by the storages.
+
+  Returns:
+    content: The saved object, with `Tensor`s.
+    load: Function that returns the elements of a storage.
+  """
   for _ in range(3):  # magic number, protocol version, system
     Unpickler(file).load()
   unpickler = Unpickler(file)
@@ -138,7 +172,15 @@ def _read_legacy(file):
   return content, lambda storage: data[storage.key]
 
 
-def _read_safetensors(file, file_size):
+def _read_safetensors(
+  file: io.BufferedIOBase, file_size: int
+) -> dict[str, np.ndarray]:
+  """Reads the arrays of a .safetensors file by name.
+
+  Args:
+    file: The file, at its start.
+    file_size: Its length in bytes.
+  """
   (header_size,) = struct.unpack('<Q', file.read(8))
   if header_size > file_size:
     raise InputError('is shorter than its header says.')
@@ -157,9 +199,18 @@ def _read_safetensors(file, file_size):
   return arrays
 
 
-def _pick(content, load) -> WeightFile:
-  """Finds the weights in what a file holds, and makes arrays of them."""
-  facts = {}
+def _find_weights(content: Any, load: _LoadStorage) -> WeightFile:
+  """Finds the weights in the content of a file and converts them to arrays.
+
+  Args:
+    content: The object that the file stores, normally a dict. Its weights are
+      `Tensor`s, `StoredArray`s or arrays.
+    load: Function that returns the elements of a storage.
+
+  Raises:
+    InputError: If there are no weights, or if one is damaged.
+  """
+  facts: dict[str, Any] = {}
   while isinstance(content, dict):
     inner = next(
       (key for key in CONTAINERS if isinstance(content.get(key), dict)), None
@@ -172,8 +223,8 @@ def _pick(content, load) -> WeightFile:
     raise InputError(
       f'holds a {type(content).__name__}, not weights by name (state_dict).'
     )
-  loaded = {}
-  arrays = {}
+  loaded: dict[str, np.ndarray] = {}
+  arrays: dict[str, np.ndarray] = {}
   for name, value in content.items():
     if not str(name).isprintable():
       raise InputError(f'has an array of the strange name {name!r}.')
@@ -197,10 +248,19 @@ def _pick(content, load) -> WeightFile:
   return WeightFile(arrays, facts)
 
 
-def _view(flat, tensor, name) -> np.ndarray:
-  """Returns a tensor's elements, after checking that they are in its storage.
+def _view(flat: np.ndarray, tensor: Tensor, name: str) -> np.ndarray:
+  """Returns a copy of a tensor, after checking that it is inside its storage.
 
-  NumPy would read any address that strides lead to.
+  Without the check, NumPy would read any memory address that the offset and
+  the strides lead to.
+
+  Args:
+    flat: [n] elements of the storage.
+    tensor: The tensor as the file describes it, unchecked.
+    name: Its name, for the message.
+
+  Raises:
+    InputError: If an element of the tensor is not in the storage.
   """
   _, offset, shape, strides = tensor
   numbers = (offset, *shape, *strides)
@@ -225,17 +285,25 @@ def _view(flat, tensor, name) -> np.ndarray:
 
 
 def write_pickle(path: pathlib.Path, content: dict) -> None:
-  """Writes nested dicts of arrays, numbers and strings as a plain pickle."""
+  """Writes nested dicts of arrays, numbers and strings as a plain pickle.
+
+  The file appears under its name only when it is complete.
+  """
   with _replacing(path) as file:
     pickle.dump(content, file, protocol=4)
 
 
 def write_torch(path: pathlib.Path, content: dict) -> None:
-  """Writes the same as torch.save would, for torch.load(weights_only=True).
+  """Writes a file as torch.save does, for torch.load(weights_only=True).
 
-  Arrays become float32 or int64 tensors.
+  The file appears under its name only when it is complete.
+
+  Args:
+    path: The file.
+    content: Nested dicts and lists of arrays, numbers and strings. Floating
+      point arrays become float32 tensors, and others int64 tensors.
   """
-  arrays = []
+  arrays: list[np.ndarray] = []
   code = b'\x80\x02' + _torch_code(content, arrays) + b'.'
   with _replacing(path) as file, zipfile.ZipFile(file, 'w') as archive:
     _add(archive, file, 'archive/data.pkl', code)
@@ -245,10 +313,16 @@ def write_torch(path: pathlib.Path, content: dict) -> None:
     _add(archive, file, 'archive/version', b'3\n')
 
 
-def _torch_code(value, arrays) -> bytes:
-  """The pickle of a value without its frame; tensors are appended to `arrays`.
+def _torch_code(value: Any, arrays: list[np.ndarray]) -> bytes:
+  """Returns the pickle of a value without the header and the final stop.
 
-  Written by hand because pickle would need torch's own classes.
+  The pickle is made by hand, because the pickle module would need torch's own
+  classes.
+
+  Args:
+    value: Nested dicts and lists of arrays, numbers and strings.
+    arrays: The arrays that are in the file so far. Those of `value` are
+      appended; the pickle refers to an array by its index.
   """
   if isinstance(value, dict):
     items = (
@@ -282,13 +356,22 @@ def _torch_code(value, arrays) -> bytes:
   return _plain_code(value)
 
 
-def _plain_code(value) -> bytes:
-  """The pickle of a number, a string or a tuple, without its frame."""
+def _plain_code(value: Any) -> bytes:
+  """Returns the pickle of a number, string or tuple without header and stop."""
   return pickle.dumps(value, 2)[2:-1]
 
 
-def _add(archive, file, name, data) -> None:
-  """Adds an entry whose data begins at a multiple of `_ALIGNMENT`."""
+def _add(
+  archive: zipfile.ZipFile, file: io.BufferedIOBase, name: str, data: bytes
+) -> None:
+  """Adds an entry to a zip archive, aligned so that torch can map it.
+
+  Args:
+    archive: The archive.
+    file: The file that the archive writes to.
+    name: Name of the entry.
+    data: Its bytes, which will begin at a multiple of `_ALIGNMENT` in the file.
+  """
   entry = zipfile.ZipInfo(name)
   start = file.tell() + 30 + len(name) + 4  # headers before the data
   padding = -start % _ALIGNMENT
@@ -298,7 +381,11 @@ def _add(archive, file, name, data) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: pathlib.Path) -> Iterator[io.BufferedIOBase]:
-  """Opens a file that appears under its name only when it is whole."""
+  """Context manager that writes a file under its name only when it is complete.
+
+  It yields a temporary file beside `path`, which is renamed at the end. After
+  an error the temporary file is deleted, and `path` is as before.
+  """
   partial = path.with_name(path.name + '.partial')
   try:
     with partial.open('wb') as file:

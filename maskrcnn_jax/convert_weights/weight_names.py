@@ -1,29 +1,35 @@
-"""How other programs name and lay out the weights of Mask R-CNN.
+"""Names and layouts of Mask R-CNN's weights in other programs ("peers").
 
-Our names are paths such as 'backbone/layer1/0/conv1' (a module) and
-'params/backbone/conv1/kernel' (an array of it). A peer's array is an array as
-it lies in the peer's file: torch's and Caffe2's convolutions are (out, in, row,
-column), their matrices (out, in).
+Our names are paths: 'backbone/layer1/0/conv1' is a module, and
+'params/backbone/conv1/kernel' is an array of a module. A peer's array has the
+layout of the peer's file. In torch and Caffe2 the axes of a convolution are
+(output channel, input channel, row, column), and those of a matrix (output,
+input).
 """
 
+from collections.abc import Iterable
 import re
 from typing import NamedTuple
 
 import numpy as np
 
+# (pattern of our module, the program's names of it). The first name is the one
+# that we write. The others are of older versions or of files without heads.
+# <x> stands for group x of the pattern, and <x*3-2> for arithmetic with it.
+_Rule = tuple[str, tuple[str, ...]]
+
 
 class Naming(NamedTuple):
-  """How one program names what we have."""
+  """Names and layout of the arrays in the files of one program."""
 
-  # (pattern of our module, the program's names of it): the first is what is
-  # written, the others are older or come without the heads. <x> is a group of
-  # the pattern, <x*3-2> arithmetic on it.
-  modules: tuple[tuple[str, tuple[str, ...]], ...]
-  leaves: dict[str, str]  # our leaf -> end of the name
-  # The stem's input is blue, green, red.
+  modules: tuple[_Rule, ...]
+  # End of the program's name, by the last part of our name.
+  leaves: dict[str, str]
+  # Whether the first convolution expects blue, green, red; otherwise it expects
+  # red, green, blue.
   is_bgr: bool
-  # Background is the last row of class scores; boxes and masks have none.
-  # Elsewhere it is the first row of each.
+  # If true, background is the last row of the class scores, and boxes and masks
+  # have no row of it. Otherwise it is the first row of all three.
   background_last: bool
 
 
@@ -35,19 +41,36 @@ _TORCH_LEAVES = {
   'var': '.running_var',
 }
 _BLOCK = r'backbone/layer(?P<s>\d)/(?P<b>\d+)'
-# The stage that a C4 model has not in its body but in front of its heads.
+# The last stage of a ResNet. In a C4 model, the heads begin with it, and it is
+# not a part of the backbone.
 _LAST_BLOCK = r'backbone/layer(?P<s>4)/(?P<b>\d+)'
 
 
-def _under(prefixes, modules):
-  """Names modules under each of several prefixes."""
+def _under(
+  prefixes: tuple[str, ...], modules: Iterable[tuple[str, str]]
+) -> tuple[_Rule, ...]:
+  """Gives each module one name for each prefix: the prefix and its own name.
+
+  Args:
+    prefixes: Prefixes of the program's names, that of the newest files first.
+    modules: (pattern of our module, the program's name without prefix).
+  """
   return tuple(
     (pattern, tuple(prefix + name for prefix in prefixes))
     for pattern, name in modules
   )
 
 
-def _blocks(block):
+def _blocks(block: str) -> tuple[tuple[str, str], ...]:
+  """Names the modules of a residual block as torchvision does.
+
+  Args:
+    block: Pattern of our block; group s is the stage, and group b the number of
+      the block in it.
+
+  Returns:
+    (pattern of our module, torchvision's name without prefix) of each.
+  """
   return (
     (block + r'/(?P<m>(conv|bn)\d)', 'layer<s>.<b>.<m>'),
     (block + '/downsample_conv', 'layer<s>.<b>.downsample.0'),
@@ -77,7 +100,8 @@ _TORCHVISION = _under(
   ('rpn/(?P<m>cls_logits|bbox_pred)', ('rpn.head.<m>',)),
   (r'box_head/conv(?P<i>\d)', ('roi_heads.box_head.<i-1>.0',)),
   (r'box_head/conv(?P<i>\d)_norm', ('roi_heads.box_head.<i-1>.1',)),
-  # Of four convolutions and a fully connected layer, with a Flatten between.
+  # The second name is of a head with four convolutions before the fully
+  # connected layer. Number 4 is the Flatten between them.
   ('box_head/fc6', ('roi_heads.box_head.fc6', 'roi_heads.box_head.5')),
   ('box_head/fc7', ('roi_heads.box_head.fc7',)),
   ('box_head/(?P<m>cls_score|bbox_pred)', ('roi_heads.box_predictor.<m>',)),
@@ -145,7 +169,16 @@ _BENCHMARK = (
 )
 
 
-def _detectron2_blocks(block):
+def _detectron2_blocks(block: str) -> tuple[tuple[str, str], ...]:
+  """Names the modules of a residual block as detectron2 does.
+
+  Args:
+    block: Pattern of our block; group s is the stage, and group b the number of
+      the block in it.
+
+  Returns:
+    (pattern of our module, detectron2's name without prefix) of each.
+  """
   return (
     (block + r'/(?P<m>conv\d)', 'res<s+1>.<b>.<m>'),
     (block + r'/bn(?P<i>\d)', 'res<s+1>.<b>.conv<i>.norm'),
@@ -156,7 +189,8 @@ def _detectron2_blocks(block):
 
 # Source: detectron2 modeling/backbone/{resnet,fpn}.py,
 # proposal_generator/rpn.py, roi_heads/{box,mask}_head.py, and roi_heads.py for
-# Res5ROIHeads. A ResNet is below a pyramid, on its own, or all of the backbone.
+# Res5ROIHeads. A ResNet is below a pyramid, alone in its file, or the whole
+# backbone; hence the prefixes.
 _DETECTRON2 = (
   _under(
     ('backbone.bottom_up.', '', 'roi_heads.'), _detectron2_blocks(_LAST_BLOCK)
@@ -204,7 +238,8 @@ _CAFFE2 = (
   ),
   (_BLOCK + '/downsample_conv', (_CAFFE2_BLOCK + '1',)),
   (_BLOCK + '/downsample_bn', (_CAFFE2_BLOCK + '1_bn', _CAFFE2_BLOCK + '1_gn')),
-  # Named after the last block of the stage: of ResNet-50, then of 101.
+  # The names contain the last block of the stage. The first name is of a
+  # ResNet-50, the second of a ResNet-101.
   *(
     (f'fpn/{module}{norm}', tuple(f'fpn_{name}{end}' for name in names))
     for norm, end in (('', ''), ('_norm', '_gn'))
@@ -233,7 +268,8 @@ NAMINGS = {
   'torchvision': Naming(_TORCHVISION, _TORCH_LEAVES, False, False),
   'detectron2': Naming(_DETECTRON2, _TORCH_LEAVES, True, True),
   'maskrcnn_benchmark': Naming(_BENCHMARK, _TORCH_LEAVES, True, False),
-  # It keeps no mean and variance: they are folded into scale and bias.
+  # Caffe2's files have no mean and variance: they are folded into scale and
+  # bias.
   'caffe2': Naming(
     _CAFFE2, {'kernel': '_w', 'bias': '_b', 'scale': '_s'}, True, False
   ),
@@ -241,14 +277,15 @@ NAMINGS = {
 
 
 def peer_names(name: str, naming: Naming) -> tuple[str, ...]:
-  """Returns what a program calls one of our arrays; () if it has none.
+  """Returns the names that one of our arrays has in files of another program.
 
   Args:
-    name: Ours, 'params/backbone/conv1/kernel'.
-    naming: The program's.
+    name: Our name, such as 'params/backbone/conv1/kernel'.
+    naming: Names of the other program.
 
   Returns:
-    The name that it writes, then others that it has written.
+    The name to write, then other names that its files may have. () if the
+    program has no such array.
   """
   _, *module, leaf = name.split('/')
   end = naming.leaves.get(leaf)
@@ -261,8 +298,17 @@ def peer_names(name: str, naming: Naming) -> tuple[str, ...]:
   return ()
 
 
-def _fill(template, groups) -> str:
-  def value(match):
+def _fill(template: str, groups: dict[str, str]) -> str:
+  """Fills the groups of a pattern into a name template.
+
+  Args:
+    template: Name in which <x> stands for group x, and <x*3-2> for three times
+      its number minus two.
+    groups: Text of each group; a number if the template calculates with it.
+  """
+
+  def value(match: re.Match[str]) -> str:
+    """Returns the text that replaces one <...>."""
     name, factor, term = match.groups()
     if factor or term:
       return str(int(groups[name]) * int(factor or 1) + int(term or 0))
@@ -272,28 +318,38 @@ def _fill(template, groups) -> str:
 
 
 def rows_per_class(name: str) -> int:
-  """Returns how many rows of a peer's array a class has; 0: it has none."""
-  parts = name.split('/')[1:-1]
+  """Returns how many rows of a peer's array belong to each class.
+
+  Args:
+    name: Our name of the array.
+
+  Returns:
+    0 if the size of the array does not depend on the number of classes.
+  """
+  module = '/'.join(name.split('/')[1:-1])
   return {
-    ('box_head', 'cls_score'): 1,
-    ('box_head', 'bbox_pred'): 4,
-    ('mask_head', 'mask_fcn_logits'): 1,
-  }.get(tuple(parts), 0)
+    'box_head/cls_score': 1,
+    'box_head/bbox_pred': 4,
+    'mask_head/mask_fcn_logits': 1,
+  }.get(module, 0)
 
 
 def from_peer(
   name: str, array: np.ndarray, naming: Naming, *, box_side: int
 ) -> np.ndarray:
-  """Lays out a peer's array as ours, to the bit.
+  """Changes an array from the layout of a peer to our layout.
+
+  The numbers stay the same to the bit.
 
   Args:
-    name: Ours.
-    array: As in the peer's file; background first or last as it has it.
-    naming: The peer's.
-    box_side: Cells that the box head gets along each side.
+    name: Our name of the array.
+    array: The array as it is in the peer's file.
+    naming: Layout of the peer.
+    box_side: Number of cells along each side of the features that the box head
+      receives.
 
   Returns:
-    The same numbers. Background rows that the peer does not have are 0.
+    The array in our layout. If the peer has no row of background, it is 0.
   """
   rows = rows_per_class(name)
   if rows and naming.background_last:
@@ -309,7 +365,8 @@ def from_peer(
   if name == 'params/mask_head/conv5_mask/kernel':
     return array.transpose(2, 3, 0, 1)
   if name == 'params/box_head/fc6/kernel':
-    # Rows of the peer's are channel, row, column; ours row, column, channel.
+    # The peer flattens features in the order channel, row, column. We do it in
+    # the order row, column, channel.
     out = array.shape[0]
     array = array.reshape(out, -1, box_side, box_side)
     return array.transpose(2, 3, 1, 0).reshape(-1, out)
@@ -319,7 +376,19 @@ def from_peer(
 def to_peer(
   name: str, array: np.ndarray, naming: Naming, *, box_side: int
 ) -> np.ndarray:
-  """Undoes `from_peer`; background rows that the peer has not are dropped."""
+  """Changes an array from our layout to that of a peer; undoes `from_peer`.
+
+  Args:
+    name: Our name of the array.
+    array: The array in our layout.
+    naming: Layout of the peer.
+    box_side: Number of cells along each side of the features that the box head
+      receives.
+
+  Returns:
+    The array as in a file of the peer. Rows of background are dropped if the
+    peer has none.
+  """
   if name == 'params/mask_head/conv5_mask/kernel':
     array = array.transpose(2, 3, 0, 1)
   elif name == 'params/box_head/fc6/kernel':

@@ -1,1 +1,1 @@
-"""Tool: checks the machine: devices, versions, numbers and kernels."""
+"""Tool: checks a machine: its devices, versions, numbers and kernels."""

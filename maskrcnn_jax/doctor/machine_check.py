@@ -1,13 +1,13 @@
-"""Checks whether training on this machine gives right numbers, and on the GPU.
+"""Checks whether this machine trains on its GPU and with correct numbers.
 
   python -m maskrcnn_jax.doctor
 
-Prints one line a check: ok, note, or FAIL with the remedy.
+Prints one line for each check: ok, note, or FAIL with the remedy.
 Exit status: 0 all is well, 1 a check failed, 2 wrong arguments.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import importlib.metadata
 import importlib.util
 import os
@@ -17,24 +17,26 @@ import re
 import shutil
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import warnings
 
 import jax
+from jaxtyping import Array, Key
 
-from maskrcnn_jax.doctor import kernel_check
+from maskrcnn_jax.doctor import kernel_cases, kernel_check
 from maskrcnn_jax.kernels import choose_kernels
 from maskrcnn_jax.runtime import numerics
 
-# Of jax, as in setup.cfg: what is older gives wrong numbers or is slow on GPUs,
-# what is newer has not been tried.
+# Supported versions of jax, as in setup.cfg. Older versions give wrong numbers
+# or are slow on GPUs; newer versions have not been tried.
 OLDEST_JAX, TOO_NEW_JAX = (0, 11, 1), (0, 13)
 
 PLUGINS = ('jax-cuda13-plugin', 'jax-cuda12-plugin')
 GPU_PLATFORMS = {'cuda', 'gpu', 'rocm'}
-# They bring a cuDNN of their own, and the first to be loaded serves all.
+# Packages that bring a cuDNN of their own. All packages of a process then use
+# the cuDNN that is loaded first.
 COMPANIONS = ('torch', 'tensorflow')
-# Where the driver names its version.
+# File in which the driver of NVIDIA states its version.
 DRIVER_FILE = pathlib.Path('/proc/driver/nvidia/version')
 
 INSTALL_GPU = "install JAX for GPUs: pip install 'jax[cuda13]'"
@@ -48,7 +50,7 @@ class Finding(NamedTuple):
 
 
 def installed(package: str) -> str | None:
-  """Returns the version of a package, or None."""
+  """Returns the version of a package; `None` if it is not installed."""
   try:
     return importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:
@@ -56,17 +58,23 @@ def installed(package: str) -> str | None:
 
 
 def release(version: str) -> tuple[int, ...]:
-  """Returns the numbers of a version: (0, 12, 1) of '0.12.1.dev3'."""
-  return tuple(map(int, re.match(r'\d+(\.\d+)*', version).group().split('.')))
+  """Returns the numbers of a version: (0, 12, 1) for '0.12.1.dev3'."""
+  numbers = re.match(r'\d+(\.\d+)*', version)
+  assert numbers is not None, version
+  return tuple(map(int, numbers.group().split('.')))
 
 
 def first_line(error: Exception) -> str:
-  """Returns the first line of the message of an error."""
+  """Returns the first line of an error's message, or else its type."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def nvidia_gpus() -> list[str]:
-  """Returns a line for each GPU of the machine: name, driver, memory."""
+  """Returns a line for each NVIDIA GPU of the machine: name, driver, memory.
+
+  It asks nvidia-smi, not JAX. If only the driver answers, the result is one
+  line with the version of the driver, and without a driver it is empty.
+  """
   program = shutil.which('nvidia-smi')
   if program:
     query = subprocess.run(
@@ -97,13 +105,14 @@ def check_versions() -> Iterator[Finding]:
   if ours < OLDEST_JAX:
     yield Finding(
       'FAIL',
-      f'versions: jax {jax.__version__} is known to be wrong or very '
-      "slow on GPUs; install a newer one: pip install 'jax>=0.11.1,<0.13'",
+      f'versions: jax {jax.__version__} is known to give wrong numbers, or '
+      'to be very slow on GPUs; install a newer one: '
+      "pip install 'jax>=0.11.1,<0.13'",
     )
   elif ours >= TOO_NEW_JAX:
     yield Finding(
       'note',
-      f'versions: nothing here was tried with jax {jax.__version__}; '
+      f'versions: this program was not tried with jax {jax.__version__}; '
       "if something fails: pip install 'jax>=0.11.1,<0.13'",
     )
   for plugin in PLUGINS:
@@ -111,12 +120,17 @@ def check_versions() -> Iterator[Finding]:
       yield Finding(
         'FAIL',
         f'versions: {plugin} {versions[plugin]} is not for jaxlib '
-        f'{versions["jaxlib"]}, and JAX passes it over; {INSTALL_GPU}',
+        f'{versions["jaxlib"]}, and JAX ignores it; {INSTALL_GPU}',
       )
 
 
-def check_devices(devices, gpus: list[str]) -> Iterator[Finding]:
-  """Checks that JAX runs on the devices that were asked for."""
+def check_devices(devices: Sequence[Any], gpus: list[str]) -> Iterator[Finding]:
+  """Checks that JAX uses the GPU, if there is one and the CPU is not asked for.
+
+  Args:
+    devices: Devices that JAX uses, as `jax.devices()` returns them.
+    gpus: A line for each NVIDIA GPU of the machine.
+  """
   wanted = os.environ.get('JAX_PLATFORMS', '')
   used = devices[0].platform
   kinds = sorted({device.device_kind for device in devices})
@@ -129,13 +143,14 @@ def check_devices(devices, gpus: list[str]) -> Iterator[Finding]:
   if asked and not asked & GPU_PLATFORMS:
     if gpus:
       yield Finding(
-        'note', f'devices: the GPU is not used, for JAX_PLATFORMS={wanted}'
+        'note',
+        f'devices: the GPU is not used, because JAX_PLATFORMS={wanted}',
       )
   elif gpus and not plugins:
     yield Finding(
       'FAIL',
       f'devices: this machine has a GPU, but JAX runs on {used}; '
-      f'{INSTALL_GPU} (or set JAX_PLATFORMS=cpu if that is meant)',
+      f'{INSTALL_GPU} (or set JAX_PLATFORMS=cpu if that is intended)',
     )
   elif asked or gpus:
     yield Finding(
@@ -148,12 +163,17 @@ def check_devices(devices, gpus: list[str]) -> Iterator[Finding]:
     yield Finding(
       'FAIL',
       f'devices: {plugins[0]} is installed, but there is no GPU that '
-      'it can use; install the driver, or set JAX_PLATFORMS=cpu if no GPU '
-      'is meant',
+      'it can use; install the driver, or set JAX_PLATFORMS=cpu to train on '
+      'the CPU',
     )
 
 
-def _check_gpu(device) -> Iterator[Finding]:
+def _check_gpu(device: Any) -> Iterator[Finding]:
+  """Checks the libraries and the memory setting of a GPU that JAX uses.
+
+  Args:
+    device: One of `jax.devices()`.
+  """
   version = ' '.join(device.client.platform_version.split())
   yield Finding('ok', f'runtime: {version}')
   for package in COMPANIONS:
@@ -177,7 +197,7 @@ def _check_gpu(device) -> Iterator[Finding]:
 
 
 def check_numbers() -> Iterator[Finding]:
-  """Looks for wrong numbers: see `numerics`."""
+  """Checks that JAX computes correct numbers on its device."""
   faults = numerics.check_numerics()
   for check in numerics.CHECKS:
     if check.name in faults:
@@ -186,8 +206,12 @@ def check_numbers() -> Iterator[Finding]:
       yield Finding('ok', f'numbers: {check.name}')
 
 
-def check_kernels(key) -> Iterator[Finding]:
-  """Runs each kernel on this device beside its plain JAX."""
+def check_kernels(key: Key[Array, '']) -> Iterator[Finding]:
+  """Compares each kernel with plain JAX on this device.
+
+  Args:
+    key: Random key for the input.
+  """
   device = jax.devices()[0]
   chosen, why = choose_kernels(
     'pallas',
@@ -199,16 +223,16 @@ def check_kernels(key) -> Iterator[Finding]:
   if 'xla' in chosen:
     yield Finding('note', f'{why}; this costs speed, nothing else')
   on_gpu = device.platform in GPU_PLATFORMS
-  size = kernel_check.QUICK if on_gpu else kernel_check.TINY
-  for case in kernel_check.make_cases(size):
-    # What has no field of its own is a part of selection.
+  size = kernel_cases.QUICK if on_gpu else kernel_cases.TINY
+  for case in kernel_cases.make_cases(size):
+    # An operation that is not a field of `Kernels` is a part of select_boxes.
     implementation = getattr(chosen, case.name, chosen.select_boxes)
     if implementation == 'xla':
       continue
     title = f'kernel {case.name} ({case.detail}, {implementation})'
     try:
       fault = kernel_check.make_check(case, implementation)(key)
-    # Whatever a compiler may raise.
+    # A compiler may raise any exception.
     except Exception as error:
       fault = first_line(error)
     if fault:
@@ -218,12 +242,12 @@ def check_kernels(key) -> Iterator[Finding]:
 
 
 def report(findings: Iterable[Finding]) -> bool:
-  """Prints findings as they come; returns whether all is well."""
-  well = True
+  """Prints each finding as soon as it is made; returns whether none is FAIL."""
+  is_well = True
   for status, text in findings:
     print(f'{status:4} {text}', flush=True)
-    well &= status != 'FAIL'
-  return well
+    is_well &= status != 'FAIL'
+  return is_well
 
 
 def examine() -> Iterator[Finding]:
@@ -234,7 +258,7 @@ def examine() -> Iterator[Finding]:
     yield Finding('ok', f'GPU in this machine: {gpu}')
   try:
     devices = jax.devices()
-  # JAX has an assertion for what it was asked for and knows nothing of.
+  # JAX raises an AssertionError for an unknown platform in JAX_PLATFORMS.
   except (RuntimeError, AssertionError) as error:
     asked = os.environ.get('JAX_PLATFORMS', '')
     advice = 'there is no GPU, or no driver for it'
@@ -248,14 +272,14 @@ def examine() -> Iterator[Finding]:
     return
   yield from check_devices(devices, gpus)
   yield from check_numbers()
-  # Pallas's Triton backend says that it will go one day.
+  # JAX warns that Pallas's Triton backend will be removed.
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', DeprecationWarning)
     yield from check_kernels(jax.random.key(0))
 
 
 def main() -> None:
-  """Prints the report."""
+  """Runs all checks and prints the report; ends with status 1 after a FAIL."""
   argparse.ArgumentParser(
     prog='python -m maskrcnn_jax.doctor',
     description=__doc__,

@@ -1,4 +1,4 @@
-"""Tests of converting weights: there, back, and through the program."""
+"""Tests of converting weights from and to other programs, and of using them."""
 
 import contextlib
 import functools
@@ -75,7 +75,7 @@ def _shapes_of(sizes, num_classes):
 
 
 def random_leaves(sizes, num_classes=4):
-  """Arrays of a model by name; as spread as trained ones."""
+  """Returns random arrays of a model by name, as large as trained ones."""
   rng = np.random.default_rng(0)
   leaves = {}
   for name, x in shapes_of(sizes, num_classes).items():
@@ -88,7 +88,13 @@ def random_leaves(sizes, num_classes=4):
 
 
 def peer_arrays(leaves, program, *, alias=0):
-  """The same as a program would name and lay them out."""
+  """Returns the arrays of our model as they are in a file of another program.
+
+  Args:
+    leaves: Our arrays by our names.
+    program: The other program, a key of `NAMINGS`.
+    alias: Which of the program's names to use, if an array has several.
+  """
   arrays = {}
   for name, array in leaves.items():
     names = peer_names(name, NAMINGS[program])
@@ -100,7 +106,7 @@ def peer_arrays(leaves, program, *, alias=0):
 
 
 def read_checkpoint(directory):
-  """Returns (arrays by name, metadata) of what was converted."""
+  """Returns the arrays by name and the metadata of a checkpoint."""
   path = checkpoint.find_checkpoint(directory)
   shapes = checkpoint.model_shapes(path)
   model = checkpoint.restore_model(
@@ -127,7 +133,10 @@ def assert_same(one, other):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-  """Runs the tool in this process: (exit status, stdout, stderr)."""
+  """Returns a function that runs the tool in this process with arguments.
+
+  The function returns the exit status, stdout and stderr.
+  """
 
   def run_with(*arguments):
     monkeypatch.setattr(sys, 'argv', ['convert', *map(str, arguments)])
@@ -143,7 +152,10 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture
 def refuse(run, tmp_path):
-  """Runs what is wrong, and returns the one line that says so."""
+  """Returns a function that runs the tool with arguments that it must refuse.
+
+  The function returns the single line of the error message.
+  """
 
   def refuse_with(*arguments):
     code, _, err = run(*arguments)
@@ -172,7 +184,7 @@ def test_weights_of_each_program_arrive_to_the_bit(
     if program == 'detectron2' and '/mask_fcn_logits/' in name:
       array[..., :1] = 0
   file = tmp_path / 'file.pkl'
-  # Caffe2's names tell which norm it is: ..._bn_s or ..._gn_s.
+  # Caffe2 has a name for each kind of norm: ..._bn_s and ..._gn_s.
   alias = int(program == 'caffe2' and sizes is GROUP)
   write_pickle(file, peer_arrays(leaves, program, alias=alias))
   code, out, err = run(file, tmp_path / 'new')
@@ -196,7 +208,8 @@ def test_weights_of_each_program_arrive_to_the_bit(
   ],
 )
 def test_each_program_has_its_conventions(tmp_path, program, wanted):
-  # Of a bottleneck; which stage strides where cannot be told by the names.
+  # Depth 50, because only models with bottlenecks may have strides in 1x1
+  # convolutions. The names of the arrays do not show where the strides are.
   write_pickle(
     tmp_path / 'file',
     peer_arrays(random_leaves(SMALL | dict(depth=50)), program),
@@ -286,7 +299,7 @@ def test_a_part_that_is_not_whole_is_named(refuse, tmp_path):
 
 
 class Hostile:
-  """Pickles as a command."""
+  """Object whose pickle runs a command when it is loaded."""
 
   def __init__(self, command):
     self.command = command
@@ -384,12 +397,18 @@ def test_there_and_back_is_the_same_to_the_bit(run, tmp_path, to, end, rows):
 
 
 def save_own(directory, **changes):
-  """Saves a checkpoint as a training does; returns its arrays by name."""
+  """Saves a checkpoint as a training does, and returns its arrays by name.
+
+  Args:
+    directory: Directory of the checkpoint.
+    **changes: Keys of the recipe, such as geometry, and their values.
+  """
   config = default_config()
   config.model.update(SMALL)
   config.update_from_flattened_dict(changes)
   leaves = random_leaves(SMALL)
-  # Background has no box and no mask, and detectron2 no rows for them.
+  # detectron2 has no rows for the box and the mask of background, so these
+  # numbers would be lost.
   for name in ('kernel', 'bias'):
     leaves[f'params/box_head/bbox_pred/{name}'][..., :4] = 0
     leaves[f'params/mask_head/mask_fcn_logits/{name}'][..., 0] = 0
@@ -420,7 +439,8 @@ def test_weights_trained_here_arrive_there_and_come_back(
   leaves = save_own(tmp_path / 'own')
   code, out, err = run(tmp_path / 'own', tmp_path / f'file.{end}', f'--to={to}')
   assert code == 0, err
-  # The recipe leaves these to its geometry. 123.675 / 255 is 0.485.
+  # The recipe does not set mean and std; they follow from its geometry.
+  # 123.675 / 255 is 0.485.
   assert {
     'torchvision': 'image_mean=[0.485, 0.456, 0.406], image_std=[0.229, ',
     'detectron2': 'MODEL.PIXEL_MEAN [103.53, 116.28, 123.675], ',
@@ -515,7 +535,10 @@ def test_what_torchvision_cannot_compute_is_not_written(
 
 @pytest.fixture
 def weight_files(tmp_path):
-  """A file that torch.save wrote and the same weights from detectron2."""
+  """Returns a folder with a torchvision file and a detectron2 file.
+
+  Both have the same weights. torch.save wrote the first.
+  """
   file = tmp_path / 'torchvision.pth'
   with gzip.open(DATA / 'torchvision_tiny.pth.gz') as packed:
     file.write_bytes(packed.read())
@@ -551,7 +574,7 @@ def test_converted_weights_predict_and_are_evaluated(
     list(x) for x in coco.read_coco(truth).categories
   ]
 
-  # Its own recipe would enlarge the pictures to 800 pixels.
+  # The recipe of the checkpoint would enlarge the images to 800 pixels.
   recipe = weight_files / 'recipe.py'
   recipe.write_text(f"""
 import tiny

@@ -1,4 +1,4 @@
-"""Tests of reading other programs' files: what comes out, what is refused."""
+"""Tests of reading and writing the weight files of other programs."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from maskrcnn_jax.convert_weights.torch_files import (
 )
 from maskrcnn_jax.errors import InputError
 
-# Written by torch.save of torch 2.13; see the expected values below.
+# These files were written by torch.save of torch 2.13, with the values below.
 DATA = pathlib.Path(__file__).parent / 'data'
 
 COUNT = np.arange(24.0).reshape(4, 6)
@@ -26,7 +26,8 @@ WRITTEN = {
   'whole': COUNT,
   'transposed': COUNT.T,
   'strided': COUNT[1:3, ::2],
-  'head': np.arange(5.0),  # both are views of one storage
+  # Views of one storage.
+  'head': np.arange(5.0),
   'tail': np.arange(5.0, 10.0),
   'half': np.array([1.5, -2]),
   'bfloat16': np.array([1.5, -2]),
@@ -42,7 +43,7 @@ WRITTEN = {
 @pytest.mark.parametrize('file', ['torch_tensors', 'torch_tensors_legacy'])
 def test_read_weights_reads_what_torch_has_written(file):
   arrays, facts = read_weights(DATA / f'{file}.pth')
-  assert arrays.keys() == WRITTEN.keys()  # without 'module.'
+  assert arrays.keys() == WRITTEN.keys()  # The file has the prefix 'module.'.
   for name, wanted in WRITTEN.items():
     assert arrays[name].shape == wanted.shape, name
     assert_array_equal(arrays[name].astype(np.float64), wanted, err_msg=name)
@@ -72,7 +73,7 @@ def test_read_weights_reads_numpy_arrays_of_every_protocol(tmp_path, protocol):
 
 
 def test_read_weights_reads_arrays_that_python_2_wrote(tmp_path):
-  # Its strings are bytes, of names and of data alike.
+  # Strings of Python 2 are bytes; both names and data are stored as strings.
   data = np.array([1.5, -2], '<f4').tobytes()
   (tmp_path / 'file.pkl').write_bytes(
     b'\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n'
@@ -97,7 +98,7 @@ def test_read_weights_reads_safetensors(tmp_path):
     struct.pack('<Q', len(header))
     + header
     + data.tobytes()
-    # bfloat16 is the upper half of a float32.
+    # A bfloat16 is the upper half of a float32.
     + data.view('<u2')[1::2].tobytes()
   )
   arrays = read_weights(tmp_path / 'file').arrays
@@ -106,7 +107,7 @@ def test_read_weights_reads_safetensors(tmp_path):
 
 
 class Hostile:
-  """Pickles as a call."""
+  """Object whose pickle calls a function when it is loaded."""
 
   def __init__(self, function, *arguments):
     self.call = function, arguments
@@ -144,7 +145,7 @@ def test_read_weights_runs_nothing(tmp_path, function, is_zip, protocol):
 def test_read_weights_quotes_no_control_characters(tmp_path):
   file = tmp_path / 'file.pkl'
   for code in (
-    b'\x80\x04\x8c\x03a\nb\x8c\x02\x1b[\x93.',  # names a\nb.<escape>[
+    b'\x80\x04\x8c\x03a\nb\x8c\x02\x1b[\x93.',  # the name a\nb.<escape>[
     pickle.dumps({'a\x1b[2J': np.ones(1)}),
   ):
     file.write_bytes(code)
@@ -170,7 +171,7 @@ def test_read_weights_refuses_a_tensor_outside_of_its_storage(tmp_path, shape):
     zipfile.ZipFile(tmp_path / 'bad.pth', 'w') as bad,
   ):
     for name in sound.namelist():
-      # Its shape, (3,), is followed by its strides, (1,).
+      # The shape, (3,), comes before the strides, (1,).
       bad.writestr(name, sound.read(name).replace(b'K\x03\x85', shape))
   with pytest.raises(InputError, match='a lies outside of its storage'):
     read_weights(tmp_path / 'bad.pth')
@@ -216,6 +217,6 @@ def test_what_write_torch_writes_comes_back_to_the_bit(tmp_path):
   for name, array in arrays.items():
     assert found[name].shape == array.shape
     assert found[name].tobytes() == array.tobytes()
-  # As torch maps it into memory: data at multiples of 64 bytes.
+  # Data begin at multiples of 64 bytes, so that torch can map the file.
   raw = (tmp_path / 'file.pth').read_bytes()
   assert raw.index(arrays['b'].tobytes()) % 64 == 0

@@ -1,4 +1,4 @@
-"""Tests of other programs' names and layouts."""
+"""Tests of the names and layouts of arrays in other programs."""
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +151,7 @@ def test_from_peer_undoes_to_peer_to_the_bit(program):
     naming = NAMINGS[program]
     theirs = to_peer(name, array, naming, box_side=7)
     back = from_peer(name, theirs, naming, box_side=7)
-    if theirs.size < array.size:  # without background
+    if theirs.size < array.size:  # The program has no rows of background.
       per_class = 4 if 'bbox_pred' in name else 1
       assert not back[..., :per_class].any()
       back, array = back[..., per_class:], array[..., per_class:]
@@ -159,7 +159,8 @@ def test_from_peer_undoes_to_peer_to_the_bit(program):
 
 
 def test_fc6_sees_channel_row_column_there_and_row_column_channel_here():
-  # 3 channels of 2x2 cells, one feature: weight = 100 channel + 10 row + col.
+  # Weights of one output, which sees 3 channels of 2x2 cells. Each weight is
+  # 100 channel + 10 row + column.
   theirs = np.array(
     [
       [

@@ -1,4 +1,4 @@
-"""Tests of the doctor: what it finds well, and what it does not."""
+"""Tests of the doctor: which machines it accepts, and which it does not."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from maskrcnn_jax.doctor import kernel_check
+from maskrcnn_jax.doctor import kernel_cases
 from maskrcnn_jax.doctor import machine_check as doctor
 from maskrcnn_jax.runtime import numerics
 
@@ -25,7 +25,7 @@ AN_H200 = ['NVIDIA H200, 580.65.06, 143771 MiB']
 
 @pytest.fixture
 def machine(monkeypatch):
-  """Returns what sets JAX_PLATFORMS and the versions of packages."""
+  """Returns a function that sets JAX_PLATFORMS and the versions of packages."""
 
   def make(asked=None, **packages):
     monkeypatch.delenv('JAX_PLATFORMS', raising=False)
@@ -109,7 +109,7 @@ def test_a_plugin_of_another_version_is_a_failure(machine):
 
 
 @pytest.mark.parametrize(
-  ('plugin', 'gpus', 'advice'),
+  ('has_plugin', 'gpus', 'advice'),
   [
     (True, [], 'there is no GPU, or no driver for it'),
     (True, AN_H200, doctor.INSTALL_GPU),
@@ -117,16 +117,16 @@ def test_a_plugin_of_another_version_is_a_failure(machine):
   ],
 )
 @pytest.mark.parametrize(
-  ('error', 'what'),
+  ('error', 'reason'),
   [
     (RuntimeError('No backend cuda\nand more'), 'No backend cuda'),
     (AssertionError(), 'AssertionError'),
   ],
 )
 def test_jax_that_does_not_start_is_the_last_line(
-  machine, monkeypatch, plugin, gpus, advice, error, what
+  machine, monkeypatch, has_plugin, gpus, advice, error, reason
 ):
-  versions = {'jax-cuda13-plugin': '0.11.1'} if plugin else {}
+  versions = {'jax-cuda13-plugin': '0.11.1'} if has_plugin else {}
   machine('cuda', **versions)
 
   def refuse():
@@ -137,7 +137,7 @@ def test_jax_that_does_not_start_is_the_last_line(
   *_, last = doctor.examine()
   assert last.status == 'FAIL'
   assert last.text == (
-    f'devices: JAX does not start with JAX_PLATFORMS=cuda: {what}; {advice} '
+    f'devices: JAX does not start with JAX_PLATFORMS=cuda: {reason}; {advice} '
     '(JAX_PLATFORMS=cpu runs on the CPU)'
   )
 
@@ -147,7 +147,7 @@ def test_numbers_of_this_device_are_right():
 
 
 @pytest.mark.parametrize(
-  ('name', 'function', 'wrong', 'what'),
+  ('name', 'function', 'wrong', 'text'),
   [
     ('single operations', 'sqrt', lambda x: x, 'sqrt(512) is 512'),
     ('single operations', 'ones', jnp.zeros, '1 + 1 is [1.0'),
@@ -157,7 +157,7 @@ def test_numbers_of_this_device_are_right():
     ('convolutions', 'conv', None, '7x7 convolution of stride 2 in bf'),
   ],
 )
-def test_wrong_numbers_are_found(monkeypatch, name, function, wrong, what):
+def test_wrong_numbers_are_found(monkeypatch, name, function, wrong, text):
   if function == 'normal':
     monkeypatch.setattr(
       jax.random, 'normal', lambda key, shape: jnp.ones(shape)
@@ -170,12 +170,12 @@ def test_wrong_numbers_are_found(monkeypatch, name, function, wrong, what):
       return y * 1.05 if y.dtype == jnp.bfloat16 else y
 
     monkeypatch.setattr(jax.lax, 'conv_general_dilated', lose)
-    what = 'in bfloat16'
+    text = 'in bfloat16'
   else:
     monkeypatch.setattr(jnp, function, wrong)
   faults = numerics.check_numerics()
   monkeypatch.undo()
-  assert what in faults[name]
+  assert text in faults[name]
 
 
 def test_a_slow_sum_by_index_is_a_fault(monkeypatch):
@@ -184,16 +184,16 @@ def test_a_slow_sum_by_index_is_a_fault(monkeypatch):
   faults = numerics.check_numerics()
   assert faults == {
     'sums by index': 'a sum of elements by index takes 1000 times as long as '
-    'taking them; ' + numerics.OTHER_VERSION
+    'reading these elements by index; ' + numerics.OTHER_VERSION
   }
 
 
 def cases_of(monkeypatch, *cases):
-  monkeypatch.setattr(kernel_check, 'make_cases', lambda size: cases)
+  monkeypatch.setattr(kernel_cases, 'make_cases', lambda size: cases)
 
 
 def a_case(call):
-  return kernel_check.Case(
+  return kernel_cases.Case(
     'nms', '3 boxes', lambda key: (jnp.arange(3.0),), call, 0, 1e-6
   )
 
@@ -205,7 +205,7 @@ def raise_error(x, kernels):
 
 
 @pytest.mark.parametrize(
-  ('call', 'status', 'what'),
+  ('call', 'status', 'text'),
   [
     (lambda x, kernels: x, 'ok', 'kernel nms (3 boxes, interpret)'),
     (
@@ -217,11 +217,11 @@ def raise_error(x, kernels):
     (raise_error, 'FAIL', 'interpret): no such thing; run with'),
   ],
 )
-def test_a_kernel_is_held_against_plain_jax(monkeypatch, call, status, what):
+def test_a_kernel_is_held_against_plain_jax(monkeypatch, call, status, text):
   cases_of(monkeypatch, a_case(call))
   (finding,) = doctor.check_kernels(jax.random.key(0))
   assert finding.status == status
-  assert what in finding.text
+  assert text in finding.text
 
 
 def test_report_is_a_line_each_and_tells_whether_all_is_well(capsys):

@@ -1,4 +1,4 @@
-"""Tests of the cases that kernels are checked and timed with."""
+"""Tests of the cases with which kernels are checked and timed."""
 
 import functools
 import itertools
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskrcnn_jax.doctor import kernel_check
+from maskrcnn_jax.doctor import kernel_cases, kernel_check
 from maskrcnn_jax.ops.boxes import pairwise_iou
 from maskrcnn_jax.ops.matching import match_by_overlap
 from maskrcnn_jax.ops.nms import nms
@@ -17,8 +17,8 @@ from maskrcnn_jax.ops.outlines import rasterize_outlines
 from maskrcnn_jax.ops.roi_align import roi_align
 from maskrcnn_jax.ops.selection import select_boxes
 
-SMALL = kernel_check.QUICK._replace(channels=4)
-CASES = kernel_check.make_cases(kernel_check.TINY)
+SMALL = kernel_cases.QUICK._replace(channels=4)
+CASES = kernel_cases.make_cases(kernel_cases.TINY)
 
 
 def name_of(case):
@@ -33,13 +33,16 @@ def test_kernels_interpreted_agree(case, key):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'case', [case for case in CASES if case.define], ids=name_of
+  'case', [case for case in CASES if case.torchvision], ids=name_of
 )
 def test_plain_jax_agrees_with_the_way_of_torchvision(case, key):
-  arguments = case.make(key)
+  arguments = case.make_arguments(key)
   ours, theirs = (
-    jax.jit(way)(*arguments)
-    for way in (functools.partial(case.call, kernels='xla'), case.define)
+    jax.jit(function)(*arguments)
+    for function in (
+      functools.partial(case.call, kernels='xla'),
+      case.torchvision,
+    )
   )
   assert kernel_check.difference(case, ours, theirs) is None
 
@@ -49,7 +52,7 @@ def test_difference_says_what_differs():
   some = jnp.arange(10)
   images = jnp.tile(some, (4, 1))
   assert kernel_check.difference(case, images, images.at[:, 3].set(0)) is None
-  # Two of the ten of one image, a twentieth of all.
+  # Two of the ten elements of one image, a twentieth of all elements.
   assert kernel_check.difference(case, images, images.at[2, 3:5].set(0)) == (
     '20.00% of the elements of an image differ'
   )
@@ -62,18 +65,18 @@ def test_difference_says_what_differs():
     )
 
 
-# What a kernel could get wrong, as another way to call the operation, and in
-# which of its cases that has to show.
+# Errors that a kernel could make: a function with the error to call instead of
+# the operation, and the indices of the operation's cases that must show it.
 FAULTS = {
   'nms: nothing is suppressed': (
     lambda *x, **o: nms(*x, **o | {'iou_threshold': 2.0}),
     {0, 1},
   ),
-  'nms: classes are one': (
+  'nms: boxes of all classes suppress each other': (
     lambda *x, groups, **o: nms(*x, groups=None, **o),
     {1},
   ),
-  'nms: the last of the limit is missed': (
+  'nms: the last slot stays empty': (
     lambda *x, **o: nms(*x, **o | {'limit': o['limit'] - 1}),
     {0, 1},
   ),
@@ -81,27 +84,27 @@ FAULTS = {
     lambda *x, **o: match_by_overlap(*x, **o | {'rescue': False}),
     {0},
   ),
-  'match_by_overlap: a truth is missed': (
+  'match_by_overlap: the first ground truth is missed': (
     lambda b, v, g, gv, **o: match_by_overlap(
       b, v, g, gv.at[0].set(False), **o
     ),
     {0},
   ),
-  'select_boxes: equals the other way round': (
+  'select_boxes: equal logits in the opposite order': (
     lambda logits, *x, **o: select_boxes(
       logits + 1e-6 * jnp.linspace(0, 1, logits.size), *x, **o
     ),
     {0, 1},
   ),
-  'select_boxes: not fitted': (
+  'select_boxes: strides are not fitted': (
     lambda *x, **o: select_boxes(*x, **o | {'fit_to': None}),
     {1},
   ),
-  'roi_align: a hundredth of a cell aside': (
+  'roi_align: samples moved by a hundredth of a cell': (
     lambda *x, **o: roi_align(*x, **o | {'offset': 0.51}),
     {0, 1, 2},
   ),
-  'rasterize_outlines: the first part alone': (
+  'rasterize_outlines: only the first part is drawn': (
     lambda outlines, *x, **o: rasterize_outlines(
       outlines._replace(
         parts=jnp.where(outlines.parts > 0, -1, outlines.parts)
@@ -111,7 +114,7 @@ FAULTS = {
     ),
     {0},
   ),
-  'pairwise_iou: a pixel wider': (
+  'pairwise_iou: boxes are a pixel wider': (
     lambda *x, **o: pairwise_iou(*x, width_offset=1.0, **o),
     {0},
   ),
@@ -123,15 +126,15 @@ FAULTS = {
 def test_what_a_kernel_could_get_wrong_is_found(fault, key, monkeypatch):
   name = fault.split(':')[0]
   wrong, found_in = FAULTS[fault]
-  right = getattr(kernel_check, name)
+  right = getattr(kernel_cases, name)
   monkeypatch.setattr(
-    kernel_check,
+    kernel_cases,
     name,
     lambda *x, kernels, **options: (wrong if kernels == 'wrong' else right)(
       *x, **options
     ),
   )
-  cases = [case for case in kernel_check.make_cases(SMALL) if case.name == name]
+  cases = [case for case in kernel_cases.make_cases(SMALL) if case.name == name]
   for i in found_in:
     assert kernel_check.make_check(cases[i], 'wrong')(key), cases[i].detail
 
@@ -143,14 +146,14 @@ def test_results_that_change_from_run_to_run_are_found(key, monkeypatch):
     iou = pairwise_iou(boxes, others)
     if kernels == 'xla':
       return iou
-    trace = jax.ShapeDtypeStruct((), jnp.float32)
-    # Less than what a case tolerates.
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    # A smaller difference than the case allows.
     return iou + jax.experimental.io_callback(
-      lambda: np.float32(1e-7 * next(count)), trace
+      lambda: np.float32(1e-7 * next(count)), number
     )
 
-  monkeypatch.setattr(kernel_check, 'pairwise_iou', race)
-  case = kernel_check.make_cases(SMALL)[0]
+  monkeypatch.setattr(kernel_cases, 'pairwise_iou', race)
+  case = kernel_cases.make_cases(SMALL)[0]
   assert 'the same input gives different results' in (
     kernel_check.make_check(case, 'wrong')(key)
   )

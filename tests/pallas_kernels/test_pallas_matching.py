@@ -1,7 +1,7 @@
-"""Kernels of IoU, matching and selection, interpreted, against plain JAX.
+"""Tests of the kernels of IoU, matching and selection, interpreted.
 
-Results of an interpreted kernel start as NaN, or the largest integer, so that
-what a kernel does not write shows.
+They are compared with plain JAX. The interpreter fills results with NaN or the
+largest integer first, so that elements that a kernel does not write show.
 """
 
 import functools
@@ -35,9 +35,9 @@ match = functools.partial(
 
 
 def whole_boxes(rng, *shape):
-  """Boxes with whole corners, so that overlaps are rounded only once."""
+  """Draws boxes with whole coordinates; their IoU is rounded only once."""
   corners = rng.integers(0, 24, (*shape, 2))
-  sides = rng.integers(0, 16, (*shape, 2))  # some without an area
+  sides = rng.integers(0, 16, (*shape, 2))  # Some boxes have no area.
   boxes = np.concatenate([corners, corners + sides], axis=-1)
   return jnp.asarray(boxes, jnp.float32)
 
@@ -121,7 +121,8 @@ def test_match_by_overlap_of_nothing_is_background(n, g, kernels):
 
 @pytest.mark.parametrize('kernels', ['xla', 'interpret'])
 def test_match_by_overlap_rescues_equals_of_different_blocks(kernels):
-  # Boxes 0, 150 and 299 overlap truth 0 by a quarter, and no box by more.
+  # Boxes 0, 150 and 299 have an IoU of 1/4 with the ground-truth box, and no
+  # box has more.
   boxes = jnp.tile(jnp.array([[90.0, 90, 99, 99]]), (300, 1))
   boxes = boxes.at[jnp.array([0, 150, 299])].set(jnp.array([0.0, 0, 10, 10]))
   _, labels = match(
@@ -142,14 +143,18 @@ NUM_ANCHORS = sum(map(count_anchors, LEVELS))
 
 
 def chunked(monkeypatch, size):
-  """Lets the kernel cut levels into chunks that a test can afford."""
+  """Makes the chunks of the selection kernel small, so that a test is fast."""
   from pallas_kernels import selection
 
   monkeypatch.setattr(selection, 'CHUNK', size)
 
 
 def logits_of_all_kinds():
-  """Rows of random, equal, few, no, NaN and infinite logits."""
+  """Returns a row of logits of each kind, one for each image.
+
+  The kinds are: random, many equal, mostly -inf, all -inf, some NaN and inf,
+  and zeros of both signs.
+  """
   rng = np.random.default_rng(0)
   random = rng.normal(size=(6, NUM_ANCHORS)).astype(np.float32)
   equal = rng.integers(-1, 2, NUM_ANCHORS)
@@ -202,7 +207,7 @@ def test_plain_selection_serves_limits_that_the_kernel_is_slow_for(monkeypatch):
   from pallas_kernels import selection
 
   monkeypatch.setattr(selection, 'MAX_LIMIT', 10)
-  # Nothing but the interpreter would run the kernel here.
+  # Compiled kernels do not run on a CPU, so this would fail if the kernel ran.
   plain, other = (
     select_boxes(
       jnp.arange(NUM_ANCHORS) % 97.0,

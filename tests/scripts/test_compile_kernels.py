@@ -1,4 +1,4 @@
-"""Compiles the kernels for GPUs that are not there."""
+"""Tests of compiling the kernels for GPUs on a machine without a GPU."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ SCRIPT = ROOT / 'scripts' / 'compile_kernels.py'
 
 
 def run(*arguments, **environment):
-  """Runs the script, with the tools of the CUDA packages on its path."""
+  """Runs the script, with the tools of the CUDA packages on PATH."""
   tools = pathlib.Path(sys.prefix).glob('lib/*/site-packages/nvidia/*/bin')
   return subprocess.run(
     [sys.executable, str(SCRIPT), *arguments],
@@ -44,7 +44,7 @@ def test_kernels_and_training_step_compile_for_h200_and_a100():
   assert done.returncode == 0, done.stderr[-3000:]
   lines = done.stdout.splitlines()
   for target in ('h200', 'a100'):
-    for what in (
+    for title in (
       f'{target} pairwise_iou',
       f'{target} match_by_overlap',
       f'{target} anchors_at',
@@ -55,8 +55,8 @@ def test_kernels_and_training_step_compile_for_h200_and_a100():
       f'training step, 1 x {target}',
       f'inference, 1 x {target}',
     ):
-      found = [line for line in lines if line.startswith(what)]
-      assert len(found) >= 2, what  # as kernel and as plain JAX
+      found = [line for line in lines if line.startswith(title)]
+      assert len(found) >= 2, title  # One is the kernel, another plain JAX.
       assert all(' MiB; compiled in ' in line for line in found)
     by_triton = [
       line
@@ -66,12 +66,12 @@ def test_kernels_and_training_step_compile_for_h200_and_a100():
     assert len(by_triton) == (2 if HAS_JAX_TRITON else 0)
   left_out = 'NMS by jax-triton is left out: it is not installed'
   assert (left_out in lines) != HAS_JAX_TRITON
-  what = 'training step, 8 x h200, pallas'
-  assert any(line.startswith(what) for line in lines)
+  title = 'training step, 8 x h200, pallas'
+  assert any(line.startswith(title) for line in lines)
 
 
 @pytest.mark.skipif(
-  importlib.util.find_spec('jax_plugins') is not None, reason='it is there'
+  importlib.util.find_spec('jax_plugins') is not None, reason='it is installed'
 )
 def test_without_the_plugin_the_script_says_what_is_missing():
   done = run('--quick')

@@ -1,4 +1,4 @@
-"""Tests of scripts/{download,verify,extract}_dataset.sh, on a local server."""
+"""Tests of scripts/{download,verify,extract}_dataset.sh with a local server."""
 
 import hashlib
 import http.server
@@ -19,10 +19,13 @@ pytestmark = pytest.mark.skipif(not shutil.which('curl'), reason='needs curl')
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-  """Serves `server.files`, from where a Range asks for, in short answers."""
+  """Serves `server.files`; a Range in a request is obeyed.
+
+  An answer ends after `server.longest` bytes, like a connection that is cut.
+  """
 
   def do_GET(self):  # noqa: N802
-    """Sends at most `server.longest` bytes of what it promised."""
+    """Answers a request for a file, and records it in `server.requests`."""
     content = self.server.files.get(self.path)
     self.server.requests.append((self.path, self.headers.get('Range')))
     if content is None:
@@ -44,7 +47,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.close_connection = True
 
   def log_message(self, *arguments):
-    """Says nothing."""
+    """Logs nothing."""
 
 
 def zipped(files):
@@ -57,7 +60,10 @@ def zipped(files):
 
 @pytest.fixture
 def server(tmp_path):
-  """A server of a small COCO 2017, and the environment that leads to it."""
+  """Runs a server of a small COCO 2017.
+
+  Its attribute `environment` makes the scripts use this server.
+  """
   noise = np.random.default_rng(0).bytes(20_000)
   folders = {
     'zips/train2017.zip': {f'train2017/{i}.jpg': noise[i:] for i in range(3)},
@@ -127,7 +133,7 @@ def test_download_dataset_gives_the_layout_of_coco(server, tmp_path):
   server.requests.clear()
   assert run('download', folder, server=server).returncode == 0
   assert not server.requests
-  # Nor has one after the archives were removed to make room.
+  # Neither has a run after the archives were deleted.
   for archive in folder.glob('*.zip'):
     archive.unlink()
   assert run('download', folder, '2017', server=server).returncode == 0
@@ -163,7 +169,7 @@ def test_download_dataset_gives_up_where_nothing_comes(server, tmp_path):
   line = done.stderr.splitlines()[-1]
   assert line.startswith('error: ')
   assert 'val2017.zip gives nothing more' in line
-  # What came before is kept for the next run.
+  # The archive that was complete before is kept for the next run.
   assert (tmp_path / 'coco' / 'train2017.zip').is_file()
 
 
@@ -214,7 +220,7 @@ def test_verify_dataset_names_all_that_is_missing(server, tmp_path):
 
 @pytest.mark.parametrize('script', ['download', 'verify', 'extract'])
 @pytest.mark.parametrize(
-  ('arguments', 'status', 'what'),
+  ('arguments', 'status', 'text'),
   [
     (['--help'], 0, 'bash scripts/'),
     ([], 2, 'bash scripts/'),
@@ -223,11 +229,11 @@ def test_verify_dataset_names_all_that_is_missing(server, tmp_path):
   ],
 )
 def test_dataset_scripts_say_how_they_are_run(
-  script, arguments, status, what, server
+  script, arguments, status, text, server
 ):
   done = run(script, *arguments, server=server)
   assert done.returncode == status
-  assert what in done.stdout + done.stderr
+  assert text in done.stdout + done.stderr
 
 
 def test_the_table_has_both_years_of_coco():

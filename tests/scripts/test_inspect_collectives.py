@@ -1,4 +1,4 @@
-"""Holds what eight GPUs exchange in a step, as compiled for them, not run."""
+"""Test of the data that eight GPUs exchange in a compiled training step."""
 
 import importlib.util
 import json
@@ -39,8 +39,8 @@ def test_a_step_for_eight_gpus_exchanges_gradients_and_little_else():
   assert figures['devices'] == 8
   assert figures['collectives'].keys() == {'all-reduce'}
   sizes = figures['collectives']['all-reduce']
-  # A few large ones, of all gradients together, and some numbers: five
-  # losses, and the counts that they are divided by.
+  # A few large exchanges are the gradients of all parameters. The small ones
+  # are five losses, and the numbers of samples that these are averaged over.
   large = [size for size in sizes if size >= 1024]
   assert len(large) <= 10
   assert 0 <= sum(sizes) - figures['trainable_bytes'] <= 256

@@ -1,4 +1,4 @@
-"""Tests of the launch examples, with stand-ins for ssh and srun."""
+"""Tests of the launch scripts, with stand-ins for ssh and srun."""
 
 import os
 import pathlib
@@ -13,7 +13,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture
 def stand_in(tmp_path):
-  """Writes a program that is found before the real one; gives its folder."""
+  """Returns a function that writes a program to be found before the real one.
+
+  The function returns the environment variable PATH that has this effect.
+  """
 
   def write(name, script):
     path = tmp_path / name
