@@ -15,6 +15,7 @@ import tomllib
 
 import pytest
 
+from maskrcnn_jax import __version__
 from maskrcnn_jax.__main__ import TOOLS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -27,12 +28,11 @@ SOURCES = (
   'docs',
   'scripts',
   'tests',
+  '.github',
   'setup.cfg',
   'pyproject.toml',
   'MANIFEST.in',
-  'README.md',
-  'CHANGELOG.md',
-  'BENCHMARKS.md',
+  *sorted(path.name for path in ROOT.glob('*.md')),
   'LICENSE',
   'requirements.lock',
 )
@@ -56,6 +56,26 @@ def test_setup_cfg_lists_every_package_on_disk():
   ]
   for package in found:
     assert (ROOT / package.replace('.', '/') / '__init__.py').is_file()
+
+
+def test_the_changelog_has_a_dated_section_for_the_version():
+  headings = re.findall(
+    r'^## (.*)$', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE
+  )
+  assert headings[0] == 'Unreleased'
+  dates = dict(heading.split(' - ') for heading in headings[1:])
+  assert next(iter(dates)) == __version__
+  assert all(re.fullmatch(r'\d{4}-\d\d-\d\d', date) for date in dates.values())
+
+
+def test_the_workflow_tests_the_oldest_supported_jax():
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  (oldest,) = re.findall(
+    r'^jax>=([\d.]+)', setup['options']['install_requires'], re.MULTILINE
+  )
+  workflow = (ROOT / '.github' / 'workflows' / 'tests.yml').read_text()
+  assert set(re.findall(r'\bjax: ([\d.]+)', workflow)) == {oldest}
 
 
 def strings_of(path):
@@ -254,6 +274,8 @@ def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
     path.name for path in ROOT.glob('configs/*.py')
   )
   assert not list(package.parent.glob('configs'))
+  for name in ('maskrcnn_jax', 'pallas_kernels'):
+    assert (package.parent / name / 'py.typed').is_file()
 
   command = installed / 'maskrcnn'
   assert run(tmp_path, command).stdout == run(tmp_path, command, '-h').stdout
