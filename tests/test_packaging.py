@@ -1,4 +1,7 @@
-"""Tests of what an installed package holds, and that its messages fit."""
+"""Tests of the wheel and the source distribution, and of names in documents.
+
+The slow tests install the wheel and run it.
+"""
 
 import ast
 import configparser
@@ -20,7 +23,7 @@ from maskrcnn_jax.__main__ import TOOLS
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# What the wheel and the source distribution are made of.
+# Files and folders that the wheel and the source distribution are built from.
 SOURCES = (
   'maskrcnn_jax',
   'configs',
@@ -47,7 +50,7 @@ def test_setup_cfg_lists_every_package_on_disk():
     for folder in ('maskrcnn_jax', 'pallas_kernels')
     for path in (ROOT / folder).rglob('*.py')
   }
-  # The recipes; setup.cfg maps the folder configs/ there.
+  # setup.cfg installs the folder configs/ as this package.
   assert listed == sorted(found | {'maskrcnn_jax.configs'})
   assert setup['options']['package_dir'].split() == [
     'maskrcnn_jax.configs',
@@ -79,7 +82,10 @@ def test_the_workflow_tests_the_oldest_supported_jax():
 
 
 def strings_of(path):
-  """Returns (line, text) of each string of a file; f-strings as a whole."""
+  """Yields the line number and the text of each string in a Python file.
+
+  An f-string is one text, without its placeholders.
+  """
   nodes = list(ast.walk(ast.parse(path.read_text())))
   parts = {
     id(part)
@@ -103,7 +109,7 @@ def test_messages_name_no_file_that_is_not_installed():
   problems = [
     f'{path.relative_to(ROOT)}:{line}: {text}'
     for path in (ROOT / 'maskrcnn_jax').rglob('*.py')
-    # These make files of docs/.
+    # These two write files into docs/ and so have to name that folder.
     if path.name not in ('errors.py', 'documentation.py')
     for line, text in strings_of(path)
     if re.search(r'\b(scripts|docs|tests)/|README', text)
@@ -122,7 +128,7 @@ def test_documents_and_scripts_name_files_and_tools_that_exist():
   ]
   problems = []
   for path in documents:
-    if path.name == 'CHANGELOG.md':  # speaks of files that are gone
+    if path.name == 'CHANGELOG.md':  # It names files that were removed.
       continue
     text = path.read_text()
     files = re.findall(
@@ -149,10 +155,12 @@ def test_documents_and_scripts_name_files_and_tools_that_exist():
 
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory):
-  """Installs sdist -> wheel into an environment of its own; its bin folder.
+  """Installs the wheel into an environment of its own; returns its bin folder.
 
-  Other packages come from the environment of the tests. Its editable install
-  of this package does not: a path in a .pth file has no .pth files itself.
+  The wheel is built from the source distribution. All other packages are taken
+  from the environment of the tests, through a .pth file. The editable install
+  of this package there stays invisible, because it is a .pth file itself, and
+  Python does not read the .pth files of a folder that a .pth file names.
   """
   folder = tmp_path_factory.mktemp('installed')
   source = folder / 'source'
@@ -180,7 +188,7 @@ def installed(tmp_path_factory):
     check=True,
     env=environment(),
   )
-  # pip makes no source distributions, so the backend is asked itself.
+  # pip cannot build source distributions, so this calls setuptools directly.
   subprocess.run(
     [
       python,
@@ -226,7 +234,10 @@ def installed(tmp_path_factory):
 
 
 def environment():
-  """The environment variables, but the sources are not in the path."""
+  """Returns the environment variables for programs of the installed package.
+
+  Without PYTHONPATH, they cannot import the package from the source tree.
+  """
   variables = os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'PIP_DISABLE_PIP_VERSION_CHECK': '1',
@@ -285,7 +296,7 @@ def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
     assert f'maskrcnn {tool} ' in done.stdout
   done = run(tmp_path, command, 'shapes', 'drawn', '--train=24', '--val=1')
   assert done.returncode == 0, done.stderr
-  # From 24 images on, processes decode them.
+  # check_data uses worker processes if there are at least 24 images.
   done = run(
     tmp_path,
     command,
@@ -299,7 +310,7 @@ def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
 
 
 def named_files(text):
-  """Returns what looks like the name of a file in messages."""
+  """Returns the words of a text that look like file names."""
   return {
     word
     for word in re.findall(r'(?<![\w=*<])[\w./-]+\.\w{1,8}\b', text)
@@ -343,7 +354,7 @@ def test_the_wheel_trains_fine_tunes_and_predicts(installed, tmp_path):
       and not list(tmp_path.rglob(pathlib.Path(name).name))
     }
   assert not missing
-  # Wrong input: its answers name nothing that is not there either.
+  # The messages about wrong input must not name missing files either.
   for arguments, word in (
     (('--config=configs/finetune.py', '--workdir=x'), 'finetune'),
     (('--config=finetune', '--workdir=x', *data), '--init_from'),
@@ -394,6 +405,6 @@ def test_an_editable_install_finds_package_and_command(tmp_path):
   )
   package = pathlib.Path(done.stdout.strip()).parent
   assert package == tmp_path / 'maskrcnn_jax'
-  # Recipes are found beside the package, not in a copy of them.
+  # The recipes are the files in configs/, not a copy inside the package.
   assert not (package / 'configs').exists()
   assert (package.parent / 'configs' / 'finetune.py').is_file()

@@ -1,4 +1,4 @@
-"""Tests of scripts/release.sh: what it refuses, and that a release works."""
+"""Tests of scripts/release.sh: its checks, and the release that it builds."""
 
 import hashlib
 import os
