@@ -1,4 +1,4 @@
-"""Your own objects, from a trained model: 50 to 5,000 images.
+"""Fine-tuning of a trained model on your own objects, with 50 to 5,000 images.
 
   python -m maskrcnn_jax.main --config=finetune --workdir=DIR \
       --init_from=CHECKPOINT \
@@ -9,37 +9,46 @@
 CHECKPOINT is the workdir of a run of this program, or the output of
 `convert_weights`. The network, its box conventions, the anchors, the numbers of
 boxes and the image sizes are taken from the checkpoint. The number of classes,
-the number of objects an image and the schedule come from the annotations, and
-the log names the chosen values. A value that is given on the command line
-holds; if the weights cannot be used with it, the program says so and ends.
+the number of objects in an image and the schedule are computed from the
+annotations, and the log names the chosen values. A value on the command line
+replaces the chosen value; if the weights cannot be used with it, the program
+says so and ends.
 
-Why these figures:
+The reasons for the numbers:
 - Learning rate: half of the checkpoint's rate, per image of a batch. The
-  weights are already good, but the class layers start afresh.
-- Steps: 60 epochs of 50 images, fewer epochs (evenly, by the logarithm) for
-  more images, down to the 12 epochs of COCO's schedule at 5,000 images. The
-  first is 750 steps of 4 images, the second 15,000. With more epochs, few
-  images would only be memorized.
+  weights are already good, but the class layers start from random weights.
+- Steps: 60 epochs for 50 images, and fewer epochs for more images, down to the
+  12 epochs of COCO's schedule for 5,000 images. In between, the logarithm of
+  the number of epochs falls evenly with the logarithm of the number of images.
+  50 images are 750 steps of 4 images, 5,000 images 15,000 steps. With more
+  epochs, a small number of images would only be memorized.
 - Warm-up: a tenth of the steps, at most 500, from a tenth of the learning rate,
-  because the new class layers send large gradients at first.
-- Decay: to a tenth at 2/3 and again at 8/9 of the steps, as COCO's schedule.
-- Images without objects are trained on: they show the background of your data.
-- 4 images a step: they fit most memories, and are enough to average out noise.
+  because the new class layers have large gradients at first.
+- Decay: to a tenth at 2/3 of the steps and to a hundredth at 8/9, the fractions
+  of COCO's schedule.
+- Images without objects are used for training: they show the background of your
+  data.
+- 4 images in a batch: they fit into the memory of most GPUs, and are enough to
+  average out noise.
 - Layers that the checkpoint's recipe froze stay frozen; --config.freeze_at=0
   trains them too.
 
-Hardware: any. For many GPUs set train.batch_size to a multiple of their number;
-the rest follows. Expected: depends on the data; BENCHMARKS.md has a run of 12
-images of fruits.
+Hardware: any. For several GPUs, set train.batch_size to a multiple of their
+number; the other values are computed from it. Expected accuracy: depends on the
+data; BENCHMARKS.md has a run on 12 images of fruits.
 """
 
+import ml_collections
 from ml_collections import config_dict
 
 from maskrcnn_jax.config import default_config
 
 
-def get_config():
-  """Returns the recipe; placeholders are filled in when they are known."""
+def get_config() -> ml_collections.ConfigDict:
+  """Returns the recipe of a fine-tuning.
+
+  The training fills in the placeholders from the checkpoint and the data.
+  """
   config = default_config()
   config.train.fine_tune = True
   config.train.batch_size = 4

@@ -1,17 +1,20 @@
-"""Drawn ellipses, rectangles and triangles: the quick start, minutes on a CPU.
+"""A tiny model for drawn ellipses, rectangles and triangles: the quick start.
 
   bash scripts/quickstart.sh
 
-Expected on 60 held-out images: box AP .634, mask AP .651; 8 minutes on 2 cores.
+Expected on 60 images that are not trained on: box AP .634, mask AP .651; 8
+minutes on 2 CPU cores.
 """
+
+import ml_collections
 
 from maskrcnn_jax.config import default_config
 
 
-def get_config():
-  """Returns the recipe."""
+def get_config() -> ml_collections.ConfigDict:
+  """Returns the recipe for drawn shapes."""
   config = default_config()
-  # Small and with group norm, to be trained from nothing.
+  # A small network with group normalization, to be trained from scratch.
   config.model.depth = 18
   config.model.norm = 'group'
   config.model.width = 32

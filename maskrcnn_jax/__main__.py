@@ -10,25 +10,32 @@ import io
 import runpy
 import sys
 
-# The module in this package of each tool, and its purpose.
+# {name of a tool: (its module in this package, its purpose)}, as in the help.
 TOOLS = {
   'main': ('main', 'train, evaluate or predict ("main" may be left out)'),
-  'check_data': ('check_data', 'find out what is wrong with a data set'),
+  'check_data': ('check_data', 'find the errors in a data set'),
   'convert_to_coco': (
     'convert_to_coco',
-    'make COCO JSON of VIA, LabelMe or mask pictures',
+    'convert VIA, LabelMe or mask pictures to COCO JSON',
   ),
   'build_tfds': (
     'build_tfds',
-    'write a data set as a set of tensorflow-datasets',
+    'convert COCO files for tensorflow-datasets',
   ),
-  'shapes': ('data.shapes', 'draw a small data set of shapes to try it out'),
+  'shapes': ('data.shapes', 'draw a small data set of shapes for a first try'),
   'convert_weights': (
     'convert_weights',
-    'read weights of other programs, or write them',
+    'convert weights from and to other programs',
   ),
-  'benchmark': ('benchmark', 'time training, inference or the loading of data'),
-  'doctor': ('doctor', 'check versions, devices, numbers and GPU kernels'),
+  'benchmark': (
+    'benchmark',
+    'measure the speed of training, inference or data loading',
+  ),
+  'doctor': (
+    'doctor',
+    'check this machine: versions, devices, results, GPU kernels',
+  ),
+  'explain': ('explain', 'explain the code of an error message, such as A07'),
 }
 
 _HELP = {'--help', '-help', '-h'}
@@ -53,8 +60,8 @@ def main() -> None:
 
 
 def overview() -> str:
-  """Returns the help of the command itself."""
-  lines = [f'  {name:<17}{what}' for name, (_, what) in TOOLS.items()]
+  """Returns the text of `maskrcnn --help`, which lists all tools."""
+  lines = [f'  {name:<17}{purpose}' for name, (_, purpose) in TOOLS.items()]
   return '\n'.join(
     [
       'Mask R-CNN in JAX: finds the objects in pictures and draws their'
@@ -63,14 +70,17 @@ def overview() -> str:
       'usage: maskrcnn --config=RECIPE --workdir=DIR ...',
       '       maskrcnn TOOL ...',
       '',
-      'The tools; maskrcnn TOOL --help says how to use one:',
+      'maskrcnn TOOL --help explains how to use a tool. The tools:',
       *lines,
     ]
   )
 
 
 def run_tool(tool: str, arguments: list[str]) -> None:
-  """Runs a tool as `python -m` does, and exits with its status.
+  """Runs a tool as `python -m maskrcnn_jax.TOOL` does.
+
+  The tool itself ends the process with its exit status. If the tool prints its
+  help, the help names the program `maskrcnn TOOL`.
 
   Args:
     tool: A key of `TOOLS`.
@@ -78,29 +88,37 @@ def run_tool(tool: str, arguments: list[str]) -> None:
   """
   module = f'maskrcnn_jax.{TOOLS[tool][0]}'
   sys.argv[1:] = arguments
-  help_ = io.TextIOWrapper(io.BytesIO(), encoding='utf-8')
+  help_text = io.TextIOWrapper(io.BytesIO(), encoding='utf-8')
   asks_for_help = bool(_HELP & set(arguments))
   try:
     with (
-      contextlib.redirect_stdout(help_)
+      contextlib.redirect_stdout(help_text)
       if asks_for_help
-      else (contextlib.nullcontext())
+      else contextlib.nullcontext()
     ):
-      # alter_sys makes the tool the main module, as `python -m` does. Worker
-      # processes look there for their imports, and absl for its flags.
+      # alter_sys makes the tool the module __main__, as `python -m` does.
+      # Worker processes import that module, and absl reads its flags.
       runpy.run_module(module, run_name='__main__', alter_sys=True)
   finally:
-    help_.seek(0)
+    help_text.seek(0)
     print(
-      renamed(help_.read(), f'python -m {module}', f'maskrcnn {tool}'), end=''
+      rename_program(
+        help_text.read(), f'python -m {module}', f'maskrcnn {tool}'
+      ),
+      end='',
     )
 
 
-def renamed(text: str, old: str, new: str) -> str:
-  """Puts another name of the program into a help text.
+def rename_program(text: str, old: str, new: str) -> str:
+  """Replaces the name of the program in a help text.
 
-  argparse indents the lines of the usage, as far as the first empty line, by
-  the length of the name.
+  argparse indents the usage, which ends at the first empty line, by the length
+  of the program's name. The indentation is adapted to the new name.
+
+  Args:
+    text: The help text.
+    old: The name of the program in the text.
+    new: A shorter name.
   """
   usage, empty, rest = text.partition('\n\n')
   usage = usage.replace('\n' + ' ' * (len(old) - len(new)), '\n')

@@ -23,14 +23,19 @@ class Outlines(NamedTuple):
   """The outlines of the objects of one image (or, with b, of each image).
 
   All vertices of all objects are in one buffer, object after object. Vertex i
-  starts an edge to vertex i + 1 if `parts[i]` >= 0. A part is one polygon of an
-  object (or, for an object given as RLE, its whole contour). The even-odd rule
-  decides which points are inside a part. The object is the union of its parts.
+  starts an edge to vertex i + 1 if `parts[i]` >= 0. The edges of an object are
+  divided into parts: each polygon is one part, and the contour of an object
+  that was given as RLE is one part as a whole. A point is inside a part if a
+  ray from the point crosses an odd number of its edges (the even-odd rule). The
+  object is the union of its parts.
   """
 
   vertices: Float[AnyArray, '*b v 2']  # (x, y) in pixels, as gt_boxes
-  parts: Int[AnyArray, '*b v']  # part that the edge belongs to; -1 is no edge
-  starts: Int[AnyArray, '*b g1']  # object g owns [starts[g], starts[g + 1])
+  # Part that the edge from vertex i to vertex i + 1 belongs to, numbered from 0
+  # in each object; -1 if there is no edge.
+  parts: Int[AnyArray, '*b v']
+  # Object g has the vertices [starts[g], starts[g + 1]); g1 is g + 1.
+  starts: Int[AnyArray, '*b g1']
 
 
 class GroundTruthLimits(NamedTuple):
@@ -39,7 +44,7 @@ class GroundTruthLimits(NamedTuple):
   max_objects: int  # number of objects of an image
   max_image_vertices: int  # number of vertices of all objects of an image
   max_object_vertices: int  # number of vertices of an object
-  max_parts: int  # number of polygons of an object
+  max_parts: int  # number of parts (polygons) of an object: see `Outlines`
 
 
 class Batch(NamedTuple):
@@ -81,7 +86,7 @@ class RpnTargets(NamedTuple):
   """
 
   indices: Int[Array, '*b s']  # into the anchors of all levels
-  foreground: Bool[Array, '*b s']
+  foreground: Bool[Array, '*b s']  # whether the anchor should find an object
   delta_targets: Float[Array, '*b s 4']  # 0 where not foreground
   valid: Bool[Array, '*b s']  # False if the slot is padding
 
@@ -93,7 +98,7 @@ class RoiTargets(NamedTuple):
   class_targets: Int[Array, '*b r']  # 0 is background
   delta_targets: Float[Array, '*b r 4']  # 0 where not foreground
   objects: Int[Array, '*b r']  # ground-truth slot; 0 where background
-  foreground: Bool[Array, '*b r']
+  foreground: Bool[Array, '*b r']  # whether the RoI has an object
   valid: Bool[Array, '*b r']  # False if the slot is padding
 
 
@@ -103,7 +108,7 @@ class Detections(NamedTuple):
   boxes: Float[Array, '*b d 4']  # pixels of the resized image, clipped to it
   classes: Int[Array, '*b d']  # 1..k-1; 0 where not valid
   scores: Float[Array, '*b d']  # [0, 1], falling; 0 where not valid
-  # Probability that a cell of the box belongs to the object. None if the model
-  # has no mask head.
+  # Probability that a cell of the box belongs to the object. `None` if the
+  # model has no mask head.
   masks: Float[Array, '*b d m m'] | None
   valid: Bool[Array, '*b d']  # False if the slot is padding

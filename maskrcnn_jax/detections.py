@@ -1,4 +1,4 @@
-"""Detections: from the heads' output to boxes with a class and a mask."""
+"""Detections: turns the output of the heads into boxes, classes and masks."""
 
 import math
 
@@ -11,6 +11,7 @@ from maskrcnn_jax.kernels import XLA, Kernels
 from maskrcnn_jax.ops.boxes import clip_boxes, decode_boxes, has_area
 from maskrcnn_jax.ops.nms import nms
 
+# Factors that encoded offsets (dx, dy, dw, dh) are multiplied by.
 Weights = tuple[float, float, float, float]
 
 
@@ -30,7 +31,7 @@ def detect_boxes(
 ) -> tuple[
   Float[Array, 'd 4'], Int[Array, 'd'], Float[Array, 'd'], Bool[Array, 'd']
 ]:
-  """Turns the box head's output for one image into its final boxes.
+  """Turns the box head's output for one image into the detected boxes.
 
   A proposal becomes one box for each class with a score above `min_score`. NMS
   runs inside each class. The result is the best of the boxes of all classes
@@ -49,8 +50,8 @@ def detect_boxes(
       valid.
     delta_weights: Divisors of (dx, dy, dw, dh): see `decode_boxes`.
     min_size: Length of the shortest side that a detection may have, in pixels.
-    width_offset: Pixels by which a box is wider than x2 - x1: see
-      `ops/boxes.py`.
+    width_offset: Number of pixels by which a box is wider than x2 - x1 and
+      higher than y2 - y1, 0 or 1.
     kernels: The implementation of each operation.
 
   Returns:
@@ -112,7 +113,15 @@ def detect_boxes(
 def select_masks(
   mask_logits: Float[Array, 'd m m k'], classes: Int[Array, 'd']
 ) -> Float[Array, 'd m m']:
-  """Returns the probabilities of the mask of each detection's own class."""
+  """Returns the mask of each detection that belongs to its class.
+
+  Args:
+    mask_logits: Logits of the masks of all classes for each detection.
+    classes: Class of each detection, 1 to k - 1; 0 is padding.
+
+  Returns:
+    Probabilities that the cells of the box belong to the object, in [0, 1].
+  """
   logits = jnp.take_along_axis(
     mask_logits, classes[:, None, None, None], axis=3
   )[..., 0]

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator
 import functools
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 import ml_collections
 import numpy as np
 
@@ -31,25 +31,27 @@ from maskrcnn_jax.runtime.precision import set_precision
 class ImageDetections(NamedTuple):
   """The detections of one image, in pixels of the image as it is on disk."""
 
-  row: int  # position of the image in the index of its data set
+  row: int  # position of the image in its data set, from 0
   boxes: Float[np.ndarray, 'd 4']
   classes: Int[np.ndarray, 'd']  # 1..k-1
   scores: Float[np.ndarray, 'd']
-  masks: list[dict] | None  # compressed RLE; None if there is no mask head
+  # Compressed COCO RLE of each mask. None if the model has no mask head.
+  masks: list[dict[str, Any]] | None
 
 
 class Detector(NamedTuple):
   """A trained model with its recipe and its classes."""
 
-  rcnn: Rcnn  # on the devices of this process
-  variables: dict  # parameters and constants, replicated over these devices
-  config: ml_collections.ConfigDict  # the recipe of this evaluation
+  rcnn: Rcnn  # the network; its mesh has the devices of this process
+  variables: dict[str, Any]  # parameters and constants, on each of the devices
+  config: ml_collections.ConfigDict  # the recipe that the model is used with
   categories: tuple[coco_index.Category, ...]  # class number = position + 1
-  step: int  # number of steps that the model was trained for
+  step: int  # number of training steps after which the weights were saved
 
   @property
   def mesh(self) -> Mesh:
     """The devices that the images of a batch are spread over."""
+    assert self.rcnn.mesh is not None  # `load_detector` gives it one.
     return self.rcnn.mesh
 
   def detect(self, batch: Batch, *, padded_size: tuple[int, int]) -> Detections:
@@ -59,12 +61,13 @@ class Detector(NamedTuple):
     because the size of the decoded images varies more than the padded size.
 
     Args:
-      batch: Decoded images, as the host makes them. They may be on the host or
-        on the devices of the mesh.
+      batch: Decoded images; their ground truth is not used. The arrays may be
+        on the host or on the devices of the mesh.
       padded_size: (height, width) of the padded images, in pixels.
 
     Returns:
-      Detections in pixels of the resized images, best first.
+      The detections of each image, in pixels of the resized image, the highest
+      score first.
     """
     inputs = _prepare(self.rcnn, batch, padded_size=padded_size)
     return _detect(self.rcnn, self.variables, inputs.images, inputs.image_sizes)
@@ -72,13 +75,31 @@ class Detector(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=('rcnn', 'padded_size'))
 def _prepare(rcnn: Rcnn, batch: Batch, padded_size: tuple[int, int]) -> Inputs:
-  """Calls `Rcnn.prepare`, jitted."""
+  """Resizes, normalises and pads the images of a batch; compiled by `jit`.
+
+  Args:
+    rcnn: The network, whose recipe decides the sizes and the normalisation.
+    batch: Decoded images.
+    padded_size: (height, width) of the padded images, in pixels.
+  """
   return rcnn.prepare(batch, padded_size=padded_size)
 
 
 @functools.partial(jax.jit, static_argnames='rcnn')
-def _detect(rcnn: Rcnn, variables: dict, images, image_sizes) -> Detections:
-  """Calls `Rcnn.detect`, jitted."""
+def _detect(
+  rcnn: Rcnn,
+  variables: dict[str, Any],
+  images: Float[Array, 'b h w 3'],
+  image_sizes: Int[Array, 'b 2'],
+) -> Detections:
+  """Finds the objects in prepared images; compiled by `jit`.
+
+  Args:
+    rcnn: The network.
+    variables: Its parameters and constants.
+    images: Normalised and padded images.
+    image_sizes: (height, width) of the images before padding, in pixels.
+  """
   return rcnn.detect(variables, images, image_sizes)
 
 
@@ -91,17 +112,20 @@ def to_original(
   mask_threshold: float,
   paste_rule: str = 'sampled',
 ) -> ImageDetections:
-  """Maps one image's detections to the pixels of the image on disk.
+  """Converts the detections of one image to pixels of the image on disk.
+
+  Padding slots are dropped, boxes are scaled and clipped to the image, and the
+  masks, which have a fixed size, are pasted into the image.
 
   Args:
-    detections: Detections of the image, as NumPy arrays.
+    detections: Detections of the image, as NumPy arrays without batch axis.
     image_size: (height, width) of the image after resizing, in pixels.
-    row: Position of the image in the index of its data set.
+    row: Position of the image in its data set, from 0.
     original_size: (height, width) of the image on disk, in pixels.
-    mask_threshold: Probability from which a pixel belongs to the object: see
-      `paste_masks`.
-    paste_rule: How masks are pasted into the image, 'sampled' or 'resized': see
-      `paste_masks`.
+    mask_threshold: A pixel belongs to the object if its probability is at least
+      this value; [0, 1].
+    paste_rule: 'sampled' or 'resized', the two ways of `paste_masks` to enlarge
+      a mask to the size of its box.
   """
   valid = np.asarray(detections.valid)
   height, width = original_size
@@ -130,12 +154,12 @@ def to_original(
 
 
 def load_detector(path: pathlib.Path, recipe: Recipe | None = None) -> Detector:
-  """Restores a trained model.
+  """Loads a trained model from a checkpoint onto the devices.
 
   Args:
     path: A workdir, its folder of checkpoints, or the folder of one step.
     recipe: The recipe that the user gave. It decides only some of the values:
-      see `config_for_use`. None uses the recipe stored in the checkpoint.
+      see `config_for_use`. `None` uses the recipe stored in the checkpoint.
 
   Raises:
     InputError: If the checkpoint holds only a part of a model, or does not fit
@@ -148,11 +172,12 @@ def load_detector(path: pathlib.Path, recipe: Recipe | None = None) -> Detector:
       f'C08: {path} holds only a part of a model. Train a model from it '
       f'with --mode=train --init_from={path}.'
     )
-  config, lines = stored_config(metadata.recipe), []
+  config = stored_config(metadata.recipe)
+  ignored: list[str] = []
   if recipe is not None:
-    config, lines = config_for_use(recipe, metadata.recipe)
+    config, ignored = config_for_use(recipe, metadata.recipe)
   check_config(config, for_training=False)
-  for line in lines:
+  for line in ignored:
     logging.info('%s', line)
   mesh = cluster.make_mesh()
   local_mesh = cluster.make_local_mesh()
@@ -178,7 +203,10 @@ def load_detector(path: pathlib.Path, recipe: Recipe | None = None) -> Detector:
 
 
 def proposals_only(detector: Detector) -> Detector:
-  """Returns the same model without heads; its detections are proposals."""
+  """Returns the same model without box and mask head.
+
+  The detections of that model are the proposals of the RPN.
+  """
   return detector._replace(
     rcnn=detector.rcnn._replace(heads=Heads(boxes=False, masks=False))
   )
@@ -190,22 +218,26 @@ def detect_batches(
   index: coco_index.CocoIndex,
   plan: canvases.CanvasPlan,
 ) -> Iterator[ImageDetections]:
-  """Yields the detections of each image of each batch.
+  """Yields the detections of each image, batch after batch.
 
   While the device processes a batch, the host pastes the masks of the previous
-  batch. The processes of a cluster do not wait for each other.
+  batch. If several processes run this function, each has batches of its own,
+  and they do not wait for each other.
 
   Args:
     detector: The model.
-    batches: Batches with the rows of their images in the index. All images of a
-      batch have the same canvas.
-    index: The data set, which gives the original size of each image.
+    batches: (batch, rows) pairs. `rows` are the positions in the data set of
+      the images of the batch. All images of a batch have the same canvas.
+    index: The data set, which gives the size of each image on disk.
     plan: The canvas of each image of the data set. A canvas is the static
       padded size that images are put on.
   """
   conventions = detector.rcnn.geometry
 
-  def finish(detections, batch, rows):
+  def finish(
+    detections: Detections, batch: Batch, rows: Int[np.ndarray, 'b']
+  ) -> Iterator[ImageDetections]:
+    """Waits for the detections of a batch and converts those of each image."""
     detections = jax.device_get(detections)
     for i, row in enumerate(rows):
       if batch.image_valid[i]:
@@ -234,14 +266,15 @@ def detect_batches(
 def category_of(
   detector: Detector, class_: int | np.integer
 ) -> coco_index.Category:
-  """Returns COCO's id and the name of a class.
+  """Returns the category of a class: its id in COCO files and its name.
 
-  If the model has no box head, its detections are proposals, and each of them
-  is an 'object' with the id 1.
+  If the model has no box head, its detections are proposals; every proposal has
+  the category 'object' with the id 1.
 
   Args:
     detector: The model.
-    class_: Class number of the detection, 1 to k - 1.
+    class_: Class number of a detection, 1 to k - 1, where k is the number of
+      classes including background.
   """
   if not detector.rcnn.heads.boxes:
     return coco_index.Category(1, 'object')
@@ -255,8 +288,9 @@ def to_xywh(
 
   Args:
     box: (x1, y1, x2, y2) in pixels.
-    width_offset: Pixels by which a box is wider than x2 - x1: see
-      `ops/boxes.py`.
+    width_offset: Number of pixels that are added to x2 - x1 and y2 - y1: 1 in
+      the old convention in which x2 and y2 are the last pixels inside the box,
+      otherwise 0.
   """
   x1, y1, x2, y2 = map(float, box)
   return [x1, y1, x2 - x1 + width_offset, y2 - y1 + width_offset]

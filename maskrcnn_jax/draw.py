@@ -11,20 +11,24 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from pycocotools import mask as mask_api
 
+from maskrcnn_jax.label_places import Plate, area, overlap, place_labels
+
 # In pixels. A picture whose longer side is shorter is enlarged, so that labels
 # are legible and do not cover it.
 LEGIBLE_SIDE = 400
 MIN_FONT_SIZE = 12  # height of the font, in pixels
-FILL_OPACITY = 0.4
-HALO = (0, 0, 0)
-HALO_OPACITY = 0.55
+FILL_OPACITY = 0.4  # of the color inside of a mask; [0, 1]
+HALO = (0, 0, 0)  # color of the thin border around lines, RGB
+HALO_OPACITY = 0.55  # [0, 1]
 
 # With at least this number of objects, labels that would cover their object are
 # omitted.
 CROWD = 15
 
-Color = tuple[int, int, int]
-Plate = tuple[int, int, int, int]  # a box in pixels of the picture
+Color = tuple[int, int, int]  # RGB, 0 to 255
+# A mask, cut to its bounding box: left and top edge of the box in pixels of the
+# picture, and the mask inside of the box, 0 or 255.
+Window = tuple[int, int, Image.Image]
 
 
 def draw_detections(
@@ -39,7 +43,7 @@ def draw_detections(
 ) -> Image.Image:
   """Draws detections over the image.
 
-  Each detection has its own colour, which depends on its index only. Labels
+  Each detection has its own color, which depends on its index only. Labels
   stay inside the picture and do not overlap each other if there is room. In a
   crowd of small objects, labels that would hide the objects are omitted, and a
   caption in a corner counts the objects instead.
@@ -50,10 +54,10 @@ def draw_detections(
       of the image.
     class_names: Name of the class of each detection. The font has ASCII only:
       accents are dropped, and other letters become question marks.
-    scores: Probabilities of the detections. None if the boxes are ground truth,
-      whose labels show the class name without a score.
-    masks: Mask of each detection as COCO RLE, with the size of the image. None
-      draws boxes only.
+    scores: Probabilities of the detections. `None` if the boxes are ground
+      truth, whose labels show the class name without a score.
+    masks: Mask of each detection as COCO RLE, with the size of the image.
+      `None` draws boxes only.
     min_score: Detections with a lower score are not drawn; [0, 1].
     line_width: Width of lines, in pixels of the picture. By default it grows
       with the size of the picture.
@@ -65,8 +69,7 @@ def draw_detections(
   """
   count = len(boxes)
   is_truth = scores is None
-  if is_truth:
-    scores = np.ones(count)
+  scores = np.ones(count) if scores is None else scores
   lengths = {count, len(class_names), len(scores)}
   if masks is not None:
     lengths.add(len(masks))
@@ -94,6 +97,8 @@ def draw_detections(
   if line_width is None:
     line_width = max(2, round(side / 320))
   font = ImageFont.load_default(max(MIN_FONT_SIZE, round(side / 42)))
+  # load_default returns this type whenever it gets a size.
+  assert isinstance(font, ImageFont.FreeTypeFont)
 
   limits = np.array([width, height] * 2)
   shown = {i: np.clip(boxes[i], 0, limits) * factor for i in chosen}
@@ -112,14 +117,16 @@ def draw_detections(
 
   # Large objects are drawn first, so that small objects on top of them stay
   # visible.
-  order = sorted(chosen, key=lambda i: (-_area(shown[i]), i))
+  order = sorted(chosen, key=lambda i: (-area(shown[i]), i))
   thin = max(1, line_width // 2)
   widths = {i: thin if i in tiny else line_width for i in chosen}
   if masks is not None:
     windows = {
-      i: _mask_window(masks[i], image.shape[:2], factor) for i in chosen
+      i: window
+      for i in order
+      if (window := _mask_window(masks[i], image.shape[:2], factor))
     }
-    picture = _draw_masks(picture, windows, order, colors, widths)
+    picture = _draw_masks(picture, windows, colors, widths)
   pen = ImageDraw.Draw(picture, 'RGBA')
   for i in order:
     # A box around a tiny mask would hide it.
@@ -127,9 +134,7 @@ def draw_detections(
       _draw_box(pen, shown[i], colors[i], widths[i])
 
   labelled = sorted(set(chosen) - tiny, key=lambda i: (-scores[i], i))
-  placed = _place_labels(
-    labelled, shown, plates, picture.size, may_drop=crowded
-  )
+  placed = place_labels(labelled, shown, plates, picture.size, may_drop=crowded)
   for i, plate in placed.items():
     _draw_leader(pen, plate, shown[i], colors[i], line_width)
   for i, plate in placed.items():
@@ -141,10 +146,13 @@ def draw_detections(
 
 
 def instance_color(index: int) -> Color:
-  """Picks a colour that differs clearly from those of neighbouring indices.
+  """Picks a color that differs clearly from those of neighbouring indices.
 
-  From index to index, the hue moves by the golden angle in OKLCH, a colour
+  From index to index, the hue moves by the golden angle in OKLCH, a color
   space in which equal steps look equal, and the lightness changes.
+
+  Args:
+    index: Position of a detection, from 0.
 
   Source:
     Björn Ottosson, "A perceptual color space for image processing" (2020).
@@ -166,6 +174,17 @@ def instance_color(index: int) -> Color:
 def _oklch_to_linear_rgb(
   lightness: float, chroma: float, hue: float
 ) -> Float[np.ndarray, '3']:
+  """Converts a color from OKLCH to linear RGB.
+
+  Args:
+    lightness: 0 (black) to 1 (white).
+    chroma: Distance from gray; 0 is gray.
+    hue: Angle in radians.
+
+  Returns:
+    (red, green, blue) before the gamma curve of sRGB. A value outside of [0, 1]
+    means that sRGB cannot show the color.
+  """
   a, b = chroma * math.cos(hue), chroma * math.sin(hue)
   cones = np.array(
     [
@@ -185,24 +204,28 @@ def _oklch_to_linear_rgb(
 
 
 def printable(text: str) -> str:
-  """Spells a name with the letters that Pillow's default font has."""
+  """Replaces the characters of a name that Pillow's default font lacks.
+
+  Accents are dropped; every other character outside of ASCII becomes '?'.
+  """
   plain = unicodedata.normalize('NFKD', text)
   plain = ''.join(c for c in plain if not unicodedata.combining(c))
   return ''.join(c if c.isascii() and c.isprintable() else '?' for c in plain)
 
 
-def _area(box: np.ndarray) -> float:
-  return float(max(box[2] - box[0], 0) * max(box[3] - box[1], 0))
-
-
 def _hides(plate_size: tuple[int, int], box: np.ndarray) -> bool:
-  """Tells whether a label of this size covers more than half of a box."""
-  return 2 * plate_size[0] * plate_size[1] > _area(box)
+  """Tells whether a label of this size covers more than half of a box.
+
+  Args:
+    plate_size: (width, height) of the label, in pixels.
+    box: (x1, y1, x2, y2) in pixels.
+  """
+  return 2 * plate_size[0] * plate_size[1] > area(box)
 
 
 def _mask_window(
   rle: dict[str, Any], size: tuple[int, ...], factor: int
-) -> tuple[int, int, Image.Image] | None:
+) -> Window | None:
   """Cuts the bounding box of an object out of its mask and enlarges it.
 
   Args:
@@ -212,7 +235,7 @@ def _mask_window(
 
   Returns:
     The left and the top edge of the bounding box in the picture, and the mask
-    inside the box. None if the mask is empty.
+    inside the box. `None` if the mask is empty.
   """
   if tuple(rle['size']) != tuple(size):
     raise ValueError(
@@ -231,26 +254,29 @@ def _mask_window(
 
 def _draw_masks(
   picture: Image.Image,
-  windows: dict[int, tuple[int, int, Image.Image] | None],
-  order: list[int],
+  windows: dict[int, Window],
   colors: dict[int, Color],
   widths: dict[int, int],
 ) -> Image.Image:
-  """Fills the masks, then draws their outlines over all fills."""
-  order = [i for i in order if windows[i] is not None]
+  """Fills the masks, then draws their outlines over all fills.
+
+  Args:
+    picture: The picture to draw on; it is not changed.
+    windows: {index of a detection: its mask}. Later masks cover earlier masks.
+    colors: {index: color of the mask}.
+    widths: {index: width of the outline in pixels}.
+  """
   plain = np.asarray(picture)
   canvas = plain.copy()
   opacity = np.full((1, 1), FILL_OPACITY, np.float32)
-  for i in order:
-    left, top, mask = windows[i]
+  for i, (left, top, mask) in windows.items():
     inside = np.asarray(mask)[..., None] > 0
     where = np.s_[top : top + mask.height, left : left + mask.width]
-    # The colour is mixed with the original picture, not with other fills. Where
+    # The color is mixed with the original picture, not with other fills. Where
     # fills overlap, only the topmost shows.
     mixed = _mix(plain[where], colors[i], opacity)
     canvas[where] = np.where(inside, mixed, canvas[where])
-  for i in order:
-    left, top, mask = windows[i]
+  for i, (left, top, mask) in windows.items():
     # The margin makes room for the halo and for the blur of the edge.
     margin = 2 * widths[i] + 3
     grown = Image.new('L', (mask.width + 2 * margin, mask.height + 2 * margin))
@@ -283,7 +309,16 @@ _EDGE_DISTANCE = np.array(
 def _outline(
   mask: Image.Image, width: int
 ) -> tuple[Float[np.ndarray, 'h w'], Float[np.ndarray, 'h w']]:
-  """Computes the opacity of a smooth line inside the edge, and of its halo."""
+  """Computes where the outline of a mask is drawn, with smooth edges.
+
+  Args:
+    mask: The mask, 0 or 255, with a margin around the object.
+    width: Width of the line, in pixels.
+
+  Returns:
+    The opacity, [0, 1], of each pixel of a line along the inside of the edge;
+    and the opacity of a halo along the outside.
+  """
   soft = np.asarray(mask.filter(ImageFilter.GaussianBlur(0.6)))
   soft = soft / np.float32(255)
   blurred = np.asarray(mask.filter(ImageFilter.GaussianBlur(width)))
@@ -294,6 +329,13 @@ def _outline(
 
 
 def _mix(pixels: np.ndarray, color: Color, opacity: np.ndarray) -> np.ndarray:
+  """Mixes a color into pixels; an opacity of 1 replaces the pixel.
+
+  Args:
+    pixels: RGB, 0 to 255, `[h, w, 3]`.
+    color: The color to mix in.
+    opacity: In [0, 1], of each pixel or, with sides of 1, of all pixels.
+  """
   opacity = opacity[..., None]
   mixed = pixels + (np.array(color, np.float32) - pixels) * opacity
   return np.round(mixed).astype(np.uint8)
@@ -302,6 +344,7 @@ def _mix(pixels: np.ndarray, color: Color, opacity: np.ndarray) -> np.ndarray:
 def _draw_box(
   pen: ImageDraw.ImageDraw, box: np.ndarray, color: Color, width: int
 ) -> None:
+  """Draws the frame of a box with a thin dark halo; empty boxes are skipped."""
   x1, y1, x2, y2 = (round(float(v)) for v in box)
   if x2 <= x1 or y2 <= y1:
     return
@@ -313,96 +356,14 @@ def _draw_box(
 
 
 def _plate_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
+  """Returns (width, height) of a label with its background, in pixels."""
   ascent, descent = font.getmetrics()
   return math.ceil(font.getlength(text)) + 2 * _pad(font), ascent + descent
 
 
 def _pad(font: ImageFont.FreeTypeFont) -> int:
+  """Returns the free space to the left and right of a label, in pixels."""
   return max(2, round(font.size / 4))
-
-
-def _place_labels(
-  labelled: list[int],
-  boxes: dict[int, np.ndarray],
-  sizes: dict[int, tuple[int, int]],
-  picture_size: tuple[int, int],
-  *,
-  may_drop: bool,
-) -> dict[int, Plate]:
-  """Chooses the place of each label.
-
-  A place is good if the label covers little of the labels that are already
-  placed and little of the objects, above all of small ones, and if `_places`
-  lists it early.
-
-  Args:
-    labelled: Indices of the detections with a label. Earlier detections choose
-      their place first.
-    boxes: Boxes of all detections that are drawn, by index, in pixels of the
-      picture.
-    sizes: (width, height) of each label, by index, in pixels of the picture.
-    picture_size: (width, height) of the picture, in pixels.
-    may_drop: Whether to omit a label for which no good place exists.
-
-  Returns:
-    Place of each label, by index. Labels larger than the picture are omitted.
-  """
-  placed = {}
-  everything = np.array([boxes[i] for i in boxes]).reshape(-1, 4)
-  areas = np.array([max(1, _area(box)) for box in everything])
-  for i in labelled:
-    width, height = sizes[i]
-    if width > picture_size[0] or height > picture_size[1]:
-      continue
-    taken = np.array(list(placed.values())).reshape(-1, 4)
-    others = np.array([j != i for j in boxes])
-    best = None
-    places = _places(boxes[i], width, height, picture_size)
-    for rank, plate in enumerate(places):
-      hidden = _overlap(plate, taken).sum() / (width * height)
-      covered = _overlap(plate, everything)
-      lost = (covered / areas).sum()
-      spread = min(covered[others].sum() / (width * height), 2)
-      cost = 2 * (hidden > 0) + 10 * hidden + lost + 0.5 * spread + 0.08 * rank
-      if best is None or cost < best[0]:
-        best = cost, hidden, plate
-    if not may_drop or best[1] < 0.1:
-      placed[i] = best[2]
-  return placed
-
-
-def _places(
-  box: np.ndarray, width: int, height: int, picture_size: tuple[int, int]
-) -> list[Plate]:
-  """Lists the places of a label: at the corners, inside, above and below."""
-  x1, y1, x2, y2 = (float(v) for v in box)
-  corners = [
-    (x1, y1 - height),
-    (x1, y1),
-    (x2 - width, y1 - height),
-    (x1, y2),
-    (x2 - width, y1),
-    (x2 - width, y2),
-    (x1, y2 - height),
-    (x2 - width, y2 - height),
-    ((x1 + x2 - width) / 2, (y1 + y2 - height) / 2),
-    (x2, y1),
-    (x1 - width, y1),
-  ]
-  for step in (2, 3, 4):
-    corners += [(x1, y1 - step * height), (x1, y2 + (step - 1) * height)]
-  places = []
-  for x, y in corners:
-    x = min(max(round(x), 0), picture_size[0] - width)
-    y = min(max(round(y), 0), picture_size[1] - height)
-    places.append((x, y, x + width, y + height))
-  return places
-
-
-def _overlap(plate: Plate, boxes: np.ndarray) -> np.ndarray:
-  low = np.maximum(boxes[:, :2], plate[:2])
-  high = np.minimum(boxes[:, 2:], plate[2:])
-  return np.maximum(high - low, 0).prod(axis=1)
 
 
 def _draw_leader(
@@ -436,7 +397,9 @@ def _draw_plate(
   color: Color,
   font: ImageFont.FreeTypeFont,
 ) -> None:
+  """Draws a label: its text in black or white on a rectangle of the color."""
   x1, y1, x2, y2 = plate
+  # The usual weights of red, green and blue in the perceived brightness.
   light = np.dot(color, (0.299, 0.587, 0.114)) > 110
   ink = (0, 0, 0) if light else (255, 255, 255)
   pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=color, outline=(*ink, 140))
@@ -450,7 +413,17 @@ def _draw_caption(
   picture_size: tuple[int, int],
   font: ImageFont.FreeTypeFont,
 ) -> None:
-  """Writes the number of objects of each class into the emptiest corner."""
+  """Writes the number of objects of each class into the emptiest corner.
+
+  If not all classes fit into the picture, only the most frequent are named.
+
+  Args:
+    pen: Draws on the picture.
+    counts: {name of a class: number of objects}.
+    taken: The labels that are already drawn.
+    picture_size: (width, height) of the picture, in pixels.
+    font: The font of the caption.
+  """
   common = counts.most_common()
   while common:
     rest = len(counts) - len(common)
@@ -466,5 +439,5 @@ def _draw_caption(
   corners = [(0, bottom), (right, bottom), (0, 0), (right, 0)]
   plates = [(x, y, x + width, y + height) for x, y in corners]
   boxes = np.array(taken).reshape(-1, 4)
-  plate = min(plates, key=lambda p: _overlap(p, boxes).sum())
+  plate = min(plates, key=lambda p: overlap(p, boxes).sum())
   _draw_plate(pen, plate, text, (20, 20, 20), font)

@@ -1,10 +1,14 @@
-"""The box conventions as data: one value for each choice where peers differ.
+"""The conventions of boxes and images in which Mask R-CNN programs differ.
 
-The rest of the code receives these values as arguments and never asks which
-preset they come from.
+A preset has the conventions of one program: one value for each choice. The rest
+of the code receives these values as arguments and never asks which preset they
+come from.
 """
 
 from typing import NamedTuple
+
+# One number for each channel of an image.
+ByChannel = tuple[float, float, float]
 
 
 class InputFormat(NamedTuple):
@@ -17,29 +21,34 @@ class InputFormat(NamedTuple):
 
   channel_order: str  # 'RGB' or 'BGR'; the order of mean and std too
   white: float  # the value of a white pixel: 1 or 255
-  mean: tuple[float, float, float]  # subtracted from each channel
-  std: tuple[float, float, float]  # each channel is then divided by it
+  mean: ByChannel  # subtracted from each channel
+  std: ByChannel  # each channel is then divided by it
   # How the sides of a resized image are rounded: 'nearest', 'down' or 'legacy';
   # see `data.canvases.resized_size`.
   resize_rule: str
   # Whether shrinking averages over all old pixels that a new pixel covers.
   antialias: bool
 
-  def rgb_255(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns (mean, std) for pixels in RGB and [0, 255]."""
+  def rgb_255(self) -> tuple[ByChannel, ByChannel]:
+    """Returns (mean, std) converted to pixels that are RGB in [0, 255]."""
     step = {'RGB': 1, 'BGR': -1}[self.channel_order]
-    return tuple(
+
+    def convert(values: ByChannel) -> ByChannel:
+      """Reorders the channels and scales their values from white to 255."""
       # Rounding removes the floating-point error of the product, for example
       # of .406 * 255.
-      tuple(round(255 / self.white * x, 9) for x in values[::step])
-      for values in (self.mean, self.std)
-    )
+      red, green, blue = (
+        round(255 / self.white * x, 9) for x in values[::step]
+      )
+      return red, green, blue
+
+    return convert(self.mean), convert(self.std)
 
 
 class Geometry(NamedTuple):
-  """How boxes, anchors and RoIs are measured."""
+  """How boxes, anchors, RoIs and masks are measured and rounded."""
 
-  name: str
+  name: str  # name of the preset in a recipe
   # A box is x2 - x1 plus this many pixels wide. It is 1 where (x2, y2) is the
   # last pixel inside the box; the largest coordinate in an image is then its
   # width or height minus 1. Otherwise it is 0.

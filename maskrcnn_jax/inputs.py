@@ -43,7 +43,7 @@ class AugmentationOptions(NamedTuple):
   short_sides: tuple[int, ...]
   # (smallest, largest) factor for the largest size that fits on the canvas. ()
   # turns scale jitter off. Scale jitter and `short_sides` exclude each other.
-  scale_jitter: tuple[float, ...]
+  scale_jitter: tuple[float, float] | tuple[()]
   # Largest relative change of brightness, contrast and saturation. 0 changes
   # nothing.
   color_jitter: tuple[float, float, float]
@@ -57,9 +57,9 @@ class Augmentation(NamedTuple):
   """The random changes that were drawn for each image of a batch."""
 
   flips: Bool[Array, 'b']  # whether the image is mirrored left to right
-  # None keeps the sizes that the batch gives and crops nothing.
+  # `None` keeps the sizes that the batch gives and crops nothing.
   placement: Placement | None = None
-  # Factors of brightness, contrast and saturation. None keeps the colours.
+  # Factors of brightness, contrast and saturation. `None` keeps the colours.
   color_factors: Float[Array, 'b 3'] | None = None
 
 
@@ -110,7 +110,12 @@ def draw_augmentation(
 def draw_flips(
   keys: Key[Array, 'b'], *, probability: float
 ) -> Bool[Array, 'b']:
-  """Draws for each image of a batch whether it is mirrored."""
+  """Draws for each image of a batch whether it is mirrored left to right.
+
+  Args:
+    keys: One random key for each image.
+    probability: Probability that an image is mirrored, in [0, 1].
+  """
   return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys)
 
 
@@ -140,7 +145,8 @@ def draw_short_sides(
     detectron2 `ResizeShortestEdge` with sample_style 'choice'.
   """
 
-  def draw(key, size):
+  def draw(key: Key[Array, ''], size: Int[Array, '2']) -> Int[Array, '2']:
+    """Draws the resized (height, width) of one image."""
     short_side = jax.random.choice(key, jnp.array(choices, jnp.int32))
     resized = resized_size(
       size, short_side, long_side=long_side, rule=resize_rule
@@ -179,7 +185,10 @@ def draw_scale_jitter(
   """
   canvas = jnp.array(padded_size, jnp.float32)
 
-  def draw(key, size):
+  def draw(
+    key: Key[Array, ''], size: Int[Array, '2']
+  ) -> tuple[Int[Array, '2'], Int[Array, '2']]:
+    """Draws the resized size of one image, and the offset of the canvas."""
     scale_key, offset_key = jax.random.split(key)
     scale = jax.random.uniform(scale_key, minval=scales[0], maxval=scales[1])
     fit = jnp.min(canvas / size.astype(jnp.float32))
@@ -232,22 +241,29 @@ def prepare_inputs(
     pixel_std: Divisors of red, green and blue after the subtraction.
     antialias: Whether shrinking averages over all source pixels that a new
       pixel covers: see `resize_weights`.
-    width_offset: Pixels by which a box is wider than x2 - x1: see
-      `ops/boxes.py`. Outlines are mirrored like boxes, as maskrcnn-benchmark
-      does.
-    placement: Sizes and crops of the images. None keeps the sizes that the
+    width_offset: Number of pixels by which a box is wider than x2 - x1 and
+      higher than y2 - y1, 0 or 1. Outlines are mirrored like boxes, as
+      maskrcnn-benchmark does.
+    placement: Sizes and crops of the images. `None` keeps the sizes that the
       batch gives and crops nothing.
     color_factors: Factors of brightness, contrast and saturation: see
-      `adjust_colors`. None keeps the colours.
+      `adjust_colors`. `None` keeps the colours.
     max_object_vertices: Upper limit of the number of vertices of an object. It
       must be given if images may be cropped. The box of a cropped object then
       encloses its visible part only, and an object without a visible part is
       not valid.
   """
   if placement is None:
-    placement = Placement(batch.image_sizes, jnp.zeros_like(batch.image_sizes))
+    sizes = jnp.asarray(batch.image_sizes)
+    placement = Placement(sizes, jnp.zeros_like(sizes))
 
-  def prepare(row, flip, placed, factors):
+  def prepare(
+    row: Batch,
+    flip: Bool[Array, ''],
+    placed: Placement,
+    factors: Float[Array, '3'] | None,
+  ) -> Inputs:
+    """Computes the inputs of one image."""
     return _prepare_image(
       row,
       flip,
@@ -265,21 +281,40 @@ def prepare_inputs(
 
 
 def _prepare_image(
-  batch,
-  flip,
-  placed,
-  factors,
-  padded_size,
-  pixel_mean,
-  pixel_std,
-  antialias,
-  width_offset,
-  max_object_vertices,
-):
+  row: Batch,
+  flip: Bool[Array, ''],
+  placed: Placement,
+  factors: Float[Array, '3'] | None,
+  padded_size: tuple[int, int],
+  pixel_mean: tuple[float, float, float],
+  pixel_std: tuple[float, float, float],
+  antialias: bool,
+  width_offset: float,
+  max_object_vertices: int | None,
+) -> Inputs:
+  """Computes the inputs of one image: `prepare_inputs` without the batch axis.
+
+  Args:
+    row: The decoded image and its ground truth, without the axis b.
+    flip: Whether the image is mirrored left to right.
+    placed: Size and crop of the image, without the axis b.
+    factors: Factors of brightness, contrast and saturation; `None` keeps the
+      colours.
+    padded_size: (height, width) of the canvas, in pixels.
+    pixel_mean: Mean of red, green and blue, subtracted from pixels in [0, 255].
+    pixel_std: Divisors of red, green and blue after the subtraction.
+    antialias: Whether shrinking averages over all source pixels that a new
+      pixel covers.
+    width_offset: Number of pixels by which a box is wider than x2 - x1 and
+      higher than y2 - y1, 0 or 1.
+    max_object_vertices: Upper limit of the number of vertices of an object; not
+      `None` if the image may be cropped.
+  """
   resized, offset = placed
+  source_size = jnp.asarray(row.source_sizes)
   pixels = resize_image(
-    batch.images,
-    batch.source_sizes,
+    jnp.asarray(row.images),
+    source_size,
     resized,
     padded_size=padded_size,
     antialias=antialias,
@@ -296,18 +331,20 @@ def _prepare_image(
   if factors is not None:
     pixels = adjust_colors(pixels, real, factors)
   pixels = (pixels - jnp.array(pixel_mean)) / jnp.array(pixel_std)
-  scale = resized.astype(jnp.float32) / batch.source_sizes
+  scale = resized.astype(jnp.float32) / source_size
   x_scale, y_scale = scale[1], scale[0]
   shift = jnp.stack([offset[1], offset[0]]).astype(jnp.float32)
 
-  boxes = batch.gt_boxes * jnp.stack([x_scale, y_scale, x_scale, y_scale])
+  box_scale = jnp.stack([x_scale, y_scale, x_scale, y_scale])
+  boxes = jnp.asarray(row.gt_boxes) * box_scale
   flipped = flip_boxes(boxes, resized[1], width_offset=width_offset)
   boxes = jnp.where(flip, flipped, boxes) - jnp.tile(shift, 2)
-  vertices = batch.outlines.vertices * jnp.stack([x_scale, y_scale])
+  vertex_scale = jnp.stack([x_scale, y_scale])
+  vertices = jnp.asarray(row.outlines.vertices) * vertex_scale
   mirrored = vertices.at[:, 0].set(resized[1] - width_offset - vertices[:, 0])
   vertices = jnp.where(flip, mirrored, vertices) - shift
-  outlines = Outlines(vertices, batch.outlines.parts, batch.outlines.starts)
-  valid = batch.gt_valid
+  outlines = Outlines(vertices, row.outlines.parts, row.outlines.starts)
+  valid = jnp.asarray(row.gt_valid)
   if max_object_vertices is not None:
     boxes, valid = _cut_boxes(
       boxes, valid, outlines, image_size, width_offset, max_object_vertices
@@ -316,16 +353,36 @@ def _prepare_image(
     images=jnp.where(real[..., None], pixels, 0),
     image_sizes=image_size,
     gt_boxes=jnp.where(valid[:, None], boxes, 0),
-    gt_classes=jnp.where(valid, batch.gt_classes, 0),
+    gt_classes=jnp.where(valid, row.gt_classes, 0),
     gt_valid=valid,
     outlines=outlines,
   )
 
 
 def _cut_boxes(
-  boxes, valid, outlines, image_size, width_offset, max_object_vertices
-):
-  """Returns the boxes of visible parts, and which objects have such a part."""
+  boxes: Float[Array, 'g 4'],
+  valid: Bool[Array, 'g'],
+  outlines: Outlines,
+  image_size: Int[Array, '2'],
+  width_offset: float,
+  max_object_vertices: int,
+) -> tuple[Float[Array, 'g 4'], Bool[Array, 'g']]:
+  """Reduces the boxes of a cropped image to the visible parts of the objects.
+
+  Args:
+    boxes: Boxes of the whole objects, in pixels of the cropped image.
+    valid: Which slots hold an object.
+    outlines: Outlines of the objects, in pixels of the cropped image. The box
+      of an object without an outline is only clipped to the image.
+    image_size: (height, width) of the cropped image before padding, in pixels.
+    width_offset: Number of pixels by which a box is wider than x2 - x1 and
+      higher than y2 - y1, 0 or 1.
+    max_object_vertices: Upper limit of the number of vertices of an object.
+
+  Returns:
+    The boxes of the visible parts, and which slots hold an object of which at
+    least `MIN_VISIBLE_SIDE` pixels are visible along both axes.
+  """
   clipped = clip_boxes(boxes, image_size, width_offset=width_offset)
   seen = visible_boxes(
     outlines, image_size, max_object_vertices=max_object_vertices
@@ -346,7 +403,7 @@ def adjust_colors(
 
   Args:
     pixels: RGB in [0, 255].
-    real: Pixels that belong to the image. The others are padding.
+    real: Which pixels belong to the image. The others are padding.
     factors: Factors of brightness, contrast and saturation. A factor of 1
       changes nothing. A factor of 0 turns every pixel black (brightness), into
       the mean of the image (contrast), or into its own grey (saturation).

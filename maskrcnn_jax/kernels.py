@@ -1,4 +1,4 @@
-"""Chooses the implementation of each operation; no other module does.
+"""Chooses the implementation of each operation that has a kernel.
 
 An operation of `ops/` that has a kernel takes an argument `kernels`:
   'xla': plain JAX, which runs anywhere.
@@ -13,7 +13,11 @@ from typing import NamedTuple
 
 
 class Kernels(NamedTuple):
-  """The implementation of each operation: 'xla', 'pallas', 'triton', ..."""
+  """The implementation of each operation that has a kernel.
+
+  A field is named like the operation, a function in `ops/`. Its value is 'xla',
+  'pallas', 'interpret' or 'triton'.
+  """
 
   pairwise_iou: str = 'xla'
   match_by_overlap: str = 'xla'
@@ -41,11 +45,13 @@ OTHER_BACKEND = 'jax_triton'
 def kernels_on_gpu(operation: str) -> tuple[str, ...]:
   """Returns the kernels of an operation that this installation can compile.
 
-  The first of them is the one to use.
-
   Args:
     operation: A field of `Kernels`, or 'anchors_at', which is a part of
       `select_boxes`.
+
+  Returns:
+    'pallas', 'triton', both or neither. If there are two, the first is the one
+    to use.
   """
   kernels = []
   if importlib.util.find_spec(BACKEND) is not None:
@@ -77,11 +83,14 @@ def choose_kernels(
     device_kind: JAX's name of the devices, for example 'NVIDIA H200'.
     jax_version: Version of JAX, for example '0.12.0'.
     compute_capability: Compute capability of an NVIDIA GPU; the kernels need
-      8.0. None if it is unknown.
+      8.0. `None` if it is unknown.
 
   Returns:
     The implementations, and a line for the log that names them and gives the
     reason.
+
+  Raises:
+    ValueError: If `wanted` is none of the three.
   """
   if wanted == 'xla':
     return XLA, 'Kernels: xla, as configured'
@@ -104,6 +113,7 @@ def choose_kernels(
     if platform not in ('gpu', 'cuda', 'cpu'):
       reason = f'they are for NVIDIA GPUs, not {platform}'
     elif platform == 'cpu' or not offered:
+      assert lack is not None  # Otherwise a CPU interprets, and Pallas offers.
       reason = lack
     elif compute_capability is not None and compute_capability < 8:
       reason = (
@@ -122,7 +132,8 @@ def choose_kernels(
     raise ValueError(
       f"kernels must be 'auto', 'xla' or 'pallas', not {wanted!r}."
     )
-  version = tuple(int(part) for part in jax_version.split('.')[:2])
+  major, minor = jax_version.split('.')[:2]
+  version = int(major), int(minor)
   measured = MEASURED.get(device_kind, {}).get(version, ())
   chosen = {name: offered[name] for name in measured if name in offered}
   if not chosen:
@@ -130,5 +141,5 @@ def choose_kernels(
       'Kernels: xla; no other implementation is known to be faster on '
       f'{device_kind} with jax {jax_version}'
     )
-  listed = ', '.join(f'{way} for {name}' for name, way in chosen.items())
+  listed = ', '.join(f'{kernel} for {name}' for name, kernel in chosen.items())
   return Kernels(**chosen), f'Kernels: {listed}, measured on {device_kind}'

@@ -1,14 +1,21 @@
-"""The program: train, evaluate or predict with one recipe.
+"""Trains a Mask R-CNN, evaluates it, or finds objects in your own pictures.
 
   python -m maskrcnn_jax.main --config=RECIPE --workdir=DIR
-      [--mode=train|eval|predict] [--config.KEY=VALUE ...]
+      [--init_from=CHECKPOINT] [--config.KEY=VALUE ...]
+  python -m maskrcnn_jax.main --mode=eval --workdir=DIR
+      [--checkpoint=CHECKPOINT] [--config.KEY=VALUE ...]
+  python -m maskrcnn_jax.main --mode=predict --workdir=DIR --input=PICTURES
+      [--checkpoint=CHECKPOINT] [--config.KEY=VALUE ...]
 
-RECIPE is the name of a recipe that comes with the program, such as r50_fpn, or
-a file of your own, my_recipe.py.
+RECIPE says which model is trained and how. It is the name of a recipe that
+comes with the program, such as r50_fpn, or a file of your own, my_recipe.py.
+docs/recipe_keys.md lists its keys; `python -m
+maskrcnn_jax.config.documentation` prints that page.
 
 Exit status: 0 done, 1 failed while running, 2 wrong input, 130 ended by Ctrl-C.
-A training that is ended by SIGTERM or by the first Ctrl-C is saved and has
-status 0; the file WORKDIR/interrupted tells it from a training that is done.
+A training that is ended by SIGTERM or by the first Ctrl-C saves a checkpoint
+and has status 0. It also writes the file WORKDIR/interrupted, which a training
+that reached its last step does not.
 """
 
 import errno
@@ -19,19 +26,24 @@ import re
 import signal
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
-from maskrcnn_jax.errors import InputError, SaveError
+from maskrcnn_jax.errors import InputError, SaveError, print_error
 
-# Listed by --help; `split_arguments` reads it, together with --config.KEY.
+if TYPE_CHECKING:
+  import maskrcnn_jax.config.recipe
+
+# This definition is only for --help: `split_arguments` reads the value of
+# --config, together with the --config.KEY arguments.
 flags.DEFINE_string(
   'config',
   None,
   'The recipe: the name of a recipe that comes with the '
-  'program, such as r50_fpn, or a file. Each of its keys can be '
-  'changed: --config.train.batch_size=8. Without a recipe, eval and predict '
-  "use the checkpoint's own, with such changes.",
+  'program, such as r50_fpn, or a file FILE.py. --config.KEY=VALUE changes a '
+  'key of it, for example --config.train.batch_size=8. If --config is left '
+  'out, eval and predict use the recipe that the checkpoint stores.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of the run: checkpoints, logs and results.'
@@ -40,78 +52,91 @@ _MODE = flags.DEFINE_enum(
   'mode',
   'train',
   ['train', 'eval', 'predict'],
-  'train: train, checkpoint, evaluate at the end. eval: print the COCO '
-  'table of a checkpoint. predict: find objects in your own pictures.',
+  'train: train, save checkpoints, and evaluate at the end. eval: compute '
+  "COCO's AP of a checkpoint. predict: find objects in your own pictures.",
 )
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint',
   None,
-  'For eval and predict: a workdir or one saved step. '
-  'Default: the newest step of --workdir.',
+  'For eval and predict: the workdir of a training, whose newest checkpoint '
+  'is used, or the folder of one checkpoint, WORKDIR/checkpoints/STEP. '
+  'Default: --workdir.',
 )
 _INIT_FROM = flags.DEFINE_string(
   'init_from',
   None,
-  'For train: a checkpoint to take the initial weights from, and nothing else.',
+  'For train: a checkpoint to take the initial weights from. The training '
+  'starts at step 0 with a new optimizer state.',
 )
 _INPUT = flags.DEFINE_string(
-  'input', None, 'For predict: a picture, a folder of pictures or a glob.'
+  'input',
+  None,
+  'For predict: a picture, a folder of pictures, or a pattern such as '
+  "'pictures/*.jpg'.",
 )
 _RESUME = flags.DEFINE_boolean(
   'resume',
   True,
-  'For train: continue from the newest checkpoint of '
-  '--workdir, if there is one. --noresume refuses such a workdir.',
+  'For train: continue from the newest checkpoint in --workdir, if it has '
+  'any. --noresume refuses a workdir that has a checkpoint.',
 )
 _ALLOW_CHANGES = flags.DEFINE_boolean(
   'allow_changes',
   False,
-  'For train: continue although the recipe or the '
-  'training set has changed; the changes are logged.',
+  'For train: continue a run although its recipe or its training set has '
+  'changed; the log lists the changes.',
 )
 _SKIP_TEST = flags.DEFINE_boolean(
-  'skip_test', False, 'For train: leave out the evaluation at the end.'
+  'skip_test', False, 'For train: do not evaluate at the end.'
 )
 _SKIP_EVAL = flags.DEFINE_boolean(
-  'skip_eval', False, 'For eval: write the predictions, compute no AP.'
+  'skip_eval',
+  False,
+  'For eval: write the detections to files, but do not compute the AP.',
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator',
   None,
-  'Of several processes: HOST:PORT of process 0. None '
-  'of the three is needed under SLURM, Open MPI (mpirun) or Kubernetes.',
+  'For a run of several processes: HOST:PORT of process 0. SLURM, Open MPI '
+  '(mpirun) and Kubernetes give --coordinator, --num_processes and '
+  '--process_id themselves.',
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
   'num_processes',
   None,
-  'Number of processes that work together. 1: only '
-  'this one, whatever started it.',
+  'Number of processes of the run. 1 runs this process alone, also under '
+  'SLURM, Open MPI or Kubernetes.',
 )
 _PROCESS_ID = flags.DEFINE_integer(
-  'process_id', None, 'Number of this process, from 0.'
+  'process_id',
+  None,
+  'Number of this process, from 0 to --num_processes minus 1.',
 )
 _INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
   'initialization_timeout',
   300,
-  'Seconds to wait for the other processes.',
+  'Seconds to wait at the start for the other processes of the run.',
   lower_bound=1,
 )
 _COMPILATION_CACHE = flags.DEFINE_string(
   'compilation_cache',
   None,
-  'Folder that keeps compiled programs for the '
-  "next run; '' for none. Default: $JAX_COMPILATION_CACHE_DIR, else "
-  '~/.cache/maskrcnn_jax. Several machines should share it.',
+  'Folder in which compiled programs are kept, so that the next run starts '
+  "faster; '' keeps none. Default: $JAX_COMPILATION_CACHE_DIR, or "
+  '~/.cache/maskrcnn_jax if that is not set. The machines of one run should '
+  'share the folder.',
 )
 _PROFILE_STEPS = flags.DEFINE_string(
   'profile_steps',
   None,
-  'For train: A:B writes a trace of steps A to B-1 into WORKDIR/profile.',
+  'For train: A:B records a trace of the steps A to B-1 for TensorBoard or '
+  'Perfetto and writes it to WORKDIR/profile.',
 )
 # The exit status that shells give to a program that SIGINT ended.
 _INTERRUPTED = 130
 
-# Flags that only some modes use; the other modes refuse them.
+# {flag: the modes that use it}. The other modes refuse the flag. A flag that
+# is not listed is for all modes.
 _MODES_OF_FLAGS = {
   'allow_changes': ('train',),
   'checkpoint': ('eval', 'predict'),
@@ -122,17 +147,22 @@ _MODES_OF_FLAGS = {
   'skip_eval': ('eval',),
   'skip_test': ('train',),
 }
-_MEANT = {
+# {flag: the end of the message if another mode is given this flag}: the flag
+# that the user probably means.
+_ADVICE = {
   'checkpoint': '; --init_from=CHECKPOINT trains from its weights',
   'init_from': '; give --checkpoint=CHECKPOINT instead',
 }
 
 
 def main(argv: list[str]) -> int:
-  """Runs the mode that the flags ask for, and returns the exit status.
+  """Trains, evaluates or predicts, as --mode says.
 
   Args:
-    argv: The command line, with the name of the program.
+    argv: The command line; the first item is the name of the program.
+
+  Returns:
+    The exit status: 0, or 2 if a picture could not be read.
 
   Raises:
     InputError: If the arguments or the files that they name are wrong.
@@ -140,7 +170,8 @@ def main(argv: list[str]) -> int:
   path, overrides = _parse_flags(argv)
   workdir = _check_flags(path)
   profile_steps = _parse_profile_steps(_PROFILE_STEPS.value)
-  # Imports are here so that --help and wrong input need not wait for JAX.
+  # The imports are here so that --help and the messages about wrong arguments
+  # appear at once; importing JAX takes seconds.
   from maskrcnn_jax.config.recipe import read_overrides, read_recipe
 
   recipe = read_recipe(path, overrides) if path else read_overrides(overrides)
@@ -148,20 +179,25 @@ def main(argv: list[str]) -> int:
   import jax
 
   from maskrcnn_jax.runtime import cluster
+  from maskrcnn_jax.runtime.launch import (
+    plan_launch,
+    start_processes,
+    visible_gpus,
+  )
   from maskrcnn_jax.runtime.watchdog import watchdog
   from maskrcnn_jax.training.run import train
 
-  launch = cluster.plan_launch(
+  launch = plan_launch(
     _COORDINATOR.value,
     _NUM_PROCESSES.value,
     _PROCESS_ID.value,
     environment=os.environ,
-    num_gpus=cluster.visible_gpus(),
+    num_gpus=visible_gpus(),
   )
   if launch is not None:
     if _MODE.value == 'predict':
       raise InputError('predict runs in one process; give --num_processes=1.')
-    cluster.start_processes(launch, timeout=_INITIALIZATION_TIMEOUT.value)
+    start_processes(launch, timeout=_INITIALIZATION_TIMEOUT.value)
     if not cluster.is_main():
       logging.set_verbosity(logging.WARNING)
   logging.info(
@@ -171,11 +207,12 @@ def main(argv: list[str]) -> int:
     jax.process_index(),
     jax.process_count(),
   )
-  # Only now, because only process 0 writes to the cache.
+  # This comes after the start of the processes, because only process 0 writes
+  # to the cache.
   cluster.keep_compiled(_COMPILATION_CACHE.value)
   with watchdog(recipe.config.train.watchdog_seconds):
     if _MODE.value != 'train':
-      return _use(recipe, workdir)
+      return _evaluate_or_predict(recipe, workdir)
     init_from = _INIT_FROM.value
     train(
       recipe.config,
@@ -190,8 +227,18 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _use(recipe, workdir: pathlib.Path) -> int:
-  """Evaluates a trained model or predicts with it; returns the exit status."""
+def _evaluate_or_predict(
+  recipe: 'maskrcnn_jax.config.recipe.Recipe', workdir: pathlib.Path
+) -> int:
+  """Loads a checkpoint and evaluates it or predicts with it, as --mode says.
+
+  Args:
+    recipe: The recipe that the user gave, or only the given keys.
+    workdir: The folder that results are written to.
+
+  Returns:
+    The exit status: 0, or 2 if a picture could not be read.
+  """
   from maskrcnn_jax.config import source_of
   from maskrcnn_jax.data.source import options_of
   from maskrcnn_jax.detector import load_detector
@@ -202,13 +249,14 @@ def _use(recipe, workdir: pathlib.Path) -> int:
 
   detector = load_detector(pathlib.Path(_CHECKPOINT.value or workdir), recipe)
   if _MODE.value == 'predict':
-    broken = predict(
+    assert _INPUT.value is not None  # `_check_flags` refuses this.
+    num_unreadable = predict(
       detector,
       pattern=_INPUT.value,
       workdir=workdir,
       config=detector.config,
     )
-    return 2 if broken else 0
+    return 2 if num_unreadable else 0
 
   source = source_of(detector.config, 'eval')
   if source is None:
@@ -226,19 +274,27 @@ def _use(recipe, workdir: pathlib.Path) -> int:
   return 0
 
 
-def _parse_flags(argv: list[str]) -> tuple[str | None, list]:
+def _parse_flags(
+  argv: list[str],
+) -> tuple[str | None, list[tuple[str, str | None]]]:
   """Parses the command line; the recipe itself is not read yet.
 
+  Args:
+    argv: The command line; the first item is the name of the program.
+
   Returns:
-    The value of --config, and the overrides of its keys.
+    The value of --config, `None` if it is not given; and the (key, text) pairs
+    of the --config.KEY=VALUE arguments.
 
   Raises:
     InputError: If an argument is not known or has a wrong value.
   """
-  # Not with absl's own flag, which exits with status 1.
+  # absl's own --help exits with status 1.
   if {'--help', '-help', '-h'} & set(argv):
     module = flags.FLAGS.find_module_defining_flag('workdir')
-    print(f'{__doc__}\n{flags.FLAGS.module_help(module)}')
+    # The help of a module begins with the path of its file.
+    _, _, help_text = flags.FLAGS.module_help(module).partition(':\n')
+    print(f'{__doc__}\nFlags:\n{help_text}')
     sys.exit(0)
   from maskrcnn_jax.config.command_line import (
     refuse_unexpected,
@@ -246,7 +302,7 @@ def _parse_flags(argv: list[str]) -> tuple[str | None, list]:
   )
 
   try:
-    # A --flagfile may have --config arguments too.
+    # A file that --flagfile names may have --config arguments too.
     argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=True)
     path, overrides, others = split_arguments(argv[1:])
     unexpected = flags.FLAGS([argv[0], *others])[1:]
@@ -264,14 +320,23 @@ def _in_a_line(error: Exception) -> str:
 
 
 def _check_flags(recipe: str | None) -> pathlib.Path:
-  """Raises an InputError if flags are missing; returns the workdir.
+  """Checks that the flags of the chosen mode are given, and no others.
 
   Args:
     recipe: The value of --config.
+
+  Returns:
+    The workdir, which need not exist.
+
+  Raises:
+    InputError: If a flag is missing, or the mode does not use a given flag.
   """
   _check_flags_of_mode()
   if not _WORKDIR.value:
-    raise InputError('--workdir=DIR is missing: the directory of the run.')
+    raise InputError(
+      '--workdir=DIR is missing: the directory for checkpoints, logs and '
+      'results.'
+    )
   workdir = pathlib.Path(_WORKDIR.value)
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f'C10: --workdir={workdir} is a file; give a directory.')
@@ -279,16 +344,18 @@ def _check_flags(recipe: str | None) -> pathlib.Path:
     from maskrcnn_jax.config.recipe import packaged_recipes
 
     raise InputError(
-      '--config=FILE is missing: the recipe, or the name of a recipe that '
-      f'comes with the program: {", ".join(packaged_recipes())}.'
+      '--config=FILE is missing; give a recipe file, or the name of a recipe '
+      f'that comes with the program: {", ".join(packaged_recipes())}.'
     )
   if _MODE.value == 'predict' and not _INPUT.value:
-    raise InputError('--input=FILE|DIR|GLOB is missing: what to look at.')
+    raise InputError(
+      '--input=FILE|DIR|GLOB is missing: the pictures to find objects in.'
+    )
   return workdir
 
 
 def _check_flags_of_mode() -> None:
-  """Raises an InputError for a flag that the mode would ignore."""
+  """Raises an InputError if a given flag has no effect in the chosen mode."""
   for name, modes in _MODES_OF_FLAGS.items():
     flag = flags.FLAGS[name]
     if _MODE.value in modes or flag.value in (flag.default, ''):
@@ -298,12 +365,12 @@ def _check_flags_of_mode() -> None:
       text = f'--{"" if flag.value else "no"}{name}'
     raise InputError(
       f'{text} is for --mode={" or ".join(modes)}, not for '
-      f'{_MODE.value}{_MEANT.get(name, "")}.'
+      f'{_MODE.value}{_ADVICE.get(name, "")}.'
     )
 
 
 def run() -> None:
-  """Entry point: turns errors into one line and an exit status."""
+  """Runs the program; prints an error as one line and sets the exit status."""
   _set_up_console()
   _set_up_ctrl_c()
   try:
@@ -313,23 +380,28 @@ def run() -> None:
   except (FloatingPointError, SaveError) as error:
     _fail(str(error), 1)
   except Exception as error:
-    # Python raises an OSError; the library that writes checkpoints raises
-    # another error with the same text in it.
+    # On a full disk, Python raises an OSError; the library that writes
+    # checkpoints raises another type of error with the same text in it.
     if os.strerror(errno.ENOSPC) in str(error):
       _fail(
-        'C10: the disk is full. What was saved before is whole; make room '
-        'and give the same command again '
+        'C10: the disk is full. Make room and give the same command again; '
+        'checkpoints that were saved before are complete '
         f'({" ".join(str(error).split())[:300]}).',
         1,
       )
     traceback.print_exc()
-    # If one of several processes fails, all the others come here.
-    _fail('this process failed; what went wrong is above.', 1)
+    # If one process of a run fails, all other processes of the run fail too
+    # and come here.
+    _fail('this process failed; the traceback above gives the reason.', 1)
   sys.exit(status)
 
 
 def _set_up_console() -> None:
-  """Shows all messages of this program, and only warnings of libraries."""
+  """Configures the log on stderr.
+
+  It shows all messages of this program and only the warnings and errors of the
+  libraries, each with the time of day.
+  """
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   logging.set_stderrthreshold(logging.INFO)
@@ -347,25 +419,29 @@ def _set_up_console() -> None:
 
 
 def _set_up_ctrl_c() -> None:
-  """Makes Ctrl-C end the program with one line; `train` replaces this.
+  """Makes Ctrl-C print one line and end the program.
 
-  It does not raise a KeyboardInterrupt, because libraries swallow that or turn
-  it into other errors.
+  The handler does not raise a KeyboardInterrupt, because libraries swallow it
+  or turn it into other errors. `train` installs its own handler later.
   """
-  # A program that a shell starts in the background goes on ignoring Ctrl-C.
+  # A shell makes programs in the background ignore Ctrl-C; that is kept.
   if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
     signal.signal(signal.SIGINT, _end)
 
 
-def _end(*_) -> None:
-  """Ends the program; a signal handler."""
-  # Not with print, whose buffer may be in the middle of a line.
+def _end(*_: object) -> None:
+  """Handles the signal of Ctrl-C: ends the program with status 130."""
+  # print is not safe here: the signal may arrive while print fills its buffer.
   os.write(2, b'\nerror: ended by Ctrl-C.\n')
   os._exit(_INTERRUPTED)
 
 
 def _parse_profile_steps(text: str | None) -> range:
-  """Returns the steps that 'A:B' names, A to B - 1; None names none."""
+  """Parses the value of --profile_steps.
+
+  Args:
+    text: 'A:B' for the steps A to B - 1, or `None` for no step.
+  """
   if text is None:
     return range(0)
   match = re.fullmatch(r'(\d+):(\d+)', text)
@@ -377,13 +453,13 @@ def _parse_profile_steps(text: str | None) -> range:
 
 
 def _fail(message: str, status: int) -> None:
-  """Prints a message and exits."""
-  print(f'error: {message}', file=sys.stderr, flush=True)
+  """Prints an error message and exits with a status."""
+  print_error(message)
   _leave(status)
 
 
 def _leave(status: int) -> None:
-  """Exits; one of several processes does not wait for the others."""
+  """Exits, without waiting for the other processes of the run."""
   if 'jax' in sys.modules:
     from maskrcnn_jax.runtime import cluster
 

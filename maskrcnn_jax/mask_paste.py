@@ -96,7 +96,15 @@ def _paste_runs(
   threshold: float,
   rule: str,
 ) -> np.ndarray:
-  """Finds where the runs of one object start and end.
+  """Finds where the runs of pixels of one object start and end.
+
+  Args:
+    mask: Probabilities of the cells of the mask, [m, m].
+    box: (x1, y1, x2, y2) of the mask, in pixels of the image.
+    height: Height of the image, in pixels.
+    width: Width of the image, in pixels.
+    threshold: Probability that decides whether a pixel belongs to the object.
+    rule: 'sampled' or 'resized': see `paste_masks`.
 
   Returns:
     Offsets start, end, start, end, ... in rising order. They count the pixels
@@ -114,7 +122,7 @@ def _paste_runs(
   # Bilinear sampling is separable: along x, then along y.
   mask_rows = mask @ column_weights.T
   strip = max(1, STRIP_PIXELS // num_rows)
-  offsets = []
+  strips = []
   for start in range(0, num_columns, strip):
     # The first axis is the column, because RLE counts column by column.
     samples = mask_rows[:, start : start + strip].T @ row_weights.T
@@ -123,8 +131,8 @@ def _paste_runs(
     inside = np.zeros((len(samples), num_rows + 2), bool)
     compare(samples, threshold, out=inside[:, 1:-1])
     x, y = np.nonzero(inside[:, 1:] != inside[:, :-1])
-    offsets.append((x + left + start) * height + y + top)
-  offsets = np.concatenate(offsets)
+    strips.append((x + left + start) * height + y + top)
+  offsets = np.concatenate(strips)
 
   # A run that ends in the last row of a column and a run that starts in the
   # first row of the next column are joined.
@@ -137,7 +145,10 @@ def _paste_runs(
 def _sample_weights(
   low: np.float32, high: np.float32, side: int, length: int
 ) -> tuple[int, Float[np.ndarray, 'n m']]:
-  """Computes the weights of mask cells in each pixel of an axis: 'sampled'.
+  """Computes the weights of mask cells in each pixel, under rule 'sampled'.
+
+  Bilinear weights are products of weights along y and along x. This function
+  computes those of one axis.
 
   Args:
     low: Left or top edge of the box, in pixels of the image.
@@ -149,16 +160,16 @@ def _sample_weights(
     The first pixel that the mask contributes to, and one row of weights for
     this pixel and for each pixel that follows.
   """
-  low, high = float(low), float(high)
-  if not high > low:
+  start, end = float(low), float(high)
+  if not end > start:
     return 0, np.zeros((0, side), np.float32)
   # The samples of pixels whose centre is further than half a cell from the box
   # are zero.
-  reach = 0.5 * (high - low) / side
-  first = int(np.clip(np.floor(low - reach - 0.5), 0, length))
-  last = int(np.clip(np.ceil(high + reach + 0.5), first, length))
+  reach = 0.5 * (end - start) / side
+  first = int(np.clip(np.floor(start - reach - 0.5), 0, length))
+  last = int(np.clip(np.ceil(end + reach + 0.5), first, length))
   centers = np.arange(first, last) + 0.5
-  cells = (centers - low) / (high - low) * side - 0.5
+  cells = (centers - start) / (end - start) * side - 0.5
   weights = 1 - np.abs(cells[:, None] - np.arange(side))
   return first, np.maximum(weights, 0).astype(np.float32)
 
@@ -166,21 +177,34 @@ def _sample_weights(
 def _resize_weights(
   low: np.float32, high: np.float32, side: int, length: int
 ) -> tuple[int, Float[np.ndarray, 'n m']]:
-  """Computes the weights of mask cells in each pixel of an axis: 'resized'.
+  """Computes the weights of mask cells in each pixel, under rule 'resized'.
 
-  Arguments and results are those of `_sample_weights`.
+  Bilinear weights are products of weights along y and along x. This function
+  computes those of one axis. The mask gets a border of one cell of zeros, and
+  the corners of the enlarged box are truncated to integers.
+
+  Args:
+    low: Left or top edge of the box, in pixels of the image.
+    high: Right or bottom edge of the box, in pixels of the image.
+    side: Number of cells along the side of the mask.
+    length: Number of pixels of the image along this axis.
+
+  Returns:
+    The first pixel that the mask contributes to, and one row of weights for
+    this pixel and for each pixel that follows.
   """
-  # The arithmetic is float32 and in the order of the peers, because the corners
-  # are truncated: another rounding could move a corner by a pixel.
+  # The arithmetic is float32 and in the same order as in torchvision and
+  # maskrcnn-benchmark, because the corners are truncated: another rounding
+  # could move a corner by a pixel.
   half = (high - low) * np.float32(0.5) * np.float32((side + 2) / side)
   center = (high + low) * np.float32(0.5)
-  low, high = int(center - half), int(center + half)
-  size = max(high - low + 1, 1)
-  first = min(max(low, 0), length)
-  last = max(min(high + 1, length), first)
-  # Float32 in the order of the peers here too: where probabilities are almost 0
-  # or 1, many samples are exactly or almost 0.5, the usual threshold.
-  pixels = np.arange(first, last, dtype=np.float32) - np.float32(low)
+  start, end = int(center - half), int(center + half)
+  size = max(end - start + 1, 1)
+  first = min(max(start, 0), length)
+  last = max(min(end + 1, length), first)
+  # Here too, float32 and the order matter: where probabilities are almost 0 or
+  # 1, many samples are exactly or almost 0.5, the usual threshold.
+  pixels = np.arange(first, last, dtype=np.float32) - np.float32(start)
   step = np.float32(side + 2) / np.float32(size)
   cells = np.maximum((pixels + np.float32(0.5)) * step - np.float32(0.5), 0)
   near = np.minimum(cells.astype(np.int64), side)
@@ -202,7 +226,14 @@ _AXIS_WEIGHTS = {
 
 
 def _compress(offsets: np.ndarray, height: int, width: int) -> dict[str, Any]:
-  """Turns the starts and ends of runs into a compressed COCO RLE."""
+  """Turns the starts and ends of runs into a compressed COCO RLE.
+
+  Args:
+    offsets: Start, end, start, end, ... of the runs, as `_paste_runs` returns
+      them.
+    height: Height of the image, in pixels.
+    width: Width of the image, in pixels.
+  """
   counts = np.diff(offsets, prepend=0, append=height * width)
   if len(counts) > 1 and counts[-1] == 0:
     counts = counts[:-1]

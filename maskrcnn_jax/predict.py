@@ -37,16 +37,17 @@ def predict(
 
   Args:
     detector: The model.
-    pattern: A file, a folder or a glob.
+    pattern: A file, a folder, or a glob pattern such as 'pictures/*.jpg'.
     workdir: The folder to write to. predictions/predictions.json has COCO
       results with the file name and the class name, in pixels of the picture
       as a viewer shows it; predictions/NAME.png is the picture with its
       objects. If the names of two pictures differ in their suffix only, all
-      pictures keep their suffix: NAME.jpg.png.
+      overlays keep the suffix of their picture: NAME.jpg.png.
     config: The recipe.
 
   Returns:
-    The number of files that could not be read. The log names each of them.
+    The number of files that could not be read. The log names these files and
+    gives the reasons.
   """
   files = image_files.list_images(pattern)
   directory = workdir / 'predictions'
@@ -120,21 +121,21 @@ def _predict_image(
   *,
   min_score: float,
 ) -> list[dict[str, Any]]:
-  """Finds and draws the objects of one picture.
+  """Finds the objects of one picture, and writes the picture with its objects.
 
   Args:
     detector: The model.
-    batch: The picture as a batch of one.
-    plan: The canvases of all pictures.
-    row: The picture's place in the plan.
-    pixels: The picture as a viewer shows it.
-    name: Its file name in the results.
-    size: Its (height, width) in pixels.
+    batch: A batch with this picture only.
+    plan: The canvases (static padded sizes) of all pictures.
+    row: The position of the picture in the plan, from 0.
+    pixels: The picture in full size, RGB, as a viewer shows it.
+    name: The file name of the picture in the results.
+    size: (height, width) of the picture, in pixels.
     overlay: The file to write the drawing to.
-    min_score: Objects with a lower score are not drawn.
+    min_score: Objects with a lower score are not drawn; [0, 1].
 
   Returns:
-    The COCO results of the picture.
+    The COCO results of the picture, those with low scores too.
   """
   geometry = geometry_of(detector.config)
   canvas = plan.canvases[plan.canvas_of_image[row]]
@@ -158,7 +159,7 @@ def _predict_image(
     objects.masks,
     min_score=min_score,
   ).save(overlay)
-  results = [
+  results: list[dict[str, Any]] = [
     {
       'image_id': row + 1,
       'file_name': name,
@@ -182,18 +183,19 @@ def _read(
   row: int,
   pixel_range: tuple[float, float] | None,
 ) -> tuple[np.ndarray, Batch]:
-  """Decodes a picture.
+  """Decodes a picture for drawing and for detection.
 
   Args:
     file: The picture.
-    plan: The canvases of all pictures: the static sizes that they are put on.
-    row: The picture's place in the plan.
-    pixel_range: Values that become black and white in grey pictures of 16 or 32
-      bits. None refuses such pictures. See `decode_image`.
+    plan: The canvases of all pictures. A canvas is the static size that a
+      picture is put on.
+    row: The position of the picture in the plan, from 0.
+    pixel_range: The values that become black and white in gray pictures of 16
+      or 32 bits. `None` refuses such pictures with an InputError.
 
   Returns:
-    The picture in full size, to draw on; and a batch of one image, at the size
-    that the plan gives, to detect objects in.
+    The picture in full size, to draw on; and a batch with this picture only,
+    shrunk and padded as the plan says, to detect objects in.
   """
   pixels = image_files.decode_image(file, pixel_range=pixel_range)
   reduce = int(plan.reduce[row])

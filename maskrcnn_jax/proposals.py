@@ -55,10 +55,10 @@ def make_proposals(
     padding_multiple: The image counts as padded to a multiple of this many
       pixels; anchors centred beyond it do not exist. See `anchors_in_image`.
     min_size: Length of the shortest side that a proposal may have, in pixels.
-    width_offset: Pixels by which a box is wider than x2 - x1: see
-      `ops/boxes.py`.
+    width_offset: Number of pixels by which a box is wider than x2 - x1 and
+      higher than y2 - y1, 0 or 1.
     fit_to: (height, width) of the padded image that the strides are fitted to.
-      None keeps powers of two: see `make_anchors`.
+      `None` keeps powers of two: see `make_anchors`.
     kernels: The implementation of each operation.
 
   Returns:

@@ -1,4 +1,4 @@
-"""Targets: the anchors and RoIs that the losses see, and their targets."""
+"""Targets: samples of anchors and RoIs, and the outputs desired for them."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -16,6 +16,7 @@ from maskrcnn_jax.ops.matching import match_boxes, match_by_overlap
 from maskrcnn_jax.ops.outlines import pool_outlines, rasterize_outlines
 from maskrcnn_jax.ops.sampling import sample_labels
 
+# Factors that encoded offsets (dx, dy, dw, dh) are multiplied by.
 Weights = tuple[float, float, float, float]
 
 
@@ -36,7 +37,7 @@ def make_rpn_targets(
   width_offset: float = 0.0,
   kernels: Kernels = XLA,
 ) -> RpnTargets:
-  """Samples the anchors of one image that the RPN's losses see.
+  """Samples the anchors of one image that the RPN's losses are computed for.
 
   Args:
     anchors: Anchors of all levels, in pixels of the padded image.
@@ -58,8 +59,8 @@ def make_rpn_targets(
     ignore_straddling: Whether anchors that cross an edge of the image are
       ignored. They are still matched: if an object's best anchor is ignored,
       the object does not get its second best anchor instead.
-    width_offset: Pixels by which a box is wider than x2 - x1: see
-      `ops/boxes.py`.
+    width_offset: Number of pixels by which a box is wider than x2 - x1 and
+      higher than y2 - y1, 0 or 1.
     kernels: The implementation of each operation.
 
   Returns:
@@ -121,10 +122,10 @@ def make_roi_targets(
   width_offset: float = 0.0,
   kernels: Kernels = XLA,
 ) -> RoiTargets:
-  """Samples the RoIs of one image that the losses of the heads see.
+  """Samples the RoIs of one image that the heads' losses are computed for.
 
-  The ground-truth boxes are appended to the proposals, so that the heads see
-  well-placed boxes even before the RPN proposes any.
+  The ground-truth boxes are appended to the proposals, so that the heads are
+  trained on well-placed boxes even before the RPN proposes any.
 
   Args:
     proposals: Proposals of the image.
@@ -140,8 +141,8 @@ def make_roi_targets(
     foreground_iou: RoIs that overlap an object at least this much are
       foreground; all others are background.
     delta_weights: Factors of (dx, dy, dw, dh): see `encode_boxes`.
-    width_offset: Pixels by which a box is wider than x2 - x1: see
-      `ops/boxes.py`.
+    width_offset: Number of pixels by which a box is wider than x2 - x1 and
+      higher than y2 - y1, 0 or 1.
     kernels: The implementation of each operation.
 
   Returns:
@@ -219,12 +220,12 @@ def make_mask_targets(
     foreground: Which RoIs have an object. The others get an empty mask.
     side: Number of cells along each side of the mask.
     max_object_vertices: Upper limit of the number of vertices of an object.
-    max_parts: Upper limit of the number of polygons of an object.
+    max_parts: Upper limit of the number of parts (polygons) of an object.
     min_roi_side: Smallest side of a RoI, in pixels. A RoI with a shorter side
       is drawn as if the side were this long.
     image_size: (height, width) before padding, in pixels. If it is given,
       objects are drawn on the pixels of the image, and these are pooled. If it
-      is None, objects are drawn on the cells of the mask.
+      is `None`, objects are drawn on the cells of the mask.
     padded_size: (height, width) of the padded image, in pixels. Required with
       `image_size`.
     kernels: The implementation of each operation.
@@ -235,21 +236,20 @@ def make_mask_targets(
   Source:
     Mask R-CNN (arXiv:1703.06870), section 3.
   """
-  limits = dict(
-    max_object_vertices=max_object_vertices,
-    max_parts=max_parts,
-    min_box_side=min_roi_side,
-  )
+  masks: Array
   if image_size is None:
     masks = rasterize_outlines(
       outlines,
       objects,
       rois,
       side=side,
+      max_object_vertices=max_object_vertices,
+      max_parts=max_parts,
+      min_box_side=min_roi_side,
       kernels=kernels.rasterize_outlines,
-      **limits,
     )
   else:
+    assert padded_size is not None, 'image_size needs padded_size.'
     masks = pool_outlines(
       outlines,
       objects,
@@ -257,6 +257,8 @@ def make_mask_targets(
       side=side,
       image_size=image_size,
       padded_size=padded_size,
-      **limits,
+      max_object_vertices=max_object_vertices,
+      max_parts=max_parts,
+      min_box_side=min_roi_side,
     )
   return jnp.where(foreground[:, None, None], masks, 0).astype(jnp.float32)

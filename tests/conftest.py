@@ -1,4 +1,4 @@
-"""What every test file shares."""
+"""Fixtures and settings that all test files share."""
 
 import fcntl
 import os
@@ -6,15 +6,18 @@ import sys
 
 import pytest
 
-# Read once, when jax is first imported; child processes inherit it.
+# JAX reads this when it is first imported; child processes inherit it.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 
 def pytest_configure(config):
-  """Compiles quickly, except for the slow tests, which compile as users do."""
+  """Switches the optimizations of the compiler off, except for slow tests.
+
+  Slow tests run programs that are compiled as for a user.
+  """
   if 'not slow' in config.option.markexpr and 'XLA_FLAGS' not in os.environ:
     # Compiling takes most of the time of the tests, and their arrays are tiny.
-    # JAX reads this when it starts; child processes inherit it.
+    # JAX reads the variable when it starts; child processes inherit it.
     os.environ['XLA_FLAGS'] = (
       '--xla_backend_optimization_level=0 '
       '--xla_llvm_disable_expensive_passes=true'
@@ -23,18 +26,23 @@ def pytest_configure(config):
 
 @pytest.fixture
 def key():
-  import jax  # Only now, so that tests without JAX start at once.
+  """A random key for tests."""
+  import jax  # Here, so that tests without JAX start at once.
 
   return jax.random.key(0)
 
 
 @pytest.fixture(scope='session')
 def compilation_cache(tmp_path_factory):
-  """Keeps what is compiled, for tests and child processes to use again."""
+  """Keeps compiled programs on disk for later tests and child processes.
+
+  Returns:
+    The folder of the cache.
+  """
   import jax
 
   folder = tmp_path_factory.getbasetemp()
-  # Under xdist each worker has its own folder in the one they share.
+  # With xdist, each worker has a folder inside of a folder that all share.
   if 'PYTEST_XDIST_WORKER' in os.environ:
     folder = folder.parent
   folder = folder / 'compiled'
@@ -51,7 +59,10 @@ def compilation_cache(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def tiny_data(tmp_path_factory):
-  """A drawn data set for the recipe `tiny`; not to be changed."""
+  """The folder of a drawn data set for the recipe `tiny`.
+
+  All tests share it, so no test may change it.
+  """
   import tiny
 
   from maskrcnn_jax.data.shapes import write_shapes
@@ -69,7 +80,10 @@ def tiny_data(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def tiny_tfds(tmp_path_factory, tiny_data):
-  """The tfds_dir of `tiny_data` as coco_instances/folder; not to be changed."""
+  """The tfds_dir with `tiny_data` as the set coco_instances/folder.
+
+  All tests share it, so no test may change it.
+  """
   from tfds_sets import build
 
   out = tmp_path_factory.mktemp('tiny_tfds')
@@ -79,7 +93,12 @@ def tiny_tfds(tmp_path_factory, tiny_data):
 
 @pytest.fixture(scope='session')
 def tfds_set(tmp_path_factory):
-  """A set of every kind of mask: (its folder, the tfds_dir, the JSON)."""
+  """A data set with every kind of mask.
+
+  Returns:
+    The folder of its COCO files, the tfds_dir that holds it as a set of
+    tensorflow-datasets, and the content of its JSON file.
+  """
   from tfds_sets import build, write_set
 
   folder = tmp_path_factory.mktemp('set') / 'own'
@@ -91,15 +110,19 @@ def tfds_set(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def tiny_run(tmp_path_factory, tiny_data, compilation_cache):
-  """A workdir of the recipe `tiny`, trained and evaluated; and its figures.
+  """A training and evaluation with the recipe `tiny`.
 
-  Not to be changed: copy it.
+  All tests share the workdir: a test that changes it must copy it first.
+
+  Returns:
+    The workdir, and the figures of each training step.
   """
   import tiny
 
   workdir = tmp_path_factory.mktemp('tiny') / 'run'
   config = tiny.with_data(tiny.get_config(), tiny_data)
-  # The second worker to come here finds all compiled.
+  # Only one worker trains at a time. The others then find all programs in the
+  # compilation cache.
   with open(compilation_cache / 'lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     return workdir, tiny.run_training(config, workdir, skip_test=False)
@@ -107,7 +130,7 @@ def tiny_run(tmp_path_factory, tiny_data, compilation_cache):
 
 @pytest.fixture
 def pixel_ranges(monkeypatch):
-  """Gives a list that gets the pixel_range of each image that is decoded."""
+  """A list to which each decoded image adds the pixel_range that it got."""
   from maskrcnn_jax.data import images
 
   ranges = []
@@ -123,12 +146,15 @@ def pixel_ranges(monkeypatch):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-  """Runs the program in this process: (exit status, stdout, stderr)."""
+  """A function that runs main.py in this process with some arguments.
+
+  It returns the exit status, stdout and stderr.
+  """
   from absl.testing import flagsaver
 
   from maskrcnn_jax import main
 
-  # Handlers of the console would outlive the test.
+  # Log and signal handlers would stay installed after the test.
   monkeypatch.setattr(main, '_set_up_console', lambda: None)
   monkeypatch.setattr(main, '_set_up_ctrl_c', lambda: None)
 
@@ -145,7 +171,11 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture
 def refuse(run):
-  """Runs what is wrong, and returns the one line that says so."""
+  """A function that runs main.py with wrong arguments or input.
+
+  It checks that the program ends with a status and without a traceback, and
+  returns the line of stderr with the error.
+  """
 
   def refuse_with(*arguments, status=2):
     code, out, err = run(*arguments)

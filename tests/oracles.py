@@ -1,4 +1,7 @@
-"""Slow definitions in NumPy, one number at a time, to compare with."""
+"""Slow reference implementations in NumPy, written from the definitions.
+
+Tests compare the operations of `maskrcnn_jax/ops` with them.
+"""
 
 import math
 
@@ -6,7 +9,7 @@ import numpy as np
 
 
 def iou(box, other):
-  """Intersection over union of two boxes; 0 if they share no area."""
+  """Returns the intersection over union of two boxes; 0 if they are apart."""
   width = min(box[2], other[2]) - max(box[0], other[0])
   height = min(box[3], other[3]) - max(box[1], other[1])
   if width <= 0 or height <= 0:
@@ -17,7 +20,7 @@ def iou(box, other):
 
 
 def pairwise_iou(boxes):
-  """Overlaps of all boxes with each other in float64."""
+  """Returns the intersection over union of all pairs of boxes, in float64."""
   boxes = boxes.astype(np.float64)
   sides = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(
     boxes[:, None, :2], boxes[None, :, :2]
@@ -29,10 +32,23 @@ def pairwise_iou(boxes):
 
 
 def greedy_nms(overlap, scores, valid, *, iou_threshold, limit, groups=None):
-  """From the best box down: kept unless a kept one overlaps it by more."""
+  """Returns the indices that greedy NMS keeps, best first.
+
+  From the best score down, a box is kept unless a kept box of its group
+  overlaps it by more than `iou_threshold`.
+
+  Args:
+    overlap: Intersection over union of all pairs of boxes.
+    scores: Score of each box. NaN and -inf are never kept.
+    valid: Boxes that take part.
+    iou_threshold: A larger overlap with a kept box removes a box.
+    limit: Largest number of boxes to keep.
+    groups: Group of each box; `None` puts all boxes into one group.
+  """
   hit = np.float32(overlap) > np.float32(iou_threshold)
   ranked = [i for i in range(len(scores)) if valid[i] and scores[i] > -np.inf]
-  ranked.sort(key=lambda i: -scores[i])  # stable: equals stay in order
+  # The sort is stable, so equal scores stay in the order of their indices.
+  ranked.sort(key=lambda i: -scores[i])
   kept = []
   for i in ranked:
     if len(kept) == limit:
@@ -44,13 +60,14 @@ def greedy_nms(overlap, scores, valid, *, iou_threshold, limit, groups=None):
 
 
 def match_boxes(overlap, gt_valid, *, foreground_iou, background_iou, rescue):
-  """One box after the other, then one truth after the other."""
-  num_boxes, num_truths = overlap.shape
+  """Matches and labels boxes one at a time; see `ops.matching.match_boxes`."""
+  num_boxes, num_slots = overlap.shape
   matches = np.zeros(num_boxes, np.int32)
   labels = np.zeros(num_boxes, np.int32)
-  real = [j for j in range(num_truths) if gt_valid[j]]
+  real = [j for j in range(num_slots) if gt_valid[j]]
   for i in range(num_boxes if real else 0):
-    matches[i] = max(real, key=lambda j: overlap[i, j])  # the first of equals
+    # `max` returns the first of equals.
+    matches[i] = max(real, key=lambda j: overlap[i, j])
     best = overlap[i, matches[i]]
     if best >= np.float32(foreground_iou):
       labels[i] = 1
@@ -64,7 +81,11 @@ def match_boxes(overlap, gt_valid, *, foreground_iou, background_iou, rescue):
 
 
 def bilinear(features, y, x):
-  """One sample between the cells; 0 from one cell outside on."""
+  """Returns the bilinear sample at (y, x), in cells.
+
+  Up to one cell outside the feature map, the edge is repeated. Farther outside,
+  the sample is 0.
+  """
   height, width = features.shape[:2]
   if y < -1 or y > height or x < -1 or x > width:
     return np.zeros(features.shape[2:])
@@ -81,7 +102,18 @@ def bilinear(features, y, x):
 def roi_align(
   features, box, *, stride, side, sampling_ratio, offset, min_side=0.0
 ):
-  """The mean of the samples of each cell; 0: as many as a cell is long."""
+  """Pools one box into `side` x `side` means of bilinear samples.
+
+  Args:
+    features: [height, width, channels] of one level.
+    box: (x1, y1, x2, y2) in pixels.
+    stride: Pixels per cell of the level.
+    side: Number of output cells along each side.
+    sampling_ratio: Number of samples along each side of an output cell. With 0,
+      it is the length of the output cell in cells, rounded up.
+    offset: Number of cells subtracted from the coordinates of the box.
+    min_side: Shortest side of the box, in cells.
+  """
   x1, y1, x2, y2 = np.asarray(box, np.float64) / stride - offset
   height, width = max(y2 - y1, min_side), max(x2 - x1, min_side)
   rows = sampling_ratio or math.ceil(height / side)
@@ -98,7 +130,15 @@ def roi_align(
 
 
 def roi_align_matrix(start, end, length, *, side, sampling_ratio):
-  """The dense matrix that RoIAlign is along one axis, [side, length]."""
+  """Returns the matrix that RoIAlign multiplies one axis by, [side, length].
+
+  Args:
+    start: Start of the box along the axis, in cells.
+    end: End of the box along the axis, in cells.
+    length: Number of cells of the level along the axis.
+    side: Number of output cells.
+    sampling_ratio: Number of samples in each output cell.
+  """
   matrix = np.zeros((side, length))
   for i in range(side * sampling_ratio):
     position = start + (i + 0.5) / (side * sampling_ratio) * (end - start)
@@ -110,11 +150,15 @@ def roi_align_matrix(start, end, length, *, side, sampling_ratio):
 
 
 def inside_outline(vertices, parts, x, y):
-  """Even-odd rule in each part, union of the parts, with a ray to the left.
+  """Tells whether a point is inside an object, by a ray to the left.
+
+  The point is inside a part if the ray crosses an odd number of its edges. It
+  is inside the object if it is inside any part.
 
   Returns:
-    Whether (x, y) is inside, and how far it is from the nearest decision: to
-    the height of an end of an edge, and to a crossing of the ray's line.
+    Whether (x, y) is inside, and the distance by which the point could move
+    without changing a comparison: the smallest distance from y to the end of
+    an edge, or from x to an edge that the ray's line crosses.
   """
   crossings = {}
   margin = np.inf
@@ -131,7 +175,12 @@ def inside_outline(vertices, parts, x, y):
 
 
 def rasterize(vertices, parts, box, *, side, min_side=0.1):
-  """Asks for every cell centre of a grid over a box; see `inside_outline`."""
+  """Calls `inside_outline` for each cell centre of a grid over a box.
+
+  Returns:
+    Whether each centre is inside, and its distance from a decision, in pixels;
+    both [side, side].
+  """
   x1, y1, x2, y2 = np.asarray(box, np.float64)
   cell = np.maximum([x2 - x1, y2 - y1], min_side) / side
   inside = np.zeros((side, side), bool)
@@ -148,7 +197,7 @@ def rasterize(vertices, parts, box, *, side, min_side=0.1):
 
 
 def resize_bilinear(image, height, width):
-  """Samples between the centres of pixels; the outermost repeat outwards."""
+  """Resizes an image by bilinear samples; pixels at the edge are repeated."""
   source_height, source_width = image.shape[:2]
   out = np.zeros((height, width) + image.shape[2:])
   for i in range(height):

@@ -1,8 +1,9 @@
-"""Our network with the weights of a peer's, and its golden numbers.
+"""Builds this network with the weights of another program, to compare results.
 
-Weights, images and truth are drawn from names and seeds by `seeded.py`, which
-lies beside the golden numbers, so that none has to be stored. Every file of
-numbers there is tested; MASKRCNN_GOLDEN names another folder.
+The other program's results ("golden" numbers) are in files. Weights, images and
+ground truth are not stored: the module `seeded.py` beside these files draws
+them from names and seeds. Each file in the folder is tested; the environment
+variable MASKRCNN_GOLDEN names another folder.
 """
 
 import importlib.util
@@ -30,11 +31,13 @@ needs_golden = pytest.mark.skipif(
 
 
 def golden_files(peer, **marks):
-  """Returns the files of a peer's R50-FPN, stage by stage, as parameters.
+  """Returns the files of a program's results as parameters of a test.
+
+  A file holds the results of each stage of its R50-FPN.
 
   Args:
-    peer: Name of the program.
-    **marks: Mark of a file, by its name.
+    peer: Name of the program: 'detectron2' or 'torchvision'.
+    **marks: pytest mark of each file, by the file's name.
   """
   return [
     pytest.param(path, id=path.stem, marks=marks.get(path.stem, ()))
@@ -43,7 +46,7 @@ def golden_files(peer, **marks):
 
 
 def load_seeded():
-  """Returns the module that draws weights."""
+  """Imports and returns the module `seeded.py`, which draws the weights."""
   spec = importlib.util.spec_from_file_location('seeded', GOLDEN / 'seeded.py')
   seeded = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(seeded)
@@ -51,7 +54,7 @@ def load_seeded():
 
 
 def parity_config(geometry, image_size):
-  """Returns the recipe whose static canvas is the padding of one image."""
+  """Returns a recipe whose padded size is that of one image, without excess."""
   config = default_config()
   config.geometry = geometry
   padded = tuple(-(-side // 32) * 32 for side in image_size)
@@ -60,7 +63,14 @@ def parity_config(geometry, image_size):
 
 
 def make_batch(image, boxes=(), classes=(), masks=()):
-  """Returns a batch of one image, uint8 RGB, with its truth."""
+  """Returns a batch of one image with its ground truth.
+
+  Args:
+    image: uint8 RGB, [height, width, 3].
+    boxes: Boxes of the objects, in pixels.
+    classes: Class number of each object.
+    masks: Bitmap of each object, [height, width].
+  """
   height, width = image.shape[:2]
   padded = [-(-side // 32) * 32 for side in (height, width)]
   canvas = np.zeros((1, *padded, 3), np.uint8)
@@ -92,25 +102,35 @@ def make_batch(image, boxes=(), classes=(), masks=()):
 
 
 def build(config, num_classes, draw, seed, fill):
-  """Returns the model and a peer's weights, by `fill` from a peer's names."""
+  """Returns the model and the variables that `fill` draws for it.
+
+  Args:
+    config: The recipe.
+    num_classes: Number of classes, background included.
+    draw: Function (name, shape, seed) that draws an array of the other program.
+    seed: Seed of the weights.
+    fill: Function (shapes, draw, seed) that returns the variables.
+  """
   rcnn = Rcnn.from_config(config, num_classes=num_classes, dtype=jnp.float32)
   shapes = jax.eval_shape(rcnn.init, jax.random.key(0))
   return rcnn, fill(shapes, draw, seed)
 
 
 def error(ours, theirs):
-  """Returns the largest difference, relative to the largest number."""
+  """Returns the largest difference, divided by the largest of their numbers."""
   ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
   assert ours.shape == theirs.shape
   return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
 def pair_boxes(ours, theirs, *, atol):
-  """Matches two sets of boxes one to one, wherever they are.
+  """Pairs the boxes of two sets that are equal up to `atol`, in any order.
+
+  Some boxes may have no partner: if two boxes overlap by almost exactly the
+  threshold of an NMS, the two programs may keep different ones.
 
   Returns:
-    Indices of ours and of theirs. Of two that overlap by almost exactly the
-    threshold of an NMS, different ones may be left, so that some have none.
+    The indices of the paired boxes in `ours`, and those in `theirs`.
   """
   ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
   distance = np.abs(ours[:, None] - theirs[None]).max(axis=-1)
@@ -125,10 +145,7 @@ def pair_boxes(ours, theirs, *, atol):
 
 
 def torchvision_name(path):
-  """The torchvision name of a variable, and the axes that lay it out as ours.
-
-  Kernels are (out, in, row, column) there, (row, column, in, out) here.
-  """
+  """Returns torchvision's name of the variable at a path of this network."""
   leaves = {
     'kernel': 'weight',
     'scale': 'weight',
@@ -162,12 +179,24 @@ def torchvision_name(path):
 
 
 def torchvision_variables(shapes, draw, seed):
-  """Variables of our shapes with the values that torchvision's would have."""
+  """Returns variables of this network with the values of torchvision's."""
   return peer_variables(shapes, draw, seed, torchvision_name)
 
 
 def peer_variables(shapes, draw, seed, peer_name):
-  """Variables of our shapes, drawn in the peer's names and layout."""
+  """Returns variables of this network with the values of another program's.
+
+  The arrays are drawn by their names and shapes in the other program and then
+  transposed. Its kernels have the axes (out, in, row, column); here they have
+  (row, column, in, out).
+
+  Args:
+    shapes: Tree of the shapes of the variables of this network.
+    draw: Function (name, shape, seed) that draws an array of the other program.
+    seed: Seed of the weights.
+    peer_name: Function from the path of a variable to its name in the other
+      program.
+  """
   flat = {}
   for path, x in traverse_util.flatten_dict(shapes).items():
     name, shape = peer_name(path), x.shape
@@ -191,7 +220,7 @@ def peer_variables(shapes, draw, seed, peer_name):
 
 
 def detectron2_name(path):
-  """The same for detectron2."""
+  """Returns detectron2's name of the variable at a path of this network."""
   leaves = {
     'kernel': 'weight',
     'scale': 'norm.weight',
@@ -230,10 +259,10 @@ def detectron2_name(path):
 
 
 def detectron2_variables(shapes, draw, seed):
-  """Variables of our shapes with the values that detectron2's would have.
+  """Returns variables of this network with the values of detectron2's.
 
-  The background comes last there, and has no box and no mask; the image comes
-  as BGR.
+  In detectron2, the background is the last class and has no box and no mask,
+  and the channels of the image are BGR.
   """
 
   def draw_all(name, shape, seed):

@@ -28,6 +28,7 @@ def test_every_tool_of_the_package_is_named():
   there = {path.parent.name for path in PACKAGE.glob('*/__main__.py')} | {
     'main',
     'data.shapes',
+    'explain',
   }
   assert {module for module, _ in command.TOOLS.values()} == there
 
@@ -123,7 +124,7 @@ def test_tools_may_start_processes(tmp_path):
     ).returncode
     == 0
   )
-  # From 24 images on, processes decode them.
+  # check_data starts worker processes only for 24 images or more.
   done = maskrcnn(
     'check_data',
     '--images=drawn/images',
@@ -134,4 +135,4 @@ def test_tools_may_start_processes(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert '24 images' in done.stdout
-  assert 'maskrcnn_jax' not in done.stderr  # no traceback of a process
+  assert 'maskrcnn_jax' not in done.stderr  # no traceback of a worker process

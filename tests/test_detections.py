@@ -1,4 +1,4 @@
-"""Tests of the detections, against the definition in slow NumPy."""
+"""Tests of the detections, against a slow reference implementation."""
 
 import functools
 import math
@@ -20,6 +20,7 @@ detect = jax.jit(
 
 
 def iou(box, other):
+  """Returns the intersection over union of two boxes."""
   width = min(box[2], other[2]) - max(box[0], other[0])
   height = min(box[3], other[3]) - max(box[1], other[1])
   if width <= 0 or height <= 0:
@@ -39,7 +40,11 @@ def detections_by_definition(
   iou_threshold,
   max_detections,
 ):
-  """Greedy NMS of each class over all boxes above min_score; then the best."""
+  """Returns the boxes, classes and scores of one image, best first.
+
+  For each class, greedy NMS runs over the boxes with a score above `min_score`.
+  The result is the best `max_detections` boxes of all classes.
+  """
   exp = np.exp(class_logits - class_logits.max(axis=1, keepdims=True))
   scores = exp / exp.sum(axis=1, keepdims=True)
   height, width = image_size
@@ -82,7 +87,7 @@ def make_proposals(boxes, valid=None):
 
 
 def make_case(key, *, num_proposals=30, num_classes=6):
-  """Random output of the box head over crowded proposals."""
+  """Returns random outputs of the box head, and crowded proposals."""
   keys = jax.random.split(key, 4)
   corners, sides = jax.random.uniform(keys[0], (2, num_proposals, 2))
   boxes = jnp.concatenate([40 * corners, 40 * corners + 8 + 16 * sides], axis=1)
@@ -98,9 +103,11 @@ def make_case(key, *, num_proposals=30, num_classes=6):
 @pytest.mark.parametrize(
   ('min_score', 'max_detections'),
   [(0.05, 200), (0.0, 20), (0.4, 20)],
-  ids=['all that are found', 'the best', 'two classes a proposal'],
+  ids=['all detections', 'the best detections', 'two classes a proposal'],
 )
-def test_detect_boxes_is_the_definition(seed, min_score, max_detections):
+def test_detect_boxes_agrees_with_the_definition(
+  seed, min_score, max_detections
+):
   class_logits, box_deltas, proposals = make_case(jax.random.key(seed))
   limits = dict(
     min_score=min_score, iou_threshold=0.5, max_detections=max_detections
@@ -127,7 +134,7 @@ def test_detect_boxes_is_the_definition(seed, min_score, max_detections):
 
 
 def test_detect_boxes_suppresses_inside_a_class_only():
-  # Three times the same box: twice mostly class 1, once mostly class 2.
+  # The same box three times: class 1 is likely twice, class 2 once.
   logits = jnp.log(
     jnp.array([[0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.3, 0.1, 0.6]])
   )
@@ -148,8 +155,9 @@ def test_detect_boxes_suppresses_inside_a_class_only():
 
 
 def test_detect_boxes_moves_a_box_by_the_deltas_of_its_class():
-  # dx = 5 / 10 of a width of 10, dh = 5 ln 2 / 5: twice as high, about the
-  # centre (15, 10). The deltas of class 2 are no part of it.
+  # dx = 5 / 10 moves the box by half of its width of 10, and dh = 5 ln 2 / 5
+  # doubles its height, around the centre (15, 10). The deltas of class 2 must
+  # have no effect.
   deltas = (
     jnp.full((1, 3, 4), 99.0)
     .at[0, 1]
@@ -168,8 +176,8 @@ def test_detect_boxes_moves_a_box_by_the_deltas_of_its_class():
   assert_array_equal(classes, [1])
 
 
-def test_detect_boxes_drops_what_lies_outside_the_image():
-  # The image is 8 high; clipped to it, the second box is a line.
+def test_detect_boxes_drops_boxes_outside_the_image():
+  # The image is 8 pixels high; clipped to it, the second box has no height.
   valid = detect(
     jnp.array([[0.0, 9], [0, 9]]),
     jnp.zeros((2, 2, 4)),

@@ -1,4 +1,4 @@
-"""Drawing: what must change in a picture, and what must not."""
+"""Tests of drawing: which pixels of a picture change, and where labels are."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import pytest
 
 from maskrcnn_jax import draw
 
-# pycocotools 2.0.11 decodes with an __array__ from before NumPy 2.
+# pycocotools 2.0.11 decodes with an `__array__` method written for NumPy 1.
 pytestmark = pytest.mark.filterwarnings(
   'ignore:__array__ implementation:DeprecationWarning'
 )
@@ -19,7 +19,7 @@ def _gray(height=400, width=500, value=128):
 
 
 def _rectangles(boxes, size):
-  """Masks that fill their boxes, as far as those are in the image."""
+  """Makes masks that fill their boxes, as far as the boxes are in the image."""
   rles = []
   for box in boxes:
     mask = np.zeros(size, np.uint8, order='F')
@@ -42,7 +42,11 @@ def _draw(image, boxes, *, names=None, scores=None, masks=True, **kwargs):
 
 
 def _placed(monkeypatch):
-  """Records the labels, as (text, plate)."""
+  """Records labels instead of drawing them.
+
+  Returns:
+    A list to which each label is added, as (text, plate).
+  """
   labels = []
 
   def record(pen, plate, text, color, font):
@@ -69,7 +73,7 @@ def test_draw_detections_leaves_the_rest_of_the_image(masks):
   box = [100, 150, 300, 350]
   drawn = _draw(image, [box], masks=masks)
   changed = np.argwhere((drawn != image).any(axis=-1))
-  # A label's height above the box, and a halo around it.
+  # The label is at most 30 pixels above the box, and the halo 2 pixels wide.
   assert changed.min(axis=0).tolist() >= [150 - 30, 100 - 2]
   assert (changed.max(axis=0) <= [350 + 1, 300 + 1]).all()
   assert (drawn[160:340, 110:290] == image[160:340, 110:290]).all() != masks
@@ -200,7 +204,8 @@ def test_draw_detections_spells_names_in_ascii(monkeypatch):
 def test_draw_detections_shows_a_box_on_any_background(value):
   image = _gray(value=value)
   drawn = _draw(image, [[100, 100, 300, 300]], masks=False).astype(int)
-  # Across the left side of the box, something is far from the background.
+  # On a line across the left side of the box, a pixel differs clearly from the
+  # background.
   assert np.abs(drawn[200, 95:105] - value).max() > 80
 
 
@@ -218,7 +223,7 @@ def test_instance_color_differs_from_its_neighbours():
   for step in (1, 2, 3, 4):
     distance = np.abs(colors[step:] - colors[:-step]).sum(axis=1)
     assert distance.min() > 60
-  # Black letters can be read on each, and each can be seen on black.
+  # All colors are bright enough for black letters and for a black background.
   assert (colors @ [0.299, 0.587, 0.114]).min() > 110
 
 

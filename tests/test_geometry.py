@@ -1,4 +1,4 @@
-"""The presets: the numbers they give, worked out by hand."""
+"""Tests of the presets, against numbers that were computed by hand."""
 
 import json
 
@@ -32,9 +32,9 @@ from maskrcnn_jax.targets import make_rpn_targets
 RATIOS = (0.5, 1.0, 2.0)
 SIZES = {2: (32.0,), 3: (64.0,), 4: (128.0,), 5: (256.0,), 6: (512.0,)}
 
-# The anchors of the cell at the origin, as maskrcnn-benchmark prints them.
-# Stride 32: the base of ratio .5 is round(sqrt(2048)) = 45 by round(22.5) = 22,
-# to the even side.
+# The anchors of the cell at the origin, as maskrcnn-benchmark prints them. At
+# stride 32 and ratio 0.5, for example, the sides before enlarging are
+# round(sqrt(2048)) = 45 and round(22.5) = 22, rounded to the even neighbour.
 LEGACY_ANCHORS = {
   2: [(-22, -10, 25, 13), (-14, -14, 17, 17), (-10, -22, 13, 25)],
   3: [(-40, -20, 47, 27), (-28, -28, 35, 35), (-20, -44, 27, 51)],
@@ -42,7 +42,7 @@ LEGACY_ANCHORS = {
   5: [(-164, -72, 195, 103), (-112, -112, 143, 143), (-76, -168, 107, 199)],
   6: [(-332, -152, 395, 215), (-224, -224, 287, 287), (-148, -328, 211, 391)],
 }
-# Half of size * sqrt(2), half of size / sqrt(2), to the nearest.
+# (size * sqrt(2) / 2, size / sqrt(2) / 2), rounded to the nearest integer.
 TORCHVISION_HALVES = {
   2: (23, 11),
   3: (45, 23),
@@ -51,7 +51,7 @@ TORCHVISION_HALVES = {
   6: (362, 181),
 }
 
-# Both pixels included, 11 wide and 21 high; no further than pixel 99.
+# 11 pixels wide and 21 high if the pixels (x1, y1) and (x2, y2) are inside.
 BOX = jnp.array([[10.0, 20.0, 20.0, 40.0]])
 LEGACY = {'width_offset': geometry.LEGACY.width_offset}
 
@@ -98,7 +98,8 @@ def test_anchors_refuse_another_rounding():
 
 
 def test_fitted_strides_divide_the_padded_image():
-  # 352 px are 11 cells of 32 px and so 6 cells of level 6: 352 // 6 = 58 px.
+  # 352 pixels are 11 cells of 32 pixels, and 6 cells of level 6 with a stride
+  # of 352 // 6 = 58 pixels.
   image_size = jnp.array([250, 333])
   padded = anchor_ops.pad_size(image_size, padding_multiple=32)
   assert_array_equal(padded, [256, 352])
@@ -116,19 +117,20 @@ def test_fitted_strides_divide_the_padded_image():
   fine, coarse = left(padded)
   assert_array_equal(fine[:14, 0], 32 * np.arange(14))
   coarse = coarse.reshape(6, 7, 2)
-  # The canvas has a seventh column, which stays outside of the image.
+  # The canvas has a seventh column of cells, which stays outside the image.
   assert_array_equal(coarse[0, :, 0], [0, 58, 116, 174, 232, 290, 384])
   assert_array_equal(coarse[:, 0, 1], [0, 64, 128, 192, 256, 320])
 
 
 def test_legacy_box_arithmetic_counts_both_pixels():
   assert_array_equal(box_ops.box_area(BOX, **LEGACY), [11 * 21])
-  # Pixels 15..20 by 30..40: 6 * 11 of both; the union has 2 * 231 - 66.
+  # The boxes share pixels 15..20 by 30..40, which are 6 * 11. Their union has
+  # 2 * 231 - 66.
   other = BOX + jnp.array([5.0, 10.0, 5.0, 10.0])
   assert_allclose(
     box_ops.pairwise_iou(BOX, other, **LEGACY), [[66 / (462 - 66)]]
   )
-  # Boxes that share one column overlap, though x2 - x1 is 0 for it.
+  # Boxes that share one column of pixels overlap by 1 * 21.
   touching = jnp.array([[20.0, 20.0, 30.0, 40.0]])
   assert_allclose(
     box_ops.pairwise_iou(BOX, touching, **LEGACY), [[21 / (462 - 21)]]
@@ -137,7 +139,7 @@ def test_legacy_box_arithmetic_counts_both_pixels():
   assert_array_equal(
     box_ops.clip_boxes(BOX, size, **LEGACY), [[10, 20, 17, 29]]
   )
-  # The first pixel becomes the last: 99 - 20 and 99 - 10.
+  # Pixel 0 becomes pixel 99, so x1 and x2 become 99 - 20 and 99 - 10.
   assert_array_equal(
     box_ops.flip_boxes(BOX, jnp.int32(100), **LEGACY), [[79, 20, 89, 40]]
   )
@@ -149,8 +151,8 @@ def test_legacy_box_arithmetic_counts_both_pixels():
 
 
 def test_legacy_box_coder_by_hand():
-  # An anchor of 10x20 pixels centred at (5, 10); its box is twice as wide,
-  # as high, and centred at (8, 5): x from -2 to 17, y from -5 to 14.
+  # The anchor has 10x20 pixels and is centred at (5, 10). The box is twice as
+  # wide, equally high, and centred at (8, 5): x from -2 to 17, y from -5 to 14.
   anchor = jnp.array([[0.0, 0.0, 9.0, 19.0]])
   box = jnp.array([[-2.0, -5.0, 17.0, 14.0]])
   weights = (10.0, 10.0, 5.0, 5.0)
@@ -161,8 +163,8 @@ def test_legacy_box_coder_by_hand():
 
 
 def test_legacy_nms_counts_both_pixels():
-  # Rows of 3 pixels: 0..2 and 1..3 share 2 of 4, an IoU of .5; with widths of
-  # x2 - x1 they would share 1 of 3.
+  # Columns 0..2 and 1..3 share 2 of 4, an IoU of 0.5. With widths of x2 - x1
+  # they would share 1 of 3.
   boxes = jnp.array([[0.0, 0, 2, 9], [1, 0, 3, 9]])
   scores, valid = jnp.array([0.9, 0.8]), jnp.ones(2, bool)
 
@@ -178,10 +180,10 @@ def test_legacy_nms_counts_both_pixels():
 def test_legacy_anchors_that_straddle_an_edge_are_ignored(key):
   anchors = jnp.array(
     [
-      [0.0, 0, 31, 31],  # inside
-      [-1, 0, 30, 31],  # over the left edge
-      [33, 0, 64, 31],  # its last pixel would be the 65th
-      [32, 32, 63, 63],  # just inside
+      [0.0, 0, 31, 31],  # inside the image
+      [-1, 0, 30, 31],  # crosses the left edge
+      [33, 0, 64, 31],  # crosses the right edge: pixel 64 is the 65th
+      [32, 32, 63, 63],  # inside the image: pixel 63 is the 64th
     ]
   )
   gt_boxes = jnp.array([[-1.0, 0, 30, 31]])
@@ -210,16 +212,16 @@ def test_legacy_anchors_that_straddle_an_edge_are_ignored(key):
     )
 
   assert sample(False) == ({1}, {2, 3})
-  # The straddling anchor overlaps the truth most and is left out all the same;
-  # nothing takes its place.
+  # The anchor that crosses the left edge overlaps the object most. It is
+  # ignored all the same, and no other anchor takes its place.
   assert sample(True) == (set(), {3})
 
 
-def test_legacy_truth_ends_at_its_last_pixel(tmp_path):
+def test_legacy_ground_truth_boxes_end_at_their_last_pixel(tmp_path):
   boxes = [
     [10, 20, 11, 21],
-    [90, 50, 20, 10],  # over the right edge
-    [30, 30, 1, 5],  # a single column: no area is left
+    [90, 50, 20, 10],  # crosses the right edge
+    [30, 30, 1, 5],  # a single column of pixels: x2 - x1 becomes 0
   ]
   content = {
     'images': [{'id': 1, 'file_name': 'a.png', 'height': 80, 'width': 100}],
@@ -245,7 +247,7 @@ def test_legacy_truth_ends_at_its_last_pixel(tmp_path):
   assert len(coco.read_coco(path).boxes) == 3
 
 
-def test_legacy_flip_moves_truth_to_the_mirrored_pixels():
+def test_legacy_flip_moves_ground_truth_to_the_mirrored_pixels():
   batch = parity.make_batch(
     np.zeros((32, 64, 3), np.uint8),
     [[10, 0, 20, 9]],
@@ -261,7 +263,7 @@ def test_legacy_flip_moves_truth_to_the_mirrored_pixels():
     antialias=True,
     **LEGACY,
   )
-  # 64 - 1 - 20 and 64 - 1 - 10.
+  # x1 and x2 become 64 - 1 - 20 and 64 - 1 - 10.
   assert_array_equal(inputs.gt_boxes[0], [[43, 0, 53, 9]])
   assert_array_equal(inputs.outlines.vertices[0, :, 0], [53, 53, 43, 43])
 
@@ -283,8 +285,9 @@ def test_pool_outlines_pools_the_bitmap_that_an_outline_was_made_of():
     max_object_vertices=64,
     max_parts=1,
   )
-  # A sample in the middle of each pixel, but moved by half a pixel, for
-  # torchvision's RoIAlign is not aligned: the mean of four pixels.
+  # There is one sample for each pixel. torchvision's RoIAlign is not aligned,
+  # so the sample is half a pixel off the pixel's centre along both axes: it is
+  # the mean of four pixels.
   square = np.pad(mask, ((0, 1), (0, 1))).astype(float)
   square[6:] = square[5]
   mean = (
@@ -294,10 +297,10 @@ def test_pool_outlines_pools_the_bitmap_that_an_outline_was_made_of():
 
 
 def test_pasted_by_resizing_by_hand():
-  # A mask of 2x2 cells gets a border: 4x4 on a box twice as large, from
-  # (4 - 4, 4 - 4) to (4 + 4, 4 + 4), both included: 9 pixels a side. Pixel i
-  # is at (i + .5) * 4 / 9 - .5 in cells: -.28 .17 .61 1.06 1.5 1.94 2.39 2.83
-  # 3.28, of which cells 1 and 2 are the mask.
+  # The mask of 2x2 cells gets a border and has 4x4 cells then. The box becomes
+  # twice as large: from (4 - 4, 4 - 4) to (4 + 4, 4 + 4), both included, which
+  # are 9 pixels a side. In cells, pixel i is at (i + .5) * 4 / 9 - .5: -.28 .17
+  # .61 1.06 1.5 1.94 2.39 2.83 3.28. Cells 1 and 2 are the mask.
   mask = np.array([[[1, 1], [1, 1]]], np.float32)
   (rle,) = paste_masks(
     mask,
@@ -306,8 +309,9 @@ def test_pasted_by_resizing_by_hand():
     width=10,
     rule='resized',
   )
-  # Along an axis: 0 .17 .61 1 1 1 .61 .17 0. Of the products of two of these
-  # .61 * 1 exceeds .5, but not the corners, .61 * .61 = .37.
+  # The weights along an axis are 0 .17 .61 1 1 1 .61 .17 0, and a pixel is the
+  # product of two. .61 * 1 is above .5, but .61 * .61 = .37 at the corners is
+  # not.
   expected = np.zeros((10, 10), np.uint8)
   expected[2:7, 3:6] = expected[3:6, 2:7] = 1
   assert_array_equal(mask_api.decode(rle), expected)
@@ -316,10 +320,11 @@ def test_pasted_by_resizing_by_hand():
 @pytest.mark.parametrize(
   'box, first, last',
   [
-    # A border cell a side: 2 px more each way, then towards zero.
-    ((2.9, 2.9, 5.9, 5.9), 1, 7),  # 1.4 and 7.4
-    ((-1.2, -1.2, 1.8, 1.8), -2, 3),  # -2.7 and 3.3: towards zero
-    ((4, 4, 4, 4), 4, 4),  # no area: one pixel
+    # The border of one cell adds half of the box on each side. The corners are
+    # then truncated towards zero.
+    ((2.9, 2.9, 5.9, 5.9), 1, 7),  # from 1.4 and 7.4
+    ((-1.2, -1.2, 1.8, 1.8), -2, 3),  # from -2.7 and 3.3
+    ((4, 4, 4, 4), 4, 4),  # a box without an area becomes one pixel
   ],
 )
 def test_pasted_by_resizing_truncates_the_box(box, first, last):
@@ -331,7 +336,8 @@ def test_pasted_by_resizing_truncates_the_box(box, first, last):
     rule='resized',
     threshold=1e-6,
   )
-  # All pixels but those that see only the border: cells 0 and 3.
+  # The object has all pixels except the ones that are interpolated from the
+  # border (cells 0 and 3) alone.
   size = last - first + 1
   cells = (np.arange(size) + 0.5) * 4 / size - 0.5
   seen = first + np.flatnonzero((cells > 0) & (cells < 3))
@@ -341,7 +347,7 @@ def test_pasted_by_resizing_truncates_the_box(box, first, last):
   assert_array_equal(mask_api.decode(rle), expected)
 
 
-def test_pasted_by_resizing_wants_more_than_the_threshold():
+def test_pasted_by_resizing_needs_more_than_the_threshold():
   masks = np.full((1, 2, 2), 0.5, np.float32)
   box = np.array([[2, 2, 6, 6]], np.float32)
   resized, sampled = (
@@ -358,7 +364,7 @@ def test_pasted_by_resizing_wants_more_than_the_threshold():
     ('nearest', (426, 640), (800, 1202)),
     ('down', (426, 640), (800, 1201)),
     ('legacy', (426, 640), (800, 1201)),
-    # Limited by the long side: 1333 / 1000 * 333 = 443.889
+    # The long side limits the scale: 1333 / 1000 * 333 = 443.889
     ('nearest', (333, 1000), (444, 1333)),
     ('down', (333, 1000), (443, 1333)),
     # The short side becomes 444, the long one int(444 * 1000 / 333) = 1333.
@@ -380,7 +386,7 @@ def test_resize_rule_must_be_one_of_three():
 
 def test_input_formats_in_rgb_and_255():
   mean, std = geometry.TORCHVISION.input_format.rgb_255()
-  # The same numbers; 0.485 * 255 = 123.675.
+  # Both presets have the same numbers: 0.485 * 255 = 123.675.
   assert (mean, std) == geometry.MODERN.input_format.rgb_255()
   mean, std = geometry.LEGACY.input_format.rgb_255()
   assert mean == (122.7717, 115.9465, 102.9801)
@@ -388,7 +394,7 @@ def test_input_formats_in_rgb_and_255():
 
 
 @pytest.mark.parametrize('name', geometry.PRESETS)
-def test_a_recipe_takes_what_it_leaves_open_from_its_preset(name):
+def test_keys_that_a_recipe_leaves_open_come_from_its_preset(name):
   config = default_config()
   config.geometry = name
   preset, shape = geometry.PRESETS[name], geometry_of(config)
@@ -404,7 +410,7 @@ def test_a_recipe_takes_what_it_leaves_open_from_its_preset(name):
   assert shape.input_format.antialias != preset.input_format.antialias
 
 
-def test_saying_what_the_preset_says_is_no_difference():
+def test_repeating_a_value_of_the_preset_is_no_difference():
   config = default_config()
   stored = plain(config)
   stored['data']['pixel_mean'] = [123.675, 116.28, 103.53]

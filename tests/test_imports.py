@@ -1,4 +1,4 @@
-"""Holds the rule that imports point down only, by reading the source."""
+"""Checks the rule that imports point down only, by reading the source files."""
 
 import ast
 import pathlib
@@ -7,8 +7,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# From top to bottom. A module may import modules of lower rows and of its own
-# entry, never another entry of its own row. `name.*` is a whole package.
+# The rows of modules from top to bottom. A module may import modules of lower
+# rows, and modules of its own package, but no other entry of its own row.
+# `name.*` is a whole package.
 ROWS = (
   (
     '__main__',
@@ -19,13 +20,14 @@ ROWS = (
     'convert_to_coco.*',
     'convert_weights.*',
     'doctor.*',
+    'explain',
   ),
   ('training.*',),
   ('evaluation.*', 'predict'),
   ('detector', 'draw'),
-  ('rcnn',),
+  ('rcnn', 'label_places'),
   ('config.*',),
-  # The steps of the paper; and, beside them, data and runtime.
+  # The steps of the paper, and in the same row data and runtime.
   (
     'inputs',
     'proposals',
@@ -40,8 +42,9 @@ ROWS = (
   ('array_types', 'geometry', 'errors', 'kernels', 'pallas_kernels.*'),
 )
 
-# The recipe stops here: no module of a lower row may have a parameter or an
-# attribute named `config`, except the package that defines recipes.
+# Index of the last row that may use recipes. No module of a lower row may have
+# a parameter or an attribute named `config`, except the package that defines
+# recipes.
 LAST_CONFIG_ROW = 4
 
 
@@ -68,7 +71,14 @@ def short_name(module):
 
 
 def place(name):
-  """Returns (row, entry) of a short name, or None if it has no place."""
+  """Finds a module in `ROWS`.
+
+  Args:
+    name: The name of the module, as `short_name` returns it.
+
+  Returns:
+    The index of its row and the entry of the row; None if it is in no row.
+  """
   for row, entries in enumerate(ROWS):
     for entry in entries:
       package = entry.removesuffix('.*')
@@ -80,9 +90,16 @@ def place(name):
 
 
 def imported_modules(source, path, modules):
-  """Returns (line, dotted name) of all that a source file imports.
+  """Lists the imports of a source file.
 
-  `from package import thing` counts as package.thing where that is a module.
+  Args:
+    source: Text of the file.
+    path: Path of the file, relative to the root.
+    modules: Dotted names of all modules of this project.
+
+  Returns:
+    (line number, dotted name of the imported module) pairs. `from package
+    import thing` gives 'package.thing' if that is a module, else 'package'.
   """
   found = []
   parts = list(pathlib.PurePath(path).with_suffix('').parts)
@@ -95,7 +112,7 @@ def imported_modules(source, path, modules):
       for alias in node.names:
         name = f'{base}.{alias.name}'
         found.append((node.lineno, name if name in modules else base))
-  return list(dict.fromkeys(found))  # One line may name a module twice.
+  return list(dict.fromkeys(found))  # A line may name a module twice.
 
 
 def is_under(name, package):
@@ -104,12 +121,12 @@ def is_under(name, package):
 
 
 def broken_rules(source, path, modules):
-  """Returns one line for each import of a source file that breaks a rule.
+  """Returns a message for each import of a source file that breaks a rule.
 
   Args:
     source: Text of the file.
-    path: Where it lies, relative to the root.
-    modules: Dotted names of all our modules.
+    path: Path of the file, relative to the root.
+    modules: Dotted names of all modules of this project.
   """
   problems = []
   module = module_of(path)
@@ -121,9 +138,9 @@ def broken_rules(source, path, modules):
   for line, imported in imported_modules(source, path, modules):
     where = f'{path}:{line}: imports {imported}'
     if is_under(imported, 'torch') or is_under(imported, 'tensorflow'):
-      problems.append(f'{where}, which nothing may')
+      problems.append(f'{where}, which no module may')
     if is_under(imported, 'scripts'):
-      problems.append(f'{where}, but nothing imports scripts')
+      problems.append(f'{where}, but no module may import scripts')
     if name is None:
       continue
 
@@ -135,7 +152,7 @@ def broken_rules(source, path, modules):
     target = short_name(imported)
     if is_under(name, 'pallas_kernels'):
       if target is not None and not is_under(imported, 'pallas_kernels'):
-        problems.append(f'{where}; pallas_kernels imports nothing of ours')
+        problems.append(f'{where}; pallas_kernels imports no other package')
       continue
     if not target or here is None:
       continue
@@ -155,9 +172,9 @@ def broken_rules(source, path, modules):
 
 
 def config_lines(source):
-  """Returns the lines that have a parameter or attribute named `config`.
+  """Returns the numbers of lines with a parameter or attribute named `config`.
 
-  The settings of JAX itself, `jax.config`, are another matter.
+  The settings of JAX, `jax.config`, are not counted.
   """
   lines = []
   for node in ast.walk(ast.parse(source)):
@@ -232,14 +249,18 @@ MODULES = {
     ('losses.py', 'def f(config): pass', 'has `config`'),
     ('losses.py', 'x = run.config.train.batch_size', 'has `config`'),
     ('losses.py', 'class A:\n  config: int', 'has `config`'),
-    ('losses.py', 'import torch.nn', 'nothing may'),
-    ('losses.py', 'import tensorflow as tf', 'nothing may'),
-    ('losses.py', 'from scripts import make', 'nothing imports scripts'),
+    ('losses.py', 'import torch.nn', 'no module may'),
+    ('losses.py', 'import tensorflow as tf', 'no module may'),
+    ('losses.py', 'from scripts import make', 'may import scripts'),
     ('losses.py', 'from maskrcnn_jax import unheard_of_module', None),
     ('losses.py', 'import maskrcnn_jax.unheard_of', 'no place'),
     ('losses.py', "import jax\njax.config.update('a', 1)", None),
     ('unheard_of.py', '', 'has no place yet'),
-    ('../pallas_kernels/nms.py', 'from maskrcnn_jax import geometry', 'ours'),
+    (
+      '../pallas_kernels/nms.py',
+      'from maskrcnn_jax import geometry',
+      'no other package',
+    ),
   ],
 )
 def test_broken_rules_names_the_broken_rule(path, source, complaint):
@@ -268,5 +289,5 @@ def test_broken_rules_names_the_broken_rule(path, source, complaint):
     ('losses.py', 'from maskrcnn_jax import geometry'),
   ],
 )
-def test_broken_rules_accepts_what_points_down(path, source):
+def test_broken_rules_accepts_imports_that_point_down(path, source):
   assert not broken_rules(source, 'maskrcnn_jax/' + path, MODULES)

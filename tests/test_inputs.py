@@ -1,4 +1,4 @@
-"""Tests of the inputs: flip, resize, normalise and pad, with the truth."""
+"""Tests of the inputs: images and ground truth, flipped, resized and padded."""
 
 import functools
 
@@ -34,9 +34,16 @@ prepare = jax.jit(
 
 
 def make_batch(rows, *, slots=2, vertices=8):
-  """A batch of rows (pixels, image_size, boxes, polygon) on a 6x6 canvas."""
+  """Returns a batch of images on canvases of 6x6 pixels.
+
+  Args:
+    rows: (pixels, image_size, boxes, polygon) of each image. All boxes are of
+      class 1; the first object has the polygon.
+    slots: Number of ground-truth slots.
+    vertices: Number of slots for vertices.
+  """
   b = len(rows)
-  images = np.full((b, 6, 6, 3), 99, np.uint8)  # Not zero where not real.
+  images = np.full((b, 6, 6, 3), 99, np.uint8)  # The padding is not zero.
   source_sizes = np.zeros((b, 2), np.int32)
   image_sizes = np.zeros((b, 2), np.int32)
   gt_boxes = np.full((b, slots, 4), 7, np.float32)
@@ -73,7 +80,7 @@ def grey(values):
 
 @pytest.fixture
 def ramp():
-  """2 rows of 3 pixels, to be made 4 by 6: everything doubles."""
+  """Returns a batch of one image of 2x3 pixels that is resized to 4x6."""
   pixels = grey([[10, 20, 30], [10, 20, 30]])
   polygon = [(0, 0), (2, 0), (2, 2), (0, 0)]
   return make_batch([(pixels, (4, 6), [(0, 0, 2, 1)], polygon)])
@@ -88,8 +95,9 @@ def test_prepare_inputs_normalises_each_channel(ramp):
 
 def test_prepare_inputs_interpolates_between_pixel_centres(ramp):
   row = prepare(ramp, jnp.array([False])).images[0, 0, :6, 0]
-  # Target centres 0.5, 1.5, ... lie at 0.25, 0.75, ... of the source, whose
-  # centres are at 0.5, 1.5, 2.5; the edges repeat. The mean is 10.
+  # The new centres 0.5, 1.5, ... are at 0.25, 0.75, ... in pixels of the
+  # source, whose own centres are at 0.5, 1.5 and 2.5. The edges are repeated.
+  # The mean, 10, is subtracted.
   assert_allclose(row, np.array([10, 12.5, 17.5, 22.5, 27.5, 30]) - 10, 1e-6)
 
 
@@ -102,12 +110,12 @@ def test_prepare_inputs_is_zero_outside_the_image(ramp):
 @pytest.mark.parametrize(
   ('flip', 'box', 'vertices'),
   [
-    # Times 2; mirrored in 6 pixels, x becomes 6 - x.
+    # All coordinates are doubled. Mirroring in 6 pixels turns x into 6 - x.
     (False, (0, 0, 4, 2), [(0, 0), (4, 0), (4, 4), (0, 0)]),
     (True, (2, 0, 6, 2), [(6, 0), (2, 0), (2, 4), (6, 0)]),
   ],
 )
-def test_prepare_inputs_moves_the_truth_with_the_image(
+def test_prepare_inputs_moves_the_ground_truth_with_the_image(
   ramp, flip, box, vertices
 ):
   inputs = prepare(ramp, jnp.array([flip]))
@@ -115,8 +123,8 @@ def test_prepare_inputs_moves_the_truth_with_the_image(
   assert_allclose(inputs.outlines.vertices[0, :4], vertices, rtol=1e-6)
 
 
-def test_prepare_inputs_scales_the_axes_apart():
-  # 4x3 pixels become 2x6: y halves, x doubles.
+def test_prepare_inputs_scales_each_axis_by_its_own_factor():
+  # 4x3 pixels become 2x6: y is halved, x is doubled.
   batch = make_batch(
     [(grey(np.zeros((4, 3))), (2, 6), [(1, 2, 3, 4)], [(1, 2), (3, 4)])]
   )
@@ -157,7 +165,7 @@ def test_prepare_inputs_ignores_pixels_outside_the_source(ramp):
   )
 
 
-def test_prepare_inputs_treats_rows_apart(ramp, key):
+def test_prepare_inputs_treats_each_image_of_a_batch_alone(ramp, key):
   noise = np.asarray(jax.random.randint(key, (5, 6, 3), 0, 256), np.uint8)
   other = make_batch([(noise, (8, 7), [(0, 1, 2, 3)], [(1, 1), (2, 2)])])
   both = jax.tree.map(lambda x, y: np.concatenate([x, y]), ramp, other)
@@ -171,7 +179,7 @@ def test_prepare_inputs_treats_rows_apart(ramp, key):
     assert_allclose(a, b, atol=1e-5)
 
 
-def test_prepare_inputs_leaves_the_size_of_an_image_that_fits_alone(key):
+def test_prepare_inputs_keeps_the_pixels_of_an_image_that_keeps_its_size(key):
   noise = np.asarray(jax.random.randint(key, (6, 6, 3), 0, 256), np.uint8)
   batch = make_batch([(noise, (6, 6), [], [])])
   pixels = prepare(batch, jnp.array([False])).images[0, :6, :6]
@@ -181,17 +189,19 @@ def test_prepare_inputs_leaves_the_size_of_an_image_that_fits_alone(key):
 
 
 @pytest.mark.parametrize(('probability', 'expected'), [(0.0, 0), (1.0, 8)])
-def test_draw_flips_knows_never_and_always(key, probability, expected):
+def test_draw_flips_with_probability_0_or_1_is_certain(
+  key, probability, expected
+):
   flips = draw_flips(jax.random.split(key, 8), probability=probability)
   assert int(flips.sum()) == expected
 
 
-def test_draw_flips_depends_on_the_key_of_the_row_alone(key):
+def test_draw_flips_depends_only_on_the_key_of_the_image(key):
   keys = jax.random.split(key, 64)
   flips = draw_flips(keys, probability=0.5)
   assert_array_equal(flips[::-1], draw_flips(keys[::-1], probability=0.5))
   assert_array_equal(flips[:5], draw_flips(keys[:5], probability=0.5))
-  # 64 fair coins: 32 heads, four standard deviations are 16.
+  # Half of 64 flips are expected; four standard deviations are 16.
   assert 16 <= int(flips.sum()) <= 48
 
 
@@ -211,14 +221,23 @@ augment_with = jax.jit(
 
 
 def augment(batch, flips=None, **arguments):
-  """Prepares a batch on a canvas of LARGE; pixels stay as they are."""
+  """Prepares a batch on a canvas of size LARGE, without normalisation."""
   if flips is None:
     flips = jnp.zeros(len(batch.images), bool)
   return augment_with(batch, flips, **arguments)
 
 
 def scene(count, seed=0):
-  """Pictures whose pixels show their objects: bitmaps, as outlines too."""
+  """Returns a batch with random objects, and images that show each object.
+
+  Args:
+    count: Number of images.
+    seed: Seed of the objects.
+
+  Returns:
+    The batch, whose outlines are made from bitmaps of the objects; and, for
+    each slot, images that are 255 where the object in this slot is.
+  """
   rng = np.random.default_rng(seed)
   height, width = 30, 40
   rows, slots = [], 4
@@ -255,7 +274,7 @@ def scene(count, seed=0):
           rows_.max() + 1,
         )
         valid[i, j] = True
-  # One picture an object: 255 where it is.
+
   images = np.zeros((slots, count, 48, 48, 3), np.uint8)
   for i, masks in enumerate(rows):
     for j, mask in enumerate(masks):
@@ -325,8 +344,8 @@ def test_augmented_outlines_lie_on_the_augmented_bitmaps(key, kind):
       height, width = inputs.image_sizes[i].tolist()
       drawn = drawn[:height, :width]
       pixels = pixels[:height, :width]
-      # Where a pixel is wholly of the object or of the rest, the outline must
-      # say the same; grey ones are on its border.
+      # Where a pixel is wholly inside or outside the object, the outline must
+      # agree. Grey pixels are on its border.
       assert drawn[pixels > 254].all()
       assert not drawn[pixels < 1].any()
       if not inputs.gt_valid[i, j]:
@@ -338,8 +357,9 @@ def test_augmented_outlines_lie_on_the_augmented_bitmaps(key, kind):
       x1, y1, x2, y2 = np.asarray(inputs.gt_boxes[i, j])
       assert -1e-3 <= x1 < x2 <= width + 1e-3
       assert -1e-3 <= y1 < y2 <= height + 1e-3
-      # The box holds all that is drawn; that it is no larger is tested with
-      # `visible_boxes`, for slivers may lie between the centres of pixels.
+      # The box encloses all pixels that are drawn. It may be larger, because
+      # thin parts may lie between pixel centres; the tests of `visible_boxes`
+      # check that it is not too large.
       rows, columns = np.nonzero(drawn)
       if len(rows):
         assert x1 <= columns.min() + 0.5 and columns.max() + 0.5 <= x2
@@ -348,7 +368,8 @@ def test_augmented_outlines_lie_on_the_augmented_bitmaps(key, kind):
 
 
 def test_an_object_that_leaves_the_canvas_is_not_valid():
-  # 6x6 pixels made 16 times as large; the canvas shows the right bottom part.
+  # The image of 6x6 pixels is enlarged 16 times. The canvas shows its bottom
+  # right part.
   pixels = grey(np.zeros((6, 6)))
   corner = [(0, 0), (2, 0), (2, 2), (0, 2), (0, 0)]
   batch = make_batch([(pixels, (6, 6), [(0, 0, 2, 2), (1, 1, 6, 6)], corner)])
@@ -361,25 +382,25 @@ def test_an_object_that_leaves_the_canvas_is_not_valid():
   assert inputs.gt_valid.tolist() == [[False, True]]
   assert inputs.gt_classes.tolist() == [[0, 1]]
   assert_array_equal(inputs.gt_boxes[0, 0], np.zeros(4))
-  # (16, 16, 96, 96) less (20, 40), within 64x48.
+  # (16, 16, 96, 96) is shifted by (-20, -40) and clipped to 64x48.
   assert_allclose(inputs.gt_boxes[0, 1], [0, 0, 64, 48])
   assert_array_equal(inputs.image_sizes, [[48, 64]])
 
 
-def test_an_object_that_is_cut_has_the_box_of_what_is_visible():
+def test_a_cropped_object_has_the_box_of_its_visible_part():
   pixels = grey(np.zeros((6, 6)))
   diamond = [(3, 0), (6, 3), (3, 6), (0, 3), (3, 0)]
   batch = make_batch([(pixels, (6, 6), [(0, 0, 6, 6)], diamond)])
   inputs = augment(
     batch,
     max_object_vertices=8,
-    # 60x60 pixels less the first 50 rows: the diamond's lowest tip.
+    # The first 50 of 60 rows are cut off; the diamond's lowest tip remains.
     placement=Placement(jnp.array([[60, 60]]), jnp.array([[50, 0]])),
   )
   assert_allclose(inputs.gt_boxes[0, 0], [20, 0, 40, 10], atol=1e-4)
 
 
-def test_a_placement_as_the_batch_has_it_changes_nothing(ramp):
+def test_a_placement_with_the_sizes_of_the_batch_changes_nothing(ramp):
   flips = jnp.array([True])
   plain = prepare(ramp, flips)
   placed = prepare(
@@ -396,17 +417,18 @@ def test_draw_scale_jitter_fits_the_scale_to_the_canvas(key):
   keys = jax.random.split(key, 200)
   sizes = jnp.tile(jnp.array([[30, 80]]), (200, 1))
   placed = draw_scale_jitter(keys, sizes, scales=(0.1, 2.0), padded_size=LARGE)
-  # At 1, 80 pixels become 64.
+  # At scale 1, 80 pixels become 64.
   scales = np.asarray(placed.resized_sizes[:, 1]) / 64
   assert 0.1 - 0.01 <= scales.min() < 0.2
   assert 1.9 < scales.max() <= 2.0 + 0.01
-  assert_allclose(scales.mean(), 1.05, atol=0.15)  # 4 sigma of 200
+  # The tolerance is four standard deviations of the mean of 200 scales.
+  assert_allclose(scales.mean(), 1.05, atol=0.15)
   assert_allclose(placed.resized_sizes[:, 0], 30 * 0.8 * scales, atol=1.01)
   beyond = np.maximum(np.asarray(placed.resized_sizes) - LARGE, 0)
   offsets = np.asarray(placed.offsets)
   assert (0 <= offsets).all() and (offsets <= beyond).all()
   assert (offsets[beyond > 8] > 0).any()
-  # 48 pixels at most: a canvas of 48 rows cuts nothing.
+  # The image has at most 48 rows, so a canvas of 48 rows cuts off none.
   assert not offsets[:, 0].any()
 
 
@@ -443,7 +465,7 @@ def test_draw_short_sides_takes_each_choice(key):
     lambda keys, _: draw_color_factors(keys, strengths=(0.4, 0.4, 0.4)),
   ],
 )
-def test_what_is_drawn_depends_on_the_key_of_the_row_alone(key, draw):
+def test_random_changes_depend_only_on_the_key_of_the_image(key, draw):
   keys = jax.random.split(key, 16)
   sizes = jnp.tile(jnp.array([[20, 30]]), (16, 1))
   jax.tree.map(

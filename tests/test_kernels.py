@@ -1,4 +1,4 @@
-"""Tests of the choice between kernels and plain JAX."""
+"""Tests of the choice between the kernels and plain JAX."""
 
 import importlib.util
 
@@ -17,7 +17,10 @@ H200 = {
 
 @pytest.fixture
 def installed(monkeypatch):
-  """Sets whether there are Pallas's Triton backend and jax-triton."""
+  """Returns a function that pretends which compilers of kernels are installed.
+
+  They are Pallas's Triton backend and jax-triton.
+  """
 
   def install(*, backend, jax_triton):
     found = {kernels.BACKEND: backend, kernels.OTHER_BACKEND: jax_triton}
@@ -28,7 +31,7 @@ def installed(monkeypatch):
   return install
 
 
-def test_where_pallas_can_be_compiled_jax_triton_changes_nothing(installed):
+def test_jax_triton_is_not_used_if_pallas_can_be_compiled(installed):
   for jax_triton in (False, True):
     installed(backend=True, jax_triton=jax_triton)
     assert kernels.choose_kernels('pallas', **H200) == (
@@ -37,14 +40,14 @@ def test_where_pallas_can_be_compiled_jax_triton_changes_nothing(installed):
     )
 
 
-def test_without_pallas_nms_is_by_jax_triton(installed):
+def test_without_pallas_jax_triton_compiles_nms(installed):
   installed(backend=False, jax_triton=True)
   assert kernels.choose_kernels('pallas', **H200) == (
     Kernels(nms='triton'),
     'Kernels: jax-triton for nms, xla instead of pallas for the rest: '
     'jax 0.11.2 has no jax.experimental.pallas.triton',
   )
-  # Not so unless asked for or measured.
+  # 'xla' does not use it, and 'auto' only if it was measured to be faster.
   assert kernels.choose_kernels('xla', **H200)[0] == XLA
   assert kernels.choose_kernels('auto', **H200)[0] == XLA
 
@@ -58,7 +61,7 @@ def test_without_pallas_nms_is_by_jax_triton(installed):
     (True, {'platform': 'cpu'}, 'has no jax.experimental.pallas'),
   ],
 )
-def test_without_pallas_and_what_jax_triton_needs_it_is_plain_jax(
+def test_plain_jax_is_used_if_neither_pallas_nor_jax_triton_can_be(
   installed, jax_triton, changed, why
 ):
   installed(backend=False, jax_triton=jax_triton)
@@ -68,7 +71,9 @@ def test_without_pallas_and_what_jax_triton_needs_it_is_plain_jax(
   assert why in line
 
 
-def test_auto_takes_of_what_was_measured_what_there_is(installed, monkeypatch):
+def test_auto_uses_the_measured_kernels_that_can_be_compiled(
+  installed, monkeypatch
+):
   monkeypatch.setattr(
     kernels, 'MEASURED', {'NVIDIA H200': {(0, 11): ('nms', 'roi_align')}}
   )
@@ -84,7 +89,7 @@ def test_auto_takes_of_what_was_measured_what_there_is(installed, monkeypatch):
   assert kernels.choose_kernels('auto', **H200)[0] == XLA
 
 
-def test_nms_alone_has_a_kernel_by_jax_triton(installed):
+def test_only_nms_has_a_kernel_for_jax_triton(installed):
   installed(backend=True, jax_triton=True)
   ways = {
     name: kernels.kernels_on_gpu(name)

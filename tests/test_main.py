@@ -1,4 +1,4 @@
-"""Tests of the command line: exit statuses, and one line on what is wrong."""
+"""Tests of the command line: exit statuses and one-line error messages."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def train_flags(tiny_data, tmp_path):
 
 
 def program(*arguments):
-  """Runs the program as a user does."""
+  """Runs the program in a process of its own, as a user does."""
   return subprocess.run(
     [sys.executable, '-m', 'maskrcnn_jax.main', *arguments],
     cwd=ROOT,
@@ -75,9 +75,13 @@ def test_wrong_input_is_one_line_on_stderr(tmp_path):
   )
   assert done.returncode == 2
   assert 'Traceback' not in done.stderr
-  (line,) = (x for x in done.stderr.splitlines() if x.startswith('error: '))
-  assert line == done.stderr.splitlines()[-1]
-  assert 'none.json' in line
+  lines = done.stderr.splitlines()
+  (line,) = (x for x in lines if x.startswith('error: '))
+  assert lines[-2:] == [
+    line,
+    'For more about A25: python -m maskrcnn_jax.explain A25',
+  ]
+  assert 'A25: ' in line and 'none.json' in line
 
 
 @pytest.mark.parametrize(
@@ -424,7 +428,7 @@ def test_eval_and_predict_change_keys_of_the_stored_recipe(
     '--mode=eval', *where, *truth, '--config.detections.max_detections=2'
   )
   assert code == 0, err
-  assert 'detections: 10 box' in out  # 2 of each of 5 images
+  assert 'detections: 10 box' in out  # 2 in each of the 5 images
   line = refuse('--mode=eval', *where, *truth, '--config.detections.min_scor=1')
   assert 'did you mean --config.detections.min_score?' in line
   line = refuse('--mode=eval', *where, *truth, '--config.geometry=legacy')
@@ -442,7 +446,7 @@ def test_predict_without_pictures_is_wrong_input(refuse, tiny_run, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='writes to /proc')
-def test_predict_into_what_cannot_be_written_to(refuse, tiny_run, tiny_data):
+def test_predict_into_a_read_only_folder(refuse, tiny_run, tiny_data):
   line = refuse(
     '--mode=predict',
     f'--checkpoint={tiny_run[0]}',
@@ -479,7 +483,8 @@ def test_a_save_that_fails_is_a_failure(refuse, train_flags, monkeypatch):
 
 @pytest.mark.parametrize('line', ['', 'JAX '])
 def test_ctrl_c_is_one_line_and_status_130(tiny_run, tmp_path, line):
-  # As a shell starts what is in the foreground.
+  # The process has the default handler of Ctrl-C, as a program that a shell
+  # starts in the foreground.
   process = subprocess.Popen(
     [
       sys.executable,
@@ -503,7 +508,8 @@ main.run()
     env=os.environ | {'JAX_PLATFORMS': 'cpu'},
   )
   assert process.stdout.readline() == 'begins\n'
-  # At once, while it imports; or when it works.
+  # Without a line, the signal arrives while the program imports its modules;
+  # with 'JAX ', when it has started JAX.
   while line and line not in process.stderr.readline():
     pass
   process.send_signal(signal.SIGINT)
@@ -517,7 +523,7 @@ def test_train_through_the_command_line_continues(
   run, refuse, train_flags, tiny_run, tmp_path
 ):
   shutil.copytree(tiny_run[0], tmp_path / 'run')
-  # Evaluation may change when a run is continued.
+  # Keys of the evaluation may change when a run is continued.
   code, out, _ = run(
     *train_flags, '--skip_test', '--config.rpn.eval.post_nms=8'
   )

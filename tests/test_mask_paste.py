@@ -1,4 +1,4 @@
-"""Pasting: against the definition, SciPy's sampling and pycocotools' codes."""
+"""Tests of pasting masks: against the definition, SciPy and pycocotools."""
 
 import numpy as np
 from pycocotools import mask as mask_api
@@ -7,12 +7,13 @@ from scipy import ndimage
 
 from maskrcnn_jax import mask_paste
 
-# pycocotools 2.0.11 decodes with an __array__ from before NumPy 2.
+# The decoder of pycocotools 2.0.11 has an `__array__` method from before NumPy
+# 2, which warns.
 pytestmark = pytest.mark.filterwarnings(
   'ignore:__array__ implementation:DeprecationWarning'
 )
 
-# (x1, y1, x2, y2) for an image of 24 rows and 31 columns.
+# (x1, y1, x2, y2) in pixels of an image of 24 rows and 31 columns.
 BOXES = np.array(
   [
     [3.2, 4.7, 20.9, 18.1],
@@ -38,7 +39,11 @@ def _paste(masks, boxes, *, height=HEIGHT, width=WIDTH, threshold=0.5):
 
 
 def _samples_by_definition(mask, box):
-  """One pixel at a time: the four cells around its centre, zero outside."""
+  """Returns the bilinear sample of each pixel of the image, one at a time.
+
+  A sample is a weighted sum of the four cells around the centre of the pixel.
+  Cells outside the mask are zero.
+  """
   side = len(mask)
   x1, y1, x2, y2 = (float(v) for v in box)
   out = np.zeros((HEIGHT, WIDTH))
@@ -68,13 +73,14 @@ def _samples_by_scipy(mask, box):
 
 @pytest.mark.parametrize('samples', [_samples_by_definition, _samples_by_scipy])
 @pytest.mark.parametrize('threshold', [0.2, 0.5, 0.8])
-def test_paste_masks_agrees_with(samples, threshold):
+def test_paste_masks_agrees_with_other_samples(samples, threshold):
   rng = np.random.default_rng(0)
   masks = rng.uniform(size=(len(BOXES), 5, 5)).astype(np.float32)
   pasted = _paste(masks, BOXES, threshold=threshold)
   for mask, box, ours in zip(masks, BOXES, pasted, strict=True):
     expected = samples(mask, box)
-    assert np.abs(expected - threshold).min() > 1e-6  # no sample on the edge
+    # No sample is so close to the threshold that rounding would decide.
+    assert np.abs(expected - threshold).min() > 1e-6
     np.testing.assert_array_equal(ours, expected >= threshold)
 
 
@@ -93,13 +99,13 @@ def test_paste_masks_of_a_full_mask_in_a_pixel_box_is_that_pixel():
 
 
 def test_paste_masks_keeps_the_threshold_itself():
-  # One cell a pixel: each sample is the cell itself.
+  # A cell is as large as a pixel, so each sample equals its cell.
   mask = np.full((1, 2, 2), 0.5, np.float32)
   pasted = _paste(mask, np.array([[0, 0, 2, 2]], np.float32))
   assert pasted[0].sum() == 4 and pasted[0][:2, :2].all()
 
 
-def test_paste_masks_gives_the_codes_of_pycocotools(monkeypatch):
+def test_paste_masks_gives_the_run_lengths_of_pycocotools(monkeypatch):
   monkeypatch.setattr(mask_paste, 'STRIP_PIXELS', 100)  # several strips
   rng = np.random.default_rng(1)
   masks = rng.uniform(size=(len(BOXES), 6, 6)).astype(np.float32)
@@ -145,6 +151,6 @@ def test_paste_masks_names_the_detection_that_is_not_finite(broken):
     mask_paste.paste_masks(masks, boxes, height=HEIGHT, width=WIDTH)
 
 
-def test_paste_masks_refuses_a_threshold_that_takes_everything():
+def test_paste_masks_refuses_a_threshold_of_zero():
   with pytest.raises(ValueError, match='threshold'):
     _paste(np.ones((1, 4, 4), np.float32), BOXES[:1], threshold=0.0)

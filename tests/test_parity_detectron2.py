@@ -1,4 +1,7 @@
-"""Detectron2's Mask R-CNN, stage by stage: the preset `modern`."""
+"""The preset `modern` gives the results of detectron2's Mask R-CNN.
+
+The results are compared after each stage of the network.
+"""
 
 import jax
 import numpy as np
@@ -22,7 +25,7 @@ def test_inference_equals_detectron2(path):
   image = golden['image_bgr_uint8'][:, :, ::-1]
   size = image.shape[:2]
   config = parity.parity_config('modern', size)
-  # Weights of Caffe2.
+  # The weights are those of Caffe2.
   config.model.stride_in_1x1 = True
   config.data.pixel_std = (1.0, 1.0, 1.0)
   config.data.pixel_mean = (123.675, 116.28, 103.53)
@@ -102,7 +105,7 @@ def test_inference_equals_detectron2(path):
   )
   assert len(final.boxes) == len(labels)
   left, right = parity.pair_boxes(
-    # Only those of a class can be a pair.
+    # With the class as a fifth number, only boxes of one class are paired.
     np.column_stack([final.boxes, final.classes]),
     np.column_stack([golden['det_boxes'], labels]),
     atol=0.05,

@@ -1,4 +1,7 @@
-"""Torchvision's Mask R-CNN, stage by stage: the preset `torchvision`."""
+"""The preset `torchvision` gives the results of torchvision's Mask R-CNN.
+
+The results are compared after each stage of the network.
+"""
 
 from flax import traverse_util
 import jax
@@ -26,10 +29,14 @@ FILES = parity.golden_files('torchvision', torchvision_seed0=pytest.mark.slow)
 
 
 class Ours:
-  """The network with torchvision's weights, and the image of a file."""
+  """This network with torchvision's weights, and the image of a file."""
 
   def __init__(self, golden):
-    """Draws the weights."""
+    """Draws the weights and reads the image.
+
+    Args:
+      golden: Contents of a file of torchvision's results.
+    """
     seed, classes = int(golden['seed']), int(golden['classes'])
     image = np.round(golden['image'] * 255).astype(np.uint8)
     self.size = image.shape[:2]
@@ -133,7 +140,7 @@ def test_inference_equals_torchvision(path):
   )
   assert len(final.boxes) == len(golden['det_boxes'])
   left, right = parity.pair_boxes(
-    # Only those of a class can be a pair.
+    # With the class as a fifth number, only boxes of one class are paired.
     np.column_stack([final.boxes, final.classes]),
     np.column_stack([golden['det_boxes'], labels]),
     atol=0.05,
@@ -156,7 +163,8 @@ def test_training_equals_torchvision(path):
   golden = np.load(path)
   ours = Ours(golden)
   config = ours.config
-  # Torchvision's limits, and samples that take every candidate.
+  # Torchvision's limits, and samples so large that every candidate is in them,
+  # so that the random choice of the programs does not matter.
   for key in ('pre_nms', 'post_nms', 'num_proposals'):
     config.rpn.train[key] = 2000
   config.rpn.num_samples = 65_536

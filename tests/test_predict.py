@@ -24,7 +24,7 @@ def detector(tiny_run):
 
 @pytest.fixture
 def pictures(tiny_data, tmp_path):
-  """A folder with a picture, one in a sub-folder, and what is no picture."""
+  """A folder with a picture, a picture in a sub-folder, and a text file."""
   folder = tmp_path / 'pictures'
   (folder / 'sub' / 'deep').mkdir(parents=True)
   shutil.copyfile(tiny_data / 'images' / 'val_00000.jpg', folder / 'a.jpg')
@@ -36,7 +36,10 @@ def pictures(tiny_data, tmp_path):
 
 @pytest.fixture
 def run(detector, tmp_path):
-  """Predicts and returns the results and how many files were broken."""
+  """Returns a function that predicts on the pictures of a pattern.
+
+  It returns the content of predictions.json and the number of broken files.
+  """
 
   def run_on(pattern):
     broken = predict(
@@ -66,7 +69,7 @@ def size_of(path):
 
 
 def assert_drawn_on(tmp_path, overlay, width, height):
-  """Small pictures are drawn enlarged by a whole number."""
+  """Checks that an overlay has the size of its picture or a multiple of it."""
   drawn = size_of(tmp_path / 'run' / 'predictions' / overlay)
   times = drawn[0] // width
   assert times >= 1
@@ -82,7 +85,7 @@ def test_predict_reads_gray_of_16_bits(detector, tmp_path):
   assert predict(detector, config=config, **options) == 1
   config.data.pixel_range = (0, 4000)
   assert predict(detector, config=config, **options) == 0
-  # 8 bits of the same picture give the same.
+  # The same picture with 8 bits gives the same detections.
   gray = np.where(values > 0, 255, 0).astype(np.uint8)
   Image.fromarray(gray).save(tmp_path / 'b.png')
   path = tmp_path / 'run' / 'predictions' / 'predictions.json'
@@ -175,7 +178,8 @@ def test_predict_skips_and_names_broken_files(
   monkeypatch.setattr(
     logging, 'error', lambda text, *args: lines.append(text % args)
   )
-  # One that shows it at once, and one only when it is decoded.
+  # The first file is recognized as broken at once, the second only when it is
+  # decoded.
   (pictures / 'aa.jpg').write_bytes(b'no picture')
   whole = (pictures / 'a.jpg').read_bytes()
   (pictures / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
@@ -194,7 +198,8 @@ def test_predict_of_broken_files_alone_finds_nothing(run, tmp_path):
 
 
 def test_predict_turns_a_picture_as_a_viewer_does(run, pictures, tmp_path):
-  # Turned by a right angle; what is 80 wide on disk is shown 64 wide.
+  # The EXIF orientation turns the picture by a right angle: it is 80 pixels
+  # wide on disk and 64 pixels wide in a viewer.
   exif = Image.Exif()
   exif[ExifTags.Base.Orientation] = 6
   picture = Image.fromarray(
@@ -204,7 +209,8 @@ def test_predict_turns_a_picture_as_a_viewer_does(run, pictures, tmp_path):
   results, _ = run(pictures / 'turned.jpg')
   assert {tuple(r['segmentation']['size']) for r in results} == {(80, 64)}
   assert_drawn_on(tmp_path, 'turned.png', 64, 80)
-  # As a viewer does, and then upright in the file.
+  # The same picture, turned by EXIF and turned in the file, gives the same
+  # boxes.
   picture.rotate(-90, expand=True).save(pictures / 'upright.png')
   picture.save(pictures / 'turned.png', exif=exif)
   turned, _ = run(pictures / 'turned.png')
@@ -225,7 +231,7 @@ def test_predict_draws_pictures_of_one_stem_apart(run, pictures, tmp_path):
 
 
 def test_predict_of_a_large_picture_is_in_its_own_pixels(run, tmp_path):
-  # More than max_source_side, so that the network gets a reduced one.
+  # The sides are above max_source_side, so the network gets a shrunk picture.
   picture = np.random.default_rng(0).integers(0, 256, (170, 200, 3), np.uint8)
   Image.fromarray(picture).save(tmp_path / 'large.png')
   results, _ = run(tmp_path / 'large.png')

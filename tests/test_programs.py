@@ -1,4 +1,4 @@
-"""The same arguments for a recipe mean the same to every program."""
+"""Tests that every program reads the arguments of a recipe in the same way."""
 
 import json
 import os
@@ -12,7 +12,8 @@ import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# A folder whose name is a number, a value after a space, and True and False.
+# The arguments cover a folder whose name is a number, values after a space, and
+# two spellings of boolean keys.
 RECIPE = (
   f'--config={tiny.__file__}',
   '--config.data.train.images=2017',

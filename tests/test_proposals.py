@@ -1,4 +1,4 @@
-"""Tests of the proposals, against the definition in slow NumPy."""
+"""Tests of the proposals, against a slow reference implementation."""
 
 import functools
 import math
@@ -41,11 +41,12 @@ propose = functools.partial(
 
 
 def one_cell(*anchors):
-  """A level of a single cell with these anchors."""
+  """Returns a level of a single cell that has these anchors."""
   return AnchorLevel(1, (1, 1), anchors)
 
 
 def iou(box, other):
+  """Returns the intersection over union of two boxes."""
   width = min(box[2], other[2]) - max(box[0], other[0])
   height = min(box[3], other[3]) - max(box[1], other[1])
   if width <= 0 or height <= 0:
@@ -67,7 +68,12 @@ def proposals_by_definition(
   iou_threshold,
   padding_multiple,
 ):
-  """Per level top-k, decode, clip and greedy NMS; then the image's top-k."""
+  """Returns the boxes and scores of the proposals of one image, best first.
+
+  On each level, the `pre_nms` best anchors are decoded and clipped, and greedy
+  NMS keeps at most `post_nms` of them. The result is the best `num_proposals`
+  boxes of all levels.
+  """
   height, width = (int(side) for side in image_size)
   rows = -(-height // padding_multiple) * padding_multiple
   columns = -(-width // padding_multiple) * padding_multiple
@@ -109,7 +115,7 @@ def proposals_by_definition(
 
 @pytest.fixture
 def rpn(key):
-  """Random output of an RPN that moves its anchors about."""
+  """Returns random logits and deltas of all anchors."""
   logits_key, deltas_key = jax.random.split(key)
   return (
     jax.random.normal(logits_key, (NUM_ANCHORS,)),
@@ -121,9 +127,9 @@ def rpn(key):
 @pytest.mark.parametrize(
   ('pre_nms', 'post_nms', 'num_proposals'),
   [(40, 20, 30), (500, 500, 50), (500, 4, 50)],
-  ids=['all limits', 'levels smaller than limits', 'few leave a level'],
+  ids=['all limits', 'levels smaller than limits', 'few kept on each level'],
 )
-def test_make_proposals_is_the_definition(
+def test_make_proposals_agrees_with_the_definition(
   rpn, image_size, pre_nms, post_nms, num_proposals
 ):
   sizes = dict(pre_nms=pre_nms, post_nms=post_nms, num_proposals=num_proposals)
@@ -145,7 +151,7 @@ def test_make_proposals_is_the_definition(
 
 
 def test_make_proposals_suppresses_inside_a_level_only():
-  # Two identical boxes of one level, and the same box on another level.
+  # Two identical boxes on one level, and the same box on another level.
   box = (10.0, 10.0, 20.0, 20.0)
   anchors = (one_cell(box, box), one_cell(box))
   proposals = propose(
@@ -162,11 +168,11 @@ def test_make_proposals_suppresses_inside_a_level_only():
   assert_allclose(proposals.scores, [0.880797, 0.5, 0], rtol=1e-5)
 
 
-def test_make_proposals_clips_to_the_image_and_drops_what_is_outside():
+def test_make_proposals_clips_to_the_image_and_drops_boxes_outside():
   anchors = (one_cell((-5.0, -5.0, 15.0, 15.0), (40.0, 40.0, 50.0, 50.0)),)
-  # The image is 30 wide, 20 high; its padded canvas is 32x32. The second
-  # anchor's centre is beyond that; moved by -1 of its width, the first is
-  # outside the image too.
+  # The image is 30 pixels wide and 20 high and is padded to 32x32. The centre
+  # of the second anchor is beyond that. The first anchor is moved to the left
+  # by its width, which is outside the image too.
   proposals = propose(
     jnp.array([1.0, 2.0]),
     jnp.array([[-1.0, 0, 0, 0], [0, 0, 0, 0]]),
@@ -194,7 +200,8 @@ def test_a_larger_canvas_gives_the_same_proposals(rpn):
   sizes = {3: (12.0,), 4: (24.0,), 5: (48.0,)}
   large_levels = anchor_levels((96, 128), sizes=sizes, ratios=(0.5, 2.0))
   large = make_anchors(large_levels)
-  # What the larger canvas adds is very sure of itself, and must not count.
+  # The anchors that the larger canvas adds get high scores. They must have no
+  # effect.
   large_logits, large_deltas, start = [], [], 0
   for level, (small, big) in enumerate(zip(ANCHORS, large, strict=True)):
     stride = 2 ** (level + 3)

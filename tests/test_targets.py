@@ -1,4 +1,4 @@
-"""Tests of the targets: what is learned from, and what is to be predicted."""
+"""Tests of the targets: sampled anchors and RoIs, and the desired outputs."""
 
 import functools
 
@@ -63,6 +63,7 @@ mask_targets = jax.jit(
 
 
 def make_proposal_slots(boxes, *, padding=0):
+  """Returns `Proposals` of these boxes, and `padding` slots without a box."""
   boxes = np.reshape(boxes, (-1, 4)).astype(np.float32)
   return Proposals(
     boxes=np.pad(boxes, ((0, padding), (0, 0))),
@@ -95,8 +96,8 @@ def assert_trees_equal(one, other):
     assert_array_equal(a, b)
 
 
-# Truth (0, 0, 10, 10), 100 pixels. Overlaps: the same; 80/100; 50/100, which
-# is neither; 10/190 = 0.05; none.
+# Their overlaps with an object at (0, 0, 10, 10), which has 100 pixels, are 1;
+# 80/100; 50/100, which is neither foreground nor background; 10/190 = 0.05; 0.
 ANCHORS = np.array(
   [
     [0, 0, 10, 10],
@@ -116,8 +117,8 @@ def test_make_rpn_targets_by_hand(key):
   assert sorted(np.array(targets.indices[2:4])) == [3, 4]
   assert_array_equal(targets.foreground, [True] * 2 + [False] * 6)
   assert_array_equal(targets.valid, [True] * 4 + [False] * 4)
-  # From (0, 0, 10, 8): the centre moves down by 1 of 8, and the height grows
-  # to 10 / 8 of it.
+  # From (0, 0, 10, 8), the centre moves down by 1/8 of the height, and the
+  # height grows to 10/8.
   deltas = {0: [0, 0, 0, 0], 1: [0, 0.125, 0, np.log(1.25)]}
   for slot in range(2):
     assert_allclose(
@@ -128,8 +129,8 @@ def test_make_rpn_targets_by_hand(key):
   assert not targets.delta_targets[2:].any()
 
 
-def test_make_rpn_targets_rescues_the_best_anchor_of_a_truth(key):
-  # No anchor reaches 0.7; the best of them has 80 of 160 pixels.
+def test_make_rpn_targets_rescues_the_best_anchor_of_an_object(key):
+  # No anchor overlaps the object by 0.7. The best overlap is 80 of 160 pixels.
   boxes = np.array([[0, 0, 10, 16]], np.float32)
   targets = rpn_targets(ANCHORS[1:], SIZE, boxes, np.array([True]), key)
   assert_array_equal(targets.foreground, [True] + [False] * 7)
@@ -137,7 +138,8 @@ def test_make_rpn_targets_rescues_the_best_anchor_of_a_truth(key):
 
 
 def test_make_rpn_targets_never_takes_anchors_beyond_the_padded_image(key):
-  # An image of 30x30 is padded to 32x32; the last anchor's centre is at 45.
+  # An image of 30x30 pixels is padded to 32x32. The centre of the last anchor
+  # is at 45.
   boxes = np.array([[40, 40, 50, 50]], np.float32)
   targets = rpn_targets(
     ANCHORS, np.array([30, 30], np.int32), boxes, np.array([True]), key
@@ -164,7 +166,7 @@ def test_make_rpn_targets_agrees_with_the_definition(key):
   best = overlap.max(axis=1)
   labels = np.where(best >= 0.7, 1, np.where(best < 0.3, 0, -1))
   labels[(overlap == overlap.max(axis=0)).any(axis=1)] = 1
-  # Room for all: the sample is no longer random.
+  # The sample has room for all anchors, so it is not random.
   targets = rpn_targets(
     anchors, SIZE, boxes, np.ones(3, bool), key, num_samples=120
   )
@@ -185,8 +187,9 @@ def test_make_roi_targets_by_hand(key):
   targets = roi_targets(
     proposals, boxes, np.array([3, 5], np.int32), np.ones(2, bool), key
   )
-  # Foreground: the first proposal, 80 of 100 pixels of truth 1, and both
-  # truths themselves. Background: the second proposal, 40 of 100.
+  # Foreground: the first proposal, which overlaps object 1 by 80 of 100 pixels,
+  # and the boxes of both objects. Background: the second proposal, which
+  # overlaps object 1 by 40 of 100 pixels.
   assert_array_equal(targets.foreground, [True] * 3 + [False] * 5)
   assert_array_equal(targets.valid, [True] * 4 + [False] * 4)
   assert_array_equal(targets.rois[3], [0, 0, 4, 10])
@@ -198,18 +201,18 @@ def test_make_roi_targets_by_hand(key):
     [0, 10 * 0.125, 0, 5 * np.log(1.25)],
     atol=1e-6,
   )
-  for roi, truth in (
+  for roi, slot in (
     ((0, 0, 10, 8), 1),
     ((0, 0, 10, 10), 1),
     ((30, 30, 40, 40), 0),
   ):
-    assert int(targets.objects[found[roi]]) == truth
-    assert int(targets.class_targets[found[roi]]) == (3, 5)[truth]
+    assert int(targets.objects[found[roi]]) == slot
+    assert int(targets.class_targets[found[roi]]) == (3, 5)[slot]
   assert_array_equal(targets.class_targets[3:], np.zeros(5))
   assert_array_equal(targets.objects[3:], np.zeros(5))
 
 
-def test_make_roi_targets_of_exactly_half_is_foreground(key):
+def test_make_roi_targets_with_exactly_the_threshold_are_foreground(key):
   proposals = make_proposal_slots([[0, 0, 10, 5]])
   targets = roi_targets(
     proposals,
@@ -252,7 +255,7 @@ def test_make_roi_targets_without_objects_is_all_background(key):
   assert not targets.delta_targets.any()
 
 
-def test_make_roi_targets_of_nothing_at_all_is_empty(key):
+def test_make_roi_targets_without_proposals_and_objects_is_empty(key):
   targets = roi_targets(
     make_proposal_slots([], padding=3),
     np.zeros((2, 4), np.float32),
@@ -265,14 +268,14 @@ def test_make_roi_targets_of_nothing_at_all_is_empty(key):
   assert np.isfinite(np.array(targets.delta_targets)).all()
 
 
-def test_slots_of_padding_truth_change_nothing(key):
+def test_slots_of_ground_truth_padding_change_nothing(key):
   anchors_key, boxes_key, key = jax.random.split(key, 3)
   anchors = np.asarray(random_boxes(anchors_key, 50))
   boxes = np.asarray(random_boxes(boxes_key, 3))
   classes = np.array([1, 2, 3], np.int32)
   valid = np.ones(3, bool)
   padded = (
-    # What lies in padding is of no account.
+    # The values in padding must have no effect.
     np.pad(boxes, ((0, 4), (0, 0)), constant_values=5),
     np.pad(classes, (0, 4), constant_values=9),
     np.pad(valid, (0, 4)),
@@ -301,7 +304,7 @@ def test_invalid_proposals_change_nothing(key):
   assert_trees_equal(roi_targets(proposals, *truth), roi_targets(other, *truth))
 
 
-def test_rows_of_a_batch_get_the_targets_that_they_get_alone(key):
+def test_images_of_a_batch_get_the_same_targets_as_alone(key):
   anchors_key, boxes_key, key = jax.random.split(key, 3)
   anchors = random_boxes(anchors_key, 50)
   boxes = jnp.stack([random_boxes(k, 3) for k in jax.random.split(boxes_key)])
@@ -328,7 +331,7 @@ def test_another_key_draws_another_sample(key):
 
 @pytest.fixture
 def square():
-  """Truth 0 is the square from 2 to 6; truth 1 is padding."""
+  """Returns outlines: object 0 is a square from 2 to 6, object 1 is padding."""
   return Outlines(
     vertices=np.array(
       [[2, 2], [6, 2], [6, 6], [2, 6], [2, 2], [0, 0]], np.float32
@@ -345,8 +348,9 @@ def test_make_mask_targets_draws_the_object_in_the_frame_of_the_roi(square):
     jnp.zeros(3, jnp.int32),
     jnp.ones(3, bool),
   )
-  # Cells of 2 pixels: the square has the middle two by two. Of the second
-  # RoI it has the middle two rows, of the third all.
+  # In the first RoI a cell has 2x2 pixels, and the square covers the middle
+  # 2x2 cells. It covers the middle two rows of the second RoI and all of the
+  # third.
   middle = np.array([0, 1, 1, 0])
   assert_array_equal(masks[0], np.outer(middle, middle))
   assert_array_equal(masks[1], np.outer(middle, np.ones(4)))

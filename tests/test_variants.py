@@ -1,4 +1,4 @@
-"""Whole runs of models without masks, classes or a feature pyramid."""
+"""Tests of complete runs of models without masks, classes or a pyramid."""
 
 import functools
 import json
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures('compilation_cache')
 
 
 def variant(data, **sizes):
-  """The recipe `tiny` of another model."""
+  """Returns the recipe `tiny` with other values for the keys of the model."""
   config = tiny.with_data(tiny.get_config(), data)
   config.model.update(sizes)
   config.train.num_steps = 2
@@ -56,7 +56,12 @@ def read(path):
 
 
 def run_all(config, workdir, data):
-  """Trains, evaluates and predicts; gives figures, AP, records."""
+  """Trains, evaluates and predicts.
+
+  Returns:
+    The figures of each training step, the names of the files that the
+    evaluation wrote, its results, and the predictions.
+  """
   figures = tiny.run_training(config, workdir, skip_test=False)
   assert all(np.isfinite(x) for step in figures for x in step.values())
   assert (
@@ -168,7 +173,7 @@ def test_a_variant_has_the_losses_and_detections_of_its_heads(
       detector.detect(batch, padded_size=(64, 64)),
     )
 
-  # Shapes alone: compiling and running it is for the slow tests.
+  # Only shapes are computed: compiling and running are for the slow tests.
   (after, figures), before, detections = jax.eval_shape(
     run, jax.random.key(0), batch
   )
@@ -218,7 +223,8 @@ def test_a_model_of_proposals_trains_and_finds_proposals(
   assert set(results) == {'proposals', 'step'}
   assert {record['category_name'] for record in records} == {'object'}
   assert 'Average Precision' not in capsys.readouterr().out
-  # Their classes do not matter, here those of another set.
+  # The recall of proposals does not depend on the classes of the model: the
+  # same weights with no class at all give the same recall.
   detector = load_detector(tmp_path, None)
   truth = config.data.eval
   recall = evaluate(
@@ -256,13 +262,13 @@ def test_a_convnext_trains_with_adamw_and_finds_masks(tiny_data, tmp_path):
   assert records and all('segmentation' in record for record in records)
   arrays = tiny.saved_arrays(tmp_path, 2)
   assert any('/backbone/layer3/' in name for name in arrays)
-  # A continued training has Adam's averages.
+  # A continued training restores the averages of Adam.
   config.train.num_steps = 4
   assert len(tiny.run_training(config, tmp_path)) == 2
 
 
 def test_canvas_does_not_matter_to_the_anchors_of_a_c4_model():
-  # 40 pixels are 3 cells of 16, however large the canvas is.
+  # An image of 40 x 33 pixels has 3 x 3 cells of 16 pixels on every canvas.
   from maskrcnn_jax.config import geometry_of
   from maskrcnn_jax.ops.anchors import anchors_in_image, make_anchors
 
@@ -296,7 +302,7 @@ def test_c4_heads_see_the_last_stage_of_the_resnet():
   )
   images = jnp.zeros((1, 64, 64, 3))
   rng = np.random.default_rng(0)
-  # Positive, as variances must be.
+  # All values are positive, because variances must be.
   variables = jax.tree.map(
     lambda x: rng.uniform(0.01, 0.1, x.shape).astype(np.float32),
     jax.eval_shape(model.init, jax.random.key(0), images),
@@ -338,7 +344,7 @@ def test_c4_heads_see_the_last_stage_of_the_resnet():
     dict(body='c4'),
   ],
 )
-def test_a_model_that_there_is_not_is_refused(sizes):
+def test_a_model_that_does_not_exist_is_refused(sizes):
   config = tiny.get_config()
   config.model.update(sizes)
   with pytest.raises(InputError, match=r'^C05: config\.'):
@@ -346,7 +352,7 @@ def test_a_model_that_there_is_not_is_refused(sizes):
 
 
 def save_model(config, num_classes, target):
-  """Saves random weights; gives them by name."""
+  """Saves a checkpoint with random weights and returns {name: array}."""
   config.model.width = 8
   rcnn = Rcnn.from_config(config, num_classes=num_classes, dtype=jnp.float32)
   shapes = jax.eval_shape(rcnn.init, jax.random.key(0))
@@ -400,11 +406,11 @@ def save_model(config, num_classes, target):
     ),
   ],
 )
-def test_init_from_takes_all_but_class_layers_and_heads_that_are_not_there(
+def test_init_from_takes_all_weights_but_class_layers_and_missing_heads(
   tiny_data, tmp_path, monkeypatch, here, there, afresh, unused
 ):
   theirs = variant(tiny_data, **there)
-  # Six classes there, three here.
+  # The checkpoint has six classes, the training three.
   leaves = save_model(theirs, 7, tmp_path / 'theirs')
   config = variant(tiny_data, **here)
   monkeypatch.setattr(

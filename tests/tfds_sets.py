@@ -1,4 +1,4 @@
-"""A small COCO set with every kind of mask, built as a tfds set."""
+"""Builds a tfds set from a small COCO set with every kind of mask."""
 
 import json
 import sys
@@ -17,7 +17,8 @@ COMPRESSED = mask.frPyObjects(
 )
 COMPRESSED['counts'] = COMPRESSED['counts'].decode()
 
-# Every form that a mask may have.
+# Masks in every form that COCO has: one polygon, several polygons, uncompressed
+# and compressed RLE.
 MASKS = [
   [[1.1, 2.3, 9.7, 2.3, 9.7, 11.9]],
   [[1, 1, 5, 1, 5, 5], [6, 6, 9, 6, 9, 9.5]],
@@ -27,7 +28,7 @@ MASKS = [
 
 
 def box_of(segmentation):
-  """The COCO box of a mask."""
+  """Returns the box (x, y, width, height) around a mask in any COCO form."""
   if isinstance(segmentation, dict):
     counts = segmentation['counts']
     if isinstance(counts, list):
@@ -39,7 +40,18 @@ def box_of(segmentation):
 
 
 def write_set(folder, *, ids=(7, 'b', 2.5)):
-  """Three images: four objects, none, a crowd; sparse, unsorted categories."""
+  """Writes a COCO set with the splits train and val, which are the same.
+
+  The first of the three images has four objects, the second none, and the
+  third a crowd region. The category ids have gaps and are not sorted.
+
+  Args:
+    folder: The folder to make and to write to.
+    ids: The ids of the three images.
+
+  Returns:
+    The content of the JSON files.
+  """
   (folder / 'images').mkdir(parents=True)
   rng = np.random.default_rng(0)
   images = []
@@ -84,7 +96,13 @@ def write_set(folder, *, ids=(7, 'b', 2.5)):
 
 
 def build(folder, out, *, name='folder'):
-  """Builds a tfds set, as the command does."""
+  """Builds a tfds set with the command build_tfds.
+
+  Args:
+    folder: The folder of the COCO files.
+    out: The folder of the tfds sets.
+    name: The --name of the command.
+  """
   arguments = [
     'build_tfds',
     f'--manual_dir={folder}',
@@ -97,12 +115,12 @@ def build(folder, out, *, name='folder'):
 
 
 def records_of(out, *, name='folder', split='train'):
-  """Names a split of a set that `build` wrote."""
+  """Returns a split of a set that `build` wrote into the folder `out`."""
   return Records(f'coco_instances/{name}', split, str(out))
 
 
 def files_of(folder, *, split='train'):
-  """Names the COCO files that a split was made from."""
+  """Returns the COCO files in `folder` that a split was made from."""
   return CocoFiles(
     str(folder / 'images'), str(folder / f'instances_{split}.json')
   )

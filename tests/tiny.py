@@ -1,4 +1,4 @@
-"""A recipe and a data set so tiny that a test can train; runs of them.
+"""A recipe so small that a test can train with it, and helpers for such runs.
 
 The file is itself a recipe: --config=tests/tiny.py.
 """
@@ -15,18 +15,18 @@ from maskrcnn_jax.config import default_config
 from maskrcnn_jax.runtime import checkpoint
 from maskrcnn_jax.training import run as train
 
-# As `tiny_data` draws them: 8 to train on, 5 to evaluate.
+# Number of training and of evaluation images that `tiny_data` draws.
 NUM_TRAIN, NUM_VAL = 8, 5
 
-# XLA_FLAGS for programs that compile much and compute little: compiling takes
-# two thirds of the time.
+# XLA_FLAGS for programs that compile much and compute little. With the usual
+# flags, compiling takes two thirds of their time.
 QUICK_COMPILATION = (
   '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 )
 
 
 def get_config():
-  """Returns a recipe of 64 px pictures that has frozen stages and constants."""
+  """Returns a recipe for 64 x 64 pixels with frozen stages and constants."""
   config = default_config()
   config.model.depth = 18
   config.model.width = 8
@@ -44,7 +44,7 @@ def get_config():
   config.roi.num_samples = 16
   config.roi.sampling_ratio = 2
   config.detections.max_detections = 8
-  # A network that has learned nothing finds something in each picture too.
+  # With this, also an untrained network has detections in each image.
   config.detections.min_score = 0.0
   config.data.short_side = 64
   config.data.long_side = 64
@@ -64,7 +64,12 @@ def get_config():
 
 
 def with_data(config, data: pathlib.Path):
-  """Points a recipe to a data set of `write_shapes` and returns it."""
+  """Sets the data set of a recipe, in place, and returns the recipe.
+
+  Args:
+    config: The recipe.
+    data: The folder of a data set that `write_shapes` has written.
+  """
   for part, name in ((config.data.train, 'train'), (config.data.eval, 'val')):
     part.images = str(data / 'images')
     part.annotations = str(data / f'instances_{name}.json')
@@ -72,7 +77,7 @@ def with_data(config, data: pathlib.Path):
 
 
 def data_flags(data: pathlib.Path) -> list[str]:
-  """The same for the command line."""
+  """Returns the arguments that give a data set of `write_shapes` to main.py."""
   return [
     f'--config.data.{part}.{key}={value}'
     for part, name in (('train', 'train'), ('eval', 'val'))
@@ -85,7 +90,11 @@ def data_flags(data: pathlib.Path) -> list[str]:
 
 @contextlib.contextmanager
 def recorded_figures():
-  """Gives a list that gets the figures of each training step, unrounded."""
+  """Context manager that records the unrounded figures of each training step.
+
+  Yields:
+    A list to which each step adds {name: figure}.
+  """
   figures = []
   add = train.TrainingLog.add
 
@@ -101,33 +110,42 @@ def recorded_figures():
 
 
 def run_training(config, workdir: pathlib.Path, **options) -> list[dict]:
-  """Trains, without an evaluation, and returns the figures of each step."""
+  """Trains and returns the figures of each step.
+
+  Args:
+    config: The recipe.
+    workdir: The workdir of the run.
+    **options: Options of `train`. By default there is no evaluation.
+  """
   with recorded_figures() as figures:
     train.train(config, workdir, **{'skip_test': True} | options)
   return figures
 
 
 class IdleStep:
-  """Stands for a training step; changes nothing and takes no compiling."""
+  """Replaces the jitted training step; needs no compiling and trains nothing.
+
+  An object stands for the jitted, the lowered and the compiled function.
+  """
 
   def __init__(self):
-    """Starts with no step compiled."""
-    self.padded_sizes = []  # that it was compiled for
+    """Creates a step that is not compiled for any size yet."""
+    self.padded_sizes = []  # the sizes that `lower` was called with
 
   def lower(self, state, batch, *, padded_size):
-    """Takes the place of the jitted function's."""
+    """Records the padded size, as if the step was lowered for it."""
     self.padded_sizes.append(padded_size)
     return self
 
   def compile(self):
-    """Takes the place of the lowered function's."""
+    """Returns this object as the compiled function."""
     return self
 
   def memory_analysis(self):
-    """Takes the place of the compiled function's."""
+    """Returns None, as on a device that reports no memory."""
 
   def __call__(self, state, batch):
-    """Counts the step."""
+    """Increments the step number of the state, and changes nothing else."""
     return state._replace(step=state.step + 1), {'loss': 0.0, 'grad_norm': 0.0}
 
 
@@ -138,7 +156,8 @@ def saved_arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
   arrays = {}
   for item in ('model', 'optimizer'):
     with ocp.StandardCheckpointer() as checkpointer:
-      # The devices that it was saved from need not be there.
+      # Everything is restored onto one device, because the devices that the
+      # checkpoint was saved from may not exist here.
       target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
           leaf.shape, leaf.dtype, sharding=here
@@ -152,7 +171,7 @@ def saved_arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
 
 
 def assert_same_arrays(one: dict, other: dict) -> None:
-  """Checks that two `saved_arrays` are the same to the bit."""
+  """Checks that two results of `saved_arrays` are equal to the bit."""
   assert one.keys() == other.keys()
   for name in one:
     assert_array_equal(one[name], other[name], err_msg=name, strict=True)
@@ -161,7 +180,13 @@ def assert_same_arrays(one: dict, other: dict) -> None:
 def save_with_nan(
   workdir: pathlib.Path, target: pathlib.Path, layer: str
 ) -> None:
-  """Copies a run's newest checkpoint with NaN for the kernel of a layer."""
+  """Copies the newest checkpoint of a run, with NaN for the weights of a layer.
+
+  Args:
+    workdir: The workdir of the run.
+    target: The workdir to write the copy to.
+    layer: Part of the names of the arrays that become NaN.
+  """
   path = checkpoint.find_checkpoint(workdir)
   with ocp.StandardCheckpointer() as checkpointer:
     stored = {

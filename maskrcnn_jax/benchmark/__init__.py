@@ -1,1 +1,1 @@
-"""Tool: times the training step, inference or the loading of data."""
+"""Tool: times a training step, inference, or the loading of data."""

@@ -1,4 +1,4 @@
-r"""Times the training step, inference or the loading of data of a recipe.
+r"""Measures how fast a recipe trains, detects, or loads its data.
 
   python -m maskrcnn_jax.benchmark --config=r50_fpn \
       --mode=train --size=800x1333 --batch_size=1 [--config.KEY=VALUE ...]
@@ -6,44 +6,49 @@ r"""Times the training step, inference or the loading of data of a recipe.
       --mode=loader --images=DIR --annotations=FILE.json --workers=0,1,2 \
       --batch_size=16 --steps=30
 
-train, inference: everything that the device does for a batch of made-up images,
-which it is given as bytes: resizing, network, losses and update, or network and
-detections. The work of the host (decoding, pasting masks) is not timed.
+--mode=train and --mode=inference time the work of the device for a batch of
+made-up images: resizing and the network, then the losses and the update of the
+weights, or the detections. The work of the host (decoding images, pasting
+masks) is not timed.
 
-loader: the work of the host for a training, from files to a batch on the
-device, with each number of workers; and whether a step that takes 1.25 times as
-long (or --step_seconds) ever waits for its batch. Without --images and
---annotations the training set of the recipe is loaded:
---config.data.train.images and .annotations, or --config.data.train.tfds and
---config.data.tfds_dir.
+--mode=loader times the work of the host for a training, from files to a batch
+on the device, with each number of worker processes. It also counts how often a
+training step would wait for its batch, if the step takes 1.25 times as long as
+loading a batch, or --step_seconds. Without --images and --annotations the
+training set of the recipe is loaded: --config.data.train.images and
+.annotations, or --config.data.train.tfds and --config.data.tfds_dir.
 """
 
-# The processes that load import this module, so everything that is slow to
-# import is imported late.
+# The worker processes of --mode=loader import this module, so everything that
+# is slow to import is imported late.
 import argparse
 import json
 import sys
 
 import ml_collections
 
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import InputError, print_error
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Prints the figures of one benchmark, for people and as a line of JSON.
+  """Runs one benchmark and prints its figures as text and as a line of JSON.
 
   Args:
-    argv: The arguments. `None`: those of the process.
+    argv: The command-line arguments. `None` means those of the process.
   """
   try:
     _run(sys.argv[1:] if argv is None else argv)
   except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print_error(str(error))
     sys.exit(2)
 
 
 def _run(argv: list[str]) -> None:
-  """Parses the arguments, runs the benchmark and prints its figures."""
+  """Does the work of `main`, but raises an InputError instead of printing it.
+
+  Args:
+    argv: The command-line arguments.
+  """
   from maskrcnn_jax.config.command_line import (
     refuse_unexpected,
     split_arguments,
@@ -77,7 +82,12 @@ def _run(argv: list[str]) -> None:
 def _time_step(
   arguments: argparse.Namespace, config: ml_collections.ConfigDict
 ) -> None:
-  """Times the training step or inference and prints the figures."""
+  """Times the training step or inference and prints the figures.
+
+  Args:
+    arguments: The parsed arguments of the command line.
+    config: The recipe.
+  """
   from maskrcnn_jax.benchmark.step_speed import benchmark_step
   from maskrcnn_jax.runtime import cluster
 
@@ -112,7 +122,12 @@ def _time_step(
 def _time_loader(
   arguments: argparse.Namespace, config: ml_collections.ConfigDict
 ) -> None:
-  """Times the loading of data and prints the figures."""
+  """Times the loading of batches and prints the figures.
+
+  Args:
+    arguments: The parsed arguments of the command line.
+    config: The recipe.
+  """
   from maskrcnn_jax.benchmark.loader_speed import (
     benchmark_loader,
     format_speeds,
@@ -150,7 +165,7 @@ def _time_loader(
 
 
 def _parse_size(text: str) -> tuple[int, int]:
-  """Reads HEIGHTxWIDTH."""
+  """Reads a size of the form HEIGHTxWIDTH, in pixels."""
   try:
     height, width = map(int, text.split('x'))
     if min(height, width) < 1:
@@ -161,50 +176,87 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-  """Returns the parser of all arguments that are not the recipe's."""
+  """Returns the parser of all arguments except the keys of the recipe."""
   parser = argparse.ArgumentParser(
     prog='python -m maskrcnn_jax.benchmark',
     description=__doc__,
     formatter_class=argparse.RawTextHelpFormatter,
     allow_abbrev=False,
   )
-  # These two are split off before; they are here for --help.
+  # --config and --config.KEY are taken out before these arguments are parsed.
+  # They are listed here so that --help shows them.
   parser.add_argument('--config', help='the recipe; it must be given')
   parser.add_argument(
     '--config.KEY',
     metavar='VALUE',
-    help='another value for a key of the recipe, for example\n'
+    help='change a key of the recipe, for example\n'
     '--config.train.micro_batches=2',
   )
   parser.add_argument(
-    '--mode', choices=('train', 'inference', 'loader'), required=True
+    '--mode',
+    choices=('train', 'inference', 'loader'),
+    required=True,
+    help='the work to time',
   )
-  parser.add_argument('--size', default='800x1333', help='HEIGHTxWIDTH')
-  parser.add_argument('--batch_size', type=int, default=1)
-  parser.add_argument('--steps', type=int, default=5, help='steps to time')
-  parser.add_argument('--objects', type=int, default=8, help='in an image')
-  parser.add_argument('--classes', type=int, default=80)
-  parser.add_argument('--precision', choices=('fp32', 'tf32', 'bf16'))
+  parser.add_argument(
+    '--size',
+    default='800x1333',
+    help='HEIGHTxWIDTH of the made-up images in pixels',
+  )
+  parser.add_argument(
+    '--batch_size', type=int, default=1, help='number of images in a step'
+  )
+  parser.add_argument(
+    '--steps', type=int, default=5, help='number of steps to time'
+  )
+  parser.add_argument(
+    '--objects',
+    type=int,
+    default=8,
+    help='number of objects in each made-up image',
+  )
+  parser.add_argument(
+    '--classes',
+    type=int,
+    default=80,
+    help='number of classes without background',
+  )
+  parser.add_argument(
+    '--precision',
+    choices=('fp32', 'tf32', 'bf16'),
+    help='the precision (default: the one of the recipe)',
+  )
   parser.add_argument('--images', help='loader: folder of the images')
   parser.add_argument('--annotations', help='loader: COCO JSON of the images')
   parser.add_argument(
     '--workers',
     default='0',
-    help='loader: numbers of processes to try,\n'
-    'for example 0,1,2; 0 loads in threads of the main process',
+    help='loader: numbers of worker processes to try, one after\n'
+    'the other, for example 0,1,2; with 0 the threads of the main\n'
+    'process load',
   )
   parser.add_argument(
-    '--threads', type=int, default=2, help='loader: threads in each process'
+    '--threads',
+    type=int,
+    default=2,
+    help='loader: number of threads in each process',
   )
   parser.add_argument(
-    '--step_seconds', type=float, help='loader: seconds that a step takes'
+    '--step_seconds',
+    type=float,
+    help='loader: seconds that a step takes\n'
+    '(default: 1.25 times the time to load its batch)',
   )
-  parser.add_argument('--kernels', choices=('auto', 'xla', 'pallas'))
+  parser.add_argument(
+    '--kernels',
+    choices=('auto', 'xla', 'pallas'),
+    help='the kernels (default: those of the recipe)',
+  )
   parser.add_argument(
     '--costs',
     type=int,
     default=0,
-    help='profile one more step, and name this number of operations that\n'
-    'take most of its time',
+    help='profile one more step, and print this number of operations\n'
+    'that take most of its time',
   )
   return parser

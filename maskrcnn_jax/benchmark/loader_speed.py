@@ -1,9 +1,9 @@
 """Times the loading of batches, from files to the device.
 
-Also tells whether a training step would ever wait for its batch.
+It also measures how long training steps would wait for their batches.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 import contextlib
 import functools
 import math
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
+from jaxtyping import Int
 import ml_collections
 import numpy as np
 
@@ -30,24 +31,28 @@ from maskrcnn_jax.data.source import (
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.runtime import cluster
 
-# A step that takes so many times as long as loading a batch should never wait.
+# A made-up step takes this many times as long as loading a batch. The step
+# should then never wait for its batch.
 _SLACK = 1.25
+
+# A batch as the loader gives it, and the rows of its images in the index.
+_Loaded = tuple[Any, Int[np.ndarray, 'b']]
 
 
 class LoaderSpeed(NamedTuple):
-  """The speed of loading with one number of workers."""
+  """The speed of loading with one number of worker processes."""
 
-  num_workers: int  # worker processes; 0: threads of this process load
+  num_workers: int  # with 0 the threads of the main process load
   num_threads: int  # threads in each process
   images_per_s: float  # images that arrive on the device in a second
-  images_per_core_s: float  # images per second of CPU time, of all processes
+  images_per_core_s: float  # images per second of CPU time of all processes
   bytes_per_image: float  # sent to the device, ground truth included
   worker_mib: float  # largest memory of a worker; 0 without workers
-  step_s: float  # seconds that the made-up step takes
-  num_steps: int
-  num_waits: int  # steps whose batch came too late
-  longest_wait_s: float
-  share_waited: float  # share of the time of all steps that was waited
+  step_s: float  # seconds that a made-up step takes
+  num_steps: int  # number of made-up steps
+  num_waits: int  # number of steps whose batch came too late
+  longest_wait_s: float  # longest time that a step waited for its batch
+  share_waited: float  # time of all waits, as a share of the time of all steps
 
 
 def benchmark_loader(
@@ -61,22 +66,27 @@ def benchmark_loader(
   num_threads: int,
   step_s: float | None,
 ) -> dict[str, Any]:
-  """Times the loading of training batches.
+  """Times the loading of training batches with several numbers of workers.
 
   Args:
     config: The recipe.
     source: The data set to load.
-    option: The beginning of the options that give the data set, for messages.
-      See `source.check_is_there`.
-    batch_size: Number of images in a step.
+    option: The beginning of the options that give the data set, for messages:
+      '--' if they are --images and --annotations, or '--config.data.train.'.
+    batch_size: Number of images in a step, on all devices together.
     num_steps: Number of steps that are timed.
-    workers: Numbers of worker processes to try; 0: threads of this process.
+    workers: Numbers of worker processes to try, one after the other. With 0
+      the threads of this process load.
     num_threads: Number of threads in each process.
-    step_s: Seconds that the made-up step takes. `None`: 1.25 times the seconds
-      that loading its batch takes.
+    step_s: Seconds that a made-up step takes. `None` means 1.25 times the
+      seconds that loading its batch takes.
 
   Returns:
-    The size of the data, and the `LoaderSpeed` of each number of workers.
+    The size of the data set, and as `speeds` the `LoaderSpeed` of each number
+    of workers.
+
+  Raises:
+    InputError: If a number is out of its range, or the data set is damaged.
   """
   if batch_size < 1 or num_steps < 1 or num_threads < 1 or min(workers) < 0:
     raise InputError(
@@ -133,7 +143,7 @@ def benchmark_loader(
 
 
 def measure(
-  load: Callable[..., Iterator],
+  load: Callable[..., Iterator[_Loaded]],
   mesh: Mesh,
   *,
   batch_size: int,
@@ -142,37 +152,43 @@ def measure(
   num_threads: int,
   step_s: float | None = None,
 ) -> LoaderSpeed:
-  """Loads batches as fast as possible, then as fast as a step needs them.
+  """Loads batches as fast as possible, then at the pace of a training.
 
-  The step is made up: the device counts as busy for `step_s`, beginning when
-  the batch is on the device and the step before has ended. As in training, the
-  host asks for the next batch while a step runs.
+  The training is made up: a step takes `step_s` seconds from the moment when
+  its batch is on the device and the step before has ended. As in a real
+  training, the host asks for the next batch while a step runs.
 
   Args:
-    load: Is called with num_steps, num_workers and num_threads; yields batches
-      and their rows.
+    load: Generator function with the arguments num_steps, num_workers and
+      num_threads. It yields batches and the rows of their images.
     mesh: The devices.
     batch_size: Number of images of a batch, on all devices together.
     num_steps: Number of batches to time, once without and once with steps.
-    num_workers: See `loader.train_batches`.
-    num_threads: See `loader.train_batches`.
-    step_s: Seconds of a step. `None`: 1.25 times the seconds that loading its
-      batch took.
+    num_workers: Number of worker processes. With 0 the threads of this process
+      load.
+    num_threads: Number of threads in each process.
+    step_s: Seconds that a step takes. `None` means 1.25 times the seconds that
+      loading its batch took.
   """
-  # The first batches are not timed: the loader fills its buffers with them
-  # before anybody asks.
+  # The first batches are not timed, because the loader fills its buffers with
+  # them before anybody asks for a batch.
   buffered = 2 * num_threads + 3 * num_workers
   loading = load(
-    # More than are used, so that loading goes on until the end.
+    # There are more steps than are timed, so that the loading of further
+    # batches slows the timed ones down until the end, as in a training.
     num_steps=2 * (num_steps + buffered) + 1,
     num_workers=num_workers,
     num_threads=num_threads,
   )
+  assert isinstance(loading, Generator)  # Closing it ends threads and workers.
   with contextlib.closing(loading) as batches:
     for _ in range(buffered + 1):
       batch = _next_on_device(batches, mesh)
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
-    workers = [child.pid for child in multiprocessing.active_children()]
+    # `pid` is None only before a process has started.
+    workers = [
+      child.pid for child in multiprocessing.active_children() if child.pid
+    ]
     cpu, started = _cpu_seconds(workers), time.monotonic()
     for _ in range(num_steps):
       _next_on_device(batches, mesh)
@@ -180,9 +196,11 @@ def measure(
     cpu = _cpu_seconds(workers) - cpu
     if step_s is None:
       step_s = _SLACK * seconds / num_steps
-    # The buffers are full when a training starts, because it compiles first.
+    # A training compiles its first step, during which the buffers get full.
     time.sleep(min(buffered * seconds / num_steps, 10))
-    waits, total = _waits(batches, mesh, num_steps=num_steps, step_s=step_s)
+    waits, total = _made_up_steps(
+      batches, mesh, num_steps=num_steps, step_s=step_s
+    )
     worker_mib = max(map(_peak_mib, workers), default=0.0)
   num_images = num_steps * batch_size
   return LoaderSpeed(
@@ -201,7 +219,7 @@ def measure(
 
 
 def format_speeds(speeds: list[LoaderSpeed]) -> str:
-  """Formats the speeds as a table, one line a number of workers."""
+  """Formats the speeds as a table with one line for each number of workers."""
   lines = [
     'workers threads  images/s  images/s a core  MB an image  MiB a worker'
     '  step     steps that waited'
@@ -218,18 +236,26 @@ def format_speeds(speeds: list[LoaderSpeed]) -> str:
   return '\n'.join(lines)
 
 
-def _next_on_device(batches, mesh):
-  """Takes a batch to the device and waits until it is there."""
+def _next_on_device(batches: Iterator[_Loaded], mesh: Mesh) -> Any:
+  """Moves the next batch to the devices, waits for its arrival, returns it."""
   batch, _ = next(batches)
   return jax.block_until_ready(cluster.shard_batch(batch, mesh))
 
 
-def _waits(batches, mesh, *, num_steps, step_s) -> tuple[list[float], float]:
-  """Runs made-up steps.
+def _made_up_steps(
+  batches: Iterator[_Loaded], mesh: Mesh, *, num_steps: int, step_s: float
+) -> tuple[list[float], float]:
+  """Takes batches at the pace of a training and measures how late they come.
+
+  Args:
+    batches: Yields at least `num_steps` + 1 batches.
+    mesh: The devices.
+    num_steps: Number of steps.
+    step_s: Seconds that a step takes.
 
   Returns:
     The seconds that the device waited before each step, and the seconds that
-    all steps took.
+    all steps with their waits took.
   """
   _next_on_device(batches, mesh)
   started = time.monotonic()
@@ -244,10 +270,15 @@ def _waits(batches, mesh, *, num_steps, step_s) -> tuple[list[float], float]:
 
 
 def _cpu_seconds(workers: list[int]) -> float:
-  """Returns the CPU time of this process and of workers so far."""
+  """Returns the CPU time in seconds of this process and of others so far.
+
+  Args:
+    workers: Process ids of the others.
+  """
   seconds = time.process_time()
   for pid in workers:
-    # proc(5): the name, which may hold spaces, is in brackets.
+    # The name of the process may hold spaces, but it is in brackets; see
+    # proc(5).
     fields = _read_proc(pid, 'stat').rpartition(')')[2].split()
     ticks = int(fields[11]) + int(fields[12])  # user and system
     seconds += ticks / os.sysconf('SC_CLK_TCK')
@@ -255,7 +286,7 @@ def _cpu_seconds(workers: list[int]) -> float:
 
 
 def _peak_mib(pid: int) -> float:
-  """Returns the largest memory of a process so far, in MiB."""
+  """Returns the largest memory that a process has used so far, in MiB."""
   for line in _read_proc(pid, 'status').splitlines():
     if line.startswith('VmHWM:'):
       return int(line.split()[1]) / 2**10
@@ -263,5 +294,5 @@ def _peak_mib(pid: int) -> float:
 
 
 def _read_proc(pid: int, name: str) -> str:
-  """Reads a file of /proc about a process."""
+  """Reads a file of the kernel about a process, such as /proc/123/stat."""
   return pathlib.Path(f'/proc/{pid}/{name}').read_text(encoding='utf-8')

@@ -13,17 +13,18 @@ def made_up_batch(
   max_objects: int,
   num_classes: int,
 ) -> Batch:
-  """Returns images of noise whose ground truth are ellipses.
+  """Returns a batch of noise images with random ellipses as ground truth.
 
-  The images have the size of the canvas, so that nothing is resized.
+  The images have the size that the network works on, so that they are not
+  resized. The result is always the same for the same arguments.
 
   Args:
     image_size: (height, width) in pixels.
     batch_size: Number of images.
     num_objects: Number of objects in each image.
     max_objects: Number of slots for the objects of an image, at least
-      `num_objects`; the others are padding.
-    num_classes: Number of classes with background.
+      `num_objects`. The slots that remain are padding.
+    num_classes: Number of classes, background included.
   """
   height, width = image_size
   rng = np.random.default_rng(0)
@@ -41,7 +42,7 @@ def made_up_batch(
   classes = np.zeros((batch_size, max_objects), np.int32)
   classes[:, :num_objects] = rng.integers(1, num_classes, shape)
   polygons = np.zeros((batch_size, num_objects, corners), np.int16)
-  polygons[:, :, -1] = -1  # no edge leaves the last vertex
+  polygons[:, :, -1] = -1  # -1 means that no edge begins at the last vertex.
   starts = np.minimum(np.arange(max_objects + 1), num_objects) * corners
   sizes = np.tile(np.array([image_size], np.int32), (batch_size, 1))
   return Batch(

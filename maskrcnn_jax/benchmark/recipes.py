@@ -1,4 +1,4 @@
-"""Completes a fine-tuning's recipe, for which a benchmark has no checkpoint."""
+"""Completes the recipe of a fine-tuning without a checkpoint."""
 
 import ml_collections
 
@@ -9,15 +9,18 @@ from maskrcnn_jax.config.check import check_config
 def complete_recipe(
   config: ml_collections.ConfigDict, *, num_images: int, most_objects: int
 ) -> ml_collections.ConfigDict:
-  """Fills in the keys that a fine-tuning leaves open.
+  """Fills in the keys that the recipe of a fine-tuning leaves open.
 
-  A fine-tuning takes many of them from its checkpoint; here they are the
-  defaults.
+  A training takes many of these keys from its checkpoint. A benchmark has no
+  checkpoint and uses the default values.
 
   Args:
-    config: Any recipe; one without `train.fine_tune` is returned as it is.
+    config: Any recipe. A recipe without `train.fine_tune` is returned as it is.
     num_images: Number of images that are trained on.
-    most_objects: Number of objects of the image with most objects.
+    most_objects: Number of objects of the image that has the most.
+
+  Returns:
+    A complete recipe.
   """
   if not config.train.fine_tune:
     return config

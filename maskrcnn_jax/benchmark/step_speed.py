@@ -34,21 +34,26 @@ def benchmark_step(
   num_classes: int,
   num_costs: int = 0,
 ) -> dict[str, Any]:
-  """Compiles and times the training step, or inference.
+  """Compiles and times the training step, or inference, on made-up images.
 
   Args:
     config: The recipe.
     mode: 'train' or 'inference'.
     image_size: (height, width) in pixels; padded to multiples of 32.
     batch_size: Number of images in a step.
-    num_steps: Number of steps that are timed, after two that are not.
+    num_steps: Number of steps that are timed. Two steps before them are not,
+      because they compile and warm up.
     num_objects: Number of objects in each image.
-    num_classes: Number of classes with background.
-    num_costs: Number of the most expensive operations that are named.
+    num_classes: Number of classes, background included.
+    num_costs: Number of the most expensive operations that are listed.
 
   Returns:
-    Seconds a step (median, least, most), seconds to compile, images a second,
-    peak memory in MiB, and the result of `largest_costs`.
+    Seconds for a step (median, least, most), seconds to compile, images per
+    second, peak memory in MiB, and `costs`, the most expensive operations with
+    their times.
+
+  Raises:
+    InputError: If a number is out of its range.
   """
   config = complete_recipe(
     config, num_images=batch_size, most_objects=num_objects
@@ -61,11 +66,17 @@ def benchmark_step(
     ('costs', num_costs, 0, math.inf),
   ):
     if not least <= value <= most:
-      raise InputError(f'--{name}={value} must be from {least} to {most}.')
+      raise InputError(
+        f'--{name}={value} must be '
+        + (
+          f'from {least} to {most}.' if most < math.inf else f'{least} or more.'
+        )
+      )
   mesh = cluster.make_mesh()
   cluster.check_batch_size(batch_size, mesh, key='batch_size')
   dtype = set_precision(config.precision)
-  padded_size = tuple(math.ceil(side / 32) * 32 for side in image_size)
+  height, width = (math.ceil(side / 32) * 32 for side in image_size)
+  padded_size = height, width
   rcnn = Rcnn.from_config(
     config, num_classes=num_classes, dtype=dtype, mesh=mesh
   )
@@ -99,14 +110,16 @@ def benchmark_step(
       train_step.Trainer.from_config(config, rcnn, optimizer, limits)
     )
 
-    def step():
+    def step() -> None:
+      """Does one training step and waits for its end."""
       nonlocal state
       state, figures = run(state, batch, padded_size=padded_size)
       jax.block_until_ready(figures)
   else:
     detector = Detector(rcnn, train_state.variables_of(state), config, (), 0)
 
-    def step():
+    def step() -> None:
+      """Detects once in the batch and waits for the result."""
       jax.block_until_ready(detector.detect(batch, padded_size=padded_size))
 
   times = []

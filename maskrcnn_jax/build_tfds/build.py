@@ -1,4 +1,4 @@
-r"""Writes COCO files as a tensorflow-datasets set, with the masks.
+r"""Builds a tensorflow-datasets set from COCO files, with the masks.
 
   python -m maskrcnn_jax.build_tfds --manual_dir=data/coco --name=2017 \
       --tfds_dir=data/tfds
@@ -11,11 +11,11 @@ import argparse
 import pathlib
 import sys
 
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import InputError, print_error
 
 
 def main() -> None:
-  """Builds the set and prints where it is and how large its splits are."""
+  """Builds the set that the command line names, and prints its splits."""
   parser = argparse.ArgumentParser(
     prog='python -m maskrcnn_jax.build_tfds',
     description=__doc__,
@@ -32,16 +32,16 @@ def main() -> None:
     '--name',
     choices=('2014', '2017', 'folder'),
     default='folder',
-    help='COCO 2014, COCO 2017, or any set (the default)',
+    help='COCO 2014, COCO 2017, or any folder of COCO files (the default)',
   )
   parser.add_argument(
     '--tfds_dir',
     type=pathlib.Path,
     required=True,
-    help='where tensorflow-datasets keeps its sets',
+    help='the folder that tensorflow-datasets keeps its sets in',
   )
   arguments = parser.parse_args()
-  # Imported late, because it takes a second that --help need not wait for.
+  # The import takes a second, and --help should not wait for it.
   import tensorflow_datasets as tfds
 
   from maskrcnn_jax.build_tfds.coco_instances import CocoInstances, find_splits
@@ -53,8 +53,8 @@ def main() -> None:
     )
     if builder.data_path.exists():
       raise InputError(
-        f'{builder.data_path} is there already; remove it to build it anew, '
-        'or give another --tfds_dir.'
+        f'The set {builder.data_path} is there already; remove it to build it '
+        'anew, or give another --tfds_dir.'
       )
     builder.download_and_prepare(
       download_config=tfds.download.DownloadConfig(
@@ -62,10 +62,10 @@ def main() -> None:
       )
     )
   except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print_error(str(error))
     sys.exit(2)
   except OSError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print_error(str(error))
     sys.exit(1)
   for split, info in builder.info.splits.items():
     print(f'{split}: {info.num_examples} images, {info.num_bytes:,} bytes')

@@ -1,30 +1,31 @@
 """Builds a tensorflow-datasets set from COCO files, with the masks.
 
-The `coco` of tensorflow-datasets has no masks, renumbers the classes and rounds
-areas; this set stores what the JSON says. TensorFlow is not needed.
-`data/records.py` reads the set.
+The set `coco` that comes with tensorflow-datasets has no masks, renumbers the
+classes and rounds areas; this set stores the values of the JSON unchanged.
+TensorFlow is not needed. `data/records.py` reads the set.
 
-A record is one image:
+A record is one image. The letter m stands for its number of objects, p for the
+number of their polygons.
   image                 the bytes of the file
   image/index           position in the JSON, from 0
   image/filename        as in the JSON
   image/id              as in the JSON, written as JSON: 139 or "a"
   image/height, width   as in the JSON
-  objects/id            JSON list, of ids as they are in the file
+  objects/id            JSON list of the ids, as in the JSON
   objects/bbox          [m, 4] float64, (x, y, width, height) in pixels
-  objects/area          [m] float64; -1 where the file has none
-  objects/label         [m] into the names of the classes, from 0
-  objects/is_crowd      [m]
+  objects/area          [m] float64, in pixels; -1 if the JSON has no area
+  objects/label         [m] number of the class in 'categories', from 0
+  objects/is_crowd      [m] 1 for a crowd region, 0 for an object
   objects/num_polygons  [m]; 0 if the mask is an RLE, or there is no mask
   objects/rle           JSON list: COCO's RLE, or null
-  polygons/lengths      [p] length of each polygon, object after object
+  polygons/lengths      [p] count of the numbers of each polygon, object after
+                        object
   polygons/coordinates  [sum of lengths] float64, x, y, x, y, ... in pixels
-The metadata have 'categories', [[id, name], ...] of the file in the order of
-the labels. Floats are stored as raw bytes, because tensorflow-datasets would
-round them.
+The metadata have 'categories', a list of [id, name] in the order of the labels.
+Floats are stored as raw bytes, because tensorflow-datasets would round them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import json
 import os
 import pathlib
@@ -48,14 +49,15 @@ def find_splits(
   """Finds the annotation files of a folder, and the folders of their images.
 
   Args:
-    folder: COCO as its archives unpack, or any folder that has COCO JSON files
-      in it or in its `annotations/`. The files named instances_SPLIT.json are
-      taken; if there are none, all *.json. Their images are in SPLIT/,
-      images_SPLIT/, images/SPLIT/, images/ or in the folder itself.
+    folder: A folder in which the archives of COCO were unpacked; or any folder
+      that has COCO JSON files in it or in its `annotations/`. The files named
+      instances_SPLIT.json are taken; if there are none, all *.json. Their
+      images are in SPLIT/, images_SPLIT/, images/SPLIT/, images/ or in the
+      folder itself.
     year: '2014' or '2017' for COCO of that year; 'folder' for any other set.
 
   Returns:
-    {split: (annotations, folder of images)}.
+    For each split its annotation file and the folder of its images.
 
   Raises:
     InputError: If a file or folder is missing.
@@ -85,7 +87,8 @@ def find_splits(
       break
   else:
     raise errors.InputError(
-      f'I01: there is no *.json in {folder} or in its annotations/.'
+      f'I01: there is no *.json in {folder} or in its annotations/; give the'
+      ' folder that has the COCO JSON files.'
     )
   splits = {}
   for file in files:
@@ -93,7 +96,7 @@ def find_splits(
     if split in splits:
       raise errors.InputError(
         f'{file} and {splits[split][0]} would both be the split {split};'
-        ' rename one.'
+        ' rename one of the files.'
       )
     splits[split] = file, _images_of(file, folder, split)
   return splits
@@ -102,25 +105,37 @@ def find_splits(
 def _images_of(
   file: pathlib.Path, folder: pathlib.Path, split: str
 ) -> pathlib.Path:
-  """Finds the folder that holds the first image of an annotation file."""
+  """Finds the folder that holds the first image of an annotation file.
+
+  Args:
+    file: The annotation file.
+    folder: The folder in which the folder of images is looked for.
+    split: The name of the split; the folder of images may be named after it.
+
+  Raises:
+    InputError: If the file lists no image, or no folder has its first image.
+  """
   images = coco.read_json(file)['images']
   first = images[0].get('file_name') if images else None
   if not isinstance(first, str):
-    raise errors.InputError(f'{file} has no images with a file_name.')
+    raise errors.InputError(
+      f'{file} lists no image, or its first image has no file_name; give a COCO'
+      ' instances JSON.'
+    )
   places = [split, f'images_{split}', f'images/{split}', 'images', '.']
   for place in places:
     if (folder / place / first).is_file():
       return folder / place
   raise errors.InputError(
-    f'I01: {first}, the first image of {file}, is in none of'
-    f' {", ".join(places)} of {folder}.'
+    f'I01: {first}, the first image of {file}, is in none of the folders'
+    f' {", ".join(places)} of {folder}; move the images into one of them.'
   )
 
 
 class CocoInstances(tfds.core.GeneratorBasedBuilder):
   """COCO 2014, COCO 2017, or any folder in COCO's format, in ArrayRecord."""
 
-  # Without a name here, tensorflow-datasets derives one from the class.
+  # If no name is set here, tensorflow-datasets derives one from the class.
   name = NAME
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS = [  # noqa: RUF012
@@ -131,25 +146,31 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
     ),
   ]
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
-    'COCO as its archives unpack (scripts/download_dataset.sh of the source'
-    ' repository does that), or any folder of COCO-format JSON files and'
-    ' their images.'
+    'The unpacked archives of COCO (scripts/download_dataset.sh of the source'
+    ' repository downloads and unpacks them), or any folder of COCO-format'
+    ' JSON files and their images.'
   )
 
   def __init__(self, **arguments: Any):
-    """Makes a builder; see `tfds.core.DatasetBuilder`."""
+    """Makes a builder that writes ArrayRecord files.
+
+    Args:
+      **arguments: Arguments of `tfds.core.DatasetBuilder`.
+    """
     super().__init__(**{'file_format': 'array_record'} | arguments)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    """Describes the records."""
+    """Describes the fields of a record to tensorflow-datasets."""
     bytes_ = tfds.features.Encoding.BYTES
 
-    def floats(*shape):
+    def floats(*shape: int | None) -> tfds.features.Tensor:
+      """Describes an array of float64; `None` is a length that varies."""
       return tfds.features.Tensor(
         shape=shape, dtype=np.float64, encoding=bytes_
       )
 
-    def integers():
+    def integers() -> tfds.features.Tensor:
+      """Describes a list of int32 of any length."""
       return tfds.features.Tensor(
         shape=(None,), dtype=np.int32, encoding=bytes_
       )
@@ -180,8 +201,18 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
       ),
     )
 
-  def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-    """Checks all splits and returns the generators of their records."""
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    """Checks all splits and returns a generator of records for each.
+
+    Args:
+      dl_manager: Its `manual_dir` is the folder of the COCO files.
+
+    Raises:
+      InputError: If a file is damaged or missing, or two splits have different
+        classes.
+    """
     splits = find_splits(
       pathlib.Path(dl_manager.manual_dir), self.builder_config.name
     )
@@ -211,12 +242,22 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(
     self, file: pathlib.Path, images: pathlib.Path
   ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (position, record) of each image of an annotation file."""
+    """Yields the record of each image of an annotation file.
+
+    Args:
+      file: The annotation file.
+      images: The folder of its images.
+
+    Yields:
+      The position of the image in the file, from 0, and its record.
+    """
     content = coco.read_json(file)
     labels = {
       id_: i for i, (id_, _) in enumerate(self.info.metadata['categories'])
     }
-    entries = {image['id']: [] for image in content['images']}
+    entries: dict[int | float | str, list[dict[str, Any]]] = {
+      image['id']: [] for image in content['images']
+    }
     for entry in content['annotations']:
       entries[entry['image_id']].append(entry)
     for index, image in enumerate(content['images']):
@@ -234,12 +275,17 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
       )
 
 
-def _objects_to_record(entries: list[dict], labels: dict) -> dict[str, Any]:
-  """Flattens the annotations of an image into the columns of its record.
+def _objects_to_record(
+  entries: list[dict[str, Any]], labels: Mapping[int | str, int]
+) -> dict[str, Any]:
+  """Turns the annotations of an image into the object fields of its record.
 
   Args:
-    entries: The annotations.
-    labels: {category id: label}.
+    entries: The image's entries in the `annotations` of the JSON.
+    labels: The label of each category, from 0, by the category's id.
+
+  Returns:
+    The fields objects/... and polygons/... of the record.
   """
   masks = [entry.get('segmentation') for entry in entries]
   polygons = [mask if isinstance(mask, list) else [] for mask in masks]

@@ -1,1 +1,1 @@
-"""Tool: finds out what is wrong with a data set before a training does."""
+"""Tool: finds the faults of a data set before a training does."""

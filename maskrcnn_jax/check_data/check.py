@@ -39,14 +39,14 @@ from maskrcnn_jax.data.source import (
   read_set,
 )
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluation.average_precision import check_truth
+from maskrcnn_jax.evaluation.coco_input import check_truth
 
 
-class _Other(NamedTuple):
+class _OtherSplit(NamedTuple):
   """Another split of the same data, which must have other images."""
 
   path: pathlib.Path  # its COCO JSON
-  index: coco_index.CocoIndex
+  coco_index: coco_index.CocoIndex
 
 
 def check_data(
@@ -60,45 +60,48 @@ def check_data(
   num_workers: int | None = None,
   sheet: pathlib.Path | None = None,
 ) -> dict[str, Any]:
-  """Checks a data set.
+  """Checks the annotations and the images of a data set and reports the faults.
 
   Args:
     source: The data set.
-    config: The recipe to train with. `None`: the default one.
-    option: The beginning of the options that give the data set, for messages.
-      See `source.check_is_there`.
-    against: COCO JSON of another split of the same data.
+    config: The recipe to train with. `None` means the default recipe.
+    option: The beginning of the options that give the data set, for messages:
+      '--' if they are --images and --annotations, or '--config.data.train.'.
+    against: COCO JSON of another split of the same data. It must have the same
+      classes and other images.
     boxes_only: Whether objects without masks are accepted. They always are if
       the recipe's model has no masks.
-    fix: The file to write a repaired copy of the annotations to. `None`: none
-      is written.
-    num_workers: Number of processes that decode. `None`: one a core.
-    sheet: The file to write the contact sheet to, a PNG. `None`: none is
+    fix: The file to write a repaired copy of the annotations to. With `None`
+      no copy is written.
+    num_workers: Number of processes that decode images. `None` means one for
+      each core.
+    sheet: The PNG file to write the contact sheet to. With `None` no sheet is
       written.
 
   Returns:
-    The report as plain dicts and lists. `is_ok` tells whether there are no
-    errors.
+    The report as plain dicts and lists. Its `is_ok` tells whether the data set
+    has no errors.
 
   Raises:
-    InputError: If a file cannot be written, or records are to be repaired.
+    InputError: If a file cannot be written, or if `fix` is given for a tfds
+      set.
   """
   if fix is not None and not isinstance(source, CocoFiles):
     raise InputError(
       f'--fix={fix} repairs a COCO JSON, but {source} is a tfds set; repair'
-      ' the JSON that it was made from, and build it anew with python -m'
+      ' the JSON that it was made from, and build the set anew with python -m'
       ' maskrcnn_jax.build_tfds.'
     )
   config = default_config() if config is None else config
   if config.train.fine_tune:
     config = fine_tuning.adopt_defaults(config)
   boxes_only |= not heads_of(config).masks
-  options = {
+  options: dict[str, Any] = {
     'require_masks': not boxes_only,
     'width_offset': geometry_of(config).width_offset,
   }
   report = findings.Report(stop=False, keep=KEEP)
-  result = {
+  result: dict[str, Any] = {
     'annotations': str(source),
     'images': source.images if isinstance(source, CocoFiles) else '',
     'is_ok': False,
@@ -110,7 +113,8 @@ def check_data(
     report.error_of('', '', error)
     return result | findings_of(report)
   index = data_set.coco_index
-  # Findings of another file must not count: --against is not read yet.
+  # This must come before --against is read: an A03 of the other file says
+  # nothing about the boxes of this one.
   has_corner_boxes = 'A03' in report.error_codes
   if config.train.fine_tune:
     config, _ = fine_tuning.fit(
@@ -121,7 +125,8 @@ def check_data(
     check_config(config)
     result['fine_tuning'] = (
       'A fine-tuning takes its image sizes, anchors and numbers of boxes from'
-      ' its checkpoint; here they are the defaults, unless given.'
+      ' its checkpoint; here they have their default values, unless you gave'
+      ' others.'
     )
   other = _read_other(against, report, options)
   if other is not None:
@@ -146,7 +151,7 @@ def check_data(
   ious = best_anchor_ious(index, image_sizes, config)
   result |= figures_of(index, image_sizes, ious, config)
   if other is not None:
-    result['classes_against'] = survey.class_table(other.index)
+    result['classes_against'] = survey.class_table(other.coco_index)
   result |= findings_of(report)
   if sheet is not None:
     contact_sheet.write_sheet(
@@ -159,6 +164,7 @@ def check_data(
     )
     result['contact_sheet'] = str(sheet)
   if fix is not None:
+    assert isinstance(source, CocoFiles)  # It was checked above.
     changes = repair(
       pathlib.Path(source.annotations),
       fix,
@@ -182,34 +188,45 @@ def _read_other(
   against: pathlib.Path | None,
   report: findings.Report,
   options: dict[str, Any],
-) -> _Other | None:
-  """Reads another split; `None` if there is none, or it cannot be read."""
+) -> _OtherSplit | None:
+  """Reads and checks the annotations of another split of the data set.
+
+  Args:
+    against: The COCO JSON of the other split. `None` if there is no other
+      split.
+    report: Gets the findings.
+    options: Options of `coco.read_coco`.
+
+  Returns:
+    The other split; `None` if there is none, or if its file cannot be read.
+  """
   if against is None:
     return None
   try:
     coco.check_is_there(against, '--against')
-    return _Other(against, coco.read_coco(against, report=report, **options))
+    index = coco.read_coco(against, report=report, **options)
   except InputError as error:
     report.error_of('', '', error)
     return None
+  return _OtherSplit(against, index)
 
 
 def _compare(
   index: coco_index.CocoIndex,
   name: str,
-  other: _Other,
+  other: _OtherSplit,
   report: findings.Report,
 ) -> None:
   """Reports classes that differ between two splits, and images in both.
 
   Args:
-    index: The data set.
-    name: Its name in messages.
+    index: The annotations of the data set.
+    name: The name of the data set in messages.
     other: The other split.
     report: Gets the findings.
   """
   difference = coco.class_table_difference(
-    other.index.categories, index.categories, there_name=name
+    other.coco_index.categories, index.categories, there_name=name
   )
   if difference:
     report.error(
@@ -219,7 +236,7 @@ def _compare(
       f'it has other classes: {"; ".join(difference[:10])}.',
       count=len(difference),
     )
-  shared = coco.shared_images(index, other.index)
+  shared = coco.shared_images(index, other.coco_index)
   if shared:
     shown = ', '.join(shared[:5]) + (', ...' if len(shared) > 5 else '')
     report.error(
@@ -240,8 +257,17 @@ def _check_images(
 ) -> dict[int, str]:
   """Decodes all images and reports their faults.
 
+  Args:
+    data_set: The data set.
+    report: Gets the findings.
+    num_workers: Number of processes that decode. `None` means one for each
+      core.
+    pixel_range: The values that become 0 and 255 in gray images of 16 or 32
+      bits; `None` refuses such images.
+
   Returns:
-    {row: why the image cannot be used, code first}.
+    For each image that cannot be used, its row in the index and the reason,
+    which begins with a code.
   """
   index = data_set.coco_index
   bad = {}
@@ -255,7 +281,7 @@ def _check_images(
   rows = [row for row in range(len(index.file_names)) if row not in bad]
   files = [image_file(data_set.images, r, index.file_names[r]) for r in rows]
   sizes = [(int(index.heights[row]), int(index.widths[row])) for row in rows]
-  first_of_digest = {}
+  first_of_digest: dict[bytes, int] = {}
   for row, file, facts in zip(
     rows,
     files,
@@ -291,12 +317,15 @@ def _check_objects(
   config: ml_collections.ConfigDict,
   report: findings.Report,
 ) -> None:
-  """Reports what would stop a training as soon as all objects are read.
+  """Reports faults of the data set as a whole that would stop a training.
+
+  These are a data set without an object to train on, and images with more
+  objects than the recipe has slots for.
 
   Args:
-    index: The data set.
-    name: Its name in messages.
-    config: The recipe.
+    index: The annotations of the data set.
+    name: The name of the data set in messages.
+    config: The recipe to train with.
     report: Gets the findings.
   """
   try:
@@ -311,7 +340,8 @@ def _check_objects(
       name,
       '',
       f'{over} objects are beyond the {config.data.max_objects} slots of'
-      ' their image (config.data.max_objects) and would not be trained on.',
+      ' their image and would not be trained on; set config.data.max_objects'
+      ' higher to train on them.',
       count=over,
     )
 
@@ -319,7 +349,7 @@ def _check_objects(
 def _resized_sizes(
   index: coco_index.CocoIndex, config: ml_collections.ConfigDict
 ) -> Int[np.ndarray, 'n 2']:
-  """Returns the (height, width) that a recipe resizes each image to."""
+  """Returns the (height, width) in pixels of each image after resizing."""
   canvas = canvas_arguments(config)
   return np.array(
     [
@@ -339,10 +369,19 @@ def _resized_sizes(
 def _evaluation_problem(
   source: Source, report: findings.Report, boxes_only: bool
 ) -> str:
-  """Says why no AP can be computed on a set that can be trained on.
+  """Returns the reason why no AP can be computed on a set without errors.
 
-  A training leaves a few broken objects out and says so. An AP without them
-  would be another figure than the AP of the data set.
+  A training leaves a few broken objects out with a warning. An evaluation does
+  not, because an AP without these objects would not be the AP of the data set.
+
+  Args:
+    source: The data set.
+    report: All findings about the data set so far.
+    boxes_only: Whether only the AP of boxes is wanted.
+
+  Returns:
+    The message of the error; '' if an AP can be computed, or if the data set
+    has errors and cannot be trained on either.
   """
   # The whole content takes much memory: it is read only if the findings show
   # that an AP may be impossible.
@@ -363,17 +402,18 @@ def _errors_left(
   index: coco_index.CocoIndex,
   config: ml_collections.ConfigDict,
   options: dict[str, Any],
-  other: _Other | None,
+  other: _OtherSplit | None,
 ) -> set[str]:
-  """Checks the repaired copy as the file itself was checked.
+  """Checks the repaired copy of the annotations like the original file.
 
   Args:
-    fix: The copy.
-    bad_images: The result of `_check_images`.
-    index: The file that was repaired.
-    config: The recipe.
+    fix: The repaired copy, a COCO JSON.
+    bad_images: The images that cannot be used: row in `index`, and the reason,
+      which begins with a code.
+    index: The annotations of the original file.
+    config: The recipe to train with.
     options: Options of `coco.read_coco`.
-    other: See `_compare`.
+    other: Another split, which must have the same classes and other images.
 
   Returns:
     The codes of the errors that the copy has.
@@ -383,7 +423,7 @@ def _errors_left(
   _check_objects(copy, fix, config, left)
   if other is not None:
     _compare(copy, str(fix), other, left)
-  # Images that cannot be used and could not be left out.
+  # The repair could not leave out all images that cannot be used.
   names = set(copy.file_names)
   return {*left.error_codes} | {
     findings.split_code(why)[0]

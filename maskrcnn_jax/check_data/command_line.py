@@ -1,52 +1,65 @@
-"""Finds out what is wrong with a data set before a training does.
+"""Finds the faults of a data set before a training does.
 
   python -m maskrcnn_jax.check_data --images=DIR --annotations=FILE.json
       [--against=VAL.json] [--config=r50_fpn] [--fix=OUT.json]
       [--config.KEY=VALUE ...]
 
-Decodes every image, reads every annotation, and prints what is wrong, each kind
-of error under a code that keeps its meaning; what classes and sizes there are;
-and how well the anchors of the recipe cover the objects. A contact sheet shows
-pictures with their masks. Training runs the same checks, except that it does
-not decode all images first, and stops at the first error.
+Decodes every image, reads every annotation, and prints the faults, each with a
+code that never changes its meaning. The report also lists the classes and the
+sizes of images and objects, and tells how well the anchors of the recipe cover
+the objects. A contact sheet shows pictures with their masks. A training runs
+the same checks, but it does not decode all images first, and it stops at the
+first error.
 
 Without --images and --annotations the training set of the recipe is checked:
 --config.data.train.images and .annotations, or --config.data.train.tfds and
 --config.data.tfds_dir.
 
-Exit status: 0 no errors, 1 failed while running, 2 errors or wrong input.
+Exit status: 0 no errors; 1 the check itself failed; 2 the data set has errors,
+or the arguments are wrong. With --fix, 0 means that the repaired copy has no
+errors, and 2 means that it has errors.
 """
 
 # The processes that decode import this module, so everything that is slow to
 # import is imported late.
 import argparse
+import io
 import json
 import pathlib
 import sys
 
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import InputError, print_error
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Prints and writes the report of a data set.
+  """Checks a data set, prints the report and writes it to files.
 
   Args:
-    argv: The arguments. `None`: those of the process.
+    argv: The command-line arguments. `None` means those of the process.
 
   Returns:
-    The exit status.
+    The exit status of the program.
   """
-  # File names may hold characters that the terminal cannot show.
-  sys.stdout.reconfigure(errors='backslashreplace')
+  # File names may hold characters that the terminal cannot show. A test or a
+  # notebook may have replaced stdout by an object without `reconfigure`.
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')
   try:
     return _run(sys.argv[1:] if argv is None else argv)
   except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print_error(str(error))
     return 2
 
 
 def _run(argv: list[str]) -> int:
-  """Parses the arguments, checks the data and prints the report."""
+  """Does the work of `main`, but raises an InputError instead of printing it.
+
+  Args:
+    argv: The command-line arguments.
+
+  Returns:
+    The exit status of the program.
+  """
   from maskrcnn_jax.config.command_line import (
     refuse_unexpected,
     split_arguments,
@@ -88,7 +101,7 @@ def _run(argv: list[str]) -> int:
     ) from error
   line = f'The report is in {report}'
   if 'contact_sheet' in result:
-    line += f', pictures are in {result["contact_sheet"]}'
+    line += f', and the contact sheet is {result["contact_sheet"]}'
   print(f'{line}.')
   if 'fix' in result:
     return 2 if result['fix']['left'] else 0
@@ -96,7 +109,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-  """Returns the parser of all arguments that are not the recipe's."""
+  """Returns the parser of all arguments except the keys of the recipe."""
   parser = argparse.ArgumentParser(
     prog='python -m maskrcnn_jax.check_data',
     description=__doc__,
@@ -107,15 +120,16 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--annotations', help='COCO JSON of the images')
   parser.add_argument(
     '--against',
-    help='COCO JSON of another split: its classes must be the\n'
-    'same, and its images others',
+    help='COCO JSON of another split of the same data, which must\n'
+    'have the same classes and other images',
   )
-  # These two are split off before; they are here for --help.
+  # --config and --config.KEY are taken out before these arguments are parsed.
+  # They are listed here so that --help shows them.
   parser.add_argument('--config', help='the recipe to train with')
   parser.add_argument(
     '--config.KEY',
     metavar='VALUE',
-    help='another value for a key of the recipe, for example\n'
+    help='change a key of the recipe, for example\n'
     '--config.data.short_side=640',
   )
   parser.add_argument(
@@ -124,14 +138,20 @@ def _parser() -> argparse.ArgumentParser:
     help='accept objects without masks, as a recipe with\n'
     '--config.model.output=boxes does',
   )
-  parser.add_argument('--fix', help='file to write a repaired copy to')
+  parser.add_argument(
+    '--fix', help='write a repaired copy of the annotations to this file'
+  )
   parser.add_argument(
     '--out',
     default='check_data',
     help='folder for report.json and contact_sheet.png\n(default: %(default)s)',
   )
-  parser.add_argument('--json', help='file for the report instead')
   parser.add_argument(
-    '--workers', type=int, help='processes that decode (default: cores)'
+    '--json', help='write the report to this file instead of report.json'
+  )
+  parser.add_argument(
+    '--workers',
+    type=int,
+    help='number of processes that decode images\n(default: one for each core)',
   )
   return parser

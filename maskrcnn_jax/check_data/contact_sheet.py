@@ -1,4 +1,4 @@
-"""A sheet of small pictures with the ground truth that training sees."""
+"""A contact sheet: small pictures of images with their ground truth."""
 
 from collections.abc import Collection
 import pathlib
@@ -14,20 +14,23 @@ from maskrcnn_jax.data import findings, images, outlines, survey
 from maskrcnn_jax.data.source import DataSet, image_file
 from maskrcnn_jax.errors import InputError
 
-# Pictures of each group.
+# Largest number of pictures of each group.
 NUM_EXAMPLES = 12
 
-# Codes of findings that a picture can show, worst first.
+# Codes of findings that a picture can show, the worst first.
 _DRAWN_CODES = ('A11', 'A02', 'A01', 'A10', 'A05', 'A06', 'A20', 'I13', 'I07')
 
-# Objects whose best anchor has a lower IoU than this are worth a picture.
+# If the IoU of an object with its best anchor is lower than this, a picture may
+# show it.
 _POOR_IOU = 0.5
 
-# Length in pixels of a picture's longer side, and height of its caption.
+# Lengths in pixels: the longer side of a picture, the height of a caption or a
+# title, and the space around a picture.
 _SIDE = draw.LEGIBLE_SIDE
 _STRIP = 44
 _MARGIN = 8
-_COLUMNS = 4
+
+_COLUMNS = 4  # pictures side by side
 _PAPER = (246, 246, 244)
 _INK = (20, 20, 20)
 _FRAME = (255, 225, 0)
@@ -36,9 +39,9 @@ _FRAME = (255, 225, 0)
 class Example(NamedTuple):
   """A picture of the sheet."""
 
-  row: int  # row of the index
+  row: int  # row of the image in the index
   caption: str
-  object: int = -1  # object of the index that gets a frame; -1: none
+  framed: int = -1  # object of the index that gets a frame; -1 means none
 
 
 def write_sheet(
@@ -50,15 +53,16 @@ def write_sheet(
   *,
   pixel_range: tuple[float, float] | None,
 ) -> None:
-  """Writes a sheet of random pictures and of the worst ones.
+  """Writes a sheet of random images and of images with faults.
 
   Args:
     data_set: The data set.
     report: The findings about the data set.
     bad_images: Rows of images that cannot be decoded.
     ious: The IoU of each object with its best anchor.
-    path: The file to write, a PNG.
-    pixel_range: See `images.decode_image`.
+    path: The PNG file to write.
+    pixel_range: The values that become 0 and 255 in gray images of 16 or 32
+      bits; `None` refuses such images.
 
   Raises:
     InputError: If the file cannot be written.
@@ -85,7 +89,12 @@ def write_sheet(
 
 
 def _random_examples(data_set: DataSet, good: list[int]) -> list[Example]:
-  """Picks images at random, always the same ones of the same data set."""
+  """Picks images at random; the same data set always gives the same ones.
+
+  Args:
+    data_set: The data set.
+    good: Rows of the images that can be decoded.
+  """
   index = data_set.coco_index
   rng = np.random.default_rng(0)
   return [
@@ -101,9 +110,21 @@ def _worst_examples(
   good: list[int],
   ious: Float[np.ndarray, 'm'],
 ) -> list[Example]:
-  """Picks images with findings, then objects that no anchor covers well."""
+  """Picks images with findings, then objects that no anchor covers well.
+
+  Args:
+    data_set: The data set.
+    report: The findings about the data set.
+    good: Rows of the images that can be decoded.
+    ious: The IoU of each object with its best anchor.
+
+  Returns:
+    At most `NUM_EXAMPLES` examples of different images, the worst finding
+    first.
+  """
   index = data_set.coco_index
-  drawable, worst = set(good), {}
+  drawable = set(good)
+  worst: dict[int, Example] = {}  # by the row of the image
   for finding in sorted(
     (f for f in report.kept if f.code in _DRAWN_CODES),
     key=lambda f: _DRAWN_CODES.index(f.code),
@@ -143,18 +164,20 @@ def draw_sheet(
   *,
   pixel_range: tuple[float, float] | None = None,
 ) -> Image.Image:
-  """Draws groups of examples, each under its title.
+  """Draws groups of examples, each group under its title.
 
   Args:
     data_set: The data set.
-    groups: {title: examples}. All of their images can be decoded.
-    pixel_range: See `images.decode_image`.
+    groups: The examples of each group by its title. It must be possible to
+      decode all of their images.
+    pixel_range: The values that become 0 and 255 in gray images of 16 or 32
+      bits; `None` refuses such images.
   """
   font = ImageFont.load_default(14)
   title_font = ImageFont.load_default(20)
   cell_width = _SIDE + _MARGIN
-  # Rows are as high as their highest picture, so that in the end the sheet is
-  # cut to the height that was used.
+  # A row is only as high as its highest picture, so that the sheet is cut to
+  # the height that was used in the end.
   num_rows = sum(-(-len(group) // _COLUMNS) for group in groups.values())
   sheet = Image.new(
     'RGB',
@@ -179,7 +202,7 @@ def draw_sheet(
           data_set,
           example.row,
           side=_SIDE,
-          framed=example.object,
+          framed=example.framed,
           pixel_range=pixel_range,
         )
         sheet.paste(picture, (x, y))
@@ -198,14 +221,17 @@ def draw_truth(
   framed: int = -1,
   pixel_range: tuple[float, float] | None = None,
 ) -> Image.Image:
-  """Draws an image, no larger than `side`, with its objects and crowds.
+  """Draws an image with the boxes, masks and names of its objects.
+
+  Crowd regions are drawn too.
 
   Args:
     data_set: The data set.
-    row: The image's row of the index.
+    row: Row of the image in the index.
     side: Length of the picture's longer side, in pixels.
-    framed: Object of the index that gets a second frame; -1: none.
-    pixel_range: See `images.decode_image`.
+    framed: Object of the index that gets a second frame; -1 means none.
+    pixel_range: The values that become 0 and 255 in gray images of 16 or 32
+      bits; `None` refuses such images.
   """
   index = data_set.coco_index
   file = image_file(data_set.images, row, index.file_names[row])
@@ -253,8 +279,16 @@ def draw_truth(
   return drawn
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-  """Breaks a caption into two lines at most."""
+def _wrap(
+  text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> str:
+  """Breaks a caption into at most two lines and cuts off the rest.
+
+  Args:
+    text: The caption.
+    font: The font that it is drawn with.
+    width: Width of the picture in pixels.
+  """
   lines = ['']
   for word in text.split(' '):
     longer = f'{lines[-1]} {word}'.strip()

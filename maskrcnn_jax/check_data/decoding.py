@@ -16,7 +16,7 @@ from maskrcnn_jax.data import images
 from maskrcnn_jax.data.source import ImageFile
 from maskrcnn_jax.errors import InputError
 
-# With fewer images, starting the processes takes longer than decoding.
+# Fewer images are decoded in this process: to start others would take longer.
 MIN_PARALLEL = 24
 
 
@@ -27,19 +27,24 @@ def look_at_images(
   num_workers: int | None,
   pixel_range: tuple[float, float] | None,
 ) -> Iterator[images.ImageFacts]:
-  """Decodes images under a progress bar.
+  """Decodes images and tells their faults, while it shows a progress bar.
 
   Args:
     files: The images.
-    sizes: (height, width) of each image as its annotations say.
-    num_workers: Number of processes that decode. `None`: one a core.
-    pixel_range: See `images.decode_image`.
+    sizes: (height, width) of each image according to its annotations.
+    num_workers: Number of processes that decode. `None` means one for each
+      core.
+    pixel_range: The values that become 0 and 255 in gray images of 16 or 32
+      bits; `None` refuses such images.
 
   Yields:
     The facts of each image, in the order of `files`.
+
+  Raises:
+    InputError: If one of the processes is killed.
   """
   look = functools.partial(_look, pixel_range=pixel_range)
-  num_workers = os.cpu_count() if num_workers is None else num_workers
+  num_workers = os.cpu_count() or 1 if num_workers is None else num_workers
   bar = functools.partial(
     tqdm.tqdm,
     total=len(files),
@@ -52,15 +57,15 @@ def look_at_images(
     return
   with concurrent.futures.ProcessPoolExecutor(
     min(num_workers, len(files)),
-    # The fork of a process that has threads may hang.
+    # A forked process may hang, because this process has threads.
     mp_context=multiprocessing.get_context('spawn'),
   ) as pool:
     try:
       yield from bar(pool.map(look, files, sizes, chunksize=8))
     except concurrent.futures.process.BrokenProcessPool as error:
       raise InputError(
-        'A process that decodes images was killed; if that was for want of'
-        ' memory, give --workers=1.'
+        'A process that decodes images was killed; if the memory was used up,'
+        ' give --workers=1.'
       ) from error
 
 
@@ -70,7 +75,14 @@ def _look(
   *,
   pixel_range: tuple[float, float] | None,
 ) -> images.ImageFacts:
-  """Decodes one image."""
+  """Decodes one image and tells its faults.
+
+  Args:
+    file: The image.
+    size: (height, width) according to the annotations.
+    pixel_range: The values that become 0 and 255 in gray images of 16 or 32
+      bits; `None` refuses such images.
+  """
   return images.look_at_image(
     file.path, size, pixel_range=pixel_range, content=file.content()
   )

@@ -21,17 +21,17 @@ def figures_of(
   ious: Float[np.ndarray, 'm'],
   config: ml_collections.ConfigDict,
 ) -> dict[str, Any]:
-  """Describes a data set as training with a recipe sees it.
+  """Counts images, objects and classes, and measures how well anchors fit.
 
   Args:
-    index: The data set.
-    image_sizes: (height, width) of each image after resizing.
-    ious: The result of `best_anchor_ious`.
-    config: The recipe.
+    index: The annotations of the data set.
+    image_sizes: (height, width) of each image in pixels after resizing.
+    ious: The IoU of each object with the anchor that covers it best.
+    config: The recipe to train with.
 
   Returns:
-    The part of the report that `report.format_report` shows as classes, sizes
-    and anchors.
+    The figures as plain dicts and lists, a part of the report of `check_data`.
+    Crowd regions are counted apart from the objects.
   """
   rows = survey.object_rows(index)
   trained = ~index.crowd
@@ -71,9 +71,9 @@ def best_anchor_ious(
   """Returns the IoU of each object with the anchor that covers it best.
 
   Args:
-    index: The data set.
-    image_sizes: (height, width) of each image after resizing.
-    config: The recipe, which has the anchors.
+    index: The annotations of the data set.
+    image_sizes: (height, width) of each image in pixels after resizing.
+    config: The recipe, which defines the anchors.
   """
   geometry = geometry_of(config)
   anchors = anchor_arguments(config)
@@ -98,7 +98,16 @@ def best_anchor_ious(
 def _spread(
   heights: Int[np.ndarray, 'n'], widths: Int[np.ndarray, 'n']
 ) -> dict[str, list[int]]:
-  """Returns [height, width] of the smallest, median and largest image."""
+  """Returns the [height, width] of the images of least, median, greatest area.
+
+  Args:
+    heights: Height of each image in pixels.
+    widths: Width of each image in pixels.
+
+  Returns:
+    The sizes by the keys 'least', 'median' and 'greatest'; empty without
+    images.
+  """
   if not len(heights):
     return {}
   order = np.argsort(heights.astype(np.int64) * widths, kind='stable')
@@ -112,6 +121,9 @@ def _spread(
   }
 
 
-def _share(which: Bool[np.ndarray, 'm']) -> float | None:
-  """Returns the share of objects to four digits; `None` of no objects."""
-  return round(float(which.mean()), 4) if len(which) else None
+def _share(chosen: Bool[np.ndarray, 'm']) -> float | None:
+  """Returns the share of the objects that are chosen, in [0, 1].
+
+  It is rounded to four digits. `None` means that there are no objects.
+  """
+  return round(float(chosen.mean()), 4) if len(chosen) else None

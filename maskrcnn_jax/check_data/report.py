@@ -1,16 +1,25 @@
-"""The report of `check_data`: its findings as plain values, and as text."""
+"""The report of `check_data` as plain values for JSON, and as text."""
 
 from typing import Any
 
 from maskrcnn_jax.data import findings
 from maskrcnn_jax.data.repair import Change
+from maskrcnn_jax.errors import command_for
 
-# Findings of each code that are kept for the JSON, and that are printed.
-KEEP, SHOW = 1000, 3
+# Largest number of findings of one code that the JSON lists.
+KEEP = 1000
+
+# Largest number of findings of one code that are printed.
+SHOW = 3
 
 
 def findings_of(report: findings.Report) -> dict[str, Any]:
-  """Returns the findings as plain dicts and lists, errors first."""
+  """Returns the findings of a report as plain dicts and lists.
+
+  Returns:
+    `is_ok` tells whether there are no errors. `findings` has an entry for each
+    code, first the codes with errors.
+  """
   errors = report.error_codes
   return {
     'is_ok': not errors,
@@ -32,7 +41,7 @@ def findings_of(report: findings.Report) -> dict[str, Any]:
 
 
 def format_report(result: dict[str, Any]) -> str:
-  """Formats the result of `check_data` for people."""
+  """Returns the result of `check_data` as text for people."""
   lines = [result['annotations']]
   if result['images']:
     lines[0] += f', images in {result["images"]}'
@@ -52,24 +61,31 @@ def format_report(result: dict[str, Any]) -> str:
       lines.append(f'       {where}{example["reason"]}')
     more = len(finding['examples']) - SHOW
     if more > 0:
-      lines.append(f'       and {more} more lines in the JSON')
+      lines.append(f'       and {more} more, which are in the JSON')
   if 'fine_tuning' in result:
     lines.append(result['fine_tuning'])
   if 'canvas' in result:
     lines.append(f'With this recipe: {result["canvas"]}')
   if 'evaluation' in result:
     lines.append(
-      f'Fit to train on, but not to evaluate with: {result["evaluation"]}'
+      'You can train on this data set, but not evaluate on it:'
+      f' {result["evaluation"]}'
     )
   if 'fix' in result:
     lines += _format_fix(result['fix'])
   codes = [f['code'] for f in result['findings'] if f['level'] == 'error']
   lines.append(f'Errors: {", ".join(codes)}.' if codes else 'No errors.')
+  if codes:
+    lines.append(f'For more about {codes[0]}: {command_for(codes[0])}')
   return '\n'.join(lines)
 
 
 def _format_figures(result: dict[str, Any]) -> list[str]:
-  """Returns the lines on classes, sizes and anchors."""
+  """Returns the lines of the report about classes, sizes and anchors.
+
+  Args:
+    result: The report of `check_data`.
+  """
   counts = result['counts']
   lines = [
     f'{counts["images"]:,} images ({counts["images_without_objects"]:,}'
@@ -95,10 +111,14 @@ def _format_figures(result: dict[str, Any]) -> list[str]:
       f' {row["objects"]:>9,} {row["images"]:>8,}'
     )
   if len(result['classes']) > 100:
-    lines.append(f'and {len(result["classes"]) - 100} more in the JSON')
+    more = len(result['classes']) - 100
+    lines.append(f'and {more} more classes, which are in the JSON')
   for title, key in (
-    ('objects in an image', 'objects_per_image'),
-    ('object size after resizing, pixels', 'object_sizes'),
+    ('images by their number of objects', 'objects_per_image'),
+    (
+      'objects by their size after resizing (square root of the area, pixels)',
+      'object_sizes',
+    ),
   ):
     lines += ['', title, *_bars(result[key])]
   lines.append(
@@ -109,15 +129,19 @@ def _format_figures(result: dict[str, Any]) -> list[str]:
     lines += [
       '',
       f'anchors of {anchors["sizes"]} pixels, ratios {anchors["ratios"]}:'
-      f' the best overlaps less than 0.5 (IoU) with'
-      f' {anchors["share_below_0.5"]:.1%} of the objects, less than 0.7 with'
-      f' {anchors["share_below_0.7"]:.1%}',
+      f' {anchors["share_below_0.5"]:.1%} of the objects have no anchor with an'
+      f' IoU of at least 0.5, {anchors["share_below_0.7"]:.1%} have none with'
+      ' at least 0.7',
     ]
   return lines
 
 
 def _bars(histogram: dict[str, int]) -> list[str]:
-  """Returns a line with a bar for each bin."""
+  """Returns a line for each bin: its name, its count, and a bar of # signs.
+
+  Args:
+    histogram: The count of each bin by its name.
+  """
   most = max([1, *histogram.values()])
   return [
     f'{name:>14} {count:>9,} {"#" * round(40 * count / most)}'
@@ -126,10 +150,15 @@ def _bars(histogram: dict[str, int]) -> list[str]:
 
 
 def _format_fix(fix: dict[str, Any]) -> list[str]:
-  """Returns the lines on the repaired copy."""
+  """Returns the lines of the report about the repaired copy.
+
+  Args:
+    fix: The report's entry about the copy: `file`, `changes`, and `left`, the
+      codes of the errors that are left.
+  """
   changes = [Change(**change) for change in fix['changes']]
   return [
-    f'{fix["file"]} has {len(changes)} changes:',
+    f'The repaired copy {fix["file"]} has {len(changes)} changes:',
     *(f'  {change}' for change in changes),
-    f'Errors left in it: {", ".join(fix["left"]) or "none"}.',
+    f'Errors left in the copy: {", ".join(fix["left"]) or "none"}.',
   ]

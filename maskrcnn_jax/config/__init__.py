@@ -1,6 +1,7 @@
-"""Recipes: their keys, how they are read, and which value holds.
+"""Recipes: their keys, how they are read, and which value of a key is used.
 
-`keys.py` is the table of all keys; begin there.
+A recipe is a `ConfigDict` that says which model is trained, on which data and
+how. `keys.py` is the table of all keys; begin reading there.
 """
 
 from maskrcnn_jax.config.comparison import (

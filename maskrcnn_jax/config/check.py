@@ -1,8 +1,10 @@
-"""Whether a recipe makes sense, before anything is started with it.
+"""Checks a recipe before anything is started with it.
 
-The values of a single key are in its row of `KEYS`. This file has the rules
-about several keys at once.
+The values that a single key may have are in its row of `KEYS`. This file has
+the rules about several keys at once.
 """
+
+from typing import Any
 
 import ml_collections
 
@@ -16,17 +18,18 @@ from maskrcnn_jax.errors import InputError
 def check_config(
   config: ml_collections.ConfigDict, *, for_training: bool = True
 ) -> None:
-  """Raises an InputError for values that no run could use.
+  """Raises an InputError if a recipe has values that no run could use.
 
-  A key is open if its value is None although it must have one. Only a recipe
-  of a fine-tuning may have open keys; `train` checks it again when it is
-  complete.
+  A key is open if its value is `None` although it must have a value. Only a
+  recipe of a fine-tuning may have open keys; `train` fills them in and checks
+  the recipe again.
 
   Args:
     config: The recipe.
     for_training: Whether the rules about several keys of training are checked
-      too. When a trained model is used, those keys have no effect, and some
-      come from another recipe than the rest.
+      too. They are not when a trained model is evaluated or predicts: keys of
+      training then have no effect, and may come from another recipe than the
+      keys that they are compared with.
   """
   check_values(config)
   if for_training and config.train.fine_tune:
@@ -47,9 +50,15 @@ def check_config(
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:
-  """Raises an InputError for a value that a key cannot have.
+  """Checks each key of a recipe by itself.
 
-  The values of several keys are not compared.
+  Values of different keys are not compared.
+
+  Args:
+    config: The recipe.
+
+  Raises:
+    InputError: If a key has a value of the wrong type or out of its range.
   """
   is_complete = not config.train.fine_tune
   for key in KEYS:
@@ -68,8 +77,8 @@ def check_values(config: ml_collections.ConfigDict) -> None:
       )
 
 
-def _written(value) -> str:
-  """Returns a value as a person writes it in a recipe."""
+def _written(value: Any) -> str:
+  """Returns the Python expression for a value, with tuples for lists."""
   if isinstance(value, list):
     value = tuple(
       tuple(item) if isinstance(item, list) else item for item in value
@@ -77,8 +86,8 @@ def _written(value) -> str:
   return repr(value)
 
 
-def _check_model(config) -> str | None:
-  """Returns a fault of the network and its anchors, or None."""
+def _check_model(config: ml_collections.ConfigDict) -> str | None:
+  """Describes a contradiction in the network and anchors; `None` if valid."""
   model = config.model
   if model.backbone != 'resnet':
     for name in names(resnet_only=True):
@@ -91,18 +100,18 @@ def _check_model(config) -> str | None:
         )
     if model.body == 'c4':
       return (
-        "config.model.body is 'c4', whose heads are the last stage of a "
+        "config.model.body is 'c4', whose heads use the last stage of a "
         f'ResNet, but config.model.backbone is {model.backbone!r}; set '
         "config.model.body to 'fpn'."
       )
   if model.groups > 1 and model.depth < 50:
     return (
       f'config.model.groups is {model.groups}, but a ResNet of depth '
-      f'{model.depth} has no bottleneck to have groups in; set '
-      'config.model.depth to 50 or 101.'
+      f'{model.depth} has no bottleneck blocks, which alone can have groups; '
+      'set config.model.depth to 50 or 101.'
     )
   sizes = config.anchors.sizes
-  levels = {'fpn': 'each of the levels 2 to 6', 'c4': 'the one level'}
+  levels = {'fpn': 'each of the levels 2 to 6', 'c4': 'the only level'}
   if len(sizes) != {'fpn': 5, 'c4': 1}[model.body]:
     return (
       f'config.anchors.sizes has {len(sizes)} entries; give one tuple of '
@@ -116,11 +125,14 @@ def _check_model(config) -> str | None:
   return None
 
 
-def _check_training(config) -> str | None:
-  """Returns a fault of the schedule and the optimizer, or None."""
+def _check_training(config: ml_collections.ConfigDict) -> str | None:
+  """Describes a contradiction in schedule and optimizer; `None` if valid."""
   train, optimizer = config.train, config.optimizer
   if train.ema_decay == 1:
-    return 'config.train.ema_decay is 1; the average would never move.'
+    return (
+      'config.train.ema_decay is 1, so the average would never change; give a '
+      'number below 1.'
+    )
   if train.eval_every and train.eval_every_epochs:
     return (
       'Give config.train.eval_every or config.train.eval_every_epochs, not '
@@ -130,7 +142,7 @@ def _check_training(config) -> str | None:
     train.eval_every or train.eval_every_epochs
   ):
     return (
-      'config.train.min_box_ap and min_mask_ap are for evaluations while '
+      'config.train.min_box_ap and min_mask_ap need evaluations during the '
       'training; give --config.train.eval_every=STEPS or '
       '--config.train.eval_every_epochs=EPOCHS too.'
     )
@@ -144,41 +156,41 @@ def _check_training(config) -> str | None:
   return None
 
 
-def _check_sampling(config) -> str | None:
-  """Returns a fault of the samples that are trained on, or None."""
+def _check_sampling(config: ml_collections.ConfigDict) -> str | None:
+  """Describes a contradiction in the RoI sampling; `None` if valid."""
   if config.roi.num_samples * config.roi.foreground_fraction < 1:
     return (
       'config.roi.num_samples times config.roi.foreground_fraction is less '
-      'than 1; no mask would ever be learned.'
+      'than 1; no mask would ever be learned. Raise one of the two.'
     )
   return None
 
 
-def _check_augmentation(config) -> str | None:
-  """Returns a fault of the random changes of images, or None."""
+def _check_augmentation(config: ml_collections.ConfigDict) -> str | None:
+  """Describes a contradiction in the augmentation; `None` if valid."""
   data = config.data
   if data.short_sides and data.scale_jitter:
     return (
-      'config.data has short_sides and scale_jitter; both say how large an '
-      'image becomes, so give one.'
+      'config.data has short_sides and scale_jitter; both decide the size of '
+      'an image, so give only one.'
     )
   if any(side > data.short_side for side in data.short_sides):
     return (
       f'config.data.short_sides is {tuple(data.short_sides)}; give whole '
       f'numbers up to config.data.short_side ({data.short_side}), because '
-      'the padded sizes are made for it.'
+      'larger images may not fit into config.data.padded_sizes.'
     )
   scales = data.scale_jitter
   if scales and not (len(scales) == 2 and 0 < scales[0] <= scales[1]):
     return (
       f'config.data.scale_jitter is {tuple(scales)}; give the least and the '
-      'greatest factor, for example (0.1, 2.0).'
+      'greatest factor, both above 0, for example (0.1, 2.0).'
     )
   return None
 
 
-def _check_images(config) -> str | None:
-  """Returns a fault of the pixels and the padded sizes, or None."""
+def _check_images(config: ml_collections.ConfigDict) -> str | None:
+  """Describes a wrong pixel range or padded size; `None` if valid."""
   data = config.data
   if data.pixel_range is not None and not (
     data.pixel_range[0] < data.pixel_range[1]
@@ -187,6 +199,7 @@ def _check_images(config) -> str | None:
       f'config.data.pixel_range is {tuple(data.pixel_range)}; give the '
       'values that become black and white, the lower value first.'
     )
+
   if not data.padded_sizes:
     return (
       'config.data.padded_sizes is empty; give at least one (height, width).'

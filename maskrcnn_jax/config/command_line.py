@@ -1,6 +1,6 @@
-"""Recipes on the command line: --config=RECIPE and --config.KEY=VALUE.
+"""Reads --config=RECIPE and --config.KEY=VALUE from the command line.
 
-Every program reads these arguments with this file, so that all of them accept
+Every program reads these arguments with this file, so that all programs accept
 the same spellings.
 """
 
@@ -17,8 +17,8 @@ from maskrcnn_jax.config.forms import FALSE_WORDS, TRUE_WORDS, parse
 from maskrcnn_jax.config.keys import BY_NAME
 from maskrcnn_jax.errors import InputError
 
-# A key and the text that is its value; None if no value was given, which means
-# True for a key that is True or False.
+# The name of a key and the text of its value. The text is `None` if only the
+# key was given, which means True for a boolean key.
 Override = tuple[str, str | None]
 
 _ARGUMENT = re.compile(r'--?(no)?config(?:\.([^=]+))?(=.*)?', re.DOTALL)
@@ -28,23 +28,26 @@ _NEGATIVE_NUMBER = re.compile(r'-\.?\d')
 def split_arguments(
   argv: Sequence[str],
 ) -> tuple[str | None, list[Override], list[str]]:
-  """Splits off --config and --config.KEY arguments.
+  """Separates --config and --config.KEY arguments from all other arguments.
 
-  Accepts --config=X, --config X, --config.KEY=VALUE, --config.KEY VALUE, for
-  keys that are True or False also --config.KEY and --noconfig.KEY, and all of
-  them with a single dash. Arguments after -- are left alone.
+  The accepted spellings are --config=X, --config X, --config.KEY=VALUE and
+  --config.KEY VALUE; for boolean keys also --config.KEY and --noconfig.KEY; and
+  all of these with a single dash. Arguments after -- are not looked at.
 
   Args:
     argv: The arguments of a program, without its name.
 
   Returns:
-    The value of --config, the last one if there are several, None if there is
-    none; the overrides; and all other arguments in their order.
+    The value of the last --config argument, `None` if there is no such
+    argument; the (key, text) pairs of the --config.KEY arguments; and all other
+    arguments in their order.
 
   Raises:
     InputError: If the value of an argument is missing.
   """
-  path, overrides, others = None, [], []
+  path: str | None = None
+  overrides: list[Override] = []
+  others: list[str] = []
   waiting = list(argv)
   while waiting:
     argument = waiting.pop(0)
@@ -80,10 +83,17 @@ def split_arguments(
 
 
 def parse_overrides(overrides: Sequence[Override]) -> dict[str, Any]:
-  """Returns {key: value} for the overrides; of the same key the last one.
+  """Converts the texts of --config.KEY arguments to values.
+
+  Args:
+    overrides: (key, text) pairs, as `split_arguments` returns them. If a key
+      occurs several times, the last text is used.
+
+  Returns:
+    {key: value}.
 
   Raises:
-    InputError: If there is no such key, or the text is no value of it.
+    InputError: If a key does not exist, or its text cannot be converted.
   """
   values = {}
   for name, written in overrides:
@@ -106,14 +116,14 @@ def parse_overrides(overrides: Sequence[Override]) -> dict[str, Any]:
 def apply_overrides(
   config: ml_collections.ConfigDict, values: dict[str, Any]
 ) -> None:
-  """Sets keys of a recipe.
+  """Sets keys of a recipe to the values that the command line gave.
 
   Args:
     config: The recipe; it is changed.
-    values: As `parse_overrides` gives them.
+    values: {key: value}, as `parse_overrides` returns it.
 
   Raises:
-    InputError: If None is given to a key that must have a value and that the
+    InputError: If `None` is given for a key that must have a value and that the
       recipe does not leave open.
   """
   for name, value in values.items():
@@ -121,17 +131,22 @@ def apply_overrides(
     if value is None and not is_open:
       raise InputError(
         f'C05: --config.{name}=None: the recipe does not leave this key '
-        f'open; give a value, or leave it out for {value_of(config, name)!r}.'
+        'open; give a value, or leave the argument out, which keeps '
+        f'{value_of(config, name)!r}.'
       )
     set_value(config, name, value)
 
 
 def refuse_unexpected(arguments: Sequence[str], otherwise: str = '') -> None:
-  """Raises an InputError about the first of some arguments.
+  """Raises an InputError about the first unknown argument, if there is any.
+
+  If the argument is an option of another well-known program, the message names
+  the option to give here.
 
   Args:
-    arguments: Those that the parser of the program does not know.
-    otherwise: The message for one that no other program has either.
+    arguments: The arguments that the parser of the program does not know.
+    otherwise: The message if the argument is not known from other programs
+      either. By default it says that the argument is unexpected.
   """
   for argument in arguments:
     answer = answer_to(argument)
@@ -141,19 +156,28 @@ def refuse_unexpected(arguments: Sequence[str], otherwise: str = '') -> None:
       )
     raise InputError(
       otherwise
-      or f'Unexpected argument {argument!r}; --help lists what there is.'
+      or f'Unexpected argument {argument!r}; --help lists the arguments.'
     )
 
 
 def _is_value_of(key: str | None, argument: str) -> bool:
-  """Tells whether an argument is the value of the option before it."""
+  """Tells whether an argument is the value of the option before it.
+
+  Args:
+    key: The key of the option --config.KEY, `None` for --config itself.
+    argument: The argument that follows the option after a space.
+  """
   if key in BY_NAME and BY_NAME[key].form.kind is bool:
     return argument.lower() in (*TRUE_WORDS, *FALSE_WORDS, 'none')
   return not argument.startswith('-') or bool(_NEGATIVE_NUMBER.match(argument))
 
 
 def _explain_unknown_key(name: str) -> str:
-  """Returns a sentence about a key that does not exist."""
+  """Returns the message about a key that does not exist.
+
+  It ends with the most helpful hint that is known: the key here for a name of
+  another program, the members of a group, or a key with a similar name.
+  """
   text = f'There is no config key {name!r}'
   answer = answer_to(name)
   if answer:
@@ -164,7 +188,7 @@ def _explain_unknown_key(name: str) -> str:
   member = next((key for key in BY_NAME if key.startswith(f'{name}.')), None)
   if member:
     return (
-      f'{text}, it is a group of keys; name one of them, for example '
+      f'{text}; it is a group of keys. Give one key of the group, for example '
       f'--config.{member}=VALUE.'
     )
   near = difflib.get_close_matches(name, BY_NAME, 1)

@@ -1,4 +1,4 @@
-"""Recipes as a checkpoint stores them, and the comparison of two recipes."""
+"""Converts recipes to the form that a checkpoint stores, and compares them."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -9,20 +9,24 @@ from maskrcnn_jax import geometry
 from maskrcnn_jax.config.defaults import default_config
 from maskrcnn_jax.config.keys import BY_NAME, REMOVED_KEYS
 
-# Stands for the value of a key that one of two recipes does not have.
+# The value that a message shows for a key that only the other recipe has.
 NOTHING = 'nothing'
 
 
 class Difference(NamedTuple):
   """A key that has different values in two recipes."""
 
-  key: str
-  here: Any
-  there: Any
+  key: str  # full name, such as 'rpn.train.pre_nms'
+  here: Any  # value in the first recipe, usually the recipe of this run
+  there: Any  # value in the second recipe, usually the recipe of a checkpoint
 
 
-def plain(value):
-  """Returns nested dicts, lists and numbers that JSON gives back unchanged."""
+def plain(value: Any) -> Any:
+  """Converts a recipe, or a value in it, to types that JSON has.
+
+  ConfigDicts become dicts and tuples become lists, at every depth, so that
+  writing the result as JSON and reading it again gives an equal result.
+  """
   if isinstance(value, ml_collections.ConfigDict):
     value = value.to_dict()
   if isinstance(value, dict):
@@ -32,9 +36,14 @@ def plain(value):
   return value
 
 
-def flatten(tree: dict, prefix: str = '') -> dict[str, Any]:
-  """Returns {'group.key': plain value} for a nested dict."""
-  flat = {}
+def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Flattens a nested dict to {'group.key': value}, values as `plain` has them.
+
+  Args:
+    tree: A recipe, or a group of keys, as a nested dict.
+    prefix: Put before each name: the name of the group and a dot.
+  """
+  flat: dict[str, Any] = {}
   for key, value in tree.items():
     if isinstance(value, dict):
       flat |= flatten(value, f'{prefix}{key}.')
@@ -43,15 +52,15 @@ def flatten(tree: dict, prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def stored_config(stored: dict) -> ml_collections.ConfigDict:
-  """Returns the recipe that a checkpoint stores.
+def stored_config(stored: dict[str, Any]) -> ml_collections.ConfigDict:
+  """Converts the recipe that a checkpoint stores back to a `ConfigDict`.
 
   Keys that are newer than the checkpoint get their defaults, and keys that
-  this version no longer has are left out. JSON made lists of the tuples; they
-  become tuples again.
+  this version no longer has are left out. Lists become tuples again, because
+  JSON has no tuples.
 
   Args:
-    stored: A nested dict, as `plain` makes it.
+    stored: A nested dict, as `plain` returns it.
   """
   tree = _fill(stored, default_config().to_dict())
   config = ml_collections.ConfigDict(
@@ -66,20 +75,24 @@ def stored_config(stored: dict) -> ml_collections.ConfigDict:
 
 
 def facts_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns {key: plain value}, with the preset's values where it decides."""
+  """Returns {key: value} of all keys, with no value left to the preset.
+
+  A key that is `None` because the preset of `config.geometry` decides it gets
+  the value of the preset. Values are as `plain` returns them.
+  """
   return flatten(_name_preset_values(config.to_dict()))
 
 
 def differences(
-  config: ml_collections.ConfigDict, other: dict
+  config: ml_collections.ConfigDict, other: dict[str, Any]
 ) -> list[Difference]:
-  """Returns the keys whose values differ, in the order of their names.
+  """Returns the keys whose values differ in two recipes, in alphabetical order.
 
   A value that the preset gives and the same value written out are equal.
 
   Args:
-    config: The recipe here.
-    other: The recipe there, a nested dict as `plain` makes it.
+    config: The first recipe.
+    other: The second recipe, a nested dict as `plain` returns it.
   """
   here = facts_of(config)
   there = flatten(
@@ -95,12 +108,12 @@ def differences(
 
 
 def format_differences(found: Iterable[Difference]) -> str:
-  """Returns 'key: here | there; key: here | there' for a message."""
+  """Formats differences for a message: 'key: here | there; key: here | ...'."""
   return '; '.join(f'{key}: {here} | {there}' for key, here, there in found)
 
 
-def _fill(tree: dict, defaults: dict) -> dict:
-  """Adds the keys to a nested dict that only the defaults have."""
+def _fill(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+  """Adds to a nested dict the keys that only another nested dict has."""
   return defaults | {
     key: _fill(value, defaults.get(key, {}))
     if isinstance(value, dict)
@@ -109,8 +122,13 @@ def _fill(tree: dict, defaults: dict) -> dict:
   }
 
 
-def _with_tuples(value, name: str):
-  """Returns the value of a key, or of a group, with tuples for lists."""
+def _with_tuples(value: Any, name: str) -> Any:
+  """Converts lists to tuples in those keys whose values are tuples.
+
+  Args:
+    value: The value of a key, or a group of keys as a nested dict.
+    name: The full name of the key or the group.
+  """
   if isinstance(value, dict):
     return {
       key: _with_tuples(item, f'{name}.{key}') for key, item in value.items()
@@ -119,20 +137,25 @@ def _with_tuples(value, name: str):
   return _nested_tuple(value) if is_tuple else value
 
 
-def _nested_tuple(value):
-  """Returns tuples for lists."""
+def _nested_tuple(value: Any) -> Any:
+  """Converts lists to tuples at every depth."""
   if isinstance(value, list | tuple):
     return tuple(map(_nested_tuple, value))
   return value
 
 
-def _name_preset_values(tree: dict) -> dict:
-  """Puts in the preset's values where a recipe leaves them to the preset."""
-  preset = geometry.PRESETS.get(tree.get('geometry'))
+def _name_preset_values(tree: dict[str, Any]) -> dict[str, Any]:
+  """Replaces each `None` that means "as the preset" by the preset's value.
+
+  Args:
+    tree: A recipe as a nested dict. If its preset is not known, it is returned
+      unchanged.
+  """
+  preset = geometry.PRESETS.get(tree.get('geometry', ''))
   if preset is None:
     return tree
   mean, std = preset.input_format.rgb_255()
-  values = {
+  values: dict[str, dict[str, Any]] = {
     'roi': {'sampling_ratio': preset.sampling_ratio},
     'data': {
       'pixel_mean': mean,

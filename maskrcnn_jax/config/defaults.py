@@ -1,6 +1,7 @@
-"""The recipe of the defaults, made from the table of keys."""
+"""Makes the recipe in which every key has its default."""
 
 import operator
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
@@ -9,11 +10,12 @@ from maskrcnn_jax.config.keys import KEYS
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """Returns all keys with their defaults, locked against unknown ones.
+  """Returns a recipe in which every key has its default.
 
-  A key whose default is None is a placeholder of its type.
+  The recipe is locked: setting a key that does not exist is an error. A key
+  whose default is `None` accepts only values of its type.
   """
-  tree = {}
+  tree: dict[str, Any] = {}
   for key in KEYS:
     *groups, name = key.name.split('.')
     group = tree
@@ -30,7 +32,9 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def c4_config() -> ml_collections.ConfigDict:
-  """Returns the defaults with a C4 body and the values that go with it.
+  """Returns the defaults of a model with a C4 body instead of a pyramid.
+
+  All keys that depend on the body have the values of detectron2.
 
   Source:
     detectron2 `configs/Base-RCNN-C4.yaml` and config/defaults.py.
@@ -51,13 +55,19 @@ def c4_config() -> ml_collections.ConfigDict:
   return config
 
 
-def value_of(config: ml_collections.ConfigDict, name: str):
-  """Returns the value of a key such as 'rpn.train.pre_nms'."""
+def value_of(config: ml_collections.ConfigDict, name: str) -> Any:
+  """Returns the value of a key, given its full name, 'rpn.train.pre_nms'."""
   return operator.attrgetter(name)(config)
 
 
-def set_value(config: ml_collections.ConfigDict, name: str, value) -> None:
-  """Sets a key such as 'rpn.train.pre_nms'; None leaves it open."""
+def set_value(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
+  """Sets a key of a recipe, without a check of the type.
+
+  Args:
+    config: The recipe; it is changed.
+    name: The full name of the key, such as 'rpn.train.pre_nms'.
+    value: The new value. `None` leaves the key open.
+  """
   *groups, last = name.split('.')
   with config.ignore_type():
     for group in groups:

@@ -1,6 +1,6 @@
-"""Values that follow from a recipe."""
+"""Computes the values that the rest of the package needs from a recipe."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -10,14 +10,14 @@ from maskrcnn_jax.data.source import CocoFiles, Records, Source
 
 
 class Heads(NamedTuple):
-  """The heads that a model has beside the RPN."""
+  """The heads that a model has in addition to the RPN."""
 
   boxes: bool
   masks: bool
 
 
 def heads_of(config: ml_collections.ConfigDict) -> Heads:
-  """Returns the heads that `model.output` asks for."""
+  """Returns the heads that a model needs for `model.output` of a recipe."""
   return {
     'masks': Heads(boxes=True, masks=True),
     'boxes': Heads(boxes=True, masks=False),
@@ -26,21 +26,29 @@ def heads_of(config: ml_collections.ConfigDict) -> Heads:
 
 
 def geometry_of(config: ml_collections.ConfigDict) -> geometry.Geometry:
-  """Returns the preset of a recipe, with the values that the recipe changes."""
+  """Returns the box and pixel conventions of a recipe.
+
+  They are the preset that `config.geometry` names, with the values of those
+  keys that the recipe sets itself: sampling ratio, mean, standard deviation and
+  antialiasing. The input format is RGB in [0, 255].
+  """
   preset = geometry.PRESETS[config.geometry]
   if config.roi.sampling_ratio is not None:
     preset = preset._replace(sampling_ratio=config.roi.sampling_ratio)
   mean, std = preset.input_format.rgb_255()
   if config.data.pixel_mean is not None:
-    mean = tuple(config.data.pixel_mean)
+    red, green, blue = config.data.pixel_mean
+    mean = (red, green, blue)
   if config.data.pixel_std is not None:
-    std = tuple(config.data.pixel_std)
+    red, green, blue = config.data.pixel_std
+    std = (red, green, blue)
   antialias = preset.input_format.antialias
   if config.data.antialias is not None:
     antialias = config.data.antialias
   if config.model.body == 'c4':
-    # Peers do not pad images for a model without a pyramid: it has cells of 16
-    # pixels, the last of which may lie half outside.
+    # detectron2 and maskrcnn-benchmark do not pad images for a model without a
+    # pyramid. Its feature map has cells of 16 pixels, and the last cell may lie
+    # partly outside of the image.
     preset = preset._replace(padding_multiple=16)
   return preset._replace(
     input_format=preset.input_format._replace(
@@ -56,7 +64,10 @@ def geometry_of(config: ml_collections.ConfigDict) -> geometry.Geometry:
 def pixel_range_of(
   config: ml_collections.ConfigDict,
 ) -> tuple[float, float] | None:
-  """Returns `data.pixel_range` as numbers; a stored recipe has it as a list."""
+  """Returns the pixel values of a recipe that become black and white.
+
+  They are for gray images of 16 or 32 bits. `None` if the recipe has none.
+  """
   if config.data.pixel_range is None:
     return None
   low, high = map(float, config.data.pixel_range)
@@ -69,10 +80,11 @@ def has_eval_set(config: ml_collections.ConfigDict) -> bool:
 
 
 def source_of(config: ml_collections.ConfigDict, part: str) -> Source | None:
-  """Returns the data set that a recipe names; `None` if it names none.
+  """Returns the training or evaluation set of a recipe; `None` if it has none.
 
-  Records win over COCO files: the recipes of configs/ name the files of COCO,
-  and whoever gives records need not remove those.
+  If the recipe names both records of tensorflow-datasets and COCO files, the
+  records are used. The recipes in configs/ name files of COCO, so a user who
+  gives records need not remove the files.
 
   Args:
     config: The recipe.
@@ -89,11 +101,12 @@ def source_of(config: ml_collections.ConfigDict, part: str) -> Source | None:
 def scaled_to_batch(
   config: ml_collections.ConfigDict, given: frozenset[str] = frozenset()
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
-  """Adapts a recipe to another batch size than it was written for.
+  """Adapts learning rate and numbers of steps of a recipe to its batch size.
 
-  With k times the images a step, the learning rate is k times as high and
-  there are 1 / k as many steps, also of the warm-up and before the decays: as
-  many images are seen at each rate.
+  If the batch is k times as large as the recipe was written for, the learning
+  rate is multiplied by k, and the numbers of training steps, of warm-up steps
+  and of the steps before each decay are divided by k. So the number of images
+  that are seen at each rate stays the same.
 
   Args:
     config: The recipe; `train.reference_batch_size` is the batch size that it
@@ -101,8 +114,8 @@ def scaled_to_batch(
     given: Keys that the user set on the command line; they stay as they are.
 
   Returns:
-    The recipe for `train.batch_size`, and a line for the log that names each
-    key that has changed; no line if nothing has.
+    The recipe for `train.batch_size`, and a list with one line for the log,
+    which names each key that has changed. The list is empty if nothing has.
 
   Source:
     Accurate, Large Minibatch SGD (arXiv:1706.02677), section 2.1; detectron2
@@ -118,7 +131,8 @@ def scaled_to_batch(
     return config, []
   factor = config.train.batch_size / reference
 
-  def fewer(steps):
+  def fewer(steps: int) -> int:
+    """Divides a number of steps by the factor; 0 stays 0."""
     return max(round(steps / factor), 1) if steps else 0
 
   values = {
@@ -128,7 +142,8 @@ def scaled_to_batch(
     'train.num_steps': fewer(config.train.num_steps),
   }
   if config.optimizer.warmup == 'mlperf_linear':
-    # The factor is a rise a step, to a higher rate in fewer steps.
+    # In this schedule the key is the rise of the learning rate at each step.
+    # The rate must rise k times as high in 1 / k as many steps.
     values['optimizer.warmup_factor'] = (
       config.optimizer.warmup_factor * factor**2
     )
@@ -143,12 +158,12 @@ def scaled_to_batch(
   return config, [
     f'{config.train.batch_size} images a step, the recipe is for '
     f'{reference}: {"; ".join(changes)}. --config.train.auto_scale=False '
-    'leaves all as it is.'
+    'leaves all values as they are.'
   ]
 
 
-def anchor_arguments(config: ml_collections.ConfigDict) -> dict:
-  """Returns the arguments of `ops.anchors.anchor_levels` of a recipe."""
+def anchor_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the arguments for `ops.anchors.anchor_levels`: sizes and ratios."""
   return {
     'sizes': dict(
       enumerate(map(tuple, config.anchors.sizes), start=first_level_of(config))
@@ -159,12 +174,15 @@ def anchor_arguments(config: ml_collections.ConfigDict) -> dict:
 
 
 def first_level_of(config: ml_collections.ConfigDict) -> int:
-  """Returns the finest pyramid level of a recipe's model."""
+  """Returns the finest level that a model has anchors on: 2 with FPN, 4 for C4.
+
+  A level has cells of 2**level pixels.
+  """
   return {'fpn': 2, 'c4': 4}[config.model.body]
 
 
-def canvas_arguments(config: ml_collections.ConfigDict) -> dict:
-  """Returns the arguments of `data.canvases.plan_canvases` of a recipe."""
+def canvas_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the arguments for `data.canvases.plan_canvases`: image sizes."""
   return {
     'resize_rule': geometry_of(config).input_format.resize_rule,
     'short_side': config.data.short_side,

@@ -1,8 +1,6 @@
-"""The documentation of all keys of a recipe, made from the table of keys.
+"""Writes the documentation of all keys of a recipe from the table of keys.
 
-The file docs/recipe_keys.md is written by
-
-  python -m maskrcnn_jax.config.documentation > docs/recipe_keys.md
+python -m maskrcnn_jax.config.documentation > docs/recipe_keys.md
 """
 
 from maskrcnn_jax.config.forms import describe
@@ -14,25 +12,25 @@ def as_markdown() -> str:
   lines = [
     '# Keys of a recipe',
     '',
-    'Made from the table in `maskrcnn_jax/config/keys.py` by `python -m '
+    'Generated from the table in `maskrcnn_jax/config/keys.py` by `python -m '
     'maskrcnn_jax.config.documentation`.',
     '',
     'A recipe is a Python file whose `get_config()` changes some of these '
-    'keys; `--config.KEY=VALUE` changes one for a single command. Which '
-    'value holds when a trained model is used depends on the role of the '
-    'key:',
+    'keys; `--config.KEY=VALUE` changes a key for a single command. If a '
+    'trained model is evaluated or predicts, the role of a key decides which '
+    'value is used:',
     '',
     '- *weights*: the value that the checkpoint was trained with. Another '
-    'value in a recipe file has no effect, which the log says; another '
-    'value on the command line is an error. Keys marked *may be overridden* '
-    'are taken from the command line, else from the checkpoint.',
-    '- *training*, *evaluation* and *machine*: the value of the command '
-    'line, else of the recipe file, else of the recipe that the checkpoint '
-    'stores. When a trained model is used with a recipe of a fine-tuning, '
-    'the *training* keys of that recipe do not count.',
+    'value in a recipe file has no effect, and the log says so; another '
+    'value on the command line is an error. For keys marked *may be '
+    'overridden*, a value on the command line is used instead.',
+    '- *training*, *evaluation* and *machine*: the value on the command '
+    'line; without one, the value in the recipe file; without a recipe file, '
+    'the value in the recipe that the checkpoint stores. The *training* keys '
+    'of a recipe for fine-tuning (`train.fine_tune`) are not used.',
     '',
-    'A training can be continued with other values of the roles '
-    '*evaluation* and *machine* and of the keys marked *may change*.',
+    'A training can be continued with other values for keys of the roles '
+    '*evaluation* and *machine* and for keys marked *may change*.',
     '',
     '| key | default | values | role | meaning |',
     '|---|---|---|---|---|',

@@ -1,9 +1,10 @@
-"""The values that a fine-tuning takes from its checkpoint and from its data.
+"""Completes a recipe of a fine-tuning from its checkpoint and its data.
 
 `configs/finetune.py` gives the reasons for the numbers.
 """
 
 import math
+from typing import Any
 
 import ml_collections
 
@@ -12,16 +13,18 @@ from maskrcnn_jax.config.defaults import default_config, set_value, value_of
 from maskrcnn_jax.config.keys import KEYS, WEIGHTS
 from maskrcnn_jax.config.precedence import ignored_line, refuse_other_weights
 
-# Always taken from the checkpoint: with other values the weights would see
-# something else than they were trained on.
+# Keys that are always taken from the checkpoint: with other values, the network
+# would differ from the network that the weights were trained for, or would get
+# other inputs.
 FROM_CHECKPOINT = tuple(
   key.name
   for key in KEYS
   if key.role == WEIGHTS and not (key.overridable or key.relearned)
 )
-# Computed by `adopt` and by `fit` where the recipe leaves them open. All other
-# open keys are taken from the checkpoint. The numbers of samples and proposals
-# are among those: the many boxes of a large network would slow a small one.
+# Keys that `adopt` and `fit` compute if the recipe leaves them open. All other
+# open keys are taken from the checkpoint, also the numbers of samples and
+# proposals: the defaults, which are for a large network, would make a small
+# network slow.
 COMPUTED = (
   'optimizer.learning_rate',
   'train.num_steps',
@@ -31,8 +34,8 @@ COMPUTED = (
   'data.max_objects',
   'detections.max_detections',
 )
-# With the learning rate that the weights were trained with, they would move
-# too far from where they are.
+# Learning rate relative to the learning rate, per image of a batch, that the
+# weights were trained with. That rate itself would change them too much.
 _RATE_FACTOR = 0.5
 
 # 60 epochs of 50 images, 12 of 5,000: ten times as many images make 4.5 times
@@ -43,22 +46,27 @@ _FEW_IMAGES, _MANY_IMAGES = 50, 5_000
 
 def adopt(
   config: ml_collections.ConfigDict,
-  stored: dict,
+  stored: dict[str, Any],
   given: frozenset[str] = frozenset(),
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
-  """Returns a recipe with the values that its weights need.
+  """Fills in a fine-tuning's recipe from the checkpoint that it starts from.
+
+  Keys that describe the network are always taken from the checkpoint, and open
+  keys if they are not computed from the data by `fit`. The learning rate, if
+  open, is computed from the checkpoint's.
 
   Args:
     config: A recipe with `train.fine_tune`.
-    stored: The recipe of the checkpoint, a plain dict.
-    given: Keys that the command line gave.
+    stored: The recipe that the checkpoint stores, a nested dict.
+    given: Names of the keys that the user gave on the command line.
 
   Returns:
-    The recipe; and lines for the log that name the keys of the recipe file
-    that are not used, empty if all of them are used.
+    The recipe, in which only keys that `fit` computes are open; and lines for
+    the log that name the keys of the recipe file that are not used. The list is
+    empty if all keys are used.
 
   Raises:
-    InputError: If a key is given that must be as in the checkpoint, and has
+    InputError: If a key that is always taken from the checkpoint is given with
       another value.
   """
   refuse_other_weights(
@@ -74,11 +82,14 @@ def adopt(
 def adopt_defaults(
   config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
-  """Fills in the defaults where there is no checkpoint to take values from.
+  """Fills in a fine-tuning's recipe without a checkpoint, from the defaults.
 
   Args:
     config: A recipe with `train.fine_tune`. Keys that it does not leave open
       keep their values.
+
+  Returns:
+    The recipe, in which only keys that `fit` computes are open.
   """
   return _filled(config, default_config())
 
@@ -86,9 +97,13 @@ def adopt_defaults(
 def _filled(
   config: ml_collections.ConfigDict, there: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
-  """Returns a recipe whose open keys are those of another recipe.
+  """Fills in the open keys of a recipe from another recipe.
 
-  The learning rate is computed; the other `COMPUTED` keys stay open.
+  The learning rate, if open, is computed. The other `COMPUTED` keys stay open.
+
+  Args:
+    config: The recipe with open keys; it is not changed.
+    there: The complete recipe to take values from.
   """
   config = config.copy_and_resolve_references()
   for key in KEYS:
@@ -108,16 +123,19 @@ def _filled(
 def fit(
   config: ml_collections.ConfigDict, *, num_images: int, most_objects: int
 ) -> tuple[ml_collections.ConfigDict, str]:
-  """Returns a recipe with its open keys chosen for the size of the data.
+  """Completes a fine-tuning's recipe with values for the size of the data.
+
+  Open keys of the schedule are chosen by the number of images, and the number
+  of slots for objects by the number of objects in an image.
 
   Args:
-    config: A recipe, as `adopt` gives it.
+    config: A recipe, as `adopt` or `adopt_defaults` returns it.
     num_images: Number of images to train on.
-    most_objects: Largest number of objects that an image has.
+    most_objects: Largest number of objects in an image.
 
   Returns:
-    The recipe, complete and no longer `train.fine_tune`; and a line for the
-    log that names the chosen values.
+    The complete recipe, with `train.fine_tune` False; and a line for the log
+    that names the chosen values.
   """
   config = config.copy_and_resolve_references()
   share = math.log(max(num_images, 1) / _FEW_IMAGES) / math.log(
@@ -133,7 +151,7 @@ def fit(
     'train.num_steps': steps,
     'train.checkpoint_every': max(steps // 10, 1),
     'optimizer.warmup_steps': min(500, steps // 10),
-    # In the same places as 60,000 and 80,000 of COCO's 90,000 steps.
+    # The same fractions as 60,000 and 80,000 of COCO's 90,000 steps.
     'optimizer.decay_steps': (steps * 2 // 3, steps * 8 // 9),
     'data.max_objects': slots,
     'detections.max_detections': max(100, slots),
@@ -148,6 +166,6 @@ def fit(
   )
   return config, (
     f'Fine-tuning on {num_images} images of at most {most_objects} objects, '
-    f'{config.train.batch_size} a step: {text}. Each can be set, for example '
-    f'--config.train.num_steps={2 * steps}'
+    f'{config.train.batch_size} a step: {text}. Each value can be set, for '
+    f'example --config.train.num_steps={2 * steps}'
   )

@@ -1,13 +1,15 @@
-"""Answers to the names that users of other programs type.
+"""Answers to option names of other programs, such as --lr or SOLVER.BASE_LR.
 
-They are those of ultralytics, detectron2, maskrcnn-benchmark, torchvision's
-references and mmdetection, as options (--lr=0.01), as keys (--config.lr=0.01)
-and as pairs (SOLVER.BASE_LR 0.01).
+The names are from ultralytics, detectron2, maskrcnn-benchmark, torchvision's
+references and mmdetection. Users type them as options (--lr=0.01), as keys
+(--config.lr=0.01) and as pairs (SOLVER.BASE_LR 0.01).
 """
 
-# Each answer is a clause of a sentence that names our key or another remedy.
-# Names are in lower case, with underscores in place of hyphens.
-# Many names share an answer, and one name a line would hide the answers.
+# {names: answer}. An answer is a clause that names the key of this program or
+# another remedy; the message puts it after a colon. Names are in lower case,
+# with underscores in place of hyphens.
+# The formatter is off because many names share an answer, and with each name on
+# a line of its own the answers would be hard to find.
 # fmt: off
 _ANSWERS = {
     (
@@ -63,16 +65,17 @@ _ANSWERS = {
         'patience', 'early_stopping', 'early_stop',
     ): (
         'a training does not end for lack of progress, and WORKDIR/best keeps '
-        'the best checkpoint: leave it out; --config.train.min_box_ap=AP with '
-        '--config.train.eval_every=STEPS ends it when an AP is reached'
+        'the best checkpoint: leave the option out; '
+        '--config.train.min_box_ap=AP with --config.train.eval_every=STEPS '
+        'ends the training when an AP is reached'
     ),
     (
         'batch', 'batch_size', 'solver.ims_per_batch', 'ims_per_batch',
         'samples_per_gpu', 'data.samples_per_gpu', 'images_per_gpu',
         'train_dataloader.batch_size', 'bs',
     ): (
-        'give --config.train.batch_size=IMAGES, on all devices together (for '
-        'an evaluation --config.eval.batch_size=IMAGES)'
+        'give --config.train.batch_size=IMAGES, the number on all devices '
+        'together (for an evaluation --config.eval.batch_size=IMAGES)'
     ),
     (
         'test.ims_per_batch', 'val_dataloader.batch_size',
@@ -91,7 +94,7 @@ _ANSWERS = {
         'model.roi_box_head.num_classes', 'model.num_classes', 'classes',
     ): (
         'the number of classes comes from the categories of the annotations: '
-        'leave it out'
+        'leave the option out'
     ),
     (
         'workers', 'num_workers', 'dataloader.num_workers', 'workers_per_gpu',
@@ -101,21 +104,24 @@ _ANSWERS = {
         'device', 'devices', 'gpu', 'gpus', 'gpu_ids', 'gpu_id', 'num_gpus',
         'model.device', 'nproc_per_node', 'accelerator',
     ): (
-        'all GPUs are used: leave it out; the variable CUDA_VISIBLE_DEVICES=0 '
-        'chooses one, JAX_PLATFORMS=cpu takes the CPU'
+        'all GPUs are used: leave the option out; the environment variable '
+        'CUDA_VISIBLE_DEVICES=0 chooses one GPU, JAX_PLATFORMS=cpu the CPU'
     ),
-    ('mesh',): 'all devices are always used: leave it out',
+    ('mesh',): 'all devices are always used: leave the option out',
     (
         'model.weights', 'model.weight', 'weights', 'weight', 'pretrained',
         'load_from', 'weights_backbone', 'ckpt', 'checkpoint_path',
     ): (
         'give --init_from=CHECKPOINT to train from weights, '
-        '--checkpoint=CHECKPOINT to use them; python -m '
-        'maskrcnn_jax.convert_weights converts those of other programs'
+        '--checkpoint=CHECKPOINT to evaluate or predict; python -m '
+        'maskrcnn_jax.convert_weights converts weights of other programs'
     ),
     (
         'resume_from', 'auto_resume',
-    ): 'a run goes on from the newest checkpoint of --workdir: leave it out',
+    ): (
+        'a training continues from the newest checkpoint of --workdir: leave '
+        'the option out'
+    ),
     (
         'output_dir', 'out_dir', 'output', 'project', 'work_dir', 'save_dir',
         'log_dir', 'logdir',
@@ -125,7 +131,9 @@ _ANSWERS = {
         'data_dir', 'train_dataset', 'data.root',
     ): (
         'give --config.data.train.images=DIR and '
-        '--config.data.train.annotations=FILE.json, and data.eval likewise'
+        '--config.data.train.annotations=FILE.json, and for the evaluation '
+        '--config.data.eval.images=DIR and '
+        '--config.data.eval.annotations=FILE.json'
     ),
     (
         'datasets.test', 'datasets.val', 'val_dataset', 'test_dataset',
@@ -151,7 +159,7 @@ _ANSWERS = {
         'box_score_thresh',
         'confidence_threshold', 'model.roi_heads.score_thresh_test',
     ): (
-        'give --config.detections.min_score=SCORE (for what is drawn '
+        'give --config.detections.min_score=SCORE (for drawing in pictures '
         '--config.predict.min_score=SCORE)'
     ),
     (
@@ -212,40 +220,42 @@ _ANSWERS = {
         "give --config.data.color_jitter='(BRIGHTNESS, CONTRAST, SATURATION)'"
     ),
     ('mosaic', 'mixup', 'copy_paste'): (
-        'there is no such augmentation: leave it out; there are '
-        'config.data.short_sides, scale_jitter, flip_probability and '
-        'color_jitter'
+        'there is no such augmentation: leave the option out; the keys for '
+        'augmentation are config.data.short_sides, scale_jitter, '
+        'flip_probability and color_jitter'
     ),
 }
 # fmt: on
 _ANSWER_OF_NAME = {
   name: answer for names, answer in _ANSWERS.items() for name in names
 }
-# For the names that begin as the keys of detectron2 and maskrcnn-benchmark do.
+# {beginning of a key of detectron2 and maskrcnn-benchmark: answer}, for the
+# keys that have no answer of their own.
 _ANSWER_OF_PREFIX = {
-  'SOLVER.': 'its keys here are config.optimizer.* and config.train.*',
-  'INPUT.': 'its keys here are config.data.*',
-  'DATASETS.': 'its keys here are config.data.train.* and config.data.eval.*',
-  'DATALOADER.': 'its keys here are config.data.*',
+  'SOLVER.': 'the keys here are config.optimizer.* and config.train.*',
+  'INPUT.': 'the keys here are config.data.*',
+  'DATASETS.': 'the keys here are config.data.train.* and config.data.eval.*',
+  'DATALOADER.': 'the keys here are config.data.*',
   'TEST.': (
-    'its keys here are config.eval.* and config.detections.*, with --mode=eval'
+    'the keys here are config.eval.* and config.detections.*, with --mode=eval'
   ),
   'MODEL.': (
-    'its keys here are config.model.*, config.anchors.*, config.rpn.*, '
+    'the keys here are config.model.*, config.anchors.*, config.rpn.*, '
     'config.roi.* and config.detections.*'
   ),
 }
 
 
 def answer_to(name: str) -> str | None:
-  """Returns our key or another remedy for a name of another program.
+  """Returns the advice for an option name of another program.
 
   Args:
-    name: An option, a key or a positional argument, without its value.
+    name: An option such as '--lr=0.1', a key or a positional argument. A value
+      after '=' is not looked at.
 
   Returns:
-    A clause such as 'give --config.optimizer.learning_rate=RATE'; None if the
-    name is not known.
+    A clause that names the key of this program or another remedy, such as 'give
+    --config.optimizer.learning_rate=RATE'; `None` if the name is not known.
   """
   name = name.lstrip('-').removeprefix('config.').partition('=')[0]
   answer = _ANSWER_OF_NAME.get(name.lower().replace('-', '_'))

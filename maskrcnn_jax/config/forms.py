@@ -1,4 +1,4 @@
-"""The values that a key of a recipe may have, and how text becomes a value."""
+"""Defines the values that a key may have, and converts text to such values."""
 
 import ast
 import math
@@ -17,38 +17,45 @@ class Form(NamedTuple):
     kind: Type of the value: bool, int, float, str or tuple.
     least: Smallest number that is allowed, also inside of a tuple.
     most: Largest number that is allowed, also inside of a tuple.
-    above_least: Whether numbers must be greater than `least`, not equal to it.
-    choices: All the values there are; empty if they cannot be listed.
-    items: Type of the items of a tuple, in the notation of `_has_items`.
-    length: For a tuple: how many items it has; None for any number.
-    may_be_none: Whether None is a value of its own. A recipe may still leave
-      any other key open with None, to be filled in by a fine-tuning.
-    what: The end of the sentence 'give ...' in a message about a wrong value.
+    above_least: Whether the numbers in a tuple must be greater than `least`;
+      otherwise they may be equal to it.
+    choices: The allowed values; empty if they cannot be listed.
+    items: For a tuple: types of its items. [float] is any number of floats,
+      [(int, int)] any number of pairs.
+    length: For a tuple: number of its items; `None` if any number is allowed.
+    may_be_none: Whether `None` is a value with a meaning. A recipe of a
+      fine-tuning may also leave other keys open by setting them to `None`.
+    wanted: The allowed values in words. Messages about a wrong value end with
+      'give ' and this text. It may be empty for a number.
   """
 
   kind: type
   least: int | float = -math.inf
   most: int | float = math.inf
   above_least: bool = False
-  choices: tuple = ()
+  choices: tuple[int | str, ...] = ()
   items: Any = None
   length: int | None = None
   may_be_none: bool = False
-  what: str = ''
+  wanted: str = ''
 
 
 def text() -> Form:
-  """Returns the form of a key that is any text."""
-  return Form(str, what='a text')
+  """Returns the form of a key whose value is any text."""
+  return Form(str, wanted='a text')
 
 
 def switch(may_be_none: bool = False) -> Form:
-  """Returns the form of a key that is True or False."""
-  return Form(bool, may_be_none=may_be_none, what='True or False')
+  """Returns the form of a key whose value is True or False.
+
+  Args:
+    may_be_none: Whether `None` is a value with a meaning too.
+  """
+  return Form(bool, may_be_none=may_be_none, wanted='True or False')
 
 
-def choice(*choices) -> Form:
-  """Returns the form of a key that is one of a few values."""
+def choice(*choices: int | str) -> Form:
+  """Returns the form of a key whose value is one of a few listed values."""
   return Form(type(choices[0]), choices=choices)
 
 
@@ -57,20 +64,28 @@ def whole(
   most: int | float = math.inf,
   *,
   may_be_none: bool = False,
-  what: str = '',
+  wanted: str = '',
 ) -> Form:
-  """Returns the form of a key that is a whole number in a range."""
-  return Form(int, least, most, may_be_none=may_be_none, what=what)
+  """Returns the form of a key whose value is a whole number.
+
+  Args:
+    least: Smallest number that is allowed.
+    most: Largest number that is allowed.
+    may_be_none: Whether `None` is a value with a meaning too.
+    wanted: The allowed values in words, for a message that begins with 'give '.
+      By default the message names the range.
+  """
+  return Form(int, least, most, may_be_none=may_be_none, wanted=wanted)
 
 
 def number(least: int | float, most: int | float = math.inf) -> Form:
-  """Returns the form of a key that is a number in a range."""
+  """Returns the form of a key whose value is a number in a range."""
   return Form(float, least, most)
 
 
 def sequence(
-  items,
-  what: str,
+  items: Any,
+  wanted: str,
   least: int | float = -math.inf,
   most: int | float = math.inf,
   *,
@@ -78,16 +93,19 @@ def sequence(
   length: int | None = None,
   may_be_none: bool = False,
 ) -> Form:
-  """Returns the form of a key that is a tuple.
+  """Returns the form of a key whose value is a tuple.
 
   Args:
-    items: Type of the items, as `_has_items` writes it: [float] for numbers.
-    what: The end of the sentence 'give ...', with an example.
-    least: Smallest number in it.
-    most: Largest number in it.
-    above_least: Whether numbers must be greater than `least`.
-    length: How many items it has; None for any number.
-    may_be_none: Whether None is a value of its own.
+    items: Types of the items: [float] for any number of floats, [(int, int)]
+      for any number of pairs.
+    wanted: The allowed values in words, with an example, for a message that
+      begins with 'give '.
+    least: Smallest number that is allowed in the tuple.
+    most: Largest number that is allowed in the tuple.
+    above_least: Whether the numbers must be greater than `least`; otherwise
+      they may be equal to it.
+    length: Number of items; `None` if any number is allowed.
+    may_be_none: Whether `None` is a value with a meaning too.
   """
   return Form(
     tuple,
@@ -97,56 +115,65 @@ def sequence(
     items=items,
     length=length,
     may_be_none=may_be_none,
-    what=what,
+    wanted=wanted,
   )
 
 
-def problem_with(form: Form, value) -> str | None:
-  """Returns a request for a right value; None if the value is right.
+def problem_with(form: Form, value: Any) -> str | None:
+  """Checks a value of a key.
 
   Args:
-    form: Of the key.
-    value: Not None.
+    form: The values that the key may have.
+    value: The value to check, not `None`.
+
+  Returns:
+    `None` if the value is allowed, otherwise a clause that names the allowed
+    values, such as 'it must be at least 1'.
   """
-  wanted = f'give {form.what}' if form.what else None
+  request = f'give {form.wanted}' if form.wanted else None
   if form.choices:
     if value in form.choices and isinstance(value, form.kind):
       return None
     return f'choose one of {", ".join(map(repr, form.choices))}'
   if form.kind in (str, bool):
-    return None if isinstance(value, form.kind) else wanted
+    return None if isinstance(value, form.kind) else request
   if not _has_items(value, form.items if form.kind is tuple else form.kind):
-    return wanted or f'give a {_NAMES[form.kind]}'
+    return request or f'give a {_NAMES[form.kind]}'
   values = numbers_in(value)
-  # A whole number is finite, and may be too large to become a float.
+  # A whole number of Python is always finite, and math.isfinite fails if it is
+  # too large for a float.
   if not all(isinstance(x, int) or math.isfinite(x) for x in values):
     return (
       'all numbers must be finite'
       if form.kind is tuple
-      else ('it must be a finite number')
+      else 'it must be a finite number'
     )
   if form.length is not None and len(value) != form.length:
-    return wanted
+    return request
   if form.kind is tuple:
     return _problem_with_numbers(form, values)
   if form.least <= value <= form.most:
     return None
-  if wanted:
-    return wanted
+  if request:
+    return request
   if form.most == math.inf:
     return f'it must be at least {form.least}'
   return f'it must be between {form.least} and {form.most}'
 
 
-def parse(form: Form, written: str):
-  """Returns the value that a text on the command line stands for.
+def parse(form: Form, written: str) -> Any:
+  """Converts a text of the command line to a value of a key.
 
-  The value is of the right type but for 'None', which gives None, and for the
-  items of a tuple: `problem_with` finds those that are wrong.
+  The value has the type `form.kind`, or is `None` for the text 'None'. Its
+  range and the items of a tuple are not checked here but by `problem_with`.
+
+  Args:
+    form: The values that the key may have.
+    written: The text.
 
   Raises:
-    ValueError: If the text does not give a value of this type. The message is
-      the end of a sentence that begins with the text.
+    ValueError: If the text cannot be converted to this type. The message is a
+      clause such as 'give a whole number'.
   """
   if written.lower() == 'none' and form.kind is not str:
     return None
@@ -168,11 +195,11 @@ def parse(form: Form, written: str):
 
 
 def describe(form: Form) -> str:
-  """Returns the values of a form in words, for the documentation."""
+  """Describes the allowed values in words, for docs/recipe_keys.md."""
   if form.choices:
     words = ', '.join(f'`{choice!r}`' for choice in form.choices)
   elif form.kind is tuple:
-    words = form.what
+    words = form.wanted
   else:
     words = {
       str: 'a text',
@@ -187,8 +214,8 @@ def describe(form: Form) -> str:
   return f'{words}, or `None`' if form.may_be_none else words
 
 
-def numbers_in(value) -> list[numbers.Real]:
-  """Returns the numbers in nested tuples and lists."""
+def numbers_in(value: Any) -> list[numbers.Real]:
+  """Returns all numbers in a value: a number, or nested tuples and lists."""
   if isinstance(value, tuple | list):
     return [number for item in value for number in numbers_in(item)]
   return [value] if isinstance(value, numbers.Real) else []
@@ -197,8 +224,12 @@ def numbers_in(value) -> list[numbers.Real]:
 _NAMES = {int: 'whole number', float: 'number'}
 
 
-def _parse_tuple(written: str) -> tuple:
-  """Reads a Python literal, or values with commas between them."""
+def _parse_tuple(written: str) -> tuple[Any, ...]:
+  """Converts '(640, 800)', '640,800' or 'a,b' to a tuple.
+
+  A text that is not a Python literal is split at the commas.
+  """
+  value: Any
   try:
     value = ast.literal_eval(written.strip())
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -206,24 +237,30 @@ def _parse_tuple(written: str) -> tuple:
   return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
-def _problem_with_numbers(form: Form, values: list) -> str | None:
-  """Returns the fault of the numbers in a tuple, or None."""
+def _problem_with_numbers(form: Form, values: list[numbers.Real]) -> str | None:
+  """Checks the range of all numbers in a tuple.
+
+  Returns:
+    `None` if they are allowed, otherwise a clause that names the allowed range.
+  """
   if form.above_least and (not values or min(values) <= form.least):
     return f'give numbers above {form.least:g}'
   if values and min(values) < form.least:
     return f'give numbers of at least {form.least:g}'
-  if values and max(values) > form.most:
-    return f'give {form.what}'
+  # Written with <=, because the type Real has no >.
+  if values and not max(values) <= form.most:
+    return f'give {form.wanted}'
   return None
 
 
-def _has_items(value, items) -> bool:
-  """Tells whether a value has a type, item by item.
+def _has_items(value: Any, items: Any) -> bool:
+  """Tells whether a value is a number, or a nested tuple of numbers, as wanted.
 
   Args:
-    value: The value of a key, or one of its items.
-    items: [items] for a tuple of any length, (items, items) for one of that
-      length, or str, int or float.
+    value: The value of a key, or an item of such a value. Lists count as
+      tuples.
+    items: int or float for a number; [items] for a tuple of any length whose
+      items are all of that kind; (items, items) for a tuple of that length.
   """
   if isinstance(items, list):
     return isinstance(value, tuple | list) and all(

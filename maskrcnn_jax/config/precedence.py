@@ -1,11 +1,13 @@
-"""Which value holds when a trained model is used.
+"""Decides the value of each key when a trained model evaluates or predicts.
 
-A key of the weights has the value that the weights were trained with. All
-other keys have the value of the command line, else of the recipe file, else of
-the recipe that the checkpoint stores. A recipe file of a fine-tuning says how
-to continue from a checkpoint, so its keys of training, and those that it leaves
-open, do not count here.
+A key with the role `WEIGHTS` has the value that the weights were trained with.
+Every other key has the value on the command line; without one, the value in the
+recipe file; without a recipe file, the value in the recipe that the checkpoint
+stores. A recipe file of a fine-tuning says how to continue from a checkpoint.
+Its keys with the role `TRAINING` and its open keys are therefore ignored here.
 """
+
+from typing import Any
 
 import ml_collections
 
@@ -23,21 +25,22 @@ from maskrcnn_jax.errors import InputError
 
 
 def config_for_use(
-  recipe: Recipe, stored: dict
+  recipe: Recipe, stored: dict[str, Any]
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
-  """Returns the recipe for evaluating or predicting with a checkpoint.
+  """Makes the recipe for evaluating or predicting with a checkpoint.
 
   Args:
-    recipe: The user's recipe; without a path, only the given keys count.
-    stored: The recipe that the checkpoint stores, a plain dict.
+    recipe: The user's recipe. If its path is `None`, only the keys that were
+      given on the command line are used.
+    stored: The recipe that the checkpoint stores, a nested dict.
 
   Returns:
-    The recipe, not checked yet; and lines for the log that name the keys of
-    the recipe file that are not used, empty if all of them are used.
+    The recipe, not checked yet; and lines for the log that name the keys of the
+    recipe file that are not used. The list is empty if all keys are used.
 
   Raises:
-    InputError: If a key of the weights is given with another value than that
-      of the checkpoint.
+    InputError: If the command line gives a key that the weights depend on
+      another value than the checkpoint has.
   """
   there = stored_config(stored)
   refuse_other_weights(
@@ -61,26 +64,31 @@ def config_for_use(
 
 
 def _comes_from_recipe(key: Key, recipe: Recipe) -> bool:
-  """Tells whether a recipe, not the checkpoint, decides the value of a key."""
+  """Tells whether the value of a key comes from the user's recipe.
+
+  Otherwise it comes from the recipe that the checkpoint stores.
+  """
   if key.name in recipe.given:
     return True
   if recipe.path is None or key.role == WEIGHTS:
     return False
   if recipe.config.train.fine_tune and key.role == TRAINING:
-    return False  # It says how to go on from a checkpoint, not how one began.
+    # These keys describe a later training, not the training of this checkpoint.
+    return False
   is_open = value_of(recipe.config, key.name) is None
   return not is_open or key.form.may_be_none
 
 
 def refuse_other_weights(
-  config: ml_collections.ConfigDict, stored: dict, given: list[str]
+  config: ml_collections.ConfigDict, stored: dict[str, Any], given: list[str]
 ) -> None:
-  """Raises an InputError if given keys differ from those of a checkpoint.
+  """Raises an InputError if a given key differs from the checkpoint's value.
 
   Args:
     config: The recipe with the given values.
-    stored: The recipe of the checkpoint, a plain dict.
-    given: The keys that the weights depend on and that the user gave.
+    stored: The recipe that the checkpoint stores, a nested dict.
+    given: Names of the keys to compare: keys that the weights depend on and
+      that the user gave on the command line.
   """
   there = stored_config(stored)
   here = there.copy_and_resolve_references()
@@ -93,8 +101,8 @@ def refuse_other_weights(
   ]
   if different:
     raise InputError(
-      'C02: The weights of the checkpoint were trained with another value '
-      '(given | checkpoint) and fit no other: '
+      'C02: The weights of the checkpoint can only be used with the value that '
+      'they were trained with (given | checkpoint): '
       f'{format_differences(different)}. '
       f'Leave --config.{different[0].key} out.'
     )
@@ -103,17 +111,19 @@ def refuse_other_weights(
 def ignored_line(
   recipe: ml_collections.ConfigDict, config: ml_collections.ConfigDict
 ) -> list[str]:
-  """Returns a line about the keys of the weights that a recipe file sets.
+  """Returns a line for the log about keys of a recipe file that are not used.
 
-  A recipe of a fine-tuning leaves the network to the checkpoint, so only what
-  it sets otherwise than the defaults is named.
+  These are the keys with the role `WEIGHTS` for which the checkpoint has
+  another value. For a recipe of a fine-tuning, which leaves the network to the
+  checkpoint, only keys that it sets to another value than the default are
+  named.
 
   Args:
     recipe: The recipe of the user.
-    config: The recipe that holds.
+    config: The recipe that is used.
 
   Returns:
-    One line, or none if no such key differs.
+    A list with the line; it is empty if there is no such key.
   """
   defaults = default_config()
   weights = {key.name for key in KEYS if key.role == WEIGHTS}

@@ -1,4 +1,4 @@
-"""Reads a recipe, and explains its faults in one line."""
+"""Reads a recipe file, and explains an error in it in one line."""
 
 from collections.abc import Sequence
 import difflib
@@ -30,21 +30,24 @@ _PACKAGE = pathlib.Path(__file__).parents[1]
 class Recipe(NamedTuple):
   """A recipe, and which of its values the command line gave."""
 
-  config: ml_collections.ConfigDict  # the file's values, then the given ones
+  # The values of the recipe file, changed by the --config.KEY arguments.
+  config: ml_collections.ConfigDict
   given: dict[str, Any]  # {key: value} of each --config.KEY argument
   path: str | None  # the value of --config; None if it was not given
 
 
 def read_recipe(path: str | None, overrides: Sequence[Override] = ()) -> Recipe:
-  """Reads a recipe and changes some of its keys.
+  """Reads a recipe, applies the --config.KEY arguments and checks the result.
 
   Args:
-    path: FILE.py, or NAME of a recipe that comes with the program; with
-      :ARGUMENT behind it where the recipe takes one. None for the defaults.
-    overrides: As `split_arguments` gives them.
+    path: FILE.py, or the NAME of a recipe that comes with the program. A recipe
+      that takes an argument is given as FILE.py:ARGUMENT or NAME:ARGUMENT.
+      `None` stands for the defaults of all keys.
+    overrides: (key, text) pairs, as `split_arguments` returns them.
 
   Raises:
-    InputError: If there is no such recipe, or its values make no sense.
+    InputError: If the recipe does not exist or fails, a key does not exist, or
+      the check of the values finds an error.
   """
   given = parse_overrides(overrides)
   config = default_config() if path is None else _run(path)
@@ -54,13 +57,19 @@ def read_recipe(path: str | None, overrides: Sequence[Override] = ()) -> Recipe:
 
 
 def read_overrides(overrides: Sequence[Override]) -> Recipe:
-  """Returns overrides alone, for the recipe that a checkpoint stores.
+  """Reads --config.KEY arguments that change the recipe stored in a checkpoint.
 
-  The other keys have their defaults, so each given value can be checked, but
-  not whether they fit each other.
+  That recipe is not known yet, so all other keys have their defaults. Each
+  given value is checked by itself, but not together with other keys.
+
+  Args:
+    overrides: (key, text) pairs, as `split_arguments` returns them.
+
+  Returns:
+    A recipe whose path is `None`. Only its given keys have a meaning.
 
   Raises:
-    InputError: If there is no such key, or the text is no value of it.
+    InputError: If a key does not exist, or its value is not allowed.
   """
   given = parse_overrides(overrides)
   config = default_config()
@@ -70,7 +79,7 @@ def read_overrides(overrides: Sequence[Override]) -> Recipe:
 
 
 def packaged_recipes() -> dict[str, pathlib.Path]:
-  """Returns {name: file} of the recipes that come with the program."""
+  """Returns {name: file} for all recipes that come with the program."""
   folder = _PACKAGE / 'configs'
   if not folder.is_dir() and (_PACKAGE.parent / 'setup.cfg').is_file():
     folder = _PACKAGE.parent / 'configs'  # in a checkout of the source
@@ -82,7 +91,15 @@ def packaged_recipes() -> dict[str, pathlib.Path]:
 
 
 def _find(path: str) -> pathlib.Path:
-  """Returns the file that --config names, as a name or as a path."""
+  """Finds the file of a recipe.
+
+  Args:
+    path: The value of --config without :ARGUMENT: a path, or the name of a
+      recipe that comes with the program.
+
+  Raises:
+    InputError: If there is no such recipe.
+  """
   packaged = packaged_recipes()
   if path in packaged:
     return packaged[path]
@@ -104,29 +121,43 @@ def _find(path: str) -> pathlib.Path:
 
 
 def _run(path: str) -> ml_collections.ConfigDict:
-  """Runs a recipe and returns the result of its `get_config`."""
+  """Runs a recipe file and returns the result of its `get_config`.
+
+  Args:
+    path: The value of --config: FILE.py, FILE.py:ARGUMENT, NAME or
+      NAME:ARGUMENT.
+
+  Raises:
+    InputError: If the recipe does not exist or raises an exception, or if the
+      keys of the result are not exactly the keys that recipes have.
+  """
   name, colon, argument = path.partition(':')
   file = _find(name)
 
   spec = importlib.util.spec_from_file_location(
     f'maskrcnn_jax_recipe_{file.stem}', file
   )
+  # The name ends with .py, so the loader for Python files is found.
+  assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
-  # Data classes look for their module there.
+  # A data class in the recipe looks up its module there.
   sys.modules[spec.name] = module
   try:
     spec.loader.exec_module(module)
     make = getattr(module, 'get_config', None)
     if make is None:
-      raise InputError(f'{file} is no recipe: it has no get_config().')
+      raise InputError(
+        f'{file} is no recipe: it has no get_config(). Give a file whose '
+        'get_config() returns the recipe.'
+      )
     if colon and not inspect.signature(make).parameters:
       raise InputError(f'{file} takes no argument; leave :{argument} out.')
     config = make(*[argument] * bool(colon))
   except InputError:
     raise
-  except ValueError as error:  # a recipe that refuses its argument
+  except ValueError as error:  # The recipe refuses its argument.
     raise InputError(str(error)) from error
-  # A recipe is Python of the user, which may raise anything.
+  # A recipe is Python code of the user, which may raise any exception.
   except Exception as error:
     reason = ' '.join(str(error).split())
     raise InputError(
@@ -158,16 +189,20 @@ def _run(path: str) -> ml_collections.ConfigDict:
 
 
 def _explain_misspelt(error: Exception, file: pathlib.Path) -> str | None:
-  """Says which key a recipe misspells; None if the error is another one.
+  """Explains an error if its reason is a misspelt key in a recipe.
 
   Args:
-    error: The error that the recipe raised.
+    error: The exception that the recipe raised.
     file: The recipe.
+
+  Returns:
+    A message that names the key and the most similar key that exists; `None` if
+    the exception has another reason.
   """
   match = re.search(
-    r'Key "(\w+)" does not exist'  # written to
-    r'|instead of "(\w+)"'  # read
-    r'|^[\'"\\]*(\w+)[\'"\\]*$',  # read, and no key is like it
+    r'Key "(\w+)" does not exist'  # The recipe sets the key.
+    r'|instead of "(\w+)"'  # It reads the key, and a similar key exists.
+    r'|^[\'"\\]*(\w+)[\'"\\]*$',  # It reads the key, and no key is similar.
     str(error),
   )
   if not match or not isinstance(error, AttributeError | KeyError):
@@ -176,7 +211,7 @@ def _explain_misspelt(error: Exception, file: pathlib.Path) -> str | None:
   line = _line_of(error, file)
   if line:
     source = file.read_text(encoding='utf-8').splitlines()
-    # With the group that the key is in, if the line shows it.
+    # Add the group of the key, such as 'train.', if the source line has it.
     group = re.search(rf'\w\.((?:\w+\.)+){name}\b', source[line - 1])
     name = group[1] + name if group else name
   known = list(BY_NAME)
@@ -190,7 +225,10 @@ def _explain_misspelt(error: Exception, file: pathlib.Path) -> str | None:
 
 
 def _line_of(error: Exception, file: pathlib.Path) -> int:
-  """Returns the line of a file that raised an error, 0 if none did."""
+  """Returns the number of the line in a file that raised an exception.
+
+  It is 0 if no line of this file did.
+  """
   if isinstance(error, SyntaxError):
     return error.lineno or 0
   lines = [
@@ -198,10 +236,10 @@ def _line_of(error: Exception, file: pathlib.Path) -> int:
     for frame in traceback.extract_tb(error.__traceback__)
     if os.path.realpath(frame.filename) == os.path.realpath(file)
   ]
-  return lines[-1] if lines else 0
+  return (lines[-1] or 0) if lines else 0
 
 
 def _where(error: Exception, file: pathlib.Path) -> str:
-  """Returns 'FILE, line N'; FILE alone if the line is not known."""
+  """Returns the place of an error, 'FILE, line N', or FILE without a line."""
   line = _line_of(error, file)
   return f'{file}, line {line}' if line else str(file)

@@ -1,1 +1,1 @@
-"""Tool: writes annotations of VIA, LabelMe or mask pictures as COCO JSON."""
+"""Tool: converts annotations of VIA, LabelMe or mask PNGs to COCO JSON."""

@@ -1,4 +1,6 @@
-"""Makes COCO's instances JSON of objects, whatever format they come from."""
+"""Makes a COCO instances JSON from objects that any reader has read."""
+
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_api
@@ -8,22 +10,30 @@ from maskrcnn_jax.convert_to_coco.polygons import polygon_area
 from maskrcnn_jax.errors import InputError
 
 
-def to_coco(sizes: ImageSizes, objects: dict[str, list[Object]]) -> dict:
+def to_coco(
+  sizes: ImageSizes, objects: dict[str, list[Object]]
+) -> dict[str, list[dict[str, Any]]]:
   """Makes the content of a COCO JSON.
 
   Args:
-    sizes: All images. Those without objects become background images.
+    sizes: All images. An image without objects becomes a background image.
     objects: The objects of an image, by its file name.
 
   Returns:
     Images, annotations and categories. Category ids start at 1, in the order
     of the sorted class names.
+
+  Raises:
+    InputError: If there is no object at all.
   """
   names = sorted({o.name for found in objects.values() for o in found})
   if not names:
-    raise InputError('A23: there is not a single object in the annotations.')
+    raise InputError(
+      'A23: there is not a single object in the annotations; check that you'
+      ' gave the right ones.'
+    )
   category_ids = {name: i for i, name in enumerate(names, start=1)}
-  content = {
+  content: dict[str, list[dict[str, Any]]] = {
     'images': [],
     'annotations': [],
     'categories': [{'id': i, 'name': n} for n, i in category_ids.items()],
@@ -45,8 +55,11 @@ def to_coco(sizes: ImageSizes, objects: dict[str, list[Object]]) -> dict:
   return content
 
 
-def _outline_of(object_: Object) -> dict:
-  """Returns the bbox, the area and the segmentation of an annotation."""
+def _outline_of(object_: Object) -> dict[str, Any]:
+  """Returns the `bbox`, `area` and `segmentation` of an object for COCO.
+
+  Polygons stay polygons, and a mask becomes a compressed RLE.
+  """
   if object_.mask is None:
     points = np.concatenate(object_.polygons).reshape(-1, 2)
     low, high = points.min(axis=0), points.max(axis=0)

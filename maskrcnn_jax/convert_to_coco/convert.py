@@ -1,4 +1,4 @@
-r"""Writes annotations of VIA, LabelMe or mask pictures as one COCO JSON.
+r"""Converts annotations of VIA, LabelMe or mask pictures to one COCO JSON.
 
   python -m maskrcnn_jax.convert_to_coco via --images=DIR \
       --annotations=VIA.json --out=COCO.json
@@ -7,15 +7,19 @@ r"""Writes annotations of VIA, LabelMe or mask pictures as one COCO JSON.
   python -m maskrcnn_jax.convert_to_coco masks --images=DIR \
       --annotations=FOLDER_OF_PNG --out=COCO.json
 
-via: polygons, rectangles, circles and ellipses of a VIA 1 or 2 project or
-export in JSON; the class is a region attribute. labelme: polygons, rectangles
-and circles; shapes of one label and group_id are one object. masks: for the
-image a.jpg either a.png, in which each value or color except 0 (black) is an
-object, or a folder a/ of PNGs, in each of which all pixels except 0 are one
-object. With --class_folders these are in one folder for each class.
+via: reads polygons, rectangles, circles and ellipses from a project or an
+export of VIA 1 or 2 in JSON. The class is an attribute of the region.
 
-Images without annotations are kept: they are background. Exit status: 0 done,
-2 wrong input, which is named.
+labelme: reads polygons, rectangles and circles. Shapes with the same label and
+the same group_id are one object.
+
+masks: reads for the image a.jpg either the picture a.png, in which each value
+or color except 0 (black) is an object, or a folder a/ of PNGs, in each of which
+all pixels except 0 are one object. With --class_folders the pictures are in one
+folder for each class.
+
+Images without annotations are kept as background images. Exit status: 0 the
+file was written, 2 the input is wrong; a message then names the fault.
 """
 
 import argparse
@@ -23,6 +27,7 @@ import collections
 import json
 import pathlib
 import sys
+from typing import Any
 
 from maskrcnn_jax.convert_to_coco.annotated_images import (
   Annotations,
@@ -34,20 +39,24 @@ from maskrcnn_jax.convert_to_coco.labelme import read_labelme
 from maskrcnn_jax.convert_to_coco.masks import read_masks
 from maskrcnn_jax.convert_to_coco.via import read_via
 from maskrcnn_jax.data import coco
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import InputError, print_error
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Converts as the command line says, and prints the counts."""
+  """Converts annotations and prints the number of objects of each class.
+
+  Args:
+    argv: The command-line arguments. `None` means those of the process.
+  """
   arguments = _parse(argv)
   try:
     sizes = find_images(arguments.images)
     annotations = _read(arguments, sizes)
     _write(arguments.out, to_coco(sizes, annotations.objects))
-    # Reading the file finds now whatever training would refuse.
+    # Reading the file finds now any fault that a training would refuse.
     index = coco.read_coco(arguments.out)
   except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print_error(str(error))
     sys.exit(2)
   counts = collections.Counter(index.classes.tolist())
   print(
@@ -61,13 +70,21 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-  """Parses the command line."""
+  """Parses the arguments of the command line.
+
+  Args:
+    argv: The arguments. `None` means those of the process.
+  """
   parser = argparse.ArgumentParser(
     prog='python -m maskrcnn_jax.convert_to_coco',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('kind', choices=('via', 'labelme', 'masks'))
+  parser.add_argument(
+    'kind',
+    choices=('via', 'labelme', 'masks'),
+    help='format of the annotations',
+  )
   parser.add_argument(
     '--images', type=pathlib.Path, required=True, help='folder of the images'
   )
@@ -75,21 +92,22 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     '--annotations',
     type=pathlib.Path,
     required=True,
-    help='via: JSON file; labelme: folder of JSON files (or one); masks: '
-    'folder of PNGs',
+    help='via: the JSON file; labelme: one JSON file or a folder of them; '
+    'masks: folder of PNGs',
   )
   parser.add_argument(
     '--out', type=pathlib.Path, required=True, help='COCO JSON to write'
   )
   parser.add_argument(
     '--class_attribute',
-    help='via: the region attribute that is the class; '
-    'needed if regions have several',
+    help='via: the region attribute that holds the class; '
+    'needed if a region has several attributes',
   )
   parser.add_argument(
     '--class_name',
     default='object',
-    help='via, masks: the class where nothing else says it',
+    help='via, masks: the class of objects whose annotations name no class '
+    '(default: %(default)s)',
   )
   parser.add_argument(
     '--class_folders',
@@ -100,7 +118,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _read(arguments: argparse.Namespace, sizes: ImageSizes) -> Annotations:
-  """Reads the annotations in the format that the command line names."""
+  """Reads the annotations in the format that the command line names.
+
+  Args:
+    arguments: The parsed arguments of the command line.
+    sizes: All images.
+  """
   match arguments.kind:
     case 'via':
       return read_via(
@@ -121,8 +144,8 @@ def _read(arguments: argparse.Namespace, sizes: ImageSizes) -> Annotations:
   raise AssertionError(arguments.kind)
 
 
-def _write(path: pathlib.Path, content: dict) -> None:
-  """Writes JSON, into a folder that is made if it is missing."""
+def _write(path: pathlib.Path, content: Any) -> None:
+  """Writes a value as JSON, and makes the folder of the file if needed."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding='utf-8')

@@ -1,8 +1,10 @@
 """Reads the annotations of LabelMe: one JSON file for each image."""
 
 import collections
+from collections.abc import Hashable
 import math
 import pathlib
+from typing import Any
 
 from maskrcnn_jax.convert_to_coco import polygons
 from maskrcnn_jax.convert_to_coco.annotated_images import (
@@ -16,28 +18,35 @@ from maskrcnn_jax.errors import InputError
 
 
 def read_labelme(path: pathlib.Path, sizes: ImageSizes) -> Annotations:
-  """Reads LabelMe files.
+  """Reads the objects from LabelMe files.
 
   Args:
-    path: One JSON file, or a folder that is searched for them, including its
+    path: One JSON file, or a folder that has JSON files in it or in its
       sub-folders.
     sizes: The images that the files may name.
+
+  Raises:
+    InputError: If a file is damaged, or does not fit its image.
   """
   paths = sorted(path.rglob('*.json')) if path.is_dir() else [path]
   if not paths:
     raise InputError(f'I01: there are no *.json in {path}.')
-  objects, left_out = {}, collections.Counter()
+  objects: dict[str, list[Object]] = {}
+  left_out: collections.Counter[str] = collections.Counter()
   for file in paths:
     content = read_json(file)
     if not isinstance(content.get('shapes'), list) or not isinstance(
       content.get('imagePath'), str
     ):
       raise InputError(
-        f'A25: {file} is no LabelMe file: no shapes or imagePath in it.'
+        f'A25: {file} is no LabelMe file: it has no shapes or no imagePath.'
       )
     name = find_image(content['imagePath'], sizes, file)
     if name in objects:
-      raise InputError(f'A20: {file} is the second file for {name}.')
+      raise InputError(
+        f'A20: {file} is the second file for the image {name}; remove one of'
+        ' the two.'
+      )
     size = content.get('imageHeight'), content.get('imageWidth')
     if None not in size and size != sizes[name]:
       raise InputError(
@@ -49,9 +58,9 @@ def read_labelme(path: pathlib.Path, sizes: ImageSizes) -> Annotations:
 
 
 def _objects_of(
-  shapes: list, file: pathlib.Path, left_out: collections.Counter
+  shapes: list[Any], file: pathlib.Path, left_out: collections.Counter[str]
 ) -> list[Object]:
-  """Returns the objects of one file.
+  """Returns the objects of one LabelMe file.
 
   Shapes with the same label and the same group_id are one object. A shape
   without a group_id is an object by itself.
@@ -59,9 +68,10 @@ def _objects_of(
   Args:
     shapes: The shapes as the file has them.
     file: The file, for error messages.
-    left_out: Counts the lines and points, by their kind.
+    left_out: Counts the shapes that are left out (lines and points), by their
+      kind. It is changed.
   """
-  objects = {}
+  objects: dict[Hashable, Object] = {}
   for position, shape in enumerate(shapes):
     try:
       label, group = shape['label'], shape.get('group_id')
@@ -82,8 +92,17 @@ def _objects_of(
   return list(objects.values())
 
 
-def _polygon_of(kind: str, points: list) -> list[float] | None:
-  """Returns the polygon of a shape, or None for lines and points."""
+def _polygon_of(kind: str, points: Any) -> list[float] | None:
+  """Returns the polygon of a LabelMe shape; `None` for lines and points.
+
+  Args:
+    kind: The `shape_type`, such as 'rectangle'.
+    points: The `points` of the shape, a list of (x, y) in pixels.
+
+  Raises:
+    TypeError: If the points are not lists of numbers.
+    ValueError: If the number of the points does not fit the kind.
+  """
   match kind:
     case 'polygon':
       return polygons.from_points(points)

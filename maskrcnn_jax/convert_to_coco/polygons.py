@@ -1,20 +1,27 @@
-"""Shapes that people draw, as polygons: flat lists x, y, x, y, ... in pixels.
+"""Turns drawn shapes into polygons: flat lists x, y, x, y, ... in pixels.
 
-Each function raises ValueError if the shape is damaged; the readers say where.
+Each function raises a ValueError if the shape is damaged. The readers catch it
+and name the file and the shape.
 """
 
 from collections.abc import Iterable
 import math
+from typing import Any
 
 import numpy as np
 
-# Number of corners that stand for a circle or an ellipse. The polygon's edge is
-# less than 0.02 pixels inside a circle with a radius of 10 pixels.
+# Number of corners of the polygon that replaces a circle or an ellipse. At a
+# radius of 10 pixels its edges are less than 0.02 pixels inside the circle.
 _CORNERS = 64
 
 
-def from_points(points: Iterable) -> list[float]:
-  """Flattens (x, y) pairs, of which there must be at least three."""
+def from_points(points: Iterable[Any]) -> list[float]:
+  """Turns the corners of a polygon into a flat list x, y, x, y, ...
+
+  Args:
+    points: At least three pairs (x, y) of finite numbers, in pixels. They come
+      from a file and are checked.
+  """
   flat = [float(value) for x, y in points for value in (x, y)]
   if len(flat) < 6:
     raise ValueError(f'a polygon of {len(flat) // 2} points')
@@ -24,7 +31,14 @@ def from_points(points: Iterable) -> list[float]:
 
 
 def from_rectangle(x1: float, y1: float, x2: float, y2: float) -> list[float]:
-  """Returns the four corners of a rectangle."""
+  """Returns a rectangle as a polygon.
+
+  Args:
+    x1: Left edge in pixels.
+    y1: Upper edge in pixels.
+    x2: Right edge in pixels.
+    y2: Lower edge in pixels.
+  """
   return from_points([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
 
 
@@ -34,11 +48,14 @@ def from_ellipse(
   """Returns a polygon with 64 corners on an ellipse.
 
   Args:
-    x: Horizontal position of the center.
-    y: Vertical position of the center.
-    radius_x: Half of the axis that is horizontal before the rotation.
-    radius_y: Half of the axis that is vertical before the rotation.
-    theta: Rotation about the center in radians, from the x towards the y axis.
+    x: Horizontal position of the center in pixels.
+    y: Vertical position of the center in pixels.
+    radius_x: Half the length in pixels of the axis that is horizontal before
+      the rotation.
+    radius_y: Half the length in pixels of the axis that is vertical before the
+      rotation.
+    theta: Rotation about the center in radians, from the x axis towards the y
+      axis.
   """
   angles = np.arange(_CORNERS) * (2 * np.pi / _CORNERS)
   a, b = radius_x * np.cos(angles), radius_y * np.sin(angles)
@@ -52,6 +69,10 @@ def from_ellipse(
 
 
 def polygon_area(polygon: list[float]) -> float:
-  """Returns the area of a polygon in pixels, by the shoelace formula."""
+  """Returns the area of a polygon in square pixels, by the shoelace formula.
+
+  Args:
+    polygon: A flat list x, y, x, y, ... in pixels.
+  """
   x, y = np.reshape(polygon, (-1, 2)).T
   return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)

@@ -2,6 +2,7 @@
 
 import collections
 import pathlib
+from typing import Any
 
 from maskrcnn_jax.convert_to_coco import polygons
 from maskrcnn_jax.convert_to_coco.annotated_images import (
@@ -20,14 +21,18 @@ def read_via(
   attribute: str | None,
   class_name: str,
 ) -> Annotations:
-  """Reads a VIA project or JSON export.
+  """Reads the objects from a project or a JSON export of VIA.
 
   Args:
     path: The JSON file.
-    sizes: The images that it may name.
-    attribute: The region attribute that holds the class. None: the only one
-      that a region has.
-    class_name: The class of regions without attributes.
+    sizes: The images that the file may name.
+    attribute: The region attribute that holds the class. `None` takes the only
+      attribute of a region.
+    class_name: The class of regions without attributes, if `attribute` is
+      `None`.
+
+  Raises:
+    InputError: If the file is damaged, or a region has no class.
   """
   content = read_json(path)
   content = content.get('_via_img_metadata', content)
@@ -39,7 +44,8 @@ def read_via(
       f'A25: {path} is no VIA export; in VIA choose Annotation, Export '
       'Annotations (as json).'
     )
-  objects, left_out = {}, collections.Counter()
+  objects: dict[str, list[Object]] = {}
+  left_out: collections.Counter[str] = collections.Counter()
   for entry in content.values():
     name = find_image(entry['filename'], sizes, path)
     regions = entry['regions']
@@ -56,7 +62,7 @@ def read_via(
           class_name,
           where,
         )
-      except InputError:  # a ValueError itself, but it explains the fault
+      except InputError:  # It is a ValueError too, but it names the fault.
         raise
       except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f'A25: {where} is damaged: {error!r}.') from error
@@ -67,8 +73,17 @@ def read_via(
   return Annotations(objects, left_out)
 
 
-def _polygon_of(shape: dict) -> list[float] | None:
-  """Returns the polygon of a region, or None for lines and points."""
+def _polygon_of(shape: Any) -> list[float] | None:
+  """Returns the polygon of a VIA region; `None` for lines and points.
+
+  Args:
+    shape: The `shape_attributes` of the region as the file has them.
+
+  Raises:
+    KeyError: If a key is missing.
+    TypeError: If a value is of the wrong type.
+    ValueError: If a number is not finite, or there are too few points.
+  """
   match shape['name']:
     case 'polygon':
       return polygons.from_points(
@@ -95,9 +110,23 @@ def _polygon_of(shape: dict) -> list[float] | None:
 
 
 def _class_of(
-  attributes: dict, attribute: str | None, class_name: str, where: str
+  attributes: dict[str, Any],
+  attribute: str | None,
+  class_name: str,
+  where: str,
 ) -> str:
-  """Returns the class name of a region; see the arguments of `read_via`."""
+  """Returns the class name of a VIA region.
+
+  Args:
+    attributes: The `region_attributes` of the region as the file has them.
+    attribute: The attribute that holds the class. `None` takes the only one.
+    class_name: The class of a region without attributes, if `attribute` is
+      `None`.
+    where: Names the file and the region in messages.
+
+  Raises:
+    InputError: If the attributes do not name exactly one class.
+  """
   if attribute is None:
     if not attributes:
       return class_name
@@ -108,7 +137,7 @@ def _class_of(
       )
     attribute = next(iter(attributes))
   value = attributes.get(attribute)
-  if isinstance(value, dict):  # checkboxes
+  if isinstance(value, dict):  # VIA writes checkboxes as {value: is it on}.
     value = next((key for key, on in value.items() if on), None)
   if not isinstance(value, str) or not value.strip():
     raise InputError(

@@ -43,7 +43,7 @@ from maskrcnn_jax.convert_weights.weight_names import (
   to_peer,
 )
 from maskrcnn_jax.data import coco
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import InputError, print_error
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint
 from maskrcnn_jax.runtime.files import make_writable
@@ -316,7 +316,7 @@ def run() -> None:
 
 
 def _fail(message: str, status: int) -> None:
-  print(f'error: {message}', file=sys.stderr, flush=True)
+  print_error(message)
   sys.exit(status)
 
 

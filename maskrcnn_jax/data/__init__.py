@@ -1,1 +1,1 @@
-"""From image files and COCO JSON to batches; no JAX in here."""
+"""Reads COCO annotations and image files, and makes batches, without JAX."""

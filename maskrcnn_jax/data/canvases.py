@@ -1,7 +1,10 @@
-"""Canvases: the static sizes that images share, and who goes to which.
+"""Canvases: the static image sizes of batches, and the plan for each image.
 
-A canvas is a pair of sizes, of decoded images and of padded ones, that all
-images of a batch share; the jitted step compiles once for each.
+A canvas is a pair of sizes that all images of a batch share: one for decoded
+images and one for resized, padded images. The jitted step is compiled once for
+each canvas.
+
+Axis letters here: n images, m images of one process.
 """
 
 from typing import NamedTuple
@@ -11,24 +14,26 @@ import numpy as np
 
 from maskrcnn_jax import errors
 
-# Coarsest stride of the pyramid up to level 5; level 6 takes every second cell.
+# Pixels. Sides of padded images are multiples of the stride of pyramid level 5.
+# Level 6 takes every second cell of level 5, for any number of cells.
 _STRIDE = 32
 
 
 class Canvas(NamedTuple):
   """A pair of static sizes, (height, width), both multiples of 32."""
 
-  padded: tuple[int, int]  # what the network sees
-  source: tuple[int, int]  # holds each decoded image before it is resized
+  padded: tuple[int, int]  # input of the network: resized image and padding
+  source: tuple[int, int]  # decoded image before it is resized, and padding
 
 
 class CanvasPlan(NamedTuple):
-  """Which canvas each of n images goes to, and how it gets there."""
+  """The canvas of each of n images, and how the image is resized for it."""
 
-  canvases: tuple[Canvas, ...]  # only those that have images
-  canvas_of_image: Int[np.ndarray, 'n']
-  image_sizes: Int[np.ndarray, 'n 2']  # (height, width) to resize it to
-  reduce: Int[np.ndarray, 'n']  # decoded at one reduce-th of the size
+  canvases: tuple[Canvas, ...]  # only canvases that have images
+  canvas_of_image: Int[np.ndarray, 'n']  # index into `canvases`
+  image_sizes: Int[np.ndarray, 'n 2']  # (height, width) after resizing
+  # The image is decoded at 1/reduce of its size, before it is resized.
+  reduce: Int[np.ndarray, 'n']
 
 
 def resized_size(
@@ -39,19 +44,21 @@ def resized_size(
   long_side: int,
   rule: str = 'nearest',
 ) -> tuple[int, int]:
-  """Picks the size to resize an image to, keeping its aspect.
+  """Computes the size of an image after resizing, which keeps its aspect ratio.
 
   Args:
-    height: Of the image.
-    width: Of the image.
-    short_side: What the shorter side becomes,
-    long_side: unless the longer one would exceed this.
-    rule: How to round. 'nearest': both sides to the nearest. 'down': both
-      sides down. 'legacy': the shorter side to the nearest, half to even, the
-      longer one down.
+    height: Height of the image in pixels.
+    width: Width of the image in pixels.
+    short_side: Length of the shorter side after resizing, in pixels.
+    long_side: Upper limit of the longer side, in pixels. If it would be
+      exceeded, both sides shrink.
+    rule: How the two sides are rounded. 'nearest' rounds both to the nearest
+      integer, 'down' rounds both down. 'legacy' rounds the longer side down
+      and, if both sides shrink, the shorter side to the nearest integer, with
+      halves to the even one.
 
   Returns:
-    (height, width), each at least 1.
+    (height, width) in pixels, each at least 1.
 
   Source:
     'nearest': detectron2 ResizeShortestEdge.get_output_shape. 'down':
@@ -100,26 +107,33 @@ def plan_canvases(
   max_source_side: int,
   resize_rule: str = 'nearest',
 ) -> CanvasPlan:
-  """Gives each image the smallest padded size that it fits in once resized.
+  """Chooses for each image the smallest canvas that holds it once resized.
 
   Args:
-    heights: Of the images, as their annotations say.
-    widths: Likewise.
-    short_side: See `resized_size`.
-    long_side: See `resized_size`.
-    padded_sizes: The (height, width) to choose from, multiples of 32.
-    max_source_side: A longer image is decoded at the largest 1/2, 1/3, ... of
-      its size that has no longer side.
-    resize_rule: See `resized_size`.
+    heights: Heights of the images in pixels, as in the annotations.
+    widths: Widths of the images in pixels, as in the annotations.
+    short_side: Length of the shorter side after resizing, in pixels.
+    long_side: Upper limit of the longer side after resizing, in pixels.
+    padded_sizes: The (height, width) of the canvases to choose from, in pixels.
+      All must be multiples of 32.
+    max_source_side: Upper limit of the sides of decoded images, in pixels. A
+      larger image is decoded at 1/2, 1/3, ... of its size, whichever is the
+      first that meets the limit.
+    resize_rule: How sizes are rounded: 'nearest', 'down' or 'legacy'; the
+      `rule` of `resized_size`.
+
+  Returns:
+    The plan. Canvases without images are left out of it.
 
   Raises:
-    InputError: If a padded size is no multiple of 32, or none is large enough.
+    InputError: If a padded size is not a multiple of 32, or if an image fits in
+      none of them.
   """
-  padded_sizes = sorted(
-    (tuple(map(int, size)) for size in padded_sizes),
+  by_area = sorted(
+    ((int(height), int(width)) for height, width in padded_sizes),
     key=lambda size: size[0] * size[1],
   )
-  for size in padded_sizes:
+  for size in by_area:
     if min(size) < 1 or any(side % _STRIDE for side in size):
       raise errors.InputError(
         f'The padded size {size} must be two multiples of {_STRIDE}.'
@@ -140,9 +154,7 @@ def plan_canvases(
     )
     resized[i] = h, w
     fits = (
-      k
-      for k, padded in enumerate(padded_sizes)
-      if h <= padded[0] and w <= padded[1]
+      k for k, padded in enumerate(by_area) if h <= padded[0] and w <= padded[1]
     )
     canvas_of_size[i] = next(fits, -1)
     if canvas_of_size[i] < 0:
@@ -150,34 +162,37 @@ def plan_canvases(
       raise errors.InputError(
         f'An image of {height}x{width} (height x width) is resized to'
         f' {h}x{w}, which fits in none of the padded sizes'
-        f' {padded_sizes}; add {enough}.'
+        f' {by_area}; add {enough}.'
       )
   reduce = -(-sizes.max(axis=1, initial=0) // max_source_side)
   source = -(-sizes // reduce[:, None])
-  kept, canvas_of_size = np.unique(canvas_of_size, return_inverse=True)
+  used, used_of_size = np.unique(canvas_of_size, return_inverse=True)
   canvases = []
-  for k, padded in enumerate(kept):
-    largest = source[canvas_of_size == k].max(axis=0).tolist()
+  for k, padded in enumerate(used):
+    height, width = source[used_of_size == k].max(axis=0).tolist()
     canvases.append(
       Canvas(
-        padded=padded_sizes[padded],
-        source=tuple(_round_up(side, _STRIDE) for side in largest),
+        padded=by_area[padded],
+        source=(_round_up(height, _STRIDE), _round_up(width, _STRIDE)),
       )
     )
   return CanvasPlan(
     canvases=tuple(canvases),
-    canvas_of_image=canvas_of_size[size_of_image].astype(np.int32),
+    canvas_of_image=used_of_size[size_of_image].astype(np.int32),
     image_sizes=resized[size_of_image],
     reduce=reduce[size_of_image].astype(np.int32),
   )
 
 
 def share_padding(plan: CanvasPlan, rows: Int[np.ndarray, 'n']) -> float:
-  """Returns how much of the pixels that the network sees is padding, [0, 1].
+  """Returns the share of padding among all pixels that the network receives.
 
   Args:
-    plan: Says how large each image and its canvas are.
-    rows: Of the images, at least one.
+    plan: The canvas and the size of each image.
+    rows: The images to count, as rows of the index; at least one.
+
+  Returns:
+    A number in [0, 1).
   """
   padded = np.array([canvas.padded for canvas in plan.canvases])
   seen = padded[plan.canvas_of_image[rows]].prod(axis=1).sum()
@@ -187,20 +202,24 @@ def share_padding(plan: CanvasPlan, rows: Int[np.ndarray, 'n']) -> float:
 def share_of_process(
   plan: CanvasPlan, process_index: int, process_count: int
 ) -> Int[np.ndarray, 'm']:
-  """Returns the images that a process evaluates: an equal part of each canvas.
+  """Returns the images that one process evaluates: its share of each canvas.
 
-  The parts of all processes together are all images, each once.
+  The shares of all processes together contain each image once. Their sizes
+  differ by one image at most, and so do their sizes within each canvas.
 
   Args:
-    plan: Of all images.
-    process_index: Whose part.
-    process_count: How many there are.
+    plan: The canvases of all images.
+    process_index: Number of the process, from 0.
+    process_count: Number of processes.
+
+  Returns:
+    Rows of the index, rising.
   """
-  # One canvas after the other, so that the sizes of the parts differ by one.
+  # Every process_count-th image of a list sorted by canvas makes equal shares.
   rows = np.argsort(plan.canvas_of_image, kind='stable')
   return np.sort(rows[process_index::process_count])
 
 
 def _round_up(value: int, multiple: int) -> int:
-  """Rounds up to a multiple."""
+  """Rounds up to the next multiple; a multiple stays as it is."""
   return -(-value // multiple) * multiple

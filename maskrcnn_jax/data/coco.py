@@ -1,4 +1,4 @@
-"""Reading COCO's JSON into an index."""
+"""Reads COCO annotation files into the index, and explains unsuitable files."""
 
 from collections.abc import Callable, Iterable, Iterator
 import functools
@@ -16,6 +16,8 @@ from maskrcnn_jax.data.images import case_hint
 
 _LISTS = 'images', 'annotations', 'categories'
 
+# Yields the elements of a JSON document as `json_stream.walk` does. It can be
+# called more than once.
 Walk = Callable[[], Iterable[tuple[str | None, int, Any]]]
 
 
@@ -31,23 +33,25 @@ def read_coco(
 
   Args:
     path: The JSON file.
-    require_masks: Leave out the objects that have no segmentation. Crowd
-      regions, which nobody trains on, may lack it.
-    require_annotations: Refuse a file without the list of annotations, as
-      those of images to be detected in have none.
-    width_offset: What a box is wider than x2 - x1; 1 where (x2, y2) is the
-      last pixel inside. A box whose corners then fall together has no area.
-    report: Receives the faults of the file, and warnings for a person.
-      None: the first error is raised.
+    require_masks: Whether to leave out objects without a segmentation. Crowd
+      regions may lack it, because they are not trained on.
+    require_annotations: Whether to refuse a file that has no list of
+      annotations. Images that are only detected in need none.
+    width_offset: Difference between the width of a box and x2 - x1, in pixels:
+      0, or 1 if (x2, y2) is the last pixel inside of the box. A box whose two
+      corners are then the same point has no area.
+    report: Receives the errors and warnings. If it is `None`, the first error
+      is raised and warnings are dropped.
 
   Returns:
-    Images in the order of the file, with their objects in that order. Classes
-    follow the ids of the categories where all are integers, else the file.
-    Images and objects that the report has errors for are left out.
+    The images in the order of the file, and the objects sorted by image; the
+    objects of an image keep the order of the file. Classes are sorted by
+    category id if all ids are integers, and have the order of the file
+    otherwise. Images and objects with an error are left out.
 
   Raises:
-    InputError: If the file is not COCO; without a report also if it
-      contradicts itself, or more than 1 % of the objects would be left out.
+    InputError: If the file is not COCO. Without a report also if the file
+      contradicts itself, or if more than 1 % of the objects would be left out.
   """
   path = pathlib.Path(path)
   return _index(
@@ -69,15 +73,21 @@ def index_coco(
   width_offset: float = 0.0,
   report: findings.Report | None = None,
 ) -> CocoIndex:
-  """Makes the index of a JSON that is loaded already.
+  """Makes the index of COCO annotations that are in memory already.
 
   Args:
-    content: The JSON; its annotations are taken out to save memory.
-    name: The name of the JSON in messages.
-    require_masks: See `read_coco`.
-    require_annotations: See `read_coco`.
-    width_offset: See `read_coco`.
-    report: See `read_coco`.
+    content: The JSON document. The elements of its list of annotations are
+      replaced by None while they are read, to save memory.
+    name: Name of the document, for messages.
+    require_masks: Whether to leave out objects without a segmentation.
+    require_annotations: Whether to refuse a document without annotations.
+    width_offset: Difference between the width of a box and x2 - x1, in pixels:
+      0, or 1 if (x2, y2) is the last pixel inside of the box.
+    report: Receives the errors and warnings. If it is `None`, the first error
+      is raised and warnings are dropped.
+
+  Returns:
+    The index, as `read_coco` returns it.
   """
   return _index(
     functools.partial(_walk_loaded, content),
@@ -95,57 +105,60 @@ def class_table_difference(
   *,
   there_name: str = 'the checkpoint',
 ) -> list[str]:
-  """Compares two class tables, line by line; empty if they are the same.
+  """Describes the differences of two class tables, one line for each class.
 
   Args:
     here: The table of the data at hand.
-    there: The table it must agree with.
-    there_name: The name of the latter in messages.
+    there: The table that it must be equal to.
+    there_name: Name of the second table, for the lines.
+
+  Returns:
+    The lines. The list is empty if the tables are equal.
   """
   lines = []
   for i in range(max(len(here), len(there))):
-    a = here[i] if i < len(here) else None
-    b = there[i] if i < len(there) else None
-    if a == b and type(a.id) is type(b.id):
-      continue
-    a, b = (f'id {c.id!r} {c.name!r}' if c else 'nothing' for c in (a, b))
-    lines.append(f'class {i + 1}: {a} here, {b} in {there_name}')
+    a, b = (
+      f'id {table[i].id!r} {table[i].name!r}' if i < len(table) else 'nothing'
+      for table in (here, there)
+    )
+    if a != b:
+      lines.append(f'class {i + 1}: {a} here, {b} in {there_name}')
   return lines
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Loads a JSON object that has COCO's three lists, or refuses it."""
+  """Loads a JSON file that has COCO's three lists.
+
+  Raises:
+    InputError: If the file cannot be read, or is not a COCO instances file.
+  """
   content: dict[str | None, Any] = {}
+  clues = _Clues()
   for key, position, element in json_stream.walk(path):
+    if position <= 0:
+      clues.note(key, position, element)
     if position == json_stream.LIST:
       content[key] = []
     elif position == json_stream.OTHER:
       content[key] = element
     else:
       content[key].append(element)
-  clues = _Clues()
-  for key, value in content.items():
-    if isinstance(value, list):
-      clues.note(key, json_stream.LIST, None)
-      if value:
-        clues.note(key, 0, value[0])
-    else:
-      clues.note(key, json_stream.OTHER, value)
   problem = clues.why_not_coco(str(path))
   if problem:
     raise errors.InputError(f'{path}: A25: {problem}')
-  return content
+  # A document of COCO is an object, so each of its values has a name.
+  return {key: value for key, value in content.items() if key is not None}
 
 
 def check_is_there(path: str | pathlib.Path, option: str) -> None:
-  """Checks that there is such an annotation file.
+  """Checks that a file of annotations exists.
 
   Args:
-    path: Of the JSON.
-    option: Of the command line, that gives the path.
+    path: The JSON file.
+    option: The command-line option that gives the path, for the message.
 
   Raises:
-    InputError: If there is nothing.
+    InputError: If the file does not exist.
   """
   if not os.path.exists(path):
     raise errors.InputError(
@@ -155,7 +168,15 @@ def check_is_there(path: str | pathlib.Path, option: str) -> None:
 
 
 def download_hint(path: str | pathlib.Path) -> str:
-  """Says how COCO is downloaded, of a path where the recipes expect it."""
+  """Returns a hint how to download COCO, to be added to a message.
+
+  Args:
+    path: The missing file or folder.
+
+  Returns:
+    The hint, if the path contains the folder data/coco in which the recipes
+    expect COCO. Otherwise ''.
+  """
   parts = pathlib.Path(path).parts
   for i in range(len(parts) - 1):
     if parts[i : i + 2] == ('data', 'coco'):
@@ -171,94 +192,136 @@ def download_hint(path: str | pathlib.Path) -> str:
 def is_outside(name: str) -> bool:
   """Tells whether a file name leads out of the folder that it is relative to.
 
-  By its letters alone: a link inside the folder was put there by its owner.
+  Only the name is looked at. Links inside the folder are not followed, because
+  the owner of the folder put them there.
   """
   inside = os.path.normpath(name)
   return os.path.isabs(inside) or inside.split(os.sep)[0] == os.pardir
 
 
 def shared_images(index: CocoIndex, other: CocoIndex) -> list[str]:
-  """Returns the file names that two sets have in common, sorted."""
+  """Returns the sorted file names that two data sets have in common.
+
+  Different spellings of a name, such as './a.jpg' and 'a.jpg', are the same.
+  """
   names = set(map(same_image, index.file_names))
   return sorted(names.intersection(map(same_image, other.file_names)))
 
 
 class _Clues:
-  """The signs that tell a COCO file from other files."""
+  """Looks at the elements of a JSON document for signs of its format."""
 
   def __init__(self, needed: tuple[str, ...] = _LISTS):
+    """Starts a document.
+
+    Args:
+      needed: Names of the lists that the document must have.
+    """
     self._needed = needed
-    self._firsts: dict[str | None, Any] = {}  # lists, and their first element
-    self._others: dict[str | None, Any] = {}  # all other entries
+    # {name of a list: its first element, `None` if it has none}
+    self._first_elements: dict[str | None, Any] = {}
+    # {name of a value that is not a list: its type}
+    self._other_types: dict[str | None, str] = {}
     self._is_via = False
 
   def note(self, key: str | None, position: int, element: Any) -> None:
-    """Looks at an element that `json_stream.walk` yields."""
+    """Looks at one value of the document, and remembers signs of its format.
+
+    Args:
+      key: Name of the list or of the value, as `json_stream.walk` yields it.
+      position: `LIST` or `OTHER` of `json_stream`, or the index of a list
+        element. Elements other than the first need not be passed.
+      element: The list element or the value.
+    """
     if position == json_stream.LIST:
-      self._firsts[key] = None
+      self._first_elements[key] = None
     elif position == 0:
-      self._firsts[key] = element
+      self._first_elements[key] = element
     elif position == json_stream.OTHER:
       self._is_via |= str(key).startswith('_via_') or (
         isinstance(element, dict) and 'regions' in element
       )
-      self._others[key] = type(element).__name__
+      self._other_types[key] = type(element).__name__
 
   def has_list(self, key: str) -> bool:
-    """Tells whether a list of that name has begun."""
-    return key in self._firsts
+    """Tells whether the document has a list of that name, so far."""
+    return key in self._first_elements
 
   def why_not_coco(self, name: str) -> str:
-    """Returns the reason why a JSON document is not COCO; '' if it is.
+    """Returns why the document is not a COCO instances file, or '' if it is.
 
     Args:
-      name: Of the file.
+      name: Path of the file, for messages.
     """
-    problem = _other_task(self._firsts.get('annotations')) or self._problem(
-      name
-    )
+    problem = _other_task(
+      self._first_elements.get('annotations')
+    ) or self._problem(name)
     return problem and f'this is not a COCO instances file: {problem}.'
 
   def _problem(self, name: str) -> str:
-    if None in self._firsts:
-      first = self._firsts[None]
+    """Returns which list is missing and the likely format, or '' if none is.
+
+    Args:
+      name: Path of the file, for messages.
+    """
+    if None in self._first_elements:
+      first = self._first_elements[None]
       if isinstance(first, dict) and 'score' in first:
         return (
           'it is a list with scores, so looks like COCO detection results;'
           ' give the ground truth'
         )
       return 'it is a list, not an object with images and annotations'
-    if None in self._others:
-      return f'it holds a {self._others[None]}, not an object'
-    missing = [f"'{key}'" for key in self._needed if key not in self._firsts]
+    if None in self._other_types:
+      return f'it holds a {self._other_types[None]}, not an object'
+    missing = [
+      f"'{key}'" for key in self._needed if key not in self._first_elements
+    ]
     if missing:
       problem = f'no list {" or ".join(missing)} in it'
       if self._is_via:
         problem += _convert_hint('a VIA export', 'via', name)
-      elif 'shapes' in self._firsts and 'imagePath' in self._others:
+      elif (
+        'shapes' in self._first_elements and 'imagePath' in self._other_types
+      ):
         problem += _convert_hint(
           'a LabelMe file', 'labelme', pathlib.Path(name).parent
         )
       elif missing == ["'annotations'"]:
         problem += (
-          '; images without a truth can only be detected in, by --mode=eval'
-          ' --skip_eval'
+          '; without annotations, only --mode=eval --skip_eval is possible,'
+          ' which detects objects in the images'
         )
       return problem
     return ''
 
 
-def _convert_hint(what: str, kind: str, path: str | pathlib.Path) -> str:
-  """Names the command that makes COCO of annotations of another kind."""
+def _convert_hint(
+  description: str, converter: str, path: str | pathlib.Path
+) -> str:
+  """Returns a hint how to convert annotations of another format to COCO.
+
+  Args:
+    description: The other format in words, for example 'a VIA export'.
+    converter: Name of the format on the command line of `convert_to_coco`.
+    path: The file or folder to convert.
+  """
   return (
-    f'; it looks like {what}: python -m maskrcnn_jax.convert_to_coco {kind}'
+    f'; it looks like {description}: python -m'
+    f' maskrcnn_jax.convert_to_coco {converter}'
     f' --images=DIR --annotations={shlex.quote(str(path))} --out=COCO.json'
     ' converts it'
   )
 
 
 def _other_task(annotation: Any) -> str:
-  """Says which other task of COCO an annotation is for; '' if none."""
+  """Returns a message if an annotation is of another COCO task, otherwise ''.
+
+  COCO also has annotations for panoptic segmentation and for captions.
+
+  Args:
+    annotation: The first annotation of a file; any JSON value.
+  """
   if isinstance(annotation, dict):
     if 'segments_info' in annotation:
       return 'it looks like COCO panoptic; give the instances file'
@@ -267,8 +330,12 @@ def _other_task(annotation: Any) -> str:
   return ''
 
 
-def _walk_loaded(content: dict) -> Iterator[tuple[str, int, Any]]:
-  """Yields the elements as `json_stream.walk` would; empties the lists."""
+def _walk_loaded(content: dict[str, Any]) -> Iterator[tuple[str, int, Any]]:
+  """Yields the lists of a loaded document element by element, and other values.
+
+  The items are those of `json_stream.walk`. The annotations come last, and each
+  is replaced by None in its list before it is yielded, to save memory.
+  """
   for key in sorted(content, key=('annotations').__eq__):
     if isinstance(content[key], list):
       yield key, json_stream.LIST, None
@@ -289,18 +356,30 @@ def _index(
   require_annotations: bool,
   width_offset: float,
 ) -> CocoIndex:
-  """Makes the index of the elements that `walk` yields."""
+  """Makes the index of a JSON document.
+
+  Args:
+    walk: Yields the elements of the document. It is called a second time if
+      the annotations come before the images.
+    name: Name of the document, for messages.
+    report: Receives the errors and warnings.
+    require_masks: Whether to leave out objects without a segmentation.
+    require_annotations: Whether to refuse a document without annotations.
+    width_offset: Difference between the width of a box and x2 - x1, in pixels.
+  """
   clues = _Clues(
     _LISTS
     if require_annotations
     else tuple(key for key in _LISTS if key != 'annotations')
   )
   images = ImageTable(name, report)
-  categories = []
+  categories: list[Any] = []
   objects = ObjectColumns(
     images, require_masks=require_masks, width_offset=width_offset
   )
-  postponed = False  # annotations came before the images that they speak of
+  # Annotations that come before the images are read in a second pass, because
+  # they cannot be checked without their images.
+  postponed = False
   for key, position, entry in walk():
     if position <= 0:
       clues.note(key, position, entry)

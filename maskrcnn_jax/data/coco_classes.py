@@ -1,6 +1,6 @@
-"""COCO's 80 classes."""
+"""The 80 classes of COCO."""
 
-# {COCO's own id: name}; ids not listed were never used.
+# {category id in COCO's files: name}. COCO does not use the ids in between.
 COCO_CLASSES = {
   1: 'person',
   2: 'bicycle',

@@ -1,4 +1,4 @@
-"""COCO's JSON as columns of NumPy arrays: what the index holds.
+"""The index: the annotations of a COCO file as columns of NumPy arrays.
 
 Axis letters here: n images, m objects, v outline vertices of all objects.
 """
@@ -10,54 +10,59 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
-# Keys of `CocoIndex.dropped`, in order.  COCO's own files have such cases, so
-# they are counted and left out, where anything stranger is an error.
+# Keys of `CocoIndex.dropped`, in order. COCO's own files have such objects and
+# polygons. So they are left out and counted; any other fault is an error.
 NO_AREA = 'objects whose box has no area inside the image'
 NO_SEGMENTATION = 'objects without a segmentation'
 BAD_POLYGON = 'polygons with fewer than 6 numbers or an odd count'
 NO_POLYGON = 'objects with no usable polygon left'
 REASONS = (NO_AREA, NO_SEGMENTATION, BAD_POLYGON, NO_POLYGON)
 
-# Of JSON: what a figure is, and what an id may be. A bool is neither, though
-# isinstance says so.
+# Types of a JSON number, and of a usable id. Compare them with `type`, because
+# a bool is neither but is an instance of int.
 NUMBERS = (int, float)
 SCALARS = (int, float, str)
+Scalar = int | float | str
 
 _BACKGROUND_NAMES = frozenset(('background', 'bg'))
 
 
 class Category(NamedTuple):
-  """A row of the class table; its class number is its position + 1."""
+  """A row of the class table. The class number of row i is i + 1."""
 
   id: int | str
   name: str
 
 
 class CocoIndex(NamedTuple):
-  """A COCO file in columns: n images, and m objects sorted by their image."""
+  """The annotations of a COCO file: n images, and m objects sorted by image."""
 
   categories: tuple[Category, ...]
-  image_ids: Sequence  # as in the JSON, any scalar; never on the device
-  file_names: Sequence  # of str
-  heights: Int[np.ndarray, 'n']
-  widths: Int[np.ndarray, 'n']
+  image_ids: Sequence[Scalar]  # as in the JSON; never sent to the device
+  file_names: Sequence[str]
+  heights: Int[np.ndarray, 'n']  # pixels
+  widths: Int[np.ndarray, 'n']  # pixels
   object_starts: Int[np.ndarray, ' n1']  # image i: [starts[i], starts[i + 1])
-  boxes: Float[np.ndarray, 'm 4']  # pixels of the file, clipped to the image
+  # (x1, y1, x2, y2) in pixels of the image file, clipped to the image
+  boxes: Float[np.ndarray, 'm 4']
   classes: Int[np.ndarray, 'm']  # 1..len(categories)
-  crowd: Bool[np.ndarray, 'm']  # never trained on; without an outline
-  areas: Float[np.ndarray, 'm']  # of the masks, in pixels
-  annotation_ids: Sequence  # as in the JSON; None where there is none
+  crowd: Bool[np.ndarray, 'm']  # crowd regions: no outline, not trained on
+  areas: Float[np.ndarray, 'm']  # areas of the masks, in pixels
+  annotation_ids: Sequence[Scalar | None]  # as in the JSON; None if missing
   outline_starts: Int[np.ndarray, ' m1']  # object j: [starts[j], starts[j + 1])
   vertices: Float[np.ndarray, 'v 2']  # as in array_types.Outlines
-  parts: Int[np.ndarray, ' v']
-  dropped: dict[str, int]  # reason -> count, of what was left out
+  parts: Int[np.ndarray, ' v']  # as in array_types.Outlines
+  dropped: dict[str, int]  # {reason: number of objects or polygons left out}
 
 
 def is_background(category: Category) -> bool:
-  """Tells whether a class is called background."""
+  """Tells whether the name of a class is a name for the background."""
   return category.name.strip(' _').casefold() in _BACKGROUND_NAMES
 
 
 def same_image(name: str) -> str:
-  """Returns the file name that all spellings of it share."""
+  """Returns the normal form of a file name: 'a.jpg' for './a.jpg', for example.
+
+  Two file names with the same normal form name the same image.
+  """
   return os.path.normpath(name)

@@ -1,4 +1,4 @@
-"""The class table and the images of a COCO file."""
+"""Reads the class table and the table of images of a COCO file."""
 
 import array
 from typing import Any
@@ -9,55 +9,61 @@ from maskrcnn_jax.data.coco_index import (
   NUMBERS,
   SCALARS,
   Category,
+  Scalar,
   same_image,
 )
 
-# Larger images are not decoded, and no mask is made for them: the limit of
-# Pillow, 537 MB as RGB.
+# Pillow refuses to decode larger images; this many pixels take 537 MB as RGB.
+# The limit also bounds the masks that are made for an image.
 MAX_PIXELS = 178_956_970
 
 
 def read_categories(
-  entries: list, name: str, report: findings.Report
+  entries: list[Any], name: str, report: findings.Report
 ) -> tuple[Category, ...]:
-  """Reads the class table.
+  """Reads the class table of a COCO file and reports wrong categories.
 
   Args:
-    entries: The list of the JSON.
-    name: Of the file, for messages.
-    report: Gets what is wrong.
+    entries: The elements of the list `categories` of the JSON.
+    name: Name of the file, for messages.
+    report: Receives the errors.
+
+  Returns:
+    The valid categories: sorted by id if all ids are integers, otherwise in the
+    order of the file.
   """
   if not entries:
     report.error(
       'A23', name, '', "'categories' is empty; there is nothing to learn."
     )
   categories: list[Category] = []
-  seen: dict[str, set] = {field: set() for field in Category._fields}
+  seen: dict[str, set[int | str]] = {field: set() for field in Category._fields}
   for i, entry in enumerate(entries):
     where = f'category {i} of the list'
     if not isinstance(entry, dict):
       report.error('A13', name, where, 'it is not an object.')
       continue
-    category = entry.get('id'), entry.get('name')
-    if type(category[0]) not in (int, str) or not isinstance(category[1], str):
+    id_: Any = entry.get('id')
+    category_name = entry.get('name')
+    if type(id_) not in (int, str) or not isinstance(category_name, str):
       report.error(
         'A13',
         name,
         where,
-        f'its id is {category[0]!r} and its name {category[1]!r}; there must'
-        ' be an integer or string, and a string.',
+        f'its id is {id_!r} and its name is {category_name!r}; the id must be'
+        ' an integer or a string, and the name a string.',
       )
       continue
-    category = Category(*category)
-    twice = [f for f in seen if getattr(category, f) in seen[f]]
-    for field in twice:
+    category = Category(id_, category_name)
+    repeated = [f for f in seen if getattr(category, f) in seen[f]]
+    for field in repeated:
       report.error(
         'A15',
         name,
         '',
         f'two categories have the {field} {getattr(category, field)!r}.',
       )
-    if not twice:
+    if not repeated:
       categories.append(category)
     for field, values in seen.items():
       values.add(getattr(category, field))
@@ -67,33 +73,53 @@ def read_categories(
 
 
 class ImageTable:
-  """The images of a file: rows of the index by id."""
+  """The images of a COCO file, collected one by one.
+
+  Attributes:
+    name: Name of the file, for messages.
+    report: Receives the errors and warnings.
+    ids: Image ids as in the file. Position i of this list and of the three
+      following ones describes row i of the index.
+    file_names: File names as in the file.
+    heights: Heights in pixels.
+    widths: Widths in pixels.
+    rows: {image id: row of the index}. The row is -1 for an image that was left
+      out.
+  """
 
   def __init__(self, name: str, report: findings.Report):
-    """Starts without images.
+    """Makes a table without images.
 
     Args:
-      name: Of the file, for messages.
-      report: Gets what is wrong.
+      name: Name of the file, for messages.
+      report: Receives the errors and warnings.
     """
     self.name = name
     self.report = report
-    self.ids: list = []
+    self.ids: list[Scalar] = []
     self.file_names: list[str] = []
     self.heights = array.array('i')
     self.widths = array.array('i')
-    self.rows: dict = {}  # -1: an image that was left out
+    self.rows: dict[Scalar, int] = {}
 
   def add(self, position: int, entry: Any) -> bool:
-    """Adds an entry of the JSON's list; False if it is left out."""
-    id_ = entry.get('id') if isinstance(entry, dict) else None
-    usable = type(id_) in SCALARS and id_ == id_
-    where = f'image {id_!r}' if usable else f'image {position} of the list'
+    """Adds one element of the list of images, or reports its error.
+
+    Args:
+      position: Index of the element in the list.
+      entry: The element as the JSON parser returned it.
+
+    Returns:
+      Whether the image was added. False means that it is left out.
+    """
+    id_: Any = entry.get('id') if isinstance(entry, dict) else None
+    is_usable = type(id_) in SCALARS and id_ == id_  # NaN is not equal to NaN
+    where = f'image {id_!r}' if is_usable else f'image {position} of the list'
     try:
-      file_name, height, width = self._read(entry, id_, usable)
+      file_name, height, width = self._read(entry, id_, is_usable)
     except errors.InputError as error:
       self.report.error_of(self.name, where, error)
-      if usable:
+      if is_usable:
         self.rows.setdefault(id_, -1)
       return False
     self.rows[id_] = len(self.ids)
@@ -104,7 +130,7 @@ class ImageTable:
     return True
 
   def finish(self) -> None:
-    """Looks at all images together."""
+    """Warns of each image whose file an earlier image has too."""
     first: dict[str, int] = {}
     for row, name in enumerate(self.file_names):
       other = first.setdefault(same_image(name), row)
@@ -113,37 +139,48 @@ class ImageTable:
           'A20',
           self.name,
           f'image {self.ids[row]!r}',
-          f'it has the file {name} that image {self.ids[other]!r} has.',
+          f'its file {name} is also the file of image {self.ids[other]!r}.',
           row=row,
         )
 
-  def _read(self, entry: Any, id_: Any, usable: bool) -> tuple[str, int, int]:
-    """Returns file name, height and width."""
+  def _read(
+    self, entry: Any, id_: Any, is_usable: bool
+  ) -> tuple[str, int, int]:
+    """Checks an element of the list; returns its file name, height and width.
+
+    Args:
+      entry: The element as the JSON parser returned it.
+      id_: Its id, `None` if it has none.
+      is_usable: Whether the id has a type that an id may have.
+
+    Raises:
+      InputError: If a value is wrong. The message begins with the code.
+    """
     if not isinstance(entry, dict):
       raise errors.InputError('A19: it is not an object.')
-    if not usable:
+    if not is_usable:
       raise errors.InputError(
-        f'A19: it has the id {id_!r}; there must be a number or a string.'
+        f'A19: its id is {id_!r}; it must be a number or a string.'
       )
     if id_ in self.rows:
       raise errors.InputError(f'A17: two images have the id {id_!r}.')
     name = entry.get('file_name')
     if not isinstance(name, str) or not name:
       raise errors.InputError("I01: it has no 'file_name'.")
-    size = entry.get('height'), entry.get('width')
+    sides: list[Any] = [entry.get('height'), entry.get('width')]
     if not all(
       type(side) in NUMBERS and 0 < side < 2**31 and side == int(side)
-      for side in size
+      for side in sides
     ):
       raise errors.InputError(
-        f'I05: {name} has height {size[0]!r} and width {size[1]!r}; both'
+        f'I05: {name} has height {sides[0]!r} and width {sides[1]!r}; both'
         ' must be positive integers.'
       )
-    height, width = map(int, size)
+    height, width = map(int, sides)
     if height * width > MAX_PIXELS:
       raise errors.InputError(
         f'I12: {name} has {height}x{width} pixels, more than the {MAX_PIXELS}'
-        ' that can be decoded; cut or shrink it, and its annotations alike.'
+        ' that can be decoded; cut or shrink it together with its annotations.'
         ' python -m maskrcnn_jax.check_data --fix=OUT.json leaves it out.'
       )
     return name, height, width

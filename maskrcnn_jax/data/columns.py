@@ -1,6 +1,7 @@
-"""An index in files, so that worker processes need not hold it.
+"""Stores the index in files, so that workers need not hold it in memory.
 
-A worker is sent the name of a folder, and reads from it what one image has.
+A worker receives only the name of the folder. For each image it reads the rows
+of that image from the files, one file for each column of the index.
 """
 
 from collections.abc import Iterator
@@ -13,69 +14,79 @@ import pathlib
 import platform
 import shutil
 import tempfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from maskrcnn_jax.data import coco_index
 
-# Columns of CocoIndex by what they have a row for.
-_OF_IMAGES = 'heights', 'widths', 'object_starts'
-_OF_OBJECTS = 'boxes', 'classes', 'crowd', 'areas', 'outline_starts'
-_OF_VERTICES = 'vertices', 'parts'
-_TEXTS = 'image_ids', 'file_names'
+# Names of the arrays of CocoIndex that are stored.
+_ARRAYS = (
+  *('heights', 'widths', 'object_starts'),
+  *('boxes', 'classes', 'crowd', 'areas', 'outline_starts'),
+  *('vertices', 'parts'),
+)
 
-# In the folder of an index: locked by the process that made it.
+# Names of the lists of CocoIndex that are stored. Their elements become JSON.
+_LISTS = 'image_ids', 'file_names'
+
+# Name of a file in the folder of an index. The process that made the folder
+# holds a lock on it.
 _LOCK = 'lock'
 
 
 class StoredIndex(NamedTuple):
-  """A CocoIndex that lies in a folder."""
+  """An index in a folder. Pickling it costs nothing, unlike a CocoIndex."""
 
-  folder: str
+  folder: str  # path of the folder
 
   def image(self, row: int) -> coco_index.CocoIndex:
-    """Reads what the index has of one image; see `one_image`."""
+    """Reads a single image and its objects from the files, as an index.
+
+    Args:
+      row: Row of the image in the whole index.
+
+    Returns:
+      The image has row 0. The class table and `dropped` are empty, and all
+      annotation ids are None.
+    """
     columns = _open(self.folder)
     first, last = columns['object_starts'].read(row, row + 2).tolist()
     starts = columns['outline_starts'].read(first, last + 1)
-    arrays = {
-      name: columns[name].read(first, last)
-      for name in _OF_OBJECTS
-      if name != 'outline_starts'
-    } | {
-      name: columns[name].read(*starts[[0, -1]].tolist())
-      for name in _OF_VERTICES
-    }
-    texts = {name: [_read_text(columns, name, row)] for name in _TEXTS}
+    begin, end = starts[[0, -1]].tolist()
     return coco_index.CocoIndex(
       categories=(),
+      image_ids=[_read_element(columns, 'image_ids', row)],
+      file_names=[_read_element(columns, 'file_names', row)],
       heights=columns['heights'].read(row, row + 1),
       widths=columns['widths'].read(row, row + 1),
       object_starts=np.array([0, last - first]),
-      outline_starts=starts - starts[0],
+      boxes=columns['boxes'].read(first, last),
+      classes=columns['classes'].read(first, last),
+      crowd=columns['crowd'].read(first, last),
+      areas=columns['areas'].read(first, last),
       annotation_ids=[None] * (last - first),
+      outline_starts=starts - starts[0],
+      vertices=columns['vertices'].read(begin, end),
+      parts=columns['parts'].read(begin, end),
       dropped={},
-      **arrays,
-      **texts,
     )
 
 
 def store(
   index: coco_index.CocoIndex, folder: str | pathlib.Path
 ) -> StoredIndex:
-  """Writes an index into a folder.
+  """Writes an index into a folder, one file for each column.
 
   Args:
-    index: All of it is written but for annotation ids and the class table.
-    folder: Must exist.
+    index: The index. Its annotation ids and its class table are not written.
+    folder: The folder, which must exist.
   """
   folder = os.fspath(folder)
-  columns = {
-    name: getattr(index, name)
-    for name in (*_OF_IMAGES, *_OF_OBJECTS, *_OF_VERTICES)
+  columns: dict[str, np.ndarray] = {
+    name: getattr(index, name) for name in _ARRAYS
   }
-  for name in _TEXTS:
+  for name in _LISTS:
     texts = [json.dumps(text).encode() for text in getattr(index, name)]
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     columns[f'{name}_starts'] = np.concatenate([[0], np.cumsum(lengths)])
@@ -94,25 +105,29 @@ def store(
 def temporarily_stored(
   index: coco_index.CocoIndex, parent: pathlib.Path
 ) -> Iterator[StoredIndex]:
-  """Keeps an index in a folder of its own, which is removed in the end.
+  """Context manager that stores an index in a folder and removes it at exit.
 
-  Those of processes that were killed before are removed at the start.
+  Before that, it removes folders of processes of this machine that were killed
+  and could not remove theirs.
 
   Args:
-    index: See `store`.
-    parent: Where to make the folder. Other processes may do so too.
+    index: The index, see `store`.
+    parent: Folder in which the new folder is made. Other processes may use the
+      same parent at the same time.
   """
-  # Of other machines one cannot tell: not every file system shares its locks.
+  # Folders of other machines are left alone: some file systems do not share
+  # their locks between machines, so the folder may still be in use.
   prefix = f'loader_index_{platform.node()}_'
   for lock in parent.glob('loader_index_*/' + _LOCK):
     if lock.parent.name.startswith(prefix):
       _remove_unless_locked(lock)
   folder = pathlib.Path(tempfile.mkdtemp(prefix=f'new_{prefix}', dir=parent))
   try:
-    with open(folder / _LOCK, 'w') as lock:
-      with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(lock, fcntl.LOCK_EX)
-      # Before it is locked, nobody must find it.
+    with open(folder / _LOCK, 'w') as file:
+      with contextlib.suppress(OSError):  # the file system may have no locks
+        fcntl.flock(file, fcntl.LOCK_EX)
+      # The folder gets the name that other processes look for only now, so that
+      # none of them removes it before it is locked.
       folder = folder.rename(folder.with_name(folder.name.removeprefix('new_')))
       yield store(index, folder)
   finally:
@@ -120,8 +135,13 @@ def temporarily_stored(
 
 
 def _remove_unless_locked(lock: pathlib.Path) -> None:
-  """Removes the folder of a lock that no living process holds."""
-  # Either it is held, or there are no locks, or another was faster.
+  """Removes the folder that a lock file is in, unless a process holds the lock.
+
+  Args:
+    lock: The lock file.
+  """
+  # An OSError means that a process holds the lock, that the file system has no
+  # locks, or that another process has just removed the folder.
   with contextlib.suppress(OSError), open(lock, 'r+') as file:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     shutil.rmtree(lock.parent, ignore_errors=True)
@@ -130,7 +150,15 @@ def _remove_unless_locked(lock: pathlib.Path) -> None:
 def one_image(
   index: coco_index.CocoIndex | StoredIndex, row: int
 ) -> coco_index.CocoIndex:
-  """Returns the index of a single image, with its objects; no class table."""
+  """Returns an index that holds a single image and its objects.
+
+  Args:
+    index: The whole index, in memory or in files.
+    row: Row of the image in the whole index.
+
+  Returns:
+    The image has row 0. The class table and `dropped` are empty.
+  """
   if isinstance(index, StoredIndex):
     return index.image(row)
   first, last = index.object_starts[row : row + 2].tolist()
@@ -156,19 +184,27 @@ def one_image(
 
 
 class _Column:
-  """An array in a file, of which rows can be read.
+  """An array in a file, of which some rows can be read.
 
-  Reading, unlike mapping, leaves nothing in the memory of the process.
+  The file is read, not mapped into memory, because the pages of a mapped file
+  would count as memory of the process.
   """
 
   def __init__(self, path: str, dtype: str, shape: list[int]):
+    """Opens the file.
+
+    Args:
+      path: The file, which holds the bytes of the rows and nothing else.
+      dtype: NumPy's name of the type of the elements.
+      shape: Shape of a row.
+    """
     self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     self._dtype = np.dtype(dtype)
     self._shape = tuple(shape)
     self._size = self._dtype.itemsize * int(np.prod(shape, dtype=int))
 
   def read(self, start: int, stop: int) -> np.ndarray:
-    """Returns the rows [start, stop)."""
+    """Reads the rows [start, stop)."""
     wanted = (stop - start) * self._size
     raw = bytearray()
     while len(raw) < wanted:
@@ -183,7 +219,14 @@ class _Column:
 
 @functools.lru_cache(maxsize=4)
 def _open(folder: str) -> dict[str, _Column]:
-  """Opens the columns of a folder; once in each process."""
+  """Opens the columns of a stored index, once in each process.
+
+  Args:
+    folder: The folder of the stored index.
+
+  Returns:
+    {name of the column: the column}.
+  """
   layout = json.loads(pathlib.Path(folder, 'layout.json').read_text())
   return {
     name: _Column(os.path.join(folder, name), *kind)
@@ -191,7 +234,13 @@ def _open(folder: str) -> dict[str, _Column]:
   }
 
 
-def _read_text(columns: dict[str, _Column], name: str, row: int):
-  """Reads a JSON scalar."""
+def _read_element(columns: dict[str, _Column], name: str, row: int) -> Any:
+  """Reads one element of a stored list.
+
+  Args:
+    columns: Columns of the stored index.
+    name: Name of the list: 'image_ids' or 'file_names'.
+    row: Row of the image.
+  """
   ends = columns[f'{name}_starts'].read(row, row + 2).tolist()
   return json.loads(columns[name].read(*ends).tobytes())

@@ -1,97 +1,153 @@
-"""What is wrong with a data set, under codes that never change their meaning.
+"""Collects the faults of a data set, under codes of a fixed meaning.
 
-One list of them serves all who look at data: a training run stops at the first
-error, `check_data` collects all of them.
+A training run and `check_data` use the same checks and codes: a training run
+stops at the first error, `check_data` collects all of them.
 """
 
+import os
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from maskrcnn_jax import errors
 
-# The meaning of each code of annotations and images, as the report has it.
+# {code: meaning} of all codes for annotations (A) and images (I).
 MEANINGS = {
   code: row.meaning for code, row in errors.CODES.items() if code[0] in 'AI'
 }
 
-# Cases that COCO's own files have are left out and counted; beyond this share
-# of the objects the file is wrong.
+# Share of the objects that may be left out because of a fault that COCO's own
+# files also have. More are an error.
 MAX_SHARE = 0.01
 
 _CODE = re.compile(r'([AIC]\d\d): ', re.ASCII)
 
 
 class Finding(NamedTuple):
-  """One thing that is wrong."""
+  """A fault of a data set, or several of the same kind."""
 
-  code: str  # a key of MEANINGS
-  is_error: bool
-  file: str
+  code: str  # a key of MEANINGS, or a code that begins with C
+  is_error: bool  # whether the data set must not be used; else a warning
+  file: str  # path of the file; '' if the fault is in no file
   where: str  # 'annotation 501', 'image 7'; '' for the file as a whole
-  reason: str
-  row: int = -1  # of the image in its index, if it is known
-  count: int = 1  # of the cases that the line speaks of
+  reason: str  # description of the fault
+  row: int = -1  # row of the image in the index; -1 if it is not known
+  num_cases: int = 1  # number of faults that the finding stands for
 
   def __str__(self) -> str:
-    """Says it in one line, as an error does."""
+    """Formats the finding as one line, in the form of an error message."""
     places = ''.join(f'{place}: ' for place in (self.file, self.where) if place)
     return f'{places}{self.code}: {self.reason}'
 
 
 class Report:
-  """Findings: all are counted, and of each code the first are kept."""
+  """Collects findings: counts all, and keeps the first ones of each code.
+
+  Attributes:
+    counts: {code: number of cases}.
+    kept: The findings that are kept, in the order in which they were added.
+  """
 
   def __init__(self, *, stop: bool, keep: int = 20):
-    """Starts without any.
+    """Makes a report without findings.
 
     Args:
-      stop: Raise the first error instead of going on.
-      keep: Lines to keep of each code.
+      stop: Whether to raise the first error instead of collecting it.
+      keep: Number of findings of each code that are kept.
     """
     self.counts: dict[str, int] = {}
     self.kept: list[Finding] = []
     self._stop = stop
     self._keep = keep
-    self._kept: dict[str, int] = {}
+    self._num_kept: dict[str, int] = {}
     self._errors: set[str] = set()
 
   def error(
-    self, code: str, file: Any, where: str, reason: str, **more: Any
+    self,
+    code: str,
+    file: str | os.PathLike[str],
+    where: str,
+    reason: str,
+    *,
+    row: int = -1,
+    count: int = 1,
   ) -> None:
-    """Adds what nobody should train with.
+    """Adds an error: a fault with which the data set must not be used.
+
+    Args:
+      code: A key of MEANINGS.
+      file: The file that has the fault; '' if it is in no file.
+      where: Name of the image or annotation; '' for the file as a whole.
+      reason: Description of the fault.
+      row: Row of the image in the index; -1 if it is not known.
+      count: Number of cases. It is 0 if each case is also added by itself.
 
     Raises:
-      InputError: If the report stops at errors.
+      InputError: If the report stops at the first error.
     """
-    self._add(Finding(code, True, str(file), where, reason, **more))
+    self._add(Finding(code, True, str(file), where, reason, row, count))
 
   def warn(
-    self, code: str, file: Any, where: str, reason: str, **more: Any
+    self,
+    code: str,
+    file: str | os.PathLike[str],
+    where: str,
+    reason: str,
+    *,
+    row: int = -1,
+    count: int = 1,
   ) -> None:
-    """Adds what a person should know of."""
-    self._add(Finding(code, False, str(file), where, reason, **more))
+    """Adds a warning: a fault with which the data set can still be used.
 
-  def error_of(self, file: Any, where: str, error: errors.InputError) -> None:
-    """Adds an error whose message begins with its code."""
+    Args:
+      code: A key of MEANINGS.
+      file: The file that has the fault; '' if it is in no file.
+      where: Name of the image or annotation; '' for the file as a whole.
+      reason: Description of the fault.
+      row: Row of the image in the index; -1 if it is not known.
+      count: Number of cases.
+    """
+    self._add(Finding(code, False, str(file), where, reason, row, count))
+
+  def error_of(
+    self,
+    file: str | os.PathLike[str],
+    where: str,
+    error: errors.InputError,
+  ) -> None:
+    """Adds an error that was raised as an exception.
+
+    Args:
+      file: The file that has the fault; '' if it is in no file.
+      where: Name of the image or annotation; '' for the file as a whole.
+      error: The exception. Its message must contain a code.
+    """
     code, reason = split_code(str(error))
     self.error(code, file, where, reason)
 
   @property
   def error_codes(self) -> list[str]:
-    """The codes that have an error, sorted."""
+    """The sorted codes under which errors, not only warnings, were added."""
     return sorted(self._errors)
 
   def warnings(self) -> list[str]:
-    """One line for each code that has warnings only: how many, the first."""
+    """Returns a line for each code that has only warnings.
+
+    The line is the first warning, with the number of cases if there are more.
+    """
     lines = []
     for code, count in sorted(self.counts.items()):
       if code not in self._errors:
         first = next(found for found in self.kept if found.code == code)
-        more = f' ({count} such cases)' if count > first.count else ''
+        more = f' ({count} such cases)' if count > first.num_cases else ''
         lines.append(f'{first}{more}')
     return lines
 
   def _add(self, found: Finding) -> None:
+    """Counts a finding, and keeps it if it is among the first of its code.
+
+    Raises:
+      InputError: If it is an error and the report stops at the first error.
+    """
     if found.is_error and self._stop:
       raise errors.InputError(printable(str(found)))
     found = found._replace(
@@ -99,23 +155,34 @@ class Report:
       where=printable(found.where),
       reason=printable(found.reason),
     )
-    self.counts[found.code] = self.counts.get(found.code, 0) + found.count
+    self.counts[found.code] = self.counts.get(found.code, 0) + found.num_cases
     if found.is_error:
       self._errors.add(found.code)
-    kept = self._kept.get(found.code, 0)
-    if kept < self._keep:
-      self._kept[found.code] = kept + 1
+    num_kept = self._num_kept.get(found.code, 0)
+    if num_kept < self._keep:
+      self._num_kept[found.code] = num_kept + 1
       self.kept.append(found)
 
 
 def split_code(message: str) -> tuple[str, str]:
-  """Splits 'A04: reason' into its two parts."""
+  """Splits a message such as 'a.json: A04: reason' into its code and the rest.
+
+  Args:
+    message: A message that contains a code, a colon and a space.
+
+  Returns:
+    The code, and the message without it: ('A04', 'a.json: reason').
+  """
   match = _CODE.search(message)
   assert match, message
   return match[1], message[: match.start()] + message[match.end() :]
 
 
 def printable(text: str) -> str:
-  """Makes one line, of at most 500 characters, of what may quote a file."""
+  """Makes one line of at most 500 characters of a text that may quote a file.
+
+  Characters that cannot be printed, such as line breaks, become '?'. A longer
+  text loses its middle.
+  """
   text = ''.join(c if c.isprintable() else '?' for c in text)
   return text if len(text) <= 500 else f'{text[:400]} ... {text[-95:]}'

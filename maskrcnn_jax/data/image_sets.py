@@ -1,4 +1,4 @@
-"""Which images and objects of a data set are trained on, and their sizes."""
+"""Chooses the images and objects to train on, and finds the static sizes."""
 
 from jaxtyping import Int
 import numpy as np
@@ -7,14 +7,14 @@ from maskrcnn_jax import errors
 from maskrcnn_jax.array_types import GroundTruthLimits
 from maskrcnn_jax.data import coco_index
 
-# Share of all objects that may go untrained because of `max_objects`; more is
+# Share of all objects that may be left out because of `max_objects`. More are
 # an error.
 _MAX_LOST = 0.05
 
-# Smallest static size of a buffer of vertices.
+# Smallest static size of a buffer of vertices. All sizes are powers of two.
 _MIN_VERTICES = 64
 
-# Static sizes for images whose ground truth is left out.
+# Static sizes for batches without ground truth.
 NO_TRUTH = GroundTruthLimits(
   max_objects=1,
   max_image_vertices=_MIN_VERTICES,
@@ -26,7 +26,7 @@ NO_TRUTH = GroundTruthLimits(
 def filter_images(
   index: coco_index.CocoIndex, *, keep_empty: bool
 ) -> tuple[Int[np.ndarray, 'n'], list[tuple[str, int]]]:
-  """Picks the images to train on.
+  """Chooses the images to train on.
 
   Args:
     index: The training data.
@@ -34,8 +34,8 @@ def filter_images(
       regions only. The whole of such an image is background.
 
   Returns:
-    Rows of the index in rising order; and how many images and objects were
-    left after each step, for `format_waterfall`.
+    The rows of the images to train on, rising; and (description, count) of the
+    images and objects that were left after each step, for `format_waterfall`.
 
   Raises:
     InputError: If there is no object to train on.
@@ -66,17 +66,28 @@ def filter_images(
 
 
 def format_waterfall(waterfall: list[tuple[str, int]]) -> str:
-  """Formats the counts of `filter_images`, one line a step."""
+  """Formats counts as a table, one line for each step of choosing the images.
+
+  Args:
+    waterfall: (description, count) for each step, as `filter_images` returns
+      it.
+  """
   return '\n'.join(f'{count:>9,} {what}' for what, count in waterfall)
 
 
 def count_objects_over(index: coco_index.CocoIndex, max_objects: int) -> int:
-  """Counts the objects beyond the first `max_objects` of their image."""
+  """Returns the number of objects that are left out because of a limit.
+
+  Args:
+    index: The data set.
+    max_objects: Largest number of objects of an image. Crowd regions do not
+      count.
+  """
   return int(np.maximum(_objects_per_image(index) - max_objects, 0).sum())
 
 
 def most_objects(index: coco_index.CocoIndex) -> int:
-  """Counts the objects of the image with most objects, without crowds."""
+  """Returns the largest number of objects of an image; crowds do not count."""
   return int(_objects_per_image(index).max(initial=0))
 
 
@@ -87,11 +98,11 @@ def find_limits(
 
   Args:
     index: The training data.
-    max_objects: Largest number of objects of one image. Of an image with more,
-      the objects with the largest areas are trained on.
+    max_objects: Largest number of objects of an image. If an image has more,
+      only the objects with the largest areas are trained on.
 
   Raises:
-    InputError: If more than 5 % of all objects would go untrained.
+    InputError: If more than 5 % of all objects would be left out.
   """
   per_image = _objects_per_image(index)
   lost = count_objects_over(index, max_objects)
@@ -99,7 +110,7 @@ def find_limits(
     raise errors.InputError(
       f'A24: with max_objects={max_objects}, {lost} of {per_image.sum()}'
       ' objects would not be trained on; set it to'
-      f' {per_image.max()} to train on all.'
+      f' {per_image.max()} to train on all objects.'
     )
   kept = ~index.crowd
   for row in np.flatnonzero(per_image > max_objects):
@@ -119,12 +130,18 @@ def find_limits(
 def training_objects(
   index: coco_index.CocoIndex, row: int, max_objects: int
 ) -> np.ndarray:
-  """Picks the objects of an image to train on, in the order of the file.
+  """Returns the objects of an image to train on, in the order of the file.
+
+  Crowd regions are left out.
 
   Args:
     index: The training data.
-    row: The image's row of the index.
-    max_objects: See `find_limits`.
+    row: Row of the image in the index.
+    max_objects: Largest number of objects; the objects with the largest areas
+      are chosen.
+
+  Returns:
+    Numbers of objects in the index, rising.
   """
   start, end = index.object_starts[row : row + 2]
   objects = start + np.flatnonzero(~index.crowd[start:end])
@@ -133,7 +150,7 @@ def training_objects(
 
 
 def _objects_per_image(index: coco_index.CocoIndex) -> np.ndarray:
-  """Counts the objects of each image, without crowds."""
+  """Returns the number of objects of each image, without crowd regions."""
   before = np.concatenate([[0], np.cumsum(~index.crowd)])
   return np.diff(before[index.object_starts])
 

@@ -1,4 +1,4 @@
-"""Image files as uint8 RGB arrays."""
+"""Finds image files, checks them, and decodes them to uint8 RGB arrays."""
 
 import glob
 import hashlib
@@ -18,26 +18,29 @@ from maskrcnn_jax import errors
 
 Path = str | pathlib.Path
 
+# When a folder is searched, only files with these extensions are images.
 EXTENSIONS = frozenset(
   ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 )
 
-# Of all that Pillow knows: its EPS runs Ghostscript, and each parser more is
-# one that a hostile file can try.  Those that Pillow knows from the start come
-# first: for the others it loads all its parsers.
+# The formats that Pillow may try. It knows more, but each further parser is one
+# that a hostile file can attack, and EPS runs Ghostscript. The formats of
+# Pillow's `preinit` come first, because for any other Pillow imports all of its
+# parsers.
 _FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP', 'JPEG2000')
 
-# Pillow refuses more than twice MAX_IMAGE_PIXELS, with an error that we pass
-# on; its warning from the single number on would only be noise.
+# Pillow raises an error above 2 * MAX_IMAGE_PIXELS, which becomes an InputError
+# here. It also warns above MAX_IMAGE_PIXELS, but such images are fine.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
-# A side this short leaves few cells, and one this many times as long as the
-# other is mostly padding.
+# Pixels. An image with a shorter side has few cells in the feature maps.
 _TINY_SIDE = 32
-_LONG = 20
+# An image whose longer side is more than this many times its shorter side
+# leaves most of its canvas to padding.
+_MAX_ASPECT = 20
 
-# What Pillow's decoders raise on damaged files; its UnidentifiedImageError is
-# an OSError.
+# Errors that Pillow's decoders raise on damaged files. UnidentifiedImageError
+# is an OSError.
 _DECODE_ERRORS = (
   OSError,
   SyntaxError,
@@ -52,15 +55,18 @@ _DECODE_ERRORS = (
   Image.DecompressionBombError,
 )
 
+# Pillow's names of the pixel formats that can be converted to RGB.
 _TO_RGB = frozenset(
   ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
 )
 
 _OR_LEAVE_OUT = (
-  'Of a set, python -m maskrcnn_jax.check_data --fix=OUT.json leaves such'
-  ' images out.'
+  'To leave such images out of a data set, run python -m'
+  ' maskrcnn_jax.check_data --fix=OUT.json.'
 )
 
+# {EXIF orientation: how the stored pixels become upright}. Other values mean
+# that the pixels are upright.
 _TRANSPOSITIONS = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
@@ -80,26 +86,34 @@ def decode_image(
   content: bytes | None = None,
   pixel_range: tuple[float, float] | None = None,
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """Decodes an image file.
+  """Decodes an image file to RGB.
 
-  Annotations were drawn either on the pixels as stored or on what a viewer
-  shows after the EXIF orientation, and only their size tells which.
+  Annotations may describe the pixels as stored or the picture that a viewer
+  shows after it applied the EXIF orientation. Only their image size tells
+  which.
 
   Args:
-    path: Of any format that Pillow reads; gray, palette and CMYK become RGB,
-      an alpha channel is dropped.
-    expected_size: (height, width) that the annotations have. If the stored
-      pixels have it, they are taken as they are; if they have it after the
-      EXIF orientation, that is applied. None: the orientation is applied.
-    reduce: Averages blocks of so many pixels squared; blocks at the right and
-      bottom may be partial, so sides become ceil(side / reduce).
-    content: Of the file, if it is not on disk; `path` is then its name only.
-    pixel_range: Of gray of 16 or 32 bits, the values that become 0 and 255;
-      those between are mapped linearly, those beyond clipped. None: such images
-      are refused. Images of 8 bits are not touched.
+    path: The file. Gray, palette and CMYK images become RGB; an alpha channel
+      is dropped.
+    expected_size: (height, width) in the annotations. If the stored pixels have
+      this size, the EXIF orientation is not applied. Otherwise it is applied,
+      and the image must then have this size. `None` applies the orientation and
+      accepts any size.
+    reduce: If above 1, the image is made smaller: each block of reduce x reduce
+      pixels becomes their mean. Blocks at the right and lower edge may be
+      partial, so that sides become ceil(side / reduce).
+    content: The bytes of the file, if it is not on disk. `path` is then only
+      its name in messages.
+    pixel_range: For gray images of 16 or 32 bits, the values (black, white)
+      that become 0 and 255. Values in between are mapped linearly, others are
+      clipped. `None` refuses such images. Images of 8 bits are not changed.
+
+  Returns:
+    The pixels, in an array that may be written to.
 
   Raises:
-    InputError: If the file is no such image, or not of that size.
+    InputError: If the file is missing, damaged or not a supported image, or if
+      its size is not the expected one.
   """
   try:
     source = path if content is None else io.BytesIO(content)
@@ -121,28 +135,29 @@ def decode_image(
         )
       if image.mode == 'F':
         raise errors.InputError(
-          f"I10: {path} has floating-point pixels, whose range is anybody's"
-          ' guess; convert it to 8 bits a channel.'
+          f'I10: {path} has floating-point pixels, whose range is unknown;'
+          ' convert it to 8 bits a channel.'
         )
+      pixels: Image.Image = image
       if image.mode.startswith('I'):
-        image = _in_8_bits(path, np.asarray(image), pixel_range)
+        pixels = _in_8_bits(path, np.asarray(image), pixel_range)
       elif pixel_range not in (None, (0, 65_535)) and _had_16_bits(image):
         raise errors.InputError(
-          f'I09: {path} has colours of 16 bits, of which the upper 8 are read'
-          f' whatever config.data.pixel_range is ({pixel_range}); convert it'
-          ' to 8 bits a channel.'
+          f'I09: {path} has colours of 16 bits. Only their upper 8 bits are'
+          f' read, so config.data.pixel_range ({pixel_range}) cannot be'
+          ' applied; convert the image to 8 bits a channel.'
         )
-      if image.mode not in _TO_RGB:
+      if pixels.mode not in _TO_RGB:
         raise errors.InputError(
-          f'I11: {path} has the pixel format {image.mode}; convert it to RGB,'
+          f'I11: {path} has the pixel format {pixels.mode}; convert it to RGB,'
           f' for example with ImageMagick: magick FILE -colorspace sRGB'
           f' NEW.png. {_OR_LEAVE_OUT}'
         )
-      # Pillow warns when it drops the alpha of a palette in one go.
-      if image.mode == 'P' and 'transparency' in image.info:
-        rgb = image.convert('RGBA').convert('RGB')
+      # The direct conversion of a transparent palette to RGB makes Pillow warn.
+      if pixels.mode == 'P' and 'transparency' in pixels.info:
+        rgb = pixels.convert('RGBA').convert('RGB')
       else:
-        rgb = image.convert('RGB')
+        rgb = pixels.convert('RGB')
   except errors.InputError:
     raise
   except _DECODE_ERRORS as error:
@@ -157,15 +172,24 @@ def decode_image(
 def _in_8_bits(
   path: Path, values: np.ndarray, pixel_range: tuple[float, float] | None
 ) -> Image.Image:
-  """Maps gray of more bits to 0..255."""
+  """Maps the values of a gray image of 16 or 32 bits to 0..255.
+
+  Args:
+    path: The file, for messages.
+    values: The gray values.
+    pixel_range: The values (black, white) that become 0 and 255.
+
+  Raises:
+    InputError: If `pixel_range` is `None`. The message suggests a range.
+  """
   if pixel_range is None:
     least, most = int(values.min()), int(values.max())
     example = f'({least},{most})' if least < most else '(0,65535)'
     raise errors.InputError(
       f'I09: {path} has pixels of 16 or 32 bits, here from {least} to {most};'
-      ' say which values are black and white in all images, for example'
-      f" --config.data.pixel_range='{example}', or convert it to 8 bits a"
-      ' channel.'
+      ' give the values that are black and white in all images, for example'
+      f" --config.data.pixel_range='{example}', or convert the images to"
+      ' 8 bits a channel.'
     )
   low, high = pixel_range
   share = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
@@ -173,15 +197,18 @@ def _in_8_bits(
 
 
 def _had_16_bits(image: Image.Image) -> bool:
-  """Tells whether Pillow drops the lower 8 bits of what it decodes."""
+  """Tells whether the file has 16 bits a channel, of which Pillow drops 8."""
   return any(';16' in str(tile.args) for tile in getattr(image, 'tile', ()))
 
 
 def image_size(path: Path) -> tuple[int, int]:
-  """Reads (height, width), after the EXIF orientation, from the header only.
+  """Reads the size of an image from its header, without decoding the pixels.
+
+  Returns:
+    (height, width) in pixels, after the EXIF orientation.
 
   Raises:
-    InputError: If the file is no image.
+    InputError: If the file is missing or not a supported image.
   """
   try:
     with Image.open(path, formats=_FORMATS) as image:
@@ -193,11 +220,11 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 class ImageFacts(NamedTuple):
-  """What `check_data` wants to know of an image file."""
+  """The result of inspecting an image file, for `check_data`."""
 
-  problem: str  # why it cannot be used, code first; '' if it can
-  notes: tuple[str, ...]  # unusual things about it, code first
-  digest: bytes  # digest of the file's bytes; b'' if it cannot be read
+  problem: str  # why the file cannot be used, code first; '' if it can
+  notes: tuple[str, ...]  # warnings about the file, code first
+  digest: bytes  # BLAKE2 digest of the file's bytes; b'' if it cannot be used
 
 
 def look_at_image(
@@ -210,12 +237,16 @@ def look_at_image(
 
   Args:
     path: The file.
-    expected_size: See `decode_image`.
-    pixel_range: See `decode_image`.
-    content: See `decode_image`.
+    expected_size: (height, width) in the annotations; `None` if unknown.
+    pixel_range: For gray images of 16 or 32 bits, the values (black, white).
+      `None` if such images cannot be used.
+    content: The bytes of the file, if it is not on disk.
+
+  Returns:
+    The facts about the file. A fault is described there, not raised.
   """
   with warnings.catch_warnings():
-    # Pillow warns of damage; either it raises as well, or it does no harm.
+    # Damage that Pillow only warns of does no harm; otherwise it also raises.
     warnings.simplefilter('ignore')
     try:
       height, width, _ = decode_image(
@@ -232,78 +263,99 @@ def look_at_image(
       return ImageFacts(str(error), (), b'')
     except MemoryError:
       return ImageFacts(
-        f'I12: {path} is too large for the memory there is. Give'
-        ' --workers=1, or cut it into tiles or shrink it, and its annotations'
-        f' alike. {_OR_LEAVE_OUT}',
+        f'I12: {path} is too large for the available memory. Give'
+        ' --workers=1, or cut the image into tiles or shrink it, together with'
+        f' its annotations. {_OR_LEAVE_OUT}',
         (),
         b'',
       )
 
 
-def _opened(path: Path, content: bytes | None) -> io.BufferedIOBase:
-  """Opens an image file, or its content if that is given."""
+def _opened(
+  path: Path, content: bytes | None
+) -> io.BufferedReader | io.BytesIO:
+  """Opens an image file for reading, or its content if that is given."""
   return open(path, 'rb') if content is None else io.BytesIO(content)
 
 
 def _notes(
   path: Path, content: bytes | None, height: int, width: int
 ) -> tuple[str, ...]:
-  """Says what is unusual about an image that can be decoded."""
+  """Returns the warnings about an image that can be decoded, code first.
+
+  Args:
+    path: The file.
+    content: The bytes of the file, if it is not on disk.
+    height: Height of the decoded image in pixels.
+    width: Width of the decoded image in pixels.
+  """
   notes = []
   with (
     _opened(path, content) as file,
     Image.open(file, formats=_FORMATS) as image,
   ):
-    alpha = 'A' in image.mode or 'transparency' in image.info
-    if alpha and image.convert('RGBA').getextrema()[3][0] < 255:
-      notes.append(
-        f'I07: {path} is transparent in places; the colours behind are used.'
-      )
-    # A telephone's MPO holds its picture once more, smaller.
+    has_alpha = 'A' in image.mode or 'transparency' in image.info
+    if has_alpha:
+      alpha = np.asarray(image.convert('RGBA').getchannel('A'))
+      if alpha.min() < 255:
+        notes.append(
+          f'I07: {path} is transparent in places; the colours behind are used.'
+        )
+    # An MPO file of a phone holds the same picture twice, the second smaller.
     count = getattr(image, 'n_frames', 1)
     if count > 1 and image.format != 'MPO':
       notes.append(f'I14: {path} holds {count} pictures; the first is used.')
   if min(height, width) < _TINY_SIDE:
     notes.append(f'I13: {path} is only {_shown((height, width))} pixels.')
-  elif max(height, width) > _LONG * min(height, width):
+  elif max(height, width) > _MAX_ASPECT * min(height, width):
     notes.append(
-      f'I13: {path} is {_shown((height, width))} pixels, which is mostly'
-      ' padding once it is on a canvas.'
+      f'I13: {path} is {_shown((height, width))} pixels, so most of its canvas'
+      ' will be padding.'
     )
   return tuple(notes)
 
 
-def _looks_like(path: Path, content: bytes | None = None) -> str:
-  """Says what a file is that Pillow does not know, code first."""
+def _describe_unknown_file(path: Path, content: bytes | None = None) -> str:
+  """Returns a message about a file that Pillow does not know, code first.
+
+  The first bytes of the file tell likely causes: an empty file, a web page, a
+  git-lfs pointer or an unusual TIFF.
+
+  Args:
+    path: The file.
+    content: The bytes of the file, if it is not on disk.
+  """
   if content is None:
     with open(path, 'rb') as file:
       content = file.read(512)
   head = content[:512].lstrip().lower()
   if head.startswith((b'ii*\0', b'mm\0*')):
     return (
-      f'I11: {path} is a TIFF of an unusual kind, for example of more than 4'
-      ' channels; write three of them, or one, as RGB or gray of 8 bits.'
-      f' {_OR_LEAVE_OUT}'
+      f'I11: {path} is a TIFF of an unusual kind, for example with more than 4'
+      ' channels; write three channels as RGB or one as gray, with 8 bits a'
+      f' channel. {_OR_LEAVE_OUT}'
     )
-  what = 'no image of a known kind'
+  description = 'no image of a known format'
   if not head:
-    what = 'empty'
+    description = 'empty'
   elif head.startswith((b'<!doctype html', b'<html', b'<head')):
-    what += ' but a web page; download it anew'
+    description += ' but a web page; download the image again'
   elif head.startswith(b'version https://git-lfs'):
-    what += ' but a pointer of git-lfs; run git lfs pull'
-  return f'I03: {path} is {what}.'
+    description += ' but a git-lfs pointer; run git lfs pull'
+  return f'I03: {path} is {description}.'
 
 
 def list_images(pattern: Path) -> list[pathlib.Path]:
-  """Lists the image files that a path or pattern means, sorted.
+  """Lists the image files that a path or a pattern stands for, sorted.
 
   Args:
-    pattern: A file; a folder, searched with its sub-folders for known
-      extensions; or a glob (`**` for any sub-folders), likewise.
+    pattern: A file, which may have any extension; a folder, which is searched
+      with its sub-folders; or a glob, in which `**` stands for any sub-folders.
+      Only files with an extension in `EXTENSIONS` are taken from a folder or a
+      glob.
 
   Raises:
-    InputError: If there is none.
+    InputError: If there is no such file.
   """
   path = pathlib.Path(pattern)
   if path.is_file():
@@ -332,7 +384,14 @@ def list_images(pattern: Path) -> list[pathlib.Path]:
 
 
 def case_hint(path: Path) -> str:
-  """Says so if a missing file is there in other letter case; else ''."""
+  """Returns a hint if a missing file exists in other letter case, otherwise ''.
+
+  For example, the file is a.JPG and the annotations say a.jpg. The hint can be
+  added to a message.
+
+  Args:
+    path: The missing file.
+  """
   path = pathlib.Path(path)
   try:
     names = os.listdir(path.parent)
@@ -345,32 +404,42 @@ def case_hint(path: Path) -> str:
 
 
 def _transposition(image: Image.Image) -> Image.Transpose | None:
-  """Looks up how to turn an image upright, without decoding it."""
-  # PngImageFile.getexif would decode the pixels to look behind them.
+  """Reads how to make the image upright; `None` if it is upright already.
+
+  The pixels are not decoded.
+  """
+  # PngImageFile.getexif would decode the pixels to find EXIF data behind them.
   exif = Image.Image.getexif(image)
-  return _TRANSPOSITIONS.get(exif.get(ExifTags.Base.Orientation))
+  return _TRANSPOSITIONS.get(exif.get(ExifTags.Base.Orientation, 1))
 
 
 def _turned(size: tuple[int, int], turn: Image.Transpose) -> tuple[int, int]:
-  """Returns the size after a transposition."""
+  """Returns the (height, width) that an image has after a transposition."""
+  height, width = size
   swaps = (
     Image.Transpose.TRANSPOSE,
     Image.Transpose.ROTATE_270,
     Image.Transpose.TRANSVERSE,
     Image.Transpose.ROTATE_90,
   )
-  return size[::-1] if turn in swaps else size
+  return (width, height) if turn in swaps else size
 
 
 def _shown(size: tuple[int, int]) -> str:
-  """Shows (height, width)."""
+  """Formats (height, width) for a message."""
   return f'{size[0]}x{size[1]} (height x width)'
 
 
 def _unreadable(
   path: Path, error: Exception, content: bytes | None = None
 ) -> errors.InputError:
-  """Makes one line of what went wrong with a file."""
+  """Turns an error of Pillow into an InputError that names the fault.
+
+  Args:
+    path: The file.
+    error: The error that opening or decoding the file raised.
+    content: The bytes of the file, if it is not on disk.
+  """
   reason = ' '.join(str(error).split())
   match error:
     case FileNotFoundError():
@@ -378,13 +447,15 @@ def _unreadable(
         f'I01: there is no image {path}{case_hint(path)}.'
       )
     case Image.DecompressionBombError():
+      # Pillow raises it only if there is a limit.
+      assert Image.MAX_IMAGE_PIXELS is not None
       return errors.InputError(
         f'I12: {path} is too large: {reason.split(",")[0]}; at most'
         f' {2 * Image.MAX_IMAGE_PIXELS} pixels are decoded. Cut it into tiles'
-        f' or shrink it, and its annotations alike. {_OR_LEAVE_OUT}'
+        f' or shrink it, together with its annotations. {_OR_LEAVE_OUT}'
       )
     case Image.UnidentifiedImageError():
-      return errors.InputError(_looks_like(path, content))
+      return errors.InputError(_describe_unknown_file(path, content))
     case PermissionError() | IsADirectoryError():
       return errors.InputError(f'I01: cannot read {path}: {error.strerror}.')
     case _:

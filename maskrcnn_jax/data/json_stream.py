@@ -1,47 +1,57 @@
-"""A large JSON object read piece by piece, in little memory.
+"""Reads a large JSON document piece by piece, in little memory.
 
-`json.loads` of an annotation file takes several times the file's size.  Here
-the elements of the lists at the top come one at a time, parsed by the same
-parser of the standard library, so that NaN and byte order marks mean the same.
+`json.loads` of an annotation file takes several times the size of the file.
+Here the elements of the lists at the top level are yielded one at a time. They
+are parsed by the parser of `json`, so that special cases such as NaN and byte
+order marks mean the same.
 """
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+import io
 import json
 import pathlib
 import re
-from typing import Any, BinaryIO
+from typing import Any
 
 from maskrcnn_jax import errors
 
-# Characters read at a time, and the most that one element may have.
+# Bytes that are read at a time.
 _WINDOW = 1 << 22
+
+# Characters. A longer element of a list is refused.
 _MAX_ELEMENT = 1 << 26
 
-# A failure this close to the end of what was read may be for want of the rest;
-# no number, literal or escape is longer than that.
+# Characters. A parser error this close to the end of the window may only mean
+# that the rest of a number, literal or escape is not read yet. They are
+# shorter.
 _MARGIN = 32
 
-# In place of the position of a list's element.
-LIST, OTHER = -1, -2
+# Values that `walk` yields instead of the position of a list element.
+LIST = -1  # a list begins
+OTHER = -2  # the element is a value that is not a list
 
 _SPACE = re.compile(r'[ \t\n\r]*')
 
+# (key, position, element), see `walk`.
+_Item = tuple[str | None, int, Any]
 
-def walk(path: pathlib.Path) -> Iterator[tuple[str | None, int, Any]]:
-  """Yields what a JSON file holds, in its order.
+
+def walk(path: pathlib.Path) -> Iterator[_Item]:
+  """Yields the values at the top level of a JSON file, in their order.
 
   Args:
     path: The file.
 
   Yields:
-    (key, position, element) for each element of a list at the top of the
-    object, (key, LIST, None) before its first one and (key, OTHER, value) for
-    what is no list. If the document is itself a list, the key is None; if it
-    is no object either, there is (None, OTHER, value) alone.
+    (key, position, element), where the key is the name of the value. For a
+    list: (key, LIST, None), then (key, i, element) for each element i. For any
+    other value: (key, OTHER, value). If the document is a list instead of an
+    object, the key is None. If it is neither, only (None, OTHER, document) is
+    yielded.
 
   Raises:
-    InputError: If the file cannot be read or is not JSON.
+    InputError: If the file cannot be read, or is not valid JSON.
   """
   try:
     with open(path, 'rb') as file:
@@ -53,42 +63,69 @@ def walk(path: pathlib.Path) -> Iterator[tuple[str | None, int, Any]]:
 
 
 def loads(text: str) -> Any:
-  """Does what json.loads does, but no name may come twice in an object."""
+  """Parses a JSON text as `json.loads` does, but refuses a name used twice.
+
+  Raises:
+    ValueError: If the text is not valid JSON, or if an object has the same name
+      twice, of which `json.loads` would silently drop the first.
+  """
   return json.loads(text, object_pairs_hook=_unique)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """Makes a dict of names and values, each name only once."""
-  found = dict(pairs)
+  """Makes a dict of (name, value) pairs.
+
+  Raises:
+    ValueError: If a name occurs twice.
+  """
+  found: dict[str, Any] = dict(pairs)
   if len(found) < len(pairs):
-    seen = set()
-    twice = next(k for k, _ in pairs if k in seen or seen.add(k))
-    raise ValueError(f'the name {twice!r} comes twice in one object')
+    seen: set[str] = set()
+    for name, _ in pairs:
+      if name in seen:
+        raise ValueError(f'the name {name!r} comes twice in one object')
+      seen.add(name)
   return found
 
 
 class _Window:
-  """The part of a text that is being parsed."""
+  """The part of a JSON text that is in memory, and the place of the parser."""
 
-  def __init__(self, path: pathlib.Path, file: BinaryIO):
+  def __init__(self, path: pathlib.Path, file: io.BufferedReader):
+    """Starts at the beginning of a file.
+
+    Args:
+      path: The path, for messages.
+      file: The open file.
+
+    Raises:
+      InputError: If the file is compressed with gzip.
+    """
     self._path = path
     self._file = file
     self._decode = codecs.getincrementaldecoder('utf-8-sig')().decode
-    self._scan = json.JSONDecoder(object_pairs_hook=_unique).scan_once
+    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    # Parses the value at an index of a text; returns it and the index after it.
+    # The type stubs of `json` lack this attribute of the decoder.
+    self._scan: Callable[[str, int], tuple[Any, int]] = decoder.scan_once  # type: ignore[attr-defined]
     self._text = ''
-    self._place = 0  # of what comes next
-    self._passed = 0  # characters before the window
-    self._is_all = False
+    self._place = 0  # index of the next character in the window
+    self._passed = 0  # number of characters before the window
+    self._is_all = False  # whether the window reaches the end of the file
     if file.peek(2)[:2] == b'\x1f\x8b':
       raise errors.InputError(
         f'A25: {path} is gzip-compressed; unpack it first.'
       )
 
-  def document(self) -> Iterator[tuple[str | None, int, Any]]:
-    """Yields what `walk` yields."""
+  def document(self) -> Iterator[_Item]:
+    """Parses the whole file and yields the values at its top level.
+
+    Yields:
+      (key, position, element), the items that `walk` yields.
+    """
     match self._peek():
       case '{':
-        keys = set()
+        keys: set[str] = set()
         for key in self._names():
           if key in keys:
             raise self._error(f'the name {key!r} comes twice in one object')
@@ -105,16 +142,20 @@ class _Window:
           yield None, position, element
       case '<':
         raise self._error(
-          'it looks like XML, such as that of Pascal VOC or CVAT; convert it'
-          ' to COCO'
+          'it looks like XML, which Pascal VOC and CVAT use; convert it to COCO'
         )
       case _:
         yield None, OTHER, self._value()
     if self._peek():
-      raise self._error('something comes after the end')
+      raise self._error('more text follows after the end of the document')
 
   def _names(self) -> Iterator[str]:
-    """Yields the names of an object, each when its value is next."""
+    """Yields the names of an object; the caller parses each value in between.
+
+    Before, the next character is the opening brace; afterwards, it is the
+    first one behind the closing brace. When a name is yielded, its value comes
+    next.
+    """
     self._place += 1
     if self._peek() == '}':
       self._place += 1
@@ -129,7 +170,11 @@ class _Window:
         return
 
   def _elements(self) -> Iterator[Any]:
-    """Yields the elements of a list."""
+    """Parses and yields the elements of a list.
+
+    Before, the next character is the opening bracket; afterwards, it is the
+    first one behind the closing bracket.
+    """
     self._place += 1
     if self._peek() == ']':
       self._place += 1
@@ -140,7 +185,14 @@ class _Window:
         return
 
   def _expect(self, characters: str) -> str:
-    """Takes one of some characters."""
+    """Moves past the next character, which must be one of some characters.
+
+    Args:
+      characters: The characters that are allowed.
+
+    Returns:
+      The character.
+    """
     found = self._peek()
     if not found or found not in characters:
       raise self._error(f'there must be one of {characters!r}')
@@ -148,9 +200,11 @@ class _Window:
     return found
 
   def _peek(self) -> str:
-    """Returns the next character that is no space; '' at the end."""
+    """Moves past white space; returns the next character, '' at the end."""
     while True:
-      self._place = _SPACE.match(self._text, self._place).end()
+      space = _SPACE.match(self._text, self._place)
+      assert space is not None  # the pattern also matches no characters
+      self._place = space.end()
       if self._place < len(self._text):
         return self._text[self._place]
       if self._is_all:
@@ -158,7 +212,11 @@ class _Window:
       self._read(_WINDOW)
 
   def _value(self) -> Any:
-    """Takes a value."""
+    """Parses the next value, moves past it and returns it.
+
+    If the window ends inside of the value, more is read and the value is parsed
+    again from its start.
+    """
     self._peek()
     size = _WINDOW
     while True:
@@ -175,7 +233,7 @@ class _Window:
       except ValueError as error:
         raise self._error(str(error)) from error
       else:
-        # A number may go on: 1 as 1.5, or as 1e+5.
+        # A number at the end of the window may go on: 1 as 1.5, or as 1e+5.
         is_whole = type(value) not in (int, float)
         if is_whole or end + 2 < len(self._text) or self._is_all:
           self._place = end
@@ -192,7 +250,11 @@ class _Window:
       size *= 2
 
   def _read(self, size: int) -> None:
-    """Forgets what was parsed and reads on."""
+    """Removes the parsed text from the window, and appends text from the file.
+
+    Args:
+      size: Number of bytes to read.
+    """
     self._passed += self._place
     raw = self._file.read(size)
     self._is_all = not raw
@@ -204,7 +266,11 @@ class _Window:
     self._place = 0
 
   def _error(self, reason: str) -> errors.InputError:
-    """Says what is wrong, and where."""
+    """Makes an error that names the file, the reason and the place in the file.
+
+    Args:
+      reason: Words that follow "is not JSON:".
+    """
     return errors.InputError(
       f'A25: {self._path} is not JSON: {reason}'
       f' (character {self._passed + self._place}).'

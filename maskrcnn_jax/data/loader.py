@@ -1,11 +1,10 @@
 """Loads the images and objects of a data set as batches of static shapes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import functools
 import pathlib
 import tempfile
-from typing import Any
 
 from jaxtyping import Int
 import numpy as np
@@ -23,8 +22,11 @@ from maskrcnn_jax.data import (
 )
 from maskrcnn_jax.data.source import DataSet, StoredDataSet, image_file
 
-# Stands in the rows of a batch where a black image only fills the batch.
+# The row of a black image that only fills up the last batch of a canvas.
 NO_ROW = -1
+
+# A batch, and the row of the index of each of its images.
+_BatchAndRows = tuple[array_types.Batch, np.ndarray]
 
 
 def load_row(
@@ -36,21 +38,23 @@ def load_row(
   with_truth: bool = True,
   pixel_range: tuple[float, float] | None = None,
 ) -> array_types.Batch:
-  """Decodes an image of a data set into a batch of one.
+  """Decodes an image of a data set and makes a batch of it alone.
 
   Args:
     data_set: The data set.
     plan: The canvases of its images.
-    row: The image's row of the index.
-    limits: Static sizes of the ground truth. Of an image with more objects,
-      those with the largest areas are taken, in the order of the file.
-    with_truth: Whether to fill in the objects. If not, all their slots are
-      padding.
-    pixel_range: See `images.decode_image`.
+    row: Row of the image in the index.
+    limits: Static sizes of the ground truth. If an image has more objects than
+      slots, the objects with the largest areas are taken, in the order of the
+      file.
+    with_truth: Whether to fill in the objects. If False, all slots of objects
+      are padding.
+    pixel_range: For gray images of 16 or 32 bits, the values (black, white).
+      `None` refuses such images.
 
   Raises:
-    InputError: If the image cannot be decoded, or has another size than the
-      index says.
+    InputError: If the image cannot be decoded, or if its size is not the one in
+      the index.
   """
   one = columns.one_image(data_set.coco_index, row)
   size = int(one.heights[0]), int(one.widths[0])
@@ -67,7 +71,8 @@ def load_row(
     source_size = tuple(-(-side // reduce) for side in size)
     if image.shape[:2] != source_size:
       raise errors.InputError(
-        f'I05: {one.file_names[0]} changed its size while running.'
+        f'I05: {one.file_names[0]} has changed its size since the start; do'
+        ' not change images while they are in use.'
       )
   except errors.InputError as error:
     raise errors.InputError(
@@ -100,32 +105,35 @@ def train_batches(
   pixel_range: tuple[float, float] | None = None,
   scratch_dir: str | pathlib.Path | None = None,
 ) -> Iterator[tuple[array_types.Batch, Int[np.ndarray, 'b']]]:
-  """Loads the batches of `num_steps` steps from `start_step` on.
+  """Loads the training batches of `num_steps` steps, in order.
 
   Args:
     data_set: The data set.
     plan: The canvases of its images.
-    rows: Rows of the index: the images to train on.
+    rows: The images to train on, as rows of the index.
     limits: Static sizes of the ground truth.
     seed: Seed of the order of the images. The batch of a step depends on the
       seed and the step only, not on `start_step`.
     start_step: The first step to load.
     num_steps: Number of steps to load.
-    batch_size: Images of one step, in all processes together. Each process
-      loads an equal part of them.
-    process_index: Number of this process, which says what part it loads.
+    batch_size: Number of images of a step, in all processes together. Each
+      process loads an equal part of them.
+    process_index: Number of this process, from 0. It selects the part that is
+      loaded.
     process_count: Number of processes.
-    num_workers: Number of worker processes that load. 0: threads of this
+    num_workers: Number of worker processes that load. With 0, threads of this
       process load. Workers are spawned, so the main module must be guarded by
-      `__name__`.
+      `if __name__ == '__main__'`.
     num_threads: Number of batches that each worker loads at the same time.
-    pixel_range: See `images.decode_image`.
-    scratch_dir: Folder in which workers find the index while they load; it
-      takes as much room as the index takes memory. `None`: the folder of
-      temporary files.
+    pixel_range: For gray images of 16 or 32 bits, the values (black, white).
+      `None` refuses such images.
+    scratch_dir: Folder in which the index is stored for the workers while they
+      load. It needs as much space as the index takes memory. `None` means the
+      system's folder for temporary files.
 
   Yields:
-    This process's part of the batch of each step, and its rows of the index.
+    For each step, this process's part of the batch, and the row of the index of
+    each image in it.
 
   Raises:
     InputError: If an image cannot be loaded.
@@ -154,11 +162,25 @@ def train_batches(
 
 
 def _load_in_workers(
-  load, data_set, count, num_threads, num_workers, scratch_dir
-):
-  """Loads ahead in worker processes, which read the index from files.
+  load: Callable[..., _BatchAndRows],
+  data_set: DataSet,
+  count: int,
+  num_threads: int,
+  num_workers: int,
+  scratch_dir: str | pathlib.Path | None,
+) -> Iterator[_BatchAndRows]:
+  """Loads batches in worker processes, which read the index from files.
 
-  If the index were an argument, each worker would hold a copy of it.
+  If the index were pickled for the workers, each would hold a copy of it.
+
+  Args:
+    load: Returns batch i, given i and the keyword argument `data_set`.
+    data_set: The data set. Its index is stored in files for the workers.
+    count: Number of batches.
+    num_threads: Number of batches that each worker loads at the same time.
+    num_workers: Number of worker processes.
+    scratch_dir: Folder for the stored index. `None` means the system's folder
+      for temporary files.
   """
   folder = pathlib.Path(scratch_dir or tempfile.gettempdir())
   with contextlib.ExitStack() as stack:
@@ -169,8 +191,8 @@ def _load_in_workers(
       )
     except OSError as error:
       raise errors.InputError(
-        f'C10: cannot write the index that workers read to {folder}:'
-        f' {error.strerror or error}; make room, or set'
+        f'C10: cannot write the index for the loading processes to {folder}:'
+        f' {error.strerror or error}; free some disk space, or set'
         ' --config.data.num_workers=0.'
       ) from error
     yield from prefetch.load_ahead(
@@ -190,19 +212,20 @@ def eval_batches(
   num_threads: int = 2,
   pixel_range: tuple[float, float] | None = None,
 ) -> Iterator[tuple[array_types.Batch, Int[np.ndarray, 'b']]]:
-  """Loads every image once, without its objects, canvas after canvas.
+  """Loads each image once, without its objects, one canvas after the other.
 
   Args:
     data_set: The data set. Its objects are not used.
     plan: The canvases of its images.
-    batch_size: Images of one batch, in this process.
-    rows: Rows of the images to load. `None`: all images.
+    batch_size: Number of images of a batch, in this process.
+    rows: The images to load, as rows of the index. `None` loads all images.
     num_threads: Number of batches that are loaded at the same time.
-    pixel_range: See `images.decode_image`.
+    pixel_range: For gray images of 16 or 32 bits, the values (black, white).
+      `None` refuses such images.
 
   Yields:
-    Batches and their rows of the index. Padding fills the last batch of a
-    canvas: black images whose row is `NO_ROW`.
+    A batch, and the row of the index of each of its images. The last batch of
+    a canvas is filled up with black images, whose row is `NO_ROW`.
 
   Raises:
     InputError: If an image cannot be loaded.
@@ -230,47 +253,81 @@ def eval_batches(
 def _load_train_step(
   i: int,
   *,
+  data_set: DataSet | StoredDataSet,
+  plan: canvases.CanvasPlan,
+  limits: GroundTruthLimits,
+  pixel_range: tuple[float, float] | None,
   rows: np.ndarray,
   order: train_order.TrainOrder,
   start_step: int,
   part: slice,
-  **options: Any,
-) -> tuple[array_types.Batch, np.ndarray]:
-  """Loads the i-th batch from `start_step` on."""
+) -> _BatchAndRows:
+  """Loads the batch of step `start_step + i`.
+
+  Args:
+    i: Number of the step, counted from `start_step`.
+    data_set: The data set.
+    plan: The canvases of its images.
+    limits: Static sizes of the ground truth.
+    pixel_range: The values (black, white) of gray images of 16 or 32 bits.
+    rows: The images to train on, as rows of the index.
+    order: Chooses the positions in `rows` of the images of a step.
+    start_step: The first step.
+    part: The part of the images of a step that this process loads.
+  """
   chosen = rows[order.rows(start_step + i)[part]].astype(np.int64)
-  return _concatenate([load_row(row=int(row), **options) for row in chosen]), (
-    chosen
-  )
+  batches = [
+    load_row(data_set, plan, int(row), limits, pixel_range=pixel_range)
+    for row in chosen
+  ]
+  return _concatenate(batches), chosen
 
 
 def _load_eval_step(
   i: int,
   *,
   steps: list[tuple[int, np.ndarray]],
+  data_set: DataSet,
   plan: canvases.CanvasPlan,
-  **options: Any,
-) -> tuple[array_types.Batch, np.ndarray]:
-  """Loads the i-th batch of all."""
+  pixel_range: tuple[float, float] | None,
+) -> _BatchAndRows:
+  """Loads the batch of step i, without objects.
+
+  Args:
+    i: Number of the step.
+    steps: For each step, the number of its canvas and the row of the index of
+      each of its images; `NO_ROW` for a black image.
+    data_set: The data set.
+    plan: The canvases of its images.
+    pixel_range: The values (black, white) of gray images of 16 or 32 bits.
+  """
   canvas, chosen = steps[i]
-  batch = [
+  batches = [
     _empty_row(plan, canvas, image_sets.NO_TRUTH)
     if row == NO_ROW
     else load_row(
-      row=int(row),
-      plan=plan,
-      limits=image_sets.NO_TRUTH,
+      data_set,
+      plan,
+      int(row),
+      image_sets.NO_TRUTH,
       with_truth=False,
-      **options,
+      pixel_range=pixel_range,
     )
     for row in chosen
   ]
-  return _concatenate(batch), chosen
+  return _concatenate(batches), chosen
 
 
 def _empty_row(
   plan: canvases.CanvasPlan, canvas: int, limits: GroundTruthLimits
 ) -> array_types.Batch:
-  """Makes a batch of one black image that is padding and has no objects."""
+  """Makes a batch of one black image that is padding and has no objects.
+
+  Args:
+    plan: Defines the canvases.
+    canvas: Number of the canvas of the image.
+    limits: Static sizes of the ground truth.
+  """
   padded, source = plan.canvases[canvas]
   objects = limits.max_objects
   vertices = limits.max_image_vertices
@@ -297,7 +354,16 @@ def _fill_truth(
   limits: GroundTruthLimits,
   reduce: int,
 ) -> None:
-  """Writes the objects of a row of the index into a batch of one."""
+  """Writes the objects of an image into a batch of one image.
+
+  Args:
+    batch: The batch, whose objects are all padding. It is changed in place.
+    index: An index that has the image.
+    row: Row of the image in this index.
+    limits: Static sizes of the ground truth, those of the batch.
+    reduce: The image was decoded at 1/reduce of its size. Boxes and outlines
+      are divided by it.
+  """
   objects = image_sets.training_objects(index, row, limits.max_objects)
   count = len(objects)
   batch.gt_boxes[0, :count] = index.boxes[objects] / reduce
@@ -310,8 +376,8 @@ def _fill_truth(
     if end > limits.max_image_vertices:
       raise ValueError(
         f'Image {index.image_ids[row]!r} has more than max_image_vertices'
-        f' ({limits.max_image_vertices}); find_limits of its data says how'
-        ' many there must be.'
+        f' ({limits.max_image_vertices}) outline vertices; find_limits computes'
+        ' the limits that hold all images of a data set.'
       )
     batch.outlines.vertices[0, start:end] = index.vertices[first:last] / reduce
     batch.outlines.parts[0, start:end] = index.parts[first:last]
@@ -320,18 +386,35 @@ def _fill_truth(
 
 
 def _concatenate(batches: list[array_types.Batch]) -> array_types.Batch:
-  """Joins batches of one image into one batch."""
-  *fields, outlines = zip(*batches, strict=True)
+  """Joins batches with the same static sizes into one batch."""
+  outlines = [batch.outlines for batch in batches]
   return array_types.Batch(
-    *map(np.concatenate, fields),
+    images=np.concatenate([b.images for b in batches]),
+    source_sizes=np.concatenate([b.source_sizes for b in batches]),
+    image_sizes=np.concatenate([b.image_sizes for b in batches]),
+    image_valid=np.concatenate([b.image_valid for b in batches]),
+    gt_boxes=np.concatenate([b.gt_boxes for b in batches]),
+    gt_classes=np.concatenate([b.gt_classes for b in batches]),
+    gt_valid=np.concatenate([b.gt_valid for b in batches]),
     outlines=array_types.Outlines(
-      *map(np.concatenate, zip(*outlines, strict=True))
+      vertices=np.concatenate([o.vertices for o in outlines]),
+      parts=np.concatenate([o.parts for o in outlines]),
+      starts=np.concatenate([o.starts for o in outlines]),
     ),
   )
 
 
 def _part(batch_size: int, process_index: int, process_count: int) -> slice:
-  """Returns the part of a batch that a process loads."""
+  """Returns the part of the images of a step that a process loads, as a slice.
+
+  Args:
+    batch_size: Number of images of a step, in all processes together.
+    process_index: Number of the process, from 0.
+    process_count: Number of processes.
+
+  Raises:
+    InputError: If the images cannot be divided equally.
+  """
   if batch_size % process_count:
     raise errors.InputError(
       f'C06: batch_size ({batch_size}) must be a multiple of the number of'

@@ -1,4 +1,4 @@
-"""Loading ahead, in threads of this process or in worker processes."""
+"""Loads values ahead of their use, in threads or in worker processes."""
 
 from collections.abc import Callable, Iterator
 import functools
@@ -18,8 +18,12 @@ import numpy as np
 
 from maskrcnn_jax import errors
 
-# Bytes; arrays in shared memory begin at multiples of it.
+# Bytes. Each array in shared memory starts at a multiple of this.
 _ALIGNMENT = 64
+
+# (value, text of an InputError, traceback of another error). The texts are ''
+# if loading succeeded.
+_Outcome = tuple[Any, str, str]
 
 
 def load_ahead(
@@ -29,17 +33,20 @@ def load_ahead(
   num_threads: int,
   num_workers: int = 0,
 ) -> Iterator[Any]:
-  """Yields load(0), ..., load(count - 1), in order, loaded ahead.
+  """Yields load(0), ..., load(count - 1) in order, loading them ahead of use.
 
   Args:
-    load: Sent to each worker.
-    count: How many there are; may be 0 or less.
-    num_threads: Loading at a time, in each worker.
-    num_workers: Processes that load; 0: this one.
+    load: Returns the value of a number. It is pickled for each worker process,
+      and is called by several threads at the same time.
+    count: Number of values. Nothing is yielded if it is 0 or negative.
+    num_threads: Number of values that each process loads at the same time.
+    num_workers: Number of worker processes. With 0, threads of this process
+      load.
 
   Raises:
-    InputError: That `load` raised.
-    RuntimeError: If it raised anything else, or a worker died.
+    InputError: The InputError that `load` raised.
+    RuntimeError: If `load` raised another error, with its traceback, or if a
+      worker process died.
   """
   if count <= 0:
     return
@@ -50,7 +57,7 @@ def load_ahead(
     )
   )
   if num_workers:
-    # Grain reads its own flags, which a program that parses none leaves raw.
+    # Grain reads flags of its own, which fails in a program that parses none.
     if not flags.FLAGS.is_parsed():
       flags.FLAGS(sys.argv[:1])
     dataset = dataset.map(_Parcel).mp_prefetch(
@@ -61,7 +68,7 @@ def load_ahead(
     )
   loaded = iter(dataset)
   try:
-    for value, wrong_input, failure in loaded:
+    for value, wrong_input, failure in loaded:  # an _Outcome
       if wrong_input:
         raise errors.InputError(wrong_input)
       if failure:
@@ -71,10 +78,19 @@ def load_ahead(
     loaded.close()
 
 
-def _try(load: Callable[[int], Any], i: int) -> tuple[Any, str, str]:
-  """Returns (value, wrong input, failure), of which the last two are text.
+def _try(load: Callable[[int], Any], i: int) -> _Outcome:
+  """Returns load(i), or the text of the error that it raised.
 
-  A worker that raises what cannot be pickled would hang its reader.
+  An error that cannot be pickled would make the process that waits for the
+  worker hang. A text can always be pickled.
+
+  Args:
+    load: Returns the value of a number.
+    i: The number.
+
+  Returns:
+    (value, text of an InputError, traceback of another error). The texts are
+    '' if loading succeeded.
   """
   try:
     return load(i), '', ''
@@ -85,11 +101,15 @@ def _try(load: Callable[[int], Any], i: int) -> tuple[Any, str, str]:
 
 
 def _start_worker(index: int, count: int) -> None:
-  """Has a worker end when the main process says so or ends itself.
+  """Sets up a worker to ignore stop signals, and to end with the main process.
 
-  Ctrl-C, and SIGTERM of some clusters, go to the workers too. One that ended
-  at once would leave behind what it has in shared memory, and the main process
-  without the batches of the steps until it stops.
+  Ctrl-C goes to the workers too, and so does SIGTERM on some clusters. A worker
+  that ended at once would leave its arrays in shared memory. And the main
+  process, which finishes a step before it stops, would get no more batches.
+
+  Args:
+    index: Number of the worker. Grain passes it; it is not used.
+    count: Number of workers. Grain passes it; it is not used.
   """
   del index, count
   for number in (signal.SIGINT, signal.SIGTERM):
@@ -98,25 +118,35 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def _end_with_parent() -> None:
-  """Ends this process once its parent is gone."""
-  multiprocessing.parent_process().join()
+  """Waits until the parent process is gone, then ends this process."""
+  parent = multiprocessing.parent_process()
+  assert parent is not None  # a worker was started by its parent
+  parent.join()
   os._exit(1)
 
 
 class _Parcel:
-  """What `_try` returned; arrays in it are pickled into shared memory.
+  """An outcome for the main process, whose arrays go through shared memory.
 
-  Grain would do that too. But then the memory is freed by whoever used it last:
-  what is loaded in vain, or in use when the program ends, is left behind. Here
-  it is freed where it arrives, once it has been copied.
+  Unpickling a parcel gives the outcome, not a parcel. The receiver copies the
+  arrays and frees the shared memory at once. Grain can also use shared memory,
+  but frees it only after the last use. Then the memory of batches that are
+  never used, or are in use when the program ends, would not be freed.
   """
 
-  def __init__(self, outcome: tuple[Any, str, str]):
+  def __init__(self, outcome: _Outcome):
+    """Wraps an outcome that has not been pickled yet."""
     self._outcome = outcome
 
-  def __reduce__(self):
-    """Sends what `_open_parcel` opens, so that there is no parcel any more."""
-    buffers = []
+  def __reduce__(
+    self,
+  ) -> tuple[Callable[..., _Outcome], tuple[bytes, str, list[slice]]]:
+    """Moves the arrays to shared memory; `_open_parcel` will unpickle the rest.
+
+    Returns:
+      `_open_parcel` and its arguments, as `pickle` demands.
+    """
+    buffers: list[pickle.PickleBuffer] = []
     content = pickle.dumps(
       self._outcome, protocol=5, buffer_callback=buffers.append
     )
@@ -130,9 +160,10 @@ class _Parcel:
     try:
       memory = shared_memory.SharedMemory(create=True, size=end)
     except OSError:
-      # Raised here nobody would hear of it, and the reader wait for ever.
+      # An error that is raised here gets lost, and the reader waits for ever.
       failure = None, '', traceback.format_exc()
       return _open_parcel, (pickle.dumps(failure), '', [])
+    assert memory.buf is not None  # it is None after close
     whole = np.frombuffer(memory.buf, np.uint8)
     for part, array in zip(parts, raw, strict=True):
       whole[part] = array
@@ -141,14 +172,19 @@ class _Parcel:
     return _open_parcel, (content, memory.name, parts)
 
 
-def _open_parcel(
-  content: bytes, name: str, parts: list[slice]
-) -> tuple[Any, str, str]:
-  """Unpickles what `_Parcel` pickled and frees its shared memory."""
+def _open_parcel(content: bytes, name: str, parts: list[slice]) -> _Outcome:
+  """Returns the outcome of a pickled `_Parcel`, and frees its shared memory.
+
+  Args:
+    content: The pickled outcome without the data of its arrays.
+    name: Name of the shared memory that holds the data; '' if there is none.
+    parts: The bytes of each array in the shared memory.
+  """
   whole = np.zeros(0, np.uint8)
   if name:
     memory = shared_memory.SharedMemory(name)
     memory.unlink()
+    assert memory.buf is not None  # it is None after close
     whole = np.frombuffer(memory.buf, np.uint8).copy()
     memory.close()
   return pickle.loads(content, buffers=[whole[part] for part in parts])

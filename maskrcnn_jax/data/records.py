@@ -1,6 +1,6 @@
-"""Reads a set that `build_tfds` wrote back as COCO JSON and image files.
+"""Reads a data set that `build_tfds` wrote: COCO annotations and image files.
 
-`build_tfds/coco_instances.py` describes what a record holds.
+`build_tfds/coco_instances.py` describes the features of a record.
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 
 from maskrcnn_jax import errors
 
-# The `objects/area` of an object whose annotation has no area.
+# The value of `objects/area` for an object whose annotation has no area.
 MISSING_AREA = -1.0
 
 # Features that `build_tfds` writes and that other COCO sets of
@@ -22,23 +22,23 @@ _FEATURES = ('image/index', 'objects/rle', 'polygons/coordinates')
 
 
 class Records(NamedTuple):
-  """A split of a set that tensorflow-datasets keeps."""
+  """A split of a tensorflow-datasets data set."""
 
   name: str  # such as 'coco_instances/2017'
   split: str
   directory: str  # the data_dir of tensorflow-datasets
 
   def __str__(self) -> str:
-    """Names the data set in messages."""
+    """Returns the name of the data set for messages."""
     return f'{self.name}, split {self.split}, in {self.directory}'
 
 
 class RecordImage(NamedTuple):
   """The image file inside one record."""
 
-  directory: str  # of the set itself, with its version
+  directory: str  # folder of one version of the data set
   split: str
-  position: int  # of the record in its split
+  position: int  # index of the record in its split
 
   def read(self) -> bytes:
     """Returns the bytes of the image file."""
@@ -46,33 +46,36 @@ class RecordImage(NamedTuple):
 
 
 class RecordImages(NamedTuple):
-  """The image files inside the records of a split, in the order of the JSON."""
+  """The image files inside the records of a split."""
 
-  directory: str  # of the set itself, with its version
+  directory: str  # folder of one version of the data set
   split: str
-  positions: Int[np.ndarray, 'n']  # the record of each image
+  positions: Int[
+    np.ndarray, 'n'
+  ]  # index of the record of each row of the index
 
   def image(self, row: int) -> RecordImage:
-    """Returns the image of a row of the index."""
+    """Returns the image file of a row of the index."""
     return RecordImage(self.directory, self.split, int(self.positions[row]))
 
 
 def read_records(records: Records) -> tuple[dict[str, Any], RecordImages]:
-  """Reads all annotations of a split, and where its images are.
+  """Reads all annotations of a split, and finds the record of each image.
 
   Returns:
-    A COCO JSON as loaded, and the images. The images have the order of the
-    file that the records were made from; annotations are sorted by image.
+    A COCO document and the image files. The images have the order of the
+    original COCO file. The annotations are sorted by image.
 
   Raises:
-    InputError: If there is no such set, or it lacks masks.
+    InputError: If the data set does not exist or has no masks.
   """
   directory = find_records(records)
   rows = _open(str(directory), records.split)
   categories = rows.dataset_info.metadata['categories']
   positions = np.full(len(rows), -1, np.int64)
-  images = [None] * len(rows)
-  annotations = [None] * len(rows)
+  # Records are not in the order of the original file.
+  images: list[dict[str, Any]] = [{}] * len(rows)
+  annotations: list[list[dict[str, Any]]] = [[]] * len(rows)
   for position, record in enumerate(rows):
     row = record['image/index']
     positions[row] = position
@@ -85,10 +88,10 @@ def read_records(records: Records) -> tuple[dict[str, Any], RecordImages]:
 
 
 def find_records(records: Records) -> pathlib.Path:
-  """Finds the newest version of a set.
+  """Finds the folder of the newest version of a data set.
 
   Raises:
-    InputError: If there is no such set or split, or it lacks masks.
+    InputError: If the data set or the split does not exist, or has no masks.
   """
   # Imported late: importing it takes a second, and most runs read JSON.
   import tensorflow_datasets as tfds
@@ -96,8 +99,8 @@ def find_records(records: Records) -> pathlib.Path:
   root = pathlib.Path(records.directory)
   if not records.directory or not root.is_dir():
     raise errors.InputError(
-      f'I01: --config.data.tfds_dir is {records.directory!r}; give the'
-      ' folder that tensorflow-datasets keeps its sets in.'
+      f'I01: --config.data.tfds_dir is {records.directory!r}; give the folder'
+      ' in which tensorflow-datasets stores its data sets.'
     )
   versions = sorted(
     (tfds.core.Version(path.parent.name), path.parent)
@@ -105,7 +108,7 @@ def find_records(records: Records) -> pathlib.Path:
     if tfds.core.Version.is_valid(path.parent.name)
   )
   if not versions:
-    there = sorted(
+    existing = sorted(
       {
         str(path.parents[1].relative_to(root))
         for path in root.rglob('dataset_info.json')
@@ -113,15 +116,15 @@ def find_records(records: Records) -> pathlib.Path:
     )
     raise errors.InputError(
       f'I01: there is no set {records.name!r} in {root}; there is'
-      f' {", ".join(there) or "none"}. python -m maskrcnn_jax.build_tfds'
+      f' {", ".join(existing) or "none"}. python -m maskrcnn_jax.build_tfds'
       ' makes one.'
     )
   directory = versions[-1][1]
   info = tfds.builder_from_directory(directory).info
-  lacks = [name for name in _FEATURES if name not in info.features]
-  if lacks:
+  missing = [name for name in _FEATURES if name not in info.features]
+  if missing:
     raise errors.InputError(
-      f'A25: the set in {directory} has no {", ".join(lacks)}, so no masks;'
+      f'A25: the set in {directory} has no {", ".join(missing)}, so no masks;'
       ' give one that python -m maskrcnn_jax.build_tfds made.'
     )
   if records.split not in info.splits:
@@ -133,13 +136,16 @@ def find_records(records: Records) -> pathlib.Path:
 
 
 def record_to_coco(
-  record: dict[str, Any], categories: list
-) -> tuple[dict, list[dict]]:
-  """Turns a record back into COCO's entry of the image and its annotations.
+  record: dict[str, Any], categories: list[Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Converts a record to a COCO image and its annotations.
 
   Args:
-    record: A record as tensorflow-datasets gives it.
-    categories: [[id, name], ...] of the set's metadata.
+    record: A record as tensorflow-datasets returns it.
+    categories: [[id, name], ...] from the metadata of the data set.
+
+  Returns:
+    The element of COCO's list `images`, and those of its list `annotations`.
   """
   image = {
     'id': json.loads(record['image/id']),
@@ -184,7 +190,15 @@ def record_to_coco(
 
 @functools.lru_cache(maxsize=8)
 def _open(directory: str, split: str) -> Any:
-  """Opens a split for random access; once in each process."""
+  """Opens a split for random access, once in each process.
+
+  Args:
+    directory: Folder of one version of the data set.
+    split: Name of the split.
+
+  Returns:
+    A sequence of records, in which the images are not decoded.
+  """
   import tensorflow_datasets as tfds
 
   return tfds.builder_from_directory(directory).as_data_source(

@@ -1,4 +1,4 @@
-"""A repaired copy of a COCO file, with a line for every change."""
+"""Writes a repaired copy of a COCO file, and lists every change."""
 
 from collections.abc import Iterator
 import json
@@ -11,29 +11,32 @@ import numpy as np
 
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import (
+  coco_annotations,
   coco_index,
-  coco_objects,
   coco_tables,
   findings,
   json_stream,
+  object_checks,
+  outlines,
 )
 
-# Of images, what leaving them out repairs.  What is left (an id twice, sizes
-# that are wrong) nobody but the owner of the file can decide.
+# Codes of the faults of images that are repaired by leaving the image out. Only
+# the owner of the file can repair the others, such as an id that two images
+# have, or a wrong size.
 _IMAGE_CODES = frozenset(
   ('A19', 'I01', 'I02', 'I03', 'I09', 'I10', 'I11', 'I12', 'I15')
 )
 
 
 class Change(NamedTuple):
-  """One thing that the copy has otherwise."""
+  """One difference between the copy and the original file."""
 
-  code: str  # of what was wrong
-  where: str
-  what: str
+  code: str  # code of the fault that was repaired
+  where: str  # 'annotation 3 of the list (id 7)'
+  what: str  # description of the change
 
   def __str__(self) -> str:
-    """Says it in one line."""
+    """Formats the change as one line."""
     return findings.printable(f'{self.code}: {self.where}: {self.what}')
 
 
@@ -46,36 +49,39 @@ def repair(
   width_offset: float = 0.0,
   has_corner_boxes: bool = False,
 ) -> list[Change]:
-  """Writes a copy of a COCO file without what can be repaired.
+  """Writes a copy of a COCO file in which faults are repaired or left out.
 
   Args:
-    source: The file.
-    destination: A file that does not exist yet.
-    bad_images: {file_name: why it cannot be used, code first}.
-    require_masks: See `coco.read_coco`.
-    width_offset: See `coco.read_coco`.
-    has_corner_boxes: Whether the boxes look like (x1, y1, x2, y2). If every
-      one can be that, all become (x, y, width, height); if not, none is
-      changed.
+    source: The file to repair.
+    destination: The file to write. It must not exist yet.
+    bad_images: {file_name: reason} of the images that cannot be used. A reason
+      begins with its code.
+    require_masks: Whether to leave out objects without a mask.
+    width_offset: Difference between the width of a box and x2 - x1, in pixels:
+      0, or 1 if (x2, y2) is the last pixel inside of the box.
+    has_corner_boxes: Whether the boxes look like (x1, y1, x2, y2). If every box
+      of the file can be that, all are converted to (x, y, width, height). If
+      one cannot, no box is changed.
 
   Returns:
     Every change, in the order of the file.
 
   Raises:
-    InputError: If the copy cannot be written, or the file is not COCO.
+    InputError: If the copy exists already or cannot be written, or if the file
+      is not JSON.
   """
   if destination.exists():
     raise errors.InputError(
-      f'{destination} is there already; give a new file to --fix.'
+      f'{destination} exists already; give a new file to --fix.'
     )
   partial = destination.with_name(f'{destination.name}.partial')
   try:
     destination.parent.mkdir(parents=True, exist_ok=True)
     with open(partial, 'w', encoding='utf-8') as file:
-      changes = _Repair(
+      copy = _RepairedCopy(
         source, bad_images, require_masks, width_offset, has_corner_boxes
       )
-      changes.write(file)
+      copy.write(file)
     partial.replace(destination)
   except OSError as error:
     raise errors.InputError(
@@ -83,11 +89,15 @@ def repair(
     ) from error
   finally:
     partial.unlink(missing_ok=True)
-  return changes.made
+  return copy.changes
 
 
-class _Repair:
-  """What is known of a file, and what was changed."""
+class _RepairedCopy:
+  """Decides how each element of a COCO file is repaired, and writes the copy.
+
+  Attributes:
+    changes: The changes so far, in the order of the file.
+  """
 
   def __init__(
     self,
@@ -97,47 +107,71 @@ class _Repair:
     width_offset: float,
     has_corner_boxes: bool,
   ):
+    """Reads the file, and decides which images stay and how boxes are repaired.
+
+    Args:
+      source: The file to repair.
+      bad_images: {file_name: reason} of the images that cannot be used. A
+        reason begins with its code.
+      require_masks: Whether to leave out objects without a mask.
+      width_offset: Difference between the width of a box and x2 - x1, in
+        pixels.
+      has_corner_boxes: Whether the boxes look like (x1, y1, x2, y2).
+    """
     self._source = source
     self._bad_images = bad_images
-    self.made: list[Change] = []
-    # Of each image that is wrong the reason is looked up.
+    self.changes: list[Change] = []
+    # All lines are kept, because `_note_image` takes the reasons from them.
     report = findings.Report(stop=False, keep=sys.maxsize)
     self._images = coco_tables.ImageTable(str(source), report)
-    self._categories = set()
-    self._background = set()
-    self._left_out: dict[int, str] = {}  # position of an image: why
-    self._undecided: set = set()  # ids of images that are wrong and stay
-    ids = []
+    self._category_ids: set[Any] = set()
+    self._background_ids: set[Any] = set()
+    # {position of an image in the list: why it is left out}
+    self._left_out: dict[int, str] = {}
+    # Ids of images that have a fault that cannot be repaired. They stay.
+    self._undecided_ids: set[Any] = set()
+    highest_id = 0
     for key, position, entry in json_stream.walk(source):
       if position < 0:
         continue
       if key == 'images':
         self._note_image(position, entry)
       elif key == 'categories' and isinstance(entry, dict):
-        id_, name = entry.get('id'), entry.get('name')
+        id_: Any = entry.get('id')
+        name = entry.get('name')
         if type(id_) in (int, str) and isinstance(name, str):
-          self._categories.add(id_)
+          self._category_ids.add(id_)
           if coco_index.is_background(coco_index.Category(id_, name)):
-            self._background.add(id_)
+            self._background_ids.add(id_)
       elif key == 'annotations' and isinstance(entry, dict):
-        if type(entry.get('id')) in (int, float, str):
-          ids.append(entry['id'])
-    integers = [id_ for id_ in ids if type(id_) is int]
-    self._next_id = max([0, *integers]) + 1
-    self._ids: set = {0}
-    self._objects = coco_objects.ObjectColumns(
+        id_ = entry.get('id')
+        if type(id_) is int:
+          highest_id = max(highest_id, id_)
+    self._next_id = highest_id + 1
+    # Annotation ids that are taken. pycocotools takes 0 for "no match".
+    self._used_ids: set[coco_index.Scalar] = {0}
+    self._reader = coco_annotations.AnnotationReader(
       self._images, require_masks=require_masks, width_offset=width_offset
     )
-    self._turns_corners = has_corner_boxes and all(
-      coco_objects.can_be_corners(entry, self._images)
+    self._converts_corners = has_corner_boxes and all(
+      coco_annotations.can_be_corners(entry, self._images)
       for key, position, entry in json_stream.walk(source)
       if key == 'annotations' and position >= 0
     )
-    # What a box says that is no (x, y, width, height) is good for nothing.
-    self._are_boxes_right = self._turns_corners or not has_corner_boxes
+    # If boxes are corners but not all of them can be converted, no box is
+    # clipped, and no area is computed from a box.
+    self._are_boxes_right = self._converts_corners or not has_corner_boxes
 
   def _note_image(self, position: int, entry: Any) -> None:
-    """Decides whether an image stays."""
+    """Decides whether an image is left out of the copy, and stores the reason.
+
+    An image with a fault that nobody but the owner of the file can repair
+    stays. So do its annotations, unchanged.
+
+    Args:
+      position: Index of the image in the list of images.
+      entry: The image as the JSON parser returned it.
+    """
     before = len(self._images.report.kept)
     name = entry.get('file_name') if isinstance(entry, dict) else None
     why = self._bad_images.get(name, '') if isinstance(name, str) else ''
@@ -150,10 +184,15 @@ class _Repair:
       if is_usable:
         self._images.rows[entry['id']] = -1
     elif why:
-      self._undecided.add(entry['id'])
+      self._undecided_ids.add(entry['id'])
 
   def write(self, file: TextIO) -> None:
-    """Writes the copy."""
+    """Writes the copy.
+
+    Args:
+      file: Receives the JSON. It is written element by element, because the
+        whole document may not fit in memory.
+    """
     file.write('{')
     is_first, open_list = True, ''
     for key, position, entry in json_stream.walk(self._source):
@@ -167,68 +206,86 @@ class _Repair:
         else:
           file.write(json.dumps(entry))
         continue
-      for kept in self._kept(key, position, entry):
+
+      for kept in self._repaired(key, position, entry):
         file.write(comma + json.dumps(kept))
         comma = ',\n'
     file.write(open_list + '}\n')
 
-  def _kept(self, key: str, position: int, entry: Any) -> Iterator[Any]:
-    """Yields what stays of an element of a list."""
+  def _repaired(
+    self, key: str | None, position: int, entry: Any
+  ) -> Iterator[Any]:
+    """Yields the repaired element of a list, or nothing if it is left out.
+
+    Args:
+      key: Name of the list, as `json_stream.walk` yields it.
+      position: Index of the element in the list.
+      entry: The element.
+    """
     if key == 'images' and position in self._left_out:
       code, why = findings.split_code(self._left_out[position])
-      self._change(code, f'image {position} of the list', f'left out: {why}')
+      self._note_change(
+        code, f'image {position} of the list', f'left out: {why}'
+      )
     elif (
       key == 'categories'
       and isinstance(entry, dict)
       and type(entry.get('id')) in (int, str)
-      and entry['id'] in self._background
+      and entry['id'] in self._background_ids
     ):
-      self._change(
+      self._note_change(
         'A16',
         f'category {entry["id"]!r}',
-        f'left out: it is called {entry["name"]!r}',
+        f'left out: its name is {entry["name"]!r}',
       )
     elif key == 'annotations':
-      yield from self._annotation(position, entry)
+      yield from self._repaired_annotation(position, entry)
     else:
       yield entry
 
-  def _annotation(self, position: int, entry: Any) -> Iterator[dict]:
-    """Yields the annotation as it should be, if it stays."""
+  def _repaired_annotation(self, position: int, entry: Any) -> Iterator[Any]:
+    """Yields the repaired annotation, or nothing if it is left out.
+
+    Args:
+      position: Index of the annotation in the list.
+      entry: The annotation as the JSON parser returned it.
+    """
     where = f'annotation {position} of the list'
     area_code = 'A26'
     if isinstance(entry, dict):
       where += f' (id {entry.get("id")!r})'
       image_id = entry.get('image_id')
-      if type(image_id) in (int, float, str) and image_id in self._undecided:
-        # Whether it is right cannot be told.
+      if (
+        type(image_id) in coco_index.SCALARS and image_id in self._undecided_ids
+      ):
+        # The annotation cannot be checked without the right image.
         yield entry
         return
-      entry = self._nest(entry, where)
-      if self._turns_corners:
-        entry = self._turn_corners(entry, where)
-      if coco_objects.is_strange_area(entry.get('area')):
+      entry = self._nest_polygon(entry, where)
+      if self._converts_corners:
+        entry = self._convert_corners(entry, where)
+      if coco_annotations.is_invalid_area(entry.get('area')):
         area_code = 'A04'
         entry = entry | {'area': None}
     try:
-      found, notes = self._objects.read(entry)
-      if entry.get('category_id') in self._background:
+      found, notes = self._reader.read(entry)
+      if entry.get('category_id') in self._background_ids:
         raise errors.InputError('A16: its category is background.')
-      if entry.get('category_id') not in self._categories:
+      if entry.get('category_id') not in self._category_ids:
         raise errors.InputError(
           f'A14: category_id {entry.get("category_id")!r} is no category of'
           ' the file.'
         )
     except errors.InputError as error:
       code, why = findings.split_code(str(error))
-      self._change(code, where, f'left out: {why}')
+      self._note_change(code, where, f'left out: {why}')
       return
     if found is None:
       code, why = next(
         (note for note in notes if note[0] in ('A01', 'A02', 'A05', 'A06')),
         ('I01', 'its image is left out'),
       )
-      self._change(code, where, f'left out: {why}')
+      self._note_change(code, where, f'left out: {why}')
       return
     entry = dict(entry)
     for code, why in notes:
@@ -237,27 +294,33 @@ class _Repair:
           entry['segmentation'] = [
             p for p in entry['segmentation'] if len(p) >= 6 and len(p) % 2 == 0
           ]
-          self._change(code, where, f'polygons left out: {why}')
+          self._note_change(code, where, f'polygons left out: {why}')
         case 'A02' if self._are_boxes_right:
           x1, y1, x2, y2 = found.box
-          offset = self._objects.width_offset
+          offset = self._reader.width_offset
           entry['bbox'] = [x1, y1, x2 - x1 + offset, y2 - y1 + offset]
-          self._change(code, where, f'{why[:-1]}: {entry["bbox"]}.')
+          self._note_change(code, where, f'{why[:-1]}: {entry["bbox"]}.')
         case 'A12':
           entry['iscrowd'] = 0
-          self._change(code, where, 'iscrowd set to 0.')
+          self._note_change(code, where, 'iscrowd set to 0.')
     if self._are_boxes_right or found.has_mask:
       self._fix_area(entry, found, where, area_code)
     id_ = entry.get('id')
-    if type(id_) not in (int, float, str) or id_ in self._ids:
+    if type(id_) not in coco_index.SCALARS or id_ in self._used_ids:
       entry['id'] = self._next_id
       self._next_id += 1
-      self._change('A18', where, f'id set to {entry["id"]}.')
-    self._ids.add(entry['id'])
+      self._note_change('A18', where, f'id set to {entry["id"]}.')
+    self._used_ids.add(entry['id'])
     yield entry
 
-  def _nest(self, entry: dict, where: str) -> dict:
-    """Puts the numbers of a flat polygon into a list of their own."""
+  def _nest_polygon(self, entry: dict[str, Any], where: str) -> dict[str, Any]:
+    """Returns the annotation with its flat polygon put into a list.
+
+    Args:
+      entry: The annotation. It is returned as it is if its segmentation is not
+        a flat list of numbers.
+      where: Name of the annotation, for the list of changes.
+    """
     flat = entry.get('segmentation')
     if (
       isinstance(flat, list)
@@ -265,43 +328,68 @@ class _Repair:
       and len(flat) % 2 == 0
       and all(type(x) in (int, float) for x in flat)
     ):
-      self._change('A07', where, 'its flat polygon put into a list.')
+      self._note_change('A07', where, 'its flat polygon put into a list.')
       return entry | {'segmentation': [flat]}
     return entry
 
-  def _turn_corners(self, entry: dict, where: str) -> dict:
-    """Writes a box that has its corners as COCO does."""
-    if not coco_objects.has_box(entry):
+  def _convert_corners(
+    self, entry: dict[str, Any], where: str
+  ) -> dict[str, Any]:
+    """Returns the annotation with its box converted from corners.
+
+    Args:
+      entry: The annotation. It is returned as it is if it has no valid box.
+      where: Name of the annotation, for the list of changes.
+    """
+    if not coco_annotations.has_box(entry):
       return entry
     x1, y1, x2, y2 = entry['bbox']
     box = [x1, y1, x2 - x1, y2 - y1]
-    self._change(
+    self._note_change(
       'A03',
       where,
-      f'its box {entry["bbox"]} taken for corners and written as (x, y,'
+      f'its box {entry["bbox"]}, taken for (x1, y1, x2, y2), written as (x, y,'
       f' width, height): {box}.',
     )
     return entry | {'bbox': box}
 
   def _fix_area(
-    self, entry: dict, found: coco_objects.Object, where: str, code: str
+    self,
+    entry: dict[str, Any],
+    found: coco_annotations.Annotation,
+    where: str,
+    code: str,
   ) -> None:
-    """Sets an area that is missing or far from that of the mask."""
+    """Sets `area` if it is missing or differs much from the area of the mask.
+
+    An object without a mask gets the area of its box.
+
+    Args:
+      entry: The annotation. It is changed in place.
+      found: The same annotation, checked.
+      where: Name of the annotation, for the list of changes.
+      code: Code of the fault, for the list of changes.
+    """
     area = found.mask_area
     if math.isnan(area) and len(found.parts):
       starts = np.array([0, len(found.parts)])
-      areas, _ = coco_objects.outline_figures(
-        starts, found.vertices, found.parts
-      )
-      area = areas[0]
+      areas, _ = outlines.measure_outlines(starts, found.vertices, found.parts)
+      area = float(areas[0])
     if math.isnan(area) or not area:
       area = entry['bbox'][2] * entry['bbox'][3]
-    one = np.array([found.area]), np.array([float(area)])
-    if math.isnan(found.area) or (
-      found.has_mask and coco_objects.far_apart(*one)[0]
-    ):
+    disagrees = object_checks.areas_disagree(
+      np.array([found.area]), np.array([float(area)])
+    )[0]
+    if math.isnan(found.area) or (found.has_mask and disagrees):
       entry['area'] = float(area)
-      self._change(code, where, f'area set to {area:g}.')
+      self._note_change(code, where, f'area set to {area:g}.')
 
-  def _change(self, code: str, where: str, what: str) -> None:
-    self.made.append(Change(code, where, what))
+  def _note_change(self, code: str, where: str, what: str) -> None:
+    """Appends a change to the list of changes.
+
+    Args:
+      code: Code of the fault that was repaired.
+      where: Name of the image, category or annotation.
+      what: Description of the change.
+    """
+    self.changes.append(Change(code, where, what))

@@ -1,51 +1,64 @@
-"""Draws a small instance-segmentation data set.
+"""Draws a small data set of shapes for instance segmentation.
 
-Ellipses, rectangles and triangles on textured background, as JPEG files and
-COCO JSON: enough to watch a model learn masks within minutes, without a
-download.
+Ellipses, rectangles and triangles lie on a textured background. The data set
+consists of JPEG files and COCO JSON. With it a model learns masks within
+minutes, and nothing has to be downloaded.
 
   python -m maskrcnn_jax.data.shapes OUT
 """
 
 import argparse
+from collections.abc import Sequence
 import colorsys
 import json
 import math
 import pathlib
 import shutil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as mask_api
 import tqdm
 
-# Numbers with holes, as in COCO, so that nothing can rely on 1, 2, 3.
-CATEGORIES = (
+# The ids are not 1, 2, 3, so that no program can rely on consecutive ids, which
+# COCO does not have either.
+CATEGORIES: tuple[dict[str, Any], ...] = (
   {'id': 3, 'name': 'ellipse', 'supercategory': 'shape'},
   {'id': 7, 'name': 'rectangle', 'supercategory': 'shape'},
   {'id': 12, 'name': 'triangle', 'supercategory': 'shape'},
 )
 
-MAX_OBJECTS = 6
-EMPTY_EVERY = 20  # One image in so many shows nothing but background.
-MIN_VISIBLE = 0.3  # Share of an object that others and the border must leave.
-NUM_SAMPLES = 12
-SUPERSAMPLING = 4  # Shapes are drawn so many times finer, then averaged.
-JPEG_QUALITY = 92
+MAX_OBJECTS = 6  # largest number of objects in an image
+EMPTY_EVERY = 20  # every 20th image has no objects
+MIN_VISIBLE = 0.3  # share of each object's area that must be visible
+NUM_SAMPLES = 12  # number of evaluation images that are copied to samples/
+SUPERSAMPLING = 4  # shapes are drawn 4 times larger, then averaged
+JPEG_QUALITY = 92  # as Pillow counts it, 0 to 95
 
 
 class Shape(NamedTuple):
-  """One drawn object."""
+  """A drawn object."""
 
   category_id: int
-  corners: np.ndarray  # [n, 2] (x, y) in pixels; an ellipse has many
-  coverage: np.ndarray  # [h, w] share of each pixel inside the corners
-  colour: np.ndarray  # [3] RGB in [0, 1]
+  # Corners (x, y) of a polygon, in pixels. An ellipse is a polygon too.
+  corners: Float[np.ndarray, 'n 2']
+  coverage: Float[np.ndarray, 'h w']  # share of each pixel inside the polygon
+  colour: Float[np.ndarray, '3']  # RGB in [0, 1]
 
 
-def _smooth_noise(rng, height, width, cells):
-  """Returns noise in [0, 1], about `cells` blobs along the longer side."""
+def _smooth_noise(
+  rng: np.random.Generator, height: int, width: int, cells: int
+) -> Float[np.ndarray, 'h w']:
+  """Returns smooth random noise in [0, 1].
+
+  Args:
+    rng: Source of random numbers.
+    height: Height of the image in pixels.
+    width: Width of the image in pixels.
+    cells: Number of random values along the longer side. They are interpolated.
+  """
   rows = max(2, round(cells * height / max(height, width)))
   columns = max(2, round(cells * width / max(height, width)))
   grid = Image.fromarray(rng.random((rows, columns), np.float32))
@@ -53,15 +66,29 @@ def _smooth_noise(rng, height, width, cells):
   return np.clip(np.asarray(noise), 0, 1)
 
 
-def _ramp(height, width, angle):
-  """Returns the distance along a direction, in [0, 1] over the image."""
+def _ramp(height: int, width: int, angle: float) -> Float[np.ndarray, 'h w']:
+  """Returns a linear gradient from 0 to 1 over an image.
+
+  Args:
+    height: Height of the image in pixels.
+    width: Width of the image in pixels.
+    angle: Direction in which the values rise, in radians; 0 is to the right.
+  """
   y, x = np.mgrid[:height, :width].astype(np.float32)
   distance = x * math.cos(angle) + y * math.sin(angle)
   return (distance - distance.min()) / np.ptp(distance)
 
 
-def _background(rng, height, width):
-  """Draws two muted colours blended by noise, stripes or a gradient."""
+def _background(
+  rng: np.random.Generator, height: int, width: int
+) -> Float[np.ndarray, 'h w 3']:
+  """Draws a background: two muted colours in a random soft pattern.
+
+  The pattern is noise, stripes or a gradient.
+
+  Returns:
+    RGB in [0, 1].
+  """
   hue, value = rng.random(), rng.uniform(0.35, 0.8)
   first = colorsys.hsv_to_rgb(hue, rng.uniform(0.05, 0.35), value)
   second = colorsys.hsv_to_rgb(
@@ -70,7 +97,7 @@ def _background(rng, height, width):
     value + rng.choice([-1, 1]) * rng.uniform(0.12, 0.2),
   )
   ramp = _ramp(height, width, rng.uniform(0, math.tau))
-  blobs = _smooth_noise(rng, height, width, rng.integers(4, 9))
+  blobs = _smooth_noise(rng, height, width, int(rng.integers(4, 9)))
   match rng.integers(3):
     case 0:
       fine = _smooth_noise(rng, height, width, 24)
@@ -87,8 +114,19 @@ def _background(rng, height, width):
   )
 
 
-def _draw_corners(rng, name, radius):
-  """Returns the corners of a shape around (0, 0), turned at random."""
+def _draw_corners(
+  rng: np.random.Generator, name: str, radius: float
+) -> Float[np.ndarray, 'n 2']:
+  """Returns the corners of a shape with random proportions and direction.
+
+  Args:
+    rng: Source of random numbers.
+    name: 'ellipse', 'rectangle' or 'triangle'.
+    radius: Approximate distance of the corners from the centre, in pixels.
+
+  Returns:
+    (x, y) of each corner, relative to the centre of the shape.
+  """
   match name:
     case 'ellipse':
       angles = np.arange(48) * math.tau / 48
@@ -105,17 +143,32 @@ def _draw_corners(rng, name, radius):
   return radius * corners @ np.array([[cos, sin], [-sin, cos]])
 
 
-def _coverage(corners, height, width):
-  """Returns the share of each pixel that lies inside the corners."""
+def _coverage(
+  corners: Float[np.ndarray, 'n 2'], height: int, width: int
+) -> Float[np.ndarray, 'h w']:
+  """Returns the share of each pixel that lies inside a polygon, in [0, 1].
+
+  Args:
+    corners: Corners (x, y) of the polygon, in pixels.
+    height: Height of the image in pixels.
+    width: Width of the image in pixels.
+  """
   fine = Image.new('L', (width * SUPERSAMPLING, height * SUPERSAMPLING))
-  # ImageDraw counts from the centre of the first pixel, not from its corner.
+  # The origin of ImageDraw is the centre of the first pixel, not its corner.
   points = corners * SUPERSAMPLING - 0.5
   ImageDraw.Draw(fine).polygon([tuple(point) for point in points], fill=255)
   return np.asarray(fine.reduce(SUPERSAMPLING), np.float32) / 255
 
 
-def _pick_colour(rng, others):
-  """Picks, of a few bright colours, the one least like those in `others`."""
+def _pick_colour(
+  rng: np.random.Generator, others: list[Float[np.ndarray, '3']]
+) -> Float[np.ndarray, '3']:
+  """Draws five bright colours; returns the one that differs most from others.
+
+  Args:
+    rng: Source of random numbers.
+    others: Colours that the result should differ from, RGB in [0, 1].
+  """
   colours = [
     np.array(
       colorsys.hsv_to_rgb(
@@ -129,13 +182,20 @@ def _pick_colour(rng, others):
   )
 
 
-def _polygon_area(corners):
+def _polygon_area(corners: Float[np.ndarray, 'n 2']) -> float:
+  """Returns the area of a polygon by the shoelace formula, in pixels."""
   x, y = corners.T
   return 0.5 * abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
 
 
-def _visible_masks(shapes):
-  """Returns the pixels of each shape that no later shape covers."""
+def _visible_masks(shapes: list[Shape]) -> list[Bool[np.ndarray, 'h w']]:
+  """Returns for each shape the mask of the pixels that no later shape covers.
+
+  A pixel belongs to a shape if the shape covers at least half of it.
+
+  Args:
+    shapes: At least one shape, in the order in which they are painted.
+  """
   masks = [shape.coverage >= 0.5 for shape in shapes]
   hidden = np.zeros_like(masks[0])
   visible = []
@@ -145,18 +205,28 @@ def _visible_masks(shapes):
   return visible[::-1]
 
 
-def _place_shapes(rng, background, count):
-  """Makes up to `count` shapes, each of which stays visible enough.
+def _place_shapes(
+  rng: np.random.Generator, background: Float[np.ndarray, 'h w 3'], count: int
+) -> list[Shape]:
+  """Makes up to `count` random shapes that all stay visible.
 
-  A shape that would hide another, or that lies mostly outside the image, is
-  put elsewhere; after a few attempts it is left out.
+  A shape that would hide another, or that would lie mostly outside the image,
+  is placed elsewhere. After 20 attempts it is left out.
+
+  Args:
+    rng: Source of random numbers.
+    background: Gives the image size, and a colour that the shapes avoid.
+    count: Number of shapes to try to place.
+
+  Returns:
+    The shapes in the order in which they are painted.
   """
   height, width = background.shape[:2]
   colours = [background.mean(axis=(0, 1))]
-  shapes = []
+  shapes: list[Shape] = []
   for _ in range(count):
     category = CATEGORIES[rng.integers(len(CATEGORIES))]
-    # Small ones are as common as large ones: uniform in the logarithm.
+    # Uniform in the logarithm: small shapes are as common as large ones.
     low, high = math.log(0.09), math.log(0.3)
     radius = min(height, width) * math.exp(rng.uniform(low, high))
     around_zero = _draw_corners(rng, category['name'], radius)
@@ -182,17 +252,31 @@ def _place_shapes(rng, background, count):
   return shapes
 
 
-def _blur(array, radius):
+def _blur(
+  array: Float[np.ndarray, 'h w'], radius: float
+) -> Float[np.ndarray, 'h w']:
+  """Blurs an array of values in [0, 1] with a Gaussian.
+
+  Args:
+    array: The values. They are rounded to multiples of 1/255.
+    radius: Standard deviation of the Gaussian, in pixels.
+  """
   picture = Image.fromarray(np.round(array * 255).astype(np.uint8))
   picture = picture.filter(ImageFilter.GaussianBlur(radius))
   return np.asarray(picture, np.float32) / 255
 
 
-def _paint(rng, background, shapes):
-  """Paints shapes over the background, all lit from one side.
+def _paint(
+  rng: np.random.Generator,
+  background: Float[np.ndarray, 'h w 3'],
+  shapes: list[Shape],
+) -> UInt8[np.ndarray, 'h w 3']:
+  """Paints shapes over a background, with shadows and light from one side.
 
-  Returns:
-    RGB picture [h, w, 3], uint8.
+  Args:
+    rng: Source of random numbers.
+    background: RGB in [0, 1].
+    shapes: The shapes; later ones cover earlier ones.
   """
   picture = background.copy()
   height, width = background.shape[:2]
@@ -210,7 +294,7 @@ def _paint(rng, background, shapes):
       (x - centre[0]) * math.cos(light) + (y - centre[1]) * math.sin(light)
     ) / radius
     texture = _smooth_noise(rng, height, width, 32) - 0.5
-    # The rim is a little darker: what is covered, but not after blurring.
+    # The rim is a little darker, because blurring lowers the coverage there.
     inner = _blur(shape.coverage, reach / 2)
     brightness = 0.82 + 0.16 * toward_light + 0.16 * texture + 0.2 * inner
     brightness += rng.normal(0, 0.012, (height, width))
@@ -220,12 +304,21 @@ def _paint(rng, background, shapes):
   return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
-def _annotate(shape, visible):
-  """Returns the COCO annotation of what can be seen of a shape.
+def _annotate(shape: Shape, visible: Bool[np.ndarray, 'h w']) -> dict[str, Any]:
+  """Returns the COCO annotation of the visible part of a shape.
 
-  A shape in full view is a polygon, any other a compressed RLE.
+  The segmentation is a polygon if the whole shape is visible, and a compressed
+  RLE otherwise.
+
+  Args:
+    shape: The shape.
+    visible: Mask of its visible pixels.
+
+  Returns:
+    An annotation without `id` and `image_id`.
   """
   height, width = visible.shape
+  segmentation: list[list[float]] | dict[str, Any]
   inside = np.all((shape.corners >= 0) & (shape.corners <= [width, height]))
   if inside and np.array_equal(visible, shape.coverage >= 0.5):
     corners = np.round(shape.corners, 2)
@@ -249,18 +342,20 @@ def _annotate(shape, visible):
   }
 
 
-def draw_image(rng, height, width, *, num_objects):
-  """Draws one image.
+def draw_image(
+  rng: np.random.Generator, height: int, width: int, *, num_objects: int
+) -> tuple[UInt8[np.ndarray, 'h w 3'], list[dict[str, Any]]]:
+  """Draws one image and makes its annotations.
 
   Args:
-    rng: NumPy generator; the image is a pure function of its state.
-    height: In pixels.
-    width: In pixels.
-    num_objects: How many to place; fewer where they do not fit.
+    rng: Source of random numbers. The image is a pure function of its state.
+    height: Height of the image in pixels.
+    width: Width of the image in pixels.
+    num_objects: Number of objects to place. There are fewer if they do not fit.
 
   Returns:
-    RGB picture [height, width, 3] uint8, and its COCO annotations, which lack
-    only `id` and `image_id`.
+    The RGB image, and its COCO annotations, which only lack `id` and
+    `image_id`.
   """
   background = _background(rng, height, width)
   shapes = _place_shapes(rng, background, num_objects)
@@ -270,20 +365,35 @@ def draw_image(rng, height, width, *, num_objects):
   return picture, [_annotate(shape, mask) for shape, mask in pairs]
 
 
-def write_shapes(directory, *, num_train, num_val, image_size, seed):
-  """Writes images/, instances_train.json, instances_val.json and samples/.
+def write_shapes(
+  directory: str | pathlib.Path,
+  *,
+  num_train: int,
+  num_val: int,
+  image_size: int,
+  seed: int,
+) -> None:
+  """Draws the data set and writes it into a folder.
+
+  The folder gets images/, instances_train.json, instances_val.json and
+  samples/.
 
   Args:
-    directory: Made where it is missing; files of the same name are replaced.
-    num_train: Images to train on.
-    num_val: Images to evaluate on; the first few are copied to samples/.
-    image_size: Shorter side in pixels; the longer one has up to 5/4 of it.
-    seed: The same seed draws the same data set.
+    directory: The folder. It is created if it is missing; files of the same
+      name are replaced.
+    num_train: Number of training images.
+    num_val: Number of evaluation images. The first 12 are copied to samples/.
+    image_size: Shorter side of each image in pixels. The longer side is at most
+      5/4 of it.
+    seed: The same seed gives the same data set. At least 0.
+
+  Raises:
+    ValueError: If the images would be smaller than 32 pixels.
   """
   if image_size < 32:
     raise ValueError(
-      f'image_size ({image_size}) must be at least 32: smaller objects have '
-      'no shape.'
+      f'image_size ({image_size}) must be at least 32, because the shapes of '
+      'smaller objects cannot be recognised.'
     )
   directory = pathlib.Path(directory)
   for name in ('images', 'samples'):
@@ -295,7 +405,8 @@ def write_shapes(directory, *, num_train, num_val, image_size, seed):
   for split, (name, count) in enumerate(
     (('train', num_train), ('val', num_val))
   ):
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index in tqdm.trange(count, desc=f'Drawing {name}', unit='image'):
       rng = np.random.default_rng([seed, split, index])
       height, width = sizes[rng.integers(len(sizes))]
@@ -344,18 +455,30 @@ def write_shapes(directory, *, num_train, num_val, image_size, seed):
     (directory / f'instances_{name}.json').write_text(json.dumps(record))
 
 
-def main(argv=None):
-  """Reads the command line and writes the data set."""
+def main(argv: Sequence[str] | None = None) -> None:
+  """Reads the command line and writes the data set.
+
+  Args:
+    argv: The arguments. `None` takes those of the process.
+  """
   parser = argparse.ArgumentParser(
     prog='python -m maskrcnn_jax.data.shapes',
     description=__doc__.split('\n\n  ')[0],
     formatter_class=argparse.ArgumentDefaultsHelpFormatter,
   )
   parser.add_argument('directory', metavar='OUT', help='folder to write to')
-  parser.add_argument('--train', type=int, default=400, help='train images')
-  parser.add_argument('--val', type=int, default=60, help='held-out images')
-  parser.add_argument('--size', type=int, default=128, help='shorter side, px')
-  parser.add_argument('--seed', type=int, default=0, help='draws another set')
+  parser.add_argument(
+    '--train', type=int, default=400, help='number of training images'
+  )
+  parser.add_argument(
+    '--val', type=int, default=60, help='number of evaluation images'
+  )
+  parser.add_argument(
+    '--size', type=int, default=128, help='shorter side of an image, in pixels'
+  )
+  parser.add_argument(
+    '--seed', type=int, default=0, help='another number draws other images'
+  )
   args = parser.parse_args(argv)
   for name, least in (('train', 1), ('val', 1), ('size', 32), ('seed', 0)):
     if getattr(args, name) < least:
@@ -370,9 +493,9 @@ def main(argv=None):
   )
   out = pathlib.Path(args.directory)
   print(
-    f'Wrote {args.train} + {args.val} images to {out / "images"}, their '
-    f'objects to {out}/instances_(train|val).json.\n'
-    'Train on them:\n'
+    f'Wrote {args.train} + {args.val} images to {out / "images"} and their '
+    f'annotations to {out}/instances_(train|val).json.\n'
+    'To train on them:\n'
     '  python -m maskrcnn_jax.main --config=shapes --workdir=DIR'
   )
   for split, name in (('train', 'train'), ('eval', 'val')):

@@ -1,9 +1,9 @@
-"""Where a data set comes from, COCO files or records, and reading either.
+"""Where a data set comes from, and functions to read it.
 
-COCO files are a JSON file of annotations and a folder of images. Records are a
-set that `build_tfds` wrote for tensorflow-datasets; they hold the images too.
-Whoever uses a data set takes a `Source` and need not know which of the two it
-is.
+A data set is either COCO files or records. COCO files are a JSON file of
+annotations and a folder of images. Records are written by `build_tfds` for
+tensorflow-datasets and hold the images too. The rest of the program takes a
+`Source` and need not know which of the two it is.
 """
 
 import os
@@ -31,46 +31,51 @@ class CocoFiles(NamedTuple):
   annotations: str  # the JSON file
 
   def __str__(self) -> str:
-    """Names the data set in messages."""
+    """Returns the name of the data set for messages."""
     return self.annotations
 
 
 Source = CocoFiles | Records
 
-# Where the images of a data set are: in a folder, or in records.
+# The images of a data set: the folder that they are in, or the records.
 Images = str | pathlib.Path | RecordImages
 
 
 class DataSet(NamedTuple):
-  """A data set that was read: its annotations, and where its images are."""
+  """A data set after reading: its annotations, and where its images are."""
 
   coco_index: CocoIndex
   images: Images
 
 
 class StoredDataSet(NamedTuple):
-  """A data set as the workers of the loader get it: annotations in files."""
+  """A data set for the worker processes of the loader.
+
+  Its annotations are in files, because pickling them for each worker would take
+  much memory.
+  """
 
   coco_index: StoredIndex
   images: Images
 
 
 class ImageFile(NamedTuple):
-  """One encoded image, in the form that `images.decode_image` takes."""
+  """One encoded image: a file on disk or the bytes in a record."""
 
-  path: str  # of the file; of an image in a record, its file_name
-  record: RecordImage | None = None  # the record that holds it, if one does
+  path: str  # path on disk; if the image is in a record, only its file_name
+  record: RecordImage | None = None  # the record; None if it is a file on disk
 
   def content(self) -> bytes | None:
-    """Reads the bytes from the record. `None`: they are in the file `path`."""
+    """Returns the bytes of an image in a record; `None` for a file on disk."""
     return None if self.record is None else self.record.read()
 
 
 def options_of(part: str) -> str:
-  """Returns the options that name a data set of a recipe, for messages.
+  """Returns the command-line options that give a data set, for messages.
 
   Args:
-    part: 'train' or 'eval', of `config.data`.
+    part: The part of `config.data` that the data set belongs to: 'train' or
+      'eval'.
   """
   key = f'--config.data.{part}'
   return (
@@ -82,18 +87,20 @@ def options_of(part: str) -> str:
 def choose_source(
   images: str | None, annotations: str | None, of_recipe: Source | None
 ) -> tuple[Source, str]:
-  """Returns the data set of --images and --annotations, else the recipe's.
+  """Returns the data set of --images and --annotations, or that of the recipe.
 
   Args:
-    images: The value of --images. `None` or '': not given.
-    annotations: The value of --annotations. `None` or '': not given.
-    of_recipe: The training set of the recipe, `None` if it names none.
+    images: The value of --images. `None` or '' if it was not given.
+    annotations: The value of --annotations. `None` or '' if it was not given.
+    of_recipe: The training set of the recipe. `None` if it names none.
 
   Returns:
-    The data set, and the `option` of `check_is_there` for it.
+    The data set, and the beginning of the options that give it, for messages:
+    '--' or '--config.data.train.'.
 
   Raises:
-    InputError: If there is no data set, or only one of the two is given.
+    InputError: If there is no data set, or if only one of the two options is
+      given.
   """
   if images and annotations:
     return CocoFiles(images, annotations), '--'
@@ -115,7 +122,7 @@ def check_is_there(source: Source, option: str) -> None:
 
   Args:
     source: The data set.
-    option: The beginning of the options that give it, for the message:
+    option: The beginning of the options that give it, for messages:
       '--config.data.eval.', or '--' for --images and --annotations.
 
   Raises:
@@ -137,7 +144,11 @@ def read_set(source: Source, **options: Any) -> DataSet:
 
   Args:
     source: The data set.
-    **options: Options of `coco.read_coco`.
+    **options: Keyword arguments of `coco.read_coco`, such as `require_masks`.
+
+  Raises:
+    InputError: If the annotations cannot be read, or are wrong and no report is
+      given.
   """
   if isinstance(source, Records):
     content, in_records = read_records(source)
@@ -149,7 +160,10 @@ def read_set(source: Source, **options: Any) -> DataSet:
 
 
 def read_content(source: Source) -> dict[str, Any]:
-  """Reads a data set as the COCO JSON that it is, or was made from."""
+  """Returns the annotations of a data set as a COCO document, not checked.
+
+  For records, it is the document that the records were made from.
+  """
   if isinstance(source, Records):
     return read_records(source)[0]
   return coco.read_json(pathlib.Path(source.annotations))
@@ -159,9 +173,9 @@ def image_file(images: Images, row: int, file_name: str) -> ImageFile:
   """Returns the encoded image of a row of the index.
 
   Args:
-    images: Where the images of the data set are.
-    row: The image's row of the index.
-    file_name: The image's name in the index.
+    images: The images of the data set.
+    row: Row of the image in the index.
+    file_name: File name of the image in the index.
   """
   if isinstance(images, RecordImages):
     return ImageFile(file_name, images.image(row))
@@ -173,18 +187,20 @@ def check_images_exist(
 ) -> list[int]:
   """Checks that the file of each image exists.
 
-  Images in records exist: `build_tfds` writes a record only with its image.
+  Images in records are not checked: `build_tfds` writes no record without its
+  image.
 
   Args:
-    data_set: Its index has the file names.
-    report: Gets each image that is missing. `None`: the first one is raised.
+    data_set: The data set.
+    report: Receives an error for each missing image. If it is `None`, the first
+      error is raised.
 
   Returns:
-    The rows of the images that are missing, or whose name leads out of the
-    folder, in rising order.
+    The rows of the images that are missing or whose file name leads out of the
+    folder, rising.
 
   Raises:
-    InputError: If there is such an image, and no report.
+    InputError: If there is such an image and no report.
   """
   index, folder = data_set
   if isinstance(folder, RecordImages):

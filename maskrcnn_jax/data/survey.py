@@ -1,28 +1,36 @@
-"""What a data set looks like: its classes, its sizes, and how anchors fit.
+"""Statistics of a data set: classes, sizes, and how well anchors fit the boxes.
 
 Axis letters here: n images, m objects.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float, Int
 import numpy as np
 
 from maskrcnn_jax.data import coco_index
 
-# Bins of the histograms: from this to before the next.  Objects by the square
-# root of their area after resizing, in pixels; images by their objects.
+# Lower limits of the bins of the histograms. A bin ends before the next one.
+# SIZE_BINS are for the square root of an object's area after resizing, in
+# pixels; COUNT_BINS are for the number of objects of an image.
 SIZE_BINS = (0, 8, 16, 32, 64, 128, 256, 512)
 COUNT_BINS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
 def object_rows(index: coco_index.CocoIndex) -> Int[np.ndarray, 'm']:
-  """Returns the image of each object."""
+  """Returns for each object the row of its image in the index."""
   return np.repeat(np.arange(len(index.heights)), np.diff(index.object_starts))
 
 
-def class_table(index: coco_index.CocoIndex) -> list[dict]:
-  """Counts objects, crowd regions and images of each class."""
+def class_table(index: coco_index.CocoIndex) -> list[dict[str, Any]]:
+  """Counts the objects, crowd regions and images of each class.
+
+  Returns:
+    A dict for each class. 'id' and 'name' are those of the category; 'objects'
+    is the number of objects, 'crowd' that of crowd regions, and 'images' that
+    of images with an object or a crowd region of the class.
+  """
   rows = object_rows(index)
   table = []
   for number, category in enumerate(index.categories, start=1):
@@ -40,7 +48,16 @@ def class_table(index: coco_index.CocoIndex) -> list[dict]:
 
 
 def histogram(values: np.ndarray, bins: Sequence[int]) -> dict[str, int]:
-  """Counts values from each bin to before the next; the last has no end."""
+  """Counts the values in each bin.
+
+  Args:
+    values: Integers or floats, none of them below the first bin.
+    bins: Rising lower limits. A bin ends before the next; the last has no end.
+
+  Returns:
+    {name of the bin: number of values}, such as {'0': 3, '1 to 9': 2, '10 and
+    more': 5}. For floats, the name of a bin contains its limit: '1 to 10'.
+  """
   values = np.asarray(values)
   place = np.searchsorted(bins, values, side='right') - 1
   counts = np.bincount(place, minlength=len(bins)).tolist()
@@ -55,7 +72,12 @@ def histogram(values: np.ndarray, bins: Sequence[int]) -> dict[str, int]:
 def resized_boxes(
   index: coco_index.CocoIndex, image_sizes: Int[np.ndarray, 'n 2']
 ) -> Float[np.ndarray, 'm 4']:
-  """Returns the boxes of all objects in pixels of the resized images."""
+  """Returns the boxes of all objects in pixels of the resized images.
+
+  Args:
+    index: The objects and the sizes of their images.
+    image_sizes: (height, width) of each image after resizing.
+  """
   rows = object_rows(index)
   sizes = np.stack([index.heights, index.widths], axis=1)
   scale = (image_sizes / sizes)[rows]
@@ -71,22 +93,24 @@ def best_anchor_iou(
   inside_only: bool = False,
   width_offset: float = 0.0,
 ) -> Float[np.ndarray, 'm']:
-  """Finds how well the best anchor covers each box.
+  """Computes the IoU of each box and the anchor that fits it best.
 
-  Of the anchors of one shape the best is the one whose centre is nearest, in
-  each direction by itself; so there is one candidate a shape, not one a cell.
+  Only one anchor of each shape is compared: the one whose centre is nearest to
+  the centre of the box in x and in y. No other anchor of this shape can have a
+  larger IoU.
 
   Args:
-    boxes: In pixels of the resized images.
-    image_sizes: (height, width) of each box's image after resizing.
-    anchors: {level: anchors of the cell at the origin}.
-    padding_multiple: Anchors centred beyond the image's next multiple of this
-      do not exist.
-    inside_only: Whether anchors that cross an edge of the image do not count.
-    width_offset: What a box is wider than x2 - x1.
+    boxes: (x1, y1, x2, y2) in pixels of the resized images.
+    image_sizes: (height, width) after resizing of the image of each box.
+    anchors: {pyramid level: anchors of the cell at the origin}.
+    padding_multiple: The size of an image is rounded up to a multiple of this;
+      anchors exist if their centre is inside.
+    inside_only: Whether to ignore anchors that cross an edge of the image.
+    width_offset: Difference between the width of a box and x2 - x1, in pixels:
+      0, or 1 if (x2, y2) is the last pixel inside of the box.
 
   Returns:
-    IoU of each box.
+    IoU in [0, 1]; 0 if the image has no anchor.
   """
   boxes = np.asarray(boxes, np.float64)
   best = np.zeros(len(boxes))

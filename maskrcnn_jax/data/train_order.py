@@ -1,4 +1,4 @@
-"""The order of training batches: a pure function of seed and step."""
+"""The order of the training images: a pure function of seed and step."""
 
 import bisect
 import functools
@@ -7,25 +7,27 @@ from typing import NamedTuple
 from jaxtyping import Int
 import numpy as np
 
-# Streams of random numbers.
+# Numbers of two independent random streams: one shuffles the images of a
+# canvas, the other the batches of an epoch.
 _IMAGES, _BATCHES = 0, 1
 
 
 class TrainOrder(NamedTuple):
   """The images of each training step, a pure function of (seed, step).
 
-  The n images of a canvas form an endless stream of permutations.  Epoch e
-  takes batches floor(e * n / b) to floor((e + 1) * n / b) - 1 of it, so that
-  none is short and no image comes twice before all others came once.  The
-  batches of an epoch, of all canvases, are shuffled.
+  The n images of a canvas form an endless stream: one random permutation of
+  them after the other. With batch size b, epoch e takes the batches
+  floor(e * n / b) to floor((e + 1) * n / b) - 1 of this stream. So every batch
+  is full, and no image comes a second time before all others came once. The
+  batches of all canvases of an epoch are shuffled.
   """
 
-  members: tuple[np.ndarray, ...]  # the images of each canvas
+  members: tuple[np.ndarray, ...]  # for each canvas, the numbers of its images
   seed: int
-  batch_size: int
+  batch_size: int  # number of images of a step, in all processes together
 
   def rows(self, step: int) -> Int[np.ndarray, 'b']:
-    """Returns the images of a step, all of one canvas."""
+    """Returns the numbers of the images of a step. All have the same canvas."""
     epoch = self._epoch(step)
     before = self._batches_before(epoch)
     count = self._batches_before(epoch + 1) - before
@@ -40,7 +42,12 @@ class TrainOrder(NamedTuple):
     raise AssertionError('The batches of an epoch add up.')
 
   def _take(self, canvas: int, start: int) -> np.ndarray:
-    """Takes a batch from the stream of a canvas."""
+    """Returns one batch from the stream of a canvas.
+
+    Args:
+      canvas: Number of the canvas.
+      start: Position in the stream of the first image of the batch.
+    """
     images_ = self.members[canvas]
     rounds, places = np.divmod(start + np.arange(self.batch_size), len(images_))
     taken = np.empty(self.batch_size, np.int64)
@@ -51,13 +58,14 @@ class TrainOrder(NamedTuple):
     return taken
 
   def _batches_before(self, epoch: int) -> int:
-    """Counts the batches of all epochs before."""
+    """Returns the number of batches in all epochs before an epoch."""
     return sum(epoch * len(m) // self.batch_size for m in self.members)
 
   def _epoch(self, step: int) -> int:
-    """Finds the epoch of a step: the last that begins at it or before."""
+    """Returns the epoch of a step: the last epoch that does not begin later."""
     num_images = sum(map(len, self.members))
-    # Rounding down takes less than one batch a canvas.
+    # Rounding down postpones less than one batch of each canvas, which limits
+    # the epoch from both sides.
     low = step * self.batch_size // num_images
     high = (step + len(self.members)) * self.batch_size // num_images + 1
     epochs = range(low, high + 1)
@@ -67,13 +75,13 @@ class TrainOrder(NamedTuple):
 def make_order(
   canvas_of_image: Int[np.ndarray, 'n'], *, seed: int, batch_size: int
 ) -> TrainOrder:
-  """Makes the endless order of training batches.
+  """Makes the endless order of the training batches.
 
   Args:
-    canvas_of_image: Of the images to train on; `TrainOrder.rows` speaks of
-      them by their position here.
+    canvas_of_image: Number of the canvas of each image to train on. The order
+      names an image by its position in this array.
     seed: Any integer.
-    batch_size: Of all processes together.
+    batch_size: Number of images of a step, in all processes together.
   """
   members = tuple(
     np.flatnonzero(canvas_of_image == canvas)
@@ -84,10 +92,15 @@ def make_order(
 
 @functools.lru_cache(maxsize=32)
 def _permutation(n: int, seed: int, *stream: int) -> np.ndarray:
-  """Shuffles range(n) as a pure function of the arguments.
+  """Returns a random permutation of range(n), a pure function of the arguments.
 
-  NumPy promises the raw numbers of a bit generator for all versions to come,
-  but not how `Generator.permutation` uses them.
+  NumPy promises that a bit generator gives the same raw numbers in all later
+  versions. It does not promise this of `Generator.permutation`.
+
+  Args:
+    n: Length of the permutation.
+    seed: Any integer.
+    *stream: Numbers that distinguish permutations with the same seed.
   """
   entropy = np.random.SeedSequence([seed % 2**64, *stream])
   numbers = np.random.Philox(entropy).random_raw(n)

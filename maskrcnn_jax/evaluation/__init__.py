@@ -1,1 +1,1 @@
-"""Evaluation: detections of a data set, their AP, recall of proposals."""
+"""Evaluates a model on a data set: AP of detections, recall of proposals."""

@@ -1,7 +1,9 @@
 """Detects the objects in every image of a data set and computes the AP."""
 
+from collections.abc import Mapping
 import pathlib
 import time
+from typing import Any
 
 from absl import logging
 import jax
@@ -28,7 +30,6 @@ from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.average_precision import (
   ApResult,
   check_backend,
-  check_truth,
   evaluate_detections,
   format_table,
 )
@@ -37,6 +38,7 @@ from maskrcnn_jax.evaluation.average_recall import (
   evaluate_proposals,
   format_recalls,
 )
+from maskrcnn_jax.evaluation.coco_input import check_truth
 from maskrcnn_jax.runtime import cluster, watchdog
 from maskrcnn_jax.runtime.files import make_writable, write_json
 from maskrcnn_jax.runtime.training_log import progress
@@ -55,21 +57,24 @@ def evaluate(
   Each process detects in its share of the images; process 0 prints and writes.
   All processes must call this.
 
-  Writes to WORKDIR/inference: bbox.json and segm.json, as far as the model has
-  boxes and masks; proposals.json, if the model gives proposals or
-  `eval.proposals` is set; and coco_results.json, unless `skip_eval`.
+  The files are written to WORKDIR/inference: bbox.json if the model gives
+  boxes, segm.json if it gives masks; proposals.json if it gives proposals only,
+  or if `eval.proposals` is set; and coco_results.json unless `skip_eval`.
 
   Args:
     detector: The model.
     source: The data set. Its classes must be those of the model. With
       `skip_eval` its JSON need not have annotations.
     workdir: The folder to write to.
-    config: The recipe, which says how images are batched.
-    skip_eval: Whether to write the detections and compute no AP.
+    config: The recipe. Its image sizes, batch size and `eval` keys are used.
+    skip_eval: Whether the detections are only written, and no AP is computed.
 
   Returns:
-    The AP of 'bbox' and 'segm' and the recall of 'proposals', as far as the
-    model has them, in all processes; nothing if `skip_eval`.
+    The AP by the keys 'bbox' and 'segm' and the recall by 'proposals', for the
+    files that were written. All processes get the same. Empty if `skip_eval`.
+
+  Raises:
+    InputError: If the data set is damaged or has other classes than the model.
   """
   check_backend(config.eval.backend)
   heads = detector.rcnn.heads
@@ -89,12 +94,15 @@ def evaluate(
       'that it was trained on.'
     )
   if not index.image_ids:
-    raise InputError(f'A23: {source} lists no images; nothing to evaluate.')
+    raise InputError(
+      f'A23: {source} lists no images, so that nothing can be evaluated; give '
+      'a file that lists images.'
+    )
   check_images_exist(data_set)
   truth = None
   if not skip_eval:
-    # Every process checks the ground truth, so that all of them stop if it is
-    # wrong, and none waits for one that has stopped.
+    # Every process checks the ground truth, so that all processes stop if it is
+    # wrong, and none waits for another that has stopped.
     truth = read_content(source)
     for kind in ('bbox', 'segm')[: 2 if heads.masks else 1]:
       check_truth(truth, kind=kind)
@@ -111,9 +119,9 @@ def evaluate(
   results = {}
   if heads.boxes:
     detections = _detect_set(detector, data_set, plan, config)
-    results['bbox'] = [_without(one, 'segmentation') for one in detections]
+    results['bbox'] = [_without(found, 'segmentation') for found in detections]
     if heads.masks:
-      results['segm'] = [_without(one, 'bbox') for one in detections]
+      results['segm'] = [_without(found, 'bbox') for found in detections]
   if not heads.boxes or config.eval.proposals:
     results['proposals'] = _detect_set(
       proposals_only(detector), data_set, plan, config
@@ -121,8 +129,8 @@ def evaluate(
   scores = {}
   if cluster.is_main():
     scores = _score(results, truth, workdir, config, detector)
-  # All processes return the scores of process 0. They come as JSON, which
-  # makes lists of tuples.
+  # All processes return the scores of process 0. They travel as JSON, which
+  # turns tuples into lists.
   return {
     kind: RecallResult(**score)
     if kind == 'proposals'
@@ -134,19 +142,25 @@ def evaluate(
   }
 
 
-def _score(results, truth, workdir, config, detector):
-  """Writes the detections and prints their AP, if there is ground truth.
+def _score(
+  results: Mapping[str, list[dict[str, Any]]],
+  truth: dict[str, Any] | None,
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  detector: Detector,
+) -> dict[str, dict[str, Any]]:
+  """Writes the detections to files, computes and prints their AP or recall.
 
   Args:
-    results: {'bbox', 'segm' or 'proposals': COCO results}.
-    truth: The COCO JSON as loaded; `None`: the AP is not computed.
-    workdir: See `evaluate`.
-    config: See `evaluate`.
-    detector: See `evaluate`.
+    results: COCO results by their kind: 'bbox', 'segm' or 'proposals'.
+    truth: A COCO JSON as loaded. With `None` the detections are only written.
+    workdir: The files are written to the folder `inference` in this folder.
+    config: The recipe. Its `eval` keys and its limit of detections are used.
+    detector: The model; its step is written beside the figures.
 
   Returns:
-    {kind: the fields of its ApResult or RecallResult}; nothing without ground
-    truth.
+    The fields of an `ApResult` by the keys 'bbox' and 'segm', and of a
+    `RecallResult` by 'proposals'. Empty without ground truth.
   """
   directory = workdir / 'inference'
   for kind, detections in results.items():
@@ -156,7 +170,7 @@ def _score(results, truth, workdir, config, detector):
     return {}
 
   largest = max(100, config.detections.max_detections)
-  scores = {
+  aps = {
     kind: evaluate_detections(
       truth,
       detections,
@@ -167,17 +181,19 @@ def _score(results, truth, workdir, config, detector):
     for kind, detections in results.items()
     if kind != 'proposals'
   }
-  if scores:
-    print(format_table(scores['bbox'], scores.get('segm')), flush=True)
+  if aps:
+    print(format_table(aps), flush=True)
+  scores = {kind: ap._asdict() for kind, ap in aps.items()}
   if 'proposals' in results:
-    scores['proposals'] = evaluate_proposals(truth, results['proposals'])
-    print(format_recalls(scores['proposals']), flush=True)
-  scores = {kind: score._asdict() for kind, score in scores.items()}
+    recall = evaluate_proposals(truth, results['proposals'])
+    print(format_recalls(recall), flush=True)
+    scores['proposals'] = recall._asdict()
   write_json(directory / 'coco_results.json', scores | {'step': detector.step})
   return scores
 
 
-def _without(result, key):
+def _without(result: dict[str, Any], key: str) -> dict[str, Any]:
+  """Returns a copy of a COCO result without one of its keys."""
   return {name: value for name, value in result.items() if name != key}
 
 
@@ -186,10 +202,25 @@ def _detect_set(
   data_set: DataSet,
   plan: canvases.CanvasPlan,
   config: ml_collections.ConfigDict,
-) -> list[dict]:
-  """Returns the COCO results of all images, in the order of the data set."""
+) -> list[dict[str, Any]]:
+  """Detects the objects in all images of a data set.
+
+  Each process detects in its share of the images.
+
+  Args:
+    detector: The model.
+    data_set: The data set.
+    plan: The padded size of each image.
+    config: The recipe. `eval.batch_size` is rounded up to a multiple of the
+      number of devices.
+
+  Returns:
+    The COCO results of all images, in the order of the data set. All processes
+    get the same.
+  """
   index = data_set.coco_index
-  # The detections of an image do not depend on the other images of its batch.
+  # The batch size may be rounded up, because the detections of an image do not
+  # depend on the other images of its batch.
   num_devices = detector.mesh.size
   batch_size = -(-config.eval.batch_size // num_devices) * num_devices
   share = canvases.share_of_process(

@@ -1,1 +1,1 @@
-"""Everything that has parameters."""
+"""The modules of the network: everything that has parameters."""

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import flax.linen as nn
+from flax.typing import Initializer
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -20,8 +21,8 @@ class BoxOutput(NamedTuple):
 class BoxHead(nn.Module):
   """Convolutions (if any), then fully connected layers, then two predictors.
 
-  If there is no fully connected layer, the predictors see the mean of all
-  cells of the RoI.
+  If there is no fully connected layer, the input of the predictors is the mean
+  of all cells of the RoI.
 
   Attributes:
     num_classes: Number of classes, background included.
@@ -30,17 +31,18 @@ class BoxHead(nn.Module):
     num_fcs: Number of fully connected layers `fc6`, `fc7`, ...
     features: Number of outputs of each fully connected layer.
     norm: Norm that replaces the bias of each 3x3 convolution: 'group' or
-      'frozen_batch'. None keeps the bias.
+      'frozen_batch'. `None` keeps the bias.
     norm_eps: Number that the frozen batch norm adds to the variance.
     dtype: Dtype of the arithmetic. The outputs are float32.
 
   Source:
-    Seed: modeling/roi_heads/box_head/roi_box_feature_extractors.py,
-    FPN2MLPFeatureExtractor (0 convolutions, 2 layers),
+    NVIDIA's Mask R-CNN For PyTorch, modeling/roi_heads/box_head/:
+    FPN2MLPFeatureExtractor (0 convolutions, 2 fully connected layers),
     FPNXconv1fcFeatureExtractor (4 and 1) and, after a stage of the ResNet,
     ResNet50Conv5ROIFeatureExtractor (0 and 0); roi_box_predictors.py.
-    Differs: `fc6` sees the RoI flattened as (row, column, channel), which is
-    the order of the features in memory. The seed has the channel first.
+    Differs: the input of `fc6` is the RoI flattened as (row, column, channel),
+    which is the order of the features in memory. NVIDIA's program has the
+    channel first.
   """
 
   num_classes: int
@@ -77,7 +79,7 @@ class BoxHead(nn.Module):
     else:
       x = x.reshape(batch_size, num_rois, side * side * channels)
 
-    def dense(name, features, kernel_init):
+    def dense(name: str, features: int, kernel_init: Initializer) -> nn.Dense:
       return nn.Dense(
         features, kernel_init=kernel_init, dtype=self.dtype, name=name
       )

@@ -8,15 +8,17 @@ from jaxtyping import Array, Float
 from maskrcnn_jax.array_types import Pyramid
 from maskrcnn_jax.model import layers
 
-# Initial value of each factor of a block's layer scale: at first a block
-# changes its input hardly at all. ConvNeXt (arXiv:2201.03545), appendix A.
+# Initial value of the factors that a block multiplies its channels by before it
+# adds them to its input (layer scale). At first, a block hardly changes its
+# input. ConvNeXt (arXiv:2201.03545), appendix A.
 INITIAL_LAYER_SCALE = 1e-6
 
-# Added to the variance in every layer norm. Reference: models/convnext.py.
+# Number that every layer norm adds to the variance, as in the reference,
+# facebookresearch/ConvNeXt models/convnext.py.
 LAYER_NORM_EPS = 1e-6
 
-# The reference draws kernels by trunc_normal_(std=0.02), which cuts at -2 and
-# 2: these are 100 standard deviations, so nothing is ever cut.
+# The reference draws kernels by trunc_normal_(std=0.02), which truncates at -2
+# and 2. These are 100 standard deviations, so no number is ever truncated.
 kernel_init = nn.initializers.normal(0.02)
 
 
@@ -73,7 +75,9 @@ class Block(nn.Module):
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
     channels = x.shape[-1]
 
-    def conv(name, features, kernel_size=1, groups=1):
+    def conv(
+      name: str, features: int, kernel_size: int = 1, groups: int = 1
+    ) -> layers.Conv:
       return layers.Conv(
         features,
         kernel_size,
@@ -95,7 +99,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-  """Blocks '0', '1', ... in a row, behind a halving of the side if asked for.
+  """A sequence of blocks '0', '1', ..., which may halve the features first.
 
   Attributes:
     num_blocks: Number of blocks.
@@ -114,9 +118,9 @@ class Stage(nn.Module):
   def __call__(
     self, x: Float[Array, 'b h w c']
   ) -> tuple[Float[Array, 'b h2 w2 c2'], Float[Array, 'b h2 w2 c2']]:
-    """Returns the features for the next stage, and those for the detector.
+    """Returns the features for the next stage, and the same after a layer norm.
 
-    The latter are the former after a layer norm.
+    The detector uses the second.
     """
     if self.downsample:
       x = _layer_norm('downsample_norm', self.dtype)(x)
@@ -161,7 +165,8 @@ class ConvNeXt(nn.Module):
   Attributes:
     depths: Number of blocks of each of the four stages.
     widths: Number of channels of each of the four stages.
-    num_stages: 4; or 3, where the fourth stage is left to `last_stage`.
+    num_stages: Number of stages that `__call__` applies: 4, or 3 if
+      `last_stage` applies the fourth stage to the RoIs.
     dtype: Dtype of the arithmetic.
 
   Source:
@@ -169,9 +174,9 @@ class ConvNeXt(nn.Module):
     outputs: `norm0` to `norm3` of the reference's detector,
     object_detection/mmdet/models/backbones/convnext.py.
     Differs: the layer norm of an output belongs to its stage, as `out_norm`.
-    It is frozen with the stage, while the reference trains it nevertheless.
-    Freezing it costs nothing, for the 1x1 convolution that the pyramid begins
-    with can learn any scale and shift.
+    It is frozen with the stage, while the reference trains it even then.
+    Freezing it loses nothing, because the 1x1 convolution at the start of the
+    pyramid can learn any scale and shift.
     Differs: a C4 model, which the reference does not have, pools RoIs from the
     output of the third stage after its layer norm. The fourth stage begins
     with a layer norm itself, so it gets the same input as in a classifier as
@@ -213,7 +218,14 @@ class ConvNeXt(nn.Module):
   def last_stage(
     self, pooled: Float[Array, 'n s s c']
   ) -> Float[Array, 'n s2 s2 c2']:
-    """Applies the fourth stage to RoIs of stride 16; s2 = s // 2."""
+    """Applies the fourth stage to the pooled features of RoIs.
+
+    Args:
+      pooled: Features of level 4 (stride 16), with s cells along each side.
+
+    Returns:
+      Features with s2 = s // 2 cells along each side.
+    """
     _, features = self.layer4(pooled)
     return features
 

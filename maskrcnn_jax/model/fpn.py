@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from maskrcnn_jax.array_types import Pyramid
 from maskrcnn_jax.model import layers
@@ -19,13 +20,14 @@ class Fpn(nn.Module):
   Attributes:
     channels: Number of channels of each level of the result.
     norm: Norm that replaces the bias of each convolution: 'group' or
-      'frozen_batch'. None keeps the bias.
+      'frozen_batch'. `None` keeps the bias.
     norm_eps: Number that the frozen batch norm adds to the variance.
     dtype: Dtype of the arithmetic.
 
   Source:
-    FPN (arXiv:1612.03144); seed: modeling/backbone/fpn.py. The seed's
-    `fpn_inner1` is `inner2` here, `fpn_inner2` is `inner3`, and so on.
+    FPN (arXiv:1612.03144); NVIDIA's Mask R-CNN For PyTorch,
+    modeling/backbone/fpn.py. Its `fpn_inner1` is `inner2` here, its
+    `fpn_inner2` is `inner3`, and so on.
   """
 
   channels: int = 256
@@ -45,7 +47,8 @@ class Fpn(nn.Module):
       ValueError: If a level does not have half the rows and columns.
     """
 
-    def conv(x, name, kernel_size):
+    def conv(x: Array, name: str, kernel_size: int) -> Array:
+      """Applies a convolution and, if there is one, its norm."""
       x = layers.Conv(
         self.channels,
         kernel_size,

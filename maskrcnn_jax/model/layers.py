@@ -15,7 +15,8 @@ kaiming_uniform = nn.initializers.variance_scaling(1.0, 'fan_in', 'uniform')
 # torch's kaiming_normal_(mode='fan_out', nonlinearity='relu').
 kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
-# Source: GroupNorm (arXiv:1803.08494), section 4; the seed's MODEL.GROUP_NORM.
+# Source: GroupNorm (arXiv:1803.08494), section 4; MODEL.GROUP_NORM of NVIDIA's
+# Mask R-CNN For PyTorch.
 NUM_GROUPS = 32
 GROUP_NORM_EPS = 1e-5
 
@@ -120,15 +121,31 @@ def wide_conv(
   return convolve(x, kernel)
 
 
-def _wide_conv_forward(x, kernel):
+def _wide_conv_forward(
+  x: Array, kernel: Array
+) -> tuple[Array, tuple[Array, Array]]:
+  """Returns the result of `wide_conv`, and the arguments for its gradient."""
   return convolve(x, kernel), (x, kernel)
 
 
-def _wide_conv_backward(saved, gradient):
-  def by_xla(x, kernel, gradient):
+def _wide_conv_backward(
+  saved: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+  """Returns the gradients of `wide_conv` for its input and for its kernel.
+
+  Args:
+    saved: The input and the kernel of the convolution.
+    gradient: Gradient for the result of the convolution.
+  """
+
+  def by_xla(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+    """Computes both gradients by XLA's own rules."""
     return jax.vjp(convolve, x, kernel)[1](gradient)
 
-  def by_products(x, kernel, gradient):
+  def by_products(
+    x: Array, kernel: Array, gradient: Array
+  ) -> tuple[Array, Array]:
+    """Computes the gradient of the kernel by matrix products."""
     # The gradient for the input of a convolution with stride 1 is a convolution
     # with the kernel turned by 180 degrees.
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
@@ -171,7 +188,8 @@ def kernel_gradient(
   x = jnp.pad(x, ((0, 0), (margin, margin + missing), (margin, margin), (0, 0)))
   positions = (0, 1, 2)
 
-  def add_band(band, total):
+  def add_band(band: Array, total: Array) -> Array:
+    """Adds the products of one band of rows, for each (i, j) of the kernel."""
     g = lax.dynamic_slice_in_dim(gradient, band * rows, rows, axis=1)
     rows_of_x = lax.dynamic_slice_in_dim(
       x, band * rows, rows + 2 * margin, axis=1
@@ -241,12 +259,13 @@ class FrozenBatchNorm(nn.Module):
 
   Attributes:
     eps: Number added to the variance. It is 1e-5 for weights that torchvision
-      trained, and 0 in the seed and for torchvision's COCO_V1 weights.
+      trained, and 0 in NVIDIA's Mask R-CNN For PyTorch and for torchvision's
+      COCO_V1 weights.
     dtype: Dtype of the output. The factor and the offset are computed in
       float32.
 
   Source:
-    Seed: layers/batch_norm.py.
+    NVIDIA's Mask R-CNN For PyTorch, layers/batch_norm.py.
   """
 
   eps: float = 1e-5
@@ -270,7 +289,8 @@ def make_group_norm(name: str | None, *, dtype: DTypeLike) -> nn.GroupNorm:
   """Makes the group norm that follows a convolution.
 
   Args:
-    name: Name of the module. None in a `setup`, which names the module.
+    name: Name of the module. `None` inside the `setup` of a linen module, which
+      names the attribute's module itself.
     dtype: Dtype of the output. The input must have a multiple of 32 channels.
   """
   return nn.GroupNorm(
@@ -284,7 +304,8 @@ def make_norm(
   """Makes the norm that follows a convolution.
 
   Args:
-    name: Name of the module. None in a `setup`, which names the module.
+    name: Name of the module. `None` inside the `setup` of a linen module, which
+      names the attribute's module itself.
     norm: Kind of the norm: 'frozen_batch' or 'group'.
     eps: Number that the frozen batch norm adds to the variance.
     dtype: Dtype of the output.

@@ -17,13 +17,13 @@ class MaskHead(nn.Module):
     channels: Number of output channels of each convolution and of the
       upsampling.
     norm: Norm that replaces the bias of each 3x3 convolution: 'group' or
-      'frozen_batch'. None keeps the bias.
+      'frozen_batch'. `None` keeps the bias.
     norm_eps: Number that the frozen batch norm adds to the variance.
     dtype: Dtype of the arithmetic. The output is float32.
 
   Source:
-    Seed: modeling/roi_heads/mask_head/, MaskRCNNFPNFeatureExtractor and
-    MaskRCNNC4Predictor.
+    NVIDIA's Mask R-CNN For PyTorch, modeling/roi_heads/mask_head/:
+    MaskRCNNFPNFeatureExtractor and MaskRCNNC4Predictor.
   """
 
   num_classes: int

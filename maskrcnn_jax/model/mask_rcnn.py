@@ -1,4 +1,4 @@
-"""Mask R-CNN: everything with parameters, in the order it is used."""
+"""The whole network of Mask R-CNN: backbone, pyramid and heads."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,43 +14,49 @@ from maskrcnn_jax.model.rpn_head import RpnHead, RpnOutput
 
 
 class MaskRCNN(nn.Module):
-  """The network of Mask R-CNN, as four functions of its parameters.
+  """The network of Mask R-CNN, in four methods: all that has parameters.
 
-  It has no train mode and computes no loss: proposals, RoIs and pooling lie
-  between its methods and have no parameters. Call a method with
+  `extract`, `propose`, `classify` and `segment` are called in this order.
+  Proposals, RoIs and pooling are computed between them, outside the network,
+  because they have no parameters. The network has no train mode and computes no
+  loss. Call a method with
   `network.apply(variables, x, method='extract')`. `variables` holds `params`
   and, under frozen batch norm, `constants`.
 
   Attributes:
     num_classes: Number of classes, background included.
-    has_box_head: Without it, the network is a region proposal network.
-    has_mask_head: Without it, the network is Faster R-CNN.
-    backbone_name: A name that `make_backbone` knows.
-    body: 'fpn': all four stages of the backbone, with a pyramid on top. 'c4':
-      three stages, and RoIs are pooled from the last of them; the fourth stage
-      is the first part of the box head and of the mask head.
+    has_box_head: Whether there is a box head. Without it, the network is a
+      region proposal network.
+    has_mask_head: Whether there is a mask head. Without it, the network is
+      Faster R-CNN.
+    backbone_name: Name of the backbone: see `make_backbone`.
+    body: 'fpn' uses all four stages of the backbone, with a pyramid on top.
+      'c4' uses three stages and pools RoIs from the last of them; the fourth
+      stage is the first part of the box head and of the mask head.
     depth: Number of layers of the ResNet: 18, 34, 50 or 101.
-    groups: Groups of the 3x3 convolution of a bottleneck of the ResNet.
-    group_width: Channels of each group in the first stage, if `width` is 64.
-    norm: 'frozen_batch': frozen batch norm in the backbone, no norm elsewhere.
-      'group': group norm in the backbone, in the pyramid and in the
-      convolutions of the box and mask heads. 'frozen_batch_all': frozen batch
-      norm in all of these.
-    norm_eps: Added to the variance in frozen batch norm.
-    stride_in_1x1: True if the first 1x1 convolution of a bottleneck strides,
-      False if the 3x3 convolution does.
-    width: Channels of the ResNet's stem; 32 makes a small backbone.
-    fpn_channels: Channels of each level of the pyramid.
+    groups: Number of groups of the 3x3 convolution of a bottleneck of the
+      ResNet.
+    group_width: Number of channels of each group in the first stage if `width`
+      is 64.
+    norm: 'frozen_batch' is frozen batch norm in the backbone and no norm
+      elsewhere. 'group' is group norm in the backbone, in the pyramid and in
+      the convolutions of the box and mask heads. 'frozen_batch_all' is frozen
+      batch norm in all of these.
+    norm_eps: Number that the frozen batch norm adds to the variance.
+    stride_in_1x1: Whether the first 1x1 convolution of a bottleneck has the
+      stride. If not, the 3x3 convolution has it.
+    width: Number of channels of the ResNet's stem; 32 makes a small backbone.
+    fpn_channels: Number of channels of each level of the pyramid.
     anchors_per_cell: Number of anchors at each cell of each level.
     rpn_convs: Number of 3x3 convolutions of the RPN head.
     box_convs: Number of 3x3 convolutions of the box head; 4 with group norm.
     box_fcs: Number of fully connected layers of the box head; 1 with group
       norm.
-    box_features: Width of these layers.
+    box_features: Number of outputs of each fully connected layer.
     mask_convs: Number of 3x3 convolutions of the mask head.
-    mask_channels: Channels of these, and of the transposed convolution that
-      follows them.
-    dtype: Type that convolutions and matrix products are computed in.
+    mask_channels: Number of channels of these convolutions, and of the
+      transposed convolution that follows them.
+    dtype: Dtype that convolutions and matrix products are computed in.
       Parameters and the outputs of the heads are float32.
 
   Source:
@@ -81,15 +87,14 @@ class MaskRCNN(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   def setup(self) -> None:
+    # {norm: (norm of the backbone, norm of the pyramid and the heads)}.
     norms = {
       'frozen_batch': ('frozen_batch', None),
       'frozen_batch_all': ('frozen_batch', 'frozen_batch'),
       'group': ('group', 'group'),
     }
     body_norm, head_norm = norms[self.norm]
-    head_arguments = dict(
-      norm=head_norm, norm_eps=self.norm_eps, dtype=self.dtype
-    )
+
     has_pyramid = self.body == 'fpn'
     self.backbone = make_backbone(
       self.backbone_name,
@@ -106,7 +111,12 @@ class MaskRCNN(nn.Module):
       ),
     )
     if has_pyramid:
-      self.fpn = Fpn(channels=self.fpn_channels, **head_arguments)
+      self.fpn = Fpn(
+        channels=self.fpn_channels,
+        norm=head_norm,
+        norm_eps=self.norm_eps,
+        dtype=self.dtype,
+      )
     self.rpn = RpnHead(
       anchors_per_cell=self.anchors_per_cell,
       num_convs=self.rpn_convs,
@@ -118,18 +128,24 @@ class MaskRCNN(nn.Module):
         num_convs=self.box_convs,
         num_fcs=self.box_fcs,
         features=self.box_features,
-        **head_arguments,
+        norm=head_norm,
+        norm_eps=self.norm_eps,
+        dtype=self.dtype,
       )
     if self.has_mask_head:
       self.mask_head = MaskHead(
         num_classes=self.num_classes,
         num_convs=self.mask_convs,
         channels=self.mask_channels,
-        **head_arguments,
+        norm=head_norm,
+        norm_eps=self.norm_eps,
+        dtype=self.dtype,
       )
 
   def extract(self, images: Float[Array, 'b h w 3']) -> Pyramid:
-    """Returns the feature maps of levels 2 to 6; of level 4 without a pyramid.
+    """Returns the feature maps that RPN and heads use.
+
+    With a pyramid they have levels 2 to 6, without one ('c4') only level 4.
 
     Args:
       images: Normalised images, padded to multiples of 32 pixels.
@@ -138,28 +154,42 @@ class MaskRCNN(nn.Module):
     return self.fpn(features) if self.body == 'fpn' else {4: features[4]}
 
   def propose(self, pyramid: Pyramid) -> RpnOutput:
-    """Returns logits and deltas of all anchors.
+    """Returns the objectness logits and the deltas of all anchors.
 
-    The finest level comes first and, of each level, the top left cell.
+    Anchors are ordered by level, finest first, then by row, by column and by
+    their number at the cell.
     """
     return self.rpn(pyramid)
 
   def classify(self, pooled: Float[Array, 'b r s s c']) -> BoxOutput:
-    """Returns the class logits of each RoI, and its deltas for each class."""
-    return self.box_head(self._look_closer(pooled))
+    """Returns the class logits of each RoI, and its deltas for each class.
+
+    Args:
+      pooled: Pooled features of the RoIs.
+    """
+    return self.box_head(self._apply_last_stage(pooled))
 
   def segment(
     self, pooled: Float[Array, 'b r s s c']
   ) -> Float[Array, 'b r m m k']:
-    """Returns a mask of each class for each RoI, as logits.
+    """Returns the mask logits of each class for each RoI.
 
     The side m is 2 s with a pyramid. Without one it is s, because the last
     stage of the backbone halves the side first.
-    """
-    return self.mask_head(self._look_closer(pooled))
 
-  def _look_closer(self, pooled):
-    """Applies the last stage of the backbone, if it follows the pooling."""
+    Args:
+      pooled: Pooled features of the RoIs.
+    """
+    return self.mask_head(self._apply_last_stage(pooled))
+
+  def _apply_last_stage(
+    self, pooled: Float[Array, 'b r s s c']
+  ) -> Float[Array, 'b r s2 s2 c2']:
+    """Applies the fourth stage of the backbone if the body is 'c4'.
+
+    If the body is 'fpn', the fourth stage is part of the backbone, and the
+    pooled features are returned unchanged.
+    """
     if self.body == 'fpn':
       return pooled
     b, r, s, _, c = pooled.shape
@@ -175,24 +205,30 @@ class MaskRCNN(nn.Module):
   ) -> tuple[
     Pyramid, RpnOutput, BoxOutput | None, Float[Array, 'b r m m k'] | None
   ]:
-    """Runs every part once, with one RoI of zeros an image, for `init`.
+    """Runs every part of the network once, so that `init` makes all parameters.
+
+    The heads get one RoI of zeros for each image.
 
     Args:
       images: Images of any size; 64x64 pixels are enough.
-      box_side: Cells along each side of the input of the box head. It decides
-        the shape of `fc6`.
-      mask_side: Cells along each side of the input of the mask head.
+      box_side: Number of cells along each side of the box head's input. It
+        decides the shape of `fc6`.
+      mask_side: Number of cells along each side of the mask head's input.
+
+    Returns:
+      The results of `extract`, `propose`, `classify` and `segment`; `None` for
+      a head that the network does not have.
     """
     pyramid = self.extract(images)
     rpn = self.propose(pyramid)
     channels = pyramid[4].shape[-1]
 
-    def pool(side):
+    def zeros(side: int) -> Array:
       return jnp.zeros((images.shape[0], 1, side, side, channels))
 
     return (
       pyramid,
       rpn,
-      self.classify(pool(box_side)) if self.has_box_head else None,
-      self.segment(pool(mask_side)) if self.has_mask_head else None,
+      self.classify(zeros(box_side)) if self.has_box_head else None,
+      self.segment(zeros(mask_side)) if self.has_mask_head else None,
     )

@@ -38,9 +38,9 @@ class Block(nn.Module):
   Source:
     torchvision: models/resnet.py. The parts have the same names, except for
     `downsample_conv` and `downsample_bn`, which are `downsample.0` and `.1`
-    there. Initial values: seed, modeling/backbone/resnet.py, where every scale
-    starts at 1, the last scale of the block included. Groups: ResNeXt
-    (arXiv:1611.05431), table 1.
+    there. Initial values: NVIDIA's Mask R-CNN For PyTorch,
+    modeling/backbone/resnet.py, where every scale starts at 1, the last scale
+    of the block included. Groups: ResNeXt (arXiv:1611.05431), table 1.
   """
 
   channels: int
@@ -55,7 +55,15 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
-    def conv(x, names, features, kernel_size, stride, groups=1):
+    def conv(
+      x: Array,
+      names: tuple[str, str],
+      features: int,
+      kernel_size: int,
+      stride: int,
+      groups: int = 1,
+    ) -> Array:
+      """Applies a convolution and its norm, named by `names`."""
       conv_name, norm_name = names
       x = layers.Conv(
         features,
@@ -88,9 +96,9 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-  """Blocks '0', '1', ... in a row; the first block has the stride.
+  """A sequence of residual blocks '0', '1', ...; the first has the stride.
 
-  The other attributes are those of each `Block`.
+  The attributes without a description are the same as those of `Block`.
 
   Attributes:
     num_blocks: Number of blocks.
@@ -131,7 +139,8 @@ class ResNet(nn.Module):
 
   Attributes:
     depth: Number of layers: 18, 34, 50 or 101.
-    num_stages: 4; or 3, where the fourth stage is left to `last_stage`.
+    num_stages: Number of stages that `__call__` applies: 4, or 3 if
+      `last_stage` applies the fourth stage to the RoIs.
     width: Number of channels of the stem and of the 3x3 convolutions of the
       first stage.
     groups: Number of groups of the 3x3 convolution of each bottleneck; 32 in
@@ -200,5 +209,12 @@ class ResNet(nn.Module):
   def last_stage(
     self, pooled: Float[Array, 'n s s c']
   ) -> Float[Array, 'n s2 s2 c2']:
-    """Applies the fourth stage to RoIs of stride 16; s2 = (s + 1) // 2."""
+    """Applies the fourth stage to the pooled features of RoIs.
+
+    Args:
+      pooled: Features of level 4 (stride 16), with s cells along each side.
+
+    Returns:
+      Features with s2 = (s + 1) // 2 cells along each side.
+    """
     return self.layer4(pooled)

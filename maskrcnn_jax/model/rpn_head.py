@@ -31,8 +31,8 @@ class RpnHead(nn.Module):
     dtype: Dtype of the arithmetic. The outputs are float32.
 
   Source:
-    Seed: modeling/rpn/rpn.py, SingleConvRPNHead. Version 2 of torchvision's
-    detectors has two 3x3 convolutions.
+    NVIDIA's Mask R-CNN For PyTorch, modeling/rpn/rpn.py, SingleConvRPNHead.
+    Version 2 of torchvision's detectors has two 3x3 convolutions.
   """
 
   anchors_per_cell: int = 3
@@ -44,7 +44,7 @@ class RpnHead(nn.Module):
     finest = pyramid[min(pyramid)]
     batch_size, channels = finest.shape[0], finest.shape[-1]
 
-    def conv(name, features, kernel_size):
+    def conv(name: str, features: int, kernel_size: int) -> layers.Conv:
       return layers.Conv(
         features,
         kernel_size,

@@ -1,1 +1,1 @@
-"""Geometry on arrays: no parameters, plain JAX, one image at a time."""
+"""Operations on boxes, masks and features: one image, no parameters."""

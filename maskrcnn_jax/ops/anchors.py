@@ -1,4 +1,4 @@
-"""Anchors: the boxes that every cell of every pyramid level starts from."""
+"""Anchors: the fixed boxes at each cell of the pyramid that the RPN moves."""
 
 from typing import NamedTuple
 
@@ -8,15 +8,18 @@ import numpy as np
 
 
 class AnchorLevel(NamedTuple):
-  """Where the anchors of a level are; all of it static.
+  """The positions and shapes of the anchors of one pyramid level, all static.
 
-  They go through the rows of cells, the columns, the anchors of a cell; cell
-  (row, column) starts at (column * stride, row * stride).
+  Anchors are numbered row by row of the level's cells, then column by column,
+  then in the order of `around`. Cell (row, column) starts at the pixel
+  (x, y) = (column * stride, row * stride) of the padded image.
   """
 
   stride: int  # pixels per cell
-  size: tuple[int, int]  # rows and columns of cells
-  around: tuple[tuple[float, ...], ...]  # anchors of the cell at the origin
+  size: tuple[int, int]  # number of rows and of columns of cells
+  # (x1, y1, x2, y2) of each anchor of the cell that starts at (0, 0), in
+  # pixels. The anchors of another cell are shifted by the start of that cell.
+  around: tuple[tuple[float, ...], ...]
 
 
 def cell_anchors(
@@ -26,18 +29,32 @@ def cell_anchors(
   rounding: str = 'none',
   stride: int = 1,
 ) -> Float[np.ndarray, 'anchors_per_cell 4']:
-  """Returns the anchors of the cell at the origin.
+  """Returns the anchors of the cell that starts at pixel (0, 0).
+
+  There is one anchor for each pair of a size and a ratio. `rounding` chooses
+  where the anchors are centred, how their coordinates are rounded, and the
+  order of the pairs:
+    'none': Centred at the start of the cell and not rounded. All ratios of the
+      first size come first.
+    'corners': Centred at the start of the cell; each coordinate is rounded.
+      All sizes of the first ratio come first.
+    'stride': Centred at the middle of the cell's pixels. The sides of a box
+      with the area of a cell are rounded for each ratio and then enlarged to
+      each size; (x2, y2) is the last pixel inside the anchor. All sizes of the
+      first ratio come first.
+  Numbers halfway between two integers are rounded to the even one.
 
   Args:
-    sizes: Square root of an anchor's area, in pixels.
-    ratios: Height over width.
-    rounding: Halves go to the even neighbour.
-      'none': about the cell's corner; size outer, ratio inner.
-      'corners': the same, each coordinate rounded; ratio outer, size inner.
-      'stride': about the middle of the cell's pixels. A box of the cell's own
-      size is given its ratio, its sides are rounded and then enlarged; x2 is
-      the last pixel inside. Ratio outer, size inner.
-    stride: Pixels per cell; only 'stride' looks at it.
+    sizes: Square roots of the areas of the anchors, in pixels.
+    ratios: Ratios of height to width.
+    rounding: 'none', 'corners' or 'stride', as explained above.
+    stride: Pixels per cell. Only `rounding='stride'` uses it.
+
+  Returns:
+    Boxes (x1, y1, x2, y2) in pixels. Coordinates may be negative.
+
+  Raises:
+    ValueError: If `rounding` is none of the three.
 
   Source:
     'none': detectron2 `modeling/anchor_generator.py`, `generate_cell_anchors`.
@@ -53,11 +70,11 @@ def cell_anchors(
       heights = np.array([r * (size * size / r) ** 0.5 for size, r in pairs])
       return 0.5 * np.stack([-widths, -heights, widths, heights], axis=1)
     case 'corners':
-      # In float32, as the original rounds what that gives.
+      # In float32, as in torchvision: float64 could round differently.
       roots = np.sqrt(np.asarray(ratios, np.float32))
-      sizes = np.asarray(sizes, np.float32)
-      widths = ((1 / roots)[:, None] * sizes).reshape(-1)
-      heights = (roots[:, None] * sizes).reshape(-1)
+      sides = np.asarray(sizes, np.float32)
+      widths = ((1 / roots)[:, None] * sides).reshape(-1)
+      heights = (roots[:, None] * sides).reshape(-1)
       corners = np.stack([-widths, -heights, widths, heights], axis=1)
       return np.round(corners / 2)
     case 'stride':
@@ -81,14 +98,18 @@ def anchor_levels(
   ratios: tuple[float, ...],
   rounding: str = 'none',
 ) -> tuple[AnchorLevel, ...]:
-  """Returns where the anchors of each level are, finest first.
+  """Returns the positions and shapes of the anchors of each level.
 
   Args:
-    padded_size: (height, width) in pixels, multiples of the coarsest stride's
-      half, as the levels are.
-    sizes: For each level, the square roots of the areas of its anchors.
-    ratios: Height over width.
-    rounding: See `cell_anchors`.
+    padded_size: (height, width) of the padded image, in pixels. A side that is
+      not a multiple of a level's stride gets one more cell on that level.
+    sizes: {level: square roots of the areas of its anchors, in pixels}.
+    ratios: Ratios of height to width.
+    rounding: How anchors are rounded: 'none', 'corners' or 'stride'; see
+      `cell_anchors`.
+
+  Returns:
+    One entry for each key of `sizes`, finest level first.
 
   Source:
     FPN (arXiv:1612.03144), section 4.1; order and origin as detectron2's
@@ -114,19 +135,23 @@ def anchor_levels(
 def make_anchors(
   levels: tuple[AnchorLevel, ...], *, fit_to: Int[Array, '2'] | None = None
 ) -> tuple[Float[Array, '_ 4'], ...]:
-  """Returns the anchors of each level.
+  """Returns the boxes of all anchors, level by level.
 
   Args:
-    levels: Where they are.
-    fit_to: (height, width) of one image, padded. Where its cells do not come
-      out even, they are moved together to fit into it: the stride is its side
-      over the number of its cells, rounded down. None: strides are powers of
-      two.
+    levels: Positions and shapes of the anchors of each level.
+    fit_to: (height, width) of one padded image, in pixels. If it is given, the
+      stride of a level is the side of this image divided by its number of
+      cells on the level, rounded down. `None` keeps the strides of `levels`,
+      which are powers of two.
+
+  Returns:
+    For each level, boxes (x1, y1, x2, y2) in pixels of the padded image, in the
+    order that `AnchorLevel` describes.
 
   Source:
     `fit_to`: torchvision `models/detection/anchor_utils.py`,
-    `AnchorGenerator.forward`; only level 6 of an image with an odd number of
-    cells of 32 px differs by it.
+    `AnchorGenerator.forward`. It changes only level 6, and only if a side of
+    the image is an odd multiple of 32 pixels.
   """
   return tuple(
     anchors_at(level, jnp.arange(count_anchors(level)), fit_to=fit_to)
@@ -135,7 +160,7 @@ def make_anchors(
 
 
 def count_anchors(level: AnchorLevel) -> int:
-  """Returns how many anchors a level has."""
+  """Returns the number of anchors of a level."""
   return level.size[0] * level.size[1] * len(level.around)
 
 
@@ -146,13 +171,18 @@ def anchors_at(
   fit_to: Int[Array, '2'] | None = None,
   kernels: str = 'xla',
 ) -> Float[Array, 'n 4']:
-  """Returns anchors of a level, made from their numbers alone.
+  """Computes the boxes of some anchors of a level from their numbers.
 
   Args:
-    level: Where its anchors are.
-    index: From 0 to `count_anchors(level)` - 1.
-    fit_to: See `make_anchors`.
-    kernels: See `kernels.py`.
+    level: Positions and shapes of the anchors of the level.
+    index: Numbers of the anchors, from 0 to `count_anchors(level)` - 1, in the
+      order that `AnchorLevel` describes.
+    fit_to: (height, width) of a padded image that the stride is fitted to; see
+      `make_anchors`. `None` keeps the stride of the level.
+    kernels: Implementation: 'xla' (plain JAX), 'pallas' or 'interpret'.
+
+  Returns:
+    Boxes (x1, y1, x2, y2) in pixels of the padded image.
   """
   if kernels != 'xla':
     from pallas_kernels import anchors as kernel
@@ -169,19 +199,32 @@ def anchors_at(
   return jnp.stack([x, y, x, y], axis=-1) + around[index % per_cell]
 
 
-def _cell_starts(cells, stride, fit_side):
-  """Where cells along an axis start, in pixels."""
+def _cell_starts(
+  cells: Int[Array, 'n'], stride: int, fit_side: Int[Array, ''] | None
+) -> Float[Array, 'n']:
+  """Returns the pixels at which cells along one axis start.
+
+  Args:
+    cells: Rows or columns of the cells.
+    stride: Pixels per cell.
+    fit_side: Side of a padded image, in pixels. If it is given, the cells of
+      the image have the stride `fit_side` // (their number).
+  """
+  strides: int | Array = stride
   if fit_side is not None:
     # Cells beyond the image stay where they are, so that they stay beyond it.
-    present = -(-fit_side // stride)
-    stride = jnp.where(cells < present, fit_side // present, stride)
-  return (cells * stride).astype(jnp.float32)
+    num_cells = -(-fit_side // stride)
+    strides = jnp.where(cells < num_cells, fit_side // num_cells, stride)
+  return (cells * strides).astype(jnp.float32)
 
 
 def pad_size(
   image_size: Int[Array, '2'], *, padding_multiple: int
 ) -> Int[Array, '2']:
-  """Returns the (height, width) that peers pad an image to."""
+  """Rounds (height, width) up to multiples of `padding_multiple` pixels.
+
+  Detectron2, torchvision and maskrcnn-benchmark pad an image to this size.
+  """
   return -(-image_size // padding_multiple) * padding_multiple
 
 
@@ -191,24 +234,36 @@ def anchors_in_image(
   *,
   padding_multiple: int,
 ) -> Bool[Array, 'a']:
-  """Tells which anchors are centred in the image, padded as peers pad it.
+  """Tells which anchors are centred in the image, padded to a multiple.
 
-  A static canvas may be much larger than its image. What lies beyond the next
-  multiple of `padding_multiple` would not exist elsewhere, so it takes part in
-  neither training nor proposals: the canvas changes nothing.
+  The static padded size may be much larger than the image. In other programs,
+  an image is padded to the next multiple of `padding_multiple` only, so anchors
+  centred beyond that multiple do not exist there. They take part in neither
+  training nor proposals here, so that the static size changes no result.
+
+  Args:
+    anchors: Boxes in pixels of the padded image.
+    image_size: (height, width) before padding, in pixels.
+    padding_multiple: The image counts as padded to a multiple of this many
+      pixels.
   """
   padded = pad_size(image_size, padding_multiple=padding_multiple)
   center_x = 0.5 * (anchors[:, 0] + anchors[:, 2])
   center_y = 0.5 * (anchors[:, 1] + anchors[:, 3])
-  # The centre of rounded corners may come out just below the multiple that it
-  # lies on; half a pixel is more than that and less than any stride.
+  # An anchor's centre is computed from rounded corners, so it may come out
+  # slightly below the multiple on which it lies. Half a pixel is more than this
+  # error and less than any stride.
   return (center_x < padded[1] - 0.5) & (center_y < padded[0] - 0.5)
 
 
 def anchors_inside_image(
   anchors: Float[Array, 'a 4'], image_size: Int[Array, '2']
 ) -> Bool[Array, 'a']:
-  """Tells which anchors do not straddle an edge of the unpadded image.
+  """Tells which anchors do not cross an edge of the unpadded image.
+
+  Args:
+    anchors: Boxes in pixels of the padded image.
+    image_size: (height, width) before padding, in pixels.
 
   Source:
     Faster R-CNN (arXiv:1506.01497), section 3.3; maskrcnn-benchmark

@@ -1,8 +1,10 @@
-"""Boxes: (x1, y1, x2, y2) in pixels; pixel i covers [i, i + 1).
+"""Boxes: areas, overlaps, and offsets from anchors.
 
-`width_offset` is what a box is wider than x2 - x1: 0, or 1 where (x2, y2) is
-the last pixel inside, as Detectron and maskrcnn-benchmark have it. Heights
-likewise.
+A box is (x1, y1, x2, y2) in pixels; pixel i covers [i, i + 1). The argument
+`width_offset` chooses between two conventions. A box is x2 - x1 + width_offset
+pixels wide and y2 - y1 + width_offset pixels high. With 0, (x2, y2) is the
+corner of the box. With 1, it is the last pixel inside the box, as in Detectron
+and maskrcnn-benchmark.
 """
 
 import math
@@ -10,24 +12,37 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# exp() of more would blow a 16 px anchor past 1000 px.
-# Source: Detectron `core/config.py` BBOX_XFORM_CLIP, in every peer since.
+# Upper limit of the decoded (dw, dh). exp() of a larger number would enlarge an
+# anchor of 16 pixels to more than 1000 pixels.
+# Source: Detectron `core/config.py`, BBOX_XFORM_CLIP; detectron2, torchvision
+# and maskrcnn-benchmark have the same limit.
 MAX_LOG_SCALE = math.log(1000 / 16)
 
+# Factors that encoded offsets (dx, dy, dw, dh) are multiplied by.
 Weights = tuple[float, float, float, float]
 
 
 def box_sides(
   boxes: Float[Array, '*n 4'], *, width_offset: float = 0.0
 ) -> Float[Array, '*n 2']:
-  """Returns (width, height), negative for a box turned inside out."""
+  """Returns (width, height) in pixels; negative if x2 < x1 or y2 < y1.
+
+  Args:
+    boxes: In pixels.
+    width_offset: Number added to both sides, 0 or 1; see the top of this file.
+  """
   return boxes[..., 2:] - boxes[..., :2] + width_offset
 
 
 def box_area(
   boxes: Float[Array, '*n 4'], *, width_offset: float = 0.0
 ) -> Float[Array, '*n']:
-  """Returns width times height; 0 for a box turned inside out."""
+  """Returns width times height in square pixels; 0 if a side is negative.
+
+  Args:
+    boxes: In pixels.
+    width_offset: Number added to both sides, 0 or 1; see the top of this file.
+  """
   sides = jnp.maximum(box_sides(boxes, width_offset=width_offset), 0)
   return sides[..., 0] * sides[..., 1]
 
@@ -39,13 +54,17 @@ def pairwise_iou(
   width_offset: float = 0.0,
   kernels: str = 'xla',
 ) -> Float[Array, 'n m']:
-  """Returns intersection over union of each box with each other; 0 if empty.
+  """Returns the intersection over union (IoU) of each pair of boxes.
 
   Args:
-    boxes: One list.
-    others: The other.
-    width_offset: See the top of this file.
-    kernels: See `kernels.py`.
+    boxes: The boxes of the rows of the result, in pixels.
+    others: The boxes of the columns of the result, in pixels.
+    width_offset: Number added to both sides of a box, 0 or 1; see the top of
+      this file.
+    kernels: Implementation: 'xla' (plain JAX), 'pallas' or 'interpret'.
+
+  Returns:
+    Numbers in [0, 1]; 0 if one of the two boxes has no area.
   """
   if kernels != 'xla':
     from pallas_kernels import boxes as kernel
@@ -67,16 +86,28 @@ def iou_of_corners(
   *,
   width_offset: float = 0.0,
 ) -> Float[Array, '...']:
-  """Returns intersection over union of boxes whose axes are broadcast.
+  """Returns the intersection over union of boxes, with broadcasting.
+
+  The first axis of both arguments holds x1, y1, x2 and y2, so that each
+  coordinate is contiguous in memory: loops over contiguous numbers are several
+  times faster on a CPU. The other axes are broadcast against each other.
 
   Args:
-    corners: x1, y1, x2, y2, each an array of its own: a loop over numbers that
-      lie side by side is several times as fast on a CPU.
-    others: Likewise.
-    width_offset: See the top of this file.
+    corners: Coordinates of boxes, in pixels.
+    others: Coordinates of the boxes to compare with, in pixels.
+    width_offset: Number added to both sides of a box, 0 or 1; see the top of
+      this file.
+
+  Returns:
+    Numbers in [0, 1]; 0 if one of the two boxes has no area.
   """
 
-  def area(x1, y1, x2, y2):
+  def area(
+    x1: Float[Array, '...'],
+    y1: Float[Array, '...'],
+    x2: Float[Array, '...'],
+    y2: Float[Array, '...'],
+  ) -> Float[Array, '...']:
     width = jnp.maximum(x2 - x1 + width_offset, 0)
     return width * jnp.maximum(y2 - y1 + width_offset, 0)
 
@@ -101,14 +132,18 @@ def encode_boxes(
   weights: Weights = (1.0, 1.0, 1.0, 1.0),
   width_offset: float = 0.0,
 ) -> Float[Array, '*n 4']:
-  """Returns the deltas that lead from each anchor to its box.
+  """Encodes each box as offsets (dx, dy, dw, dh) from its anchor.
+
+  (dx, dy) is the shift of the centre in units of the anchor's sides. (dw, dh)
+  are the logarithms of the ratios of the sides.
 
   Args:
-    boxes: What to reach. An empty box or anchor, which only padding is, gets
-      finite deltas without meaning.
-    anchors: Where to start.
-    weights: Factors of (dx, dy, dw, dh).
-    width_offset: See the top of this file.
+    boxes: Boxes to encode, in pixels. Only padding has boxes or anchors without
+      an area; their offsets are finite but have no meaning.
+    anchors: The anchor of each box, in pixels.
+    weights: Factors that (dx, dy, dw, dh) are multiplied by.
+    width_offset: Number added to both sides of a box, 0 or 1; see the top of
+      this file.
 
   Source:
     R-CNN (arXiv:1311.2524), appendix C, equations 6 to 9.
@@ -131,13 +166,18 @@ def decode_boxes(
   weights: Weights = (1.0, 1.0, 1.0, 1.0),
   width_offset: float = 0.0,
 ) -> Float[Array, '*n 4']:
-  """Returns the box that each anchor's deltas lead to; undoes `encode_boxes`.
+  """Moves and scales each anchor by its deltas; the inverse of `encode_boxes`.
 
   Args:
-    deltas: (dx, dy, dw, dh). Growth is capped at `MAX_LOG_SCALE`.
-    anchors: Where to start.
-    weights: Factors of (dx, dy, dw, dh).
-    width_offset: See the top of this file.
+    deltas: Encoded offsets (dx, dy, dw, dh). Divided by their weights, dw and
+      dh are limited to `MAX_LOG_SCALE`.
+    anchors: The anchor of each row of deltas, in pixels.
+    weights: Divisors of (dx, dy, dw, dh): the factors that encoding used.
+    width_offset: Number added to both sides of a box, 0 or 1; see the top of
+      this file.
+
+  Returns:
+    Boxes in pixels, not clipped to the image.
   """
   deltas = deltas / jnp.asarray(weights)
   anchor_sides = box_sides(anchors, width_offset=width_offset)
@@ -155,7 +195,14 @@ def clip_boxes(
   *,
   width_offset: float = 0.0,
 ) -> Float[Array, '*n 4']:
-  """Cuts boxes off at the edges of an image of (height, width) pixels."""
+  """Clips the coordinates of boxes to the image.
+
+  Args:
+    boxes: In pixels. A box outside the image loses its area.
+    image_size: (height, width) of the image, in pixels.
+    width_offset: Number added to both sides of a box, 0 or 1. With 1, the
+      largest coordinates are width - 1 and height - 1.
+  """
   height, width = image_size[0], image_size[1]
   limit = jnp.stack([width, height, width, height]).astype(boxes.dtype)
   return jnp.clip(boxes, 0, limit - width_offset)
@@ -167,7 +214,14 @@ def flip_boxes(
   *,
   width_offset: float = 0.0,
 ) -> Float[Array, '*n 4']:
-  """Mirrors boxes in an image of `width` pixels."""
+  """Mirrors boxes left to right in an image that is `width` pixels wide.
+
+  Args:
+    boxes: In pixels.
+    width: Width of the image before padding, in pixels.
+    width_offset: Number added to both sides of a box, 0 or 1. With 1, pixel x
+      becomes pixel width - 1 - x.
+  """
   x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
   far = width - width_offset
   return jnp.stack([far - x2, y1, far - x1, y2], axis=-1)
@@ -179,6 +233,13 @@ def has_area(
   min_size: float = 0.0,
   width_offset: float = 0.0,
 ) -> Bool[Array, '*n']:
-  """Tells which boxes have an area, and sides of `min_size` pixels or more."""
+  """Tells which boxes have an area and sides of at least `min_size` pixels.
+
+  Args:
+    boxes: In pixels.
+    min_size: Length of the shortest side allowed, in pixels.
+    width_offset: Number added to both sides of a box, 0 or 1; see the top of
+      this file.
+  """
   sides = box_sides(boxes, width_offset=width_offset)
   return jnp.all((sides > 0) & (sides >= min_size), axis=-1)

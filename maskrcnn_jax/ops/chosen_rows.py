@@ -1,42 +1,52 @@
-"""A function of rows, computed for as many of them as are wanted."""
+"""A function of rows that is computed for the chosen rows only."""
 
 from collections.abc import Callable
 import functools
-from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+# Computes each row of its result from the parameters and from the same row of
+# its second argument alone.
+RowFunction = Callable[[PyTree, Array], Array]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4))
 def apply_to_chosen(
-  function: Callable[[Any, Array], Array],
-  params: Any,
+  function: RowFunction,
+  params: PyTree,
   rows: Float[Array, 'n ...'],
   chosen: Bool[Array, 'n'],
   chunk: int,
 ) -> Float[Array, 'n ...']:
-  """Returns `function(params, rows)`, with zeros in rows that are not chosen.
+  """Computes `function(params, rows)` for the chosen rows; the others are zero.
 
-  The work is done in chunks, as many as the chosen rows fill, so that its
-  amount follows their number although shapes are static. The backward pass
-  computes each chunk once more rather than keep what is between. Meant for a
-  single device: rows that are spread over several are gathered.
+  The chosen rows are gathered and computed in chunks. Only as many chunks are
+  computed as they fill, so the amount of work follows their number although
+  array shapes are static. The backward pass computes each chunk once more
+  instead of keeping its intermediate results. This is meant for a single
+  device: rows that are distributed over several devices would be gathered on
+  each.
 
   Args:
-    function: Computes each row by itself.
-    params: Its parameters.
-    rows: What it is applied to.
-    chosen: Which of them count.
-    chunk: Rows computed at once.
+    function: Computes each row of its result from `params` and from the same
+      row of its second argument alone.
+    params: Parameters of the function, with gradients.
+    rows: Second argument of the function, with gradients.
+    chosen: Which rows to compute.
+    chunk: Number of rows that are computed at once.
+
+  Returns:
+    The result; rows that are not chosen are zero.
   """
-  place, num_chunks = _order(chosen, chunk)
+  indices, num_chunks = _order(chosen, chunk)
   shape = jax.eval_shape(function, params, rows)
 
-  def add_chunk(i, result):
-    at = lax.dynamic_slice_in_dim(place, i * chunk, chunk)
+  def add_chunk(i: Int[Array, ''], result: Array) -> Array:
+    """Writes the rows of chunk i into the result."""
+    at = lax.dynamic_slice_in_dim(indices, i * chunk, chunk)
     return result.at[at].set(
       function(params, rows.at[at].get(mode='clip')), mode='drop'
     )
@@ -46,39 +56,73 @@ def apply_to_chosen(
   )
 
 
-def _forward(function, params, rows, chosen, chunk):
+def _forward(
+  function: RowFunction,
+  params: PyTree,
+  rows: Float[Array, 'n ...'],
+  chosen: Bool[Array, 'n'],
+  chunk: int,
+) -> tuple[Array, tuple[PyTree, Array, Array]]:
+  """Returns the result of `apply_to_chosen`, and the arguments to keep."""
   result = apply_to_chosen(function, params, rows, chosen, chunk)
   return result, (params, rows, chosen)
 
 
-def _backward(function, chunk, saved, gradient):
-  params, rows, chosen = saved
-  place, num_chunks = _order(chosen, chunk)
+def _backward(
+  function: RowFunction,
+  chunk: int,
+  saved: tuple[PyTree, Array, Array],
+  gradient: Float[Array, 'n ...'],
+) -> tuple[PyTree, Array, None]:
+  """Returns the gradients of `apply_to_chosen` for `params` and `rows`.
 
-  def add_chunk(i, gradients):
-    of_params, of_rows = gradients
-    at = lax.dynamic_slice_in_dim(place, i * chunk, chunk)
-    _, pull = jax.vjp(function, params, rows.at[at].get(mode='clip'))
-    more, here = pull(gradient.at[at].get(mode='fill', fill_value=0))
+  Args:
+    function: Function of the rows.
+    chunk: Number of rows that are computed at once.
+    saved: The arguments (params, rows, chosen) of `apply_to_chosen`.
+    gradient: Gradient for its result.
+
+  Returns:
+    The gradients for `params` and for `rows`; `None` for `chosen`.
+  """
+  params, rows, chosen = saved
+  indices, num_chunks = _order(chosen, chunk)
+
+  def add_chunk(
+    i: Int[Array, ''], gradients: tuple[PyTree, Array]
+  ) -> tuple[PyTree, Array]:
+    """Adds the gradients that come from chunk i."""
+    params_gradient, rows_gradient = gradients
+    at = lax.dynamic_slice_in_dim(indices, i * chunk, chunk)
+    _, pull_back = jax.vjp(function, params, rows.at[at].get(mode='clip'))
+    for_params, for_rows = pull_back(
+      gradient.at[at].get(mode='fill', fill_value=0)
+    )
     return (
-      jax.tree.map(jnp.add, of_params, more),
-      of_rows.at[at].set(here, mode='drop'),
+      jax.tree.map(jnp.add, params_gradient, for_params),
+      rows_gradient.at[at].set(for_rows, mode='drop'),
     )
 
-  of_params, of_rows = lax.fori_loop(
+  params_gradient, rows_gradient = lax.fori_loop(
     0,
     num_chunks,
     add_chunk,
     jax.tree.map(jnp.zeros_like, (params, rows)),
   )
-  return of_params, of_rows, None
+  return params_gradient, rows_gradient, None
 
 
 apply_to_chosen.defvjp(_forward, _backward)
 
 
-def _order(chosen, chunk):
-  """Returns the chosen rows' numbers, then n's, and the chunks they fill."""
+def _order(
+  chosen: Bool[Array, 'n'], chunk: int
+) -> tuple[Int[Array, 'm'], Int[Array, '']]:
+  """Returns the indices of the chosen rows, and how many chunks they fill.
+
+  The indices are padded to a multiple of `chunk` with n, the number of rows,
+  which is no row's index.
+  """
   n = chosen.shape[0]
-  place = jnp.nonzero(chosen, size=-(-n // chunk) * chunk, fill_value=n)[0]
-  return place, -(-jnp.sum(chosen) // chunk)
+  indices = jnp.nonzero(chosen, size=-(-n // chunk) * chunk, fill_value=n)[0]
+  return indices, -(-jnp.sum(chosen) // chunk)

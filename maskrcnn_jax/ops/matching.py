@@ -1,4 +1,6 @@
-"""Matching: which truth each anchor or proposal belongs to."""
+"""Matching: which ground-truth object each anchor or proposal belongs to."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +8,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from maskrcnn_jax.ops.boxes import iou_of_corners
 
-# Boxes of a row: a whole number of vectors of any CPU.
+# Number of boxes in a row of the arrays that `match_by_overlap` computes with;
+# a multiple of the vector length of every CPU.
 LANES = 1024
+
+# For each box, in rows of `LANES`: index of its best object so far, their IoU,
+# and whether it is a best box of an object.
+_State = tuple[
+  Int[Array, 'rows lanes'],
+  Float[Array, 'rows lanes'],
+  Bool[Array, 'rows lanes'],
+]
 
 
 def match_boxes(
@@ -18,27 +29,30 @@ def match_boxes(
   background_iou: float,
   rescue: bool,
 ) -> tuple[Int[Array, 'n'], Int[Array, 'n']]:
-  """Gives every box the truth that it overlaps most, and a label.
+  """Matches each box to the object that it overlaps most, and labels it.
 
   Args:
-    iou: Overlap of each box with each truth. A row of negative numbers is a
-      box that does not take part: it can be neither label 1 nor rescued.
-    gt_valid: Truths that are real.
-    foreground_iou: Boxes that overlap a truth at least this much get label 1.
-    background_iou: Boxes that overlap all truths less than this get label 0,
-      those between the two thresholds -1.
-    rescue: Whether every truth keeps the boxes that overlap it most, however
-      poorly: a truth that no box reaches would otherwise never be learned.
+    iou: Intersection over union of each box with each ground-truth object. A
+      row of negative numbers means that the box does not take part: it never
+      gets label 1.
+    gt_valid: Which ground-truth slots hold an object; the others are padding.
+    foreground_iou: Boxes that overlap an object at least this much get label 1
+      (foreground).
+    background_iou: Boxes that overlap all objects less than this get label 0
+      (background). Boxes between the two thresholds get -1 (ignored).
+    rescue: Whether the boxes that overlap an object most get label 1 however
+      small the overlap is. Without it, an object that no box overlaps by
+      `foreground_iou` would never be learned.
 
   Returns:
-    matches: Index of the truth of greatest overlap, the first of equals; 0
-      where there is no truth.
-    labels: 1, 0 or -1. Without any truth, all are 0.
+    matches: Index of the object with the largest overlap, the first of equals;
+      0 in an image without objects.
+    labels: 1, 0 or -1; all 0 in an image without objects.
 
   Source:
-    Faster R-CNN (arXiv:1506.01497), section 3.1.2. A rescued box goes to the
-    truth that *it* overlaps most, as in detectron2 `modeling/matcher.py`.
-    Differs: a truth that overlaps no box at all rescues none; in detectron2
+    Faster R-CNN (arXiv:1506.01497), section 3.1.2. A rescued box is matched to
+    the object that *it* overlaps most, as in detectron2 `modeling/matcher.py`.
+    Differs: an object that overlaps no box at all rescues no box. In detectron2
     it would rescue every box.
   """
   iou = jnp.where(gt_valid[None, :], iou, -1)
@@ -48,8 +62,8 @@ def match_boxes(
     best >= foreground_iou, 1, jnp.where(best < background_iou, 0, -1)
   )
   if rescue:
-    best_of_truth = jnp.max(iou, axis=0)
-    rescued = (iou == best_of_truth[None, :]) & (best_of_truth > 0)[None, :]
+    best_of_object = jnp.max(iou, axis=0)
+    rescued = (iou == best_of_object[None, :]) & (best_of_object > 0)[None, :]
     labels = jnp.where(rescued.any(axis=1), 1, labels)
   return matches, labels.astype(jnp.int32)
 
@@ -66,25 +80,31 @@ def match_by_overlap(
   width_offset: float = 0.0,
   kernels: str = 'xla',
 ) -> tuple[Int[Array, 'n'], Int[Array, 'n']]:
-  """Gives every box the truth that it overlaps most, and a label.
+  """Matches each box to the object that it overlaps most, and labels it.
 
-  The same as `pairwise_iou` and `match_boxes`, one truth at a time, so that
-  the matrix of overlaps is never in memory: a row of it is enough to tell which
-  boxes the truth improves on, and which it rescues.
+  The result is that of `pairwise_iou` and `match_boxes`, but the overlaps are
+  computed for one object at a time, so that the matrix of all overlaps is never
+  in memory.
 
   Args:
     boxes: In pixels.
-    valid: Boxes that take part; the others get label 0.
-    gt_boxes: In pixels.
-    gt_valid: Truths that are real.
-    foreground_iou: See `match_boxes`.
-    background_iou: See `match_boxes`.
-    rescue: See `match_boxes`.
-    width_offset: See `ops/boxes.py`.
-    kernels: See `kernels.py`.
+    valid: Boxes that take part; the others get match 0 and label 0.
+    gt_boxes: Boxes of the ground-truth objects, in pixels.
+    gt_valid: Which ground-truth slots hold an object; the others are padding.
+    foreground_iou: Boxes that overlap an object at least this much get label 1
+      (foreground).
+    background_iou: Boxes that overlap all objects less than this get label 0
+      (background). Boxes between the two thresholds get -1 (ignored).
+    rescue: Whether the boxes that overlap an object most get label 1 however
+      small the overlap is.
+    width_offset: Number of pixels by which a box is wider than x2 - x1 and
+      higher than y2 - y1, 0 or 1.
+    kernels: Implementation: 'xla' (plain JAX), 'pallas' or 'interpret'.
 
   Returns:
-    matches and labels, as `match_boxes` does.
+    matches: Index of the object with the largest overlap, the first of equals;
+      0 for a box that does not take part and in an image without objects.
+    labels: 1, 0 or -1; all 0 in an image without objects.
   """
   if kernels != 'xla':
     from pallas_kernels import matching as kernel
@@ -103,24 +123,27 @@ def match_by_overlap(
   n, g = boxes.shape[0], gt_boxes.shape[0]
   if n == 0 or g == 0:
     return jnp.zeros(n, jnp.int32), jnp.zeros(n, jnp.int32)
-  # Rows, for the largest of a row is then found lane by lane: on a CPU the
-  # largest of a list takes ten times as long.
+  # The boxes are arranged in rows, because the maximum can then be taken
+  # element by element over the rows. On a CPU, the maximum of a flat list takes
+  # ten times as long.
   rows = -(-n // LANES)
   padding = rows * LANES - n
   corners = jnp.pad(boxes, ((0, padding), (0, 0))).T.reshape(4, rows, LANES)
   valid = jnp.pad(valid, (0, padding)).reshape(rows, LANES)
 
-  def look_at(truth, state):
+  def compare_with_object(slot: Int[Array, ''], state: _State) -> _State:
+    """Updates (matches, best IoU, rescued) of all boxes for one object."""
     matches, best, rescued = state
     iou = iou_of_corners(
-      corners, gt_boxes[truth][:, None, None], width_offset=width_offset
+      corners, gt_boxes[slot][:, None, None], width_offset=width_offset
     )
-    iou = jnp.where(valid & gt_valid[truth], iou, -1)
-    # Worked out once: of two computations that are rounded differently, none
-    # of the second might be as large as the largest of the first.
+    iou = jnp.where(valid & gt_valid[slot], iou, -1)
+    # The barrier makes XLA compute the overlaps once. If it computed them once
+    # for `most` and again for the comparison with it, and rounded them
+    # differently, no overlap might equal the maximum.
     iou = jax.lax.optimization_barrier(iou)
-    # Strictly more: the first of equals stays.
-    matches = jnp.where(iou > best, truth, matches)
+    # Only a larger overlap replaces a match, so the first of equals stays.
+    matches = jnp.where(iou > best, slot, matches)
     best = jnp.maximum(best, iou)
     if rescue:
       most = jnp.max(jnp.max(iou, axis=0))
@@ -129,8 +152,8 @@ def match_by_overlap(
 
   matches, best, rescued = jax.lax.fori_loop(
     0,
-    _end_of_truths(gt_valid),
-    look_at,
+    _count_slots_in_use(gt_valid),
+    compare_with_object,
     (
       jnp.zeros((rows, LANES), jnp.int32),
       jnp.full((rows, LANES), -1, boxes.dtype),
@@ -145,16 +168,33 @@ def match_by_overlap(
 
 
 @jax.custom_batching.custom_vmap
-def _end_of_truths(gt_valid):
-  """Returns where the last real truth is, and 1; what follows does nothing."""
-  places = jnp.arange(1, gt_valid.shape[0] + 1)
-  return jnp.max(jnp.where(gt_valid, places, 0))
+def _count_slots_in_use(gt_valid: Bool[Array, 'g']) -> Int[Array, '']:
+  """Returns the number of ground-truth slots up to the last valid one.
+
+  The slots after it are padding and can be skipped.
+  """
+  slot_numbers = jnp.arange(1, gt_valid.shape[0] + 1)
+  return jnp.max(jnp.where(gt_valid, slot_numbers, 0))
 
 
-@_end_of_truths.def_vmap
-def _end_of_all_truths(axis_size, in_batched, gt_valid):
-  """Returns that of the image that has most, for one loop serves them all."""
+@_count_slots_in_use.def_vmap
+def _count_slots_in_use_by_batch(
+  axis_size: int, in_batched: Sequence[bool], gt_valid: Bool[Array, '*b g']
+) -> tuple[Int[Array, ''], bool]:
+  """Returns the number of slots up to the last one valid in any image.
+
+  This is the rule for `jax.vmap` of `_count_slots_in_use`. All images of a
+  batch run the same loop, so they need one number of slots together.
+
+  Args:
+    axis_size: Number of images.
+    in_batched: Whether `gt_valid` has a leading axis of images.
+    gt_valid: Which ground-truth slots hold an object.
+
+  Returns:
+    The number, and False because it has no axis of images.
+  """
   del axis_size
-  return _end_of_truths(gt_valid.any(axis=0) if in_batched[0] else gt_valid), (
-    False
-  )
+  if in_batched[0]:
+    gt_valid = gt_valid.any(axis=0)
+  return _count_slots_in_use(gt_valid), False

@@ -4,9 +4,18 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from maskrcnn_jax.ops.boxes import pairwise_iou
+
+# Number of blocks processed, number of boxes kept, the kept boxes and their
+# indices.
+_State = tuple[
+  Int[Array, ''], Int[Array, ''], Float[Array, 'd 4'], Int[Array, 'd']
+]
+
+# Which boxes of a block are kept, after a round and before it.
+_Rounds = tuple[Bool[Array, 'n'], Bool[Array, 'n']]
 
 
 def nms(
@@ -21,29 +30,37 @@ def nms(
   width_offset: float = 0.0,
   kernels: str = 'xla',
 ) -> tuple[Int[Array, 'd'], Bool[Array, 'd']]:
-  """Keeps the best boxes, each of which suppresses the worse that overlap it.
+  """Keeps the best boxes that do not overlap a better kept box too much.
 
-  The result is that of the greedy definition: from the best score down, a box
-  is kept unless a box already kept overlaps it by more than `iou_threshold`.
-  It is worked out a block of boxes at a time. Inside a block, "kept unless a
-  better kept one overlaps" is repeated until nothing changes; the first i boxes
-  are final after i rounds, and in practice a few rounds do for all.
+  The result is exactly that of greedy non-maximum suppression: from the best
+  score down, a box is kept unless a box already kept overlaps it by more than
+  `iou_threshold`.
+
+  The sorted boxes are processed block by block. A box that overlaps a box kept
+  from an earlier block is removed. Inside a block, the rule "kept unless a
+  better kept box of the block overlaps it" is applied to all boxes at once and
+  repeated until nothing changes. After i rounds, the first i boxes of the block
+  are final; in practice a few rounds are enough for all.
 
   Args:
-    boxes: In any order.
+    boxes: In pixels, in any order.
     scores: Equal scores are ranked by index. NaN and -inf are never kept.
     valid: Boxes that take part.
-    iou_threshold: Overlap of more than this suppresses.
-    limit: Number of result slots.
-    groups: Boxes of different groups never suppress each other.
-    block_size: Boxes looked at together; memory is
-      block_size * (block_size + limit) overlaps.
-    width_offset: See `ops/boxes.py`.
-    kernels: See `kernels.py`.
+    iou_threshold: A kept box removes the worse boxes whose intersection over
+      union with it is more than this.
+    limit: Number of slots of the result.
+    groups: Group of each box. Boxes of different groups never remove each
+      other. `None` puts all boxes into one group.
+    block_size: Number of boxes in a block. The overlaps in memory are
+      block_size * (block_size + limit) numbers.
+    width_offset: Number of pixels by which a box is wider than x2 - x1 and
+      higher than y2 - y1, 0 or 1.
+    kernels: Implementation: 'xla' (plain JAX), 'pallas', 'interpret' or
+      'triton'.
 
   Returns:
-    indices: Of the kept boxes, best first; 0 where there are fewer.
-    kept: Which of the slots hold a box.
+    indices: Indices of the kept boxes, best first. Slots without a box hold 0.
+    kept: Which slots hold a box.
   """
   if kernels == 'triton':
     from pallas_kernels import nms_triton
@@ -75,10 +92,12 @@ def nms(
   num_blocks = -(-n // block_size)
   padding = num_blocks * block_size - n
 
-  # Not so for NaN. -inf would rank among what is not valid.
+  # The comparison is also False for NaN. -inf must be excluded because it would
+  # be sorted among the boxes that are not valid.
   valid = valid & (scores > -jnp.inf)
   num_valid = jnp.sum(valid)
-  # A stable sort ranks equal scores by index; what is not valid comes last.
+  # A stable sort ranks equal scores by index. Boxes that are not valid come
+  # last.
   order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True).astype(
     jnp.int32
   )
@@ -88,47 +107,56 @@ def nms(
 
   overlap = functools.partial(pairwise_iou, width_offset=width_offset)
 
-  def cut(array, block):
+  def block_of(array: Shaped[Array, 'n ...'], block: Int[Array, '']) -> Array:
+    """Returns the rows of a sorted array that belong to a block."""
     return jax.lax.dynamic_slice_in_dim(array, block * block_size, block_size)
 
-  def unfinished(state):
+  def is_unfinished(state: _State) -> Bool[Array, '']:
+    """Tells whether valid boxes and free slots are left."""
     block, count, _, _ = state
     return (block * block_size < num_valid) & (count < limit)
 
-  def take_block(state):
+  def process_block(state: _State) -> _State:
+    """Appends the boxes that are kept from the next block."""
     block, count, kept_boxes, kept = state
     ranks = block * block_size + jnp.arange(block_size)
-    block_boxes = cut(sorted_boxes, block)
+    block_boxes = block_of(sorted_boxes, block)
+    # Row i, column j of `hit`: kept box i removes box j of the block; of
+    # `rival`: box i of the block removes box j if box i itself is kept.
     hit = overlap(kept_boxes, block_boxes) > iou_threshold
     hit &= (jnp.arange(limit) < count)[:, None]
     rival = overlap(block_boxes, block_boxes) > iou_threshold
     rival &= ranks[:, None] < ranks[None, :]
-    if sorted_groups is not None:
-      block_groups = cut(sorted_groups, block)
+    if groups is not None and sorted_groups is not None:
+      block_groups = block_of(sorted_groups, block)
       hit &= groups[kept][:, None] == block_groups[None, :]
       rival &= block_groups[:, None] == block_groups[None, :]
     alive = (ranks < num_valid) & ~hit.any(axis=0)
 
-    def changing(step):
-      keep, before = step
+    def has_changed(rounds: _Rounds) -> Bool[Array, '']:
+      """Tells whether the last round changed which boxes are kept."""
+      keep, before = rounds
       return jnp.any(keep != before)
 
-    def suppress(step):
-      keep, _ = step
+    def suppress(rounds: _Rounds) -> _Rounds:
+      """Returns the boxes kept after one more round, and those before it."""
+      keep, _ = rounds
       return alive & ~jnp.any(rival & keep[:, None], axis=0), keep
 
-    keep, _ = jax.lax.while_loop(changing, suppress, suppress((alive, alive)))
+    keep, _ = jax.lax.while_loop(
+      has_changed, suppress, suppress((alive, alive))
+    )
     slots = jnp.where(keep, count + jnp.cumsum(keep) - 1, limit)
     return (
       block + 1,
       jnp.minimum(count + jnp.sum(keep), limit),
       kept_boxes.at[slots].set(block_boxes, mode='drop'),
-      kept.at[slots].set(cut(order, block), mode='drop'),
+      kept.at[slots].set(block_of(order, block), mode='drop'),
     )
 
   _, count, _, kept = jax.lax.while_loop(
-    unfinished,
-    take_block,
+    is_unfinished,
+    process_block,
     (
       jnp.int32(0),
       jnp.int32(0),

@@ -1,6 +1,13 @@
-"""Outlines drawn into the grid of a RoI; the boxes of what is visible."""
+"""Masks and boxes of objects, computed from their outlines.
+
+An outline is a list of edges, each of which belongs to a part (a polygon or, if
+the object was given as RLE, its whole contour). A point is inside a part if a
+ray from the point crosses an odd number of the part's edges: the even-odd rule.
+The object is the union of its parts. See `Outlines` in `array_types.py`.
+"""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +15,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from maskrcnn_jax.array_types import Outlines
 from maskrcnn_jax.ops.roi_align import adaptive_weights
+
+
+class _Edges(NamedTuple):
+  """The edges of one object, in v slots."""
+
+  starts: Float[Array, 'v 2']  # (x, y) where the edge starts
+  ends: Float[Array, 'v 2']  # (x, y) where the edge ends
+  parts: Int[Array, 'v']  # part that the edge belongs to; -1 is no edge
 
 
 def rasterize_outlines(
@@ -21,21 +36,21 @@ def rasterize_outlines(
   min_box_side: float = 0.1,
   kernels: str = 'xla',
 ) -> Bool[Array, 'r {side} {side}']:
-  """Fills the outline of one object for every box, on a grid over the box.
+  """Draws one object for each box, on a square grid of cells over the box.
 
-  A grid cell is filled if its centre is inside: inside any part of the object,
-  each by the even-odd rule.
+  A cell is True if its centre is inside the object.
 
   Args:
-    outlines: Of one image, in pixels.
-    objects: Which object each box is to show.
-    boxes: In pixels. What of the object lies outside its box is cut off.
-    side: Grid cells along each side of a box.
-    max_object_vertices: No object has more vertices than this.
-    max_parts: No object has more parts than this.
-    min_box_side: A smaller side of a box, in pixels, is taken to be this long.
-      0.1 is that of detectron2 `structures/masks.py`, 1 maskrcnn-benchmark's.
-    kernels: See `kernels.py`.
+    outlines: Outlines of all objects of one image, in pixels.
+    objects: Index of the object of each box.
+    boxes: In pixels. Only the part of the object inside the box is drawn.
+    side: Number of cells along each side of a box.
+    max_object_vertices: Upper limit of the number of vertices of an object.
+    max_parts: Upper limit of the number of parts of an object.
+    min_box_side: Shortest side of a box, in pixels. A box with a shorter side
+      is drawn as if the side were this long. detectron2 `structures/masks.py`
+      has 0.1, maskrcnn-benchmark 1.
+    kernels: Implementation: 'xla' (plain JAX), 'pallas' or 'interpret'.
 
   Source:
     Even-odd filling by scan lines: Foley et al., "Computer Graphics", 2nd
@@ -79,27 +94,29 @@ def pool_outlines(
   max_parts: int,
   min_box_side: float = 1.0,
 ) -> Float[Array, 'r {side} {side}']:
-  """Pools the pixels of one object for every box, as RoIAlign pools features.
+  """Pools the bitmap of one object for each box, as RoIAlign pools features.
 
-  The object is drawn on the pixels of the image, each of which is inside or
-  outside by its centre; an outline that was made of a bitmap gives back the
-  bitmap. A cell is the mean of as many bilinear samples as it is pixels long,
+  The object is drawn as a bitmap: a pixel of the image is 1 if its centre is
+  inside the object. If the outline was made from a bitmap, this is the same
+  bitmap. A cell of the result is the mean of bilinear samples of the pixels;
+  along each side of the cell there are as many samples as it is pixels long,
   rounded up.
 
   Args:
-    outlines: Of one image, in pixels.
-    objects: Which object each box is to show.
+    outlines: Outlines of all objects of one image, in pixels.
+    objects: Index of the object of each box.
     boxes: In pixels.
-    side: Grid cells along each side of a box.
-    image_size: (height, width) of the image; its edge is repeated, not that
-      of the canvas.
-    padded_size: (height, width) of the canvas.
-    max_object_vertices: No object has more vertices than this.
-    max_parts: No object has more parts than this.
-    min_box_side: A smaller side of a box, in pixels, is taken to be this long.
+    side: Number of cells along each side of a box.
+    image_size: (height, width) of the image before padding, in pixels. Samples
+      within a pixel beyond the edge of the image repeat the edge.
+    padded_size: (height, width) of the padded image, in pixels.
+    max_object_vertices: Upper limit of the number of vertices of an object.
+    max_parts: Upper limit of the number of parts of an object.
+    min_box_side: Shortest side of a box, in pixels. A box with a shorter side
+      is pooled as if the side were this long.
 
   Returns:
-    From 0 (outside) to 1 (inside).
+    Numbers from 0 (outside the object) to 1 (inside).
 
   Source:
     torchvision `models/detection/roi_heads.py`, `project_masks_on_boxes`.
@@ -107,7 +124,10 @@ def pool_outlines(
   height, width = padded_size
   whole = jnp.array([0, 0, width, height], jnp.float32)
 
-  def pool(args):
+  def pool(
+    args: tuple[Int[Array, ''], Float[Array, '4']],
+  ) -> Float[Array, 's s']:
+    """Pools the object with this index in this box."""
     object_, box = args
     pixels = _fill_object(
       outlines,
@@ -133,7 +153,8 @@ def pool_outlines(
       jnp.matmul(rows, pixels, precision=exact), columns.T, precision=exact
     )
 
-  # One after the other: the pixels of all objects would not fit into memory.
+  # One object after the other, because the bitmaps of all objects would not fit
+  # into memory.
   return jax.lax.map(pool, (objects, boxes))
 
 
@@ -143,50 +164,70 @@ def visible_boxes(
   *,
   max_object_vertices: int,
 ) -> Float[Array, 'g 4']:
-  """Finds the box of what an image shows of each object.
+  """Returns the box around the visible part of each object.
 
-  Not the part of an object's box inside the image: an object that is cut may
-  be visible in less than that.
+  The visible part is the part of the object inside the image. Its box may be
+  smaller than the object's box clipped to the image.
 
   Args:
-    outlines: Of one image, in pixels; they may leave it.
-    image_size: (height, width) of the image.
-    max_object_vertices: No object has more vertices than this.
+    outlines: Outlines of all objects of one image, in pixels. They may extend
+      beyond the image.
+    image_size: (height, width) of the image before padding, in pixels.
+    max_object_vertices: Upper limit of the number of vertices of an object.
 
   Returns:
-    Boxes inside the image, in pixels; all 0 for an object without an outline,
-    or with none of its area in the image.
+    Boxes inside the image, in pixels. An object without an outline, or without
+    an area inside the image, has the box (0, 0, 0, 0).
   """
   height, width = image_size[0], image_size[1]
   objects = jnp.arange(outlines.starts.shape[0] - 1)
   return jax.vmap(
     lambda object_: _visible_box(
-      *_edges(outlines, object_, max_object_vertices),
+      _edges(outlines, object_, max_object_vertices),
       jnp.float32(height),
       jnp.float32(width),
     )
   )(objects)
 
 
-def _visible_box(vertices, nexts, parts, height, width):
-  """The box of one object; see `visible_boxes`."""
-  x, y = vertices[:, 0], vertices[:, 1]
-  next_x, next_y = nexts[:, 0], nexts[:, 1]
-  # Level edges say nothing that those beside them do not, and an outline made
-  # of a bitmap has none.
-  real = (parts >= 0) & (y != next_y)
+def _visible_box(
+  edges: _Edges, height: Float[Array, ''], width: Float[Array, '']
+) -> Float[Array, '4']:
+  """Returns the box around the part of an object that is inside the image.
 
-  # What of each edge is inside, as a range of its length.
-  low, high = _range_within(x, next_x, 0, width)
-  y_low, y_high = _range_within(y, next_y, 0, height)
+  The box encloses the parts of the object's edges inside the image, and the
+  parts of the left and the right border of the image inside the object.
+
+  Args:
+    edges: Edges of the object, in pixels.
+    height: Height of the image before padding, in pixels.
+    width: Width of the image before padding, in pixels.
+
+  Returns:
+    (x1, y1, x2, y2) in pixels; zeros if nothing of the object is visible.
+  """
+  x, y = edges.starts[:, 0], edges.starts[:, 1]
+  next_x, next_y = edges.ends[:, 0], edges.ends[:, 1]
+  # Horizontal edges are left out: the edges that they connect reach the same
+  # points. An outline made from a bitmap has no horizontal edges.
+  real = (edges.parts >= 0) & (y != next_y)
+
+  # The part of each edge inside the image, from `low` to `high` as fractions of
+  # the edge's length.
+  low, high = _range_within(x, next_x, 0.0, width)
+  y_low, y_high = _range_within(y, next_y, 0.0, height)
   low, high = jnp.maximum(low, y_low), jnp.minimum(high, y_high)
   inside = real & (high > low)
-  # An edge along the border of the image belongs to the borders, below.
+  # Vertical edges on or beyond the left or right border are left out, because
+  # `_covered` takes account of them.
   inside &= (x != next_x) | ((x > 0) & (x < width))
   ends_x = jnp.stack([x + low * (next_x - x), x + high * (next_x - x)])
   ends_y = jnp.stack([y + low * (next_y - y), y + high * (next_y - y)])
 
-  def extent(values, limit):
+  def extent(
+    values: Float[Array, '2 v'], limit: Float[Array, '']
+  ) -> tuple[Float[Array, ''], Float[Array, '']]:
+    """Returns the smallest and the largest coordinate inside the image."""
     values = jnp.clip(values, 0, limit)
     return (
       jnp.min(jnp.where(inside, values, jnp.inf)),
@@ -195,24 +236,8 @@ def _visible_box(vertices, nexts, parts, height, width):
 
   x1, x2 = extent(ends_x, width)
   y1, y2 = extent(ends_y, height)
-  left = _covered(
-    vertices,
-    nexts,
-    parts,
-    real,
-    height,
-    line=0.0,
-    upright=x <= 0,
-  )
-  right = _covered(
-    vertices,
-    nexts,
-    parts,
-    real,
-    height,
-    line=width,
-    upright=x < width,
-  )
+  left = _covered(edges, real, height, line=0.0, left_of_line=x <= 0)
+  right = _covered(edges, real, height, line=width, left_of_line=x < width)
   x1 = jnp.where(left[0] < left[1], 0, x1)
   x2 = jnp.where(right[0] < right[1], width, x2)
   y1, y2 = jnp.minimum(y1, left[0]), jnp.maximum(y2, left[1])
@@ -220,10 +245,23 @@ def _visible_box(vertices, nexts, parts, height, width):
   return jnp.where((x2 > x1) & (y2 > y1), box, 0)
 
 
-def _range_within(start, end, low, high):
-  """The range of t in [0, 1] where start + t (end - start) is in [low, high].
+def _range_within(
+  start: Float[Array, 'v'],
+  end: Float[Array, 'v'],
+  low: float | Float[Array, ''],
+  high: float | Float[Array, ''],
+) -> tuple[Float[Array, 'v'], Float[Array, 'v']]:
+  """Finds the t in [0, 1] with start + t (end - start) between two limits.
 
-  It is empty, its end not beyond its start, where there is none.
+  Args:
+    start: One coordinate of the start of each edge.
+    end: The same coordinate of the end of each edge.
+    low: Lower limit of the coordinate.
+    high: Upper limit of the coordinate.
+
+  Returns:
+    The smallest and the largest t of each edge. If no t fits, the second number
+    is not above the first.
   """
   step = end - start
   safe = jnp.where(step == 0, 1, step)
@@ -234,28 +272,43 @@ def _range_within(start, end, low, high):
   return jnp.maximum(from_, 0), jnp.minimum(to, 1)
 
 
-def _covered(vertices, nexts, parts, real, height, *, line, upright):
-  """First and last y in [0, height] at which x = `line` is inside.
+def _covered(
+  edges: _Edges,
+  real: Bool[Array, 'v'],
+  height: Float[Array, ''],
+  *,
+  line: float | Float[Array, ''],
+  left_of_line: Bool[Array, 'v'],
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+  """Returns the first and last y where a vertical line is inside the object.
 
-  By the even-odd rule: where an odd number of edges of a part is to the left.
+  A point of the line is inside a part if an odd number of the part's edges is
+  to the left of it. Each edge is clipped to the left of the line. The clipped
+  edge covers a range of y, and a sweep along the line counts the ranges that
+  are open.
 
   Args:
-    vertices: [v, 2] starts of edges.
-    nexts: [v, 2] their ends.
-    parts: [v] the part of each.
-    real: [v] whether it is an edge to look at.
-    height: Of the image.
-    line: Where to look.
-    upright: [v] whether an upright edge is to the left of the line.
+    edges: Edges of the object, in pixels.
+    real: Which edges to use: existing edges that are not horizontal.
+    height: Height of the image before padding, in pixels.
+    line: x of the line, in pixels.
+    left_of_line: Whether each edge counts as left of the line if it is
+      vertical.
+
+  Returns:
+    Numbers in [0, height]; (inf, -inf) if the line is nowhere inside.
   """
-  x, y = vertices[:, 0], vertices[:, 1]
-  next_x, next_y = nexts[:, 0], nexts[:, 1]
+  x, y = edges.starts[:, 0], edges.starts[:, 1]
+  next_x, next_y = edges.ends[:, 0], edges.ends[:, 1]
+  parts = edges.parts
   from_, to = _range_within(x, next_x, -jnp.inf, line)
-  real &= (to > from_) & ((x != next_x) | upright)
-  # Ends that are the same vertex must be the same number.
+  real &= (to > from_) & ((x != next_x) | left_of_line)
+  # An end that is not clipped keeps its exact y, so that two edges that meet at
+  # a vertex leave no gap between their ranges.
   start = jnp.where(from_ > 0, y + from_ * (next_y - y), y)
   end = jnp.where(to < 1, y + to * (next_y - y), next_y)
   start, end = jnp.clip(start, 0, height), jnp.clip(end, 0, height)
+  # Sweep: +1 where a range starts, -1 where it ends, sorted by part, then by y.
   count = jnp.where(real, 1, 0)
   part = jnp.tile(jnp.where(real, parts, jnp.iinfo(parts.dtype).max), 2)
   part, at, step = jax.lax.sort(
@@ -274,21 +327,48 @@ def _covered(vertices, nexts, parts, real, height, *, line, upright):
   )
 
 
-def _edges(outlines, object_, max_vertices):
-  """Starts, ends and parts of the edges of an object; part -1: none."""
+def _edges(
+  outlines: Outlines, object_: Int[Array, ''], max_vertices: int
+) -> _Edges:
+  """Returns the edges of one object, in `max_vertices` slots.
+
+  Args:
+    outlines: Outlines of all objects of one image.
+    object_: Index of the object.
+    max_vertices: Upper limit of the number of vertices of the object. Slots
+      without an edge have part -1.
+  """
   start, end = outlines.starts[object_], outlines.starts[object_ + 1]
   index = start + jnp.arange(max_vertices)
   last = outlines.parts.shape[0] - 1
   vertices = outlines.vertices[jnp.minimum(index, last)]
   nexts = outlines.vertices[jnp.minimum(index + 1, last)]
   parts = jnp.where(index < end, outlines.parts[jnp.minimum(index, last)], -1)
-  return vertices, nexts, parts
+  return _Edges(vertices, nexts, parts)
 
 
 def _fill_object(
-  outlines, object_, box, *, grid, min_box_side, max_vertices, max_parts
-):
-  """Fills one object on a grid of (rows, columns) over one box."""
+  outlines: Outlines,
+  object_: Int[Array, ''],
+  box: Float[Array, '4'],
+  *,
+  grid: tuple[int, int],
+  min_box_side: float,
+  max_vertices: int,
+  max_parts: int,
+) -> Bool[Array, '{grid[0]} {grid[1]}']:
+  """Tells which cells of a grid over a box have their centre inside an object.
+
+  Args:
+    outlines: Outlines of all objects of one image, in pixels.
+    object_: Index of the object.
+    box: In pixels.
+    grid: (rows, columns) of cells that the box is divided into.
+    min_box_side: Shortest side of the box, in pixels. If a side is shorter, the
+      grid is as large as if the side were this long.
+    max_vertices: Upper limit of the number of vertices of the object.
+    max_parts: Upper limit of the number of parts of the object.
+  """
   num_rows, num_columns = grid
   vertices, nexts, parts = _edges(outlines, object_, max_vertices)
 
@@ -297,18 +377,19 @@ def _fill_object(
   x, y = jnp.moveaxis((vertices - box[:2]) * cells_per_pixel, -1, 0)
   next_x, next_y = jnp.moveaxis((nexts - box[:2]) * cells_per_pixel, -1, 0)
 
-  # An edge meets a scan line if its ends lie on different sides of it; an end
-  # on the line counts as above, so that a vertex is met once or twice, not
-  # three times.
+  # A scan line goes through the cell centres of each row. An edge crosses it if
+  # its ends are on different sides of it. An end exactly on the line counts as
+  # above it, so that the two edges at a vertex are counted consistently.
   lines = jnp.arange(num_rows) + 0.5
   crosses = (y[:, None] <= lines) != (next_y[:, None] <= lines)
   crosses &= (parts >= 0)[:, None]
   rise = jnp.where(next_y == y, 1, next_y - y)[:, None]
   at_x = x[:, None] + (lines - y[:, None]) * ((next_x - x)[:, None] / rise)
-  # The crossing turns all cells whose centre is at or right of it.
+  # A crossing changes inside to outside, or back, for all cells whose centre is
+  # at the crossing or to the right of it.
   column = jnp.clip(jnp.ceil(at_x - 0.5), 0, num_columns).astype(jnp.int32)
 
-  # The last part takes what is not a crossing.
+  # `max_parts` is out of range, so edges that do not cross are dropped below.
   part = jnp.where(crosses, parts[:, None], max_parts)
   turns = jnp.zeros((max_parts, num_rows, num_columns + 1), jnp.int32)
   turns = turns.at[part, jnp.arange(num_rows)[None, :], column].add(

@@ -1,4 +1,8 @@
-"""Resizing, flipping, cropping and padding of an image by two matmuls."""
+"""Resizing, flipping, cropping and padding of an image by two matrix products.
+
+All sizes are static for XLA: an image is in the top left corner of an array of
+a fixed size, and the rest of the array is padding.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +21,21 @@ def resize_weights(
 ) -> Float[Array, '{target_length} {source_length}']:
   """Returns the matrix that resizes one axis from `source` to `target` pixels.
 
+  Row i of the matrix holds the weights of all source pixels in pixel i of the
+  result.
+
   Args:
-    source: Pixels that are real, of `source_length`.
-    target: Pixels of the whole result; rows beyond are zero.
-    source_length: Static length of the axis that comes in.
-    target_length: Static length of the axis that goes out.
+    source: Number of pixels of the image along this axis. The remaining
+      `source_length - source` pixels are padding and get weight 0.
+    target: Number of pixels of the whole resized axis. Rows beyond it are zero.
+    source_length: Static length of the axis of the source, padding included.
+    target_length: Static length of the axis of the result, padding included.
     antialias: Whether shrinking averages over all source pixels that a target
-      pixel covers (as PIL does), or samples between two of them (as
+      pixel covers (as PIL does), or interpolates between two of them (as
       torch.nn.functional.interpolate does).
     flip: Whether the result is mirrored.
-    offset: How many pixels of the result are cut off before the first row.
+    offset: Number of pixels that are cut off from the start of the result, for
+      cropping. It counts pixels after mirroring.
 
   Source:
     PIL `src/libImaging/Resample.c`, triangle filter; pixel centres at halves.
@@ -40,8 +49,9 @@ def resize_weights(
   distance = jnp.abs(pixels[None, :] - centers[:, None])
   weights = jnp.maximum(1 - distance / radius, 0)
   weights = jnp.where(pixels[None, :] < source, weights, 0)
-  # At the edge a part of the triangle has no pixel; the rest takes its weight,
-  # which for two neighbours is the same as repeating the edge pixel.
+  # At the edge, a part of the triangle filter covers no pixel. Dividing by the
+  # sum gives its weight to the other pixels. If only two pixels have weights,
+  # this is the same as repeating the edge pixel.
   total = jnp.sum(weights, axis=1, keepdims=True)
   weights = weights / jnp.where(total > 0, total, 1)
   return jnp.where((to < target)[:, None], weights, 0)
@@ -57,20 +67,23 @@ def resize_image(
   flip: Bool[Array, ''] | bool = False,
   offset: Int[Array, '2'] | tuple[int, int] = (0, 0),
 ) -> Float[Array, '{padded_size[0]} {padded_size[1]} c']:
-  """Resizes the real part of an image, crops it, and pads it with zeros.
+  """Resizes an image, mirrors it if asked, crops it, and pads it with zeros.
 
   Args:
-    image: Real in its top left corner.
-    source_size: (height, width) of the real part.
-    image_size: (height, width) that it shall have, before it is cropped.
-    padded_size: (height, width) of the result.
-    antialias: See `resize_weights`.
-    flip: Whether left and right are exchanged, before it is cropped.
-    offset: (row, column) of the resized image that comes to the top left
-      corner of the result.
+    image: Pixels in [0, 255]. The image is in the top left corner; the rest is
+      padding and has no effect.
+    source_size: (height, width) of the image before resizing, in pixels.
+    image_size: (height, width) of the image after resizing, before it is
+      cropped, in pixels.
+    padded_size: (height, width) of the result, in pixels.
+    antialias: Whether shrinking averages over all source pixels that a new
+      pixel covers; see `resize_weights`.
+    flip: Whether left and right are exchanged before cropping.
+    offset: (row, column) of the pixel of the resized image that is put into the
+      top left corner of the result.
 
   Returns:
-    Float32 in the range of the pixels, [0, 255].
+    Float32 pixels in [0, 255].
   """
   row_weights = resize_weights(
     source_size[0],
@@ -89,7 +102,8 @@ def resize_image(
     flip=flip,
     offset=offset[1],
   )
-  # Rounded matmuls (TF32, bf16) would shift grey values by up to one in 256.
+  # Matrix products of lower precision (TF32, bfloat16) would change pixels by
+  # up to 1 of 256.
   exact = jax.lax.Precision.HIGHEST
   rows = jnp.einsum(
     'ts,swc->twc', row_weights, image.astype(jnp.float32), precision=exact
@@ -104,16 +118,24 @@ def resized_size(
   long_side: int,
   rule: str = 'nearest',
 ) -> Int[Array, '2']:
-  """Picks the size to resize an image to, in whole numbers, on the device.
+  """Returns the size that an image is resized to, keeping its aspect ratio.
+
+  This is `data.canvases.resized_size` on the device, in integer arithmetic.
 
   Args:
-    size: (height, width) of the image.
-    short_side: What the shorter side becomes,
-    long_side: unless the longer one would exceed this.
-    rule: As of `data.canvases.resized_size`, which says where they are from.
+    size: (height, width) of the image, in pixels.
+    short_side: Length of the shorter side after resizing, in pixels.
+    long_side: Upper limit of the longer side, in pixels; if it would be
+      exceeded, both sides shrink.
+    rule: How the sides are rounded. 'nearest' rounds both to the nearest
+      integer, 'down' rounds both down. 'legacy' rounds the shorter side to the
+      nearest integer, halves to the even one, and the longer side down.
 
   Returns:
-    (height, width), each at least 1.
+    (height, width) in pixels, each at least 1.
+
+  Raises:
+    ValueError: If `rule` is none of the three.
   """
   shorter, longer = jnp.min(size), jnp.max(size)
   capped = short_side * longer > long_side * shorter
@@ -150,8 +172,14 @@ def resized_size(
   )
 
 
-def _divide_to_nearest(number, by, *, half_to_even=False):
-  """Divides whole numbers and rounds; a half goes up, or to even."""
+def _divide_to_nearest(
+  number: Int[Array, ''], by: Int[Array, ''], *, half_to_even: bool = False
+) -> Int[Array, '']:
+  """Divides positive integers and rounds the result to the nearest integer.
+
+  A result halfway between two integers is rounded up, or, with `half_to_even`,
+  to the even one.
+  """
   quotient = (2 * number + by) // (2 * by)
   if half_to_even:
     is_half = (2 * number + by) % (2 * by) == 0

@@ -1,4 +1,8 @@
-"""RoIAlign: a fixed grid of features for every box."""
+"""RoIAlign: pools the features in each box into a grid of a fixed size.
+
+Coordinates "in cells" count the cells of a feature map: the cell in row i and
+column j has its centre at (y, x) = (i, j).
+"""
 
 import functools
 
@@ -9,15 +13,16 @@ import numpy as np
 
 from maskrcnn_jax.ops.boxes import box_area
 
-# Adaptive samples: boxes whose cells are gathered at a time, and bytes of
-# float32 that these are at most. 32 boxes on the largest level of an 800x1344
-# image, of 256 channels, are 48 MB.
+# Adaptive sampling: upper limits of the number of boxes that are pooled at
+# once, and of the bytes of their gathered cells as float32. 32 boxes on the
+# largest level of an 800x1344 image with 256 channels take 48 MB.
 WINDOW_CHUNK = 32
 WINDOW_BYTES = 48 * 2**20
 
-# Samples that can touch a cell along one axis when they lie between half a
-# cell and one cell apart: less than two cells apart in both directions, and
-# rounding at both ends.
+# Adaptive sampling: upper limit of the number of samples along one axis that
+# read a given cell. Neighbouring samples are between half a cell and one cell
+# apart. A sample reads a cell if it is less than one cell away from it, in
+# either direction; rounding may add a sample at both ends.
 MAX_TOUCHING = 6
 
 
@@ -33,18 +38,21 @@ def assign_levels(
   """Picks the pyramid level that each box is pooled from.
 
   A box as large as an ImageNet crop (224 px) goes to level 4; halving its side
-  lowers the level by one.
+  lowers the level by one. The side of a box is the square root of its area.
 
   Args:
     boxes: In pixels of the padded image. Empty boxes go to `min_level`.
-    min_level: Finest level there is.
-    max_level: Coarsest level there is.
-    epsilon: Added to the ratio of sides, so that an empty box has a level.
-    shift: Added to the level before it is rounded down.
-    width_offset: See `ops/boxes.py`.
+    min_level: Finest level of the pyramid.
+    max_level: Coarsest level of the pyramid.
+    epsilon: Number added to side / 224, so that the logarithm of an empty box
+      is finite.
+    shift: Number added to the level before it is rounded down.
+    width_offset: Number of pixels by which a box is wider than x2 - x1 and
+      higher than y2 - y1, 0 or 1.
 
   Returns:
-    Levels, not indices: between `min_level` and `max_level`.
+    Levels between `min_level` and `max_level`; level l has a stride of 2**l
+    pixels.
 
   Source:
     FPN (arXiv:1612.03144), equation 1.
@@ -65,30 +73,35 @@ def roi_align(
   min_side: float = 0.0,
   kernels: str = 'xla',
 ) -> Float[Array, 'r {side} {side} c']:
-  """Pools every box into a square of features, from one level each.
+  """Pools the features in each box into a square grid, from one level each.
 
-  Each output cell is the mean of `sampling_ratio`**2 bilinear samples. The
-  weights of a bilinear sample, its clamping at the edge and its being nothing
-  outside all factor into a part of y and a part of x, so the samples of a cell
-  are 2 * sampling_ratio weighted rows by as many weighted columns.
+  A box is divided into `side` x `side` output cells. Each output cell is the
+  mean of bilinear samples of the features, `sampling_ratio`**2 in number. The
+  weight of a feature in a sample is a product of a weight along y and a weight
+  along x, also at the edge, where samples are clamped, and beyond it, where
+  they are zero. The mean is therefore a sum over 2 * sampling_ratio weighted
+  rows and as many weighted columns.
 
   Args:
-    pyramid: One image's features; level l has a stride of 2**l pixels, and no
-      level is left out in between.
-    boxes: In pixels. No gradient flows to them.
-    levels: The level of each box, out of those in `pyramid`.
-    side: Cells along each side of the result.
-    sampling_ratio: Samples along each side of an output cell. 0: as many as
-      it is cells of the level long, rounded up, which may differ in y and x;
-      then a box must be on the level that `assign_levels` gives it, for only
-      so many cells are looked at as it can have there. One that has more
-      comes out as NaN.
-    offset: Subtracted from coordinates in cells; 0.5 is "aligned".
-    min_side: A smaller side of a box, in cells, is taken to be this long.
-    kernels: See `kernels.py`.
+    pyramid: Features of one image; level l has a stride of 2**l pixels. The
+      levels are consecutive.
+    boxes: In pixels of the padded image. No gradient flows to them.
+    levels: The level of each box, a key of `pyramid`.
+    side: Number of output cells along each side of a box.
+    sampling_ratio: Number of samples along each side of an output cell. 0 is
+      adaptive: along each side there are as many samples as the output cell is
+      cells of the level long, rounded up. A box must then be on the level that
+      `assign_levels` gives it, because there is only memory for the cells that
+      it can touch there; a box that touches more cells is pooled to NaN.
+    offset: Number of cells subtracted from the coordinates of a box. With 0.5,
+      a sample is interpolated between the cells whose centres surround it
+      ("aligned").
+    min_side: Shortest side of a box, in cells. A box with a shorter side is
+      pooled as if the side were this long.
+    kernels: Implementation: 'xla' (plain JAX), 'pallas' or 'interpret'.
 
   Returns:
-    In the dtype of the features; sums are made in float32.
+    Pooled features in the dtype of `pyramid`, summed in float32.
 
   Source:
     Mask R-CNN (arXiv:1703.06870), section 3; edge rules of detectron2
@@ -156,87 +169,148 @@ def roi_align(
 
 
 @jax.custom_vjp
-def _pool_samples(cells, rows, row_weights, columns, column_weights):
-  """Adds up weighted cells for every output cell of every box.
+def _pool_samples(
+  cells: Float[Array, 'n c'],
+  rows: Int[Array, 'r s t'],
+  row_weights: Float[Array, 'r s t'],
+  columns: Int[Array, 'r s t'],
+  column_weights: Float[Array, 'r s t'],
+) -> Float[Array, 'r s s c']:
+  """Computes each output cell of each box as a weighted sum of cells.
 
-  Sample by sample, so that the samples are never in memory: they are 16 times
-  as large as the result.
+  Output cell (i, j) of a box is the sum over all pairs of one of its t rows and
+  one of its t columns. The sum is accumulated pair by pair, because the
+  features of all pairs together are 16 times as large as the result.
 
   Args:
-    cells: [n, c] of all levels.
-    rows: [r, side, taps], where the rows start in `cells`.
-    row_weights: Likewise.
-    columns: [r, side, taps], from the start of a row.
-    column_weights: Likewise.
+    cells: Features of all cells of all levels in one list, row by row.
+    rows: Indices in `cells` at which the rows of each output row start.
+    row_weights: Weights of these rows.
+    columns: Columns of each output column, counted from the start of a row.
+    column_weights: Weights of these columns.
 
   Returns:
-    [r, side, side, c].
+    Pooled features in the dtype of `cells`, summed in float32.
   """
-  total = 0.0
+  total = jnp.zeros((), jnp.float32)
   for i, j in np.ndindex(rows.shape[2], columns.shape[2]):
-    place, weight = _sample(i, j, rows, row_weights, columns, column_weights)
-    features = cells.at[place].get(mode='promise_in_bounds')
+    index, weight = _pair(i, j, rows, row_weights, columns, column_weights)
+    features = cells.at[index].get(mode='promise_in_bounds')
     total += weight[..., None] * features.astype(jnp.float32)
   return total.astype(cells.dtype)
 
 
-def _sample(i, j, rows, row_weights, columns, column_weights):
-  """Where a sample's cell is for every output cell, and its weight."""
+def _pair(
+  i: int | Int[Array, ''],
+  j: int | Int[Array, ''],
+  rows: Int[Array, 'r s t'],
+  row_weights: Float[Array, 'r s t'],
+  columns: Int[Array, 'r s t'],
+  column_weights: Float[Array, 'r s t'],
+) -> tuple[Int[Array, 'r s s'], Float[Array, 'r s s']]:
+  """Pairs row i with column j of each output cell of each box.
+
+  Args:
+    i: Number of the row among the t rows of an output row.
+    j: Number of the column among the t columns of an output column.
+    rows: Indices in the list of all cells at which rows start.
+    row_weights: Weights of the rows.
+    columns: Columns, counted from the start of a row.
+    column_weights: Weights of the columns.
+
+  Returns:
+    For each output cell, the index of the cell in this row and column, and the
+    product of the two weights.
+  """
   return (
     rows[:, :, None, i] + columns[:, None, :, j],
     row_weights[:, :, None, i] * column_weights[:, None, :, j],
   )
 
 
-def _pool_samples_forward(cells, *samples):
-  # An array without elements tells how many cells there are, and their type.
+def _pool_samples_forward(
+  cells: Float[Array, 'n c'], *samples: Array
+) -> tuple[Array, tuple[Array, tuple[Array, ...]]]:
+  """Returns the result of `_pool_samples`, and the arrays for its gradient.
+
+  The gradient needs only the number and the dtype of the cells. An array
+  without columns has both and takes no memory.
+  """
   return _pool_samples(cells, *samples), (cells[:, :0], samples)
 
 
-def _pool_samples_backward(residuals, gradient):
-  likeness, samples = residuals
-  spread = functools.partial(_spread, likeness.shape[0])
+def _pool_samples_backward(
+  saved: tuple[Array, tuple[Array, ...]], gradient: Float[Array, 'r s s c']
+) -> tuple[Array, None, None, None, None]:
+  """Returns the gradient of `_pool_samples` for the cells, and for no other."""
+  empty_cells, samples = saved
+  num_cells = empty_cells.shape[0]
   total = jax.lax.platform_dependent(
     gradient.astype(jnp.float32),
     *samples,
-    # Elsewhere sums by index are fast, and one after the other is slow.
+    # A scatter-add is slow on a CPU and fast on a GPU. A loop over the output
+    # cells is fast on a CPU and slow on a GPU.
     cpu=jax.custom_batching.sequential_vmap(
-      functools.partial(_spread_in_order, likeness.shape[0])
+      functools.partial(_scatter_gradient_in_loop, num_cells)
     ),
-    default=spread,
+    default=functools.partial(_scatter_gradient, num_cells),
   )
-  return total.astype(likeness.dtype), None, None, None, None
+  return total.astype(empty_cells.dtype), None, None, None, None
 
 
 _pool_samples.defvjp(_pool_samples_forward, _pool_samples_backward)
 
 
-def _spread(num_cells, gradient, *samples):
-  """Adds the weighted gradient of every output cell to its samples' cells."""
-  rows, _, columns, _ = samples
-  taps = columns.shape[2]
+def _scatter_gradient(
+  num_cells: int, gradient: Float[Array, 'r s s c'], *samples: Array
+) -> Float[Array, '{num_cells} c']:
+  """Adds the gradient of each output cell to the cells that it was pooled from.
 
-  def add(k, total):
-    place, weight = _sample(k // taps, k % taps, *samples)
-    return total.at[place].add(
+  Args:
+    num_cells: Number of cells of all levels.
+    gradient: Gradient for the output cells, float32.
+    *samples: Rows, row weights, columns and column weights of `_pool_samples`.
+
+  Returns:
+    The gradient for the cells.
+  """
+  rows, _, columns, _ = samples
+  num_columns = columns.shape[2]
+
+  def add_pair(k: Int[Array, ''], total: Array) -> Array:
+    """Adds the gradients for pair k of a row and a column."""
+    index, weight = _pair(k // num_columns, k % num_columns, *samples)
+    return total.at[index].add(
       weight[..., None] * gradient, mode='promise_in_bounds'
     )
 
   return jax.lax.fori_loop(
     0,
-    rows.shape[2] * taps,
-    add,
+    rows.shape[2] * num_columns,
+    add_pair,
     jnp.zeros((num_cells, gradient.shape[-1])),
   )
 
 
-def _spread_in_order(num_cells, gradient, *samples):
-  """The same, one output cell after the other."""
+def _scatter_gradient_in_loop(
+  num_cells: int, gradient: Float[Array, 'r s s c'], *samples: Array
+) -> Float[Array, '{num_cells} c']:
+  """Computes `_scatter_gradient` in a loop over the output cells.
+
+  Args:
+    num_cells: Number of cells of all levels.
+    gradient: Gradient for the output cells, float32.
+    *samples: Rows, row weights, columns and column weights of `_pool_samples`.
+
+  Returns:
+    The gradient for the cells.
+  """
   rows, row_weights, columns, column_weights = samples
   num_boxes, side, taps = rows.shape
   channels = gradient.shape[-1]
 
-  def add(k, total):
+  def add_output_cell(k: Int[Array, ''], total: Array) -> Array:
+    """Adds the gradients that come from output cell k of all boxes."""
     box, i, j = k // side**2, k // side % side, k % side
     for m, n in np.ndindex(taps, taps):
       place = rows[box, i, m] + columns[box, j, n]
@@ -248,7 +322,7 @@ def _spread_in_order(num_cells, gradient, *samples):
     return total
 
   return jax.lax.fori_loop(
-    0, num_boxes * side**2, add, jnp.zeros((num_cells, channels))
+    0, num_boxes * side**2, add_output_cell, jnp.zeros((num_cells, channels))
   )
 
 
@@ -260,17 +334,22 @@ def adaptive_weights(
   side: int,
   max_length: int,
 ) -> Float[Array, 'r {side} {max_length}']:
-  """Weighs the cells along one axis for each output cell of each box.
+  """Computes the weights of all cells of one axis in each output cell.
 
-  An output cell is the mean of as many samples as it is cells long, rounded
-  up. The weights of an output cell sum to 1 where all its samples are inside.
+  An output cell is the mean of linear samples along the axis, as many as it is
+  cells long, rounded up. Its weights sum to 1 if all samples are inside the
+  feature map.
 
   Args:
-    start: Where each box begins, in cells.
-    size: How long it is, in cells.
-    length: Cells that there are along this axis; the rest weighs nothing.
-    side: Output cells.
-    max_length: Static limit of `length`.
+    start: Start of each box along the axis, in cells.
+    size: Length of each box along the axis, in cells.
+    length: Number of cells along the axis in the level of each box. The cells
+      from `length` to `max_length` get weight 0.
+    side: Number of output cells of a box.
+    max_length: Static upper limit of `length`.
+
+  Returns:
+    One row of weights for each output cell of each box, gradient stopped.
 
   Source:
     detectron2 `layers/csrc/ROIAlign` with sampling_ratio 0.
@@ -281,12 +360,14 @@ def adaptive_weights(
   first = start[:, None, None] + bins
   last = (length - 1)[:, None, None].astype(start.dtype)
   cells = jnp.arange(max_length, dtype=start.dtype)
-  # With a single sample the step may be any length; it is not needed then.
-  sparse = jnp.maximum(step, 0.5)
-  nearest = jnp.floor((cells - 1 - first) / sparse - 0.5)
-  total = jnp.zeros(jnp.broadcast_shapes(nearest.shape, last.shape))
+  # Only an output cell with a single sample can have a step below half a cell.
+  # With the limit, this sample is still one of the samples that the loop tries.
+  long_step = jnp.maximum(step, 0.5)
+  # The number of the first sample that may read each cell.
+  first_sample = jnp.floor((cells - 1 - first) / long_step - 0.5)
+  total = jnp.zeros(jnp.broadcast_shapes(first_sample.shape, last.shape))
   for i in range(MAX_TOUCHING):
-    sample = nearest + i
+    sample = first_sample + i
     position = first + (sample + 0.5) * step
     counts = (sample >= 0) & (sample < count)
     counts &= (position >= -1) & (position <= last + 1)
@@ -296,29 +377,54 @@ def adaptive_weights(
   return jax.lax.stop_gradient(jnp.where(cells <= last, weights, 0))
 
 
-def _adaptive_samples(size, *, side):
-  """How many samples an output cell has, and how far apart they are."""
+def _adaptive_samples(
+  size: Float[Array, '*r'], *, side: int
+) -> tuple[Float[Array, '*r'], Float[Array, '*r']]:
+  """Returns the number of samples of an output cell, and their distance.
+
+  Args:
+    size: Length of each box along one axis, in cells.
+    side: Number of output cells of a box along this axis.
+
+  Returns:
+    The number of samples along the axis, a whole number, and the distance
+    between neighbouring samples in cells.
+  """
   count = jnp.ceil(size / side)
-  # Compiled, the division is a product that may come out above a whole number.
+  # XLA compiles the division into a product, which may be slightly larger than
+  # a whole number, so that `ceil` gives one sample too many.
   count = jnp.where((count - 1) * side >= size, count - 1, count)
   return count, size / side / jnp.maximum(count, 1)
 
 
-def _pool_windows(cells, starts, shapes, rows, columns, *, side, level_shapes):
-  """Pools boxes with adaptive samples.
+def _pool_windows(
+  cells: Float[Array, 'n c'],
+  starts: Int[Array, 'r'],
+  shapes: Int[Array, 'r 2'],
+  rows: tuple[Float[Array, 'r'], Float[Array, 'r']],
+  columns: tuple[Float[Array, 'r'], Float[Array, 'r']],
+  *,
+  side: int,
+  level_shapes: list[tuple[int, ...]],
+) -> Float[Array, 'r {side} {side} c']:
+  """Pools boxes by RoIAlign with an adaptive number of samples.
 
-  All cells that a box touches are gathered once, in a list of a static length,
-  and multiplied by their weights. A box's sides may be of any length, but it
-  has an area of less than 28x28 cells on all levels but the coarsest.
+  The cells that a box touches are gathered once, into a list of a static
+  length, and multiplied by their weights. This works because a box has less
+  than 28x28 cells on each level except the coarsest, whatever its shape.
 
   Args:
-    cells: [n, c] of all levels.
-    starts: [r] where the level of each box starts in `cells`.
-    shapes: [r, 2] rows and columns of it.
-    rows: [r] each: where the boxes begin and how long they are, in cells.
-    columns: Likewise.
-    side: Output cells.
-    level_shapes: Of all levels, finest first.
+    cells: Features of all cells of all levels in one list, row by row.
+    starts: Index in `cells` at which the level of each box starts.
+    shapes: Numbers of rows and columns of the level of each box.
+    rows: y of the start of each box, and its height, in cells.
+    columns: x of the start of each box, and its width, in cells.
+    side: Number of output cells along each side of a box.
+    level_shapes: Numbers of rows and columns of all levels, finest first.
+
+  Returns:
+    Pooled features in the dtype of `cells`; NaN for a box that touches more
+    cells than the list has room for.
   """
   limit = max(
     _most_cells(*shape, limited=shape != level_shapes[-1])
@@ -327,9 +433,18 @@ def _pool_windows(cells, starts, shapes, rows, columns, *, side, level_shapes):
   max_rows = max(shape[0] for shape in level_shapes)
   max_columns = max(shape[1] for shape in level_shapes)
 
-  # What the backward pass needs is quickly made again.
+  # Recomputing the gathered cells in the backward pass is fast, and keeping
+  # them would take much memory.
   @jax.checkpoint
-  def pool_one(box):
+  def pool_one(
+    box: tuple[
+      Int[Array, ''],
+      Int[Array, '2'],
+      tuple[Float[Array, ''], Float[Array, '']],
+      tuple[Float[Array, ''], Float[Array, '']],
+    ],
+  ) -> Float[Array, 's s c']:
+    """Pools one box, given as its row of (starts, shapes, rows, columns)."""
     start, shape, (y, height), (x, width) = box
     first_row, num_rows = _touched(y, height, shape[0], side=side)
     first_column, num_columns = _touched(x, width, shape[1], side=side)
@@ -350,7 +465,8 @@ def _pool_windows(cells, starts, shapes, rows, columns, *, side, level_shapes):
     row_weights = jnp.where(slots < num_rows * num_columns, row_weights, 0)
     weights = row_weights[:, None, :] * column_weights[None, :, :]
     features = cells.at[start + row * shape[1] + column].get(mode='clip')
-    # Rounded products (TF32) would be less exact than the samples.
+    # Products of lower precision (TF32) would be less exact than the bilinear
+    # samples of other programs.
     pooled = jnp.einsum(
       'stp,pc->stc',
       weights,
@@ -369,24 +485,44 @@ def _pool_windows(cells, starts, shapes, rows, columns, *, side, level_shapes):
   )
 
 
-def _most_cells(height, width, *, limited):
-  """The most cells that a box on a level of this shape can touch.
+def _most_cells(height: int, width: int, *, limited: bool) -> int:
+  """Returns the largest number of cells of a level that a box can touch.
 
-  A box of h by w cells touches no more than (h + 2) by (w + 2). Among those of
-  equal area the longest touch most.
+  A box of h by w cells touches at most h + 2 by w + 2 cells. Among boxes of
+  equal area, the longest and thinnest one touches most cells.
+
+  Args:
+    height: Number of rows of the level.
+    width: Number of columns of the level.
+    limited: Whether the area of a box is less than 28x28 cells, as on all
+      levels except the coarsest.
   """
   if not limited:
     return height * width
-  # Sides of 448 px on level 4, as many cells on the finer ones; a trace more
-  # for rounding.
+  # `assign_levels` puts boxes of less than 448x448 pixels on level 4, which are
+  # 28x28 cells. On each finer level the limit is also 28x28 cells. The factor
+  # allows for rounding.
   area = 28**2 * 1.0001
   longest = max(height, width)
   touched = (longest + 2) * (area / longest + 2)
   return min(height * width, int(touched) + 1)
 
 
-def _touched(start, size, length, *, side):
-  """The first cell that samples along one axis touch, and how many cells."""
+def _touched(
+  start: Float[Array, ''],
+  size: Float[Array, ''],
+  length: Int[Array, ''],
+  *,
+  side: int,
+) -> tuple[Int[Array, ''], Int[Array, '']]:
+  """Returns the first cell that a box reads along one axis, and how many.
+
+  Args:
+    start: Start of the box along the axis, in cells.
+    size: Length of the box along the axis, in cells.
+    length: Number of cells of the level along the axis.
+    side: Number of output cells of the box.
+  """
   _, step = _adaptive_samples(size, side=side)
   last = length - 1
   low = jnp.clip(jnp.floor(start + 0.5 * step), 0, last)
@@ -394,26 +530,34 @@ def _touched(start, size, length, *, side):
   return low.astype(jnp.int32), (high - low).astype(jnp.int32) + 1
 
 
-def _bilinear_taps(start, size, length, *, side, sampling_ratio):
-  """The cells that the samples along one axis touch, and their weights.
+def _bilinear_taps(
+  start: Float[Array, 'r'],
+  size: Float[Array, 'r'],
+  length: Int[Array, 'r'],
+  *,
+  side: int,
+  sampling_ratio: int,
+) -> tuple[Int[Array, 'r t'], Float[Array, 'r t']]:
+  """Returns the cells that linear samples along one axis read, and the weights.
 
   Args:
-    start: [r] where each box begins, in cells.
-    size: [r] how long it is.
-    length: [r] cells that there are along this axis.
-    side: Output cells.
-    sampling_ratio: Samples in each output cell.
+    start: Start of each box along the axis, in cells.
+    size: Length of each box along the axis, in cells.
+    length: Number of cells along the axis in the level of each box.
+    side: Number of output cells of a box.
+    sampling_ratio: Number of samples in each output cell.
 
   Returns:
-    Indices and weights, both [r, side * sampling_ratio * 2]; the weights of an
-    output cell sum to 1 where all its samples are inside.
+    Indices of cells, two for each sample, so t = side * sampling_ratio * 2; and
+    their weights, gradient stopped. The weights of an output cell sum to 1 if
+    all its samples are inside the feature map.
   """
   count = side * sampling_ratio
-  # Sample i of n in a bin lies at (i + 0.5) / n of the bin.
+  # Samples are in the middle of equal parts of the box.
   fractions = (jnp.arange(count) + 0.5) / count
   position = start[:, None] + fractions * size[:, None]
   last = (length - 1)[:, None].astype(position.dtype)
-  # A sample less than one cell outside takes the edge; one further out is 0.
+  # A sample up to one cell outside repeats the edge; farther outside, it is 0.
   inside = (position >= -1) & (position <= last + 1)
   position = jnp.clip(position, 0, last)
   low = jnp.floor(position)

@@ -1,18 +1,21 @@
-"""Sampling of a fixed number of labelled boxes, foreground first."""
+"""Random sampling of a fixed number of labelled boxes."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 
 class Sample(NamedTuple):
-  """A fixed number of slots; foreground first, then background, then none."""
+  """The sampled boxes, in a fixed number s of slots.
 
-  indices: Int[Array, 's']  # into the sampled array; 0 where not valid
-  foreground: Bool[Array, 's']
-  valid: Bool[Array, 's']
+  Foreground comes first, then background, then slots without a box.
+  """
+
+  indices: Int[Array, 's']  # into the labels; 0 where not valid
+  foreground: Bool[Array, 's']  # whether the slot holds a foreground box
+  valid: Bool[Array, 's']  # False if the slot holds no box
 
 
 def sample_labels(
@@ -22,29 +25,37 @@ def sample_labels(
   size: int,
   foreground_fraction: float,
 ) -> Sample:
-  """Draws boxes: foreground up to a share of slots, background for the rest.
+  """Draws a random sample of foreground boxes and of background boxes.
+
+  Foreground boxes take at most `size * foreground_fraction` slots. Background
+  boxes take all slots that are left, as far as there are enough. All boxes of a
+  label are equally likely.
 
   Args:
-    labels: 1 foreground, 0 background, -1 never drawn.
-    key: Element i's luck depends on the key and on i alone, so that padding at
-      the end changes nothing.
+    labels: Label of each box: 1 foreground, 0 background, -1 never drawn.
+    key: Random key. The random number of box i depends only on the key and on
+      i, so that padding at the end of `labels` does not change the sample.
     size: Number of slots.
-    foreground_fraction: The most slots that foreground may take, as a share.
+    foreground_fraction: Largest share of the slots that foreground may take, in
+      [0, 1].
 
   Source:
     Fast R-CNN (arXiv:1504.08083), section 2.3; detectron2
     `modeling/sampling.py`.
   """
-  luck = jax.random.uniform(key, labels.shape)
+  priorities = jax.random.uniform(key, labels.shape)
   max_foreground = int(size * foreground_fraction)
-  foreground, num_foreground = _draw(luck, labels == 1, limit=max_foreground)
-  background, num_background = _draw(luck, labels == 0, limit=size)
+  foreground, num_foreground = _draw(
+    priorities, labels == 1, limit=max_foreground
+  )
+  background, num_background = _draw(priorities, labels == 0, limit=size)
 
   slots = jnp.arange(size)
   is_foreground = slots < num_foreground
   from_background = slots - num_foreground
   valid = is_foreground | (from_background < num_background)
-  # The clip keeps the index legal in the branch that is not taken.
+  # `where` evaluates both alternatives; the clip keeps the indices of the one
+  # that is not used in range.
   indices = jnp.where(
     is_foreground,
     foreground[jnp.clip(slots, 0, foreground.shape[0] - 1)],
@@ -53,8 +64,21 @@ def sample_labels(
   return Sample(jnp.where(valid, indices, 0), is_foreground, valid)
 
 
-def _draw(luck, eligible, *, limit):
-  """Indices of the luckiest eligible elements, and how many there are."""
-  count = min(max(limit, 1), luck.shape[0])  # at least one, to index into
-  _, indices = jax.lax.top_k(jnp.where(eligible, luck, -1), count)
+def _draw(
+  priorities: Float[Array, 'n'], eligible: Bool[Array, 'n'], *, limit: int
+) -> tuple[Int[Array, 'd'], Int[Array, '']]:
+  """Returns the eligible elements with the highest priorities.
+
+  Args:
+    priorities: Random numbers in [0, 1).
+    eligible: Elements that may be drawn.
+    limit: Largest number of elements to draw.
+
+  Returns:
+    The indices of the drawn elements, and their number. Indices beyond that
+    number have no meaning.
+  """
+  # At least one index, because an empty array cannot be indexed.
+  count = min(max(limit, 1), priorities.shape[0])
+  _, indices = jax.lax.top_k(jnp.where(eligible, priorities, -1), count)
   return indices.astype(jnp.int32), jnp.minimum(jnp.sum(eligible), limit)

@@ -1,4 +1,4 @@
-"""Pre-NMS selection: the best anchors of every level, moved by their deltas."""
+"""Selection of the boxes that enter the NMS of the RPN."""
 
 import jax
 import jax.numpy as jnp
@@ -20,23 +20,27 @@ def select_boxes(
   fit_to: Int[Array, '2'] | None = None,
   kernels: str = 'xla',
 ) -> tuple[Float[Array, 'l {limit} 4'], Float[Array, 'l {limit}']]:
-  """Takes the best anchors of each level and moves them by their deltas.
+  """Selects the best anchors of each level and moves them by their deltas.
 
   Args:
-    objectness_logits: Of all levels; -inf is never taken, NaN neither.
-    anchor_deltas: In the same order.
-    levels: Where the anchors are.
-    image_size: (height, width); boxes are clipped to it.
-    limit: Boxes of a level, at most.
-    weights: See `decode_boxes`.
-    width_offset: See `ops/boxes.py`.
-    fit_to: See `make_anchors`.
-    kernels: See `kernels.py`. Plain JAX serves limits that the kernel is slow
-      for.
+    objectness_logits: Logits of the anchors of all levels. -inf and NaN are
+      never selected.
+    anchor_deltas: Encoded offsets (dx, dy, dw, dh) of the same anchors.
+    levels: Positions and shapes of the anchors of each level.
+    image_size: (height, width) in pixels that boxes are clipped to.
+    limit: Number of slots for the boxes of a level.
+    weights: Divisors of (dx, dy, dw, dh); see `decode_boxes`.
+    width_offset: Number of pixels by which a box is wider than x2 - x1 and
+      higher than y2 - y1, 0 or 1.
+    fit_to: (height, width) of the padded image that the strides are fitted to;
+      see `make_anchors`. `None` keeps the strides of `levels`.
+    kernels: Implementation: 'xla' (plain JAX), 'pallas' or 'interpret'. Above
+      the kernel's `MAX_LIMIT`, plain JAX is faster and always used.
 
   Returns:
-    boxes: Best first; zeros where there are fewer.
-    logits: Falling, equals by number; -inf where there are fewer.
+    boxes: In pixels, best first. Slots without a box hold zeros.
+    logits: Falling; anchors with equal logits are in the order of their
+      numbers. Slots without a box hold -inf.
   """
   if kernels != 'xla':
     from pallas_kernels import selection as kernel
@@ -53,7 +57,7 @@ def select_boxes(
         fit_to=fit_to,
         interpret=kernels == 'interpret',
       )
-  # top_k would rank NaN first.
+  # Without this, top_k would rank NaN first.
   objectness_logits = jnp.where(
     jnp.isnan(objectness_logits), -jnp.inf, objectness_logits
   )

@@ -1,85 +1,117 @@
-"""Checkpoints: saved by orbax, checked leaf by leaf when they come back.
+"""Checkpoints of models: saving, finding, checking and reading them.
 
-A checkpoint directory holds, for each saved step, the items `model` (params
-and constants), `optimizer` (its state, the loss's scale, and the params if
-those of `model` are their average) and `metadata` (step, config, class
-table), so that a model can be used without the state of its training.
+A checkpoint directory has one folder for each saved step, named after the step.
+Such a folder holds three items, which orbax writes:
+
+- `model`: params and constants;
+- `optimizer`: the state of the optimizer, the loss scale, and, if `model` holds
+  averaged params, the params themselves;
+- `metadata`: the step, the recipe and the classes.
+
+A model can be used without the item `optimizer`.
 """
 
-import contextlib
+from collections.abc import Iterable, Mapping
 import pathlib
 import re
-import shutil
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 import numpy as np
 import orbax.checkpoint as ocp
 
-from maskrcnn_jax.errors import InputError, SaveError
+from maskrcnn_jax.errors import InputError
 
+# Number of the layout of a checkpoint, which is stored in it.
 FORMAT = 1
-
-# Ends the name of a step that is about to be removed.
-REMOVED = '.removed'
 
 
 class DamagedCheckpoint(InputError):
-  """A checkpoint that was whole once, or never got so far."""
+  """A checkpoint cannot be read: it is damaged, or saving it was cut off."""
 
 
 class Metadata(NamedTuple):
-  """The description that a checkpoint holds of itself."""
+  """The description that is stored with the arrays of a checkpoint."""
 
-  step: int
+  step: int  # number of steps done
   recipe: dict  # plain nested dict; 'config' in the stored file
   categories: list  # [[COCO's id, name], ...]; class number = position + 1
-  training_set: str = ''  # the training set, in a line
-  is_partial: bool = False  # lacks layers: to start a training from, no more
+  training_set: str = ''  # description of the training set, in one line
+  # True if layers are missing, so that the checkpoint can only give a training
+  # its initial weights.
+  is_partial: bool = False
 
 
-# Names of fields in the stored file, where they differ.
+# {field of `Metadata`: its name in the stored file}, where they differ.
 _STORED_NAMES = {'recipe': 'config'}
 
 
 def open_checkpoints(directory: pathlib.Path) -> ocp.CheckpointManager:
-  """Opens the checkpoints of a run for writing, which happens in background.
+  """Opens a checkpoint directory for writing, after checking its newest step.
 
   Args:
-    directory: Made if it is not there.
+    directory: The checkpoint directory; made if it does not exist.
+
+  Returns:
+    A manager that writes in the background.
 
   Raises:
-    InputError: If its newest step is not whole.
+    InputError: If the newest step is incomplete.
   """
-  # Orbax would count it, and save no earlier step than it. An older one is
-  # what a run leaves that is killed while it deletes.
+  # Orbax would take the incomplete step for the latest one and refuse to save
+  # earlier steps. An incomplete step before the newest complete one does no
+  # harm: a run leaves one if it is killed while it removes an old checkpoint.
   newest = max(saved_steps(directory), default=-1)
-  for step in _step_directories(directory):
+  for step in step_directories(directory):
     if int(step.name) > newest:
       raise InputError(
         f'C08: {step} is not a whole checkpoint, and no training can '
         'continue beside it; move it away.'
       )
-  return _open(directory)
+  return open_manager(directory)
+
+
+def open_manager(directory: pathlib.Path) -> ocp.CheckpointManager:
+  """Opens a checkpoint directory for writing, whatever steps it holds.
+
+  Args:
+    directory: The checkpoint directory; made if it does not exist.
+
+  Returns:
+    A manager that writes in the background.
+  """
+  return ocp.CheckpointManager(
+    directory.absolute(),
+    options=ocp.CheckpointManagerOptions(
+      create=True, enable_async_checkpointing=True
+    ),
+  )
 
 
 def save_checkpoint(
   manager: ocp.CheckpointManager,
   *,
   model: dict,
-  optimizer: Any,
+  optimizer: PyTree | None,
   metadata: Metadata,
   force: bool = False,
 ) -> None:
-  """Starts to save; waits for the save before, and raises if that failed.
+  """Starts to save a checkpoint in the background.
+
+  First waits for the save that the manager started before, and raises its
+  error if it failed.
 
   Args:
-    manager: Of the directory.
+    manager: Writes to the checkpoint directory.
     model: Params and constants.
-    optimizer: Its state; None for weights that no training made.
-    metadata: With the step.
-    force: Whether there may be later steps.
+    optimizer: State of the optimizer; `None` for weights that were not trained
+      here, such as converted ones.
+    metadata: The description of the checkpoint, with its step.
+    force: Whether to save although the directory may hold a later step.
+
+  Raises:
+    ValueError: If the directory holds this or a later step.
   """
   manager.wait_until_finished()
   manager.check_for_errors()
@@ -100,233 +132,27 @@ def save_checkpoint(
 
 
 def _stored_metadata(metadata: Metadata) -> dict:
-  """Returns the metadata as a checkpoint stores it, under a format number."""
+  """Returns the content of the stored file: format number and all fields."""
   fields = metadata._asdict().items()
   return {'format': FORMAT} | {
     _STORED_NAMES.get(name, name): value for name, value in fields
   }
 
 
-class RunCheckpoints:
-  """The checkpoints of a run, written while it goes on.
-
-  An older step is removed only once a newer one has been written and looked
-  at. `WORKDIR/last_checkpoint` names the newest of these, for people and
-  scripts; nothing here reads it.
-  """
-
-  def __init__(self, workdir: pathlib.Path, *, keep: int):
-    """Opens the checkpoints of a workdir, of which the newest `keep` stay.
-
-    Raises:
-      InputError: See `open_checkpoints`.
-    """
-    self.directory = workdir / 'checkpoints'
-    self._keep = keep
-    self._started = None  # step that is being saved
-    self._has_failed = False
-    self._manager = open_checkpoints(self.directory)
-    # Nothing is removed while another process looks around.
-    multihost_utils.sync_global_devices('the checkpoints are open')
-    self._remove_old()
-
-  def save(self, *, model: dict, training: Any, metadata: Metadata) -> None:
-    """Starts to save, after the save before has ended well.
-
-    Args:
-      model: Params and constants.
-      training: The state of the training beside them.
-      metadata: With the step.
-
-    Raises:
-      SaveError: If this save or the one before failed.
-    """
-    self.finish()
-    self._started = metadata.step
-    with self._failures():
-      save_checkpoint(
-        self._manager, model=model, optimizer=training, metadata=metadata
-      )
-
-  def poll(self) -> None:
-    """Finishes the save that was started, if it has ended; never waits."""
-    if self._started is not None and (
-      not self._manager.is_saving_in_progress()
-    ):
-      self.finish()
-
-  def finish(self) -> None:
-    """Waits for the save that was started, checks it and removes older ones.
-
-    Raises:
-      SaveError: If it failed.
-    """
-    if self._started is None:
-      return
-    path = self.directory / str(self._started)
-    with self._failures():
-      self._manager.wait_until_finished()
-      self._manager.check_for_errors()
-      read_metadata(path)
-      for item in ('model', 'optimizer'):
-        _stored_leaves(path, item)
-    self._started = None
-    if jax.process_index() == 0:
-      _write_text(self.directory.parent / 'last_checkpoint', f'{path}\n')
-    self._remove_old()
-
-  def close(self) -> None:
-    """Finishes the save that was started, unless it has failed."""
-    try:
-      if not self._has_failed:
-        self.finish()
-    finally:
-      # It raises the same error again.
-      with contextlib.suppress(*([Exception] if self._has_failed else [])):
-        self._manager.close()
-
-  @contextlib.contextmanager
-  def _failures(self):
-    """Turns whatever goes wrong while saving into one line."""
-    try:
-      yield
-    # Orbax passes on the errors of its threads, of any kind.
-    except Exception as error:
-      self._has_failed = True
-      whole = [s for s in saved_steps(self.directory) if s != self._started]
-      kept = f'step {whole[-1]} is whole' if whole else 'no step was saved yet'
-      raise SaveError(
-        f'C10: Saving step {self._started} in {self.directory} failed '
-        f'({_first_line(error)}); {kept}. Make room, then give the same '
-        'command again.'
-      ) from error
-
-  def _remove_old(self):
-    if jax.process_index() == 0:
-      _remove_other_steps(
-        self.directory, saved_steps(self.directory)[-self._keep :]
-      )
-
-
-def save_best(
-  directory: pathlib.Path, *, model: dict, metadata: Metadata
-) -> None:
-  """Saves a model in place of the one that a directory holds.
-
-  Args:
-    directory: Holds one step and nothing else.
-    model: Params and constants.
-    metadata: With the step.
-
-  Raises:
-    SaveError: If it fails; the model before is still there.
-  """
-  path = directory / str(metadata.step)
-  try:
-    if metadata.step not in saved_steps(directory):
-      if path.exists() and jax.process_index() == 0:
-        shutil.rmtree(path)
-      with contextlib.closing(_open(directory)) as manager:
-        # Of a run that went on from an earlier step, there may be a later one.
-        save_checkpoint(
-          manager,
-          model=model,
-          optimizer=None,
-          metadata=metadata,
-          force=True,
-        )
-        manager.wait_until_finished()
-        manager.check_for_errors()
-    read_metadata(path)
-    _stored_leaves(path, 'model')
-  except Exception as error:
-    raise SaveError(
-      f'C10: Saving the best model in {path} failed ({_first_line(error)}). '
-      'Make room, then give the same command again.'
-    ) from error
-  if jax.process_index() == 0:
-    _remove_other_steps(directory, [metadata.step])
-
-
-def check_room(directory: pathlib.Path, *, size: int, count: int) -> str:
-  """Finds out whether checkpoints can be written.
-
-  Args:
-    directory: Made if it is not there.
-    size: Bytes of one.
-    count: How many there will be at once, with those that there are.
-
-  Returns:
-    A warning; '' if there is room for all of them.
-
-  Raises:
-    InputError: If not even one can be written.
-  """
-  # All processes of a run do this at once.
-  probe = directory / f'.probe-{jax.process_index()}'
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-    probe.write_text('to see whether this can be written')
-    probe.unlink()
-    free = shutil.disk_usage(directory).free
-  except OSError as error:
-    raise InputError(
-      f'C10: {directory} cannot be written ({error.strerror}); give another '
-      '--workdir.'
-    ) from error
-  needed = size * max(count - len(saved_steps(directory)), 1)
-  if free < size:
-    raise InputError(
-      f'C10: {directory} has {free / 2**20:.0f} MiB left, but a checkpoint '
-      f'needs {size / 2**20:.0f}; make room, or give another --workdir.'
-    )
-  if free < needed:
-    return (
-      f'C10: {directory} has {free / 2**20:.0f} MiB left, but the '
-      f'checkpoints of this run will need {needed / 2**20:.0f}.'
-    )
-  return ''
-
-
-def set_aside(directory: pathlib.Path, *, after: int) -> list[pathlib.Path]:
-  """Moves steps that a run cannot go on beside, out of its way.
-
-  Args:
-    directory: Of the steps; they go to `damaged` next to it.
-    after: The step that it goes on from: all later ones are moved.
-
-  Returns:
-    Where they are now.
-  """
-  moved = []
-  if jax.process_index():
-    return moved
-  for path in _step_directories(directory):
-    if int(path.name) > after:
-      target = directory.parent / 'damaged' / path.name
-      while target.exists():
-        target = target.with_name(target.name + '_')
-      target.parent.mkdir(exist_ok=True)
-      moved.append(path.rename(target))
-  return moved
-
-
-def tree_bytes(tree) -> int:
-  """Returns how many bytes the arrays of a tree have."""
-  return sum(
-    np.dtype(leaf.dtype).itemsize * int(np.prod(leaf.shape))
-    for leaf in jax.tree.leaves(tree)
-  )
-
-
 def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
-  """Returns the directory of one saved step.
+  """Finds the folder of the checkpoint that a user means by a path.
 
   Args:
-    path: That directory itself, or one that holds saved steps, or a workdir
-      that holds `checkpoints`; of several steps the newest.
+    path: The folder of one saved step, a checkpoint directory, or the workdir
+      of a run. If there are several steps, the newest is taken.
+
+  Returns:
+    The folder of one saved step.
+
+  Raises:
+    InputError: If there is no complete checkpoint.
   """
-  # As a path, http://a is http:/a.
+  # pathlib shortens http://a to http:/a.
   if re.match(r'[a-z0-9]+:/', str(path)):
     raise InputError(
       f'C09: {path} is an address, and nothing is downloaded here; give a '
@@ -352,25 +178,30 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
 
 
 def saved_steps(directory: pathlib.Path) -> list[int]:
-  """Returns the steps that were saved completely, rising.
+  """Returns the steps of the complete checkpoints of a directory, in order.
 
-  A save that was cut off has left a temporary name, or lacks an item.
+  Incomplete ones are left out: if a save was cut off, the folder has a
+  temporary name or lacks an item.
   """
   return sorted(
     int(step.name)
-    for step in _step_directories(directory)
+    for step in step_directories(directory)
     if (step / 'model').is_dir() and (step / 'metadata').is_dir()
   )
 
 
 def read_metadata(path: pathlib.Path) -> Metadata:
-  """Reads the description of a saved step.
+  """Reads the metadata of a checkpoint.
 
   Args:
-    path: As `find_checkpoint` returns it.
+    path: Folder of one saved step.
+
+  Raises:
+    DamagedCheckpoint: If the metadata cannot be read.
+    InputError: If the checkpoint has another format.
   """
   try:
-    # A checkpointer would wait for all processes to read it.
+    # Orbax's Checkpointer would wait until all processes read the file.
     stored = ocp.JsonCheckpointHandler().restore(
       (path / 'metadata').absolute(), args=ocp.args.JsonRestore()
     )
@@ -383,7 +214,7 @@ def read_metadata(path: pathlib.Path) -> Metadata:
       f'expected {FORMAT}).'
     )
   try:
-    # Checkpoints of complete models need not say so.
+    # Checkpoints of complete models may lack this field.
     stored = {'is_partial': False} | stored
     return Metadata(
       **{
@@ -395,34 +226,69 @@ def read_metadata(path: pathlib.Path) -> Metadata:
 
 
 def restore_model(path: pathlib.Path, target: dict) -> dict:
-  """Reads the parameters of a saved step.
+  """Reads the params and constants of a checkpoint.
 
   Args:
-    path: As `find_checkpoint` returns it.
-    target: The expected tree, of arrays or ShapeDtypeStructs, whose
-      shardings the result gets.
+    path: Folder of one saved step.
+    target: The expected tree of arrays or `jax.ShapeDtypeStruct`s. The result
+      gets the shardings of its leaves.
 
   Raises:
-    InputError: If names, shapes or dtypes differ from the target's.
+    InputError: If names, shapes or dtypes differ from those of the target.
+    DamagedCheckpoint: If the arrays cannot be read.
   """
   return _restore_item(path, 'model', target)
 
 
-def restore_optimizer(path: pathlib.Path, target: Any) -> Any:
-  """Reads the optimizer's state of a saved step; see `restore_model`."""
+def restore_optimizer(path: pathlib.Path, target: PyTree) -> PyTree:
+  """Reads the item `optimizer` of a checkpoint, the state of the training.
+
+  Args:
+    path: Folder of one saved step.
+    target: The expected tree of arrays or `jax.ShapeDtypeStruct`s. The result
+      gets the shardings of its leaves.
+
+  Raises:
+    InputError: If names, shapes or dtypes differ from those of the target.
+    DamagedCheckpoint: If the arrays cannot be read.
+  """
   return _restore_item(path, 'optimizer', target)
 
 
 def model_shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
-  """Returns {'params/...': shape} of all arrays of a saved model."""
+  """Returns the shape of each array of a checkpoint's model, by its path.
+
+  Args:
+    path: Folder of one saved step.
+
+  Returns:
+    {'params/...' or 'constants/...': shape}.
+  """
   return {
     name: tuple(leaf.shape)
     for name, leaf in _stored_leaves(path, 'model').items()
   }
 
 
-def named_leaves(tree) -> dict[str, Any]:
-  """Returns {'a/b/c': leaf} of a tree."""
+def check_saved(path: pathlib.Path, items: Iterable[str]) -> None:
+  """Checks that the metadata and some items of a checkpoint can be read.
+
+  Only the list of an item's arrays is read, not their numbers.
+
+  Args:
+    path: Folder of one saved step.
+    items: Names of the items, such as 'model'.
+
+  Raises:
+    InputError: If they cannot be read.
+  """
+  read_metadata(path)
+  for item in items:
+    _stored_leaves(path, item)
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+  """Flattens a tree to {path: leaf}, with paths like 'params/conv/bias'."""
   return {
     jax.tree_util.keystr(path, simple=True, separator='/'): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -430,8 +296,8 @@ def named_leaves(tree) -> dict[str, Any]:
 
 
 def nested(leaves: dict[str, Any]) -> dict:
-  """Returns the tree of dicts that `named_leaves` flattens."""
-  tree = {}
+  """Makes nested dicts of {path: leaf}; `named_leaves` does the opposite."""
+  tree: dict[str, Any] = {}
   for name, leaf in leaves.items():
     *parents, last = name.split('/')
     branch = tree
@@ -442,11 +308,15 @@ def nested(leaves: dict[str, Any]) -> dict:
 
 
 def compare_trees(stored: dict[str, Any], expected: dict[str, Any]) -> str:
-  """Says how the arrays of two models differ; '' if they do not.
+  """Describes how the arrays of a checkpoint differ from those of a model.
 
   Args:
-    stored: {name: shape, or shape and dtype} in the checkpoint.
-    expected: Likewise, of the model to fill.
+    stored: {path of an array: its shape, or its dtype and shape} in the
+      checkpoint.
+    expected: The same for the model.
+
+  Returns:
+    The first ten differences; '' if there are none.
   """
   lines = [
     f'{name} is {stored[name]} there, {expected[name]} here'
@@ -465,40 +335,28 @@ def compare_trees(stored: dict[str, Any], expected: dict[str, Any]) -> str:
   return shown + (f'; and {len(lines) - 10} more' if len(lines) > 10 else '')
 
 
-def _open(directory):
-  return ocp.CheckpointManager(
-    directory.absolute(),
-    options=ocp.CheckpointManagerOptions(
-      create=True, enable_async_checkpointing=True
-    ),
-  )
-
-
-def _remove_other_steps(directory, kept):
-  """Removes all steps but some, so that none is ever there in part."""
-  for path in _step_directories(directory):
-    if int(path.name) not in kept:
-      path.rename(path.with_name(path.name + REMOVED))
-  for path in directory.glob('*' + REMOVED):
-    shutil.rmtree(path)
-
-
-def _write_text(path, text):
-  """Writes a file that is either whole or as it was."""
-  partial = path.with_name(path.name + '.partial')
-  partial.write_text(text, encoding='utf-8')
-  partial.replace(path)
-
-
-def _step_directories(directory):
-  """The directories named after a step, whole or not."""
+def step_directories(directory: pathlib.Path) -> list[pathlib.Path]:
+  """Lists the folders that are named after a step, also incomplete ones."""
   if not directory.is_dir():
     return []
   return [entry for entry in directory.iterdir() if entry.name.isdigit()]
 
 
-def _restore_item(path, item, target):
-  # Orbax casts to another dtype in silence, and names no leaf.
+def first_line(error: Exception) -> str:
+  """Returns the first line of an error's message, of at most 200 characters."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _restore_item(path: pathlib.Path, item: str, target: PyTree) -> PyTree:
+  """Reads an item of a checkpoint after comparing it with a target.
+
+  Args:
+    path: Folder of one saved step.
+    item: 'model' or 'optimizer'.
+    target: The expected tree of arrays or `jax.ShapeDtypeStruct`s.
+  """
+  # Orbax would silently cast arrays of another dtype, and its errors do not say
+  # which array is wrong.
   difference = compare_trees(
     _signature(_stored_leaves(path, item)), _signature(named_leaves(target))
   )
@@ -512,13 +370,21 @@ def _restore_item(path, item, target):
           **{item: ocp.args.StandardRestore(_abstract(target))}
         ),
       )[item]
-  # Orbax raises a bare Exception where the data of an array is damaged.
+  # Orbax raises a bare Exception if the data of an array is damaged.
   except Exception as error:
     raise _damaged(path, item, error) from error
 
 
-def _stored_leaves(path, item):
-  """Returns {name: what has a shape and a dtype} of a saved item."""
+def _stored_leaves(path: pathlib.Path, item: str) -> dict[str, Any]:
+  """Reads the names, shapes and dtypes of the arrays of a checkpoint's item.
+
+  Args:
+    path: Folder of one saved step.
+    item: 'model' or 'optimizer'.
+
+  Returns:
+    {path of an array: object with `shape` and `dtype`}.
+  """
   handler = ocp.StandardCheckpointHandler()
   try:
     tree = handler.metadata((path / item).absolute())
@@ -529,27 +395,35 @@ def _stored_leaves(path, item):
   return named_leaves(getattr(tree, 'tree', tree))
 
 
-def _damaged(path, item, error) -> DamagedCheckpoint:
+def _damaged(
+  path: pathlib.Path, item: str, error: Exception
+) -> DamagedCheckpoint:
+  """Returns the error of an item that cannot be read.
+
+  Args:
+    path: Folder of one saved step.
+    item: 'model', 'optimizer' or 'metadata'.
+    error: The error that reading the item has raised.
+  """
   return DamagedCheckpoint(
     f'C08: {path} cannot be read as a checkpoint ({item}: '
-    f'{_first_line(error)}); it may be damaged: try an earlier step.'
+    f'{first_line(error)}); it may be damaged: try an earlier step.'
   )
 
 
-def _reader(item, handler):
+def _reader(item: str, handler: ocp.CheckpointHandler) -> ocp.Checkpointer:
+  """Returns a checkpointer that reads a single item of checkpoints."""
   return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**{item: handler}))
 
 
-def _abstract(tree):
+def _abstract(tree: PyTree) -> PyTree:
+  """Replaces the arrays of a tree by `jax.ShapeDtypeStruct`s."""
   return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
-def _signature(leaves):
+def _signature(leaves: Mapping[str, Any]) -> dict[str, str]:
+  """Returns {path of an array: its dtype and shape as text}."""
   return {
     name: f'{np.dtype(leaf.dtype)} {tuple(leaf.shape)}'
     for name, leaf in leaves.items()
   }
-
-
-def _first_line(error) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

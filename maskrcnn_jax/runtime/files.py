@@ -1,17 +1,18 @@
-"""Files of results: whole or not there."""
+"""Files of results, which appear under their name only when complete."""
 
 import json
 import pathlib
 import tempfile
+from typing import Any
 
 from maskrcnn_jax.errors import InputError
 
 
 def make_writable(directory: pathlib.Path) -> None:
-  """Makes a directory, and finds out early whether it can be written to.
+  """Makes a directory and checks that files can be written to it.
 
   Raises:
-    InputError: If it cannot.
+    InputError: If the directory cannot be made or written to.
   """
   try:
     directory.mkdir(parents=True, exist_ok=True)
@@ -23,8 +24,13 @@ def make_writable(directory: pathlib.Path) -> None:
     ) from error
 
 
-def write_json(path: pathlib.Path, content) -> None:
-  """Writes a JSON file that is either whole or not there."""
+def write_json(path: pathlib.Path, content: Any) -> None:
+  """Writes a JSON file; if it is interrupted, the old file or none remains.
+
+  Args:
+    path: The file.
+    content: The new content, of types that JSON can store.
+  """
   partial = path.with_suffix('.partial')
   partial.write_text(json.dumps(content), encoding='utf-8')
   partial.replace(path)

@@ -1,24 +1,29 @@
-"""Whether a device computes what it should.
+"""Checks that a device computes correctly.
 
-Some versions of JAX gave wrong numbers, or took a thousand times as long, on
-some devices, and said nothing. Each check here is a small program that such a
-fault was seen in.
+On some devices, some versions of JAX silently gave wrong numbers or took a
+thousand times as long. Each check here is a small program that has shown one of
+these faults.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import time
-from typing import NamedTuple
+import types
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 import numpy as np
 
-# A contended scatter-add may take this many times as long as the gather of the
-# same elements, and this many seconds more. Two versions took 450 times as long
-# as others on a GPU.
+from maskrcnn_jax.array_types import AnyArray
+
+# A scatter-add of many elements to few slots may take SLOWER times as long as
+# the gather of the same elements, plus SECONDS. On a GPU, two versions of JAX
+# took 450 times as long as other versions.
 SLOWER, SECONDS = 60, 0.02
 
-# Of convolutions: (rows and columns of the kernel, stride, channels in, out).
+# Convolutions to check: (side of the square kernel, stride, input channels,
+# output channels).
 CONVOLUTIONS = (
   (7, 2, 3, 64),
   (1, 1, 64, 64),
@@ -29,15 +34,19 @@ CONVOLUTIONS = (
 
 
 class Check(NamedTuple):
-  """Something that a device can get wrong."""
+  """A program that shows whether a device has a certain fault."""
 
-  name: str
-  find_fault: Callable[[], str | None]  # a sentence, or None where all is well
-  advice: str
+  name: str  # of the operations that are checked
+  find_fault: Callable[[], str | None]  # describes the fault; None without one
+  advice: str  # how a user can avoid the fault
 
 
 def check_numerics() -> dict[str, str]:
-  """Returns what is wrong on JAX's default device: {name: what, and advice}."""
+  """Runs all checks on JAX's default device and returns the faults found.
+
+  Returns:
+    {name of the check: description of the fault and advice to the user}.
+  """
   found = {}
   for check in CHECKS:
     fault = check.find_fault()
@@ -46,8 +55,9 @@ def check_numerics() -> dict[str, str]:
   return found
 
 
-def _eager_fault():
-  # Not jitted: each is a program of its own.
+def _eager_fault() -> str | None:
+  """Checks single operations. Returns the fault, or None without one."""
+  # Not jitted, so that JAX compiles each operation as a program of its own.
   root = float(jnp.sqrt(jnp.float32(512)))
   if abs(root - 22.627417) > 1e-4:
     return f'sqrt(512) is {root}'
@@ -57,11 +67,12 @@ def _eager_fault():
   return None
 
 
-def _random_fault():
+def _random_fault() -> str | None:
+  """Checks normal random numbers. Returns the fault, or None without one."""
   numbers = np.asarray(jax.random.normal(jax.random.key(0), (10_000,)))
   if not np.isfinite(numbers).all():
     return 'random numbers are not finite'
-  # The mean of so many is this far from 0 once in 10**23 times.
+  # The mean of 10,000 numbers differs from 0 by 0.1 once in 10**23 times.
   if abs(numbers.mean()) > 0.1 or abs(numbers.std() - 1) > 0.1:
     return (
       f'normal numbers have a mean of {numbers.mean():.3g} and a deviation '
@@ -70,11 +81,12 @@ def _random_fault():
   return None
 
 
-def _scatter_fault():
+def _scatter_fault() -> str | None:
+  """Checks sums and speed of a scatter-add. Returns the fault, or None."""
   rng = np.random.default_rng(0)
   slots, count = 1_000, 1_000_000
   index = rng.integers(0, slots, count).astype(np.int32)
-  # Whole numbers, so that the order of the sums does not matter.
+  # Whole numbers, so that the sums do not depend on their order.
   values = rng.integers(-4, 5, count).astype(np.float32)
   scatter = jax.jit(lambda i, x: jnp.zeros(slots).at[i].add(x))
   gather = jax.jit(lambda i, x: x[i])
@@ -88,12 +100,18 @@ def _scatter_fault():
   if taken > SLOWER * needed + SECONDS:
     return (
       f'a sum of elements by index takes {taken / needed:.0f} times as long '
-      'as taking them'
+      'as reading these elements by index'
     )
   return None
 
 
-def _least_seconds(function, *arguments):
+def _least_seconds(function: Callable[..., Any], *arguments: AnyArray) -> float:
+  """Returns the shortest of three times of a call, in seconds.
+
+  Args:
+    function: A jitted function. A call before these three compiles it.
+    *arguments: The arguments of each call.
+  """
   jax.block_until_ready(function(*arguments))
   times = []
   for _ in range(3):
@@ -103,14 +121,24 @@ def _least_seconds(function, *arguments):
   return min(times)
 
 
-def _concatenate_fault():
+def _concatenate_fault() -> str | None:
+  """Checks concatenations of masked arrays. Returns the fault, or None."""
   rng = np.random.default_rng(0)
   levels = [
     (rng.normal(size=(2, n, 8)).astype(np.float32), rng.random((2, n)) < 0.7)
     for n in (300, 75, 20, 5)
   ]
 
-  def join(levels, xp):
+  def join(
+    levels: Sequence[tuple[Float[AnyArray, 'b _ 8'], Bool[AnyArray, 'b _']]],
+    xp: types.ModuleType,
+  ) -> Float[AnyArray, 'b _ 8']:
+    """Normalises the valid rows of each level and concatenates all levels.
+
+    Args:
+      levels: Vectors of each level, and whether they are valid.
+      xp: `numpy` or `jax.numpy`, which is used for the computation.
+    """
     parts = [
       xp.where(
         valid[..., None], x / xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True)), 0
@@ -129,10 +157,16 @@ def _concatenate_fault():
   return None
 
 
-def _convolution_fault():
+def _convolution_fault() -> str | None:
+  """Checks convolutions in bfloat16. Returns the fault, or None without one."""
   rng = np.random.default_rng(0)
 
-  def run(x, kernel, stride):
+  def run(
+    x: Float[Array, 'b h w c'],
+    kernel: Float[Array, 'side side c channels'],
+    stride: int,
+  ) -> Float[Array, 'b out_h out_w channels']:
+    """Convolves images with a kernel, with 'SAME' padding."""
     return jax.lax.conv_general_dilated(
       x,
       kernel,
@@ -142,9 +176,15 @@ def _convolution_fault():
       precision=jax.lax.Precision.HIGHEST,
     )
 
-  def with_gradients(x, kernel, stride):
+  def with_gradients(
+    x: Float[Array, 'b h w c'],
+    kernel: Float[Array, 'side side c channels'],
+    stride: int,
+  ) -> tuple[Float[Array, 'b out_h out_w channels'], Array, Array]:
+    """Returns a convolution, and the gradients of its sum by both arguments."""
     y, pull_back = jax.vjp(lambda x, k: run(x, k, stride), x, kernel)
-    return y, *pull_back(jnp.ones_like(y))
+    x_gradient, kernel_gradient = pull_back(jnp.ones_like(y))
+    return y, x_gradient, kernel_gradient
 
   for side, stride, num_in, num_out in CONVOLUTIONS:
     x = rng.random((1, 32, 40, num_in)).astype(np.float32)
@@ -154,7 +194,7 @@ def _convolution_fault():
     half = compiled(
       jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16), stride
     )
-    for what, ours, theirs in zip(
+    for part, ours, theirs in zip(
       ('', ', gradient of its input', ', gradient of its kernel'),
       half,
       exact,
@@ -163,16 +203,17 @@ def _convolution_fault():
       theirs = np.asarray(theirs)
       error = np.abs(np.asarray(ours, np.float32) - theirs).max()
       error /= np.abs(theirs).max()
-      # All numbers are positive: nothing cancels.
+      # All numbers are positive, so no sum loses precision by cancellation.
       if not error < 0.02:
         return (
           f'a {side}x{side} convolution of stride {stride} in bfloat16'
-          f'{what} is wrong by {error:.2g} of its largest number'
+          f'{part} is wrong by {error:.2g} of its largest number'
         )
   return None
 
 
-# Of the check that concerns half precision alone.
+# Name of the check of half-precision convolutions, which does not matter to a
+# training in float32.
 CONVOLUTIONS_CHECK = 'convolutions'
 
 OTHER_VERSION = 'take another version of jax (setup.cfg has the range)'

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from maskrcnn_jax.errors import InputError
@@ -58,7 +59,7 @@ def next_loss_scale(
   )
 
 
-def set_precision(precision: str):
+def set_precision(precision: str) -> DTypeLike:
   """Sets the process's matmul precision and returns the compute dtype.
 
   Args:

@@ -1,57 +1,75 @@
-"""SIGTERM, which clusters send before they take a machine, and Ctrl-C."""
+"""Stopping a run by SIGTERM or Ctrl-C, without losing the current step.
 
+Clusters send SIGTERM before they take a machine away. Ctrl-C sends SIGINT.
+"""
+
+from collections.abc import Callable, Iterator
 import contextlib
 import os
 import signal
 import threading
+from types import FrameType
+from typing import Any
+
+# A signal handler as `signal.getsignal` returns it.
+_Handler = Callable[[int, FrameType | None], Any] | int | None
 
 _CTRL_C = (
-  '\nCtrl-C: the step is finished and saved, then the run stops. Ctrl-C once '
-  'more ends it at once; then the last checkpoint is what is left.\n'
+  '\nCtrl-C: the run finishes and saves the current step, then it stops. '
+  'Ctrl-C once more ends it at once and keeps only the last checkpoint.\n'
 )
 
 
 class Stopped(Exception):
-  """Raised by a signal inside `StopSignal.interrupting`."""
+  """Raised inside `StopSignal.interrupting` when a signal comes."""
 
 
 class StopSignal:
   """Context manager that records SIGTERM and SIGINT; the process goes on.
 
-  A second SIGINT ends the process at once. A program that a shell starts in the
-  background ignores SIGINT, and goes on doing so.
+  A second SIGINT ends the process at once. If SIGINT is ignored, as in a
+  program that a shell has started in the background, it stays ignored.
 
   Attributes:
     requested: Whether a signal has come.
-    name: Name of the signal. Another process may have received it.
+    name: Name of the signal for messages. If another process has received the
+      signal, it is 'SIGTERM or Ctrl-C'.
   """
 
-  def __init__(self):
-    """Starts without a signal."""
+  def __init__(self) -> None:
+    """Makes an object that listens only once it is entered."""
     self.requested = False
     self.name = 'SIGTERM or Ctrl-C'
     self._interrupts = False
-    self._before = {}
+    self._before: dict[int, _Handler] = {}
 
-  def __enter__(self):
-    """Listens, unless in a thread, which no signal reaches."""
+  def __enter__(self) -> 'StopSignal':
+    """Starts to record signals, in the main thread only.
+
+    Python calls signal handlers in the main thread and allows no other thread
+    to set them.
+    """
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGTERM, signal.SIGINT):
         before = signal.getsignal(number)
         if number == signal.SIGTERM or before != signal.SIG_IGN:
-          signal.signal(number, self._take)
+          signal.signal(number, self._record)
           self._before[number] = before
     return self
 
-  def __exit__(self, *_):
-    """Listens no more."""
+  def __exit__(self, *_: object) -> None:
+    """Restores the signal handlers from before."""
     for number, before in self._before.items():
       signal.signal(number, before)
     self._before = {}
 
   @contextlib.contextmanager
-  def interrupting(self):
-    """Has the signal raise `Stopped` inside; for work that loses nothing."""
+  def interrupting(self) -> Iterator[None]:
+    """Context manager in which a signal raises `Stopped` at once.
+
+    For work that can be interrupted because a later run can repeat it, such as
+    an evaluation. If a signal has come before, `Stopped` is raised on entry.
+    """
     self._interrupts = True
     try:
       if self.requested:
@@ -60,14 +78,17 @@ class StopSignal:
     finally:
       self._interrupts = False
 
-  def _take(self, number, _):
+  def _record(self, number: int, _: FrameType | None) -> None:
+    """Records a signal; the signal handler while this object is entered."""
     self.requested = True
     self.name = 'SIGTERM'
     if number == signal.SIGINT:
       self.name = 'Ctrl-C'
-      # Also while XLA compiles, when no handler would be called.
+      # The default action also works while XLA compiles. A Python handler would
+      # be called only after that.
       signal.signal(signal.SIGINT, signal.SIG_DFL)
-      # Past Python's buffers, which may be in the middle of a line.
+      # Not by print: the signal may have interrupted a print, and its buffer
+      # cannot be used twice at a time.
       os.write(2, _CTRL_C.encode())
     if self._interrupts:
       self._interrupts = False

@@ -1,4 +1,8 @@
-"""The training log: one line every few steps, on the console and in a file."""
+"""The log of a training: lines on the console and in a file, and TensorBoard.
+
+Every few steps a line shows the figures of a step: named numbers such as losses
+and seconds.
+"""
 
 import collections
 from collections.abc import Iterable
@@ -9,38 +13,42 @@ import resource
 import statistics
 import sys
 import time
+from typing import Any
 
 from absl import logging
 import jax
 import tensorboardX
 import tqdm
 
-# The seed smooths over as many steps.
+# Number of steps whose median the log shows, as many as in the seed's log.
 # Source: maskrcnn-benchmark `utils/metric_logger.py`, SmoothedValue.
 WINDOW = 20
 
 
 class TrainingLog:
-  """Collects the figures of each step and writes them now and then.
+  """Collects the figures of each step and writes them when asked to.
 
   Attributes:
-    directory: Where `log.txt` and the TensorBoard events go.
+    directory: Folder of `log.txt` and of the TensorBoard events.
   """
 
   def __init__(
     self, directory: pathlib.Path, *, num_steps: int, writes: bool = True
   ):
-    """Opens the log of a run of `num_steps`, appending to an earlier one.
+    """Opens the log of a run. New lines are appended to an existing `log.txt`.
 
-    Without `writes`, for all processes but one, it writes no file.
+    Args:
+      directory: Folder of `log.txt` and of the TensorBoard events.
+      num_steps: Number of steps of the whole run, for the time left.
+      writes: Whether to write files, as only process 0 does.
     """
     self.directory = directory
     self._num_steps = num_steps
-    self._recent = collections.defaultdict(
+    self._recent: dict[str, collections.deque[float]] = collections.defaultdict(
       lambda: collections.deque(maxlen=WINDOW)
     )
-    self._sums = collections.Counter()
-    self._counts = collections.Counter()
+    self._sums: dict[str, float] = collections.defaultdict(float)
+    self._counts: dict[str, int] = collections.defaultdict(int)
     self._file = open(
       directory / 'log.txt' if writes else os.devnull, 'a', encoding='utf-8'
     )
@@ -52,7 +60,11 @@ class TrainingLog:
     )
 
   def add(self, **figures: float) -> None:
-    """Takes the figures of one step."""
+    """Adds the figures of one step to the medians and means of `report`.
+
+    Args:
+      **figures: Numbers by name. They include 'time', the seconds of the step.
+    """
     for name, figure in figures.items():
       self._recent[name].append(figure)
       self._sums[name] += figure
@@ -67,12 +79,16 @@ class TrainingLog:
   def report(
     self, step: int, *, learning_rate: float, skipped: int | None = None
   ) -> None:
-    """Writes the line of a step: each figure's recent median (overall mean).
+    """Writes a line with the figures so far, and adds them to TensorBoard.
+
+    For each figure, the line shows the median of the last 20 steps and, in
+    parentheses, the mean of all steps.
 
     Args:
-      step: Steps done.
-      learning_rate: Of the last of them.
-      skipped: How many changed no parameter, where that can be.
+      step: Number of steps done.
+      learning_rate: Learning rate of the last step.
+      skipped: Number of steps that were skipped because of an overflow. `None`
+        if the training never skips steps; the line then does not show it.
     """
     mean_time = self._sums['time'] / self._counts['time']
     left = datetime.timedelta(seconds=int(mean_time * (self._num_steps - step)))
@@ -98,36 +114,50 @@ class TrainingLog:
     )
 
   def scalars(self, step: int, figures: dict[str, float]) -> None:
-    """Writes figures such as AP to the TensorBoard events."""
+    """Adds figures such as AP to the TensorBoard events.
+
+    Args:
+      step: Number of steps done.
+      figures: {tag of TensorBoard: number}.
+    """
     for name, figure in figures.items():
       self._events.add_scalar(name, figure, step)
     self._events.flush()
 
   def close(self) -> None:
-    """Writes pending lines and closes the files."""
+    """Closes the log and the TensorBoard events, with all that is pending."""
     self._events.close()
     self._file.close()
 
 
 def progress(
-  items: Iterable, *, total: int, description: str, shown: bool = True
-) -> Iterable:
-  """Shows a bar with the time left while items are worked through.
+  items: Iterable[Any], *, total: int, description: str, shown: bool = True
+) -> Iterable[Any]:
+  """Yields items one by one and shows a progress bar with the time left.
 
-  Where nobody watches, in a log file, it says so only twice a minute.
+  Args:
+    items: The items, such as images.
+    total: Number of items.
+    description: Text in front of the bar.
+    shown: Whether the bar is shown.
   """
   return tqdm.tqdm(
     items,
     total=total,
     desc=description,
     unit='image',
+    # In a log file, a new line every 30 seconds is enough.
     mininterval=0.1 if sys.stderr.isatty() else 30,
     disable=not shown,
   )
 
 
 def peak_memory() -> float:
-  """Returns the most memory used so far, in MiB: the device's, or our own."""
+  """Returns the largest amount of memory used so far, in MiB.
+
+  It is the memory of the first device or, if the device does not count it, as a
+  CPU, that of this process.
+  """
   statistics_ = jax.local_devices()[0].memory_stats()
   if statistics_ and 'peak_bytes_in_use' in statistics_:
     return statistics_['peak_bytes_in_use'] / 2**20

@@ -24,8 +24,9 @@ from maskrcnn_jax.data.source import (
   read_set,
 )
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.evaluation.average_precision import check_backend, check_truth
-from maskrcnn_jax.runtime import checkpoint, cluster, numerics
+from maskrcnn_jax.evaluation.average_precision import check_backend
+from maskrcnn_jax.evaluation.coco_input import check_truth
+from maskrcnn_jax.runtime import cluster, numerics, run_checkpoints
 from maskrcnn_jax.training.state import (
   TrainState,
   training_state,
@@ -42,7 +43,7 @@ def check_batch_size(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     mesh: The devices that a batch is spread over.
 
   Raises:
-    InputError: If they do not.
+    InputError: If the devices would get different numbers of images.
   """
   cluster.check_batch_size(
     config.train.batch_size, mesh, key='config.train.batch_size'
@@ -62,32 +63,35 @@ def check_room(
   """Checks, before the training, that its checkpoints can be written.
 
   Args:
-    state: A state of the run, which has the size of a checkpoint.
+    state: A state of the run, which has the arrays of a checkpoint.
     workdir: The folder of the run.
     config: The recipe, which says how many checkpoints are kept.
 
   Raises:
     InputError: If not even one checkpoint can be written.
   """
-  size = checkpoint.tree_bytes((variables_of(state), training_state(state)))
+  size = run_checkpoints.tree_bytes(
+    (variables_of(state), training_state(state))
+  )
   # A new checkpoint is written before the oldest one is removed.
-  warning = checkpoint.check_room(
+  warning = run_checkpoints.check_room(
     workdir / 'checkpoints',
     size=size,
-    count=config.train.keep_checkpoints + 1,
+    num_steps=config.train.keep_checkpoints + 1,
   )
   if warning:
     logging.warning('%s', warning)
 
 
 def check_device(precision: str) -> None:
-  """Refuses to train on a device that computes wrongly: see `numerics`.
+  """Refuses to train on a device that computes wrongly.
 
-  Such faults were seen on GPUs only, so CPUs are not checked.
+  Runs the small programs of `numerics`. Their faults were seen on GPUs only, so
+  CPUs are not checked.
 
   Args:
-    precision: The recipe's precision. The check of half-precision convolutions
-      counts for 'bf16' and 'fp16' only.
+    precision: The recipe's precision. With 'fp32' and 'tf32', wrong
+      half-precision convolutions are accepted.
 
   Raises:
     InputError: If a check fails.
@@ -112,11 +116,14 @@ def read_training_set(
 ) -> tuple[DataSet, np.ndarray]:
   """Reads, filters and checks the training set; logs which images it omits.
 
+  Args:
+    config: The recipe, which names the data set.
+
   Returns:
     The data set, and the rows of its index that are trained on.
 
   Raises:
-    InputError: If the set is missing or wrong.
+    InputError: If the set is missing or has errors.
   """
   source = source_of(config, 'train')
   if source is None:
@@ -151,7 +158,8 @@ def check_eval_set(
     index: Index of the training set, which must have the same classes.
 
   Raises:
-    InputError: If the evaluation set or the evaluation program is wrong.
+    InputError: If the evaluation set has errors or other classes, or if the
+      program that computes the AP cannot be used.
   """
   check_backend(config.eval.backend)
   source = source_of(config, 'eval')
@@ -178,14 +186,17 @@ def check_eval_set(
 
 
 def describe_training_set(index: coco_index.CocoIndex, rows: np.ndarray) -> str:
-  """Describes the training set, so that resuming notices other data.
+  """Describes the training set in a line that differs for different data.
+
+  A checkpoint stores this line, so that a resumed run notices other data.
 
   Args:
     index: Index of the training set.
     rows: Rows of the index that are trained on.
 
   Returns:
-    The number of images and objects, and a checksum of the annotations.
+    Text with the number of images and objects and a checksum of the
+    annotations.
   """
   checksum = zlib.crc32(repr(index.file_names).encode())
   for array in (rows, index.boxes, index.classes, index.vertices):

@@ -1,4 +1,4 @@
-"""Evaluations during the training, and the best model so far."""
+"""Evaluations during a training, and the best model so far."""
 
 import json
 import pathlib
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from maskrcnn_jax.config import source_of
+from maskrcnn_jax.data.source import Source
 from maskrcnn_jax.detector import Detector
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.average_precision import ApResult
@@ -14,11 +14,12 @@ from maskrcnn_jax.evaluation.average_recall import RecallResult
 from maskrcnn_jax.evaluation.evaluate import evaluate
 from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.files import write_json
+from maskrcnn_jax.runtime.run_checkpoints import save_best
 from maskrcnn_jax.training.state import TrainState, variables_of
 
 
 class Evaluation(NamedTuple):
-  """The result of an evaluation, as `evaluations.json` stores it."""
+  """The APs of an evaluation, in [0, 1], as `evaluations.json` stores them."""
 
   step: int  # number of steps done
   box_ap: float | None  # None without ground truth or without a box head
@@ -27,7 +28,7 @@ class Evaluation(NamedTuple):
 
 
 class TrainEvaluations:
-  """The evaluations of a run.
+  """Evaluates the model of a run and remembers all evaluations.
 
   `WORKDIR/evaluations.json` lists the evaluations. `WORKDIR/best` holds the
   model with the highest mask AP. If several models have the same mask AP, or
@@ -37,6 +38,9 @@ class TrainEvaluations:
   Both are written when an evaluation is complete. The list is written last, so
   that a run that is killed during an evaluation repeats it when it is resumed.
   All processes evaluate together, and process 0 writes the files.
+
+  Attributes:
+    done: The evaluations so far.
   """
 
   def __init__(
@@ -46,6 +50,7 @@ class TrainEvaluations:
     metadata: checkpoint.Metadata,
     config: ml_collections.ConfigDict,
     *,
+    source: Source,
     first_step: int,
     keep_best: bool,
   ):
@@ -57,14 +62,19 @@ class TrainEvaluations:
         the training.
       metadata: Stored with the best model.
       config: The recipe.
+      source: The evaluation set.
       first_step: Number of steps done when the run starts or resumes.
         Evaluations of later steps are forgotten.
       keep_best: Whether the best model is saved.
+
+    Raises:
+      InputError: If `evaluations.json` cannot be read.
     """
     self._workdir = workdir
     self._detector = detector
     self._metadata = metadata
     self._config = config
+    self._source = source
     self._keep_best = keep_best
     self._file = workdir / 'evaluations.json'
     self.done = [e for e in _read(self._file) if e.step <= first_step]
@@ -75,8 +85,8 @@ class TrainEvaluations:
     """Evaluates a model, prints its AP and saves the model if it is the best.
 
     Args:
-      state: State of the training. Its averaged weights are evaluated if the
-        recipe keeps an average.
+      state: State of the training. If it has averaged weights, these are
+        evaluated.
       step: Number of steps done.
 
     Returns:
@@ -88,7 +98,7 @@ class TrainEvaluations:
         variables=cluster.to_mesh(variables, self._detector.mesh),
         step=step,
       ),
-      source=source_of(self._config, 'eval'),
+      source=self._source,
       workdir=self._workdir,
       config=self._config,
     )
@@ -105,7 +115,7 @@ class TrainEvaluations:
     )
     self.done = [e for e in self.done if e.step != step] + [now]
     if self._keep_best and self.best() == now:
-      checkpoint.save_best(
+      save_best(
         self._workdir / 'best',
         model=variables,
         metadata=self._metadata._replace(step=step),
@@ -115,14 +125,22 @@ class TrainEvaluations:
     return aps
 
   def best(self) -> Evaluation:
-    """Returns the best evaluation so far, in the order that the class names."""
+    """Returns the evaluation with the highest mask AP so far.
+
+    Among equal mask APs, the box AP decides, then the recall; among equals, the
+    earliest step is the best.
+    """
     return max(
       self.done,
       key=lambda e: (e.mask_ap or 0, e.box_ap or 0, e.recall or 0, -e.step),
     )
 
   def of(self, step: int) -> Evaluation | None:
-    """Returns the evaluation of a step, or None if the step has none."""
+    """Returns the evaluation after a step, or `None` if there is none.
+
+    Args:
+      step: Number of steps done.
+    """
     return next((e for e in self.done if e.step == step), None)
 
 
@@ -132,7 +150,7 @@ def reaches(
   """Tells whether an evaluation is good enough to end the training.
 
   Args:
-    evaluation: The evaluation. None is never good enough.
+    evaluation: The evaluation. `None`, no evaluation, is never good enough.
     min_box_ap: Box AP that must be reached, in [0, 1]; 0 sets no condition.
     min_mask_ap: Mask AP that must be reached too, in [0, 1]; 0 sets no
       condition. If both are 0, no evaluation ends the training.
@@ -157,10 +175,10 @@ def expected_lines(
 
   Args:
     aps: Results of an evaluation; 'bbox' and 'segm' are compared.
-    box_ap: Expected box AP and its tolerance, both in [0, 1]. None expects
-      nothing.
-    mask_ap: Expected mask AP and its tolerance, both in [0, 1]. None expects
-      nothing.
+    box_ap: Expected box AP and its tolerance, both in [0, 1]. With `None`, the
+      box AP is not compared.
+    mask_ap: Expected mask AP and its tolerance, both in [0, 1]. With `None`,
+      the mask AP is not compared.
 
   Returns:
     One line for each comparison, which begins with PASS or FAIL.
@@ -186,7 +204,7 @@ def expected_lines(
       f'{"PASS" if passes else "FAIL"}: {name} AP {figure}, expected '
       f'{mean:.4f} within {tolerance:.4f} (config.expected)'
     )
-    if passes and ap > mean + tolerance:
+    if passes and ap is not None and ap > mean + tolerance:
       line += '; it is above that'
     lines.append(line)
   return lines
@@ -209,8 +227,8 @@ def steps_between(config: ml_collections.ConfigDict, num_images: int) -> int:
   return config.train.eval_every
 
 
-def _read(path) -> list[Evaluation]:
-  """Reads the evaluations of a file; [] if the file does not exist."""
+def _read(path: pathlib.Path) -> list[Evaluation]:
+  """Reads the evaluations that a file lists; [] if the file does not exist."""
   if not path.is_file():
     return []
   try:

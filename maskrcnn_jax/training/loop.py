@@ -1,13 +1,14 @@
-"""The loop around the jitted step: figures, checkpoints, evaluations."""
+"""The loop over the training steps, with its log, checkpoints, evaluations."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator
 import contextlib
-import math
 import pathlib
 import time
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 import ml_collections
 import numpy as np
 
@@ -18,52 +19,43 @@ from maskrcnn_jax.data.source import DataSet
 from maskrcnn_jax.evaluation.average_precision import ApResult
 from maskrcnn_jax.evaluation.average_recall import RecallResult
 from maskrcnn_jax.runtime import checkpoint, cluster, watchdog
-from maskrcnn_jax.runtime.precision import MIN_SCALE
+from maskrcnn_jax.runtime.run_checkpoints import RunCheckpoints
 from maskrcnn_jax.runtime.stop_signal import StopSignal
 from maskrcnn_jax.runtime.training_log import TrainingLog
 from maskrcnn_jax.training.evaluations import TrainEvaluations, reaches
+from maskrcnn_jax.training.figures import PendingStep, take_figures
 from maskrcnn_jax.training.optimizer import Schedule
 from maskrcnn_jax.training.state import TrainState, training_state, variables_of
-from maskrcnn_jax.training.step import Trainer
+from maskrcnn_jax.training.step import Figures, JittedStep, Trainer
 
-# A loss that is not finite within so many steps is usually the fault of a
-# learning rate that is too high for the batch size. Later, the data is as
-# likely.
-_EARLY = 100
+# A training step, compiled for one canvas.
+_CompiledStep = Callable[[TrainState, Batch], tuple[TrainState, Figures]]
 
 
 class Run(NamedTuple):
-  """The constants and open files of a run."""
+  """The objects that stay the same in a run, and its open files."""
 
-  config: ml_collections.ConfigDict
-  workdir: pathlib.Path
-  data_set: DataSet
+  config: ml_collections.ConfigDict  # the recipe
+  workdir: pathlib.Path  # folder of the run
+  data_set: DataSet  # training set
   rows: np.ndarray  # rows of its index that are trained on
   plan: canvases.CanvasPlan
   schedule: Schedule
   trainer: Trainer
+  mesh: Mesh  # all devices of all processes
   log: TrainingLog
-  saved: checkpoint.RunCheckpoints
-  metadata: checkpoint.Metadata
+  checkpoints: RunCheckpoints
+  metadata: checkpoint.Metadata  # of the checkpoints, but for the step
   stop: StopSignal
-  evaluations: TrainEvaluations | None
-  eval_every: int  # steps between evaluations; 0: only at the end
+  evaluations: TrainEvaluations | None  # None if the run never evaluates
+  eval_every: int  # steps between evaluations; 0 evaluates at the end only
   profile_steps: range  # steps to trace
 
 
-class _Pending(NamedTuple):
-  """A step that has been started and whose figures were not looked at yet."""
-
-  step: int
-  figures: dict
-  batch_rows: np.ndarray  # rows of the index, of all processes
-  stops: jax.Array | bool  # whether any process has been told to stop
-  step_time: float  # seconds from the start of the step before
-  data_time: float  # seconds that the step waited for its batch
-
-
-def run_steps(run: Run, state: TrainState, train_step: Callable) -> TrainState:
-  """Runs the remaining steps, or until the run is told to stop.
+def run_steps(
+  run: Run, state: TrainState, train_step: JittedStep
+) -> TrainState:
+  """Trains until the end of the run or until a signal tells the run to stop.
 
   Args:
     run: The constants and open files of the run.
@@ -72,10 +64,14 @@ def run_steps(run: Run, state: TrainState, train_step: Callable) -> TrainState:
 
   Returns:
     The last state, which has been saved.
+
+  Raises:
+    FloatingPointError: If a loss or gradient is not finite.
+    Stopped: If a signal interrupts an evaluation; the state is saved by then.
   """
-  config, mesh = run.config, run.trainer.rcnn.mesh
-  compiled = {}
-  pending = None
+  config, mesh = run.config, run.mesh
+  compiled: dict[canvases.Canvas, _CompiledStep] = {}
+  pending: PendingStep | None = None
   skipped = 0
   stops = False
   first_step = done = int(state.step)
@@ -89,11 +85,15 @@ def run_steps(run: Run, state: TrainState, train_step: Callable) -> TrainState:
   last = started = time.monotonic()
   evaluating = 0.0  # seconds
 
-  def take_pending():
+  def take_pending() -> None:
+    """Waits for the figures of the last step, checks and logs them.
+
+    It is called before each save, because only a state whose losses are finite
+    may be saved.
+    """
     nonlocal pending, skipped, stops
-    # A state is saved only after its losses have been found to be finite.
     if pending:
-      skipped = _take_figures(
+      skipped = take_figures(
         pending,
         run.log,
         image_ids=run.data_set.coco_index.image_ids,
@@ -103,7 +103,8 @@ def run_steps(run: Run, state: TrainState, train_step: Callable) -> TrainState:
       stops = bool(pending.stops)
       pending = None
 
-  def evaluate():
+  def evaluate() -> None:
+    """Evaluates the state; the time it takes does not count for the steps."""
     nonlocal evaluating, last
     before = time.monotonic()
     evaluate_state(run, state, done)
@@ -111,11 +112,11 @@ def run_steps(run: Run, state: TrainState, train_step: Callable) -> TrainState:
     last += time.monotonic() - before
 
   with contextlib.closing(_load_batches(run, first_step)) as batches:
-    if is_due(run, done) and run.evaluations.of(done) is None:
+    if is_due(run, done) and not is_evaluated(run, done):
       # The run was killed before this evaluation was finished.
       evaluate()
-    # A single process stops after the current step. Several processes stop
-    # after the same step, once all of them have heard of the signal.
+    # A single process stops after the current step. Several processes must stop
+    # after the same step: `any_process` tells all of them of a signal.
     while (
       not is_over(run, done)
       and not stops
@@ -134,10 +135,10 @@ def run_steps(run: Run, state: TrainState, train_step: Callable) -> TrainState:
       state, figures = compiled[canvas](state, batch)
       any_stops = cluster.any_process(run.stop.requested, mesh)
       trace.end(done, figures)
-      # While this step runs, the figures of the step before are looked at.
+      # The device works on this step while the host logs the step before.
       take_pending()
       now = time.monotonic()
-      pending = _Pending(
+      pending = PendingStep(
         done, figures, batch_rows, any_stops, now - last, data_time
       )
       last = now
@@ -146,7 +147,7 @@ def run_steps(run: Run, state: TrainState, train_step: Callable) -> TrainState:
       if done % config.train.log_every == 0 or is_last:
         take_pending()
         _report(run, done, skipped)
-      run.saved.poll()
+      run.checkpoints.poll()
       if (
         done % config.train.checkpoint_every == 0
         or is_last
@@ -161,7 +162,7 @@ def run_steps(run: Run, state: TrainState, train_step: Callable) -> TrainState:
     take_pending()
     if last_saved != done and done > first_step:
       _save(run, state, done)
-  run.saved.finish()
+  run.checkpoints.finish()
   watchdog.progress(f'the checkpoint of step {done}')
   if done > first_step:
     _report_total(
@@ -174,12 +175,21 @@ def run_steps(run: Run, state: TrainState, train_step: Callable) -> TrainState:
 
 
 def is_due(run: Run, step: int) -> bool:
-  """Tells whether there is an evaluation after so many steps."""
+  """Tells whether the recipe asks for an evaluation after `step` steps."""
   return bool(run.eval_every and step and step % run.eval_every == 0)
 
 
+def is_evaluated(run: Run, step: int) -> bool:
+  """Tells whether the model after `step` steps has been evaluated."""
+  return run.evaluations is not None and run.evaluations.of(step) is not None
+
+
 def is_over(run: Run, step: int) -> bool:
-  """Tells whether the training ends after so many steps."""
+  """Tells whether the training ends after `step` steps.
+
+  It ends after the recipe's number of steps, or as soon as an evaluation
+  reaches the APs that the recipe asks for.
+  """
   if step >= run.config.train.num_steps:
     return True
   return run.evaluations is not None and reaches(
@@ -192,14 +202,26 @@ def is_over(run: Run, step: int) -> bool:
 def evaluate_state(
   run: Run, state: TrainState, step: int
 ) -> dict[str, ApResult | RecallResult]:
-  """Evaluates a state and logs its AP. All processes must call this.
+  """Evaluates a state and logs its AP.
+
+  All processes must call this function.
+
+  Args:
+    run: The constants and open files of a run that evaluates.
+    state: The state after `step` steps.
+    step: Number of steps done.
+
+  Returns:
+    Results by kind: 'bbox', 'segm' or 'proposals'.
 
   Raises:
-    Stopped: If a signal comes while a single process evaluates. Several
-      processes finish the evaluation, so that none waits for another.
+    Stopped: If a signal comes and the run has a single process. Several
+      processes finish the evaluation first, because if one stopped, the others
+      would wait for it.
   """
+  assert run.evaluations is not None
   # An evaluated state must be on disk, so that the run can continue from it.
-  run.saved.finish()
+  run.checkpoints.finish()
   with (
     run.stop.interrupting()
     if jax.process_count() == 1
@@ -216,6 +238,7 @@ def evaluate_state(
     },
   )
   now = run.evaluations.of(step)
+  assert now is not None
   text = (
     f'Evaluation at step {step}: box AP {_figure(now.box_ap)}, mask AP '
     f'{_figure(now.mask_ap)}'
@@ -230,11 +253,17 @@ def evaluate_state(
 
 
 def _figure(ap: float | None) -> str:
+  """Returns an AP as text; 'n/a' if there is none."""
   return 'n/a' if ap is None else f'{ap:.4f}'
 
 
-def _load_batches(run: Run, first_step: int) -> Iterator[Batch]:
-  """Yields this process's part of the batch of each remaining step."""
+def _load_batches(run: Run, first_step: int) -> Generator[Batch, None, None]:
+  """Yields this process's rows of the batch of each remaining step.
+
+  Args:
+    run: The constants of the run.
+    first_step: Number of steps done before the first batch.
+  """
   step = first_step
   num_workers = run.config.data.num_workers
   while True:
@@ -254,6 +283,8 @@ def _load_batches(run: Run, first_step: int) -> Iterator[Batch]:
       pixel_range=pixel_range_of(run.config),
       scratch_dir=run.workdir,
     )
+    # Closing the generator ends its worker processes.
+    assert isinstance(batches, Generator)
     try:
       with contextlib.closing(batches):
         for batch, _ in batches:
@@ -261,16 +292,22 @@ def _load_batches(run: Run, first_step: int) -> Iterator[Batch]:
           yield batch
       return
     except RuntimeError:
-      # Ctrl-C, and SIGTERM of some clusters, reach the worker processes too,
-      # and a worker that has only just started ends. This process then loads
-      # the batches that are needed until all processes have stopped.
+      # Ctrl-C, and SIGTERM of some clusters, also reach the worker processes. A
+      # worker that has only just started is ended by it. This process then
+      # loads the few batches that are needed before the run stops.
       if not run.stop.requested or not num_workers:
         raise
       num_workers = 0
 
 
 def _report(run: Run, done: int, skipped: int) -> None:
-  """Writes the line of the last steps to the log."""
+  """Writes a line with the figures so far to the log.
+
+  Args:
+    run: The constants and open files of the run.
+    done: Number of steps done.
+    skipped: Number of steps that were skipped because of an overflow.
+  """
   run.log.report(
     done,
     learning_rate=float(run.schedule(np.int32(done - 1))),
@@ -281,7 +318,14 @@ def _report(run: Run, done: int, skipped: int) -> None:
 def _report_total(
   run: Run, seconds: float, num_steps: int, num_compiled: int
 ) -> None:
-  """Writes to the log how long the training took."""
+  """Writes to the log how long the training took.
+
+  Args:
+    run: The constants and open files of the run.
+    seconds: Time of the steps, without evaluations.
+    num_steps: Number of steps since the run was started or resumed.
+    num_compiled: Number of canvases for which a step was compiled.
+  """
   num_canvases = len(np.unique(run.plan.canvas_of_image[run.rows]))
   length = time.strftime('%H:%M:%S', time.gmtime(seconds))
   run.log.line(
@@ -290,9 +334,9 @@ def _report_total(
   )
 
 
-def _save(run: Run, state, step: int):
-  """Starts to save a state."""
-  run.saved.save(
+def _save(run: Run, state: TrainState, step: int) -> None:
+  """Starts to save the state after `step` steps."""
+  run.checkpoints.save(
     model=variables_of(state),
     training=training_state(state),
     metadata=run.metadata._replace(step=step),
@@ -300,9 +344,15 @@ def _save(run: Run, state, step: int):
 
 
 class _Trace:
-  """The profiler's trace of the chosen steps, which process 0 writes."""
+  """Traces the chosen steps with JAX's profiler; process 0 writes the trace."""
 
-  def __init__(self, run, first_step):
+  def __init__(self, run: Run, first_step: int):
+    """Leaves out the chosen steps that this run does not make.
+
+    Args:
+      run: The constants of the run, with the chosen steps.
+      first_step: Number of steps done when the run starts or resumes.
+    """
     self._log = run.log
     self._directory = run.workdir / 'profile'
     self._steps = (
@@ -315,14 +365,20 @@ class _Trace:
     )
     self._runs = False
 
-  def begin(self, step):
-    """Starts the trace if this is the first of the chosen steps."""
+  def begin(self, step: int) -> None:
+    """Starts the trace if `step` is the first of the chosen steps."""
     if self._steps and step == self._steps[0]:
       jax.profiler.start_trace(self._directory, create_perfetto_trace=True)
       self._runs = True
 
-  def end(self, step, results, *, stops=False):
-    """Writes the trace if this is the last step or the training stops."""
+  def end(self, step: int, results: PyTree, *, stops: bool = False) -> None:
+    """Writes the trace if it is running and this is its last step.
+
+    Args:
+      step: The step that has just been started.
+      results: Arrays of this step, which are waited for before the trace ends.
+      stops: Whether the training stops, so that no further step can be traced.
+    """
     if self._runs and (stops or step == self._steps[-1]):
       jax.block_until_ready(results)
       jax.profiler.stop_trace()
@@ -334,8 +390,22 @@ class _Trace:
       )
 
 
-def _compile(train_step, state, batch, canvas, log):
-  """Compiles the step for one canvas and logs the time and the memory."""
+def _compile(
+  train_step: JittedStep,
+  state: TrainState,
+  batch: Batch,
+  canvas: canvases.Canvas,
+  log: TrainingLog,
+) -> _CompiledStep:
+  """Compiles the training step for one canvas and logs its time and memory.
+
+  Args:
+    train_step: The jitted training step.
+    state: Any state of the run.
+    batch: Any batch of this canvas.
+    canvas: The sizes of the images.
+    log: Receives a line about the compilation.
+  """
   height, width = canvas.padded
   started = time.monotonic()
   step = train_step.lower(state, batch, padded_size=canvas.padded).compile()
@@ -348,87 +418,3 @@ def _compile(train_step, state, batch, canvas, log):
     text += f'; it needs {mib:.0f} MiB a device'
   log.line(text)
   return step
-
-
-def _take_figures(
-  pending: _Pending,
-  log: TrainingLog,
-  *,
-  image_ids: Sequence,
-  schedule: Schedule,
-  scales_loss: bool,
-) -> int:
-  """Fetches the figures of a step, checks that they are finite and logs them.
-
-  Args:
-    pending: The step.
-    log: The log to write to.
-    image_ids: COCO's ids of the images, by row of the index.
-    schedule: Function from a step to its learning rate.
-    scales_loss: True in float16, where a step that is not finite is skipped
-      and logged. It is an error only once the loss scale is at its minimum.
-
-  Returns:
-    Number of steps skipped so far.
-
-  Raises:
-    FloatingPointError: If a figure is not finite.
-  """
-  step, step_time, data_time = (
-    pending.step,
-    pending.step_time,
-    pending.data_time,
-  )
-  figures = {n: float(v) for n, v in jax.device_get(pending.figures).items()}
-  watchdog.progress(f'step {step}')
-  scale = figures.pop('loss_scale', 1.0)
-  skipped = int(figures.pop('skipped', 0))
-  wrong = [
-    f'{name} is {value}'
-    for name, value in figures.items()
-    if not math.isfinite(value)
-  ]
-  if wrong:
-    ids = [image_ids[row] for row in pending.batch_rows]
-    text = f'{", ".join(wrong)} at step {step}'
-    if scales_loss and scale > MIN_SCALE:
-      log.line(
-        f'Skipped a step: {text} (images {ids}); the loss scale goes '
-        f'from {scale:g} to {scale / 2:g}; {skipped} skipped so far'
-      )
-      log.add(time=step_time, data=data_time)
-      return skipped
-    rate = float(schedule(np.int32(step)))
-    message = (
-      f'C04: {text} (learning rate {rate:g}, images {ids}). The last '
-      f'checkpoint is from before this. {_likely_cause(step, rate, len(ids))}'
-    )
-    if scales_loss:
-      message += (
-        ' The loss scale is at its minimum; if --config.precision=bf16 '
-        'or fp32 trains, float16 cannot hold the features.'
-      )
-    log.line(message)
-    raise FloatingPointError(message)
-  norm = figures.pop('grad_norm')
-  if scales_loss:
-    figures['loss_scale'] = scale
-  log.add(**figures, grad_norm=norm, time=step_time, data=data_time)
-  return skipped
-
-
-def _likely_cause(step: int, rate: float, batch_size: int) -> str:
-  """Returns the most likely cause of a loss that is not finite."""
-  if step == 0:
-    return (
-      'No update was made yet: look at these images, and at the weights '
-      'that the run began with.'
-    )
-  if step < _EARLY:
-    return (
-      f'Within the first {_EARLY} steps the likely cause is the learning '
-      f'rate, for {batch_size} images a step: lower '
-      '--config.optimizer.learning_rate or raise '
-      '--config.optimizer.warmup_steps; else look at these images.'
-    )
-  return 'Lower --config.optimizer.learning_rate or look at these images.'

@@ -1,7 +1,8 @@
 """The learning rate, the optimizer, and which parameters it trains."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
+from typing import Any
 
 from flax import traverse_util
 import jax
@@ -55,16 +56,17 @@ def learning_rate(
     restarts, with the warm-up's factor as in detectron2 `solver/`.
   """
   step = jnp.asarray(step)
+  decay: Float[Array, ''] | float  # factor of `base` after the warm-up
   if schedule == 'cosine':
     progress = jnp.minimum(step / num_steps, 1)
     decay = 0.5 * (1 + jnp.cos(jnp.pi * progress))
   else:
-    decays = (
+    num_decays = (
       sum((step >= at).astype(jnp.float32) for at in decay_steps)
       if decay_steps
       else 0.0
     )
-    decay = decay_factor**decays
+    decay = decay_factor**num_decays
   rate = jnp.asarray(base * decay, jnp.float32)
   if not warmup_steps:
     return rate
@@ -85,7 +87,15 @@ def learning_rate(
 def make_recipe_optimizer(
   config: ml_collections.ConfigDict,
 ) -> tuple[Schedule, optax.GradientTransformationExtraArgs]:
-  """Returns the learning rate of a recipe, by step, and its optimizer."""
+  """Makes the learning rate schedule of a recipe, and its optimizer.
+
+  Args:
+    config: The recipe.
+
+  Returns:
+    The schedule of all parameters but biases, and the optimizer, which follows
+    the schedules of both.
+  """
   options = config.optimizer
   arguments = dict(
     warmup=options.warmup,
@@ -165,9 +175,7 @@ def make_optimizer(
     that their values of weight_decay can be used.
     Clipping: arXiv:1211.5063, algorithm 1.
   """
-  decay = optax.add_decayed_weights(
-    weight_decay, mask=functools.partial(_biases, are=False)
-  )
+  decay = optax.add_decayed_weights(weight_decay, mask=_is_no_bias)
   match name:
     case 'sgd':
       rule = [decay, optax.trace(decay=momentum)]
@@ -212,7 +220,8 @@ def split_parameters(
     The trainable and the fixed parameters, both as nested dicts.
     `join_parameters` puts them together again.
   """
-  trainable, fixed = {}, {}
+  trainable: dict[tuple[str, ...], Array] = {}
+  fixed: dict[tuple[str, ...], Array] = {}
   for path, leaf in traverse_util.flatten_dict(params).items():
     is_fixed = any(path[: len(prefix)] == prefix for prefix in frozen)
     (fixed if is_fixed else trainable)[path] = leaf
@@ -223,13 +232,14 @@ def split_parameters(
 
 
 def join_parameters(params: dict, replacements: dict) -> dict:
-  """Returns parameters in which some leaves are replaced, or added.
+  """Merges two nested dicts of parameters.
+
+  It also undoes `split_parameters`, given both of its results.
 
   Args:
     params: Parameters as a nested dict.
-    replacements: Leaves that are used instead of those of `params` with the
-      same path. With the two results of `split_parameters`, which share no
-      path, the whole comes back.
+    replacements: Parameters as a nested dict. If both dicts have a parameter of
+      the same path, this one is used.
   """
   return traverse_util.unflatten_dict(
     traverse_util.flatten_dict(params)
@@ -237,17 +247,32 @@ def join_parameters(params: dict, replacements: dict) -> dict:
   )
 
 
-def _biases(params: dict, *, are: bool) -> dict:
-  """Returns a tree like `params` that holds `are` for each bias."""
+def _is_bias(params: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns a tree like `params` that is True for each bias, else False."""
   return traverse_util.path_aware_map(
-    lambda path, _: (path[-1] == 'bias') == are, params
+    lambda path, _: path[-1] == 'bias', params
+  )
+
+
+def _is_no_bias(params: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns a tree like `params` that is False for each bias, else True."""
+  return traverse_util.path_aware_map(
+    lambda path, _: path[-1] != 'bias', params
   )
 
 
 def _scale_by_rates(
   schedule: Schedule, bias_schedule: Schedule
 ) -> optax.GradientTransformationExtraArgs:
-  """Makes the transformation that `_times_rates` describes; it has no state."""
+  """Makes the last part of an optimizer, which applies the learning rate.
+
+  It multiplies each update by minus the learning rate of the step. It has no
+  state.
+
+  Args:
+    schedule: Function from a step to the learning rate.
+    bias_schedule: Function from a step to the learning rate of biases.
+  """
   return optax.GradientTransformationExtraArgs(
     optax.init_empty_state,
     functools.partial(
@@ -264,14 +289,27 @@ def _times_rates(
   step: Int[ArrayLike, ''],
   schedule: Schedule,
   bias_schedule: Schedule,
-  **_,
+  **_: object,
 ) -> tuple[dict, optax.EmptyState]:
-  """Multiplies each update by minus the learning rate of its parameter."""
+  """Multiplies each update by minus the learning rate of its parameter.
+
+  It is the `update` function of an optax transformation, which fixes its
+  arguments and results.
+
+  Args:
+    updates: A nested dict with the update of each parameter.
+    state: The empty state; it is returned as it is.
+    params: Not used.
+    step: Number of steps done before.
+    schedule: Function from a step to the learning rate.
+    bias_schedule: Function from a step to the learning rate of biases.
+    **_: Not used.
+  """
   del params
   rates = {True: bias_schedule(step), False: schedule(step)}
   scaled = jax.tree.map(
     lambda update, is_bias: -rates[is_bias] * update,
     updates,
-    _biases(updates, are=True),
+    _is_bias(updates),
   )
   return scaled, state

@@ -1,4 +1,4 @@
-"""Training: from a recipe and a workdir to a trained, evaluated model."""
+"""Training: from a recipe to a trained and evaluated model in a workdir."""
 
 import contextlib
 import pathlib
@@ -11,9 +11,9 @@ import numpy as np
 from maskrcnn_jax.config import (
   canvas_arguments,
   fine_tuning,
-  has_eval_set,
   plain,
   scaled_to_batch,
+  source_of,
 )
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.data import canvases, image_sets
@@ -23,6 +23,7 @@ from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.precision import set_precision
+from maskrcnn_jax.runtime.run_checkpoints import RunCheckpoints
 from maskrcnn_jax.runtime.stop_signal import Stopped, StopSignal
 from maskrcnn_jax.runtime.training_log import TrainingLog
 from maskrcnn_jax.training.checks import (
@@ -42,6 +43,7 @@ from maskrcnn_jax.training.loop import (
   Run,
   evaluate_state,
   is_due,
+  is_evaluated,
   is_over,
   run_steps,
 )
@@ -50,8 +52,8 @@ from maskrcnn_jax.training.start import adopt_checkpoint, first_state
 from maskrcnn_jax.training.state import TrainState, initial_state
 from maskrcnn_jax.training.step import Trainer, jit_train_step
 
-# Name of a file in the workdir of a run that a signal ended. It is removed
-# when the run continues.
+# Name of the file that tells that a signal has stopped the run of a workdir. It
+# is removed when the run continues.
 INTERRUPTED = 'interrupted'
 
 
@@ -66,7 +68,7 @@ def train(
   given_keys: frozenset[str] = frozenset(),
   profile_steps: range = range(0),
 ) -> None:
-  """Trains until `config.train.num_steps`, then evaluates.
+  """Trains a model in a workdir and evaluates it at the end.
 
   A workdir with a checkpoint of the same recipe is continued from its newest
   step, as if the run had never stopped. SIGTERM or Ctrl-C ends the run after
@@ -78,16 +80,23 @@ def train(
     config: The recipe.
     workdir: The folder of the run. It receives log.txt, TensorBoard events and
       checkpoints/, and from evaluations inference/, evaluations.json and best/.
-    init_from: Checkpoint to take the initial weights from. Layers that depend
-      on the classes start afresh where the number of classes or a name differs.
+    init_from: Checkpoint to take the initial weights from. If its classes
+      differ in number or name, layers that depend on the classes start with
+      random weights.
     skip_test: Whether to leave out the evaluation at the end.
     resume: Whether to continue the run of the workdir. If not, a workdir that
       holds a checkpoint is an error.
     allow_changes: Whether to continue a run although its recipe or its
       training set has changed.
-    given_keys: Keys that the command line gave. They are not scaled with the
-      batch size, and a fine-tuning keeps them.
+    given_keys: Keys of the recipe that the command line gave. Their values are
+      neither scaled with the batch size nor changed by a fine-tuning.
     profile_steps: Steps of which a trace is written to WORKDIR/profile.
+
+  Raises:
+    InputError: If the recipe, the data, the checkpoint or the device cannot be
+      used.
+    FloatingPointError: If a loss or gradient is not finite.
+    SaveError: If a checkpoint cannot be written.
   """
   is_done = False
   with StopSignal() as stop, contextlib.suppress(Stopped):
@@ -102,8 +111,8 @@ def train(
       given_keys=given_keys,
       profile_steps=profile_steps,
     )
-    # Whatever stops the run, pending saves and log lines are finished.
-    with contextlib.closing(run.log), contextlib.closing(run.saved):
+    # An error also closes both, so that no pending save or log line is lost.
+    with contextlib.closing(run.log), contextlib.closing(run.checkpoints):
       for line in remarks:
         run.log.line(line)
       first_step = int(state.step)
@@ -143,19 +152,23 @@ def prepare_run(
   """Reads the data, builds the model and restores or makes the first state.
 
   Args:
-    config: See `train`, as for the other arguments.
+    config: The recipe.
     workdir: The folder of the run.
     stop: Tells whether a signal has come.
     init_from: Checkpoint to take the initial weights from.
-    skip_test: Whether there is no evaluation at the end.
-    resume: Whether to continue the run of the workdir.
-    allow_changes: Whether to continue although recipe or data have changed.
-    given_keys: Keys that the command line gave.
+    skip_test: Whether to leave out the evaluation at the end.
+    resume: Whether to continue the run of the workdir. If not, a workdir that
+      holds a checkpoint is an error.
+    allow_changes: Whether to continue a run although its recipe or its
+      training set has changed.
+    given_keys: Keys of the recipe that the command line gave. Their values are
+      neither scaled with the batch size nor changed by a fine-tuning.
     profile_steps: Steps to trace.
 
   Returns:
-    The run with its log and its checkpoints open, the state to begin with, and
-    lines for the log about the values that batch size and data decided.
+    The run, with its log and its checkpoints open; the state to begin with; and
+    lines for the log that say which values of the recipe were computed from the
+    batch size or the data.
   """
   config, remarks = scaled_to_batch(config, given_keys)
   is_fine_tuning = config.train.fine_tune
@@ -175,7 +188,8 @@ def prepare_run(
     check_config(config)
     remarks.append(remark)
   eval_every = steps_between(config, len(rows))
-  if eval_every and not has_eval_set(config):
+  eval_source = source_of(config, 'eval')
+  if eval_every and eval_source is None:
     raise InputError(
       'config.train.eval_every needs an evaluation set: '
       f'give {options_of("eval")}.'
@@ -213,7 +227,7 @@ def prepare_run(
   if cluster.is_main():
     (workdir / INTERRUPTED).unlink(missing_ok=True)
   evaluations = None
-  if has_eval_set(config) and (eval_every or not skip_test):
+  if eval_source is not None and (eval_every or not skip_test):
     evaluations = TrainEvaluations(
       workdir,
       Detector(
@@ -225,6 +239,7 @@ def prepare_run(
       ),
       metadata,
       config,
+      source=eval_source,
       first_step=int(state.step),
       keep_best=bool(eval_every),
     )
@@ -234,9 +249,7 @@ def prepare_run(
   )
   with contextlib.ExitStack() as on_failure:
     on_failure.callback(log.close)
-    saved = checkpoint.RunCheckpoints(
-      workdir, keep=config.train.keep_checkpoints
-    )
+    checkpoints = RunCheckpoints(workdir, keep=config.train.keep_checkpoints)
     on_failure.pop_all()
   run = Run(
     config,
@@ -246,8 +259,9 @@ def prepare_run(
     plan,
     schedule,
     trainer,
+    mesh,
     log,
-    saved,
+    checkpoints,
     metadata,
     stop,
     evaluations,
@@ -258,7 +272,17 @@ def prepare_run(
 
 
 def _finish(run: Run, state: TrainState, skip_test: bool) -> None:
-  """Evaluates at the end and compares the AP with the expected one."""
+  """Evaluates the trained model and compares its AP with the expected AP.
+
+  A run that has ended early, because it has reached the APs of the recipe, has
+  been evaluated already.
+
+  Args:
+    run: The constants and open files of the run.
+    state: The last state.
+    skip_test: Whether to evaluate only if the recipe asks for an evaluation
+      after this step.
+  """
   step = int(state.step)
   if step < run.config.train.num_steps:
     run.log.line(
@@ -269,7 +293,7 @@ def _finish(run: Run, state: TrainState, skip_test: bool) -> None:
     return
   if run.evaluations is None:
     return
-  is_missing = is_due(run, step) and run.evaluations.of(step) is None
+  is_missing = is_due(run, step) and not is_evaluated(run, step)
   if is_missing or not skip_test:
     aps = evaluate_state(run, state, step)
     for line in expected_lines(aps, **run.config.expected):
@@ -277,12 +301,17 @@ def _finish(run: Run, state: TrainState, skip_test: bool) -> None:
 
 
 def _describe(run: Run, first_step: int) -> None:
-  """Writes the training set, steps and sizes to the log."""
+  """Writes a description of the run to the log: data, steps and image sizes.
+
+  Args:
+    run: The constants and open files of the run.
+    first_step: Number of steps done when the run starts or resumes.
+  """
   log, rows, config = run.log, run.rows, run.config
   index, rcnn = run.data_set.coco_index, run.trainer.rcnn
   log.line(
     f'Training on {len(rows)} images of {len(index.categories)} classes, '
-    f'{config.train.batch_size} a step on {rcnn.mesh.size} '
+    f'{config.train.batch_size} a step on {run.mesh.size} '
     f'{jax.devices()[0].platform} device(s), from step {first_step} to '
     f'{config.train.num_steps}; '
     f'{len(rows) / config.train.batch_size:.1f} steps an epoch'

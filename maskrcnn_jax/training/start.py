@@ -1,4 +1,4 @@
-"""The first state of a training: resumed, with given weights, or new."""
+"""The state that a run begins with: of a checkpoint, or a new one."""
 
 import itertools
 import pathlib
@@ -23,6 +23,7 @@ from maskrcnn_jax.config.keys import BY_NAME, names
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.runtime import checkpoint, cluster
+from maskrcnn_jax.runtime.run_checkpoints import set_aside
 from maskrcnn_jax.training.state import (
   TrainState,
   restored_state,
@@ -32,13 +33,13 @@ from maskrcnn_jax.training.state import (
 )
 
 # Layers whose shape depends on the number of classes, and the heads that have
-# them. If the classes differ, fine-tuning starts these layers afresh, and keeps
-# the weights of all others.
+# them. If a checkpoint has other classes, these layers start with random
+# weights; all other layers take the weights of the checkpoint.
 CLASS_LAYERS = ('cls_score', 'bbox_pred', 'mask_fcn_logits')
 CLASS_HEADS = ('box_head', 'mask_head')
 
-# Modules that some models lack: see `model.output` in a recipe. `layer4` is a
-# stage of the ResNet; in a C4 model it is a part of the heads.
+# Modules that some models lack, depending on `model.output` of the recipe.
+# `layer4` is a stage of the ResNet; in a C4 model it is a part of the heads.
 HEADS = ('box_head', 'mask_head', 'layer4')
 
 
@@ -47,15 +48,19 @@ def adopt_checkpoint(
   init_from: pathlib.Path | None,
   given: frozenset[str] = frozenset(),
 ) -> ml_collections.ConfigDict:
-  """Returns a fine-tuning recipe with the values that its weights need.
+  """Gives a fine-tuning recipe the values that the weights were trained with.
 
   Args:
     config: A recipe with `train.fine_tune`.
-    init_from: The checkpoint to fine-tune. None is an error.
-    given: Keys that the command line gave.
+    init_from: The checkpoint to fine-tune. `None` is an error.
+    given: Keys of the recipe that the command line gave.
+
+  Returns:
+    The changed recipe.
 
   Raises:
-    InputError: If there is no checkpoint, or if a given key does not fit it.
+    InputError: If there is no checkpoint, or if a key of the command line does
+      not fit it.
   """
   if init_from is None:
     raise InputError(
@@ -83,21 +88,21 @@ def first_state(
   resume: bool,
   allow_changes: bool,
 ) -> TrainState:
-  """Returns the state that the run begins with.
+  """Returns the state that the run begins with, replicated over all devices.
 
   It is the state of the newest checkpoint of the workdir. If there is no
   checkpoint, it is the new state, with weights from `init_from` if that is
-  given. All processes must call this function; the state is replicated over all
-  devices.
+  given. All processes must call this function.
 
   Args:
     state: A new state, with random weights.
     workdir: The folder of the run. If its newest checkpoints are damaged, they
       are moved to another folder, and the newest readable checkpoint is used.
-    metadata: Metadata of this run, which the checkpoint must agree with.
+    metadata: Metadata of this run. A checkpoint of the workdir must have the
+      same classes and training set.
     config: The recipe.
     mesh: All devices.
-    init_from: Checkpoint to take the initial weights from, or None.
+    init_from: Checkpoint to take the initial weights from, or `None`.
     resume: Whether to continue the run of the workdir. If not, a workdir that
       holds a checkpoint is an error.
     allow_changes: Whether to continue a run although its recipe or its
@@ -135,7 +140,8 @@ def first_state(
     return cluster.replicate(start_average(state, config), mesh)
   state = start_average(state, config)
   for step in reversed(steps):
-    damage, restored = '', None
+    damage = ''
+    restored: TrainState | None = None
     try:
       restored = _resume(
         directory / str(step),
@@ -147,13 +153,16 @@ def first_state(
       )
     except checkpoint.DamagedCheckpoint as error:
       damage = str(error)
-    # All processes skip a checkpoint that one of them cannot read.
+    # If one process cannot read the checkpoint, all of them skip it.
     damages = [text for text in cluster.gather(damage) if text]
     if damages:
       logging.warning('C08: %s', damages[0])
       continue
-    moved = checkpoint.set_aside(directory, after=step)
-    # No process may open the directory before process 0 has moved them.
+    # A process without damage has restored a state.
+    assert restored is not None
+    moved = set_aside(directory, after=step)
+    # No process may open the directory before process 0 has moved the damaged
+    # checkpoints.
     multihost_utils.sync_global_devices('damaged checkpoints are set aside')
     for path in moved:
       logging.warning(
@@ -169,11 +178,26 @@ def first_state(
 
 
 def _resume(
-  path, state, metadata, config, mesh, *, allow_changes
+  path: pathlib.Path,
+  state: TrainState,
+  metadata: checkpoint.Metadata,
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+  *,
+  allow_changes: bool,
 ) -> TrainState:
-  """Restores the state of a checkpoint after checking that it fits the run.
+  """Reads the state of a checkpoint after checking that it fits the run.
+
+  Args:
+    path: Folder of one saved step.
+    state: A new state of this run, which has the shapes of all arrays.
+    metadata: Metadata of this run.
+    config: The recipe of this run.
+    mesh: All devices.
+    allow_changes: Whether another recipe or training set is accepted.
 
   Raises:
+    DamagedCheckpoint: If the checkpoint cannot be read.
     InputError: If the recipe, the classes or the training set differ.
   """
   stored = checkpoint.read_metadata(path)
@@ -228,7 +252,7 @@ def _resume(
   logging.info('Resuming from step %d of %s.', stored.step, path)
   if stored_recipe.precision != config.precision:
     kept['loss_scale'] = state.loss_scale
-  return restored_state(state, stored.step, variables, kept)
+  return restored_state(stored.step, variables, kept)
 
 
 def _warn_of_frozen(random_arrays: list[str], freeze_at: int) -> None:
@@ -236,7 +260,8 @@ def _warn_of_frozen(random_arrays: list[str], freeze_at: int) -> None:
 
   Args:
     random_arrays: Names of the arrays that start with random values.
-    freeze_at: Number of stages that are not trained: see the recipe.
+    freeze_at: Number of stages of the backbone that are not trained, as in the
+      recipe.
   """
   frozen = [
     '/'.join(prefix)
@@ -256,14 +281,17 @@ def _warn_of_frozen(random_arrays: list[str], freeze_at: int) -> None:
 
 
 def _other_classes(categories: list, stored_categories: list) -> list[str]:
-  """Returns 'number: name | stored name' for each class that differs.
+  """Compares the names of the classes of this run and of a checkpoint.
 
-  Only the names are compared, not the ids. If the names of either table are
-  unknown, no class counts as different.
+  COCO's ids of the classes are not compared.
 
   Args:
     categories: [[id, name], ...] of this run, in the order of class numbers.
     stored_categories: [[id, name], ...] of a checkpoint, in the same order.
+
+  Returns:
+    'number: name | stored name' for each class that differs. [] if the names
+    of either are unknown.
   """
   own_names, stored_names = (
     [name for _, name in table] for table in (categories, stored_categories)
@@ -282,7 +310,12 @@ def _other_classes(categories: list, stored_categories: list) -> list[str]:
 
 
 def _take_weights(
-  path, state: TrainState, config, mesh, *, categories: list
+  path: pathlib.Path,
+  state: TrainState,
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+  *,
+  categories: list,
 ) -> tuple[TrainState, list[str]]:
   """Replaces the weights of a new state by those of a checkpoint.
 
@@ -294,7 +327,7 @@ def _take_weights(
   Heads of the checkpoint that the model does not have are ignored.
 
   Args:
-    path: The checkpoint.
+    path: Folder of one saved step.
     state: A new state, with random weights.
     config: The recipe.
     mesh: All devices.
@@ -386,12 +419,16 @@ def _take_weights(
 
 
 def _head_of(name: str) -> str | None:
-  """Returns which of `HEADS` an array belongs to, or None."""
+  """Returns the head that an array belongs to, or `None` if to none.
+
+  Args:
+    name: Path of the array, such as 'params/box_head/fc6/bias'.
+  """
   return next((head for head in HEADS if f'/{head}/' in name), None)
 
 
-def _recipe_facts(config) -> dict[str, str]:
-  """Returns {key: value} of the keys that must agree in all processes."""
+def _recipe_facts(config: ml_collections.ConfigDict) -> dict[str, str]:
+  """Returns {key: value} for the keys that all processes must agree on."""
   may_differ = names(per_process=True)
   return {
     f'config.{key}': str(value)
@@ -400,8 +437,13 @@ def _recipe_facts(config) -> dict[str, str]:
   }
 
 
-def _may_differ(name: str, config) -> bool:
-  """Tells whether a run may be continued with another value of a key."""
+def _may_differ(name: str, config: ml_collections.ConfigDict) -> bool:
+  """Tells whether a run may be continued with another value of a key.
+
+  Args:
+    name: Name of the key, such as 'train.num_steps'.
+    config: The recipe of this run.
+  """
   if name == 'train.num_steps' and config.optimizer.schedule == 'cosine':
-    return False  # The learning rate of every step depends on it.
+    return False  # The learning rate of every step depends on this key.
   return name in BY_NAME and BY_NAME[name].may_differ_on_resume

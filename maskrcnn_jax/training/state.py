@@ -22,7 +22,7 @@ class TrainState(NamedTuple):
   """All arrays that a training step reads and replaces."""
 
   step: Int[Array, '']  # number of steps done, skipped ones included
-  params: dict
+  params: dict  # all parameters, frozen ones included
   constants: dict  # statistics of frozen batch norm; never changed
   optimizer: Any  # state of the optimizer
   loss_scale: LossScale
@@ -64,7 +64,12 @@ def initial_state(
 def start_average(
   state: TrainState, config: ml_collections.ConfigDict
 ) -> TrainState:
-  """Starts the moving average of the weights if the recipe asks for it."""
+  """Starts the moving average of the weights if the recipe asks for it.
+
+  Args:
+    state: A state without an average.
+    config: The recipe; `train.ema_decay` is 0 if it asks for no average.
+  """
   if not config.train.ema_decay:
     return state
   trainable, _ = split_parameters(
@@ -76,7 +81,12 @@ def start_average(
 
 
 def variables_of(state: TrainState) -> dict:
-  """Returns the model to evaluate, with averaged weights if there are any."""
+  """Returns the model to evaluate and to save as the result of the training.
+
+  Returns:
+    {'params': ..., 'constants': ...}. The trained params are averaged if the
+    state has an average. 'constants' is missing if the model has none.
+  """
   variables = {'params': join_parameters(state.params, state.average)}
   if state.constants:
     variables['constants'] = state.constants
@@ -84,7 +94,15 @@ def variables_of(state: TrainState) -> dict:
 
 
 def training_state(state: TrainState) -> dict:
-  """Returns the arrays that resuming needs in addition to `variables_of`."""
+  """Returns the arrays that a checkpoint stores besides the model.
+
+  Together with the model, as `variables_of` returns it, they suffice to resume
+  the training.
+
+  Returns:
+    {'momentum': state of the optimizer, 'loss_scale': ...}, and 'params', the
+    trained params, if the model has averaged ones instead.
+  """
   kept = {'momentum': state.optimizer, 'loss_scale': state.loss_scale}
   if state.average:
     # `variables_of` has the average of these parameters instead.
@@ -92,16 +110,13 @@ def training_state(state: TrainState) -> dict:
   return kept
 
 
-def restored_state(
-  state: TrainState, step: int, variables: dict, kept: dict
-) -> TrainState:
-  """Returns the state that `variables_of` and `training_state` were taken from.
+def restored_state(step: int, variables: dict, kept: dict) -> TrainState:
+  """Rebuilds the state of a training from the arrays of its checkpoint.
 
   Args:
-    state: Any state of the same run.
     step: Number of steps done.
-    variables: Result of `variables_of`.
-    kept: Result of `training_state`.
+    variables: The model, as `variables_of` has returned it.
+    kept: The other arrays, as `training_state` has returned them.
   """
   params, average = variables['params'], {}
   if 'params' in kept:
@@ -118,7 +133,7 @@ def restored_state(
 
 
 def _same_leaves(tree: dict, other: dict) -> dict:
-  """Returns the leaves of a tree whose paths occur in another tree too."""
+  """Returns the part of nested dicts whose paths also occur in other ones."""
   paths = traverse_util.flatten_dict(other).keys()
   return traverse_util.unflatten_dict(
     {

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 import ml_collections
 import optax
 
-from maskrcnn_jax.array_types import Batch, GroundTruthLimits
+from maskrcnn_jax.array_types import Batch, GroundTruthLimits, Inputs
 from maskrcnn_jax.config import geometry_of
 from maskrcnn_jax.inputs import (
   AugmentationOptions,
@@ -33,21 +33,28 @@ from maskrcnn_jax.training.optimizer import (
 )
 from maskrcnn_jax.training.state import TrainState
 
-# Names of a step's figures ('loss', 'loss_mask', 'grad_norm', ...) and values.
+# The figures of a step: {name: number}, with names such as 'loss', 'loss_mask'
+# and 'grad_norm'.
 Figures = dict[str, Float[Array, ''] | Int[Array, '']]
+
+# The value and the gradient of `scaled_loss`, by its first argument:
+# ((scaled loss, losses), gradients).
+Differentiate = Callable[..., tuple[tuple[Float[Array, ''], Losses], dict]]
 
 
 class Trainer(NamedTuple):
-  """The constants of a run that every training step needs."""
+  """The model, the optimizer and the options of a training step."""
 
   rcnn: Rcnn
   optimizer: optax.GradientTransformationExtraArgs
   limits: GroundTruthLimits  # static sizes of the ground truth
   augmentation: AugmentationOptions
-  seed: int
+  seed: int  # of the random numbers of all steps
   frozen: tuple[tuple[str, ...], ...]  # path prefixes of untrained parameters
-  micro_batches: int  # equal parts that a batch is processed in
-  ema_decay: float  # of the average of the weights; 0: no average
+  micro_batches: int  # number of equal parts that a batch is processed in
+  # Part of the moving average of the weights that a step keeps; 0 for no
+  # average.
+  ema_decay: float
   scales_loss: bool  # True for float16, whose gradients would underflow
 
   @classmethod
@@ -58,13 +65,13 @@ class Trainer(NamedTuple):
     optimizer: optax.GradientTransformationExtraArgs,
     limits: GroundTruthLimits,
   ) -> 'Trainer':
-    """Returns the trainer of a recipe.
+    """Makes the trainer of a recipe.
 
     Args:
       config: The recipe.
-      rcnn: Its model, on the devices to train on.
-      optimizer: Its optimizer.
-      limits: Static sizes of the ground truth.
+      rcnn: The model, on the devices to train on.
+      optimizer: The optimizer.
+      limits: Static sizes of the ground truth of the training set.
     """
     data = config.data
     return cls(
@@ -87,11 +94,33 @@ class Trainer(NamedTuple):
     )
 
 
-def jit_train_step(trainer: Trainer) -> Callable:
-  """Returns `train_step(state, batch, padded_size=)`, jitted.
+@runtime_checkable
+class JittedStep(Protocol):
+  """The type of a jitted training step, which `jit_train_step` makes."""
 
-  The memory of the new state replaces that of the old one. On a mesh the state
-  is replicated and the images of the batch are spread over the devices.
+  def __call__(
+    self, state: TrainState, batch: Batch, *, padded_size: tuple[int, int]
+  ) -> tuple[TrainState, Figures]:
+    """Makes one training step; returns the new state and the step's figures.
+
+    Args:
+      state: The state after the step before. Its memory is reused.
+      batch: Images and ground truth as the host has decoded them.
+      padded_size: (height, width) in pixels to which the images are padded.
+    """
+
+  def lower(
+    self, state: TrainState, batch: Batch, *, padded_size: tuple[int, int]
+  ) -> jax.stages.Lowered:
+    """Traces the step for the shapes of these arrays, for `.compile()`."""
+
+
+def jit_train_step(trainer: Trainer) -> JittedStep:
+  """Returns the jitted function `train_step(state, batch, padded_size=)`.
+
+  The new state takes over the memory of the given one, which must not be used
+  any more. On a mesh, the state is replicated, and the images of the batch are
+  spread over the devices.
   """
   mesh = trainer.rcnn.mesh
   return jax.jit(
@@ -108,7 +137,7 @@ def train_step(
   batch: Batch,
   padded_size: tuple[int, int],
 ) -> tuple[TrainState, Figures]:
-  """Makes one step: losses, gradients, new parameters.
+  """Makes one training step: computes losses and gradients, updates parameters.
 
   A step whose losses or gradients are not all finite is skipped: parameters,
   optimizer state and average stay as they are. The count of steps still rises,
@@ -116,10 +145,11 @@ def train_step(
   follow that count.
 
   Args:
-    trainer: The constants of the run.
-    state: Parameters and optimizer state.
-    batch: As decoded by the host.
-    padded_size: (height, width) of the canvas; static.
+    trainer: The model, the optimizer and the options.
+    state: The state after the step before.
+    batch: Images and ground truth as the host has decoded them.
+    padded_size: (height, width) in pixels to which the images are padded after
+      resizing; static.
 
   Returns:
     The new state and the figures of the step: the losses, their sum 'loss',
@@ -141,7 +171,7 @@ def train_step(
   total = losses.total()
   scale = state.loss_scale.scale
   gradients = jax.tree.map(lambda x: x / scale, gradients)
-  # A gradient can overflow where no loss does.
+  # A gradient can overflow although all losses are finite.
   norm = optax.tree.norm(gradients)
   is_finite = jnp.isfinite(total) & jnp.isfinite(norm)
 
@@ -191,15 +221,16 @@ def scaled_loss(
   """Returns the sum of the losses times the loss scale, and the losses.
 
   Args:
-    trainable: The parameters to differentiate by. That they are a separate
-      argument spares the backward pass through frozen stages.
-    state: All else: frozen parameters, constants, loss scale.
-    batch: A batch or a part of one.
-    keys: Random keys of each image: for augmentation, anchors and RoIs.
-    samples: See `Rcnn.compute_losses`.
-    counts: See `Rcnn.compute_losses`.
-    trainer: The constants of the run.
-    padded_size: (height, width) of the canvas.
+    trainable: The parameters to differentiate by. They are a separate argument
+      so that the backward pass skips the frozen stages.
+    state: Gives the frozen parameters, the constants and the loss scale.
+    batch: A batch or a part of one, as the host has decoded it.
+    keys: Random keys of each image, for augmentation, anchors and RoIs.
+    samples: Anchors and RoIs to compute the losses from. `None` draws them.
+    counts: Number of samples that each loss is averaged over. By default, the
+      samples of `batch` are counted.
+    trainer: The model and the options.
+    padded_size: (height, width) in pixels to which the images are padded.
   """
   inputs = prepare_batch(trainer, batch, keys[:, 0], padded_size)
   losses = trainer.rcnn.compute_losses(
@@ -215,31 +246,38 @@ def scaled_loss(
 
 def accumulate_gradients(
   trainer: Trainer,
-  differentiate: Callable,
+  differentiate: Differentiate,
   trainable: dict,
   state: TrainState,
   batch: Batch,
   keys: Key[Array, 'b 3'],
   padded_size: tuple[int, int],
 ) -> tuple[Losses, dict]:
-  """Returns losses and gradients of a batch, processed part by part.
+  """Returns losses and gradients of a batch, processed in micro-batches.
 
-  Each micro-batch needs the memory of its own images only. Losses and
-  gradients are those of the whole batch: a first pass, forward as far as the
-  proposals, draws the samples of all parts and counts them.
+  Only one micro-batch at a time needs memory for its activations. The losses
+  and gradients are still those of the whole batch: a first forward pass, as far
+  as the proposals, draws the samples of all micro-batches and counts them, so
+  that each loss is averaged over the samples of the whole batch.
 
   Args:
-    trainer: The constants of the run, with the number of parts.
+    trainer: The model and the options, with the number of micro-batches.
     differentiate: The value and gradient of `scaled_loss`.
     trainable: The parameters to differentiate by.
-    state: All else.
-    batch: The whole batch.
-    keys: Random keys of each image.
-    padded_size: (height, width) of the canvas.
+    state: Gives the frozen parameters, the constants and the loss scale.
+    batch: The whole batch, as the host has decoded it.
+    keys: Random keys of each image, for augmentation, anchors and RoIs.
+    padded_size: (height, width) in pixels to which the images are padded.
+
+  Returns:
+    The losses, and the gradients of their sum times the loss scale.
   """
   rcnn = trainer.rcnn
 
-  def draw_samples(rows):
+  def draw_samples(
+    rows: tuple[Batch, Key[Array, 'i 3']],
+  ) -> tuple[Samples, SampleCounts]:
+    """Draws and counts the anchors and RoIs of a micro-batch."""
     batch, keys = rows
     inputs = prepare_batch(trainer, batch, keys[:, 0], padded_size)
     variables = _variables(state, trainable)
@@ -251,7 +289,11 @@ def accumulate_gradients(
   samples, counts = jax.lax.map(draw_samples, rows)
   counts = jax.tree.map(jnp.sum, counts)
 
-  def add(sums, rows):
+  def add(
+    sums: tuple[Losses, dict],
+    rows: tuple[Batch, Key[Array, 'i 3'], Samples],
+  ) -> tuple[tuple[Losses, dict], None]:
+    """Adds losses and gradients of a micro-batch to the sums; for `scan`."""
     (_, losses), gradients = differentiate(trainable, state, *rows, counts)
     return jax.tree.map(jnp.add, sums, (losses, gradients)), None
 
@@ -271,23 +313,23 @@ def prepare_batch(
   batch: Batch,
   keys: Key[Array, 'b'],
   padded_size: tuple[int, int],
-):
-  """Returns the augmented, resized and normalised images and their objects.
+) -> Inputs:
+  """Augments, resizes, normalises and pads the images of a batch on the device.
 
   Args:
-    trainer: The constants of the run.
-    batch: As decoded by the host.
-    keys: A random key an image.
-    padded_size: (height, width) of the canvas.
+    trainer: The model and the options of the augmentation.
+    batch: Images and ground truth as the host has decoded them.
+    keys: One random key for each image.
+    padded_size: (height, width) in pixels to which the images are padded.
   """
   options = trainer.augmentation
   return trainer.rcnn.prepare(
     batch,
     draw_augmentation(
-      keys, batch.source_sizes, options, padded_size=padded_size
+      keys, jnp.asarray(batch.source_sizes), options, padded_size=padded_size
     ),
     padded_size=padded_size,
-    # Only scale jitter cuts images, and only then boxes must be cut too.
+    # Only scale jitter crops images, so only then boxes must be cropped too.
     max_object_vertices=(
       trainer.limits.max_object_vertices if options.scale_jitter else None
     ),
@@ -297,10 +339,18 @@ def prepare_batch(
 def image_keys(
   seed: int, step: Int[Array, ''], num_images: int
 ) -> Key[Array, 'b 3']:
-  """Returns the random keys of a step: for augmentation, anchors and RoIs.
+  """Makes the random keys of each image of a step's batch.
 
-  They depend on the seed, the step and the row in the global batch alone, so
-  that the same training happens on any number of devices, and after a resume.
+  They depend on the seed, the step and the row in the global batch only, so
+  that the training is the same on any number of devices and after a resume.
+
+  Args:
+    seed: Seed of the training.
+    step: Number of steps done before.
+    num_images: Number of images of the batch, on all devices together.
+
+  Returns:
+    For each image a key for augmentation, one for anchors and one for RoIs.
   """
   step_key = jax.random.fold_in(jax.random.key(seed), step)
   row_keys = jax.vmap(lambda row: jax.random.fold_in(step_key, row))(
@@ -309,11 +359,15 @@ def image_keys(
   return jax.vmap(lambda key: jax.random.split(key, 3))(row_keys)
 
 
-def split_rows(tree, num_parts: int):
-  """Splits all arrays into equal parts: [b, ...] becomes [i, b / i, ...].
+def split_rows(tree: PyTree, num_parts: int) -> PyTree:
+  """Splits the rows of arrays: [b, ...] becomes [num_parts, rows, ...].
 
-  Part i has the rows i, i + num_parts, .... The rows of a device lie together,
-  so that each device has equally many rows of every part.
+  Part i has the rows i, i + num_parts, i + 2 * num_parts and so on. A device
+  holds neighbouring rows, so it has equally many rows of each part.
+
+  Args:
+    tree: Arrays with the same number of rows.
+    num_parts: Number of parts; it divides the number of rows.
   """
   return jax.tree.map(
     lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), tree
@@ -321,7 +375,7 @@ def split_rows(tree, num_parts: int):
 
 
 def _variables(state: TrainState, trainable: dict) -> dict:
-  """Returns the variables that the network is applied to."""
+  """Returns params and constants of the network, given its trainable params."""
   return {
     'params': join_parameters(state.params, trainable),
     'constants': state.constants,

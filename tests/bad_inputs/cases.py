@@ -1,6 +1,6 @@
-"""Data sets with one thing wrong each, made by code.
+"""Data sets with one fault each, made by code.
 
-`CASES` has a line for each; its function changes a clean set in place.
+Each entry of `CASES` has a function that puts the fault into a clean set.
 """
 
 import gzip
@@ -20,10 +20,16 @@ HEIGHT, WIDTH = 64, 80
 
 
 class Set:
-  """A COCO set on disk: images/, and what is to become instances.json."""
+  """A COCO set: the image files, and the content of its JSON until `write`."""
 
   def __init__(self, folder: pathlib.Path, *, num_images=6, num_objects=3):
-    """Draws a clean set: `num_objects` rectangles in each image."""
+    """Draws a clean set of images with rectangles.
+
+    Args:
+      folder: The folder of the set. The images are written to images/ in it.
+      num_images: Number of images.
+      num_objects: Number of rectangles in each image.
+    """
     self.folder = folder
     self.images_dir = folder / 'images'
     self.images_dir.mkdir(parents=True)
@@ -65,12 +71,12 @@ class Set:
 
   @property
   def images(self):
-    """The list of the JSON."""
+    """The `images` of the JSON."""
     return self.content['images']
 
   @property
   def objects(self):
-    """The list of the JSON."""
+    """The `annotations` of the JSON."""
     return self.content['annotations']
 
   @property
@@ -79,11 +85,11 @@ class Set:
     return self.objects[0]
 
   def file(self, row=0) -> pathlib.Path:
-    """Path of an image."""
+    """Returns the path of an image."""
     return self.images_dir / self.images[row]['file_name']
 
   def rename(self, name: str, row=0) -> pathlib.Path:
-    """Gives an image another file name; the file itself stays."""
+    """Gives an image another file name in the JSON; the file is not moved."""
     self.images[row]['file_name'] = name
     return self.images_dir / name
 
@@ -96,34 +102,35 @@ class Set:
 
 
 class Case(NamedTuple):
-  """A set with one thing wrong."""
+  """A data set with one fault, or one that is unusual but accepted."""
 
   name: str
-  code: str  # '' if nothing is to be reported
-  is_error: bool
-  spoil: Any  # function of a Set
-  is_fixable: bool = False  # --fix leaves no error
-  options: tuple[str, ...] = ()  # of check_data
-  size: dict = {}  # noqa: RUF012  of the Set
-  # When a training finds it: 'start', 'load' (of the image), 'never'.
+  code: str  # the code of the only finding; '' if there must be none
+  is_error: bool  # False if the finding is a warning
+  spoil: Any  # function that puts the fault into a Set
+  is_fixable: bool = False  # whether the copy of --fix has no error
+  options: tuple[str, ...] = ()  # further options of check_data
+  size: dict = {}  # noqa: RUF012  arguments of Set
+  # When a training finds the fault: at its 'start', at the 'load' of the image,
+  # or 'never'.
   found_at: str = 'start'
 
 
 def mask(rows=slice(8, 22), columns=slice(6, 24)):
-  """A rectangle of pixels."""
+  """Returns the mask of a rectangle as an array of 0 and 1."""
   pixels = np.zeros((HEIGHT, WIDTH), np.uint8)
   pixels[rows, columns] = 1
   return pixels
 
 
 def compressed(pixels):
-  """COCO's RLE of a mask."""
+  """Returns the compressed RLE of a mask."""
   rle = mask_api.encode(np.asfortranarray(pixels))
   return {'size': rle['size'], 'counts': rle['counts'].decode()}
 
 
 def uncompressed(pixels):
-  """COCO's RLE of a mask, as a list."""
+  """Returns the uncompressed RLE of a mask, whose counts are a list."""
   flat = np.append(0, pixels.T.reshape(-1))
   ends = np.flatnonzero(np.diff(flat, append=2))
   return {
@@ -133,7 +140,7 @@ def uncompressed(pixels):
 
 
 def set_first(**values):
-  """Sets keys of the first annotation; ... removes them."""
+  """Sets keys of the first annotation; the value ... removes a key."""
 
   def spoil(data):
     for key, value in values.items():
@@ -146,7 +153,7 @@ def set_first(**values):
 
 
 def set_all(**values):
-  """Sets keys of all annotations; ... removes them."""
+  """Sets keys of all annotations; the value ... removes a key."""
 
   def spoil(data):
     for entry in data.objects:
@@ -165,7 +172,7 @@ def set_image(**values):
 
 
 def raw(text):
-  """Writes this instead of the JSON."""
+  """Writes bytes, or another value as JSON, instead of the COCO JSON."""
 
   def spoil(data):
     data.raw = text if isinstance(text, bytes) else json.dumps(text).encode()
@@ -174,7 +181,7 @@ def raw(text):
 
 
 def of_json(change):
-  """Writes the bytes that a function makes of the JSON's."""
+  """Changes the bytes of the JSON with a function."""
 
   def spoil(data):
     data.raw = change(json.dumps(data.content).encode())
@@ -183,7 +190,13 @@ def of_json(change):
 
 
 def save(image, name='0.png', **options):
-  """Saves another first image, an array or a picture of Pillow."""
+  """Replaces the first image.
+
+  Args:
+    image: An array, a Pillow image, or a function that returns one of them.
+    name: The file name of the new image.
+    **options: Options of Pillow's `save`.
+  """
 
   def spoil(data):
     picture = image() if callable(image) else image
@@ -195,12 +208,13 @@ def save(image, name='0.png', **options):
 
 
 def write(content, name='0.png'):
-  """Writes bytes as the first image."""
+  """Replaces the file of the first image by some bytes."""
   return lambda data: data.rename(name).write_bytes(content)
 
 
 def as_corners(data):
-  # Right of the middle, where corners do not look like sizes.
+  # The boxes are right of the middle. Taken for (x, y, width, height), their
+  # corners reach over the edge of the image.
   for entry in data.objects:
     entry['bbox'] = [50, 40, 70, 60]
     entry['segmentation'] = [[50, 40, 70, 40, 70, 60, 50, 60]]
@@ -239,7 +253,7 @@ def sparse_ids(data):
 
 
 def rename_ids(new):
-  """Gives images other ids."""
+  """Replaces the id of each image by `new(id)`."""
 
   def spoil(data):
     for entry in data.images:
@@ -259,7 +273,7 @@ def background(data):
   data.first['category_id'] = 0
 
 
-def twice(data):
+def file_twice(data):
   data.images[1]['file_name'] = data.images[0]['file_name']
 
 
@@ -317,7 +331,12 @@ def cut(count):
 
 
 def rotated(turn_json):
-  """Stores the first image turned, as a telephone does."""
+  """Stores the first image turned, with an EXIF orientation, like a phone.
+
+  Args:
+    turn_json: Whether the annotations belong to the pixels as stored, instead
+      of the image as a viewer shows it.
+  """
 
   def spoil(data):
     exif = Image.Exif()
@@ -325,7 +344,7 @@ def rotated(turn_json):
     with Image.open(data.images_dir / '0.png') as image:
       stored = image.transpose(Image.Transpose.ROTATE_90)
     stored.save(data.file(), exif=exif)
-    if turn_json:  # Annotated on the pixels as they are stored.
+    if turn_json:
       data.images[0].update(height=WIDTH, width=HEIGHT)
       x, y, w, h = data.first['bbox']
       for entry in data.objects[:3]:
@@ -336,13 +355,13 @@ def rotated(turn_json):
 
 
 def gray():
-  """A gray ramp."""
+  """Returns a gray image with a ramp of values."""
   ramp = np.arange(HEIGHT * WIDTH) % 256
   return Image.fromarray(ramp.reshape(HEIGHT, WIDTH).astype(np.uint8))
 
 
 def five_channels():
-  """A TIFF with 5 bytes a pixel."""
+  """Returns the bytes of a TIFF file with 5 channels."""
   entries = [
     (256, 3, 1, WIDTH),
     (257, 3, 1, HEIGHT),
@@ -360,7 +379,10 @@ def five_channels():
 
 
 def inverted_cmyk(data):
-  """A CMYK JPEG as Adobe's programs write it, ink as 0."""
+  """Replaces the first image by a CMYK JPEG as Adobe's programs write it.
+
+  Such a file stores inverted values, so that 0 is full ink.
+  """
   path = data.rename('0.jpg')
   gray().convert('RGB').convert('CMYK').save(path)
   content = path.read_bytes()
@@ -370,7 +392,7 @@ def inverted_cmyk(data):
 
 
 def huge_png():
-  """A PNG whose header promises 50,000 pixels squared."""
+  """Returns a PNG whose header says 50,000 x 50,000 pixels."""
   chunks = {
     b'IHDR': struct.pack('>II5B', 50_000, 50_000, 8, 2, 0, 0, 0),
     b'IDAT': zlib.compress(bytes(10**7)),
@@ -386,7 +408,7 @@ def huge_png():
 
 
 def image_of(height, width):
-  """Makes the first image another size, with one object that fills it."""
+  """Gives the first image another size and one object that fills it."""
 
   def spoil(data):
     Image.fromarray(np.full((height, width, 3), 99, np.uint8)).save(data.file())
@@ -412,7 +434,7 @@ def many_vertices(data, count=40_000):
   data.first['segmentation'] = [circle.ravel().round(4).tolist()]
 
 
-def deep(data):
+def deeply_nested(data):
   data.raw = b'{"images": ' + b'[' * 10**6
 
 
@@ -566,7 +588,7 @@ CASES = [
   Case('image_ids_text', '', False, rename_ids('a/{}'.format)),
   Case('image_ids_huge', '', False, rename_ids(lambda i: 2**60 + i)),
   Case('image_id_missing', 'A19', True, set_image(id=None)),
-  Case('file_twice', 'A20', False, twice),
+  Case('file_twice', 'A20', False, file_twice),
   Case(
     'image_in_both_splits',
     'A20',
@@ -626,7 +648,7 @@ CASES = [
   ),
   Case('cut_off', 'A25', True, of_json(lambda text: text[:-100])),
   Case('empty_file', 'A25', True, raw(b'')),
-  Case('deep', 'A25', True, deep),
+  Case('deep', 'A25', True, deeply_nested),
   Case('area_missing', 'A26', False, set_first(area=...), True),
   Case('area_0', 'A26', False, set_first(area=0), True),
   Case('area_wrong', 'A26', False, set_first(area=5000), True),

@@ -19,19 +19,19 @@ BY_NAME = {case.name: case for case in cases.CASES}
 
 @pytest.fixture(autouse=True)
 def few_examples(monkeypatch):
-  """Drawing takes longer than all the rest."""
+  """Lets the contact sheet show one example, because drawing takes longest."""
   monkeypatch.setattr(contact_sheet, 'NUM_EXAMPLES', 1)
 
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-  """Makes the set of a case and returns it."""
+  """A function that writes the data set of a case and returns it."""
 
   def make_set(case):
     data = cases.Set(tmp_path / 'set', **case.size)
     case.spoil(data)
     data.write()
-    # What `options` names lies beside the annotations.
+    # The options of a case name files in the folder of the annotations.
     monkeypatch.chdir(data.folder)
     return data
 
@@ -61,7 +61,7 @@ def test_check_data_gives_the_code_and_the_status(make, name, capsys):
   errors = {code for code, f in found.items() if f['level'] == 'error'}
   printed = capsys.readouterr()
   assert status == (2 if case.is_error else 0)
-  # What is left out orphans what belongs to it.
+  # When an image or a category is left out, its annotations give A14 too.
   assert errors - {'A14'} == (
     {case.code} - {'A14'} if case.is_error else set()
   ), printed.out
@@ -90,12 +90,15 @@ def test_fix_leaves_no_error(make, name, capsys):
   data.annotations = fixed
   status, report = run(data, *case.options)
   assert status == 0
-  # What only a person can decide stays a warning.
   assert not report['findings'], report['findings']
 
 
 def fix(data, *options):
-  """Runs check_data with --fix; returns (status, report, what was written)."""
+  """Runs check_data with --fix.
+
+  Returns:
+    The exit status, the report's entry about the copy, and the copy.
+  """
   fixed = data.folder / 'fixed.json'
   status, report = run(data, f'--fix={fixed}', *options)
   return status, report['fix'], json.loads(fixed.read_text())
@@ -104,7 +107,7 @@ def fix(data, *options):
 def test_fix_writes_corners_as_width_and_height(make):
   data = make(BY_NAME['boxes_as_corners'])
   _, report, fixed = fix(data, '--boxes_only')
-  # From (50, 40) to (70, 60).
+  # The corners (50, 40) and (70, 60) become a box of 20 x 20 pixels.
   assert all(a['bbox'] == [50, 40, 20, 20] for a in fixed['annotations'])
   assert [c['code'] for c in report['changes']] == ['A03'] * 18
 
@@ -112,7 +115,7 @@ def test_fix_writes_corners_as_width_and_height(make):
 def test_fix_leaves_boxes_alone_when_those_of_another_file_are_corners(make):
   data = make(BY_NAME['boxes_as_corners'])
   data.annotations.rename(data.folder / 'other.json')
-  # Sizes that could be corners.
+  # (10, 10, 30, 30) could also be the corners of a box.
   for entry in data.objects:
     entry['bbox'] = [10, 10, 30, 30]
     entry['segmentation'] = [[10, 10, 40, 10, 40, 40, 10, 40]]
@@ -125,8 +128,8 @@ def test_fix_leaves_boxes_alone_when_those_of_another_file_are_corners(make):
 
 def test_fix_leaves_boxes_alone_that_cannot_all_be_corners(make):
   data = make(BY_NAME['boxes_as_corners'])
-  # As corners it would end below its image; it does not stick out far enough
-  # to speak against the others.
+  # As corners, the first box would begin left of its image. It does not stick
+  # out far enough to prove that the boxes are no corners, so that A03 remains.
   data.first['bbox'] = [-20, 40, 70, 60]
   data.write()
   status, report, fixed = fix(data)
@@ -190,7 +193,7 @@ def test_fix_changes_nothing_of_a_clean_set(make):
 
 
 def run_status(data, *options):
-  """Runs check_data where it writes no report."""
+  """Runs check_data and returns the exit status, without reading a report."""
   return command_line.main(
     [
       f'--images={data.images_dir}',
@@ -234,7 +237,7 @@ def test_training_stops_at_errors_and_goes_on_with_the_rest(make, name):
       max_source_side=2666,
     )
     with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # Pillow's, of damage
+      warnings.simplefilter('ignore')  # Pillow warns of damaged images.
       for row in range(len(index.heights)):
         batch = loader.load_row(data_set, plan, row, limits)
         assert np.isfinite(batch.outlines.vertices).all()
@@ -324,7 +327,7 @@ def test_check_data_completes_the_recipe_of_a_fine_tuning(make, capsys):
   status, _ = run(data, f'--config={CONFIGS / "finetune.py"}')
   assert status == 0
   assert 'A fine-tuning takes' in capsys.readouterr().out
-  # Slots that are given stay: 3 objects in each image are too many for 2.
+  # A given number of slots is kept: 3 objects in each image are more than 2.
   status, report = run(
     data,
     f'--config={CONFIGS / "finetune.py"}',
@@ -347,7 +350,7 @@ def test_check_data_takes_a_recipe_with_an_argument(make, capsys):
 
 def test_every_row_of_data_has_a_case():
   there = {case.code for case in cases.CASES}
-  # A08, A13, I04, I06 and I08 accept; their cases have no code.
+  # Some cases are about input that is accepted; they have no code.
   assert set(findings.MEANINGS) <= there
 
 

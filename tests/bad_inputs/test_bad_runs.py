@@ -1,7 +1,7 @@
 """Each bad recipe, checkpoint or machine gives its code and exit status.
 
-Those of the data are in test_bad_inputs.py; that the weights of each program
-keep its conventions (C13), in test_convert_weights.py.
+The codes of the data are tested in test_bad_inputs.py. test_convert_weights.py
+tests that converted weights keep the conventions of their program (C13).
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from maskrcnn_jax.evaluation.average_precision import evaluate_detections
 from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.training_log import TrainingLog
 from maskrcnn_jax.training import run as train
-from maskrcnn_jax.training.loop import _Pending, _take_figures
+from maskrcnn_jax.training.figures import PendingStep, take_figures
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
@@ -45,7 +45,11 @@ def workdir(tiny_run, tmp_path):
 
 @pytest.fixture
 def change(tiny_data, tmp_path):
-  """Writes annotations with something changed, and returns their file."""
+  """A function that writes a changed copy of the annotations of a split.
+
+  Its arguments are the function that changes the content, and the split. It
+  returns the file.
+  """
 
   def write(function, split='val'):
     content = json.loads((tiny_data / f'instances_{split}.json').read_text())
@@ -89,7 +93,8 @@ def test_c02_a_checkpoint_of_another_architecture(
 
 
 def test_c03_a_class_that_the_table_lacks(refuse, flags_of_run, change):
-  # Class numbers come from the table alone, so one beyond it is such an id.
+  # Class numbers are made from the table of categories, so that a class beyond
+  # the table can only come from an unknown category_id, which is A14.
   def spoil(content):
     content['annotations'][0]['category_id'] = 81
 
@@ -109,17 +114,17 @@ def test_c04_a_loss_that_is_not_finite(
     *flags_of_run, '--skip_test', f'--init_from={tmp_path / "nan"}', status=1
   )
   assert 'C04: ' in line
-  # No learning rate is to blame for the first step.
+  # In the first step, the learning rate cannot be the cause.
   assert 'the weights that the run began with' in line
 
 
 @pytest.mark.parametrize('step', [1, 99, 100])
 def test_c04_a_loss_that_is_not_finite_early_on(step, tmp_path):
   figures = {'loss': np.nan, 'grad_norm': 1.0}
-  pending = _Pending(step, figures, np.array([1, 0]), False, 0.5, 0.1)
+  pending = PendingStep(step, figures, np.array([1, 0]), False, 0.5, 0.1)
   log = TrainingLog(tmp_path, num_steps=100, writes=False)
   with contextlib.closing(log), pytest.raises(FloatingPointError) as error:
-    _take_figures(
+    take_figures(
       pending,
       log,
       image_ids=[7, 8],
@@ -218,7 +223,7 @@ def test_c07_a_run_that_is_continued_on_other_devices_and_workers(
     assert f'error: {code}' in done.stderr
     steps = 4
   else:
-    # It goes on, and leaves nothing else behind.
+    # The run continues and leaves no temporary files behind.
     assert done.returncode == 0, done.stderr
     assert 'Resuming from step 4 of ' in done.stderr
     assert '2 cpu device(s), from step 4 to 6' in done.stderr
@@ -307,7 +312,7 @@ def test_c09_weights_at_an_address(refuse, flags_of_run, option):
 
 
 def test_c09_the_checksum_of_weights_is_told(tmp_path, capsys):
-  # That of a damaged download, above all.
+  # The checksum matters most for a damaged download, so that the file is one.
   (tmp_path / 'a.pth').write_bytes(b'abc')
   with pytest.raises(InputError, match='C08: '):
     convert_weights.convert(tmp_path / 'a.pth', tmp_path / 'out')
@@ -330,7 +335,7 @@ def test_c10_a_folder_that_cannot_be_written_to(
   def fail(**_):
     raise OSError(30, os.strerror(30))
 
-  # As root, who runs tests, one may write anywhere.
+  # Tests may run as root, who may write anywhere, so the failure is made up.
   monkeypatch.setattr(tempfile, 'TemporaryFile', fail)
   line = refuse(*flags_of_run)
   assert 'C10: cannot write to' in line
@@ -341,7 +346,7 @@ def test_c10_a_disk_that_gets_full(refuse, flags_of_run, workdir, monkeypatch):
   before = checkpoint.saved_steps(workdir / 'checkpoints')
 
   def fail(*_, **__):
-    # As tensorstore says it.
+    # This is the message of tensorstore.
     raise ValueError('RESOURCE_EXHAUSTED: [28: No space left on device]')
 
   monkeypatch.setattr(train.checkpoint, 'save_checkpoint', fail)
@@ -423,11 +428,11 @@ def config(tiny_data):
 @pytest.mark.parametrize(
   'segmentation', [[], [[1, 1, 9, 1, 9, 9], [1, 1, 2, 2]]]
 )
-def test_what_would_stop_the_evaluation_stops_the_training(
+def test_masks_that_would_stop_the_evaluation_stop_the_training(
   refuse, flags_of_run, change, segmentation
 ):
   def spoil(content):
-    # So few that an index leaves them out.
+    # One bad mask among so many is only left out with a warning by a training.
     while len(content['annotations']) < 150:
       content['annotations'] += [
         entry | {'id': entry['id'] + 1000 + len(content['annotations'])}

@@ -1,4 +1,4 @@
-"""Random damage to data ends in a clear message or in a correct run."""
+"""Randomly damaged data must end in a clear message or in a correct run."""
 
 import collections
 import contextlib
@@ -29,7 +29,7 @@ from maskrcnn_jax.evaluation import average_precision
 
 COCO_MINI = pathlib.Path(__file__).parents[3] / 'shared/data/coco_mini'
 
-# Seconds that one set may take; the sound one takes a tenth.
+# Seconds that one damaged set may take. A sound set takes a tenth of it.
 LIMIT = 20
 
 NUMBER = re.compile(rb'-?\d+(\.\d+)?([eE][-+]?\d+)?')
@@ -56,12 +56,12 @@ STRANGE = (
 
 
 class TooLong(Exception):
-  """The time is over."""
+  """A block under `time_limit` ran longer than it may."""
 
 
 @contextlib.contextmanager
 def time_limit(seconds):
-  """Raises TooLong in what takes longer."""
+  """Context manager that raises TooLong if its block runs too long."""
 
   def stop(*_):
     raise TooLong
@@ -76,7 +76,7 @@ def time_limit(seconds):
 
 
 def damage_bytes(rng, content):
-  """Flips, cuts, doubles or inserts bytes somewhere."""
+  """Changes, removes, doubles, inserts or cuts off bytes at a random place."""
   content = bytearray(content)
   start = int(rng.integers(len(content)))
   length = int(2 ** rng.uniform(0, 9))
@@ -96,7 +96,7 @@ def damage_bytes(rng, content):
 
 
 def damage_numbers(rng, content):
-  """Puts something strange in place of one to three numbers."""
+  """Replaces one to three numbers of a JSON by unusual values."""
   for _ in range(rng.integers(1, 4)):
     numbers = list(NUMBER.finditer(content, int(rng.integers(len(content)))))
     if numbers:
@@ -107,11 +107,15 @@ def damage_numbers(rng, content):
 
 
 def use(folder, row):
-  """Does what a training and an evaluation do; says why that fails.
+  """Reads a set like a training and an evaluation.
 
   Args:
-    folder: Of the set.
-    row: Of the image whose file was damaged, if one was.
+    folder: The folder of the set.
+    row: Row of the image whose file may be damaged. It is loaded, and so is the
+      first image.
+
+  Returns:
+    The message of the InputError, which must have a code; '' without an error.
   """
   try:
     data_set = read_set(
@@ -140,7 +144,8 @@ def use(folder, row):
     left_out = sum(
       count
       for reason, count in index.dropped.items()
-      if reason != coco_index.BAD_POLYGON  # of objects that stay
+      # An object stays when only one of its polygons is left out.
+      if reason != coco_index.BAD_POLYGON
     )
     assert len(index.classes) + left_out == len(truth['annotations'])
     for kind in ('bbox', 'segm'):
@@ -154,7 +159,11 @@ def use(folder, row):
 
 
 def check(folder):
-  """Runs all of check_data but the sheet; True if all is well."""
+  """Checks a set with check_data, without the contact sheet.
+
+  Returns:
+    Whether the set has no errors and an AP can be computed on it.
+  """
   source = CocoFiles(str(folder / 'images'), str(folder / 'instances.json'))
   result = check_data(source, num_workers=1)
   format_report(result)
@@ -163,13 +172,17 @@ def check(folder):
 
 
 def damage_and_use(folder, sound, count, seed):
-  """Damages a set in `count` ways; returns {(what, is it used): how often}.
+  """Damages a set in several ways, and checks and uses each damaged set.
 
   Args:
-    folder: Where the damaged sets are.
-    sound: The set.
-    count: How often.
-    seed: Of the damage.
+    folder: The folder for the damaged sets, one after the other.
+    sound: The folder of the sound set.
+    count: Number of damaged sets.
+    seed: Seed of the damage.
+
+  Returns:
+    The number of sets by their damaged part ('image', 'JSON' or 'numbers') and
+    by whether they could be used in spite of the damage.
   """
   rng = np.random.default_rng(seed)
   content = (sound / 'instances.json').read_bytes()
@@ -180,8 +193,8 @@ def damage_and_use(folder, sound, count, seed):
     row = int(rng.integers(len(names)))
     image = folder / 'images' / names[row]
     damaged = content
-    what = ('image', 'JSON', 'numbers')[i % 3]
-    match what:
+    target = ('image', 'JSON', 'numbers')[i % 3]
+    match target:
       case 'image':
         image.write_bytes(damage_bytes(rng, image.read_bytes()))
       case 'JSON':
@@ -190,12 +203,13 @@ def damage_and_use(folder, sound, count, seed):
         damaged = damage_numbers(rng, content)
     (folder / 'instances.json').write_bytes(damaged)
     with time_limit(LIMIT), warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # Pillow's, of damage
+      warnings.simplefilter('ignore')  # Pillow warns of damaged images.
       problem = use(folder, row)
-      # Evaluation looks at less, and check_data at all images.
+      # A set that check_data accepts can be used. The reverse need not hold,
+      # because `use` loads only two images.
       if check(folder):
         assert not problem, (i, seed, problem)
-    outcomes[what, not problem] += 1
+    outcomes[target, not problem] += 1
     shutil.copy(sound / 'images' / names[row], image)
   return outcomes
 
@@ -205,8 +219,8 @@ def test_damage_to_a_drawn_set_is_found_out_or_harmless(tmp_path):
   data.write()
   outcomes = damage_and_use(tmp_path / 'damaged', data.folder, 60, seed=0)
   assert outcomes['numbers', True]
-  for what in ('image', 'JSON', 'numbers'):
-    assert outcomes[what, False] > 5
+  for target in ('image', 'JSON', 'numbers'):
+    assert outcomes[target, False] > 5
 
 
 @pytest.mark.slow
@@ -228,9 +242,9 @@ def test_damage_to_real_data_is_found_out_or_harmless(tmp_path):
   outcomes = damage_and_use(tmp_path / 'damaged', sound, 500, seed=1)
   print(outcomes)
   assert outcomes.total() == 500
-  for what in ('image', 'JSON', 'numbers'):
-    assert outcomes[what, False] > 20
-    assert outcomes[what, True] > 5
+  for target in ('image', 'JSON', 'numbers'):
+    assert outcomes[target, False] > 20
+    assert outcomes[target, True] > 5
 
 
 def test_a_report_keeps_few_lines_of_many_findings():

@@ -1,4 +1,4 @@
-"""Tests of the benchmark: that it runs, and what it refuses."""
+"""Tests of the benchmark: its figures, and the arguments that it refuses."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_benchmark_reports_positive_figures(mode, capsys):
 
 
 @pytest.mark.parametrize(
-  ('argument', 'what'),
+  ('argument', 'message'),
   [
     ('--size=64', '--size=64: give HEIGHTxWIDTH'),
     ('--size=64x64x3', 'give HEIGHTxWIDTH'),
@@ -64,13 +64,14 @@ def test_benchmark_reports_positive_figures(mode, capsys):
     ('--config=none.py', 'none.py is not a file'),
   ],
 )
-def test_benchmark_refuses_wrong_arguments(argument, what, capsys):
+def test_benchmark_refuses_wrong_arguments(argument, message, capsys):
   with pytest.raises(SystemExit) as exit_:
     run('--mode=train', '--size=64x64', argument)
   assert exit_.value.code == 2
-  (line,) = capsys.readouterr().err.splitlines()
+  line, *more = capsys.readouterr().err.splitlines()
+  assert len(more) <= 1  # The command that explains a code.
   assert line.startswith('error: ')
-  assert what in line
+  assert message in line
 
 
 def test_benchmark_without_the_device_that_is_asked_for(monkeypatch, capsys):
@@ -82,7 +83,7 @@ def test_benchmark_without_the_device_that_is_asked_for(monkeypatch, capsys):
   with pytest.raises(SystemExit) as exit_:
     run('--mode=train', '--size=64x64')
   assert exit_.value.code == 2
-  (line,) = capsys.readouterr().err.splitlines()
+  line, _ = capsys.readouterr().err.splitlines()
   assert line.startswith('error: C12: JAX finds no device of the kind JAX_PLAT')
 
 
@@ -111,7 +112,7 @@ def test_made_up_batch_has_ellipses_in_their_boxes():
     x1, y1, x2, y2 = batch.gt_boxes[0, i]
     assert (vertices >= np.array([x1, y1]) - 1e-3).all()
     assert (vertices <= np.array([x2, y2]) + 1e-3).all()
-    # An ellipse of 24 corners touches its box, or nearly.
+    # The polygon of 24 corners is at most slightly narrower than its box.
     assert np.ptp(vertices[:, 0]) == pytest.approx(x2 - x1, rel=0.02)
 
 
@@ -155,7 +156,7 @@ def test_benchmark_completes_the_recipe_of_a_fine_tuning(
   with pytest.raises(SystemExit):
     run(f'--mode={mode}', f'--config={FINE_TUNING}')
   assert capsys.readouterr().err == 'error: That is all.\n'
-  # Slots for the 8 objects of a made-up image.
+  # A made-up image has 8 objects.
   assert completed[0].data.max_objects == 8
   assert completed[0].rpn.num_samples == 256
 
@@ -183,7 +184,7 @@ def test_benchmark_times_the_loader(tiny_data, capsys):
 
 
 @pytest.mark.parametrize(
-  ('argument', 'what'),
+  ('argument', 'message'),
   [
     ('--annotations=', '--annotations=FILE.json is missing: --images and'),
     ('--annotations=none.json', 'none.json'),
@@ -195,13 +196,14 @@ def test_benchmark_times_the_loader(tiny_data, capsys):
   ],
 )
 def test_benchmark_of_the_loader_refuses_wrong_arguments(
-  argument, what, tiny_data, capsys
+  argument, message, tiny_data, capsys
 ):
   with pytest.raises(SystemExit) as exit_:
     run(*loader_arguments(tiny_data, argument))
   assert exit_.value.code == 2
-  (line,) = capsys.readouterr().err.splitlines()
-  assert what in line
+  line, *more = capsys.readouterr().err.splitlines()
+  assert len(more) <= 1  # The command that explains a code.
+  assert message in line
 
 
 def test_benchmark_needs_a_recipe(capsys):
@@ -223,7 +225,8 @@ def test_benchmark_of_the_loader_needs_a_data_set(capsys):
 @pytest.mark.parametrize(
   ('arguments', 'num_images'),
   [
-    # One image has no objects, and one a crowd region only.
+    # Two of the three images have no object to train on: one is empty, and one
+    # has only a crowd region.
     (['--config.data.keep_empty=false'], 1),
     (['--config.data.keep_empty', 'false'], 1),
     (['--noconfig.data.keep_empty'], 1),

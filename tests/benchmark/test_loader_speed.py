@@ -1,4 +1,4 @@
-"""Tests of the loader's figures, with a clock that only sleeping moves."""
+"""Tests of the loader's figures with a clock that only advances in sleep()."""
 
 import types
 
@@ -11,6 +11,7 @@ from maskrcnn_jax.runtime import cluster
 
 @pytest.fixture
 def clock(monkeypatch):
+  """Replaces the clock: only sleep() advances it, the CPU time by a quarter."""
   now = [0.0]
 
   def sleep(seconds):
@@ -25,7 +26,13 @@ def clock(monkeypatch):
 
 
 def measure(clock, seconds, step_s=None):
-  """Measures a loader of 2 images of 12 bytes, in a cycle of seconds each."""
+  """Measures a loader of batches with 2 images of 12 bytes each.
+
+  Args:
+    clock: The clock of the test.
+    seconds: The times that the loading of a batch takes, in turn.
+    step_s: The argument of `loader_speed.measure`.
+  """
 
   def load(*, num_steps, num_workers, num_threads):
     assert (num_workers, num_threads) == (0, 1)
@@ -60,7 +67,7 @@ def test_a_step_slower_than_the_loader_does_not_wait(clock):
 
 
 def test_a_step_faster_than_the_loader_waits_each_time(clock):
-  # A batch is asked for when a step of 0.4 s starts, and is there after 1 s.
+  # The loader begins with a batch when a step of 0.4 s starts, and takes 1 s.
   speed = measure(clock, [1], step_s=0.4)
   assert speed.num_waits == 10
   assert speed.longest_wait_s == pytest.approx(0.6)
@@ -71,7 +78,7 @@ def test_a_step_waits_for_the_batches_that_are_late(clock):
   speed = measure(clock, [0, 0.75], step_s=0.5)
   assert speed.num_waits == 5
   assert speed.longest_wait_s == pytest.approx(0.25)
-  # Each two steps take 1 s and wait 0.25.
+  # Two steps take 1 s together, and the device waits 0.25 s.
   assert speed.share_waited == pytest.approx(0.25 / 1.25, abs=0.02)
 
 

@@ -1,4 +1,4 @@
-"""Tests of the command build_tfds and of its builder."""
+"""Tests of the command build_tfds and of the builder behind it."""
 
 import shutil
 
@@ -41,7 +41,7 @@ def two_files_of_a_split(folder):
 
 
 @pytest.mark.parametrize(
-  ('change', 'name', 'what'),
+  ('change', 'name', 'message'),
   [
     (remove_image, 'folder', 'I01: 1 of 3 images are not in'),
     (remove_first_image, 'folder', 'I01: 0.png, the first image of'),
@@ -53,8 +53,8 @@ def two_files_of_a_split(folder):
     (shutil.rmtree, 'folder', 'I01: there is no folder'),
   ],
 )
-def test_build_tfds_names_what_is_wrong(
-  tfds_set, tmp_path, capsys, change, name, what
+def test_build_tfds_names_the_fault(
+  tfds_set, tmp_path, capsys, change, name, message
 ):
   folder = tmp_path / 'own'
   shutil.copytree(tfds_set[0], folder)
@@ -62,9 +62,9 @@ def test_build_tfds_names_what_is_wrong(
   with pytest.raises(SystemExit) as exit_:
     build(folder, tmp_path / 'tfds', name=name)
   assert exit_.value.code == 2
-  line = capsys.readouterr().err.splitlines()[-1]
-  assert 'error: ' in line
-  assert what in line
+  err = capsys.readouterr().err
+  (line,) = (x for x in err.splitlines() if x.startswith('error: '))
+  assert message in line
   assert not list((tmp_path / 'tfds').rglob('dataset_info.json'))
 
 

@@ -1,6 +1,6 @@
-"""Tests of where check_data takes its data set and its recipe from.
+"""Tests of the ways to give check_data its data set and its recipe.
 
-tests/bad_inputs has the tests of what it finds.
+The tests of its findings are in tests/bad_inputs.
 """
 
 import json
@@ -20,7 +20,7 @@ from maskrcnn_jax.data.source import CocoFiles, Records, read_set
 
 
 def files_of(data):
-  """Gives a drawn set by --images and --annotations."""
+  """Returns the arguments for COCO files: --images and --annotations."""
   return [
     f'--images={data / "images"}',
     f'--annotations={data / "instances_train.json"}',
@@ -28,7 +28,7 @@ def files_of(data):
 
 
 def records_of(tfds_dir):
-  """Gives a tfds set by the keys of the recipe."""
+  """Returns the arguments for a tfds set: keys of the recipe."""
   return [
     '--config.data.train.tfds=coco_instances/folder',
     f'--config.data.tfds_dir={tfds_dir}',
@@ -37,7 +37,10 @@ def records_of(tfds_dir):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-  """Runs check_data in this process: (exit status, report, stdout, stderr)."""
+  """A function that runs check_data in this process with some arguments.
+
+  It returns the exit status, the report, stdout and stderr.
+  """
   monkeypatch.setattr(contact_sheet, 'NUM_EXAMPLES', 1)
   out = tmp_path / 'out'
 
@@ -141,7 +144,7 @@ def test_fix_of_a_tfds_set_is_refused(tiny_tfds, tmp_path, run):
 
 
 @pytest.mark.parametrize(
-  ('arguments', 'what'),
+  ('arguments', 'message'),
   [
     ([], 'No data set: give --images=DIR and --annotations=FILE.json; or'),
     (['--images=a'], '--annotations=FILE.json is missing: --images and'),
@@ -153,31 +156,32 @@ def test_fix_of_a_tfds_set_is_refused(tiny_tfds, tmp_path, run):
     ),
   ],
 )
-def test_one_line_says_what_is_missing(arguments, what, run):
+def test_one_line_says_what_is_missing(arguments, message, run):
   status, report, _, err = run(*arguments)
   assert status == 2
   assert report is None
-  (line,) = err.splitlines()
+  line, *more = err.splitlines()
+  assert len(more) <= 1  # The command that explains a code.
   assert line.startswith('error: ')
-  assert what in line
+  assert message in line
 
 
 @pytest.mark.parametrize(
-  ('changes', 'what'),
+  ('changes', 'message'),
   [
     ({'tfds': 'none'}, "there is no set 'none' in"),
     ({'split': 'test'}, "has no split 'test'; it has train, val"),
   ],
 )
 def test_records_that_are_not_there_are_in_the_report(
-  changes, what, tiny_tfds, run
+  changes, message, tiny_tfds, run
 ):
   status, _, out, _ = run(
     *records_of(tiny_tfds),
     *(f'--config.data.train.{key}={value}' for key, value in changes.items()),
   )
   assert status == 2
-  assert what in out
+  assert message in out
 
 
 def test_the_training_set_of_the_recipe_is_checked(tiny_data, run):
@@ -213,7 +217,7 @@ def test_a_message_names_the_option_that_gave_the_data_set(tiny_data, run):
 def test_overrides_are_written_as_in_main(arguments, tiny_data, run):
   status, report, _, _ = run(*files_of(tiny_data), *arguments)
   assert status == 0
-  # Shrunk from 800 pixels: no object is large.
+  # The images are 64 pixels high instead of 800, so that no object is large.
   assert (
     sum(
       count

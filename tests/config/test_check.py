@@ -112,7 +112,7 @@ def test_a_value_of_another_type_is_refused(section, name, value):
     ('train.num_steps', None, r'num_steps is None; .*may leave keys open'),
   ],
 )
-def test_check_config_says_what_is_wrong(key, value, message):
+def test_check_config_explains_a_wrong_value(key, value, message):
   config = default_config()
   set_value(config, key, value)
   with pytest.raises(InputError, match=f'^C05: .*{message}'):
@@ -122,15 +122,15 @@ def test_check_config_says_what_is_wrong(key, value, message):
 @pytest.mark.parametrize(
   ('values', 'message'),
   [
-    ({'model.groups': 2, 'model.depth': 18}, 'has no bottleneck'),
+    ({'model.groups': 2, 'model.depth': 18}, 'has no bottleneck blocks'),
     ({'train.eval_every': 1, 'train.eval_every_epochs': 1.0}, 'not both'),
     ({'optimizer.name': 'adamw', 'optimizer.momentum': 1.0}, 'below 1 for'),
     ({'optimizer.name': 'adamw', 'optimizer.beta2': 1.0}, 'beta2 is 1.0'),
     (
       {'data.short_sides': (640, 800), 'data.scale_jitter': (0.1, 2.0)},
-      'so give one',
+      'so give only one',
     ),
-    ({'model.body': 'c4'}, 'the one level of a body'),
+    ({'model.body': 'c4'}, 'the only level of a body'),
   ],
 )
 def test_check_config_compares_keys(values, message):

@@ -1,4 +1,7 @@
-"""Tests of the arguments --config and --config.KEY, in every program."""
+"""Tests of the arguments --config and --config.KEY, in every program.
+
+Also tests the answers to option names of other programs.
+"""
 
 import os
 import pathlib
@@ -115,14 +118,14 @@ def test_values_are_parsed_by_the_form_of_the_key(arguments, values):
     ('--config.train.batchsize=1', 'did you mean --config.train.batch_siz'),
     ('--config.learning_rate=1', 'give --config.optimizer.learning_rate'),
     ('--config.lr=1', 'give --config.optimizer.learning_rate=RATE.'),
-    ('--config.mesh=1', 'all devices are always used: leave it out.'),
-    ('--config.rpn=1', 'is a group of keys; name one of them'),
+    ('--config.mesh=1', 'all devices are always used: leave the option out.'),
+    ('--config.rpn=1', 'is a group of keys. Give one key of the group'),
     ('--config.anchors.ratios[0]=1', "--config.anchors.ratios='(...)'"),
     ('--config.zzz=1', "There is no config key 'zzz'."),
     ('--config.seed=None', 'does not leave this key open'),
   ],
 )
-def test_what_is_wrong_with_an_override_is_one_line(argument, message):
+def test_a_wrong_override_is_explained_in_one_line(argument, message):
   with pytest.raises(InputError, match=r'^C05: [^\n]*' + re.escape(message)):
     _, overrides, _ = split_arguments([argument])
     apply_overrides(default_config(), parse_overrides(overrides))
@@ -174,7 +177,7 @@ def test_names_of_other_programs_are_answered_with_a_key(name, key):
     ('MODEL.WEIGHTS', '--init_from=CHECKPOINT'),
   ],
 )
-def test_names_of_other_programs_are_answered_with_what_to_do(name, answer):
+def test_names_of_other_programs_are_answered_with_a_remedy(name, answer):
   assert answer in answer_to(name)
 
 
@@ -203,7 +206,7 @@ def test_a_default_is_a_value_of_its_key():
 
 
 def program(tool, *arguments):
-  """Runs a program as a user does."""
+  """Runs a tool of the package in a process of its own."""
   return subprocess.run(
     [sys.executable, '-m', f'maskrcnn_jax.{tool}', *arguments],
     cwd=ROOT,
@@ -233,6 +236,7 @@ def program(tool, *arguments):
 def test_programs_read_overrides_alike(tool, arguments):
   done = program(*tool.split(), '--config', 'shapes', *arguments.split())
   assert done.returncode == 2
-  (line,) = done.stderr.splitlines()
+  line, *more = done.stderr.splitlines()
+  assert len(more) <= 1  # The command that explains a code.
   assert line.startswith('error: ')
   assert 'give --config.optimizer.learning_rate=RATE' in line

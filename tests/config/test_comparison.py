@@ -1,4 +1,4 @@
-"""Tests of stored recipes and of the comparison of two."""
+"""Tests of recipes as a checkpoint stores them, and of their comparison."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_differences_name_each_key_that_differs():
   )
 
 
-def test_facts_of_a_recipe_say_what_the_preset_decides():
+def test_facts_of_a_recipe_include_the_values_of_the_preset():
   facts = facts_of(default_config())
   assert facts['roi.sampling_ratio'] == 0
   assert facts['data.pixel_mean'] == [123.675, 116.28, 103.53]
@@ -60,7 +60,7 @@ def test_stored_config_gives_later_keys_their_default():
   assert plain(stored_config(stored)) == stored_defaults()
 
 
-def test_stored_config_leaves_out_keys_that_are_no_more():
+def test_stored_config_leaves_out_keys_that_no_longer_exist():
   stored = stored_defaults() | {'mesh': [['data', -1]]}
   assert plain(stored_config(stored)) == stored_defaults()
   assert differences(default_config(), stored) == []

@@ -21,7 +21,7 @@ def load(path):
 
 
 def complete(config):
-  """Fills in what a fine-tuning learns from its checkpoint and data."""
+  """Fills in the open keys of a fine-tuning, as from a checkpoint and data."""
   if config.train.fine_tune:
     stored = load_named('r50_fpn').get_config()
     config, _ = fine_tuning.adopt(config, plain(stored))
@@ -54,9 +54,9 @@ def test_a_recipe_makes_a_new_config_each_time(path):
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_a_recipe_says_what_batch_its_steps_are_for(path):
+def test_a_recipe_names_the_batch_size_that_its_steps_are_for(path):
   train = load(path).get_config().train
-  # A fine-tuning takes its rate and steps from the batch size that is given.
+  # A fine-tuning computes its learning rate and steps for any batch size.
   expected = None if train.fine_tune else train.batch_size
   assert train.reference_batch_size == expected
 
@@ -88,7 +88,7 @@ def test_a_recipe_decays_within_its_steps_and_after_its_warmup(path):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_a_recipe_freezes_nothing_that_starts_random(path):
-  # Group norm is for training from scratch.
+  # A recipe with group normalization is trained from scratch.
   config = load(path).get_config()
   if config.model.norm == 'group':
     assert frozen_prefixes(config.freeze_at) == ()
@@ -148,7 +148,7 @@ def test_r50_fpn_reads_coco_of_either_year(year):
   )
 
 
-def test_r50_fpn_expects_what_is_published_only_where_something_is():
+def test_r50_fpn_expects_the_published_ap_of_2017_and_none_for_2014():
   expected = load_named('r50_fpn').get_config('2017').expected
   assert (expected.box_ap[0], expected.mask_ap[0]) == (0.378, 0.349)
   expected = load_named('r50_fpn').get_config('2014').expected

@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parents[2] / 'maskrcnn_jax'
 
 def test_only_heads_of_compares_the_output():
   for path in PACKAGE.rglob('*.py'):
-    # `convert_weights` finds out the output of a file of weights.
+    # `convert_weights` determines the output of a file of weights.
     if path != PACKAGE / 'convert_weights' / 'peer_models.py':
       text = path.read_text(encoding='utf-8')
       assert not re.search(r'\boutput\b[\'\]]* (==|!=|in) ', text), path
@@ -44,12 +44,12 @@ def test_scaled_to_batch_is_the_linear_rule():
   (line,) = lines
   assert '64 images a step, the recipe is for 16' in line
   assert 'train.num_steps = 22500 (recipe: 90000)' in line
-  # Once is enough, and the recipe itself is as it was.
+  # Scaling again changes nothing, and the original recipe is unchanged.
   assert scaled_to_batch(scaled)[1] == []
   assert config.optimizer.learning_rate == 0.02
 
 
-def test_scaled_to_batch_leaves_what_the_user_gave():
+def test_scaled_to_batch_keeps_the_values_that_the_user_gave():
   config = default_config()
   config.train.reference_batch_size = 16
   config.train.batch_size = 4
@@ -69,17 +69,20 @@ def test_scaled_to_batch_keeps_the_shape_of_mlperfs_warmup():
   config.optimizer.warmup_steps = 800
   config.optimizer.warmup_factor = 1e-4
   scaled, _ = scaled_to_batch(config)
-  # From 0.08 - 800 * 0.0001 = 0 before, from 0.16 - 400 * 0.0004 = 0 now.
+  # The first rate is the last rate minus steps times rise: 0.08 - 800 * 0.0001
+  # = 0 before scaling, 0.16 - 400 * 0.0004 = 0 after it.
   assert scaled.optimizer.warmup_steps == 400
   assert scaled.optimizer.warmup_factor == pytest.approx(4e-4)
 
 
-@pytest.mark.parametrize('why', ['no reference', 'the same', 'switched off'])
-def test_scaled_to_batch_does_nothing_unasked(why):
+@pytest.mark.parametrize(
+  'reason', ['no reference', 'same batch size', 'switched off']
+)
+def test_scaled_to_batch_may_have_nothing_to_do(reason):
   config = default_config()
   config.train.batch_size = 8
-  match why:
-    case 'the same':
+  match reason:
+    case 'same batch size':
       config.train.reference_batch_size = 8
     case 'switched off':
       config.train.reference_batch_size = 16

@@ -28,7 +28,7 @@ def fitted(num_images, *, most_objects=5, config=None):
 @pytest.mark.parametrize(
   ('num_images', 'num_steps'),
   [
-    (3, 100),  # 60 epochs are 45
+    (3, 100),  # the smallest number; 60 epochs would be 45 steps
     (50, 750),  # 60 * 50 / 4
     (500, 3355),  # 60 * sqrt(1 / 5) = 26.83 epochs
     (5_000, 15_000),  # 12 epochs
@@ -49,7 +49,7 @@ def test_fit_takes_the_steps_from_the_number_of_images(num_images, num_steps):
   assert not config.train.fine_tune
 
 
-def test_adopt_defaults_fills_what_is_open_and_keeps_the_rest():
+def test_adopt_defaults_fills_open_keys_and_keeps_the_others():
   given = recipe()
   given.model.output = 'boxes'
   given.data.short_side = 320
@@ -62,7 +62,7 @@ def test_adopt_defaults_fills_what_is_open_and_keeps_the_rest():
   check_config(config)
 
 
-def test_fit_keeps_what_is_given():
+def test_fit_keeps_given_values():
   given = recipe()
   given.train.num_steps = 30
   given.optimizer.learning_rate = 0.5
@@ -88,11 +88,11 @@ def test_fit_makes_room_for_the_objects(most, slots, detections):
 
 
 def test_adopt_takes_half_the_rate_per_image_of_the_checkpoint():
-  # 0.02 for 16 images; 0.005 for 4, of which half.
+  # 0.02 for 16 images is 0.005 for 4 images; half of that is 0.0025.
   assert fitted(50)[0].optimizer.learning_rate == 0.0025
 
 
-def test_adopt_takes_what_the_weights_ask_for():
+def test_adopt_takes_the_keys_of_the_network_from_the_checkpoint():
   stored = tiny.get_config()
   stored.geometry = 'legacy'
   stored.freeze_at = 1
@@ -107,10 +107,10 @@ def test_adopt_takes_what_the_weights_ask_for():
   assert plain(config.rpn) == plain(stored.rpn)
   assert config.roi.num_samples == stored.roi.num_samples
   assert config.data.short_side == 64
-  assert config.data.padded_sizes == ((96, 96),)  # as given
+  assert config.data.padded_sizes == ((96, 96),)  # as the recipe sets it
 
 
-def test_the_lists_are_what_they_were_before_the_table_of_keys():
+def test_these_keys_are_taken_from_the_checkpoint():
   assert set(fine_tuning.FROM_CHECKPOINT) == {
     'geometry',
     'roi.box_side',
@@ -148,7 +148,7 @@ def test_the_lists_are_what_they_were_before_the_table_of_keys():
 
 
 @pytest.mark.parametrize(
-  ('key', 'written', 'holds'),
+  ('key', 'written', 'expected'),
   [
     ('freeze_at', '0', 0),
     ('data.short_side', '480', 480),
@@ -166,21 +166,21 @@ def test_the_lists_are_what_they_were_before_the_table_of_keys():
     ('geometry', 'legacy', InputError),
   ],
 )
-def test_what_is_given_holds_or_is_refused(key, written, holds):
+def test_a_given_value_is_used_or_refused(key, written, expected):
   config = recipe()
   given = parse_overrides([(key, written)])
   apply_overrides(config, given)
   stored = plain(default_config())
-  if holds is InputError:
+  if expected is InputError:
     message = f'^C02: .*{key}.*Leave --config.{key} out'
     with pytest.raises(InputError, match=message):
       fine_tuning.adopt(config, stored, frozenset(given))
   else:
     adopted, _ = fine_tuning.adopt(config, stored, frozenset(given))
-    assert value_of(adopted, key) == holds
+    assert value_of(adopted, key) == expected
 
 
-def test_what_the_file_says_otherwise_than_the_weights_is_named():
+def test_keys_of_the_file_that_differ_from_the_checkpoint_are_named():
   config = recipe()
   config.model.depth = 101
   adopted, (line,) = fine_tuning.adopt(config, plain(default_config()))
@@ -192,7 +192,7 @@ def test_what_the_file_says_otherwise_than_the_weights_is_named():
 def test_fine_tuning_needs_paths_and_a_checkpoint_only(
   tiny_data, tiny_run, tmp_path, monkeypatch
 ):
-  # Its step is that of any training; test_packaging.py runs it.
+  # The training step is not run here; test_packaging.py runs it.
   monkeypatch.setattr(
     'maskrcnn_jax.training.run.jit_train_step', lambda _: tiny.IdleStep()
   )
@@ -208,7 +208,8 @@ def test_fine_tuning_needs_paths_and_a_checkpoint_only(
   assert stored['train']['num_steps'] == 2
   assert stored['model']['width'] == 8
 
-  # The same command goes on, and the recipe is good for using the model too.
+  # The same command continues the training, and the recipe can be used to
+  # evaluate the model too.
   config.train.num_steps = 3
   config.optimizer.decay_steps = (1,)
   config.optimizer.warmup_steps = 0

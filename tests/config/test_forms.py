@@ -1,4 +1,4 @@
-"""Tests of reading a value from text."""
+"""Tests of converting the text of a command line to the value of a key."""
 
 import pytest
 
@@ -57,6 +57,6 @@ def test_parse_reads_by_the_form(form, written, value):
     (switch(), 'perhaps', 'give True or False'),
   ],
 )
-def test_parse_says_what_to_give(form, written, message):
+def test_parse_explains_a_wrong_text(form, written, message):
   with pytest.raises(ValueError, match=f'^{message}$'):
     parse(form, written)

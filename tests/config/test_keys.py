@@ -1,4 +1,4 @@
-"""Tests of the table of keys: rows are complete, roles are as they were."""
+"""Tests of the table of keys: complete rows, and roles as listed here."""
 
 import json
 import pathlib
@@ -23,7 +23,7 @@ def test_a_row_is_complete(key):
   else:
     assert isinstance(key.default, key.form.kind)
     assert problem_with(key.form, key.default) is None
-    # Read back from a command line, it is the same.
+    # The command line accepts the text of the default and gives the default.
     assert parse(key.form, str(key.default)) == key.default
 
 
@@ -31,7 +31,7 @@ def test_names_are_unique():
   assert len(BY_NAME) == len(KEYS)
 
 
-def test_flags_stand_with_the_roles_that_they_are_for():
+def test_only_keys_of_the_weights_have_the_flags_for_that_role():
   for key in KEYS:
     if key.overridable or key.relearned or key.unseen or key.resnet_only:
       assert key.role == WEIGHTS, key.name
@@ -67,11 +67,11 @@ def test_default_config_has_the_keys_of_the_table_and_is_locked():
     ('model.depth', False),
   ],
 )
-def test_what_may_differ_when_a_run_is_continued(name, free):
+def test_may_differ_on_resume(name, free):
   assert BY_NAME[name].may_differ_on_resume is free
 
 
-def test_what_may_differ_between_processes_is_where_files_are_and_cores():
+def test_only_folders_and_numbers_of_workers_may_differ_between_processes():
   assert set(names(per_process=True)) == {
     'data.train.images',
     'data.train.annotations',
@@ -83,7 +83,7 @@ def test_what_may_differ_between_processes_is_where_files_are_and_cores():
   }
 
 
-def test_weights_see_wrong_pixels_or_boxes_only_with_these_keys():
+def test_these_keys_change_the_conventions_but_no_shape_of_the_weights():
   assert set(names(unseen=True)) == {
     'geometry',
     'model.norm_eps',

@@ -1,4 +1,4 @@
-"""Tests of which value holds when a trained model is used."""
+"""Tests of the value that each key has when a trained model is used."""
 
 import pathlib
 
@@ -15,12 +15,16 @@ from maskrcnn_jax.errors import InputError
 
 
 def use(*, stored=(), file=None, given=()):
-  """Returns the recipe for use of a checkpoint, and the lines for the log.
+  """Makes the recipe for evaluating a checkpoint with `config_for_use`.
 
   Args:
-    stored: {key: value} of the checkpoint that are not the defaults.
-    file: The same of a recipe file, or its name; None for no file.
+    stored: {key: value} that the checkpoint has instead of the defaults.
+    file: {key: value} that a recipe file has instead of the defaults; or the
+      name of a recipe; or `None` for no recipe file.
     given: {key: text} of the command line.
+
+  Returns:
+    The recipe, and the lines for the log.
   """
   there = default_config()
   for key, value in dict(stored).items():
@@ -39,12 +43,13 @@ def use(*, stored=(), file=None, given=()):
   return config, lines
 
 
-# Key, its value in the checkpoint, in the recipe file and on the command line,
-# and the value that holds. None: no file, or nothing on the command line.
+# `stored`, `file` and `given` are the values of the key in the checkpoint, in
+# the recipe file and on the command line; `expected` is the value that is used.
+# `None` means that there is no recipe file, or that the key is not given.
 @pytest.mark.parametrize(
-  ('key', 'stored', 'file', 'given', 'holds'),
+  ('key', 'stored', 'file', 'given', 'expected'),
   [
-    # Weights: the checkpoint.
+    # Keys of the weights: the value of the checkpoint.
     ('model.mask_convs', 2, None, None, 2),
     ('model.mask_convs', 2, 3, None, 2),
     ('model.mask_convs', 2, 3, '2', 2),
@@ -58,7 +63,7 @@ def use(*, stored=(), file=None, given=()):
     ('anchors.ratios', (1.0,), (2.0,), None, (1.0,)),
     ('anchors.ratios', (1.0,), None, '2', InputError),
     ('data.pixel_std', None, None, '1,1,1', InputError),
-    # Written out, the preset's own value is no other value.
+    # The value of the preset, written out, does not count as another value.
     (
       'data.pixel_std',
       None,
@@ -66,12 +71,13 @@ def use(*, stored=(), file=None, given=()):
       '58.395,57.12,57.375',
       (58.395, 57.12, 57.375),
     ),
-    # Image sizes: the command line, else the checkpoint.
+    # Image sizes: the value on the command line; without one, the checkpoint's.
     ('data.short_side', 320, None, None, 320),
     ('data.short_side', 320, 640, None, 320),
     ('data.short_side', 320, 640, '480', 480),
     ('data.short_side', 320, None, '480', 480),
-    # Evaluation: the command line, else the file, else the checkpoint.
+    # Keys of the evaluation: the value on the command line; without one, the
+    # recipe file's; without a file, the checkpoint's.
     ('detections.min_score', 0.1, None, None, 0.1),
     ('detections.min_score', 0.1, 0.2, None, 0.2),
     ('detections.min_score', 0.1, 0.2, '0.3', 0.3),
@@ -80,10 +86,10 @@ def use(*, stored=(), file=None, given=()):
     ('data.eval.images', 'a', 'b', None, 'b'),
     ('data.eval.images', 'a', None, '2017', '2017'),
     ('expected.box_ap', (0.3, 0.1), 'none', None, None),
-    # The machine.
+    # Keys of the machine, with the same rule.
     ('kernels', 'xla', 'pallas', None, 'pallas'),
     ('data.num_workers', 3, None, '1', 1),
-    # Training, where it has an effect on the use.
+    # Keys of the training that also have an effect on the evaluation.
     ('precision', 'bf16', None, None, 'bf16'),
     ('precision', 'bf16', 'tf32', None, 'tf32'),
     ('precision', 'bf16', 'tf32', 'fp32', 'fp32'),
@@ -91,20 +97,20 @@ def use(*, stored=(), file=None, given=()):
     ('data.pixel_range', (0, 9), (0, 7), '0,5', (0, 5)),
   ],
 )
-def test_which_value_holds(key, stored, file, given, holds):
+def test_the_value_that_is_used(key, stored, file, given, expected):
   options = {
     'stored': {key: stored},
     'file': file if file is None else {key: None if file == 'none' else file},
     'given': {} if given is None else {key: given},
   }
-  if holds is InputError:
+  if expected is InputError:
     with pytest.raises(InputError, match=rf'^C02: .*{key}: .* \| .*--config.'):
       use(**options)
   else:
-    assert value_of(use(**options)[0], key) == holds
+    assert value_of(use(**options)[0], key) == expected
 
 
-def test_keys_of_the_file_that_do_not_hold_are_named_in_one_line():
+def test_keys_of_the_file_that_are_not_used_are_named_in_one_line():
   stored = {'model.depth': 18, 'data.long_side': 96, 'seed': 3}
   _, lines = use(stored=stored, file={'model.depth': 34, 'seed': 4})
   (line,) = lines
@@ -147,7 +153,10 @@ def test_a_recipe_of_a_fine_tuning_leaves_open_keys_to_the_checkpoint():
 
 @pytest.fixture
 def used(monkeypatch):
-  """Gives a list that gets the recipe of each use, in place of predictions."""
+  """Returns a list to which each prediction adds its recipe.
+
+  Nothing is predicted.
+  """
   configs = []
 
   def predict(detector, **_):
@@ -158,10 +167,11 @@ def used(monkeypatch):
   return configs
 
 
-# The same rule through the command line. The file is `tiny`, as the checkpoint.
+# The same rule through the command line. If `file` is True, the recipe file is
+# `tiny`, with which the checkpoint was trained.
 @pytest.mark.usefixtures('compilation_cache')
 @pytest.mark.parametrize(
-  ('file', 'arguments', 'key', 'holds'),
+  ('file', 'arguments', 'key', 'expected'),
   [
     (False, '', 'detections.max_detections', 8),
     (
@@ -185,7 +195,7 @@ def used(monkeypatch):
   ],
 )
 def test_the_command_line_follows_the_rule(
-  run, refuse, used, tiny_run, tmp_path, file, arguments, key, holds
+  run, refuse, used, tiny_run, tmp_path, file, arguments, key, expected
 ):
   arguments = [
     '--mode=predict',
@@ -195,12 +205,12 @@ def test_the_command_line_follows_the_rule(
     *([f'--config={tiny.__file__}'] if file else []),
     *arguments.split(),
   ]
-  if isinstance(holds, str):
-    assert holds in refuse(*arguments)
+  if isinstance(expected, str):
+    assert expected in refuse(*arguments)
   else:
     code, _, err = run(*arguments)
     assert code == 0, err
-    assert value_of(used[0], key) == holds
+    assert value_of(used[0], key) == expected
 
 
 @pytest.mark.usefixtures('compilation_cache')

@@ -25,7 +25,7 @@ def write(tmp_path, body):
   return path
 
 
-def test_without_a_file_it_is_the_default_with_what_is_changed():
+def test_without_a_file_the_given_keys_change_the_defaults():
   recipe = read_recipe(
     None,
     [
@@ -64,7 +64,8 @@ def test_overrides_are_parsed_before_the_recipe_is_run(tmp_path):
 
 
 def test_overrides_alone_are_checked_key_by_key():
-  # Right for the recipe of some checkpoint, wrong with the defaults.
+  # With the defaults these sizes would be wrong, but they may fit the recipe of
+  # a checkpoint.
   recipe = read_overrides([('anchors.sizes', '((32,64),)')])
   assert recipe.config.anchors.sizes == ((32, 64),)
   assert recipe.path is None
@@ -100,7 +101,7 @@ def test_a_recipe_is_the_same_after_json(name):
     ),
   ],
 )
-def test_what_is_wrong_with_a_recipe_is_one_line(tmp_path, body, line):
+def test_an_error_in_a_recipe_is_explained_in_one_line(tmp_path, body, line):
   path = write(tmp_path, body)
   with pytest.raises(InputError) as error:
     read_recipe(str(path))
@@ -109,7 +110,7 @@ def test_what_is_wrong_with_a_recipe_is_one_line(tmp_path, body, line):
   assert len(text.splitlines()) == 1
 
 
-def test_what_is_no_recipe_is_said(tmp_path):
+def test_a_file_that_is_no_recipe_is_refused(tmp_path):
   other = tmp_path / 'other.py'
   other.write_text('')
   for path, reason in (
@@ -124,7 +125,7 @@ def test_what_is_no_recipe_is_said(tmp_path):
       read_recipe(str(path))
 
 
-def test_a_recipe_may_use_what_python_offers(tmp_path):
+def test_a_recipe_may_define_a_data_class_and_return_a_frozen_config(tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text("""
 from __future__ import annotations

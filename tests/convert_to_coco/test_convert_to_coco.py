@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ TRIANGLE = [(1, 1), (7, 1), (7, 5)]
 
 @pytest.fixture
 def folder(tmp_path):
-  """Images a.png and sub/b.jpg of 10x12 pixels, and none for c."""
+  """A folder with the images a.png and sub/b.jpg of 10x12 pixels."""
   (tmp_path / 'images' / 'sub').mkdir(parents=True)
   for name in ('a.png', 'sub/b.jpg'):
     Image.new('RGB', (12, 10)).save(tmp_path / 'images' / name)
@@ -41,14 +42,18 @@ def run(folder, kind, annotations, *options):
 
 
 def converted(folder, kind, annotations, *options):
-  """Returns the output as pycocotools reads it, and what was printed."""
+  """Converts annotations.
+
+  Returns:
+    The written file as pycocotools reads it, and the printed text.
+  """
   done = run(folder, kind, annotations, *options)
   assert done.returncode == 0, done.stderr
   return COCO(str(folder / 'out' / 'coco.json')), done.stdout
 
 
 def objects_of(coco, name):
-  """{class: [annotations]} of an image."""
+  """Returns the annotations of the image `name`, by their class."""
   (image,) = (i for i in coco.dataset['images'] if i['file_name'] == name)
   assert (image['height'], image['width']) == (10, 12)
   found = {}
@@ -181,7 +186,7 @@ def test_labelme_shapes(folder):
 
 
 def masks():
-  """Two objects of 10x12 pixels."""
+  """Returns the masks of two objects in an image of 10x12 pixels."""
   one, other = np.zeros((2, 10, 12), bool)
   one[2:5, 3:9] = True
   other[7:, :2] = True
@@ -231,7 +236,7 @@ def test_masks_of_every_kind(folder, kind):
   found = [coco.annToMask(a) for a in objects_of(coco, 'a.png')['cell']]
   one, other = masks()
   if found[0].sum() != one.sum():
-    found.reverse()  # colours have no order
+    found.reverse()  # The order of colors as numbers is not tested.
   assert_array_equal(found, [one, other])
   boxes = [a['bbox'] for a in objects_of(coco, 'a.png')['cell']]
   assert sorted(boxes) == [[0, 7, 2, 3], [3, 2, 6, 3]]
@@ -255,9 +260,9 @@ def no_images(folder):
 
 
 @pytest.mark.parametrize(
-  ('kind', 'content', 'what'),
+  ('kind', 'content', 'message'),
   [
-    ('via', [], 'A25: .* holds no object'),
+    ('via', [], 'A25: .* holds no JSON object'),
     ('via', {}, 'A25: .* is no VIA export'),
     ('via', {'images': []}, 'A25: .* is no VIA export'),
     ('via', via(({'name': 'polygon'}, {})), 'region of a.png is damaged'),
@@ -278,7 +283,7 @@ def no_images(folder):
       via((POLYGON, {'a': ''})),
       "a region of a.png has no class: its attribute 'a' is ''",
     ),
-    ('via', via((POLYGON, {}), name='z.png'), 'I01: .* there are 0 among'),
+    ('via', via((POLYGON, {}), name='z.png'), 'I01: .* 0 images of the'),
     ('via', via(), 'A23: there is not a single object'),
     ('labelme', {'shapes': 3}, 'A25: .* is no LabelMe file'),
     (
@@ -291,16 +296,13 @@ def no_images(folder):
     ('labelme', labelme(3), 'shape 0 is damaged'),
   ],
 )
-def test_bad_annotations_are_named(folder, kind, content, what):
+def test_bad_annotations_are_named(folder, kind, content, message):
   done = run(folder, kind, write_json(folder / 'in.json', content))
   assert done.returncode == 2
-  (line,) = done.stderr.splitlines()
+  line, *more = done.stderr.splitlines()
+  assert len(more) <= 1  # The command that explains a code.
   assert line.startswith('error: ')
-  pytest.raises(ValueError, fail, line).match(what)
-
-
-def fail(line):
-  raise ValueError(line)
+  assert re.search(message, line)
 
 
 def two_for_one(folder):
@@ -325,32 +327,36 @@ def empty_folder(folder):
 
 
 @pytest.mark.parametrize(
-  ('change', 'what'),
+  ('change', 'message'),
   [
     (two_for_one, 'A20: both'),
-    (other_size, 'A09: .* has 9x9 pixels .* its image 10x12'),
-    (other_name, 'I01: 1 masks are of no image, such as .*z.png'),
+    (other_size, 'A09: .* has 9x9 pixels .* its image has 10x12'),
+    (other_name, 'I01: 1 masks belong to no image, such as .*z.png'),
     (not_an_image, 'I02: .* is no mask'),
     (empty_folder, r'I01: there are no \*.png'),
     (no_images, 'No images in'),
   ],
 )
-def test_bad_masks_are_named(folder, change, what):
+def test_bad_masks_are_named(folder, change, message):
   write_masks(folder, 'grey')
   change(folder)
   done = run(folder, 'masks', folder / 'masks')
   assert done.returncode == 2
-  (line,) = done.stderr.splitlines()
-  pytest.raises(ValueError, fail, line).match(what)
+  line, *more = done.stderr.splitlines()
+  assert len(more) <= 1  # The command that explains a code.
+  assert re.search(message, line)
 
 
-def test_what_is_not_there_is_named(folder):
+def test_files_and_folders_that_are_missing_are_named(folder):
   done = run(folder, 'via', folder / 'none.json')
   assert done.returncode == 2
   assert 'Cannot read' in done.stderr
   done = run(folder, 'via', folder / 'none.json', '--images=/nowhere')
   assert done.returncode == 2
-  assert done.stderr == 'error: I01: there is no folder of images /nowhere.\n'
+  assert done.stderr == (
+    'error: I01: there is no folder of images /nowhere.\n'
+    'For more about I01: python -m maskrcnn_jax.explain I01\n'
+  )
 
 
 def test_help_names_all_three_kinds():

@@ -148,7 +148,8 @@ def refuse(run, tmp_path):
   def refuse_with(*arguments):
     code, _, err = run(*arguments)
     assert code == 2
-    (line,) = err.splitlines()
+    line, *more = err.splitlines()
+    assert len(more) <= 1  # The command that explains a code.
     assert line.startswith('error: ')
     return line
 

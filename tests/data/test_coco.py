@@ -22,7 +22,11 @@ SQUARE = [2, 3, 6, 3, 6, 7, 2, 7]
 
 
 def example():
-  """Two images; the second has a square, an L of RLE, and a crowd."""
+  """Returns a COCO document with two images.
+
+  The first has a triangle. The second has a square, an L-shaped RLE and a crowd
+  region.
+  """
   mask = np.zeros((10, 12), np.uint8)
   mask[1:9, 1:3] = mask[7:9, 1:6] = 1
   crowd = np.zeros((10, 12), np.uint8)
@@ -60,7 +64,7 @@ def encode(mask):
 
 @pytest.fixture
 def read(tmp_path):
-  """Writes a document to a file and reads it with read_coco."""
+  """Returns a function that writes a document and reads it with read_coco."""
 
   def write_and_read(content, **options):
     path = tmp_path / 'instances.json'
@@ -84,10 +88,12 @@ def test_read_coco_puts_objects_under_their_images(read):
   assert_array_equal(
     index.boxes, [[1, 1, 5, 5], [2, 3, 6, 7], [1, 1, 6, 9], [6, 0, 12, 10]]
   )
-  # A triangle of 4 x 4 / 2; as given; 8 x 2 + 2 x 3 pixels; 6 x 10 pixels.
+  # The triangle has 4 x 4 / 2 pixels, the square the area in the file, the L
+  # 8 x 2 + 2 x 3 pixels and the crowd region 6 x 10 pixels.
   assert_array_equal(index.areas, [8, 16, 22, 60])
-  # Three corners and the first again; four; the sides of the L; no crowd.
-  # The L: left side, right of the stem, right of the foot.
+  # Polygons repeat their first corner: 3 + 1 and 4 + 1 vertices. The L has
+  # three edges: the left side, right of the stem and right of the foot. The
+  # crowd region has no outline.
   assert_array_equal(index.outline_starts, [0, 4, 9, 15, 15])
   assert_array_equal(
     index.vertices[9:15], [[1, 1], [1, 9], [3, 1], [3, 7], [6, 7], [6, 9]]
@@ -113,7 +119,7 @@ def test_read_coco_puts_objects_under_their_images(read):
 def test_read_coco_measures_missing_areas(read):
   content = example()
   first, second, _, last = content['annotations']
-  # Two squares of 16 pixels, one wound the other way; areas do not cancel.
+  # Two squares of 16 pixels in opposite directions. Their areas must add up.
   first['segmentation'].append([2, 7, 6, 7, 6, 3, 2, 3])
   del first['area']
   second['area'] = 22
@@ -180,7 +186,8 @@ def test_read_coco_clips_boxes_and_drops_those_without_area(read):
   index = read(content, report=report)
   assert_array_equal(index.boxes, [[0, 0, 3, 4], [8, 8, 12, 10]])
   assert index.dropped == {coco_index.NO_AREA: 3}
-  # Two without a size; one outside and two clipped, half a pixel being none.
+  # Two boxes have no size. One box is outside and one is clipped; the box that
+  # sticks out by half a pixel counts as rounded.
   assert report.counts['A01'] == 2
   assert report.counts['A02'] == 2
   assert {'A01', 'A02'} <= set(report.error_codes)
@@ -208,7 +215,7 @@ def test_read_coco_drops_what_has_no_mask(read):
   assert report.counts['A06'] == 3
   assert index.annotation_ids == [1, 6]
   assert_array_equal(index.parts, [0, 0, 0, 0, -1])
-  # In the order of the module, whatever that of the file.
+  # The reasons have the order of the module, not that of the file.
   assert list(index.dropped.items()) == [
     (coco_index.NO_AREA, 1),
     (coco_index.NO_SEGMENTATION, 3),
@@ -221,7 +228,7 @@ def test_read_coco_drops_what_has_no_mask(read):
 
 
 def changed(path, value):
-  """Returns the example with one entry set, or removed (value is ...)."""
+  """Returns the example with one value replaced, or removed (value is ...)."""
   content = copy.deepcopy(example())
   *folders, last = path
   place = content
@@ -415,9 +422,9 @@ def test_read_coco_sees_boxes_given_by_their_corners(read):
     annotation(i, 3, [x, y, x2, y2], [[x, y, x2, y, x2, y2, x, y2]])
     for i, (x, y, x2, y2) in enumerate(boxes)
   ]
-  with pytest.raises(errors.InputError, match='A03: 2 of 3 boxes stick out'):
+  with pytest.raises(errors.InputError, match='A03: 2 of 3 boxes reach beyond'):
     read(content)
-  # A box that cannot be two corners excuses the others.
+  # One box that cannot be two corners shows that no box is.
   content[ANNS].append(
     annotation(9, 3, [6, 5, 3, 3], [[6, 5, 9, 5, 9, 8, 6, 8]])
   )

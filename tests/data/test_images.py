@@ -111,7 +111,7 @@ def test_decode_image_refuses_another_size_and_names_all_three(tmp_path):
 
 
 def test_decode_image_averages_blocks(tmp_path):
-  # Means of 2x2 blocks; the last column and row are alone with themselves.
+  # Means of 2x2 blocks. Blocks in the last column and row are only partial.
   gray = np.array([[0, 4, 9], [8, 12, 11], [6, 2, 5]], np.uint8)
   path = save(tmp_path / 'a.png', gray)
   decoded = images.decode_image(path, expected_size=(3, 3), reduce=2)
@@ -145,7 +145,7 @@ def test_decode_image_refuses_pixels_of_unknown_range(
 
 
 def as_oracle(values, low, high):
-  """The definition, pixel by pixel."""
+  """Maps gray values to 0..255 and to RGB, one pixel at a time."""
   gray = [
     [round(255 * (min(max(v, low), high) - low) / (high - low)) for v in row]
     for row in values.tolist()
@@ -203,7 +203,7 @@ def test_decode_image_names_the_range_of_an_image(tmp_path):
 
 
 def colours_of_16_bits():
-  """A PNG of one pixel with colours of 16 bits."""
+  """Returns a PNG of one pixel with 16 bits a channel."""
   chunks = (
     (b'IHDR', struct.pack('>II5B', 1, 1, 16, 2, 0, 0, 0)),
     (b'IDAT', zlib.compress(b'\0' + struct.pack('>3H', 1000, 2000, 60_000))),

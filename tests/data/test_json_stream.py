@@ -12,7 +12,7 @@ from maskrcnn_jax.data import json_stream
 
 @pytest.fixture
 def read(tmp_path):
-  """Puts back together what `walk` yields of a text."""
+  """Returns a function that reads a text with `walk` and returns its values."""
 
   def read_all(text):
     path = tmp_path / 'a.json'
@@ -86,7 +86,7 @@ def test_walk_refuses_what_json_refuses(read, monkeypatch, window):
     ('{"a": [{"b": 1, "b": 2}]}', "'b' comes twice"),
     ('{"a": ' + '[' * 200_000, 'nested too deeply'),
     ('{"a": [' + '{"b":' * 200_000, 'nested too deeply'),
-    ('{} {}', 'something comes after the end'),
+    ('{} {}', 'more text follows after the end'),
     ('{"a": ' + '9' * 5000 + '}', 'digits'),
     (b'{"a": "\xff"}', 'not UTF-8'),
     (gzip.compress(b'{}', mtime=0), 'gzip'),

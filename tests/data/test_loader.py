@@ -44,7 +44,11 @@ def square(x, y, side):
 
 @pytest.fixture
 def dataset(tmp_path):
-  """Writes images of (height, width), with squares (x, y, side) in each."""
+  """Returns a function that writes a data set; it gives the index and folder.
+
+  Its arguments are the (height, width) of the images and the squares
+  (image, x, y, side) that are objects or crowd regions.
+  """
 
   def write(sizes, squares=(), crowds=()):
     folder = tmp_path / 'images'
@@ -91,7 +95,7 @@ def plan_of(index, **changes):
     (640, 480, (1067, 800)),
     (500, 500, (800, 800)),
     (400, 1000, (533, 1333)),  # 2000 would exceed 1333
-    (1, 5000, (1, 1333)),  # 0.27 rows, but one there must be
+    (1, 5000, (1, 1333)),  # 0.27 rows, at least one
     (427, 640, (800, 1199)),  # 1199.06
   ],
 )
@@ -165,7 +169,8 @@ CANVASES = {
 }
 
 
-# Of 215 images of COCO: height x width, and how many if more than one.
+# Sizes of 215 images of COCO, height x width, with the number of images of this
+# size if there is more than one.
 COCO_SIZES = """
 480x640:35 427x640:30 640x480:27 375x500:8 425x640:7 424x640:7 426x640:6
 640x427:6 500x375:4 333x500:4 428x640:4 433x640:3 640x426:2 399x640:2
@@ -181,7 +186,7 @@ COCO_SIZES = """
 
 
 def coco_sizes():
-  """Returns (heights, widths) of a sample of COCO."""
+  """Returns the heights and widths of `COCO_SIZES`, one pair for each image."""
   sizes = []
   for word in COCO_SIZES.split():
     size, _, count = word.partition(':')
@@ -217,8 +222,8 @@ def test_train_order_is_fair_and_never_mixes_canvases(placed):
   n, batch = len(placed), 4
   order = train_order.make_order(placed, seed=3, batch_size=batch)
   counts = collections.Counter()
-  # In as many epochs as a batch has images, each canvas of any size fills a
-  # whole number of batches: n in all.
+  # In 4 epochs, as many as a batch has images, each canvas fills a whole number
+  # of batches, whatever its number of images. All together fill n batches.
   for step in range(3 * n):
     rows = order.rows(step)
     assert rows.shape == (batch,)
@@ -268,7 +273,7 @@ def test_train_order_mixes_the_canvases_of_an_epoch():
 
 
 def test_find_limits_holds_every_kept_object(dataset):
-  # 5 vertices a square, the first once more.
+  # A square has 5 vertices, because the first is repeated.
   squares = [(0, i, 0, 4) for i in range(20)] + [(1, 0, 0, 4)]
   index, _ = dataset([(20, 40)] * 2, squares, crowds=[(1, 0, 0, 9)])
   assert image_sets.find_limits(index, max_objects=20) == GroundTruthLimits(
@@ -389,7 +394,7 @@ def test_load_row_keeps_the_largest_objects_in_their_order(dataset):
   index, folder = dataset([(20, 40)], squares)
   limits = GroundTruthLimits(3, 64, 64, 1)
   batch = loader.load_row(DataSet(index, folder), plan_of(index), 0, limits)
-  # Of the three of 5 the first two stay.
+  # Three squares have side 5. The first two of them stay.
   assert_array_equal(batch.gt_boxes[0, :, 2], [5, 5, 9])
   assert_array_equal(batch.outlines.starts, [[0, 5, 10, 15]])
 
@@ -418,7 +423,7 @@ def test_an_index_is_stored_no_longer_than_needed(dataset, tmp_path):
   assert list(parent.iterdir()) == []
 
 
-# Holds an index until it is killed.
+# A program that stores an index and waits until it is killed.
 HOLDER = """
 import pathlib, sys, time
 from maskrcnn_jax.data import coco, columns
@@ -459,7 +464,8 @@ def test_the_index_of_a_killed_process_is_removed_and_no_other(
       killed.wait()
       for _ in range(2):
         with columns.temporarily_stored(index, parent) as mine:
-          # The other's, this one's and what was there before.
+          # The folders of the other process and of this one, and the two that
+          # existed before.
           assert len(list(parent.iterdir())) == 4
           assert mine.image(0).heights.tolist() == [20]
         assert len(list(parent.iterdir())) == 3
@@ -479,7 +485,7 @@ def test_an_index_is_stored_where_there_are_no_locks(
   parent = tmp_path / 'run'
   parent.mkdir()
   with columns.temporarily_stored(index, parent):
-    # It may be in use.
+    # Without locks, the second must not remove the first, which is in use.
     with columns.temporarily_stored(index, parent) as second:
       assert second.image(0).heights.tolist() == [20]
       assert len(list(parent.iterdir())) == 2
@@ -552,11 +558,12 @@ def test_train_batches_loads_what_the_order_says(mixed):
   for batch, rows in batches:
     assert rows.dtype == np.int64
     assert batch.images.shape in ((2, 32, 64, 3), (2, 64, 32, 3))
-    # The pictures are of one colour, their number + 1.
+    # All pixels of image i have the value i + 1.
     assert_array_equal(batch.images[:, 0, 0, 0], rows + 1)
     assert_array_equal(batch.gt_boxes[:, 0, 0], rows)
     counts.update(rows.tolist())
-  # 7 images, of which 2 has no objects, in 2 * 3 epochs.
+  # 21 batches of 2 images are 6 epochs of the 7 images that have objects. Image
+  # 2 has none.
   assert counts == {i: 6 for i in range(8) if i != 2}
 
 
@@ -610,7 +617,7 @@ def test_train_batches_does_not_hide_a_failure_of_the_program(mixed):
     train(index, folder, limits=too_small)
 
 
-# Workers import the main module anew, which pytest's is not made for.
+# Workers import the main module again, which does not work with that of pytest.
 WORKERS = """
 import sys
 import numpy as np
@@ -670,7 +677,7 @@ def test_eval_batches_shows_every_image_once(dataset):
   batches = list(
     loader.eval_batches(DataSet(index, folder), plan_of(index), batch_size=4)
   )
-  # 5 wide ones make two batches, 3 high ones another.
+  # 5 wide images make two batches, 3 high images make one.
   shapes = [batch.images.shape[1:3] for batch, _ in batches]
   assert shapes == [(32, 64), (32, 64), (64, 32)]
   seen = []

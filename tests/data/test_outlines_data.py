@@ -10,7 +10,11 @@ from maskrcnn_jax.data import outlines
 
 
 def fill(vertices, parts, height, width):
-  """Fills an outline at pixel centres: even-odd in a part, union of parts."""
+  """Returns the mask of an outline, computed pixel by pixel as the oracle.
+
+  The even-odd rule decides which pixel centres are inside a part. The mask is
+  the union of the parts.
+  """
   mask = np.zeros((height, width), bool)
   for part in range(parts.max(initial=-1) + 1):
     crossings = np.zeros((height, width), int)
@@ -90,7 +94,7 @@ def test_rle_to_outline_gives_what_the_mask_gives(seed):
   rng = np.random.default_rng(seed)
   mask = random_mask(seed, *rng.integers(1, 12, 2).tolist())
   counts = uncompressed(mask)
-  # Runs of nothing are allowed anywhere.
+  # Runs of length 0 are allowed anywhere.
   place = rng.integers(0, len(counts) + 1)
   counts = np.insert(counts, place, [0, 0]).astype(np.int64)
   expected = outlines.mask_to_outline(mask)
@@ -101,7 +105,7 @@ def test_rle_to_outline_gives_what_the_mask_gives(seed):
 
 
 def test_rle_to_outline_takes_the_time_of_the_runs():
-  # All of an image of 10^14 pixels but its first column.
+  # The mask is an image of 10^14 pixels without its first column.
   counts = np.array([10**7, 10**14 - 10**7])
   vertices, parts = outlines.rle_to_outline(counts, 10**7)
   assert_array_equal(vertices, [[1, 0], [1, 10**7], [10**7, 0], [10**7, 10**7]])
@@ -127,7 +131,7 @@ def test_mask_to_outline_of_full_and_empty_masks(shape):
 
 
 def decode_rle(segmentation, height, width):
-  """Fills the mask that the counts of a COCO RLE mean; 1 inside, 0 outside."""
+  """Returns the mask of a COCO RLE: 1 inside and 0 outside, uint8."""
   counts = outlines.rle_counts(segmentation, height, width)
   inside = (np.arange(len(counts)) % 2).astype(np.uint8)
   return np.repeat(inside, counts).reshape(width, height).T
@@ -147,7 +151,8 @@ def test_rle_counts_agrees_with_pycocotools(seed):
 
 
 def test_rle_counts_reads_long_runs():
-  # Runs of more than 5, 10, 15, 20 bits, of both signs when differenced.
+  # The runs need more than 5, 10, 15 and 20 bits, and their differences have
+  # both signs.
   mask = np.zeros((2000, 3000), bool)
   mask[3:1990, 7] = mask[:, 1000:2500] = mask[5, 2600] = True
   mask[:, 2700:] = True

@@ -1,4 +1,4 @@
-"""Tests of data/prefetch.py; those with workers run a program of their own."""
+"""Tests of data/prefetch.py. Tests with workers run a program of their own."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ from maskrcnn_jax.data import prefetch
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# Workers import the main module anew, which pytest's is not made for.
+# Workers import the main module again, which does not work with that of pytest.
 PROGRAM = """
 import contextlib, signal, sys
 import numpy as np
@@ -28,7 +28,7 @@ def load(i):
   return np.full((300, 400), i), np.arange(i), str(i)
 
 def main(count, taken):
-  # What a shell starts in the background would inherit that it is ignored.
+  # SIGINT is ignored in a program that a shell starts in the background.
   signal.signal(signal.SIGINT, signal.default_int_handler)
   kept = []
   with StopSignal() as stop, contextlib.closing(
@@ -52,7 +52,10 @@ if __name__ == '__main__':
 
 @pytest.fixture
 def start(tmp_path):
-  """Starts PROGRAM; its workers are in its process group."""
+  """Returns a function that starts PROGRAM in a process group of its own.
+
+  Its workers are in the same group. The group is killed after the test.
+  """
   (tmp_path / 'program.py').write_text(PROGRAM)
   started = []
 
@@ -78,7 +81,7 @@ def start(tmp_path):
 
 
 def shared_memory_files():
-  """What lies in shared memory, of all processes of the machine."""
+  """Returns the files in shared memory of all processes of the machine."""
   return set(pathlib.Path('/dev/shm').glob('psm_*'))
 
 
@@ -145,13 +148,13 @@ def test_workers_leave_nothing_in_shared_memory(start, end):
   if isinstance(end, signal.Signals):
     for _ in range(5):
       process.stdout.readline()
-    # As Ctrl-C does, and some clusters: all of the group. But one process that
-    # is killed must take its workers along.
+    # Ctrl-C and some clusters send a signal to all processes of the group. But
+    # if only the main process is killed, the workers must end too.
     if end == signal.SIGKILL:
       process.kill()
     else:
       os.killpg(process.pid, end)
-  # The end of the pipes is that of the workers.
+  # The pipes are closed only after all workers have ended.
   out, err = process.communicate(timeout=300)
   match end:
     case signal.SIGKILL:
@@ -164,9 +167,9 @@ def test_workers_leave_nothing_in_shared_memory(start, end):
       assert len(said.splitlines()) == (end == signal.SIGINT)
   if end != signal.SIGKILL:
     assert 'leaked' not in err
-  # The process that tidies up after one that was killed ends last.
+  # After a kill, a process of `multiprocessing` removes the files, ending last.
   deadline = time.monotonic() + 10
-  # Other tests at the same time have files of their own, which go as well.
+  # Tests that run at the same time have files too, which disappear as well.
   left = shared_memory_files() - before
   while left & shared_memory_files() and time.monotonic() < deadline:
     time.sleep(0.1)

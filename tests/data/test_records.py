@@ -1,4 +1,4 @@
-"""Tests of data/records.py: a tfds set gives back what its JSON says."""
+"""Tests of data/records.py: records contain all that the COCO file has."""
 
 import pickle
 import subprocess

@@ -1,4 +1,4 @@
-"""The drawn data set is what it claims to be."""
+"""Tests of data/shapes.py, the data set of drawn shapes."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_write_shapes_draws_another_set_for_another_seed(tmp_path):
   first = write(tmp_path / 'a', num_train=2, num_val=1)
   second = write(tmp_path / 'b', num_train=2, num_val=1, seed=1)
   assert first['images/train_00000.jpg'] != second['images/train_00000.jpg']
-  # Nor does the held-out set repeat the training set.
+  # The evaluation images differ from the training images, too.
   assert first['images/train_00000.jpg'] != first['images/val_00000.jpg']
 
 
@@ -89,7 +89,7 @@ def test_annotations_agree_with_their_masks(coco):
     assert mask.sum() == annotation['area'] > 0
     rows, columns = np.nonzero(mask)
     x, y, width, height = annotation['bbox']
-    # A corner ends inside its outermost pixel, which may be mostly outside.
+    # The outermost pixel at a corner may lie mostly outside of the shape.
     np.testing.assert_allclose(
       [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1],
       [x, y, x + width, y + height],
@@ -126,8 +126,8 @@ def test_visible_regions_share_border_pixels_at_most(coco):
 
 
 def test_visible_masks_hide_what_later_shapes_cover():
-  # Two squares of 4 x 4 pixels, the second 2 right and 2 down of the first:
-  # they share 2 x 2 pixels, which the later one keeps.
+  # The second square of 4 x 4 pixels lies 2 pixels to the right of and 2 below
+  # the first. They share 2 x 2 pixels, which the second keeps.
   square = np.array([[1, 1], [5, 1], [5, 5], [1, 5]], float)
   drawn = [
     shapes.Shape(7, corners, shapes._coverage(corners, 8, 8), np.ones(3))

@@ -1,4 +1,4 @@
-"""Tests of data/source.py: COCO files and records are read alike."""
+"""Tests of data/source.py: COCO files and records give the same data set."""
 
 import pathlib
 import shutil
@@ -33,7 +33,7 @@ def assert_same_index(one, other):
 
 
 def assert_same_batches(one, other, *, canvas, num_steps=3):
-  """Compares the batches of two data sets to the bit."""
+  """Asserts that two data sets give equal batches, to the bit."""
   streams = []
   for data_set in (one, other):
     index = data_set.coco_index

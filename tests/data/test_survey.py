@@ -1,4 +1,4 @@
-"""Tests of what check_data says about a set's classes, sizes and anchors."""
+"""Tests of data/survey.py: statistics of classes, sizes and anchors."""
 
 import numpy as np
 from numpy.testing import assert_allclose
@@ -12,7 +12,7 @@ SIZES = {2: (16.0,), 3: (32.0,), 4: (64.0,), 5: (128.0,), 6: (256.0,)}
 
 
 def all_anchors(shapes, height, width, *, inside_only):
-  """Every anchor of an image, cell by cell."""
+  """Returns all anchors of an image, made cell by cell."""
   found = []
   for level, around in shapes.items():
     stride = 2**level

@@ -1,4 +1,4 @@
-"""Evaluation: by hand, against pycocotools, and on what misleads it."""
+"""Tests of the AP: by hand, against pycocotools, and with broken input."""
 
 import copy
 import json
@@ -16,7 +16,14 @@ COCO_EVAL = pathlib.Path(__file__).parents[3] / 'shared/data/coco_eval'
 
 
 def _truth(boxes, *, image_ids=(1,), categories=((1, 'cat'),), size=(200, 200)):
-  """One object a box; `boxes` holds (image_id, category_id, bbox)."""
+  """Returns a COCO ground truth with one object for each box.
+
+  Args:
+    boxes: (image_id, category_id, bbox) of each object.
+    image_ids: The ids of the images.
+    categories: (id, name) of each category.
+    size: (height, width) of all images in pixels.
+  """
   return {
     'images': [
       {'id': i, 'height': size[0], 'width': size[1]} for i in image_ids
@@ -68,7 +75,7 @@ TWO = _truth([(1, 1, (10, 10, 40, 40)), (1, 1, (100, 100, 40, 40))])
 
 @pytest.fixture(autouse=True, params=['pycocotools', 'faster'])
 def backend(request, monkeypatch):
-  """What holds of one backend holds of the other."""
+  """Runs each test of this file once with each of the two backends."""
   if request.param == 'faster':
     pytest.importorskip('faster_coco_eval')
   choose = ap._backend_classes
@@ -77,13 +84,13 @@ def backend(request, monkeypatch):
 
 
 def test_evaluate_detections_by_hand():
-  # Two objects; detections by falling score: the first object with IoU 0.6
-  # (24 of 40 columns), then a miss, then the second object exactly.
-  #   IoU 0.50, 0.55, 0.60: hit, miss, hit.  Precision 1 up to recall 1/2, then
-  #     2/3.  Of the 101 recalls, 51 (0 to 0.50) are at 1, 50 at 2/3:
-  #     AP = (51 + 50 * 2/3) / 101.
-  #   IoU 0.65 .. 0.95: miss, miss, hit.  Precision 1/3 up to recall 1/2, then
-  #     nothing: AP = 51 / 3 / 101.
+  # There are two objects. The detections by falling score are: the first object
+  # with IoU 0.6 (24 of 40 columns), a miss, the second object exactly.
+  #   At the IoUs 0.50, 0.55, 0.60 they count as hit, miss, hit. The precision
+  #     is 1 up to recall 1/2, then 2/3. 51 of the 101 recalls (0 to 0.50) have
+  #     precision 1, and 50 have 2/3: AP = (51 + 50 * 2/3) / 101.
+  #   At the IoUs 0.65 to 0.95 they count as miss, miss, hit. The precision is
+  #     1/3 up to recall 1/2, then 0: AP = 51 / 3 / 101.
   results = [
     {'image_id': 1, 'category_id': 1, 'bbox': box, 'score': score}
     for box, score in [
@@ -97,10 +104,11 @@ def test_evaluate_detections_by_hand():
   assert stats['AP50'] == pytest.approx(good, abs=1e-12)
   assert stats['AP75'] == pytest.approx(poor, abs=1e-12)
   assert stats['AP'] == pytest.approx((3 * good + 7 * poor) / 10, abs=1e-12)
-  # One detection finds 1/2 at three IoUs; all find 1 at three, 1/2 at seven.
+  # The first detection finds 1/2 of the objects at three IoUs. All detections
+  # together find both objects at three IoUs and one of the two at seven.
   assert stats['AR1'] == pytest.approx(0.5 * 3 / 10)
   assert stats['AR100'] == pytest.approx((3 + 7 * 0.5) / 10)
-  # 40 x 40 is medium; nothing is small or large.
+  # 40 x 40 pixels are medium; no object is small or large.
   assert stats['APs'] is None and stats['APl'] is None
   assert stats['ARm'] == stats['AR100']
 
@@ -134,12 +142,13 @@ def test_evaluate_detections_of_perfect_detections_is_one(kind):
   assert (result.num_images, result.num_detections) == (1, 2)
 
 
-# stack_traps 2.5: what pycocotools does is in the comments.
+# A comment after the input, such as "AP 1.0" or "KeyError", says how
+# pycocotools itself takes the input of the test.
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf, None, '0.9'])
 def test_evaluate_detections_refuses_a_broken_box(value):
-  results = _perfect(TWO)  # all boxes nan: AP 1.0
+  results = _perfect(TWO)  # if all boxes are nan: AP 1.0
   for result in results:
     result['bbox'] = [value] * 4
   with pytest.raises(InputError, match=r'Detection 0 \(image 1\) has bbox'):
@@ -157,7 +166,7 @@ def test_evaluate_detections_refuses_a_broken_score(kind, value):
 
 @pytest.mark.parametrize('ids', [(0, 1), (7, 7), ('a', None)])
 def test_evaluate_detections_does_not_care_for_annotation_ids(ids):
-  truth = copy.deepcopy(TWO)  # 0.252
+  truth = copy.deepcopy(TWO)  # AP 0.252
   for annotation, new_id in zip(truth['annotations'], ids, strict=True):
     annotation['id'] = new_id
   result = ap.evaluate_detections(truth, _perfect(truth), kind='bbox')
@@ -217,15 +226,15 @@ def test_evaluate_detections_does_without_iscrowd_and_area():
   for annotation in truth['annotations']:
     del annotation['iscrowd'], annotation['area']
   result = ap.evaluate_detections(truth, _perfect(truth), kind='bbox')
-  # The mask's 1600 pixels are medium.
+  # The 1600 pixels of the mask make the object medium.
   assert result.stats['APm'] == pytest.approx(1)
   assert result.stats['APs'] is None
   assert result.notes == ('the area of 2 objects was computed.',)
 
 
 def test_evaluate_detections_counts_an_object_without_area_as_missed():
-  # The same as pycocotools: no more than half can be found, so that 51 of the
-  # 101 recalls have precision 1.  But we say so.
+  # As in pycocotools at most half of the objects can be found, so that 51 of
+  # the 101 recalls have precision 1. The notes say so here.
   truth = _truth([(1, 1, (10, 10, 40, 40)), (1, 1, (90, 90, 0, 9))])
   result = ap.evaluate_detections(truth, _perfect(truth), kind='bbox')
   assert result.stats['AP'] == pytest.approx(51 / 101)
@@ -243,7 +252,8 @@ def test_evaluate_detections_of_many_objects_needs_a_limit_to_match(
   result = ap.evaluate_detections(
     truth, _perfect(truth), kind='bbox', max_detections=limits
   )
-  # 100 of 150 found: recalls 0 to 0.66 of the 101 have precision 1.
+  # If 100 of 150 are found, the 67 recalls from 0 to 0.66 have precision 1, and
+  # the other 34 have precision 0.
   assert result.stats['AP'] == pytest.approx(expected, abs=5e-4)
   found = result.stats[f'AR{limits[-1]}']
   assert found == pytest.approx(limits[-1] / 150)
@@ -252,7 +262,7 @@ def test_evaluate_detections_of_many_objects_needs_a_limit_to_match(
 
 @pytest.mark.parametrize('crowd', [False, True])
 def test_evaluate_detections_without_objects_is_not_applicable(crowd):
-  truth = copy.deepcopy(TWO)  # -1
+  truth = copy.deepcopy(TWO)  # AP -1
   results = _perfect(truth)
   for annotation in truth['annotations']:
     annotation['iscrowd'] = 1
@@ -307,15 +317,15 @@ def test_evaluate_detections_refuses_a_category_name_used_twice():
     [[10, 10, math.nan, 10, 50, 50]],  # hangs
     [[10, 10, 1e12, 10, 50, 50]],
     [[10, 10, '50', 10, 50, 50]],
-    [[10, 10, 50, 10, 50]],  # empty, silent
-    [[10, 10, 50, 10, 50, 50, 10]],  # last number dropped, silent
+    [[10, 10, 50, 10, 50]],  # silently empty
+    [[10, 10, 50, 10, 50, 50, 10]],  # silently drops the last number
     [[10, 10, 50, 50]],  # TypeError
     [10, 10, 50, 10, 50, 50],
     [[10, 10, 50, 10, 50, 50], []],
     [[]],
     [],
     None,
-    {'size': [200, 200], 'counts': [100, 20, 300]},  # garbage memory
+    {'size': [200, 200], 'counts': [100, 20, 300]},  # reads foreign memory
     {'size': [200, 200], 'counts': [-5, 40005]},
     {'size': [100, 400], 'counts': [40000]},
     {'size': [200, 200], 'counts': '0123'},
@@ -356,17 +366,7 @@ def test_evaluate_detections_takes_masks_of_any_encoding():
       assert stats['AP'] == pytest.approx(1)
 
 
-def test_read_counts_inverts_the_codes_of_pycocotools():
-  rng = np.random.default_rng(0)
-  for _ in range(50):
-    # Long and short runs, so that differences of both signs are coded.
-    runs = np.ceil(rng.exponential(10.0 ** rng.integers(0, 5), 40)).astype(int)
-    size = [1, int(runs.sum())]
-    coded = mask_api.frPyObjects({'size': size, 'counts': runs.tolist()}, *size)
-    np.testing.assert_array_equal(ap._read_counts(coded['counts']), runs)
-
-
-def test_evaluate_detections_refuses_what_is_not_coco():
+def test_evaluate_detections_refuses_a_ground_truth_that_is_not_coco():
   with pytest.raises(InputError, match='no list of annotations'):
     ap.evaluate_detections({'images': []}, [], kind='bbox')
   with pytest.raises(InputError, match='list of JSON objects'):
@@ -384,7 +384,7 @@ def test_format_table_has_a_column_for_each_kind_and_a_row_for_each_class():
   truth['categories'].append({'id': 2, 'name': 'dog'})
   box = ap.evaluate_detections(truth, _perfect(truth), kind='bbox')
   mask = ap.evaluate_detections(truth, [], kind='segm')
-  table = ap.format_table(box, mask)
+  table = ap.format_table({'bbox': box, 'segm': mask})
   lines = table.splitlines()
   first = next(line for line in lines if line.startswith('Average'))
   assert first == (
@@ -398,14 +398,14 @@ def test_format_table_has_a_column_for_each_kind_and_a_row_for_each_class():
 
 def test_format_table_takes_one_kind_and_leaves_out_many_classes(monkeypatch):
   box = ap.evaluate_detections(TWO, [], kind='bbox')
-  assert 'mask' not in ap.format_table(box, None)
-  assert 'cat' in ap.format_table(None, box)
+  assert 'mask' not in ap.format_table({'bbox': box})
+  assert 'cat' in ap.format_table({'segm': box})
   monkeypatch.setattr(ap, 'MAX_CLASS_ROWS', 0)
-  assert 'cat' not in ap.format_table(None, box)
+  assert 'cat' not in ap.format_table({'segm': box})
 
 
 def test_format_table_of_nothing_says_so():
-  assert ap.format_table(None, None) == 'Nothing was evaluated.'
+  assert ap.format_table({}) == 'Nothing was evaluated.'
 
 
 @pytest.mark.parametrize('backend', ['faster'], indirect=True)
@@ -413,8 +413,8 @@ def test_format_table_of_nothing_says_so():
 @pytest.mark.parametrize('seed', range(4))
 @pytest.mark.usefixtures('backend')
 def test_backends_agree(kind, seed, monkeypatch):
-  # Crowds, ties of scores, ids from 0 on, duplicate annotation ids, classes
-  # and images without objects or without detections.
+  # The input has crowd regions, equal scores, ids from 0 on, annotation ids
+  # that are used twice, and classes and images without objects or detections.
   rng = np.random.default_rng(seed)
 
   def draw(count, ids):

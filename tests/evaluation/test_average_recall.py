@@ -13,7 +13,12 @@ from maskrcnn_jax.evaluation.average_recall import (
 
 
 def make_truth(objects, num_images=1):
-  """Objects are (image_id, box) or (image_id, box, area)."""
+  """Returns a COCO ground truth without masks.
+
+  Args:
+    objects: (image_id, box) or (image_id, box, area) of each object.
+    num_images: Number of images; their ids count from 0.
+  """
   return {
     'images': [{'id': i} for i in range(num_images)],
     'annotations': [
@@ -29,7 +34,11 @@ def make_truth(objects, num_images=1):
 
 
 def make_results(boxes):
-  """Boxes are (image_id, box, score)."""
+  """Returns the proposals as COCO results.
+
+  Args:
+    boxes: (image_id, box, score) of each proposal.
+  """
   return [
     {'image_id': image_id, 'bbox': list(box), 'score': score}
     for image_id, box, score in boxes
@@ -37,8 +46,9 @@ def make_results(boxes):
 
 
 def test_recall_by_hand():
-  # The first object is overlapped by 0.6: 3 of the 10 thresholds (0.5, 0.55,
-  # 0.6); the second exactly: 10; the third not at all. 13 / 30.
+  # The IoU of the first object is 0.6, which reaches 3 of the 10 thresholds
+  # (0.5, 0.55, 0.6). The second object is found exactly and reaches 10, the
+  # third is not found. The mean over the thresholds is 13 / 30.
   truth = make_truth(
     [
       (0, (0, 0, 100, 10)),
@@ -61,7 +71,8 @@ def test_recall_by_hand():
 
 
 def test_a_proposal_finds_one_object():
-  # Both objects overlap the proposal; the better takes it.
+  # Both objects overlap the only proposal; it is paired with the one that
+  # overlaps more.
   truth = make_truth([(0, (0, 0, 10, 10)), (0, (0, 0, 10, 9))])
   results = make_results([(0, (0, 0, 10, 10), 0.5)])
   assert evaluate_proposals(truth, results).stats['AR@100'] == 0.5
@@ -88,7 +99,15 @@ def test_images_without_proposals_count_and_crowds_do_not():
 
 
 def slow_recall(truth, results, limit, least, most):
-  """By the definition, one pair at a time."""
+  """Computes the average recall from its definition, one pair at a time.
+
+  Args:
+    truth: The ground truth.
+    results: The proposals.
+    limit: Number of proposals of an image that count.
+    least: Least area of an object that counts, in pixels.
+    most: Greatest area of an object that counts, in pixels.
+  """
   found, total = [], 0
   for image in truth['images']:
     rows = [r for r in results if r['image_id'] == image['id']]
@@ -154,7 +173,7 @@ def test_recall_equals_its_definition(seed):
       )
 
 
-def test_what_is_empty_has_no_overlap():
+def test_boxes_without_area_and_missing_boxes_have_no_overlap():
   truth = make_truth([(0, (3, 3, 0, 0), 4.0)])
   results = make_results([(0, (3, 3, 0, 0), 0.5)])
   assert evaluate_proposals(truth, results).stats['AR@100'] == 0

@@ -1,4 +1,4 @@
-"""Tests of the evaluation: each image once, in its own pixels."""
+"""Tests of the evaluation: it scores each image once, in its own pixels."""
 
 import collections
 import json
@@ -40,6 +40,7 @@ def detector(tiny_run):
 
 
 def evaluate_tiny(detector, workdir, **options):
+  """Evaluates a detector on the evaluation set of its own recipe."""
   truth = detector.config.data.eval
   return evaluate(
     detector,
@@ -55,7 +56,12 @@ def read_json(path):
 
 
 def make_detections(boxes, valid=None):
-  """Full masks of class 1, with falling scores."""
+  """Returns detections of class 1 with full masks and falling scores.
+
+  Args:
+    boxes: (x1, y1, x2, y2) of each detection.
+    valid: Whether each detection is real, not padding. `None`: all are.
+  """
   count = len(boxes)
   return Detections(
     boxes=np.array(boxes, np.float32),
@@ -67,7 +73,7 @@ def make_detections(boxes, valid=None):
 
 
 def test_to_original_scales_boxes_and_pastes_masks():
-  # Halved in height, and a third of it in width.
+  # The image was resized to half of its height and a third of its width.
   found = to_original(
     make_detections([(10, 10, 30, 40)]),
     (50, 100),
@@ -85,7 +91,7 @@ def test_to_original_scales_boxes_and_pastes_masks():
 
 
 def test_to_original_clips_to_the_image():
-  # The resized image is a rounded 51 pixels wide.
+  # The resized image is 51 pixels wide, which is rounded from 51.2.
   found = to_original(
     make_detections([(0, 0, 51, 64)]),
     (64, 51),
@@ -138,16 +144,21 @@ def test_write_json_replaces_the_whole_file(tmp_path):
   assert read_json(path) == [3]
 
 
-# (height, width) on disk; none is what the network sees.
+# (height, width) of the image files. The network gets them resized and padded
+# to 64 x 64 pixels.
 SIZES = [(64, 80), (80, 64), (100, 60), (64, 64), (37, 53)]
 
 
 @pytest.fixture
 def rectangles(tmp_path):
-  """Images with one rectangle each, whose gray value is their number."""
+  """A COCO JSON of images with one object each.
+
+  The gray value of image i is 10 i, so that a detector can tell the images
+  apart.
+  """
   images, annotations = [], []
   for i, (height, width) in enumerate(SIZES):
-    # Not in the order of the file, and with ids of COCO's kind.
+    # The ids fall, so that their order is not that of the file.
     id_ = 100 - i
     Image.fromarray(np.full((height, width, 3), 10 * i, np.uint8)).save(
       tmp_path / f'{i}.png'
@@ -181,7 +192,12 @@ def rectangles(tmp_path):
 
 
 def all_knowing_detector(path, config):
-  """Finds each rectangle where it is in the image that the network sees."""
+  """Returns a detector that finds exactly the objects of the ground truth.
+
+  Args:
+    path: The JSON of the ground truth.
+    config: The recipe.
+  """
   index = coco.read_coco(path)
 
   class AllKnowing(Detector):
@@ -199,7 +215,8 @@ def all_knowing_detector(path, config):
           [index.widths[row], index.heights[row]] * 2
         )
         one = make_detections([index.boxes[row] * scale])
-        # What is found in a row that only fills the batch must not count.
+        # The detections in padding rows of the batch get a higher score, so
+        # that the test fails if they count.
         found.append(
           one._replace(
             classes=index.classes[row : row + 1],
@@ -283,7 +300,7 @@ def test_evaluate_writes_the_table_and_its_figures(tiny_run, detector, capsys):
 def test_evaluate_scores_each_image_with_a_batch_size_that_divides_none(
   tiny_run, tiny_data
 ):
-  # Five images, two at a time.
+  # The batch size is 2, and there are 5 images.
   ids = {i['id'] for i in read_json(tiny_data / 'instances_val.json')['images']}
   sizes = {
     i['id']: [i['height'], i['width']]
@@ -308,7 +325,7 @@ def test_skip_eval_writes_predictions_alone(detector, tmp_path, capsys):
 def test_evaluate_decodes_with_the_pixel_range(
   tiny_run, tmp_path, pixel_ranges, monkeypatch
 ):
-  # Of a checkpoint that was trained without.
+  # The checkpoint was trained without a pixel range.
   detector = load_detector(
     tiny_run[0], read_overrides([('data.pixel_range', '0,4095')])
   )
@@ -372,7 +389,8 @@ def test_evaluate_looks_at_the_truth_before_it_detects(
   detector, tiny_data, tmp_path, monkeypatch, segmentation, code
 ):
   content = read_json(tiny_data / 'instances_val.json')
-  content['annotations'] *= 10  # one of so many is no error to train with
+  # One bad object among so many is only a warning in a training.
+  content['annotations'] *= 10
   content['annotations'][0]['segmentation'] = segmentation
   path = tmp_path / 'bad.json'
   path.write_text(json.dumps(content))

@@ -17,7 +17,7 @@ NAMES = ('resnet', 'convnext_tiny')
 
 
 class Model(nn.Module):
-  """A model that has a backbone, as `MaskRCNN` has it."""
+  """A model whose only part is a backbone, named as in `MaskRCNN`."""
 
   name_of_backbone: str
   options: BackboneOptions
@@ -76,7 +76,7 @@ def test_frozen_prefixes_refuses_a_number_of_parts_that_no_backbone_has():
     frozen_prefixes(6)
 
 
-def test_make_backbone_hands_every_option_to_the_resnet():
+def test_make_backbone_passes_every_option_to_the_resnet():
   options = BackboneOptions(
     depth=101,
     width=32,
@@ -125,6 +125,8 @@ def test_make_backbone_refuses_an_unknown_name():
     ('stride_in_1x1', True),
   ],
 )
-def test_make_backbone_refuses_what_only_a_resnet_has(option, value):
+def test_make_backbone_refuses_resnet_options_for_other_backbones(
+  option, value
+):
   with pytest.raises(ValueError, match=rf'^{option} \({value}\) describes'):
     make_backbone('convnext_tiny', BackboneOptions(**{option: value}))

@@ -12,7 +12,7 @@ from maskrcnn_jax.model.convnext import Block, ConvNeXt, PatchConv
 
 SMALL = dict(depths=(2, 1, 1, 1), widths=(3, 4, 5, 6))
 
-# What runs once on tiny arrays is faster compiled hastily.
+# Functions that run once on tiny arrays take less time without optimisation.
 HASTE = {'xla_backend_optimization_level': 0}
 
 
@@ -22,7 +22,7 @@ def random_array(seed, *shape):
 
 
 def random_variables(net, *shape):
-  """Draws parameters of which each has an effect that a test can see."""
+  """Draws parameters so large that each one changes the results visibly."""
   x = jax.ShapeDtypeStruct(shape, jnp.float32)
   leaves, treedef = jax.tree.flatten(
     jax.eval_shape(net.init, jax.random.key(0), x)
@@ -61,7 +61,7 @@ def slow_patch_conv(x, params):
 
 
 def slow_block(x, params):
-  """Computes a block of one image in float64."""
+  """Computes a ConvNeXt block of one image in float64, pixel by pixel."""
   params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
   kernel = params['dwconv']['kernel'][:, :, 0]
   padded = np.pad(x, ((3, 3), (3, 3), (0, 0)))
@@ -81,8 +81,8 @@ def test_parameter_count_of_convnext_tiny():
   variables = jax.eval_shape(ConvNeXt().init, jax.random.key(0), images)
   assert set(variables) == {'params'}
   sizes = [x.size for x in jax.tree.leaves(variables)]
-  # A block of c channels: 49 c + c (7x7), 2 c (norm), 4 c c + 4 c and
-  # 4 c c + c (1x1), c (layer scale).
+  # Parameters of a block of c channels: 49 c + c (7x7 convolution), 2 c (norm),
+  # 4 c c + 4 c and 4 c c + c (1x1 convolutions), c (layer scale).
   blocks = sum(
     count * (8 * c * c + 58 * c)
     for count, c in zip((3, 3, 9, 3), (96, 192, 384, 768), strict=True)
@@ -91,8 +91,8 @@ def test_parameter_count_of_convnext_tiny():
   halvings = sum(2 * c + 4 * c * 2 * c + 2 * c for c in (96, 192, 384))
   out_norms = 2 * (96 + 192 + 384 + 768)
   assert sum(sizes) == blocks + stem + halvings + out_norms
-  # torchvision's convnext_tiny has 28,589,128 parameters, with a layer norm
-  # and a linear layer from 768 features to 1000 classes at its end.
+  # torchvision's convnext_tiny has 28,589,128 parameters. They include a layer
+  # norm and a linear layer from 768 features to 1000 classes at the end.
   classifier = 2 * 768 + 768 * 1000 + 1000
   assert sum(sizes) == 28_589_128 - classifier + out_norms == 27_821_472
 
@@ -159,8 +159,9 @@ def test_last_stage_is_the_fourth_stage_after_three():
   four, three = ConvNeXt(**SMALL), ConvNeXt(num_stages=3, **SMALL)
   images = random_array(0, 1, 64, 64, 3)
   variables = random_variables(four, *images.shape)
-  # A scale of 1 and a shift of 0, as `out_norm` has them at first: the layer
-  # norm that the fourth stage begins with then undoes nothing.
+  # `out_norm` has its initial values, scale 1 and bias 0. The layer norm at the
+  # start of the fourth stage then has the same result with `out_norm` before it
+  # (three stages) as without (four stages).
   variables['params']['layer3']['out_norm'] = {
     'scale': jnp.ones(5),
     'bias': jnp.zeros(5),
@@ -171,7 +172,7 @@ def test_last_stage_is_the_fourth_stage_after_three():
   for level, array in features.items():
     assert_array_equal(array, expected[level])
   last = apply(three, variables, features[4], method='last_stage')
-  # The norm of a norm divides by sqrt(1 + 1e-6) once more.
+  # The second of two layer norms divides by sqrt(1 + 1e-6) once more.
   assert_allclose(last, expected[5], atol=1e-4)
 
 
@@ -181,15 +182,16 @@ def test_padding_reaches_no_cell_farther_than_the_kernels():
   variables = random_variables(net, *images.shape)
   padded = jnp.pad(images, ((0, 0), (0, 0), (0, 32), (0, 0)))
   level, of_padded = (apply(net, variables, x)[2] for x in (images, padded))
-  # Two blocks whose 7x7 kernels reach 3 cells: the last 6 of 16 columns see
-  # the padding.
+  # The 7x7 kernels of the two blocks reach 3 cells each, so padding changes
+  # only the last 6 of 16 columns.
   assert_allclose(of_padded[:, :, :10], level[:, :, :10], atol=1e-6)
   assert np.abs(of_padded[:, :, 10] - level[:, :, 10]).max() > 1e-3
 
 
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_near_float32(dtype):
-  # Of few channels the deviation can be tiny, and a layer norm divides by it.
+  # With few channels, their standard deviation can be tiny, and a layer norm
+  # divides by it.
   sizes = dict(depths=(1, 1, 1, 1), widths=(32, 32, 32, 32))
   images = random_array(0, 1, 32, 64, 3)
   half = ConvNeXt(dtype=dtype, **sizes)

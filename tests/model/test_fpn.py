@@ -10,7 +10,12 @@ from maskrcnn_jax.model.fpn import Fpn
 
 
 def make_features(size, channels=(4, 8, 16, 32)):
-  """Levels 2..5 as shapes."""
+  """Returns the shapes of feature maps of levels 2 to 5.
+
+  Args:
+    size: (height, width) of the image, in pixels.
+    channels: Number of channels of each level.
+  """
   return {
     level: jax.ShapeDtypeStruct(
       (1, size[0] // 2**level, size[1] // 2**level, c), jnp.float32
@@ -20,7 +25,7 @@ def make_features(size, channels=(4, 8, 16, 32)):
 
 
 def identity_variables():
-  """One channel everywhere; no convolution changes anything."""
+  """Returns variables of one channel whose convolutions change nothing."""
   center = np.zeros((3, 3, 1, 1), np.float32)
   center[1, 1] = 1
   zero = np.zeros(1, np.float32)
@@ -39,7 +44,8 @@ def test_fpn_shapes():
     lambda x: Fpn(channels=8).init_with_output(jax.random.key(0), x)[0],
     make_features((96, 160)),
   )
-  # 96x160 has 3x5 cells at level 5, of which level 6 keeps each second.
+  # An image of 96x160 pixels has 3x5 cells at level 5. Level 6 keeps every
+  # other row and column of them.
   assert {level: x.shape for level, x in pyramid.items()} == {
     2: (1, 24, 40, 8),
     3: (1, 12, 20, 8),
@@ -76,7 +82,8 @@ def test_fpn_top_down_path_skips_the_output_convolution():
     for level in (2, 3, 4, 5)
   }
   pyramid = Fpn(channels=1).apply(variables, features)
-  # 7 * 5 stays at level 5; 4 + 5, then 3 + 9, then 2 + 12 go down.
+  # The output convolution multiplies by 7 at level 5 only: 7 * 5. The levels
+  # below are 4 + 5, 3 + 9 and 2 + 12.
   assert [float(pyramid[i][0, 0, 0, 0]) for i in (5, 4, 3, 2)] == [
     35,
     9,
@@ -85,7 +92,7 @@ def test_fpn_top_down_path_skips_the_output_convolution():
   ]
 
 
-def test_fpn_level_6_is_each_second_cell_of_level_5():
+def test_fpn_level_6_is_every_other_cell_of_level_5():
   features = {
     level: jnp.zeros((1, 96 // 2**level, 96 // 2**level, 1))
     for level in (2, 3, 4)

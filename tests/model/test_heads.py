@@ -12,7 +12,8 @@ from maskrcnn_jax.model.rpn_head import RpnHead
 
 
 def test_rpn_orders_level_then_row_then_column_then_anchor():
-  # Channels 0, 1, 2 hold level, row, column; the 3x3 convolution is identity.
+  # Channels 0, 1 and 2 hold the level, the row and the column. The 3x3
+  # convolution changes nothing.
   pyramid = {}
   for level, (h, w) in {6: (1, 2), 2: (3, 4)}.items():
     rows, columns = np.mgrid[:h, :w]
@@ -20,8 +21,8 @@ def test_rpn_orders_level_then_row_then_column_then_anchor():
     pyramid[level] = jnp.asarray(cells[None], jnp.float32)
   conv = np.zeros((3, 3, 3, 3), np.float32)
   conv[1, 1] = np.eye(3)
-  # Anchor i says 1000 level + 100 row + 10 column + i, its delta j 10 times
-  # as much, plus j.
+  # The logit of anchor i is 1000 level + 100 row + 10 column + i. Its delta j
+  # is 10 times that number plus j.
   place = np.array([1000, 100, 10], np.float32)[:, None]
   variables = {
     'params': {
@@ -96,7 +97,7 @@ def test_box_head_flattens_row_then_column_then_channel():
   class_logits, box_deltas = head.apply(variables, pooled)
   picked = np.asarray(pooled)[:, :, 1, 0, 2]
   assert_array_equal(class_logits, np.stack([picked, 2 * picked], -1))
-  # Column 4 * class + j holds delta j of a class.
+  # Output 4 * class + j of `bbox_pred` is delta j of a class.
   assert_array_equal(box_deltas[1, 2], [[0, 1, 2, 3], [4, 5, 6, 7]])
 
 

@@ -1,4 +1,4 @@
-"""Tests of the convolutions that the model is made of."""
+"""Tests of the convolutions of the model and of their gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from maskrcnn_jax.model import layers
 
 
 def by_the_definition(x, kernel):
-  """Convolves in float64, one position of the kernel at a time."""
+  """Convolves with zero padding in float64, one kernel position at a time."""
   side = kernel.shape[0]
   margin = side // 2
   height, width = x.shape[1:3]
@@ -22,8 +22,8 @@ def by_the_definition(x, kernel):
   )
 
 
-# One band, bands that the rows fill, a last band that they do not fill, rows
-# wider than a band, and a kernel of one position and of 25.
+# The cases are: one band; several full bands; a last band that is not full;
+# rows wider than a band; a kernel of 1 position; a kernel of 25 positions.
 @pytest.mark.parametrize(
   ('shape', 'side', 'positions'),
   [
@@ -46,7 +46,8 @@ def test_wide_conv_has_the_gradients_of_its_definition(
   y, pull = jax.vjp(layers.wide_conv, jnp.float32(x), jnp.float32(kernel))
   of_x, of_kernel = pull(jnp.float32(gradient))
 
-  # The convolution is linear in both: a gradient is what it gives for units.
+  # The convolution is linear in both arguments. Element i of a gradient is the
+  # product of `gradient` with the result for unit vector i.
   units_x = np.eye(x.size).reshape(-1, *x.shape)
   expected_x = [
     (by_the_definition(unit, kernel) * gradient).sum() for unit in units_x

@@ -1,4 +1,4 @@
-"""Tests of the whole network: sizes, initial values, and torchvision's."""
+"""Tests of the whole network: sizes, dtypes, gradients and initial values."""
 
 import math
 
@@ -21,10 +21,10 @@ SMALL = dict(
   mask_channels=16,
 )
 
-# Each channel count must be a multiple of 32.
+# Group norm needs numbers of channels that are multiples of 32.
 GROUP = dict(norm='group', width=32, fpn_channels=32, mask_channels=32)
 
-# What runs once on tiny arrays is faster compiled hastily.
+# Functions that run once on tiny arrays take less time without optimisation.
 HASTE = {'xla_backend_optimization_level': 0}
 
 
@@ -34,7 +34,10 @@ def variable_shapes(model):
 
 
 def random_variables(model):
-  """Quicker than `init`, which has to compile every random draw."""
+  """Returns random variables of a model.
+
+  This is faster than `init`, which compiles every random draw.
+  """
   rng = np.random.default_rng(0)
 
   def draw(x):
@@ -63,7 +66,7 @@ def test_parameter_count_of_r50_fpn():
     for path, x in flat.items()
     if not any(path[: len(p)] == p for p in frozen_prefixes(2))
   }
-  # Less the stem, 7 * 7 * 3 * 64, and layer1.
+  # The stem, 7 * 7 * 3 * 64, and layer1 are frozen.
   assert count(trained) == 44_347_573 - 9_408 - 212_992
 
 

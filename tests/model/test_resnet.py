@@ -1,4 +1,4 @@
-"""Tests of the convolutions, the norms and the backbone."""
+"""Tests of the ResNet and of its convolutions, norms and blocks."""
 
 import jax
 from jax import lax
@@ -17,10 +17,10 @@ def random_array(seed, *shape):
 
 
 def slow_conv(x, kernel, stride):
-  """One image, by the definition, padded by k // 2 a side.
+  """Convolves one image in float64, padded with k // 2 zeros on each side.
 
-  Where the kernel has fewer channels in than the image, each of so many groups
-  of channels in makes its part of those out.
+  If the kernel has fewer input channels than the image, the convolution is
+  grouped: each group of input channels gives one group of output channels.
   """
   size = kernel.shape[0]
   groups = x.shape[-1] // kernel.shape[2]
@@ -66,8 +66,8 @@ def test_grouped_conv_equals_its_definition(kernel_size, groups):
 
 
 def test_grouped_conv_by_hand():
-  # Four channels in two groups: the first makes channel 0, the sum of 1 and 2,
-  # the second channel 1, ten times the sum of 3 and 4.
+  # Four channels in two groups. The first group gives channel 0, the sum of 1
+  # and 2. The second gives channel 1, ten times the sum of 3 and 4.
   x = jnp.array([1.0, 2, 3, 4]).reshape(1, 1, 1, 4)
   kernel = jnp.array([[1.0, 10], [1, 10]]).reshape(1, 1, 2, 2)
   conv = layers.Conv(2, groups=2, use_bias=False)
@@ -152,7 +152,8 @@ def test_group_norm_standardises_groups_of_two_channels():
 def test_max_pool_ignores_the_border():
   x = -np.arange(1, 17, dtype=np.float32).reshape(1, 4, 4, 1)
   y = layers.max_pool_3x3(jnp.asarray(x))
-  # Windows start at -1 and 1; of negative numbers a zero border would win.
+  # Windows start at -1 and 1. All numbers are negative, so a border of zeros
+  # would change the maxima.
   assert_allclose(y[0, :, :, 0], [[-1, -2], [-5, -6]])
 
 
@@ -165,7 +166,7 @@ def test_upsample_repeats_rows_and_columns():
 
 
 def randomise(variables):
-  """Every kernel, and scales, biases, means and variances worth a test."""
+  """Replaces all variables by random ones; those with one axis are positive."""
   leaves, treedef = jax.tree.flatten(variables)
   leaves = [
     jnp.abs(random_array(i, *leaf.shape)) * 0.3 + 0.2
@@ -177,7 +178,15 @@ def randomise(variables):
 
 
 def slow_block(x, params, constants, *, eps, strides):
-  """A residual block by `slow_conv`; `strides` is {convolution: stride}."""
+  """Computes a residual block of one image with `slow_conv`.
+
+  Args:
+    x: Input, [height, width, channels].
+    params: Parameters of the block.
+    constants: Scales, biases, means and variances of its frozen batch norms.
+    eps: Number added to the variances.
+    strides: {name of a convolution: its stride}; other strides are 1.
+  """
 
   def step(x, conv, norm):
     y = slow_conv(x, params[conv]['kernel'], strides.get(conv, 1))
@@ -234,7 +243,7 @@ def test_block_equals_its_definition(
   assert_allclose(y[0], expected, atol=1e-5)
 
 
-def test_block_keeps_its_input_where_nothing_changes_shape():
+def test_block_that_keeps_the_shape_has_no_downsampling_convolution():
   block = Block(
     channels=4,
     bottleneck=False,
@@ -253,8 +262,9 @@ def test_block_keeps_its_input_where_nothing_changes_shape():
 
 @pytest.mark.parametrize(
   ('groups', 'group_width', 'count'),
-  # Published, less the classifier of 2048 * 1000 + 1000; norms of ours are
-  # no parameters, two for each channel there.
+  # The published counts include a classifier of 2048 * 1000 + 1000 parameters.
+  # They also include two parameters of the norm for each channel, while the
+  # frozen batch norm here has four constants for each channel.
   [(32, 8, 88_791_336), (64, 4, 83_455_272)],
 )
 def test_parameter_count_of_resnext101(groups, group_width, count):
@@ -301,7 +311,8 @@ def test_resnet_equals_its_definition():
   x = slow_conv(images[0], params['conv1']['kernel'], 2)
   c = constants['bn1']
   x = (x - c['mean']) / np.sqrt(c['var'] + 0.1) * c['scale'] + c['bias']
-  # All is positive after the ReLU, so that zeros do for the padding.
+  # Nothing is negative after the ReLU, so padding with zeros has the same
+  # maxima as padding with -inf.
   x = np.pad(np.maximum(x, 0), ((1, 1), (1, 1), (0, 0)))
   x = np.array(
     [

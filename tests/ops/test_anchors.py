@@ -1,4 +1,4 @@
-"""Anchors: their shapes, their order, and which of them an image has."""
+"""Tests of the anchors: their shapes, their order, and which an image has."""
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,9 @@ def make_anchors(padded_size, **arguments):
 @pytest.mark.parametrize(
   'size, wide, narrow',
   [
-    # An area of size**2 with height = ratio * width: half of size * sqrt(2)
-    # and half of size / sqrt(2), as detectron2 prints them.
+    # The area is size**2, and height = ratio * width. At ratios 1/2 and 2 the
+    # half sides are size * sqrt(2) / 2 and size / sqrt(2) / 2, as detectron2
+    # prints them.
     (32, 22.63, 11.31),
     (64, 45.25, 22.63),
     (128, 90.51, 45.25),
@@ -41,14 +42,16 @@ def test_cell_anchors_by_hand(size, wide, narrow):
 
 
 def test_cell_anchors_go_through_the_ratios_of_a_size_first():
-  # Half-widths of sizes 8 and 16 at ratios 1 and 4 (half as wide).
+  # At ratio 4 an anchor is half as wide as at ratio 1. Columns 2 and 3 are half
+  # of the widths and heights.
   anchors = ops.cell_anchors((8.0, 16.0), (1.0, 4.0))
   np.testing.assert_array_equal(anchors[:, 2], [4, 2, 8, 4])
   np.testing.assert_array_equal(anchors[:, 3], [4, 8, 8, 16])
 
 
 def test_make_anchors_goes_through_rows_then_columns_then_the_cell():
-  # Two rows and three columns of stride 4; a square of side 8, and 4x16.
+  # Two rows and three columns of stride 4. The anchors of a cell are a square
+  # of 8x8 pixels and one 4 wide and 16 high.
   (anchors,) = make_anchors((8, 12), sizes={2: (8.0,)}, ratios=(1.0, 4.0))
   np.testing.assert_array_equal(
     anchors,
@@ -69,7 +72,7 @@ def test_make_anchors_goes_through_rows_then_columns_then_the_cell():
   )
 
 
-def test_make_anchors_has_three_to_a_cell_of_every_level_finest_first():
+def test_make_anchors_gives_each_cell_three_anchors_finest_level_first():
   levels = make_anchors((96, 160), sizes=SIZES, ratios=RATIOS)
   # Level 6 has half the cells of level 5's 3x5, rounded up.
   cells = [24 * 40, 12 * 20, 6 * 10, 3 * 5, 2 * 3]
@@ -93,19 +96,20 @@ def test_anchors_in_image_by_hand():
   present = ops.anchors_in_image(
     anchors, jnp.array([5, 12]), padding_multiple=8
   )
-  # 5x12 is padded to 8x16: rows 0 and 4 of 0, 4, 8, 12, and all columns.
+  # 5x12 pixels are padded to 8x16. Cells start at 0, 4, 8 and 12: two rows and
+  # all columns are in the padded image.
   np.testing.assert_array_equal(
     present.reshape(4, 4), [[True] * 4, [True] * 4, [False] * 4, [False] * 4]
   )
 
 
-def test_anchors_in_image_of_a_multiple_pads_nothing():
+def test_anchors_in_image_does_not_pad_a_size_that_is_a_multiple():
   (anchors,) = make_anchors((16, 16), sizes={2: (8.0,)}, ratios=(1.0,))
   present = ops.anchors_in_image(anchors, jnp.array([8, 8]), padding_multiple=8)
   assert present.sum() == 4
 
 
-def test_anchors_in_image_without_an_image_is_none():
+def test_anchors_in_image_of_an_empty_image_has_no_anchor():
   (anchors,) = make_anchors((16, 16), sizes={2: (8.0,)}, ratios=(1.0,))
   present = ops.anchors_in_image(anchors, jnp.array([0, 0]), padding_multiple=8)
   assert not present.any()
@@ -113,7 +117,7 @@ def test_anchors_in_image_without_an_image_is_none():
 
 @pytest.mark.parametrize('factor', [1, 0.7, 100.7 / 32])
 @pytest.mark.parametrize('image_size', [(300, 500), (352, 480)])
-def test_anchors_in_image_makes_the_canvas_change_nothing(factor, image_size):
+def test_anchors_in_image_are_the_same_on_a_larger_canvas(factor, image_size):
   sizes = {level: (factor * size,) for level, (size,) in SIZES.items()}
   ratios = (1 / 3, 0.5, 1.0, 2.0, 3.0)
   padded = tuple(-(-side // 32) * 32 for side in image_size)
@@ -126,8 +130,9 @@ def test_anchors_in_image_makes_the_canvas_change_nothing(factor, image_size):
 
 
 def test_anchors_in_image_leaves_out_centres_that_rounding_moves_inside():
-  # About (32, 32), the mean of the rounded corners of the first is below 32
-  # across, that of the second down.
+  # Two anchors are centred at (32, 32), just outside the image. The centre
+  # computed from the rounded corners is below 32 in x for the first anchor and
+  # in y for the second.
   (anchors,) = make_anchors((64, 64), sizes={5: (48.0,)}, ratios=(1 / 3, 3.0))
   corner = np.asarray(anchors[-2:])
   middle = np.float32(0.5) * (corner[:, :2] + corner[:, 2:])
@@ -135,12 +140,12 @@ def test_anchors_in_image_leaves_out_centres_that_rounding_moves_inside():
   present = ops.anchors_in_image(
     anchors, jnp.array([32, 32]), padding_multiple=32
   )
-  # Cells (0, 0), (0, 1), (1, 0), (1, 1), two anchors each.
+  # Only the two anchors of the first of the four cells are in the image.
   np.testing.assert_array_equal(present, [True] * 2 + [False] * 6)
 
 
 @pytest.mark.parametrize('fit_to', [None, (256, 352)])
-def test_anchors_at_any_numbers_are_those_of_the_whole_level(fit_to):
+def test_anchors_at_equals_the_same_rows_of_the_whole_level(fit_to):
   fit_to = None if fit_to is None else jnp.array(fit_to)
   levels = ops.anchor_levels((288, 416), sizes=SIZES, ratios=RATIOS)
   rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Boxes: areas, overlaps and the way from one box to another."""
+"""Tests of the operations on boxes: areas, overlaps and encoded offsets."""
 
 import math
 
@@ -15,7 +15,7 @@ pairwise_iou = jax.jit(ops.pairwise_iou)
 encode_boxes = jax.jit(ops.encode_boxes, static_argnames='weights')
 decode_boxes = jax.jit(ops.decode_boxes, static_argnames='weights')
 
-# Nothing, a line, a point, inside out, a pixel, a box.
+# Zeros, a line, a point, a box with x2 < x1 and y2 < y1, a pixel, a box.
 ODD_BOXES = jnp.array(
   [
     [0, 0, 0, 0],
@@ -35,7 +35,7 @@ def _random_boxes(key, count, *, low=0.0, high=100.0):
 
 
 def test_box_area_is_width_times_height():
-  # 8 wide, 6 high; no +1.
+  # The box is 9 - 1 = 8 wide and 8 - 2 = 6 high.
   assert ops.box_area(jnp.array([1.0, 2.0, 9.0, 8.0])) == 48
 
 
@@ -47,9 +47,12 @@ def test_pairwise_iou_by_hand():
   boxes = jnp.array([[0.0, 0.0, 2.0, 2.0], [1.0, 1.0, 3.0, 3.0]])
   others = jnp.array(
     [
-      [1.0, 0.0, 3.0, 2.0],  # shares 1x2 and 2x1 of 4 + 4
-      [0.0, 0.0, 2.0, 2.0],  # is the first; shares one pixel with the second
-      [2.0, 0.0, 4.0, 1.0],  # touches the first, and the corner of the second
+      # Shares 2 of 4 + 4 pixels with each box.
+      [1.0, 0.0, 3.0, 2.0],
+      # Equals the first box and shares one pixel with the second.
+      [0.0, 0.0, 2.0, 2.0],
+      # Touches an edge of the first box and the corner of the second.
+      [2.0, 0.0, 4.0, 1.0],
     ]
   )
   np.testing.assert_allclose(
@@ -94,11 +97,11 @@ def test_pairwise_iou_agrees_with_pycocotools(key):
   )
 
 
-def test_pairwise_iou_is_symmetric_and_does_not_care_for_place_or_unit(key):
+def test_pairwise_iou_is_symmetric_and_ignores_position_and_unit(key):
   boxes = jnp.round(_random_boxes(key, 40))
   iou = pairwise_iou(boxes, boxes)
   np.testing.assert_array_equal(iou, iou.T)
-  # Whole numbers and powers of two are exact.
+  # With whole numbers and a power of two, shifting and scaling is exact.
   np.testing.assert_array_equal(
     iou, pairwise_iou(4 * boxes + 64, 4 * boxes + 64)
   )
@@ -174,10 +177,10 @@ def test_encode_boxes_undoes_decode_boxes(key, weights):
   )
 
 
-def test_decode_boxes_lets_no_box_grow_more_than_1000_from_16():
+def test_decode_boxes_enlarges_16_pixels_to_1000_at_most():
   anchor = jnp.array([0.0, 0.0, 16.0, 16.0])
   boxes = decode_boxes(jnp.array([0.0, 0.0, 50.0, 1e30]), anchor)
-  # 1000 pixels about the centre (8, 8).
+  # The box has 1000 pixels a side around the centre (8, 8).
   np.testing.assert_allclose(boxes, [-492, -492, 508, 508], rtol=1e-5)
 
 
@@ -189,7 +192,7 @@ def test_encode_boxes_of_padding_is_finite():
 
 def test_clip_boxes_cuts_at_every_edge():
   boxes = jnp.array([[-3.0, -4.0, 50.0, 60.0], [1.0, 2.0, 3.0, 4.0]])
-  # 20 high, 30 wide.
+  # The image is 20 pixels high and 30 wide.
   np.testing.assert_array_equal(
     ops.clip_boxes(boxes, jnp.array([20, 30])), [[0, 0, 30, 20], [1, 2, 3, 4]]
   )
@@ -202,11 +205,11 @@ def test_clip_boxes_leaves_a_box_outside_without_area():
   assert not ops.has_area(clipped).any()
 
 
-def test_has_area_wants_both_sides():
+def test_has_area_requires_both_sides():
   np.testing.assert_array_equal(
     ops.has_area(ODD_BOXES), [False, False, False, False, True, True]
   )
-  # 8x6: 6 or more on both sides, more than that on one only.
+  # The box is 8 wide and 6 high.
   assert ops.has_area(ODD_BOXES[5], min_size=6.0)
   assert not ops.has_area(ODD_BOXES[5], min_size=6.5)
 
@@ -239,5 +242,5 @@ def test_decode_boxes_has_no_gradient_beyond_its_cap():
   gradient = jax.grad(lambda d: decode_boxes(d, anchor)[2])(
     jnp.array([0.0, 0.0, 100.0, 0.0])
   )
-  # x2 = 16 dx + 8 + 8 exp(dw), and exp(dw) is held.
+  # x2 = 16 dx + 8 + 8 exp(dw), and exp(dw) is constant beyond the limit.
   np.testing.assert_array_equal(gradient, [16, 0, 0, 0])

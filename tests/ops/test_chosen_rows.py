@@ -1,4 +1,4 @@
-"""Tests of computing only the rows that are wanted."""
+"""Tests of computing a function for chosen rows only."""
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,13 @@ def double_then_turn(matrix, rows):
   return jnp.tanh(2 * rows @ matrix)
 
 
-# None, all, fewer than a chunk, a chunk exactly, and chunks that do not divide
-# the rows.
+# The cases are: no row, all rows, fewer rows than a chunk, exactly one chunk,
+# and chunks that do not divide the number of rows.
 @pytest.mark.parametrize('chunk', [1, 3, 4, 7, 16])
 @pytest.mark.parametrize(
   'chosen', [[], [3], [0, 6], [0, 2, 4, 6], [1, 2, 3, 5], range(7)]
 )
-def test_apply_to_chosen_equals_masking_the_whole(key, chosen, chunk):
+def test_apply_to_chosen_equals_computing_and_masking_all(key, chosen, chunk):
   keys = jax.random.split(key, 3)
   matrix = jax.random.normal(keys[0], (3, 2))
   rows = jax.random.normal(keys[1], (7, 3))
@@ -46,7 +46,7 @@ def test_apply_to_chosen_equals_masking_the_whole(key, chosen, chunk):
   )
 
 
-def test_apply_to_chosen_does_not_touch_other_rows():
+def test_apply_to_chosen_ignores_nan_and_inf_in_other_rows():
   rows = jnp.array([[jnp.nan], [1.0], [jnp.inf], [2.0], [jnp.nan]])
   chosen = jnp.array([False, True, False, True, False])
 

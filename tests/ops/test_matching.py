@@ -1,4 +1,4 @@
-"""Matching: by hand, against loops, and what padding must not change."""
+"""Tests of matching: by hand, against loops, and with added padding."""
 
 import functools
 
@@ -23,11 +23,11 @@ match = functools.partial(
 def test_match_boxes_by_hand():
   iou = jnp.array(
     [
-      [0.8, 0.1],  # at least 0.7
-      [0.7, 0.7],  # exactly 0.7, the first of equals
-      [0.2, 0.5],  # between
-      [0.3, 0.0],  # exactly 0.3 is between, too
-      [0.29, 0.2],  # less than 0.3
+      [0.8, 0.1],  # at least 0.7: foreground
+      [0.7, 0.7],  # exactly 0.7: foreground; the first of equals matches
+      [0.2, 0.5],  # between the thresholds: ignored
+      [0.3, 0.0],  # exactly 0.3: ignored
+      [0.29, 0.2],  # less than 0.3: background
     ]
   )
   matches, labels = match(iou, jnp.array([True, True]), rescue=False)
@@ -35,29 +35,29 @@ def test_match_boxes_by_hand():
   np.testing.assert_array_equal(labels, [1, 1, -1, -1, 0])
 
 
-def test_match_boxes_rescues_the_best_box_of_a_poorly_covered_truth():
+def test_match_boxes_rescues_the_best_box_of_a_poorly_covered_object():
   iou = jnp.array([[0.9, 0.0], [0.0, 0.1], [0.0, 0.2], [0.0, 0.2]])
   _, labels = match(iou, jnp.array([True, True]), rescue=True)
-  # Both of the equals at 0.2 are rescued.
+  # Two boxes have the largest overlap, 0.2; both are rescued.
   np.testing.assert_array_equal(labels, [1, 0, 1, 1])
 
 
-def test_match_boxes_gives_a_rescued_box_the_truth_that_it_overlaps_most():
-  # The best box of truth 1 overlaps truth 0 more.
+def test_match_boxes_matches_a_rescued_box_to_the_object_it_overlaps_most():
+  # The best box of object 1 overlaps object 0 more.
   iou = jnp.array([[0.6, 0.4], [0.9, 0.1]])
   matches, labels = match(iou, jnp.array([True, True]), rescue=True)
   np.testing.assert_array_equal(matches, [0, 0])
   np.testing.assert_array_equal(labels, [1, 1])
 
 
-def test_match_boxes_rescues_nothing_for_a_truth_that_nothing_overlaps():
+def test_match_boxes_rescues_no_box_for_an_object_that_no_box_overlaps():
   iou = jnp.array([[0.9, 0.0], [0.1, 0.0]])
   _, labels = match(iou, jnp.array([True, True]), rescue=True)
   np.testing.assert_array_equal(labels, [1, 0])
 
 
 @pytest.mark.parametrize('rescue', [False, True])
-def test_match_boxes_without_truth_is_all_background(rescue):
+def test_match_boxes_without_objects_is_all_background(rescue):
   iou = jnp.array([[0.9, 0.5], [0.5, 0.9]])
   matches, labels = match(iou, jnp.array([False, False]), rescue=rescue)
   np.testing.assert_array_equal(matches, [0, 0])
@@ -66,7 +66,7 @@ def test_match_boxes_without_truth_is_all_background(rescue):
 
 @pytest.mark.parametrize('rescue', [False, True])
 def test_match_boxes_gives_a_box_that_takes_no_part_no_label_1(rescue):
-  # Without the first row, 0.2 is the most of truth 0.
+  # The first box does not take part, so 0.2 is the best overlap of object 0.
   iou = jnp.array([[-1.0, -1.0], [0.2, 0.0], [0.0, 0.8]])
   _, labels = match(iou, jnp.array([True, True]), rescue=rescue)
   np.testing.assert_array_equal(labels, [0, int(rescue), 1])
@@ -76,12 +76,14 @@ def test_match_boxes_gives_a_box_that_takes_no_part_no_label_1(rescue):
   np.testing.assert_array_equal(labels, [0, 0, 0])
 
 
-def _random_iou(seed, num_boxes=30, num_truths=6):
+def _random_iou(seed, num_boxes=30, num_slots=6):
+  """Returns random overlaps, and which ground-truth slots are valid."""
   rng = np.random.default_rng(seed)
-  # Steps of a tenth, mostly 0: many ties, many exactly at a threshold.
-  iou = rng.integers(0, 11, (num_boxes, num_truths)) / np.float32(10)
+  # Overlaps are multiples of 0.1 and mostly 0, so that many are equal or
+  # exactly at a threshold.
+  iou = rng.integers(0, 11, (num_boxes, num_slots)) / np.float32(10)
   iou *= rng.random(iou.shape) < rng.random()
-  return iou.astype(np.float32), rng.random(num_truths) < rng.random() * 1.5
+  return iou.astype(np.float32), rng.random(num_slots) < rng.random() * 1.5
 
 
 @pytest.mark.parametrize('rescue', [False, True])
@@ -103,7 +105,8 @@ def test_match_boxes_is_not_changed_by_padding(rescue):
     matches, labels = match(
       jnp.asarray(iou), jnp.asarray(gt_valid), rescue=rescue
     )
-    # Padding that would overlap everything, and boxes that take no part.
+    # Add four slots of padding with overlap 1, and five boxes that do not take
+    # part.
     padded = np.pad(iou, ((0, 0), (0, 4)), constant_values=1)
     padded = np.pad(padded, ((0, 5), (0, 0)), constant_values=-1)
     padded_matches, padded_labels = match(

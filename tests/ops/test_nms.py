@@ -1,4 +1,4 @@
-"""NMS: exactly what the greedy definition keeps, in its order."""
+"""Tests of NMS: it keeps exactly the boxes that greedy suppression keeps."""
 
 import functools
 import importlib.util
@@ -13,8 +13,9 @@ import pytest
 
 from maskrcnn_jax.ops.nms import nms
 
-# Sets of each kind. Coordinates are whole and below 64, so that an overlap is
-# rounded once, by its division, here as in the definition.
+# Number of sets of boxes of each kind. Coordinates are whole numbers below 64,
+# so that only the division of an overlap is rounded, in the code and in the
+# definition alike.
 SETS = 75
 
 
@@ -36,7 +37,7 @@ def _boxes_without_area(rng, n):
 
 
 def _boxes_chain(rng, n):
-  # Neighbours overlap by 8/12 to 11/13, those two apart by less than half.
+  # Neighbours overlap by 8/12, 7/13 or 6/14, boxes two apart by less than half.
   start = np.arange(n) % 12 * rng.integers(2, 5)
   row = np.arange(n) // 12 * 10
   return np.stack([start, row, start + 10, row + 9], axis=1)
@@ -48,7 +49,7 @@ def _boxes_nested(rng, n):
 
 
 def _boxes_squares(rng, n):
-  # Four places and two shapes: overlaps of 0, 1/3, 1/2 and 1.
+  # Four positions and two shapes give overlaps of 0, 1/3, 1/2 and 1.
   x = rng.integers(0, 4, n) * 2
   width = rng.choice([4, 2], n)
   return np.stack([x, 0 * x, x + width, 0 * x + 4], axis=1)
@@ -70,11 +71,11 @@ def _scores(rng, n):
     case 0:
       scores = rng.permutation(falling)
     case 1:
-      scores = falling  # with a chain, every box decides on the next
+      scores = falling  # in a chain of boxes, each one decides about the next
     case 2:
       scores = rng.integers(0, 3, n) / 2
     case 3:
-      scores = np.zeros(n) * rng.choice([-1, 1], n)  # of both signs
+      scores = np.zeros(n) * rng.choice([-1, 1], n)  # 0.0 and -0.0
     case 4:
       scores = rng.choice([np.nan, np.inf, -np.inf, 1, -1], n)
   return scores.astype(np.float32)
@@ -94,7 +95,7 @@ def _valid(rng, n):
 
 @functools.cache
 def _many_sets(n, num_sets=SETS):
-  """Sets of every kind of boxes, scores and validity."""
+  """Returns (boxes, scores, valid, groups) of `num_sets` sets of each kind."""
   sets = []
   for place, make in enumerate(KINDS.values()):
     rng = np.random.default_rng([n, place])
@@ -123,7 +124,7 @@ compiled_nms = jax.jit(
 
 
 def assert_greedy(indices, kept, sets, *, iou_threshold, limit):
-  """Holds the results of NMS of many sets against the definition."""
+  """Asserts that NMS of many sets keeps the boxes of the greedy definition."""
   boxes, scores, valid, groups = sets
   for i in range(len(boxes)):
     expected = oracles.greedy_nms(
@@ -140,7 +141,7 @@ def assert_greedy(indices, kept, sets, *, iou_threshold, limit):
 
 
 def _one(boxes, scores, valid=None, *, groups=None, iou_threshold=0.5):
-  """Of up to eight boxes; the rest is padding."""
+  """Returns the indices that NMS keeps from up to eight boxes."""
   n = len(scores)
   indices, kept = compiled_nms(
     np.pad(np.float32(boxes), ((0, 8 - n), (0, 0))),
@@ -151,32 +152,32 @@ def _one(boxes, scores, valid=None, *, groups=None, iou_threshold=0.5):
     limit=8,
   )
   indices, kept = np.asarray(indices), np.asarray(kept)
-  assert not indices[~kept].any()  # 0 where there are fewer
+  assert not indices[~kept].any()  # slots without a box hold 0
   return indices[kept].tolist()
 
 
 def test_nms_by_hand():
   boxes = [
     [0, 0, 10, 10],
-    [0, 0, 10, 9],  # 90/100 of the first
-    [20, 0, 30, 10],  # apart
-    [0, 0, 10, 4],  # 40/100 of the first, 40/90 of the second
+    [0, 0, 10, 9],  # overlaps the first by 90/100
+    [20, 0, 30, 10],  # overlaps none
+    [0, 0, 10, 4],  # overlaps the first by 40/100, the second by 40/90
   ]
-  # The second is best and takes the first with it.
+  # The second box is the best and removes the first.
   assert _one(boxes, [0.8, 0.9, 0.5, 0.6]) == [1, 3, 2]
   assert _one(boxes, [0.8, 0.9, 0.5, 0.6], iou_threshold=0.3) == [1, 2]
   assert _one(boxes, [0.8, 0.9, 0.5, 0.6], iou_threshold=0.95) == [1, 0, 3, 2]
 
 
 def test_nms_keeps_a_box_whose_only_rival_is_suppressed():
-  # Each overlaps the next by 7/13 > 0.5, the one after it by 4/16.
+  # Each box overlaps the next by 7/13 > 0.5, and the next but one by 4/16.
   boxes = [[3 * i, 0, 3 * i + 10, 10] for i in range(7)]
   assert _one(boxes, np.linspace(1, 0, 7)) == [0, 2, 4, 6]
   assert _one(boxes, np.linspace(0, 1, 7)) == [6, 4, 2, 0]
 
 
 def test_nms_suppresses_at_more_than_the_threshold():
-  # 2 of 4 pixels.
+  # The overlap is 2 of 4 pixels.
   boxes = [[0, 0, 4, 1], [0, 0, 2, 1]]
   assert _one(boxes, [1, 0]) == [0, 1]
   assert _one(boxes, [1, 0], iou_threshold=0.499) == [0]
@@ -192,7 +193,7 @@ def test_nms_never_keeps_nan_or_minus_infinity():
   boxes = [[10 * i, 0, 10 * i + 5, 5] for i in range(5)]
   scores = [jnp.nan, -jnp.inf, jnp.inf, -jnp.nan, -1]
   assert _one(boxes, scores) == [2, 4]
-  # Not the padding that -inf would rank among, either.
+  # -inf is sorted next to padding, which must not be kept either.
   assert _one(boxes[:2], [5, -jnp.inf], [False, True]) == []
 
 
@@ -210,12 +211,12 @@ def test_nms_keeps_every_box_without_area():
 @pytest.mark.parametrize(
   'n, block_size, limit, iou_threshold, grouped',
   [
-    (40, 256, 40, 0.5, False),  # less than a block
+    (40, 256, 40, 0.5, False),  # fewer boxes than a block
     (40, 8, 40, 0.7, False),  # five full blocks
     (40, 8, 40, 0.5, True),
-    (40, 16, 60, 1 / 3, False),  # part of a block; more slots than boxes
+    (40, 16, 60, 1 / 3, False),  # the last block is not full; spare slots
     (40, 16, 60, 1 / 3, True),
-    (40, 16, 5, 0.5, False),  # fewer slots than are kept
+    (40, 16, 5, 0.5, False),  # more boxes could be kept than there are slots
     (40, 16, 5, 0.5, True),
     (40, 1, 40, 0.25, True),
     (40, 7, 1, 0.0, False),
@@ -243,7 +244,7 @@ def test_nms_keeps_what_the_greedy_definition_keeps(
 @pytest.mark.parametrize('kernels', ['xla', 'interpret'])
 @pytest.mark.parametrize('n', [20, 70])
 def test_nms_is_greedy_on_ten_thousand_sets(n, kernels):
-  # Two times six kinds of 834 make 10,008.
+  # Two values of n, six kinds of boxes and 834 sets of each make 10,008 sets.
   boxes, scores, valid, groups = _many_sets(n, 834)
   nms_of_all = jax.jit(
     jax.vmap(
@@ -268,15 +269,13 @@ def test_nms_is_greedy_on_ten_thousand_sets(n, kernels):
 @pytest.mark.parametrize(
   'n, limit, iou_threshold, grouped',
   [
-    (40, 40, 0.5, True),  # part of a block
+    (40, 40, 0.5, True),  # fewer boxes than a block
     (150, 150, 0.5, False),
-    (150, 70, 1 / 3, True),  # no multiple of a block, less than are kept
+    (150, 70, 1 / 3, True),  # the limit is reached, in the middle of a block
     (64, 5, 0.7, False),
   ],
 )
-def test_nms_kernel_keeps_what_the_plain_one_keeps(
-  n, limit, iou_threshold, grouped
-):
+def test_nms_kernel_equals_plain_jax(n, limit, iou_threshold, grouped):
   boxes, scores, valid, groups = _many_sets(n, 12)
   results = [
     jax.jit(
@@ -306,8 +305,8 @@ needs_triton = pytest.mark.skipif(
 
 @pytest.fixture
 def interpreted_triton(monkeypatch):
-  """Runs what goes to jax-triton in Triton's interpreter, in this process."""
-  # Read at the first import, which nothing else in this process does.
+  """Replaces jax-triton by Triton's interpreter in this process."""
+  # Triton reads this at its first import, which is in this test.
   monkeypatch.setenv('TRITON_INTERPRET', '1')
 
   def triton_call(
@@ -323,7 +322,7 @@ def interpreted_triton(monkeypatch):
   ):
     def run(*arguments):
       arrays = [np.ascontiguousarray(x) for x in arguments]
-      # Garbage, as on a GPU.
+      # Results start with arbitrary numbers, as on a GPU.
       results = [
         np.full(x.shape, np.nan if x.dtype == np.float32 else -77, x.dtype)
         for x in out_type
@@ -339,7 +338,7 @@ def interpreted_triton(monkeypatch):
 
 
 class _Tensor:
-  """A NumPy array with what Triton's interpreter asks of one of torch."""
+  """A NumPy array with the methods of a torch tensor that Triton calls."""
 
   def __init__(self, array):
     self.array, self.dtype = array, array.dtype
@@ -348,7 +347,7 @@ class _Tensor:
     return self.array.ctypes.data
 
   def _itself(self, *_, **__):
-    # It is on the CPU already: each of its copies is itself.
+    # The array is on the CPU already, so Triton's copies of it can be itself.
     return self
 
   untyped_storage = cpu = new_empty = set_ = copy_ = _itself
@@ -359,9 +358,9 @@ class _Tensor:
 @pytest.mark.parametrize(
   'n, limit, iou_threshold, grouped',
   [
-    (40, 40, 0.5, True),  # part of a block
+    (40, 40, 0.5, True),  # fewer boxes than a block
     (150, 150, 0.5, False),
-    (150, 70, 1 / 3, True),  # no multiple of a block, less than are kept
+    (150, 70, 1 / 3, True),  # the limit is reached, in the middle of a block
     (64, 5, 0.7, False),
     (1, 3, 0.5, True),
   ],
@@ -372,7 +371,7 @@ def test_nms_in_triton_keeps_what_the_greedy_definition_keeps(
   boxes, scores, valid, groups = _many_sets(n, 6)
   groups = groups if grouped else None
   options = {'iou_threshold': iou_threshold, 'limit': limit}
-  # As of 12 images with three levels each.
+  # The sets are arranged like 12 images with three levels each.
   indices, kept = jax.jit(
     jax.vmap(
       jax.vmap(
@@ -395,7 +394,7 @@ def test_nms_in_triton_keeps_what_the_greedy_definition_keeps(
 
 
 @needs_triton
-def test_nms_in_triton_batches_what_is_shared(interpreted_triton):
+def test_nms_in_triton_accepts_boxes_shared_by_a_batch(interpreted_triton):
   boxes, scores, _, _ = (jnp.asarray(x[:5]) for x in _many_sets(40, 6))
   results = [
     jax.vmap(
@@ -416,7 +415,7 @@ def test_nms_in_triton_batches_what_is_shared(interpreted_triton):
 
 def test_nms_is_not_changed_by_padding():
   boxes, scores, valid, groups = _many_sets(40)
-  # Better than all, over all, in the same groups.
+  # The padding has the best scores, covers all boxes and is in their groups.
   extra = ((0, 0), (0, 9))
   padded_boxes = np.pad(boxes, extra + ((0, 0),))
   padded_boxes[:, 40:] = [0, 0, 64, 64]
@@ -448,7 +447,7 @@ def test_nms_is_idempotent():
   np.testing.assert_array_equal(again[kept], slots[kept])
 
 
-def test_nms_returns_the_start_of_what_a_larger_limit_returns():
+def test_nms_with_a_smaller_limit_returns_the_first_boxes_of_a_larger():
   sets = _many_sets(40)
   small = jax.jit(
     jax.vmap(
@@ -467,7 +466,8 @@ def test_nms_agrees_on_real_numbers_and_several_full_blocks(key):
   boxes = jnp.concatenate([corners, corners + sides], axis=1)
   scores = jax.random.uniform(jax.random.fold_in(key, 2), (700,))
   overlap = oracles.pairwise_iou(np.asarray(boxes))
-  assert np.abs(overlap - 0.5).min() > 1e-6  # no overlap that rounding decides
+  # No overlap is so close to the threshold that rounding would decide.
+  assert np.abs(overlap - 0.5).min() > 1e-6
   expected = oracles.greedy_nms(
     overlap,
     np.asarray(scores),
@@ -483,7 +483,7 @@ def test_nms_agrees_on_real_numbers_and_several_full_blocks(key):
   assert kept.sum() == len(expected)
 
 
-def test_nms_lets_the_gradient_of_what_it_keeps_through():
+def test_nms_passes_gradients_to_kept_boxes_and_scores():
   boxes = jnp.array([[0, 0, 4, 4], [0, 0, 4, 3], [2, 2, 2, 2]], jnp.float32)
   valid = jnp.array([True, True, True])
 

@@ -1,4 +1,7 @@
-"""Mask targets: outlines filled by hand, by the even-odd rule and by COCO."""
+"""Tests of masks drawn from outlines, and of the boxes of visible parts.
+
+The expected masks are drawn by hand, by the even-odd rule, and by pycocotools.
+"""
 
 import functools
 
@@ -22,7 +25,10 @@ MAX_PARTS = 4
 
 
 def _closed(*polygons):
-  """Each polygon is a part; its first vertex comes again at its end."""
+  """Returns (vertices, parts) of an object of closed polygons.
+
+  Each polygon is one part, and its first vertex is repeated at its end.
+  """
   vertices, parts = [], []
   for part, polygon in enumerate(polygons):
     vertices += [*polygon, polygon[0]]
@@ -31,7 +37,7 @@ def _closed(*polygons):
 
 
 def _outlines(*objects):
-  """One buffer for objects of (vertices, parts)."""
+  """Joins objects, each given as (vertices, parts), into one `Outlines`."""
   ends = np.cumsum([0] + [len(parts) for _, parts in objects])
   return Outlines(
     jnp.concatenate([jnp.asarray(vertices) for vertices, _ in objects]),
@@ -72,9 +78,9 @@ def test_rasterize_outlines_fills_a_rectangle():
   )
 
 
-def test_rasterize_outlines_fills_what_its_cell_centre_is_inside_of():
-  # From 1.4 to 3.6 holds the centres 1.5, 2.5 and 3.5; from 0.6 to 2.4 holds
-  # 1.5 alone.
+def test_rasterize_outlines_fills_cells_whose_centre_is_inside():
+  # The centres 1.5, 2.5 and 3.5 are between 1.4 and 3.6. Only 1.5 is between
+  # 0.6 and 2.4.
   outlines = _outlines(_closed(_rectangle(1.4, 0.6, 3.6, 2.4)))
   np.testing.assert_array_equal(
     _fill(outlines, [0, 0, 4, 4], side=4)[0],
@@ -83,7 +89,7 @@ def test_rasterize_outlines_fills_what_its_cell_centre_is_inside_of():
 
 
 def test_rasterize_outlines_fills_a_triangle():
-  # The slope leaves row y + 0.5 at x = 4.25 - (y + 0.5).
+  # The slope crosses the centre line of row y at x = 4.25 - (y + 0.5).
   outlines = _outlines(_closed([(0, 0), (4.25, 0), (0, 4.25)]))
   np.testing.assert_array_equal(
     _fill(outlines, [0, 0, 4, 4], side=4)[0],
@@ -91,19 +97,20 @@ def test_rasterize_outlines_fills_a_triangle():
   )
 
 
-def test_rasterize_outlines_meets_a_vertex_on_a_scan_line_properly():
-  # Corners at y = 1.5, left and right, and a tip at y = 2.5 from above.
+def test_rasterize_outlines_counts_a_vertex_on_a_scan_line_correctly():
+  # Three corners are on scan lines: left and right at y = 1.5, and the lower
+  # tip at y = 2.5.
   outlines = _outlines(_closed([(2, 0), (4, 1.5), (2, 2.5), (0, 1.5)]))
   np.testing.assert_array_equal(
     _fill(outlines, [0, 0, 4, 4], side=4)[0],
-    # At y = 0.5 from 1.33 to 2.67.
+    # At y = 0.5 the object reaches from x = 1.33 to x = 2.67.
     _drawn('.##.', '####', '....', '....'),
   )
 
 
 def test_rasterize_outlines_leaves_the_hole_of_a_contour_given_as_edges():
-  # Of a ring of pixels, the vertical edges between inside and outside: left,
-  # right, and both sides of the hole, all in one part.
+  # The object is a ring of pixels. Its contour is given as vertical edges only:
+  # on the left, on the right, and on both sides of the hole, all in one part.
   vertices = [(0, 0), (0, 4), (1, 1), (1, 3), (3, 1), (3, 3), (4, 0), (4, 4)]
   parts = [0, -1] * 4
   outlines = _outlines((np.array(vertices, np.float32), np.array(parts)))
@@ -121,8 +128,8 @@ def test_rasterize_outlines_fills_all_of_two_parts_that_overlap():
   )
 
 
-def test_rasterize_outlines_fills_two_windings_of_one_part_evenly_and_oddly():
-  # The same two squares, as one polygon that goes through (0, 0) to join them.
+def test_rasterize_outlines_leaves_out_the_overlap_inside_one_part():
+  # The same two squares as one polygon, joined by a line to (0, 0).
   polygon = [*_rectangle(0, 0, 3, 3), (0, 0), *_rectangle(1, 1, 4, 4), (1, 1)]
   np.testing.assert_array_equal(
     _fill(_outlines(_closed(polygon)), [0, 0, 4, 4], side=4)[0],
@@ -133,13 +140,13 @@ def test_rasterize_outlines_fills_two_windings_of_one_part_evenly_and_oddly():
 def test_rasterize_outlines_cuts_off_what_is_outside_the_box():
   outlines = _outlines(_closed(_rectangle(0, 0, 8, 8)))
   boxes = [
-    [2, 2, 6, 6],  # inside
-    [-2, -2, 2, 2],  # over the top left corner
-    [6, 4, 10, 8],  # over the right side
-    [9, 0, 13, 4],  # to the right
-    [-5, 0, -1, 4],  # to the left
-    [0, 9, 4, 13],  # below
-    [-8, -8, 16, 16],  # object and as much on each side
+    [2, 2, 6, 6],  # inside the object
+    [-2, -2, 2, 2],  # over its top left corner
+    [6, 4, 10, 8],  # over its right side
+    [9, 0, 13, 4],  # to the right of it
+    [-5, 0, -1, 4],  # to the left of it
+    [0, 9, 4, 13],  # below it
+    [-8, -8, 16, 16],  # the object, and its size on each side
   ]
   corner, right = np.zeros((2, 6, 6), bool)
   corner[3:, 3:] = right[:, :3] = True
@@ -155,7 +162,8 @@ def test_rasterize_outlines_cuts_off_what_is_outside_the_box():
 def test_rasterize_outlines_shows_each_box_its_own_object():
   outlines = _outlines(
     _closed(_rectangle(0, 0, 2, 4)),
-    (np.zeros((0, 2), np.float32), np.zeros(0, np.int16)),  # without outline
+    # An object without an outline.
+    (np.zeros((0, 2), np.float32), np.zeros(0, np.int16)),
     _closed(_rectangle(2, 0, 4, 4), _rectangle(0, 0, 1, 1)),
   )
   masks = _fill(outlines, [[0, 0, 4, 4]] * 4, [2, 0, 1, 2], side=4)
@@ -165,16 +173,16 @@ def test_rasterize_outlines_shows_each_box_its_own_object():
   )
 
 
-def test_rasterize_outlines_takes_a_box_without_area_for_a_small_one():
+def test_rasterize_outlines_enlarges_a_box_without_area_to_a_tenth_of_a_pixel():
   outlines = _outlines(_closed(_rectangle(0, 0, 4, 4)))
-  # A tenth of a pixel from (2, 2) is inside; from (3.95, 2), half of it is.
+  # From (2, 2), a tenth of a pixel is inside; from (3.95, 2), half of that is.
   masks = _fill(outlines, [[2, 2, 2, 2], [3.95, 2, 3.95, 2]], side=4)
   np.testing.assert_array_equal(masks[0], np.ones((4, 4), bool))
   np.testing.assert_array_equal(masks[1], _drawn(*['##..'] * 4))
 
 
 def _random_outline(rng):
-  """Up to three polygons, stars and tangles, about the place of the boxes."""
+  """Returns an object of one to three random polygons, some self-crossing."""
   polygons = []
   for _ in range(rng.integers(1, 4)):
     count = rng.integers(3, 13)
@@ -208,7 +216,8 @@ def test_rasterize_outlines_agrees_with_the_even_odd_rule():
   undecided = 0
   for mask, box, index in zip(masks, boxes, which, strict=True):
     expected, margin = oracles.rasterize(*objects[index], box, side=14)
-    decided = margin > 1e-4  # pixels; less is up to rounding
+    # Closer to an edge than this, in pixels, rounding may decide.
+    decided = margin > 1e-4
     np.testing.assert_array_equal(mask[decided], expected[decided])
     undecided += (~decided).sum()
   assert undecided < 0.005 * masks.size
@@ -223,7 +232,7 @@ def _distance_to_edges(vertices, parts, point):
   return np.linalg.norm(nearest - point, axis=1).min()
 
 
-def test_rasterize_outlines_agrees_with_pycocotools_but_for_border_cells():
+def test_rasterize_outlines_agrees_with_pycocotools_except_at_the_border():
   objects, boxes, which = _random_case()
   masks = _fill(_outlines(*objects), boxes, which, side=28)
   for mask, box, index in zip(masks, boxes, which, strict=True):
@@ -238,7 +247,7 @@ def test_rasterize_outlines_agrees_with_pycocotools_but_for_border_cells():
     ).astype(bool)
     for i, j in np.argwhere(mask != theirs):
       center = np.array([j + 0.5, i + 0.5])
-      # COCO rounds the outline to fifths of a cell first.
+      # pycocotools first rounds the outline to fifths of a cell.
       assert _distance_to_edges(cells, parts, center) < 0.75
 
 
@@ -253,14 +262,15 @@ def test_rasterize_outlines_of_flipped_outlines_and_boxes_is_flipped():
     [50 - boxes[:, 2], boxes[:, 1], 50 - boxes[:, 0], boxes[:, 3]], axis=1
   )
   mirrored = _fill(_outlines(*flipped), boxes, which, side=14)
-  # Rounding decides about a few centres next to an outline.
+  # Rounding may decide about a few centres next to an outline.
   assert (mirrored != masks[:, :, ::-1]).mean() < 1e-3
 
 
-def test_rasterize_outlines_does_not_care_which_way_round():
+def test_rasterize_outlines_ignores_the_direction_of_the_vertices():
   objects, boxes, which = _random_case()
   masks = _fill(_outlines(*objects), boxes, which, side=14)
-  # Closed parts read backwards: what ends a part now starts it.
+  # With the vertices reversed, the last vertex of a part becomes its first, so
+  # the -1 in `parts` moves to the other end.
   turned = [
     (vertices[::-1], np.append(parts[-2::-1], -1))
     for vertices, parts in objects
@@ -276,7 +286,8 @@ def test_rasterize_outlines_is_not_changed_by_padding(overrides):
   objects, boxes, which = _random_case()
   outlines = _outlines(*objects)
   masks = _fill(outlines, boxes, which, side=14)
-  # Vertices that belong to nothing, objects without any, boxes of those.
+  # Add vertices that belong to no object, objects without vertices, and boxes
+  # of these objects.
   padded = Outlines(
     jnp.pad(outlines.vertices, ((0, 20), (0, 0)), constant_values=9),
     jnp.pad(outlines.parts, (0, 20)),
@@ -318,26 +329,26 @@ def _see(outlines, height, width, max_vertices=MAX_VERTICES):
 @pytest.mark.parametrize(
   ('polygons', 'box'),
   [
-    ([_rectangle(2, 3, 6, 7)], [2, 3, 6, 7]),  # all of it
+    ([_rectangle(2, 3, 6, 7)], [2, 3, 6, 7]),  # wholly visible
     ([_rectangle(-2, 3, 6, 17)], [0, 3, 6, 10]),
-    ([_rectangle(-5, -5, 15, 15)], [0, 0, 10, 10]),  # fills the image
-    ([_rectangle(11, 2, 15, 4)], [0, 0, 0, 0]),  # beyond
-    ([_rectangle(10, 2, 15, 4)], [0, 0, 0, 0]),  # touches
-    ([_rectangle(-3, 2, 0, 4)], [0, 0, 0, 0]),
-    ([_rectangle(0, 0, 10, 10)], [0, 0, 10, 10]),  # fits
-    # The line from (-10, 0) to (10, 10) is at 5 when it comes in.
+    ([_rectangle(-5, -5, 15, 15)], [0, 0, 10, 10]),  # larger than the image
+    ([_rectangle(11, 2, 15, 4)], [0, 0, 0, 0]),  # outside the image
+    ([_rectangle(10, 2, 15, 4)], [0, 0, 0, 0]),  # touches the right border
+    ([_rectangle(-3, 2, 0, 4)], [0, 0, 0, 0]),  # touches the left border
+    ([_rectangle(0, 0, 10, 10)], [0, 0, 10, 10]),  # equals the image
+    # The line from (-10, 0) to (10, 10) enters the image at y = 5.
     ([[(-10, 0), (10, 10), (-10, 10)]], [0, 5, 10, 10]),
-    # A diamond around the corner: its box would reach to 4 and 4.
+    # A diamond around the corner (0, 0). Its own box would end at y = 5.
     ([[(-1, -5), (4, 0), (-1, 5), (-6, 0)]], [0, 0, 4, 4]),
     ([[(0, 14), (14, 0), (14, 14)]], [4, 4, 10, 10]),
-    # A C whose back is outside: its box is cut to x = 0, but of what is
-    # visible, the arms, both reach there; and one whose arms do not.
+    # A letter C whose back is outside the image; only its two arms are visible.
     (
       [[(-4, 1), (5, 1), (5, 2), (-3, 2), (-3, 8), (5, 8), (5, 9), (-4, 9)]],
       [0, 1, 5, 9],
     ),
+    # Two parts, the first of which is outside the image.
     ([_rectangle(-4, 1, -1, 9), _rectangle(3, 4, 5, 6)], [3, 4, 5, 6]),
-    # A hole by the even-odd rule, as large as the image.
+    # A frame around the image: by the even-odd rule, the image is its hole.
     (
       [
         [
@@ -358,7 +369,7 @@ def test_visible_boxes_by_hand(polygons, box):
   )
 
 
-def test_visible_boxes_of_no_outline_are_zero():
+def test_visible_boxes_of_objects_without_an_outline_are_zero():
   nothing = (np.zeros((0, 2), np.float32), np.zeros(0, np.int16))
   outlines = _outlines(_closed(_rectangle(1, 1, 2, 2)), nothing, nothing)
   np.testing.assert_array_equal(
@@ -366,7 +377,7 @@ def test_visible_boxes_of_no_outline_are_zero():
   )
 
 
-def test_visible_boxes_of_bitmaps_are_those_of_the_cut_bitmaps():
+def test_visible_boxes_of_bitmaps_equal_the_boxes_of_cropped_bitmaps():
   rng = np.random.default_rng(0)
   objects, expected = [], []
   height, width = 9, 11
@@ -386,7 +397,7 @@ def test_visible_boxes_of_bitmaps_are_those_of_the_cut_bitmaps():
 
 
 def _scanned_box(vertices, parts, height, width, lines_per_pixel=200):
-  """The box of what many scan lines find inside, by the even-odd rule."""
+  """Returns the box around the parts of many scan lines inside an object."""
   lines = (np.arange(height * lines_per_pixel) + 0.5) / lines_per_pixel
   found = []
   for line in lines:
@@ -411,7 +422,7 @@ def test_visible_boxes_agree_with_scan_lines():
   cut = 0
   for (vertices, parts), box in zip(objects, boxes, strict=True):
     scanned = _scanned_box(vertices, parts, 20, 24, lines_per_pixel=40)
-    # Lines miss the tips of corners, so the box may be larger by a little.
+    # Scan lines miss the tips of corners, so the box may be a little larger.
     low, high = box[:2] - scanned[:2], scanned[2:] - box[2:]
     assert (low <= 1e-3).all() and (high <= 1e-3).all()
     assert (low >= -0.5).all() and (high >= -0.5).all()
@@ -431,12 +442,13 @@ def test_visible_boxes_ignore_padding():
   )
 
 
-def test_rasterize_outlines_kernel_is_the_plain_one():
+def test_rasterize_outlines_kernel_equals_plain_jax():
   rng = np.random.default_rng(0)
   images = []
   for _ in range(2):
-    # Integer corners lie on scan lines of the 8-pixel box; holes, several
-    # parts that overlap, and an object without an outline.
+    # The cases are: corners at multiples of half a pixel, some of them on scan
+    # lines of the 8-pixel box; overlapping parts; a hole; and an object without
+    # an outline.
     objects = [
       _closed(
         *(

@@ -1,4 +1,4 @@
-"""Resizing: against a loop and PIL; nothing from outside the source."""
+"""Tests of resizing: against a loop and PIL; padding has no effect."""
 
 import functools
 
@@ -22,11 +22,11 @@ PADDED = (40, 48)
 
 # (height, width) of the source, then of the result.
 SIZES = [
-  ((24, 32), (24, 32)),  # nothing to do
-  ((24, 32), (40, 48)),  # both full
-  ((17, 23), (31, 41)),  # odd, up
-  ((23, 31), (11, 13)),  # odd, down
-  ((23, 9), (8, 47)),  # down one way and up the other
+  ((24, 32), (24, 32)),  # the size stays
+  ((24, 32), (40, 48)),  # source and result have no padding
+  ((17, 23), (31, 41)),  # odd sizes, enlarged
+  ((23, 31), (11, 13)),  # odd sizes, reduced
+  ((23, 9), (8, 47)),  # reduced along y, enlarged along x
   ((1, 1), (7, 5)),
   ((24, 32), (1, 1)),
   ((24, 1), (24, 20)),
@@ -34,7 +34,10 @@ SIZES = [
 
 
 def _image(source_size, *, outside=0, seed=0):
-  """Noise in the top left corner of a canvas."""
+  """Returns random pixels in the top left corner of a canvas.
+
+  The rest of the canvas has the value `outside`.
+  """
   height, width = source_size
   pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3))
   canvas = np.full(CANVAS + (3,), outside, np.uint8)
@@ -65,8 +68,9 @@ def _resize(
 
 
 def test_resize_weights_by_hand():
-  # Two pixels become four, centred at 0.25, 0.75, 1.25, 1.75 of the source,
-  # whose own centres are at 0.5 and 1.5; then one row of padding.
+  # Two pixels become four. In pixels of the source, the new centres are at
+  # 0.25, 0.75, 1.25 and 1.75, the old ones at 0.5 and 1.5. The last row is
+  # padding.
   expected = [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1], [0, 0]]
   for antialias in (False, True):
     weights = resize_weights(
@@ -80,7 +84,8 @@ def test_resize_weights_by_hand():
 
 
 def test_resize_weights_of_shrinking_by_hand():
-  # Six pixels become two, centred at 1.5 and 4.5 of the source.
+  # Six pixels become two. In pixels of the source, their centres are at 1.5 and
+  # 4.5.
   weights = [
     resize_weights(
       jnp.array(6),
@@ -91,11 +96,13 @@ def test_resize_weights_of_shrinking_by_hand():
     )
     for antialias in (False, True)
   ]
-  # 1.5 and 4.5 are the centres of pixels 1 and 4.
+  # Without antialiasing, the samples are pixels 1 and 4, whose centres these
+  # are.
   np.testing.assert_array_equal(
     weights[0], [[0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0]]
   )
-  # A triangle of half-width 3: (2, 3, 2, 1) / 3 from pixel 0 on, sum 8 / 3.
+  # With antialiasing, the weights are a triangle of half-width 3: (2, 3, 2, 1)
+  # / 3 from pixel 0 on, with the sum 8 / 3.
   np.testing.assert_allclose(
     weights[1] * 8,
     [[2, 3, 2, 1, 0, 0, 0], [0, 0, 1, 2, 3, 2, 0]],
@@ -173,7 +180,7 @@ def test_resize_image_antialiased_agrees_with_pil(source_size, image_size):
 @pytest.mark.parametrize('flip', [False, True])
 @pytest.mark.parametrize('antialias', [False, True])
 @pytest.mark.parametrize('source_size, image_size', SIZES)
-def test_resize_image_sees_nothing_outside_the_source(
+def test_resize_image_ignores_pixels_outside_the_source(
   source_size, image_size, antialias, flip
 ):
   results = [
@@ -211,7 +218,7 @@ def test_resize_image_of_an_empty_row_of_a_batch_is_zero(
 
 @pytest.mark.parametrize('flip', [False, True])
 @pytest.mark.parametrize('antialias', [False, True])
-def test_resize_image_cuts_what_it_would_have_shown_elsewhere(antialias, flip):
+def test_resize_image_with_an_offset_crops_the_whole_result(antialias, flip):
   image = jnp.asarray(_image((17, 23)))
   arguments = dict(antialias=antialias, flip=flip)
   whole = np.asarray(
@@ -230,10 +237,11 @@ def test_resize_image_cuts_what_it_would_have_shown_elsewhere(antialias, flip):
 
 
 @pytest.mark.parametrize('rule', ['nearest', 'legacy'])
-def test_resized_size_is_what_the_host_says(rule):
+def test_resized_size_equals_the_computation_on_the_host(rule):
   rng = np.random.default_rng(0)
   sizes = rng.integers(1, 3000, (2000, 2))
-  sizes[:100, 1] = sizes[:100, 0] * 3 // 2  # has halves to round
+  # Some of these sizes come out halfway between two integers.
+  sizes[:100, 1] = sizes[:100, 0] * 3 // 2
   short_sides = rng.integers(200, 900, len(sizes))
   found = jax.jit(
     jax.vmap(functools.partial(ops.resized_size, long_side=1333, rule=rule))
@@ -246,7 +254,8 @@ def test_resized_size_is_what_the_host_says(rule):
 
 
 def test_resized_size_down_is_at_most_a_pixel_above_the_host():
-  # Whole numbers divide exactly; the host's 49 * (800 / 49) may be 799.99...
+  # The device divides integers exactly. On the host, 49 * (800 / 49) may be
+  # 799.99..., as in torchvision.
   rng = np.random.default_rng(0)
   sizes = rng.integers(1, 3000, (2000, 2))
   found = np.asarray(

@@ -1,4 +1,4 @@
-"""RoIAlign: against its definition, SciPy and the matrices that it is."""
+"""Tests of RoIAlign: against its definition, SciPy and dense matrices."""
 
 import math
 
@@ -18,7 +18,7 @@ align = jax.jit(
 MODERN = {'sampling_ratio': 2, 'offset': 0.5}
 SHAPES = {2: (12, 16), 3: (6, 8), 4: (3, 4)}
 
-# In pixels of a 48x64 image.
+# Boxes in pixels of an image that is 48 pixels high and 64 wide.
 BOXES = np.array(
   [
     [3.2, 4.7, 40.9, 38.1],
@@ -47,7 +47,7 @@ def _pyramid(key, channels=3):
 
 
 def _one_level(features, boxes, **overrides):
-  """Features of stride 1, one channel."""
+  """Pools features of one channel and stride 1."""
   boxes = jnp.asarray(boxes, jnp.float32).reshape(-1, 4)
   options = {'side': 4} | MODERN | overrides
   return align(
@@ -79,14 +79,14 @@ def test_assign_levels_by_hand(side, level):
   boxes = jnp.array(
     [
       [0, 0, side, side],
-      [50, 30, 50 + 2 * side, 30 + side / 2],  # of the same area
+      [50, 30, 50 + 2 * side, 30 + side / 2],  # has the same area
     ],
     jnp.float32,
   )
   np.testing.assert_array_equal(ops.assign_levels(boxes), [level, level])
 
 
-def test_assign_levels_stays_on_the_levels_there_are():
+def test_assign_levels_stays_between_the_given_levels():
   sides = jnp.array([0.0, 1.0, 224.0, 1e6])
   boxes = jnp.stack([0 * sides, 0 * sides, sides, sides], axis=1)
   levels = ops.assign_levels(boxes, min_level=3, max_level=4)
@@ -101,15 +101,17 @@ def test_assign_levels_sends_empty_boxes_to_the_finest():
 
 
 def test_roi_align_by_hand():
-  # Features are 5y + x, so that a mean of samples is the value at their mean.
-  # From (0.5, 0.5) to (2.5, 2.5) in cells, cells of 0.5: the first is centred
-  # at (0.75, 0.75), of value 5 * 0.75 + 0.75; 0.5 to the right is 0.5 more,
-  # 0.5 down is 2.5 more.
+  # The features are 5y + x, so the mean of samples is the value at their mean
+  # position. The box reaches from (0.5, 0.5) to (2.5, 2.5) in cells, so an
+  # output cell has a side of 0.5. The first is centred at (0.75, 0.75) and has
+  # the value 5 * 0.75 + 0.75 = 4.5. The next to the right has 0.5 more, the
+  # next below 2.5 more.
   features = np.arange(25).reshape(5, 5)
   expected = 4.5 + 2.5 * np.arange(4)[:, None] + 0.5 * np.arange(4)
   pooled = _one_level(features, [1, 1, 3, 3])
   np.testing.assert_allclose(pooled[0], expected, rtol=1e-6)
-  # Without the offset everything lies (0.5, 0.5) further: 3 more.
+  # Without the offset, all positions are (0.5, 0.5) farther, where the values
+  # are 3 more.
   pooled = _one_level(features, [1, 1, 3, 3], offset=0.0)
   np.testing.assert_allclose(pooled[0], expected + 3, rtol=1e-6)
 
@@ -117,14 +119,14 @@ def test_roi_align_by_hand():
 @pytest.mark.parametrize(
   'coordinate, expected',
   [
-    # One sample in cells of values 10, 20, 30.
+    # One sample at this coordinate, in cells with the values 10, 20 and 30.
     (0, 10),
     (0.5, 15),
     (2, 30),
     (-0.5, 10),
     (-1, 10),
     (2.5, 30),
-    (3, 30),  # less than one cell outside
+    (3, 30),  # one cell outside
     (-1.01, 0),
     (3.01, 0),
   ],
@@ -141,7 +143,7 @@ def test_roi_align_repeats_the_edge_for_one_cell(coordinate, expected):
 
 def test_roi_align_of_each_cell_of_the_image_is_the_image(key):
   features = jax.random.normal(key, (7, 7))
-  # One sample in the middle of each cell.
+  # There is one sample in the middle of each cell.
   pooled = _one_level(features, [0, 0, 7, 7], side=7, sampling_ratio=1)
   np.testing.assert_allclose(pooled[0], features, atol=1e-5)
 
@@ -152,7 +154,7 @@ def test_roi_align_of_each_cell_of_the_image_is_the_image(key):
     (7, 2, 0.5, 0.0),
     (5, 1, 0.5, 0.0),
     (2, 3, 0.0, 1.0),
-    # Adaptive: with a side of 3, up to 17 samples.
+    # Adaptive sampling; with a side of 3, up to 17 samples.
     (7, 0, 0.5, 0.0),
     (3, 0, 0.5, 0.0),
     (2, 0, 0.0, 1.0),
@@ -215,7 +217,7 @@ def test_roi_align_of_flipped_features_and_boxes_is_flipped(key):
   np.testing.assert_allclose(flipped, pooled[:, :, ::-1], atol=1e-5)
 
 
-def test_roi_align_reads_only_the_level_that_it_is_told(key):
+def test_roi_align_reads_only_the_given_level(key):
   pyramid = _pyramid(key)
   boxes, levels = jnp.asarray(BOXES), jnp.full(len(BOXES), 3)
   pooled = align(pyramid, boxes, levels, side=7, **MODERN)
@@ -241,7 +243,7 @@ def test_roi_align_is_not_changed_by_padding(key):
   assert jnp.isfinite(padded).all()
 
 
-def test_roi_align_sums_in_float32_and_returns_what_came(key):
+def test_roi_align_sums_in_float32_and_keeps_the_dtype(key):
   pyramid = {
     level: features.astype(jnp.bfloat16)
     for level, features in _pyramid(key).items()
@@ -255,8 +257,8 @@ def test_roi_align_sums_in_float32_and_returns_what_came(key):
   np.testing.assert_allclose(
     pooled.astype(jnp.float32),
     align(wide, boxes, levels, side=7, **MODERN),
-    rtol=2**-8,
-    atol=1e-6,  # one rounding to 8 bits
+    rtol=2**-8,  # one rounding to bfloat16, which has 8 bits
+    atol=1e-6,
   )
 
 
@@ -283,7 +285,7 @@ def test_roi_align_has_the_gradient_of_the_dense_matrices(key):
 
 
 def _large_pyramid(key):
-  """Of an 800x1344 image."""
+  """Returns random features of an image of 800x1344 pixels."""
   return {
     level: jax.random.normal(
       jax.random.fold_in(key, level), (800 // 2**level, 1344 // 2**level, 1)
@@ -297,10 +299,10 @@ def test_roi_align_of_adaptive_samples_is_exact_for_boxes_of_any_shape(key):
   boxes = np.array(
     [
       [0, 0, 1344, 800],  # the image
-      [0, 300, 1344, 309],  # as long and as high as it can be on level 2
-      [700, 0, 715.6, 800],
-      [3, 100, 1340, 137],  # the same of level 3
-      [0, 0, 1344, 149],  # of level 4
+      [0, 300, 1344, 309],  # the longest box on level 2, as high as possible
+      [700, 0, 715.6, 800],  # the highest box on level 2, as wide as possible
+      [3, 100, 1340, 137],  # almost the longest box on level 3
+      [0, 0, 1344, 149],  # the longest box on level 4
       [10.3, 20.7, 122.2, 132.5],  # almost too large for level 2
       [500, 400, 947, 799],
       [500, 400, 500.2, 400.1],
@@ -355,14 +357,15 @@ def test_roi_align_of_a_box_on_a_level_too_fine_for_it_is_nan(key):
 
 
 def test_assign_levels_adds_the_shift_to_the_level():
-  # As torchvision does: log2(448 / 224) is 1, of a little less not quite.
+  # log2(448 / 224) is 1. For a side slightly below 448 it is slightly less, and
+  # the shift makes up for it, as in torchvision.
   boxes = jnp.array([[0, 0, 447.9998, 447.9998]], jnp.float32)
   assert ops.assign_levels(boxes, epsilon=0.0) == 4
   assert ops.assign_levels(boxes, epsilon=0.0, shift=1e-6) == 5
-  # An empty box has no logarithm, and goes to the finest level.
+  # The logarithm of an empty box is -inf; the box goes to the finest level.
   empty = jnp.zeros((1, 4))
   assert ops.assign_levels(empty, epsilon=0.0, shift=1e-6) == 2
-  # 447 + 1 pixels.
+  # The box is 447 + 1 pixels wide.
   wide = jnp.array([[0.0, 0.0, 447.0, 447.0]])
   assert ops.assign_levels(wide, width_offset=1.0) == 5
 
@@ -379,7 +382,7 @@ def test_roi_align_has_the_gradient_of_finite_differences(key):
   down = total(jax.tree.map(lambda a, b: a - b / 2, pyramid, direction))
   gradient = jax.grad(total)(pyramid)
   along = sum(jnp.vdot(gradient[level], direction[level]) for level in pyramid)
-  # Of a quadratic function the central difference is exact at any distance.
+  # The central difference of a quadratic function is exact at any distance.
   np.testing.assert_allclose(along, up - down, rtol=1e-3)
 
 
@@ -398,10 +401,10 @@ def test_roi_align_gives_boxes_no_gradient(key):
     pytest.param(3, 2, 0.5, 0.0, 3, marks=pytest.mark.slow),
   ],
 )
-def test_roi_align_kernel_is_the_plain_one(
+def test_roi_align_kernel_equals_plain_jax(
   key, side, sampling_ratio, offset, min_side, channels
 ):
-  # Two images; of one the boxes are in another order.
+  # Two images; the boxes of the second are in reverse order.
   pyramids = jax.tree.map(
     lambda *leaves: jnp.stack(leaves),
     _pyramid(key, channels),
@@ -442,7 +445,7 @@ def test_roi_align_kernel_is_the_plain_one(
     )
 
 
-def test_roi_align_kernel_sums_half_precision_in_full(key):
+def test_roi_align_kernel_sums_bfloat16_gradients_in_float32(key):
   pyramid = {2: jax.random.normal(key, (12, 16, 2)).astype(jnp.bfloat16)}
   boxes = jnp.tile(jnp.array([[8.0, 8, 40, 40]]), (9, 1))
 
@@ -461,5 +464,5 @@ def test_roi_align_kernel_sums_half_precision_in_full(key):
   ours = jax.grad(total)(pyramid, 'interpret')[2]
   exact = jax.grad(total)({2: pyramid[2].astype(jnp.float32)}, 'xla')[2]
   assert ours.dtype == jnp.bfloat16
-  # Rounded once, at the end.
+  # The gradient is rounded to bfloat16 once, at the end.
   np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=2**-8)

@@ -1,4 +1,4 @@
-"""Sampling: counts, order and fairness."""
+"""Tests of sampling: the counts, the order, and equal probabilities."""
 
 import functools
 
@@ -22,23 +22,23 @@ def _labels(foreground, background, ignored, *, seed=0):
 @pytest.mark.parametrize(
   'foreground, background, ignored, size, fraction, expected',
   [
-    # (foreground, background) that are drawn.
+    # `expected` is the number of (foreground, background) boxes drawn.
     (20, 60, 10, 16, 0.5, (8, 8)),
     (20, 60, 10, 16, 0.25, (4, 12)),
-    (3, 77, 10, 16, 0.5, (3, 13)),  # background for the rest
-    (20, 5, 65, 16, 0.5, (8, 5)),  # but no foreground for the rest
+    (3, 77, 10, 16, 0.5, (3, 13)),  # background fills slots of foreground
+    (20, 5, 65, 16, 0.5, (8, 5)),  # foreground fills no slots of background
     (0, 80, 10, 16, 0.5, (0, 16)),
     (20, 0, 70, 16, 0.5, (8, 0)),
-    (2, 3, 85, 16, 0.5, (2, 3)),  # fewer than slots
+    (2, 3, 85, 16, 0.5, (2, 3)),  # fewer boxes to draw than slots
     (0, 0, 90, 16, 0.5, (0, 0)),
-    (2, 2, 1, 16, 0.5, (2, 2)),  # fewer elements than slots
+    (2, 2, 1, 16, 0.5, (2, 2)),  # fewer boxes in all than slots
     (3, 0, 0, 16, 0.5, (3, 0)),
     (20, 60, 10, 16, 0.0, (0, 16)),
     (20, 60, 10, 16, 1.0, (16, 0)),
     (3, 77, 10, 16, 1.0, (3, 13)),
-    (20, 60, 10, 16, 0.05, (0, 16)),  # 0.8 slots are none
+    (20, 60, 10, 16, 0.05, (0, 16)),  # 0.8 slots are rounded down to 0
     (20, 60, 10, 1, 1.0, (1, 0)),
-    (20, 60, 10, 7, 0.5, (3, 4)),  # 3.5 slots are 3
+    (20, 60, 10, 7, 0.5, (3, 4)),  # 3.5 slots are rounded down to 3
   ],
 )
 def test_sample_labels_counts(
@@ -47,13 +47,13 @@ def test_sample_labels_counts(
   labels = _labels(foreground, background, ignored)
   drawn = sample(labels, key, size=size, foreground_fraction=fraction)
   total = sum(expected)
-  # Foreground first, then background, then nothing.
+  # Foreground comes first, then background, then slots without a box.
   np.testing.assert_array_equal(drawn.foreground, np.arange(size) < expected[0])
   np.testing.assert_array_equal(drawn.valid, np.arange(size) < total)
   np.testing.assert_array_equal(
     labels[drawn.indices][:total], [1] * expected[0] + [0] * expected[1]
   )
-  # No element twice; 0 where there is none.
+  # No box is drawn twice. Slots without a box hold index 0.
   assert len(set(drawn.indices[:total].tolist())) == total
   assert not drawn.indices[total:].any()
 
@@ -78,8 +78,8 @@ def test_sample_labels_is_not_changed_by_padding(key, counts):
       np.testing.assert_array_equal(ours, theirs)
 
 
-def test_sample_labels_draws_all_alike(key):
-  # 8 of 12 foreground slots and 8 of 24 background slots, 3000 times.
+def test_sample_labels_draws_all_boxes_of_a_label_equally_often(key):
+  # 3000 times, 8 of 12 foreground boxes and 8 of 24 background boxes are drawn.
   labels = _labels(12, 24, 4)
   keys = jax.random.split(key, 3000)
   drawn = jax.vmap(
@@ -89,8 +89,8 @@ def test_sample_labels_draws_all_alike(key):
   assert not counts[labels == -1].any()
   for label, share in ((1, 8 / 12), (0, 8 / 24)):
     expected = 3000 * share
-    # A count has a standard deviation of 26; the sum of the squared deviations
-    # in units of it is chi-square, about the number of elements.
+    # The standard deviation of a count is 26. The sum of the squared z is about
+    # the number of boxes (chi-square distribution).
     deviation = np.sqrt(expected * (1 - share))
     z = (counts[labels == label] - expected) / deviation
     assert np.abs(z).max() < 5
@@ -98,7 +98,8 @@ def test_sample_labels_draws_all_alike(key):
 
 
 def test_sample_labels_draws_neighbours_independently(key):
-  # One of 6: the next draw's winner says nothing about this one's.
+  # Two of 6 boxes are drawn. If they are independent, all pairs of different
+  # boxes are equally frequent.
   labels = jnp.zeros(6, jnp.int32)
   keys = jax.random.split(key, 3600)
   winners = jax.vmap(
@@ -107,5 +108,6 @@ def test_sample_labels_draws_neighbours_independently(key):
   pairs = np.bincount(winners[:, 0] * 6 + winners[:, 1], minlength=36)
   pairs = pairs.reshape(6, 6)
   assert not np.diag(pairs).any()
-  # 3600 / 30 = 120 each, with a standard deviation of 11.
+  # Each of the 30 pairs is expected 3600 / 30 = 120 times, with a standard
+  # deviation of 11.
   assert np.abs(pairs[~np.eye(6, dtype=bool)] - 120).max() < 55

@@ -1,4 +1,4 @@
-"""Tests of the checkpoints: what comes back, and what is refused."""
+"""Tests of checkpoints: saving, restoring, and refusing damaged ones."""
 
 import contextlib
 import gc
@@ -13,13 +13,13 @@ import optax
 import pytest
 
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.runtime import checkpoint
+from maskrcnn_jax.runtime import checkpoint, run_checkpoints
 from maskrcnn_jax.runtime.checkpoint import Metadata
 
 CONFIG = {'seed': 0, 'anchors': {'ratios': [0.5, 1.0]}, 'none': None}
 CATEGORIES = [[1, 'cat'], ['x7', 'dög']]
 
-# Where one array is damaged, orbax never awaits what it began for the others.
+# If one array is damaged, orbax never awaits the reads of the other arrays.
 leaves_tasks_behind = pytest.mark.filterwarnings(
   'ignore::pytest.PytestUnraisableExceptionWarning',
   'ignore::pytest.PytestUnhandledThreadExceptionWarning',
@@ -28,7 +28,8 @@ leaves_tasks_behind = pytest.mark.filterwarnings(
 
 
 def make_model():
-  # Random, for it does not compress to nothing.
+  # Random numbers, because constant ones would be compressed to almost nothing,
+  # and no file would be large enough to be damaged.
   random = np.random.default_rng(0)
   return {
     'params': {
@@ -60,7 +61,7 @@ def save(directory, *steps):
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """A workdir with the steps 5 and 20; not to be changed."""
+  """A workdir with the steps 5 and 20, which tests must not change."""
   workdir = tmp_path_factory.mktemp('run')
   save(workdir / 'checkpoints', 5, 20)
   return workdir
@@ -68,7 +69,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def workdir(saved, tmp_path):
-  """The same, to be changed."""
+  """A copy of the workdir `saved`, which a test may change."""
   return shutil.copytree(saved, tmp_path / 'run')
 
 
@@ -79,7 +80,7 @@ def assert_trees_equal(one, other):
     assert_array_equal(a, b)
 
 
-def test_what_was_saved_comes_back(saved):
+def test_restoring_returns_the_saved_arrays_and_metadata(saved):
   path = checkpoint.find_checkpoint(saved)
   assert_trees_equal(checkpoint.restore_model(path, make_model()), make_model())
   state = make_optimizer_state()
@@ -113,7 +114,7 @@ def test_steps_that_reuse_the_memory_of_a_state_do_not_change_its_save(
   tmp_path,
 ):
   step = jax.jit(lambda x: x + 1, donate_argnums=0)
-  weights = step(jnp.zeros((2000, 2000)))  # 16 MB, a while to write.
+  weights = step(jnp.zeros((2000, 2000)))  # 16 MB, which take a while to write.
   manager = checkpoint.open_checkpoints(tmp_path)
   checkpoint.save_checkpoint(
     manager,
@@ -191,7 +192,7 @@ def test_find_checkpoint_takes_the_greatest_step_not_the_last_name(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['nothing', 'file', 'empty', 'unrelated'])
-def test_find_checkpoint_refuses_what_holds_none(tmp_path, kind):
+def test_find_checkpoint_refuses_a_path_without_a_checkpoint(tmp_path, kind):
   path = tmp_path / 'there'
   match kind:
     case 'file':
@@ -224,7 +225,7 @@ def test_a_save_that_was_cut_off_is_ignored_and_cleared_away(workdir):
 
 
 def test_no_run_is_continued_beside_a_step_that_is_not_whole(workdir):
-  # Orbax would take it for the newest step, and save nothing before it.
+  # Orbax would take step 20 for the newest one and save no earlier step.
   directory = workdir / 'checkpoints'
   shutil.rmtree(directory / '20' / 'metadata')
   with pytest.raises(InputError, match='20 is not a whole checkpoint'):
@@ -238,7 +239,7 @@ def test_saving_an_earlier_step_is_an_error(workdir):
 
 def save_run(workdir, *steps, keep=2):
   with contextlib.closing(
-    checkpoint.RunCheckpoints(workdir, keep=keep)
+    run_checkpoints.RunCheckpoints(workdir, keep=keep)
   ) as saved:
     for step in steps:
       saved.save(
@@ -304,7 +305,7 @@ def test_a_damaged_list_of_arrays_is_an_input_error(workdir, name):
     ),
   ],
 )
-def test_read_metadata_refuses_what_it_cannot_use(workdir, content, message):
+def test_read_metadata_refuses_other_content(workdir, content, message):
   path = checkpoint.find_checkpoint(workdir)
   (path / 'metadata' / 'metadata').write_bytes(content)
   with pytest.raises(InputError, match=message):

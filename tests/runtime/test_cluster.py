@@ -1,8 +1,7 @@
-"""Tests of mesh and launch, on this device and on four simulated ones."""
+"""Tests of the mesh, on the devices of this process and on four CPU devices."""
 
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -20,7 +19,10 @@ KEY = 'config.train.batch_size'
 
 
 def mesh_of(size):
-  """A mesh of which only the size matters: one device, many times."""
+  """Returns a mesh of the given size that repeats one device.
+
+  It serves for functions that look at the size only.
+  """
   return Mesh(np.array(jax.devices()[:1] * size), ('data',))
 
 
@@ -50,177 +52,6 @@ def test_check_batch_size_accepts_multiples(batch_size, devices):
   cluster.check_batch_size(batch_size, mesh_of(devices), key=KEY)
 
 
-def plan(
-  coordinator=None,
-  num_processes=None,
-  process_id=None,
-  *,
-  num_gpus=0,
-  **environment,
-):
-  return cluster.plan_launch(
-    coordinator,
-    num_processes,
-    process_id,
-    environment=environment,
-    num_gpus=num_gpus,
-  )
-
-
-# As `srun` sets them on the second of two machines.
-SLURM = {
-  'SLURM_JOB_ID': '7',
-  'SLURM_STEP_NODELIST': 'node[1-2]',
-  'SLURM_STEP_NUM_NODES': '2',
-  'SLURM_STEP_TASKS_PER_NODE': '8(x2)',
-  'SLURM_NODEID': '1',
-  'SLURM_NTASKS': '16',
-  'SLURM_PROCID': '11',
-  'SLURM_LOCALID': '3',
-}
-
-
-def test_plan_launch_of_one_process_is_none():
-  assert plan() is None
-  assert plan(num_processes=1, **SLURM) is None
-  assert plan(**SLURM | {'SLURM_NTASKS': '1'}) is None
-  assert plan(OMPI_COMM_WORLD_SIZE='1', OMPI_COMM_WORLD_RANK='0') is None
-  # A pod that is no part of an indexed job.
-  assert plan(KUBERNETES_SERVICE_HOST='10.0.0.1') is None
-  # In a batch script, before srun.
-  batch = {k: v for k, v in SLURM.items() if 'STEP' not in k}
-  assert plan(**batch) is None
-
-
-def test_plan_launch_takes_what_the_user_gives():
-  launch = plan('node1:1234', 4, 3)
-  assert launch[:3] == ('node1:1234', 4, 3)
-  assert launch.launcher is None
-  assert launch.local_device_ids is None
-
-
-@pytest.mark.parametrize(
-  ('environment', 'launcher', 'num_hosts', 'on_first_host'),
-  [
-    (SLURM, 'SLURM', 2, False),
-    (SLURM | {'SLURM_NODEID': '0'}, 'SLURM', 2, True),
-    (
-      {
-        'OMPI_COMM_WORLD_SIZE': '6',
-        'OMPI_COMM_WORLD_RANK': '5',
-        'OMPI_COMM_WORLD_LOCAL_SIZE': '4',
-        'OMPI_COMM_WORLD_LOCAL_RANK': '1',
-      },
-      'Open MPI',
-      2,
-      False,
-    ),
-    (
-      {'KUBERNETES_SERVICE_HOST': 'x', 'JOB_COMPLETION_INDEX': '1'},
-      'Kubernetes',
-      1,
-      True,
-    ),
-  ],
-)
-def test_plan_launch_knows_the_launchers(
-  environment, launcher, num_hosts, on_first_host
-):
-  launch = plan(**environment)
-  assert launch.launcher == launcher
-  assert launch.coordinator is launch.process_id is None
-  assert launch.num_hosts == num_hosts
-  assert launch.on_first_host == on_first_host
-
-
-@pytest.mark.parametrize(
-  ('tasks', 'num_gpus', 'ids'),
-  [
-    ('8(x2)', 8, (3,)),  # One each.
-    ('4(x2)', 8, (6, 7)),  # Two each.
-    ('8(x2)', 1, (0,)),  # Bound to one, as by --gpus-per-task=1.
-    ('1(x2)', 8, tuple(range(8))),  # One process for all.
-    ('2,8', 8, (3,)),
-    ('8(x2)', 0, None),  # No GPUs at all.
-  ],
-)
-def test_plan_launch_shares_the_gpus_of_a_machine(tasks, num_gpus, ids):
-  local_id = '0' if tasks == '1(x2)' else '3'
-  environment = SLURM | {
-    'SLURM_STEP_TASKS_PER_NODE': tasks,
-    'SLURM_LOCALID': local_id,
-  }
-  assert plan(num_gpus=num_gpus, **environment).local_device_ids == ids
-
-
-@pytest.mark.parametrize(
-  ('arguments', 'message'),
-  [
-    (('node1:1234',), '--num_processes and --process_id missing'),
-    ((None, 2, 0), '--coordinator missing'),
-    (('node1', 2, 0), 'give HOST:PORT'),
-    (('node1:1234', 0, 0), 'must be at least 1'),
-    (('node1:1234', 2, 2), 'must be from 0 to 1'),
-    (('node1:1234', 2, -1), 'must be from 0 to 1'),
-  ],
-)
-def test_plan_launch_says_what_is_wrong(arguments, message):
-  with pytest.raises(InputError, match=message):
-    plan(*arguments)
-
-
-def test_plan_launch_refuses_more_processes_than_gpus():
-  with pytest.raises(InputError, match='8 processes of this machine share 4'):
-    plan(num_gpus=4, **SLURM)
-
-
-@pytest.mark.parametrize(
-  ('coordinator', 'loopback'),
-  [
-    ('127.0.0.1:1', True),
-    ('127.0.1.1:1', True),
-    ('localhost:1', True),
-    ('[::1]:1', True),
-    ('10.1.2.3:1', False),
-    ('no.such.host.:1', False),
-  ],
-)
-def test_is_loopback(coordinator, loopback):
-  assert cluster.is_loopback(coordinator) == loopback
-
-
-def test_start_processes_refuses_a_coordinator_that_is_this_machine():
-  launch = plan('127.0.1.1:1234', **SLURM)
-  with pytest.raises(InputError) as error:
-    cluster.start_processes(launch, timeout=1)
-  assert '127.0.1.1:1234 is this machine itself (127.0.1.1)' in str(error.value)
-  assert 'SLURM runs processes on 2 machines' in str(error.value)
-
-
-def test_processes_that_do_not_all_come_are_given_up():
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{free.getsockname()[1]}'
-  code = (
-    'import os\nfrom maskrcnn_jax.runtime import cluster\n'
-    f'cluster.start_processes(cluster.plan_launch({address!r}, 2, 0, '
-    'environment=os.environ, num_gpus=0), timeout=2)'
-  )
-  done = subprocess.run(
-    [sys.executable, '-c', code],
-    capture_output=True,
-    text=True,
-    timeout=120,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-    cwd=pathlib.Path(__file__).parents[2],
-  )
-  assert done.returncode == 1
-  assert 'error: the processes did not find each other within 2 s' in (
-    done.stderr
-  )
-  assert address in done.stderr
-
-
 def test_gather_and_check_agreement_of_one_process():
   assert cluster.gather({'a': [1]}) == [{'a': [1]}]
   cluster.check_agreement({'a': 1})
@@ -231,14 +62,14 @@ def test_check_agreement_names_process_and_fact(monkeypatch):
     cluster, 'gather', lambda facts: [facts, facts, facts | {'data': 'b'}]
   )
   with pytest.raises(
-    InputError, match='Process 2 has another data than process 0: b instead'
+    InputError, match='Process 2 differs from process 0 in data: b instead of a'
   ):
     cluster.check_agreement({'config.seed': '0', 'data': 'a'})
 
 
 @pytest.fixture
 def cache_settings():
-  """Puts back what a test changes."""
+  """Restores JAX's settings of the compilation cache after a test."""
   names = (
     'jax_compilation_cache_dir',
     'jax_enable_compilation_cache',
@@ -259,7 +90,7 @@ def test_keep_compiled_has_a_place_of_its_own(monkeypatch, tmp_path, caplog):
   (folder,) = (tmp_path / 'maskrcnn_jax').iterdir()
   assert folder.name.startswith(f'compiled-{jax.default_backend()}')
   assert jax.config.jax_compilation_cache_dir == str(folder)
-  assert f'is kept in {folder}' in caplog.text
+  assert f'Compiled programs are kept in {folder}' in caplog.text
 
 
 @pytest.mark.usefixtures('cache_settings')
@@ -293,7 +124,7 @@ def test_shard_batch_keeps_values_and_dtypes():
   assert_array_equal(sharded['images'], batch['images'])
 
 
-# One process, since starting one costs seconds.
+# All checks are in one program, because starting a process takes seconds.
 ON_FOUR_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh
@@ -314,8 +145,8 @@ params = cluster.replicate({'w': np.ones(3, np.float32)}, mesh)
 assert params['w'].is_fully_replicated
 assert len(params['w'].addressable_shards) == 4
 
-# A mean over what counts is over the whole batch, wherever its rows are, and
-# its gradient is the same everywhere.
+# A mean over the counted rows is a mean over the whole batch, whichever devices
+# hold the rows, and its gradient is the same on all devices.
 def loss(params, rows, counted):
   return jnp.sum((rows @ params['w']) * counted) / jnp.sum(counted)
 
@@ -341,7 +172,7 @@ assert 'all-reduce' not in text
 assert 'all-reduce' in jax.jit(jax.vmap(halve)).lower(images).compile(
     ).as_text()
 
-# What is whole everywhere is taken to one of the devices without a copy.
+# Taking a replicated array to one of its devices makes no copy.
 here = Mesh(np.array(jax.devices()[2:3]), ('data',))
 taken = cluster.to_mesh(params, here)
 assert taken['w'].devices() == {jax.devices()[2]}

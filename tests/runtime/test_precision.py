@@ -1,4 +1,4 @@
-"""Tests of the precision."""
+"""Tests of `set_precision`."""
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from maskrcnn_jax.runtime.precision import set_precision
 
 @pytest.fixture(autouse=True)
 def restored():
+  """Restores JAX's matmul precision, which a test changes for the process."""
   before = jax.config.jax_default_matmul_precision
   yield
   jax.config.update('jax_default_matmul_precision', before)
@@ -36,8 +37,8 @@ def test_set_precision_names_the_choices(precision):
 
 
 def test_matmuls_of_float32_are_exact_enough_in_each():
-  # 1 + 2^-12 needs more than the ten bits of TF32; here, on a CPU, each has
-  # them all.
+  # 1 + 2^-12 needs more than the ten mantissa bits of TF32. A CPU has no TF32,
+  # so all precisions keep the number.
   x = jnp.full((4, 4), 1 + 2**-12)
   for precision in ('fp32', 'tf32', 'bf16', 'fp16'):
     set_precision(precision)

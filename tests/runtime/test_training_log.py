@@ -20,8 +20,8 @@ def read_lines(directory):
 
 
 def test_report_writes_the_seeds_line(log, tmp_path):
-  # Losses 1, 2, 9: the median is 2, the mean 4. Half a second a step, and 97
-  # steps to go: 48 seconds.
+  # The losses 1, 2 and 9 have the median 2 and the mean 4. At half a second a
+  # step, the 97 steps that are left take 48 seconds.
   for loss in (1.0, 2.0, 9.0):
     log.add(loss=loss, loss_box_reg=0.25, time=0.5, data=0.125)
   log.report(3, learning_rate=0.00666667)
@@ -45,7 +45,7 @@ def test_report_has_the_grammar_of_the_seeds_readme(log, tmp_path):
 
 
 def test_the_median_is_of_the_last_twenty_and_the_mean_of_all(log, tmp_path):
-  # 20 times 0, then 20 times 1: the window has only ones.
+  # The loss is 0 for 20 steps, then 1 for 20 steps. The last 20 are all 1.
   for step in range(40):
     log.add(loss=float(step >= 20), time=1.0)
   log.report(40, learning_rate=0.1)
@@ -103,7 +103,7 @@ def test_logs_opened_in_the_same_second_keep_their_events(tmp_path):
 
 
 def test_peak_memory_is_that_of_a_running_program():
-  # Python with JAX takes some hundred MiB, and the machine has no TiB.
+  # Python with JAX takes a few hundred MiB, and no machine has a TiB.
   assert 50 < peak_memory() < 2**20
 
 

@@ -1,4 +1,4 @@
-"""Tests of the watchdog, in processes of their own: it ends them."""
+"""Tests of the watchdog, in separate processes because it ends its process."""
 
 import pathlib
 import subprocess
@@ -25,7 +25,7 @@ with watchdog.watchdog(0.5):
   step_that_hangs()
 """
 
-# The sleep of ctypes' PyDLL keeps Python's lock, as some foreign code does.
+# The sleep of ctypes' PyDLL keeps Python's global lock, as some C code does.
 HOLDS_THE_LOCK = """
 import ctypes
 from maskrcnn_jax.runtime import watchdog
@@ -53,9 +53,10 @@ def test_watchdog_ends_a_process_that_hangs_and_says_where():
   done = run(HANGS)
   assert done.returncode == 1
   assert 'error: no progress for 1 s' in done.stderr
-  assert 'the last was step 2.' in done.stderr
+  assert 'the last progress was step 2.' in done.stderr
   assert 'in step_that_hangs' in done.stderr
-  assert done.stderr.count('hread 0x') == 2  # That one, and its own.
+  # The stacks of two threads: the main one and that of the watchdog.
+  assert done.stderr.count('hread 0x') == 2
 
 
 def test_watchdog_ends_a_process_whose_interpreter_is_locked():
@@ -71,6 +72,6 @@ def test_watchdog_leaves_a_process_alone(seconds):
     for step in range(4):
       time.sleep(0.1)
       watchdog.progress(f'step {step}')
-  # Not watched any more.
+  # After the context, nothing is watched.
   time.sleep(0.4)
   watchdog.progress('nothing')

@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends as one that never was."""
+"""Tests that a run that is killed many times ends with the same result."""
 
 import os
 import pathlib
@@ -62,7 +62,7 @@ def is_saving(workdir):
 
 
 def is_evaluating(workdir):
-  """Whether a step is saved that is to be evaluated and is not yet."""
+  """Tells whether the evaluation of the newest saved step is not yet done."""
   newest = checkpoint.saved_steps(workdir / 'checkpoints')[-1:]
   path = workdir / 'evaluations.json'
   text = path.read_text() if path.exists() else ''
@@ -74,7 +74,10 @@ def is_evaluating(workdir):
 
 
 def kill_when(process, signal_, condition, delay):
-  """Sends a signal some time after that holds; the exit status."""
+  """Sends a signal `delay` seconds after a condition holds.
+
+  Returns the exit status of the process.
+  """
   deadline = time.monotonic() + 300
   while not condition():
     assert process.poll() is None, process.poll()
@@ -99,7 +102,8 @@ def test_thirty_kills_change_nothing(tiny_data, tmp_path):
       signal_ = draw.choice([signal.SIGKILL, signal.SIGTERM])
 
       def holds(moment=moment, before=before, wanted=wanted):
-        # Not while it starts: what is found there is of the run before.
+        # Before its first step, the files in the workdir are still those of the
+        # process before.
         if steps_logged(killed) <= before:
           return False
         match moment:
@@ -111,11 +115,11 @@ def test_thirty_kills_change_nothing(tiny_data, tmp_path):
 
       delay = draw.uniform(0, 0.02 if moment == 'save' else 0.3)
       status = kill_when(process, signal_, holds, delay)
-      # SIGTERM is an orderly end.
+      # After SIGTERM, the process ends by itself with status 0.
       assert status == (0 if signal_ == signal.SIGTERM else -signal_)
       assert (killed / 'interrupted').exists() == (status == 0)
       seen.append((moment, signal_))
-    # The run was not over before the last of them.
+    # The last kill came before the end of the run.
     assert checkpoint.saved_steps(killed / 'checkpoints')[-1] < NUM_STEPS
     assert start(killed, tiny_data, log).wait() == 0
   assert len(set(seen)) == 6, seen

@@ -1,4 +1,4 @@
-"""The same training on any number of devices, simulated on the CPU."""
+"""Tests that the number of devices, simulated on a CPU, does not matter."""
 
 import json
 import os
@@ -36,11 +36,19 @@ print(json.dumps(figures))
 
 
 def train_on(cases, *, num_steps, rate, data, workdir):
-  """Trains in each case, devices x micro-batches; compares with the first.
+  """Trains in several cases and compares the figures with the first case.
+
+  Args:
+    cases: Strings 'DxM': number of devices, number of micro-batches.
+    num_steps: Number of steps of each training.
+    rate: Learning rate.
+    data: Folder of the data set.
+    workdir: Folder of the runs.
 
   Returns:
-    {case: the largest relative differences in any step: of a loss to itself, of
-    a loss to the sum of all, of the gradient's norm to itself}.
+    {case: (largest difference of a loss relative to this loss, largest
+    difference of a loss relative to the sum of the losses, largest relative
+    difference of the gradient's norm)}, over all steps.
   """
   done = subprocess.run(
     [
@@ -80,11 +88,11 @@ def train_on(cases, *, num_steps, rate, data, workdir):
           by_itself.append(difference / wanted[name])
           by_sum.append(difference / wanted['loss'])
     largest[case] = max(by_itself), max(by_sum), max(of_norm)
-  print(f'Relative differences (itself, sum, norm): {largest}')
+  print(f'Relative differences (loss, loss to sum, norm): {largest}')
   return largest
 
 
-# The default tier has two processes, which are two devices.
+# The tests that are not slow train on two devices: see test_many_processes.py.
 @pytest.mark.slow
 def test_eight_devices_train_as_one_does(
   tiny_data, tmp_path, compilation_cache
@@ -102,15 +110,16 @@ def test_any_number_of_devices_and_micro_batches_trains_as_one_does(
 ):
   differences = train_on(
     ['1x1', '2x1', '4x1', '8x1', '1x2', '1x4', '2x2'],
-    # At a larger rate, training from nothing multiplies differences of
-    # rounding until another proposal is drawn.
+    # At a larger rate, a training from random weights would amplify rounding
+    # differences until other proposals are sampled.
     num_steps=20,
     rate=0.0001,
     data=tiny_data,
     workdir=tmp_path,
   )
   for case, (_, of_loss, of_norm) in differences.items():
-    # A small loss is rounded as its large parts are. Where an L1 loss or a ReLU
-    # has its kink, rounding turns a gradient over, but moves no loss.
+    # A small loss can be a sum of large terms, with their rounding errors. At
+    # the kink of an L1 loss or a ReLU, rounding changes the sign of a gradient
+    # but hardly the loss.
     assert of_loss < 1e-5, case
     assert of_norm < 2e-4, case

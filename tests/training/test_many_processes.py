@@ -19,7 +19,7 @@ from maskrcnn_jax.runtime import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# The program, keeping the unrounded figures of each step in a file.
+# Runs the command line and writes the unrounded figures of each step to a file.
 PROGRAM = """
 import json, os, pathlib, sys
 sys.path.insert(0, 'tests')
@@ -34,27 +34,27 @@ if __name__ == '__main__':
       pathlib.Path(os.environ['FIGURES']).write_text(json.dumps(figures))
 """
 
-# On a busy machine compiling takes minutes.
+# In seconds. On a busy machine, compiling takes minutes.
 WATCHDOG = 900
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  """A data set whose sizes are prime, for no number of processes divides it."""
+  """A data set of 11 and 5 images, which no number of processes divides."""
   folder = tmp_path_factory.mktemp('prime')
   write_shapes(folder, num_train=11, num_val=5, image_size=64, seed=1)
   return folder
 
 
 class Run:
-  """Processes that were started together."""
+  """Processes of one run, started together on this machine."""
 
   def __init__(self, count, workdir, data, *options, last=()):
-    """Starts them on loopback; `last` are more options of the last one."""
+    """Starts `count` processes; `last` are extra options of the last one."""
     with socket.socket() as free:
       free.bind(('127.0.0.1', 0))
       port = free.getsockname()[1]
-    # A process alone is started as a user would start it.
+    # A single process is started without these options.
     together = (f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}')
     self.logs = [workdir.with_suffix(f'.{i}.log') for i in range(count)]
     self.figures = [workdir.with_suffix(f'.{i}.json') for i in range(count)]
@@ -82,7 +82,7 @@ class Run:
             | {
               'JAX_PLATFORMS': 'cpu',
               'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
-              # Compiles in two thirds of the time.
+              # Takes a third off the time for compiling.
               'XLA_FLAGS': '--xla_backend_optimization_level=0',
               'FIGURES': str(self.figures[i]),
             },
@@ -90,7 +90,7 @@ class Run:
         )
 
   def wait(self, timeout=1000):
-    """Returns the exit statuses."""
+    """Waits for all processes and returns their exit statuses."""
     deadline = time.monotonic() + timeout
     try:
       return [
@@ -103,7 +103,7 @@ class Run:
         process.wait()
 
   def finish(self):
-    """Waits for a run that must succeed; returns each one's figures."""
+    """Waits until all processes have succeeded; returns the figures of each."""
     statuses = self.wait()
     assert not any(statuses), (
       statuses,
@@ -112,7 +112,7 @@ class Run:
     return [json.loads(path.read_text()) for path in self.figures]
 
   def wait_for(self, path):
-    """Waits until a file is there, while all processes live."""
+    """Waits until a file exists; fails if a process ends before."""
     deadline = time.monotonic() + 1000
     while not path.exists():
       assert [p.poll() for p in self.processes] == [None] * len(
@@ -136,11 +136,11 @@ def assert_same_figures(some, others, rtol=1e-5, of_norm=None):
 
 
 def check_results(workdir, data):
-  """Checks that each image was evaluated once, and returns the boxes."""
+  """Checks that each image was evaluated once; returns the boxes found."""
   truth = json.loads((data / 'instances_val.json').read_text())
   ids = [image['id'] for image in truth['images']]
   boxes = json.loads((workdir / 'inference' / 'bbox.json').read_text())
-  # Of each image the tiny recipe finds as many as it may, 8.
+  # The tiny recipe finds the largest number of boxes in each image, 8.
   counts = collections.Counter(result['image_id'] for result in boxes)
   assert sorted(counts) == sorted(ids)
   assert max(counts.values()) <= 8
@@ -161,7 +161,7 @@ def test_two_processes_train_and_evaluate_as_one_does(
   assert one == two
   assert_same_figures(one, figures[:2])
   check_results(workdir, tiny_data)
-  # Process 0 alone writes.
+  # Only process 0 writes.
   lines = (workdir / 'log.txt').read_text().splitlines()
   assert sum(line.startswith('Training on 8 images') for line in lines) == 1
   assert '2 a step on 2 cpu device(s)' in lines[0]
@@ -184,7 +184,7 @@ OPTIONS = (
 
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory, data, compilation_cache):
-  """A run of one process that nothing disturbs."""
+  """A run of one process without interruption, to compare other runs with."""
   workdir = tmp_path_factory.mktemp('straight') / 'run'
   (figures,) = Run(1, workdir, data, *OPTIONS).finish()
   return workdir, figures
@@ -217,7 +217,7 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(
   wanted = check_results(straight[0], data)
   for name in ('image_id', 'category_id'):
     assert [r[name] for r in ours] == [r[name] for r in wanted]
-  # Nothing but the order of sums may differ: by some units in the last place.
+  # Only the order of sums may differ, which changes the last digits.
   for name in ('score', 'bbox'):
     assert_allclose(
       [r[name] for r in ours],
@@ -233,7 +233,7 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(
   straight, data, tmp_path, victim
 ):
   workdir = tmp_path / 'run'
-  # Not so many that it could end before the kill.
+  # So many steps that the run cannot end before the kill.
   endless = Run(2, workdir, data, *OPTIONS, '--config.train.num_steps=100000')
   endless.wait_for(workdir / 'checkpoints' / '2')
   endless.processes[victim].send_signal(signal.SIGKILL)
@@ -256,7 +256,8 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(
 
 @pytest.mark.slow
 def test_a_stuck_process_ends_the_others_by_the_watchdog(data, tmp_path):
-  # So that the next processes find all compiled.
+  # This run fills the cache of compiled programs, so that the next one starts
+  # without compiling.
   workdir = tmp_path / 'run'
   Run(2, workdir, data, '--config.train.num_steps=1', '--skip_test').finish()
   run = Run(
@@ -275,7 +276,7 @@ def test_a_stuck_process_ends_the_others_by_the_watchdog(data, tmp_path):
   run.wait()
   text = run.logs[0].read_text()
   assert 'error: no progress for 6' in text
-  assert 'the last was ' in text
+  assert 'the last progress was ' in text
   assert (
     'maskrcnn_jax/training/loop.py", line' in text.partition('no progress')[2]
   )
@@ -295,15 +296,15 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
       *OPTIONS,
       f'--config.train.num_steps={num_steps}',
     ).finish()[-1]
-  # Where an L1 loss or a ReLU has its kink, rounding turns a gradient over, but
-  # moves no loss: see test_many_devices.py.
+  # At the kink of an L1 loss or a ReLU, rounding changes the sign of a gradient
+  # but hardly the loss.
   assert_same_figures(figures, straight[1], of_norm=2e-4)
   check_results(workdir, data)
   saved = tiny.saved_arrays(workdir, 6)
   wanted = tiny.saved_arrays(straight[0], 6)
   assert saved.keys() == wanted.keys()
   for name in saved:
-    # The momentum sums gradients, of which a kink may have turned one over.
+    # The momentum is a sum of gradients, which such a change of sign affects.
     atol = 5e-4 if name.startswith('optimizer/') else 1e-5
     assert_allclose(
       saved[name], wanted[name], rtol=1e-3, atol=atol, err_msg=name
@@ -339,7 +340,7 @@ def test_processes_that_disagree_are_told_apart(data, tmp_path):
   run = Run(2, tmp_path / 'run', data, last=('--config.seed=1',))
   assert 2 in run.wait()
   assert any(
-    'error: Process 1 has another config.seed than process 0: 1 instead of 0'
+    'error: Process 1 differs from process 0 in config.seed: 1 instead of 0'
     in log.read_text()
     for log in run.logs
   )

@@ -1,4 +1,4 @@
-"""Tests of the optimizers, against their definitions written out as loops."""
+"""Tests of learning rates and optimizers against their definitions."""
 
 import functools
 
@@ -101,7 +101,7 @@ def test_mlperf_linear_rises_by_the_factor_a_step(step, expected):
 @pytest.mark.parametrize(
   ('step', 'expected'),
   [
-    (0, 0.02 / 3),  # The warm-up's factor.
+    (0, 0.02 / 3),  # Only the factor of the warm-up.
     (500, 0.02 * 0.5 * (1 + np.cos(np.pi / 20))),
     (5_000, 0.01),
     (7_500, 0.02 * 0.5 * (1 - np.sqrt(0.5))),  # cos(3 pi / 4)
@@ -120,7 +120,7 @@ def test_learning_rate_of_an_unknown_warmup_is_an_error():
 
 def test_gradients_are_clipped_all_together():
   params = {'fc': {'kernel': jnp.zeros(1), 'bias': jnp.zeros(1)}}
-  # Of length 5, made 2.5: halved.
+  # The gradients (3, 4) have norm 5. Clipping to 2.5 halves them.
   gradients = {'fc': {'kernel': jnp.array([3.0]), 'bias': jnp.array([4.0])}}
   optimizer = make_optimizer(
     momentum=0.9,
@@ -139,7 +139,7 @@ def test_gradients_are_clipped_all_together():
 def test_next_average_trusts_early_steps_more():
   average = {'w': jnp.array([1.0])}
   params = {'w': jnp.array([3.0])}
-  # min(0.5, 1 / 10) of the old; then min(0.5, 91 / 100).
+  # Step 0 keeps min(0.5, 1 / 10) of the average, step 90 min(0.5, 91 / 100).
   assert_allclose(
     next_average(average, params, 0, decay=0.5)['w'], [2.8], rtol=1e-6
   )
@@ -193,7 +193,8 @@ def test_optimizer_is_torch_sgd_with_two_groups():
     updates, state = update(gradients, state, params, step=step)
     params = optax.apply_updates(params, updates)
 
-    # Warm-up from 0.25 in three steps: 0.25, 0.5, 0.75, 1; a tenth from 5 on.
+    # The warm-up goes from 0.25 to 1 in three steps. From step 5 on, the rate
+    # is a tenth.
     rate = 0.1 * (0.25, 0.5, 0.75, 1, 1, 0.1, 0.1, 0.1)[step]
     for i, gradient in enumerate(jax.tree.leaves(gradients)):
       is_bias = names[i] == 'bias'
@@ -236,7 +237,7 @@ def test_adamw_equals_its_definition(clip_norm):
 
     gradients = [x.astype(np.float64) for x in jax.tree.leaves(tree)]
     norm = np.sqrt(sum((x**2).sum() for x in gradients))
-    assert norm > 1.5  # So that clipping does something.
+    assert norm > 1.5  # Otherwise, clipping would do nothing.
     for i, gradient in enumerate(gradients):
       if clip_norm:
         gradient = gradient * clip_norm / norm
@@ -267,7 +268,7 @@ def test_adamw_by_hand():
   updates, _ = optimizer.update(
     gradients, optimizer.init(params), params, step=0
   )
-  # The first step of Adam is the sign of the gradient, however large it is.
+  # The first step of Adam is the sign of the gradient, whatever its size.
   # kernel: -0.5 (1 + 0.1 * 10) = -1. bias: -1 * -1 = 1.
   assert_allclose(updates['fc']['kernel'], [-1], rtol=1e-5)
   assert_allclose(updates['fc']['bias'], [1], rtol=1e-5)
@@ -283,7 +284,7 @@ def test_adamw_corrects_by_updates_and_not_by_steps():
     schedule=lambda step: step,
     bias_schedule=lambda step: step,
   )
-  # Seven steps were skipped: they left the state as it was.
+  # The seven steps before were skipped, so the state is still the initial one.
   updates, state = optimizer.update(
     gradients, optimizer.init(params), params, step=7
   )
@@ -294,7 +295,7 @@ def test_adamw_corrects_by_updates_and_not_by_steps():
 
 @pytest.mark.parametrize('clip_norm', [0.0, 1.5])
 def test_state_of_sgd_is_the_momentum_alone(clip_norm):
-  # Checkpoints hold this tree: with another one they could not be resumed.
+  # Checkpoints hold this tree. With another tree, they could not be resumed.
   params = {'fc': {'kernel': jnp.ones(2), 'bias': jnp.ones(1)}}
   optimizer = make_optimizer(
     momentum=0.9,
@@ -370,7 +371,7 @@ def test_join_parameters_undoes_split_parameters(frozen):
     assert_array_equal(one, other)
 
 
-def test_no_gradient_is_computed_for_what_is_frozen():
+def test_no_gradient_is_computed_for_frozen_parameters():
   params = make_tree(np.random.default_rng(0))
   trainable, fixed = split_parameters(params, FROZEN)
   gradients = jax.grad(

@@ -1,4 +1,4 @@
-"""Tests of training: exact resumes, weights from elsewhere, bad numbers."""
+"""Tests of training: exact resumes, initial weights, numbers not finite."""
 
 import contextlib
 import gzip
@@ -41,29 +41,8 @@ CLASS_LAYERS = (
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
 
-@pytest.fixture
-def config(tiny_data):
-  return tiny.with_data(tiny.get_config(), tiny_data)
-
-
-@pytest.fixture
-def workdir(tiny_run, tmp_path):
-  """A finished run of the tiny recipe, to be changed."""
-  return shutil.copytree(tiny_run[0], tmp_path / 'run')
-
-
-@pytest.fixture
-def idle_step(monkeypatch):
-  """Replaces the training step by one that changes nothing."""
-  step = tiny.IdleStep()
-  monkeypatch.setattr(
-    'maskrcnn_jax.training.run.jit_train_step', lambda _: step
-  )
-  return step
-
-
 def initial_arrays(config, num_classes=4):
-  """The model before the first step, named as `tiny.saved_arrays` does."""
+  """Returns the model before the first step, with names of `saved_arrays`."""
   rcnn = Rcnn.from_config(
     config, num_classes=num_classes, dtype=set_precision(config.precision)
   )
@@ -77,7 +56,7 @@ def initial_arrays(config, num_classes=4):
 
 
 def edit_annotations(data, target, change):
-  """Writes a changed copy of a data set's training annotations."""
+  """Writes a changed copy of the training annotations; returns its path."""
   content = json.loads((data / 'instances_train.json').read_text())
   change(content)
   target.write_text(json.dumps(content))
@@ -103,13 +82,13 @@ def test_train_resumed_and_extended_equals_never_stopped(
 def test_train_learns_in_every_step(tiny_run):
   workdir, figures = tiny_run
   two, four = (tiny.saved_arrays(workdir, step) for step in (2, 4))
-  # Each figure of each step is finite, and no two steps are the same.
+  # All figures are finite, and no two steps have the same loss.
   assert len({step['loss'] for step in figures}) == 4
   assert np.isfinite([list(step.values()) for step in figures]).all()
   same = {k for k in two if np.array_equal(two[k], four[k])}
   fixed = {k for k in two if k.startswith((*FROZEN, 'model/constants/'))}
-  # Biases of the first convolutions may rest where a ReLU is dead, but no
-  # kernel does.
+  # Biases of the first convolutions may stay the same if a ReLU is dead, but
+  # all kernels change.
   assert {k for k in same - fixed if k.endswith('kernel')} == set()
 
 
@@ -178,7 +157,7 @@ def test_log_has_a_line_for_each_report_and_each_compilation(tiny_run):
       assert re.fullmatch(figure, parts[name]), name
     assert re.fullmatch(r'\d+', parts['max mem'])
   assert len(reports) == 4
-  # A third of 0.01, then a line up to it at step 3.
+  # The rate starts at a third of 0.01 and rises linearly to 0.01 at step 3.
   assert re.findall(r'lr: (\S+)', '\n'.join(reports)) == [
     '0.003333',
     '0.005556',
@@ -211,7 +190,7 @@ def test_a_finished_run_trains_no_more(workdir, config):
 
 
 def use_two_sizes(config, target):
-  """Has the lying and the standing pictures on a canvas of their own."""
+  """Makes a recipe train on landscape and portrait images, on two canvases."""
   config.data.long_side = 80
   config.data.padded_sizes = ((64, 64), (64, 96), (96, 64), (640, 640))
   data = pathlib.Path(config.data.train.annotations).parent
@@ -255,7 +234,7 @@ def test_train_goes_from_size_to_size(config, tmp_path):
 
 
 def test_train_with_empty_and_crowd_only_images(config, tiny_data, tmp_path):
-  """One batch has objects, the others none at all."""
+  """One batch has objects; the other batches have none."""
 
   def empty_most(content):
     first = content['images'][0]['id']
@@ -271,7 +250,7 @@ def test_train_with_empty_and_crowd_only_images(config, tiny_data, tmp_path):
   figures = tiny.run_training(config, tmp_path / 'run')
   assert np.isfinite([list(step.values()) for step in figures]).all()
   with_objects = [step['loss_mask'] > 0 for step in figures]
-  # Four steps of two are one epoch of the eight images.
+  # Four steps of two images are one epoch of the eight images.
   assert sum(with_objects) == 1
   for step in figures:
     if step['loss_mask'] == 0:
@@ -295,7 +274,7 @@ def test_train_stops_at_numbers_that_are_not_finite(config, tmp_path):
   assert len(ids) == 2
   assert set(ids) <= set(range(1, tiny.NUM_TRAIN + 1))
   assert message in (tmp_path / 'log.txt').read_text()
-  # Nothing is saved that is not known to be sound.
+  # No state with such numbers has been saved.
   assert step > 0
   saved = checkpoint.saved_steps(tmp_path / 'checkpoints')
   assert saved == list(range(1, step + 1))[-3:]
@@ -359,7 +338,7 @@ def test_no_resume_refuses_a_workdir_with_a_checkpoint(workdir, config):
 
 
 def test_resume_beside_an_older_step_that_is_half_deleted(workdir, config):
-  """A run killed while it removes what it need not keep leaves such a one."""
+  """A run leaves such a step if it is killed while it removes a checkpoint."""
   shutil.rmtree(workdir / 'checkpoints' / '2' / 'model')
   config.train.num_steps = 5
   assert len(tiny.run_training(config, workdir)) == 1
@@ -412,13 +391,13 @@ def test_init_from_other_classes_starts_their_layers_afresh(
 
 
 @pytest.mark.usefixtures('idle_step')
-@pytest.mark.parametrize('what', ['names', 'order', 'ids'])
+@pytest.mark.parametrize('changed', ['names', 'order', 'ids'])
 def test_init_from_as_many_other_classes_starts_their_layers_afresh(
-  tiny_run, config, tiny_data, tmp_path, caplog, what
+  tiny_run, config, tiny_data, tmp_path, caplog, changed
 ):
   def change(content):
     first, second, third = content['categories']
-    match what:
+    match changed:
       case 'names':
         second['name'] = 'star'
       case 'order':
@@ -436,13 +415,13 @@ def test_init_from_as_many_other_classes_starts_their_layers_afresh(
     tiny.run_training(config, tmp_path / 'run', init_from=tiny_run[0])
   taken, fresh = saved_model(tiny_run[0], 4), initial_arrays(config)
   for name, array in saved_model(tmp_path / 'run', 4).items():
-    is_fresh = what != 'ids' and any(f'/{x}/' in name for x in CLASS_LAYERS)
+    is_fresh = changed != 'ids' and any(f'/{x}/' in name for x in CLASS_LAYERS)
     assert_array_equal(
       array, (fresh if is_fresh else taken)[name], err_msg=name
     )
   line = [x for x in caplog.messages if x.startswith('The classes are not')]
-  assert len(line) == (what != 'ids')
-  if what == 'names':
+  assert len(line) == (changed != 'ids')
+  if changed == 'names':
     assert "2: 'star' | " in line[0]
 
 
@@ -454,7 +433,7 @@ def test_other_classes_go_by_their_names_in_order():
     "2: 'b' | 'a'",
   ]
   assert _other_classes(here, [[1, 'a']]) == ["2: 'b' | 'nothing'"]
-  # Not known: a backbone's, and those that a converted file does not name.
+  # A backbone has no classes, and a converted file may not name its classes.
   assert _other_classes(here, []) == []
   assert _other_classes(here, [[1, 'class 1'], [2, 'class 2']]) == []
 
@@ -466,7 +445,10 @@ def test_init_from_another_architecture_is_refused(tiny_run, config, tmp_path):
 
 
 def save_backbone(workdir, target, config, *, without=None):
-  """Makes a checkpoint of the backbone of a run; returns its arrays."""
+  """Saves the backbone of a run as a checkpoint; returns its arrays.
+
+  Arrays with `without` in their name are left out.
+  """
   taken = {
     name.removeprefix('model/'): array
     for name, array in saved_model(workdir, 4).items()
@@ -552,7 +534,7 @@ def test_init_from_a_part_of_another_architecture_is_refused(
 
 
 def test_a_resumed_run_ignores_init_from(workdir, config, tmp_path):
-  # As when the same command is given again.
+  # A user who gives the same command again repeats --init_from too.
   assert tiny.run_training(config, workdir, init_from=tmp_path / 'gone') == []
 
 
@@ -597,7 +579,10 @@ def start(workdir, data, *options):
 
 
 def kill_when(process, condition):
-  """Kills a process as soon as that holds; says whether it lived till then."""
+  """Kills a process as soon as a condition holds.
+
+  Returns False if the process has ended before.
+  """
   deadline = time.monotonic() + 300
   while not condition():
     if process.poll() is not None:
@@ -615,13 +600,13 @@ def test_a_killed_run_given_again_ends_the_same(tiny_data, tmp_path):
   assert start(straight, tiny_data, *steps).wait() == 0
   saved = killed / 'checkpoints'
   moments = (
-    # While the first checkpoint is written,
+    # The first checkpoint is being written.
     lambda: list(saved.glob('2.*tmp*')),
-    # between two of them,
+    # The run is between two checkpoints.
     lambda: (saved / '4').exists(),
-    # while an old one is removed,
+    # An old checkpoint is being removed.
     lambda: (saved / '8').exists() and not (saved / '4').exists(),
-    # and while the last is written.
+    # The last checkpoint is being written.
     lambda: list(saved.glob('12.*tmp*')),
   )
   kills = sum(

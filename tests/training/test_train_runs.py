@@ -1,4 +1,4 @@
-"""Tests of whole runs: evaluated on the way, stopped, damaged, out of room."""
+"""Tests of whole runs: evaluations, signals, damaged files, full disks."""
 
 import gc
 import json
@@ -17,7 +17,7 @@ import tiny
 
 from maskrcnn_jax.errors import InputError, SaveError
 from maskrcnn_jax.evaluation.average_precision import ApResult
-from maskrcnn_jax.runtime import checkpoint, numerics
+from maskrcnn_jax.runtime import checkpoint, numerics, run_checkpoints
 from maskrcnn_jax.runtime.stop_signal import Stopped, StopSignal
 from maskrcnn_jax.runtime.training_log import TrainingLog
 from maskrcnn_jax.training import start as train_start
@@ -27,12 +27,12 @@ from maskrcnn_jax.training.evaluations import (
   reaches,
   steps_between,
 )
-from maskrcnn_jax.training.loop import _Pending, _take_figures
+from maskrcnn_jax.training.figures import PendingStep, take_figures
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
-# Where one array is damaged, orbax never awaits what it began for the others,
-# which must be collected before the next test.
+# If one array is damaged, orbax never awaits the reads of the other arrays.
+# Their objects must be garbage-collected before the next test.
 leaves_tasks_behind = pytest.mark.filterwarnings(
   'ignore::pytest.PytestUnraisableExceptionWarning',
   'ignore::pytest.PytestUnhandledThreadExceptionWarning',
@@ -40,42 +40,25 @@ leaves_tasks_behind = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture
-def config(tiny_data):
-  return tiny.with_data(tiny.get_config(), tiny_data)
-
-
-@pytest.fixture
-def workdir(tiny_run, tmp_path):
-  """A finished run of the tiny recipe, to be changed."""
-  return shutil.copytree(tiny_run[0], tmp_path / 'run')
-
-
-@pytest.fixture
-def idle_step(monkeypatch):
-  """Replaces the training step by one that changes nothing."""
-  step = tiny.IdleStep()
-  monkeypatch.setattr(
-    'maskrcnn_jax.training.run.jit_train_step', lambda _: step
-  )
-  return step
-
-
 def ap_result(ap):
   return ApResult({'AP': ap}, {}, 1, 1, (1, 10, 100), ())
 
 
 class MadeUpEvaluation:
-  """Stands for an evaluation; the AP of each step is given."""
+  """Replaces `evaluate` and returns a given AP for each step.
+
+  `steps` lists the steps evaluated so far. `before` is called with the step at
+  the start of each evaluation.
+  """
 
   def __init__(self, box_aps, mask_aps):
-    """Takes {step: AP}; a step that is not in it has 0."""
+    """Takes {step: AP}; other steps have an AP of 0."""
     self.box_aps, self.mask_aps = box_aps, mask_aps
     self.steps = []
-    self.before = lambda step: None  # called at the start of each
+    self.before = lambda step: None
 
   def __call__(self, detector, **_):
-    """Takes the place of `evaluate`."""
+    """Returns the results of `evaluate`."""
     self.before(detector.step)
     self.steps.append(detector.step)
     return {
@@ -105,9 +88,10 @@ def test_train_evaluates_on_the_way_and_keeps_the_best(
   config.train.eval_every = 2
   tiny.run_training(config, tmp_path)
   assert evaluation.steps == [2, 4, 6]
-  # Each evaluated step is saved too, so that no evaluation is in vain.
+  # An evaluated step is saved even if no checkpoint was due, so that a resumed
+  # run need not repeat the evaluation.
   assert steps_of(tmp_path) == [6, 7]
-  # Of the same mask AP, 6 has the higher box AP.
+  # Steps 4 and 6 have the same mask AP, and step 6 has the higher box AP.
   assert checkpoint.saved_steps(tmp_path / 'best') == [6]
   assert json.loads((tmp_path / 'evaluations.json').read_text()) == [
     {'step': 2, 'box_ap': 0.3, 'mask_ap': 0.2, 'recall': None},
@@ -127,14 +111,15 @@ def test_train_ends_when_both_aps_are_reached(config, tmp_path, evaluation):
   config.train.min_box_ap = 0.3
   config.train.min_mask_ap = 0.3
   tiny.run_training(config, tmp_path, skip_test=False)
-  # 2 reaches the one, 4 the other, 6 both; there is no other at the end.
+  # Step 2 reaches the box AP, step 4 the mask AP, step 6 both. There is no
+  # further evaluation at the end.
   assert evaluation.steps == [2, 4, 6]
   assert steps_of(tmp_path)[-1] == 6
   assert (
     'The training ends at step 6: box AP has reached 0.3'
     in (tmp_path / 'log.txt').read_text()
   )
-  # Given again, it is over.
+  # If the command is given again, the run is already at its end.
   tiny.run_training(config, tmp_path, skip_test=False)
   assert evaluation.steps == [2, 4, 6]
 
@@ -161,7 +146,7 @@ def test_an_evaluation_that_was_cut_off_is_done_again(
 
 
 @pytest.mark.usefixtures('idle_step')
-def test_the_best_of_a_future_that_was_lost_may_come_again(
+def test_the_best_model_may_be_of_an_earlier_step_after_going_back(
   config, tmp_path, evaluation
 ):
   config.train.num_steps = 6
@@ -248,7 +233,10 @@ def test_a_better_ap_than_expected_passes(ap, status, is_above):
 
 @pytest.fixture
 def hears_ctrl_c():
-  """What a shell starts in the background inherits that SIGINT is ignored."""
+  """Makes SIGINT interrupt this process, even if a shell has it ignored.
+
+  A shell makes the programs that it starts in the background ignore SIGINT.
+  """
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   yield
   signal.signal(signal.SIGINT, before)
@@ -267,7 +255,7 @@ def test_stop_signal_takes_note_and_restores(capfd, number, name):
     assert stop.name == name
     with pytest.raises(Stopped), stop.interrupting():
       raise AssertionError
-    # The second ends the process.
+    # A second SIGINT ends the process.
     assert (signal.getsignal(signal.SIGINT) == signal.SIG_DFL) == (
       number == signal.SIGINT
     )
@@ -275,7 +263,7 @@ def test_stop_signal_takes_note_and_restores(capfd, number, name):
   assert ('Ctrl-C once more' in capfd.readouterr().err) == (name == 'Ctrl-C')
 
 
-def test_stop_signal_leaves_ctrl_c_ignored_where_it_is():
+def test_stop_signal_leaves_an_ignored_ctrl_c_ignored():
   before = signal.signal(signal.SIGINT, signal.SIG_IGN)
   try:
     with StopSignal() as stop:
@@ -288,12 +276,13 @@ def test_stop_signal_leaves_ctrl_c_ignored_where_it_is():
 
 @pytest.mark.usefixtures('hears_ctrl_c')
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_stop_signal_interrupts_what_loses_nothing(number):
+def test_stop_signal_interrupts_inside_interrupting(number):
   with StopSignal() as stop:
     with pytest.raises(Stopped), stop.interrupting():
       os.kill(os.getpid(), number)
       raise AssertionError
-    # No more than once: what cleans up is left in peace.
+    # Outside, a second signal raises nothing, so that cleaning up is not
+    # interrupted.
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -334,9 +323,9 @@ def test_sigterm_finishes_the_step_and_saves_it(config, tmp_path, idle_step):
   assert not (tmp_path / 'interrupted').exists()
 
 
-# Runs the command line with a step that takes no compiling. The first argument
-# says how long the third step takes. A file of its own, for workers import the
-# main module anew.
+# Runs the command line with a step that needs no compiling. The first argument
+# is the number of seconds that the third step takes. The program is written to
+# a file, because worker processes import the main module again.
 PROGRAM = """
 import signal, sys, time
 import tiny
@@ -360,7 +349,7 @@ if __name__ == '__main__':
 
 @pytest.fixture
 def start_program(tiny_data, tmp_path):
-  """Starts PROGRAM with a worker; it and its workers are a process group."""
+  """Starts PROGRAM and one worker process in a process group of their own."""
   (tmp_path / 'program.py').write_text(PROGRAM)
   started = []
 
@@ -407,7 +396,7 @@ def test_a_signal_to_program_and_workers_saves_the_step(
 ):
   process = start_program(1)
   assert process.stdout.readline() == 'third step\n'
-  # As a terminal does for Ctrl-C: to all of the group.
+  # For Ctrl-C, a terminal also sends the signal to the whole process group.
   os.killpg(process.pid, number)
   _, err = process.communicate(timeout=300)
   assert process.returncode == 0, err
@@ -533,7 +522,7 @@ def test_a_device_that_computes_wrongly_is_refused(
     numerics, 'check_numerics', lambda: {check: 'it is wrong; take another'}
   )
   config.precision = precision
-  # A CPU is not checked.
+  # On a CPU, nothing is checked.
   tiny.run_training(config, tmp_path / 'cpu')
   monkeypatch.setattr(train_start.jax, 'default_backend', lambda: 'gpu')
   if is_refused:
@@ -559,15 +548,15 @@ def test_check_room_warns_where_not_all_will_fit(tmp_path, monkeypatch):
   monkeypatch.setattr(
     'shutil.disk_usage', lambda path: types.SimpleNamespace(free=300)
   )
-  assert checkpoint.check_room(tmp_path, size=100, count=3) == ''
-  assert 'C10' in checkpoint.check_room(tmp_path, size=100, count=4)
+  assert run_checkpoints.check_room(tmp_path, size=100, num_steps=3) == ''
+  assert 'C10' in run_checkpoints.check_room(tmp_path, size=100, num_steps=4)
 
 
 @pytest.mark.parametrize('part', ['model', 'metadata'])
 def test_a_save_that_fails_costs_nothing(
   config, tmp_path, monkeypatch, idle_step, part
 ):
-  """The second save is not whole, as if the disk were full."""
+  """The second save fails, as if the disk were full."""
   del idle_step
   check = (
     checkpoint._stored_leaves if part == 'model' else (checkpoint.read_metadata)
@@ -585,31 +574,31 @@ def test_a_save_that_fails_costs_nothing(
   assert 'C10: Saving step 4 in' in str(error.value)
   assert 'No space left on device' in str(error.value)
   assert 'step 2 is whole' in str(error.value)
-  # The last good one is neither removed nor forgotten.
+  # The checkpoint before is still there, and `last_checkpoint` names it.
   assert 2 in steps_of(tmp_path)
   assert (tmp_path / 'last_checkpoint').read_text().endswith('checkpoints/2\n')
 
 
 class Lines(TrainingLog):
-  """Stands for the log of a run."""
+  """Replaces the log of a run and keeps its lines and figures."""
 
   def __init__(self):
-    """Starts empty."""
+    """Starts without lines and figures."""
     self.lines, self.figures = [], []
 
   def line(self, text):
-    """Takes the place of the log's."""
+    """Keeps a line."""
     self.lines.append(text)
 
   def add(self, **figures):
-    """Takes the place of the log's."""
+    """Keeps the figures of a step."""
     self.figures.append(figures)
 
 
-def take_figures(precision, **figures):
+def figures_of_a_step(precision, **figures):
   log = Lines()
-  pending = _Pending(3, figures, [1, 0], False, 0.5, 0.1)
-  skipped = _take_figures(
+  pending = PendingStep(3, figures, [1, 0], False, 0.5, 0.1)
+  skipped = take_figures(
     pending,
     log,
     image_ids=[7, 8],
@@ -620,7 +609,7 @@ def take_figures(precision, **figures):
 
 
 def test_a_step_that_was_skipped_is_said_and_its_losses_left_out():
-  skipped, log = take_figures(
+  skipped, log = figures_of_a_step(
     'fp16', loss=1.0, grad_norm=np.inf, loss_scale=8192.0, skipped=2
   )
   assert skipped == 2
@@ -634,9 +623,9 @@ def test_a_step_that_was_skipped_is_said_and_its_losses_left_out():
 @pytest.mark.parametrize(
   ('precision', 'scale'), [('fp16', 1.0), ('bf16', 1.0), ('fp32', 1.0)]
 )
-def test_what_no_lower_scale_can_help_is_an_error(precision, scale):
+def test_a_number_that_no_lower_scale_can_help_is_an_error(precision, scale):
   with pytest.raises(FloatingPointError, match='loss is nan at step 3') as e:
-    take_figures(
+    figures_of_a_step(
       precision, loss=np.nan, grad_norm=1.0, loss_scale=scale, skipped=1
     )
   assert ('float16 cannot hold' in str(e.value)) == (precision == 'fp16')
@@ -646,7 +635,7 @@ def test_what_no_lower_scale_can_help_is_an_error(precision, scale):
 def test_fp16_goes_on_after_overflows_and_resumes_exactly(
   config, tmp_path, monkeypatch
 ):
-  """The scale begins so high that the first steps are skipped."""
+  """The loss scale starts so high that the first steps are skipped."""
   monkeypatch.setattr('maskrcnn_jax.runtime.precision.INITIAL_SCALE', 2.0**20)
   config.precision = 'fp16'
   config.train.num_steps = 8
@@ -684,7 +673,7 @@ def test_fp16_stops_where_a_lower_scale_cannot_help(
   tiny.save_with_nan(tiny_run[0], tmp_path / 'nan', 'mask_fcn_logits')
   with pytest.raises(FloatingPointError) as error:
     tiny.run_training(config, tmp_path / 'run', init_from=tmp_path / 'nan')
-  # 4, 2, then 1.
+  # The scale is 4, 2 and then 1 at step 2, its minimum.
   assert 'loss_mask is nan' in str(error.value)
   assert 'at step 2 (' in str(error.value)
   assert 'float16 cannot hold' in str(error.value)

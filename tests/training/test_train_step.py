@@ -1,4 +1,4 @@
-"""Tests of the training step: parts of a batch, float16, averaged weights."""
+"""Tests of the training step: micro-batches, float16, averaged weights."""
 
 import functools
 import math
@@ -43,19 +43,14 @@ pytestmark = pytest.mark.usefixtures('compilation_cache')
 
 @pytest.fixture(autouse=True)
 def restored():
-  """Undoes what `set_precision` sets for the whole process."""
+  """Restores JAX's matmul precision, which `set_precision` changes."""
   before = jax.config.jax_default_matmul_precision
   yield
   jax.config.update('jax_default_matmul_precision', before)
 
 
-@pytest.fixture
-def config(tiny_data):
-  return tiny.with_data(tiny.get_config(), tiny_data)
-
-
 def make_step(config):
-  """A state and its step, with a constant rate."""
+  """Returns a first state and a training step with a constant learning rate."""
   dtype = set_precision(config.precision)
   rcnn = Rcnn.from_config(config, num_classes=4, dtype=dtype)
   optimizer = make_optimizer(
@@ -71,7 +66,7 @@ def make_step(config):
 
 
 def make_batch(batch_size=2, seed=0):
-  """Noise with one ellipse an image."""
+  """Returns a batch of 64 px images of noise with made-up objects."""
   from maskrcnn_jax.benchmark.made_up_batch import made_up_batch
 
   batch = made_up_batch(
@@ -137,7 +132,7 @@ def test_an_overflow_in_fp16_skips_the_step_and_the_next_recovers(config):
   config.precision = 'fp16'
   config.train.ema_decay = 0.5
   state, step = make_step(config)
-  # No gradient of float16 holds as much: its largest number is 65504.
+  # The gradients overflow, because the largest number of float16 is 65504.
   state = state._replace(
     loss_scale=state.loss_scale._replace(scale=jnp.float32(2.0**40))
   )
@@ -163,9 +158,7 @@ def test_an_overflow_in_fp16_skips_the_step_and_the_next_recovers(config):
 
 
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
-def test_what_is_stored_and_shown_is_float32_whatever_is_computed_in(
-  config, precision
-):
+def test_state_and_figures_are_float32_in_every_precision(config, precision):
   config.precision = precision
   config.train.ema_decay = 0.9
   state, step = make_step(config)
@@ -189,7 +182,8 @@ def test_what_is_stored_and_shown_is_float32_whatever_is_computed_in(
 
 def test_micro_batches_give_the_losses_and_the_gradients_of_the_batch(config):
   batch = make_batch(2)
-  # An image without objects has fewer samples: parts must not count alike.
+  # An image without objects has fewer samples, so a plain mean of the two
+  # micro-batches would be wrong.
   batch.gt_valid[1] = False
   results = []
   for parts in (1, 2):
@@ -208,8 +202,8 @@ def test_micro_batches_train_as_the_batch_does(config, geometry, tmp_path):
   config.train.batch_size = 4
   config.train.num_steps = 20
   config.train.checkpoint_every = 20
-  # At a larger rate, training from nothing multiplies differences of rounding
-  # until another proposal is drawn.
+  # At a larger rate, a training from random weights would amplify rounding
+  # differences until other proposals are sampled.
   config.optimizer.learning_rate = 0.0001
   figures = {}
   for parts in (1, 2, 4):
@@ -219,7 +213,8 @@ def test_micro_batches_train_as_the_batch_does(config, geometry, tmp_path):
     for one, other in zip(figures[1], figures[parts], strict=True):
       assert other['grad_norm'] == pytest.approx(one['grad_norm'], rel=2e-4)
       for name in one.keys() - {'grad_norm'}:
-        # Of the sum: a small term is rounded as its large parts are.
+        # Relative to the sum of the losses, because a small loss can be a sum
+        # of large terms, with their rounding errors.
         assert abs(other[name] - one[name]) < 1e-5 * one['loss'], name
 
 
@@ -229,8 +224,9 @@ def test_micro_batches_must_divide_the_batch(config, tmp_path):
     train(config, tmp_path / 'run')
 
 
-def test_the_average_is_what_is_saved_for_use(config):
-  # The program of the overflow above, which is compiled already.
+def test_a_checkpoint_holds_the_averaged_weights_as_its_model(config):
+  # With these options the step is in the cache already: the test of an overflow
+  # has compiled it.
   config.precision = 'fp16'
   config.train.ema_decay = 0.5
   state, step = make_step(config)
@@ -241,7 +237,7 @@ def test_the_average_is_what_is_saved_for_use(config):
   before = arrays_of(state.average)
   state, _ = step(state, make_batch())
   kept = training_state(state)
-  # After step 0 it keeps a tenth: min(0.5, 1 / 10).
+  # Step 0 keeps min(0.5, 1 / 10) of the average, a tenth.
   for a, b, p in zip(
     arrays_of(state.average), before, arrays_of(kept['params']), strict=True
   ):
@@ -250,12 +246,12 @@ def test_the_average_is_what_is_saved_for_use(config):
   assert_same(
     arrays_of(used['mask_head']), arrays_of(state.average['mask_head'])
   )
-  # What is frozen has no average and needs none.
+  # Frozen weights never change, so they have no average.
   assert_same(
     arrays_of(used['backbone']['conv1']),
     arrays_of(state.params['backbone']['conv1']),
   )
-  again = restored_state(state, 1, variables_of(state), kept)
+  again = restored_state(1, variables_of(state), kept)
   assert jax.tree.structure(again) == jax.tree.structure(state)
   assert_same(arrays_of(again), arrays_of(state))
 
