@@ -50,6 +50,7 @@ trap 'rm -rf "$work"' EXIT
 python=$(find_python)
 unset PYTHONPATH
 export PIP_DISABLE_PIP_VERSION_CHECK=1 JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+export JAX_COMPILATION_CACHE_DIR=$work/compiled
 
 tell "Building $version into dist/"
 mkdir "$work/source" "$work/folder"
