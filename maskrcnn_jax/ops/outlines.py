@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from maskrcnn_jax.array_types import Outlines
-from maskrcnn_jax.ops.roi_align import adaptive_weights
+from maskrcnn_jax.ops.adaptive_sampling import adaptive_weights
 
 
 class _Edges(NamedTuple):
