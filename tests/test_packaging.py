@@ -115,7 +115,7 @@ def test_messages_name_no_file_that_is_not_installed():
   problems = [
     f'{path.relative_to(ROOT)}:{line}: {text}'
     for path in (ROOT / 'maskrcnn_jax').rglob('*.py')
-    # The files of docs/ are generated from these, and so have to name the folder.
+    # The files of docs/ are generated from these, which so name the folder.
     if path.name not in ('errors.py', 'explain.py', 'documentation.py')
     for line, text in strings_of(path)
     if re.search(r'\b(scripts|docs|tests)/|README', text)
