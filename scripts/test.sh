@@ -3,7 +3,7 @@
 # the tests.
 #
 #   bash scripts/test.sh                          the default tier
-#   bash scripts/test.sh -m slow                  what takes minutes
+#   bash scripts/test.sh -m slow                  the tests that take minutes
 #   bash scripts/test.sh tests/test_imports.py    one file
 #   JAX_PLATFORMS=cuda bash scripts/test.sh -m gpu -n 0
 #   JAX_VERSION=0.11.1 bash scripts/test.sh       with this version of JAX
@@ -11,7 +11,8 @@
 # JAX_VERSION installs that version of JAX into .venv, and the other packages by
 # the ranges of setup.cfg. Without it, the versions of requirements.lock are
 # installed, or the newest in these ranges if the lock is not for this platform.
-# Arguments go to pytest; paths are relative to the root of the project.
+#
+# The arguments are passed to pytest; paths are relative to the project's root.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/python_environment.sh
