@@ -9,8 +9,7 @@
 
 RECIPE says which model is trained and how. It is the name of a recipe that
 comes with the program, such as r50_fpn, or a file of your own, my_recipe.py.
-docs/recipe_keys.md lists its keys; `python -m
-maskrcnn_jax.config.documentation` prints that page.
+`python -m maskrcnn_jax.config.documentation` prints a page about its keys.
 
 Exit status: 0 done, 1 failed while running, 2 wrong input, 130 ended by Ctrl-C.
 A training that is ended by SIGTERM or by the first Ctrl-C saves a checkpoint

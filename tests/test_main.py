@@ -332,16 +332,6 @@ def test_fine_tuning_with_another_value_than_the_weights_have(
   assert 'data.pixel_std: [1, 1, 1] | [58.395, 57.12, 57.375]' in line
 
 
-def test_a_loss_that_is_not_finite_is_a_failure(
-  refuse, train_flags, tiny_run, tmp_path
-):
-  tiny.save_with_nan(tiny_run[0], tmp_path / 'nan', 'mask_fcn_logits')
-  line = refuse(
-    *train_flags, '--skip_test', f'--init_from={tmp_path / "nan"}', status=1
-  )
-  assert 'loss_mask is nan' in line
-
-
 def test_eval_without_a_recipe_uses_the_stored_one(run, tiny_run, tmp_path):
   code, out, _ = run(
     '--mode=eval',

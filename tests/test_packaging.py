@@ -1,4 +1,7 @@
-"""Tests of what an installed package holds, and that its messages fit."""
+"""Tests of the wheel and the source distribution, and of names in documents.
+
+The slow tests install the wheel and run it.
+"""
 
 import ast
 import configparser
@@ -15,11 +18,12 @@ import tomllib
 
 import pytest
 
+from maskrcnn_jax import __version__
 from maskrcnn_jax.__main__ import TOOLS
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# What the wheel and the source distribution are made of.
+# Files and folders that the wheel and the source distribution are built from.
 SOURCES = (
   'maskrcnn_jax',
   'configs',
@@ -27,12 +31,11 @@ SOURCES = (
   'docs',
   'scripts',
   'tests',
+  '.github',
   'setup.cfg',
   'pyproject.toml',
   'MANIFEST.in',
-  'README.md',
-  'CHANGELOG.md',
-  'BENCHMARKS.md',
+  *sorted(path.name for path in ROOT.glob('*.md')),
   'LICENSE',
   'requirements.lock',
 )
@@ -47,7 +50,7 @@ def test_setup_cfg_lists_every_package_on_disk():
     for folder in ('maskrcnn_jax', 'pallas_kernels')
     for path in (ROOT / folder).rglob('*.py')
   }
-  # The recipes; setup.cfg maps the folder configs/ there.
+  # setup.cfg installs the folder configs/ as this package.
   assert listed == sorted(found | {'maskrcnn_jax.configs'})
   assert setup['options']['package_dir'].split() == [
     'maskrcnn_jax.configs',
@@ -58,14 +61,43 @@ def test_setup_cfg_lists_every_package_on_disk():
     assert (ROOT / package.replace('.', '/') / '__init__.py').is_file()
 
 
+def test_the_changelog_has_a_dated_section_for_the_version():
+  headings = re.findall(
+    r'^## (.*)$', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE
+  )
+  assert headings[0] == 'Unreleased'
+  dates = dict(heading.split(' - ') for heading in headings[1:])
+  assert next(iter(dates)) == __version__
+  assert all(re.fullmatch(r'\d{4}-\d\d-\d\d', date) for date in dates.values())
+
+
+def test_the_workflow_tests_the_oldest_supported_jax():
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  (oldest,) = re.findall(
+    r'^jax>=([\d.]+)', setup['options']['install_requires'], re.MULTILINE
+  )
+  workflow = (ROOT / '.github' / 'workflows' / 'tests.yml').read_text()
+  assert set(re.findall(r'\bjax: ([\d.]+)', workflow)) == {oldest}
+
+
 def strings_of(path):
-  """Returns (line, text) of each string of a file; f-strings as a whole."""
+  """Yields the line number and the text of each string in a Python file.
+
+  An f-string is one text, without its placeholders. Docstrings of functions and
+  classes are left out; those of modules count, because --help prints them.
+  """
   nodes = list(ast.walk(ast.parse(path.read_text())))
   parts = {
     id(part)
     for node in nodes
     if isinstance(node, ast.JoinedStr)
     for part in node.values
+  } | {
+    id(node.body[0].value)
+    for node in nodes
+    if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    and isinstance(node.body[0], ast.Expr)
   }
   for node in nodes:
     if isinstance(node, ast.JoinedStr):
@@ -83,8 +115,8 @@ def test_messages_name_no_file_that_is_not_installed():
   problems = [
     f'{path.relative_to(ROOT)}:{line}: {text}'
     for path in (ROOT / 'maskrcnn_jax').rglob('*.py')
-    # These make files of docs/.
-    if path.name not in ('errors.py', 'documentation.py')
+    # The files of docs/ are generated from these, which so name the folder.
+    if path.name not in ('errors.py', 'explain.py', 'documentation.py')
     for line, text in strings_of(path)
     if re.search(r'\b(scripts|docs|tests)/|README', text)
     and 'source repository' not in text.replace('\n', ' ')
@@ -102,7 +134,7 @@ def test_documents_and_scripts_name_files_and_tools_that_exist():
   ]
   problems = []
   for path in documents:
-    if path.name == 'CHANGELOG.md':  # speaks of files that are gone
+    if path.name == 'CHANGELOG.md':  # It names files that were removed.
       continue
     text = path.read_text()
     files = re.findall(
@@ -129,10 +161,12 @@ def test_documents_and_scripts_name_files_and_tools_that_exist():
 
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory):
-  """Installs sdist -> wheel into an environment of its own; its bin folder.
+  """Installs the wheel into an environment of its own; returns its bin folder.
 
-  Other packages come from the environment of the tests. Its editable install
-  of this package does not: a path in a .pth file has no .pth files itself.
+  The wheel is built from the source distribution. All other packages are taken
+  from the environment of the tests, through a .pth file. The editable install
+  of this package there stays invisible, because it is a .pth file itself, and
+  Python does not read the .pth files of a folder that a .pth file names.
   """
   folder = tmp_path_factory.mktemp('installed')
   source = folder / 'source'
@@ -160,7 +194,7 @@ def installed(tmp_path_factory):
     check=True,
     env=environment(),
   )
-  # pip makes no source distributions, so the backend is asked itself.
+  # pip cannot build source distributions, so this calls setuptools directly.
   subprocess.run(
     [
       python,
@@ -206,7 +240,10 @@ def installed(tmp_path_factory):
 
 
 def environment():
-  """The environment variables, but the sources are not in the path."""
+  """Returns the environment variables for programs of the installed package.
+
+  Without PYTHONPATH, they cannot import the package from the source tree.
+  """
   variables = os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'PIP_DISABLE_PIP_VERSION_CHECK': '1',
@@ -254,6 +291,8 @@ def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
     path.name for path in ROOT.glob('configs/*.py')
   )
   assert not list(package.parent.glob('configs'))
+  for name in ('maskrcnn_jax', 'pallas_kernels'):
+    assert (package.parent / name / 'py.typed').is_file()
 
   command = installed / 'maskrcnn'
   assert run(tmp_path, command).stdout == run(tmp_path, command, '-h').stdout
@@ -263,7 +302,7 @@ def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
     assert f'maskrcnn {tool} ' in done.stdout
   done = run(tmp_path, command, 'shapes', 'drawn', '--train=24', '--val=1')
   assert done.returncode == 0, done.stderr
-  # From 24 images on, processes decode them.
+  # check_data uses worker processes if there are at least 24 images.
   done = run(
     tmp_path,
     command,
@@ -277,7 +316,7 @@ def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
 
 
 def named_files(text):
-  """Returns what looks like the name of a file in messages."""
+  """Returns the words of a text that look like file names."""
   return {
     word
     for word in re.findall(r'(?<![\w=*<])[\w./-]+\.\w{1,8}\b', text)
@@ -321,7 +360,7 @@ def test_the_wheel_trains_fine_tunes_and_predicts(installed, tmp_path):
       and not list(tmp_path.rglob(pathlib.Path(name).name))
     }
   assert not missing
-  # Wrong input: its answers name nothing that is not there either.
+  # The messages about wrong input must not name missing files either.
   for arguments, word in (
     (('--config=configs/finetune.py', '--workdir=x'), 'finetune'),
     (('--config=finetune', '--workdir=x', *data), '--init_from'),
@@ -372,6 +411,6 @@ def test_an_editable_install_finds_package_and_command(tmp_path):
   )
   package = pathlib.Path(done.stdout.strip()).parent
   assert package == tmp_path / 'maskrcnn_jax'
-  # Recipes are found beside the package, not in a copy of them.
+  # The recipes are the files in configs/, not a copy inside the package.
   assert not (package / 'configs').exists()
   assert (package.parent / 'configs' / 'finetune.py').is_file()

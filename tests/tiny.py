@@ -21,7 +21,9 @@ NUM_TRAIN, NUM_VAL = 8, 5
 # XLA_FLAGS for programs that compile much and compute little. With the usual
 # flags, compiling takes two thirds of their time.
 QUICK_COMPILATION = (
-  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+  '--xla_backend_optimization_level=0 '
+  '--xla_llvm_disable_expensive_passes=true '
+  '--xla_cpu_parallel_codegen_split_count=1'
 )
 
 

@@ -82,8 +82,7 @@ class Run:
             | {
               'JAX_PLATFORMS': 'cpu',
               'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
-              # Takes a third off the time for compiling.
-              'XLA_FLAGS': '--xla_backend_optimization_level=0',
+              'XLA_FLAGS': tiny.QUICK_COMPILATION,
               'FIGURES': str(self.figures[i]),
             },
           )
