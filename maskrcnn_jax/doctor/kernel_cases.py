@@ -1,7 +1,7 @@
 """Cases of every operation that has a kernel: random arguments, and the call.
 
-`kernel_check` compares a kernel with plain JAX on them, and
-`scripts/benchmark_kernels.py` measures time and memory.
+`kernel_check` compares a kernel with plain JAX on them, and the kernel
+benchmark of the source repository measures time and memory.
 """
 
 from collections.abc import Callable

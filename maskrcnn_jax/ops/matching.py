@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from maskrcnn_jax.array_types import AnyArray
 from maskrcnn_jax.ops.boxes import iou_of_corners
 
 # Number of boxes in a row of the arrays that `match_by_overlap` computes with;
@@ -179,7 +180,7 @@ def _count_slots_in_use(gt_valid: Bool[Array, 'g']) -> Int[Array, '']:
 
 @_count_slots_in_use.def_vmap
 def _count_slots_in_use_by_batch(
-  axis_size: int, in_batched: Sequence[bool], gt_valid: Bool[Array, '*b g']
+  axis_size: int, in_batched: Sequence[bool], gt_valid: Bool[AnyArray, '*b g']
 ) -> tuple[Int[Array, ''], bool]:
   """Returns the number of slots up to the last one valid in any image.
 
@@ -189,7 +190,8 @@ def _count_slots_in_use_by_batch(
   Args:
     axis_size: Number of images.
     in_batched: Whether `gt_valid` has a leading axis of images.
-    gt_valid: Which ground-truth slots hold an object.
+    gt_valid: Which ground-truth slots hold an object. Outside of `jit` it is
+      the array of the caller, which may be a NumPy array.
 
   Returns:
     The number, and False because it has no axis of images.
