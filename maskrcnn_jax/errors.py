@@ -313,8 +313,8 @@ CODES = {
     'recipe key unknown or value wrong',
     'The name of a key is misspelt, or its value has the wrong type or is '
     'out of range.',
-    'Correct it as the message says. docs/recipe_keys.md lists all keys, and '
-    '`python -m maskrcnn_jax.config.documentation` prints that page.',
+    'Correct it as the message says. `python -m '
+    'maskrcnn_jax.config.documentation` lists all keys and their values.',
   ),
   'C06': Code(
     'batch size and devices do not fit',
