@@ -62,7 +62,7 @@ def kernels_on_gpu(operation: str) -> tuple[str, ...]:
 
 
 def all_kernels(implementation: str) -> Kernels:
-  """Returns the same implementation for all operations."""
+  """Returns a `Kernels` with one implementation, such as 'xla', in all fields."""
   return Kernels(*[implementation] * len(Kernels._fields))
 
 
@@ -77,8 +77,10 @@ def choose_kernels(
   """Chooses the implementation of each operation.
 
   Args:
-    wanted: The recipe's choice. 'xla' uses plain JAX, 'pallas' uses kernels,
-      and 'auto' uses the kernels that `MEASURED` lists for this device.
+    wanted: The recipe's choice. 'xla' uses plain JAX. 'pallas' uses kernels as
+      far as this machine has them; on a CPU, JAX interprets them. 'auto' uses
+      the kernels that `MEASURED` lists for this device. An operation without a
+      usable kernel uses plain JAX.
     platform: Platform of the devices: 'cpu', 'gpu' or another of JAX's names.
     device_kind: JAX's name of the devices, for example 'NVIDIA H200'.
     jax_version: Version of JAX, for example '0.12.0'.

@@ -118,7 +118,7 @@ class ImageTable:
     try:
       file_name, height, width = self._read(entry, id_, is_usable)
     except errors.InputError as error:
-      self.report.error_of(self.name, where, error)
+      self.report.error_from_exception(self.name, where, error)
       if is_usable:
         self.rows.setdefault(id_, -1)
       return False

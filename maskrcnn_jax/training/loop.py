@@ -283,9 +283,8 @@ def _load_batches(run: Run, first_step: int) -> Generator[Batch, None, None]:
       pixel_range=pixel_range_of(run.config),
       scratch_dir=run.workdir,
     )
-    # Closing the generator ends its worker processes.
-    assert isinstance(batches, Generator)
     try:
+      # Closing the generator ends its worker processes.
       with contextlib.closing(batches):
         for batch, _ in batches:
           step += 1
