@@ -62,7 +62,7 @@ def kernels_on_gpu(operation: str) -> tuple[str, ...]:
 
 
 def all_kernels(implementation: str) -> Kernels:
-  """Returns a `Kernels` with one implementation, such as 'xla', in all fields."""
+  """Returns a `Kernels` whose fields all have the same value, such as 'xla'."""
   return Kernels(*[implementation] * len(Kernels._fields))
 
 

@@ -45,6 +45,8 @@ from maskrcnn_jax.errors import InputError, print_error
 def main(argv: list[str] | None = None) -> None:
   """Converts annotations and prints the number of objects of each class.
 
+  If the input is wrong, prints the error and ends the process with status 2.
+
   Args:
     argv: The command-line arguments. `None` means those of the process.
   """

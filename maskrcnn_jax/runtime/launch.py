@@ -33,7 +33,7 @@ LAUNCHERS = {
 class Launch(NamedTuple):
   """How this process is to find the other processes of its run.
 
-  If one of the first four fields is None, JAX finds it out from the launcher,
+  If one of the first four fields is `None`, JAX finds it out from the launcher,
   which is the program that has started the processes, such as SLURM.
   """
 
@@ -71,7 +71,9 @@ def plan_launch(
     The options for `start_processes`; `None` if this process works alone.
 
   Raises:
-    InputError: If the user's options are incomplete or wrong.
+    InputError: If the user's options are incomplete or wrong, or if several
+      processes share this machine and it has several GPUs, but fewer than
+      processes.
   """
   if num_processes == 1:
     return None

@@ -175,12 +175,15 @@ def run_steps(
 
 
 def is_due(run: Run, step: int) -> bool:
-  """Tells whether the recipe asks for an evaluation after `step` steps."""
+  """Tells whether the recipe asks for an evaluation after `step` steps.
+
+  It does after every multiple of `run.eval_every`, and never if that is 0.
+  """
   return bool(run.eval_every and step and step % run.eval_every == 0)
 
 
 def is_evaluated(run: Run, step: int) -> bool:
-  """Tells whether the model after `step` steps has been evaluated."""
+  """Tells whether the model after `step` steps has been evaluated already."""
   return run.evaluations is not None and run.evaluations.of(step) is not None
 
 
@@ -253,7 +256,7 @@ def evaluate_state(
 
 
 def _figure(ap: float | None) -> str:
-  """Returns an AP as text; 'n/a' if there is none."""
+  """Returns an AP as text with four digits; 'n/a' for `None`, no AP."""
   return 'n/a' if ap is None else f'{ap:.4f}'
 
 

@@ -48,7 +48,7 @@ def learning_rate(
     num_steps: Number of steps of the whole training; for 'cosine' only.
 
   Raises:
-    ValueError: There is no warm-up of this name.
+    ValueError: If there is no warm-up of this name.
 
   Source:
     maskrcnn-benchmark `solver/lr_scheduler.py`, WarmupMultiStepLR;
@@ -165,7 +165,7 @@ def make_optimizer(
       scaled down to this norm; 0 does not limit it.
 
   Raises:
-    ValueError: There is no optimizer of this name.
+    ValueError: If there is no optimizer of this name.
 
   Source:
     SGD: torch.optim.SGD; the rates and the decay of biases:
@@ -197,8 +197,9 @@ def next_average(
     average: Average up to the step before.
     params: Weights after this step, a tree like `average`.
     step: Number of steps done before.
-    decay: Part of the average that is kept, in [0, 1). Less is kept in the
-      first steps, because the average starts from untrained weights.
+    decay: Part of the average that is kept, in [0, 1). In the first steps, the
+      smaller part (1 + step) / (10 + step) is kept, because the average starts
+      from untrained weights.
 
   Source:
     tf.train.ExponentialMovingAverage with `num_updates`.
