@@ -15,8 +15,10 @@ from typing import NamedTuple
 class Kernels(NamedTuple):
   """The implementation of each operation that has a kernel.
 
-  A field is named like the operation, a function in `ops/`. Its value is 'xla',
-  'pallas', 'interpret' or 'triton'.
+  A field is named like the operation, a function in `ops/`. Its value is 'xla'
+  for plain JAX, 'pallas' for the GPU kernel, 'interpret' for this kernel
+  interpreted by JAX, or, for `nms` only, 'triton' for this kernel compiled by
+  jax-triton.
   """
 
   pairwise_iou: str = 'xla'
