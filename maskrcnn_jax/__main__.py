@@ -38,11 +38,17 @@ TOOLS = {
   'explain': ('explain', 'explain the code of an error message, such as A07'),
 }
 
+# The arguments that ask a tool for its help.
 _HELP = {'--help', '-help', '-h'}
 
 
 def main() -> None:
-  """Runs the tool that the command line names."""
+  """Runs the tool that the command line names.
+
+  The first argument is the name of the tool; if it begins with '-', the tool is
+  `main`. Without arguments, and with --help, -help or -h as the first one,
+  prints the list of all tools. An unknown name ends the program with status 2.
+  """
   arguments = sys.argv[1:]
   if not arguments or arguments[0] in _HELP:
     print(overview())
@@ -77,14 +83,16 @@ def overview() -> str:
 
 
 def run_tool(tool: str, arguments: list[str]) -> None:
-  """Runs a tool as `python -m maskrcnn_jax.TOOL` does.
+  """Runs a tool in this process as `python -m maskrcnn_jax.TOOL` does.
 
-  The tool itself ends the process with its exit status. If the tool prints its
-  help, the help names the program `maskrcnn TOOL`.
+  The arguments replace those in `sys.argv`. If the tool fails, it ends the
+  process itself with its exit status. If the arguments ask for help, the
+  printed text is held back until the tool ends, and 'maskrcnn TOOL' replaces
+  'python -m maskrcnn_jax.TOOL' in it.
 
   Args:
     tool: A key of `TOOLS`.
-    arguments: The arguments of the tool.
+    arguments: The arguments of the tool, without its name.
   """
   module = f'maskrcnn_jax.{TOOLS[tool][0]}'
   sys.argv[1:] = arguments

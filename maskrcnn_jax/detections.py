@@ -52,7 +52,7 @@ def detect_boxes(
     min_size: Length of the shortest side that a detection may have, in pixels.
     width_offset: Number of pixels by which a box is wider than x2 - x1 and
       higher than y2 - y1, 0 or 1.
-    kernels: The implementation of each operation.
+    kernels: The implementation of each operation; `kernels.nms` is used.
 
   Returns:
     boxes: In pixels of the resized image, best first.
@@ -113,14 +113,17 @@ def detect_boxes(
 def select_masks(
   mask_logits: Float[Array, 'd m m k'], classes: Int[Array, 'd']
 ) -> Float[Array, 'd m m']:
-  """Returns the mask of each detection that belongs to its class.
+  """Picks the mask of its own class for each detection; applies the sigmoid.
 
   Args:
-    mask_logits: Logits of the masks of all classes for each detection.
-    classes: Class of each detection, 1 to k - 1; 0 is padding.
+    mask_logits: For each detection, the logits of one mask for each of the k
+      classes, as the mask head returns them.
+    classes: Class of each detection, 1 to k - 1. It is 0 for padding, whose
+      masks have no meaning.
 
   Returns:
-    Probabilities that the cells of the box belong to the object, in [0, 1].
+    One mask for each detection: the probability, in [0, 1], that a cell of its
+    box belongs to the object. The box is divided into m x m cells.
   """
   logits = jnp.take_along_axis(
     mask_logits, classes[:, None, None, None], axis=3

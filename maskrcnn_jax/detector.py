@@ -227,7 +227,9 @@ def detect_batches(
   Args:
     detector: The model.
     batches: (batch, rows) pairs. `rows` are the positions in the data set of
-      the images of the batch. All images of a batch have the same canvas.
+      the images of the batch. All images of a batch have the same canvas, and
+      the first is not padding. Images that are padding, where `image_valid` is
+      False, are skipped.
     index: The data set, which gives the size of each image on disk.
     plan: The canvas of each image of the data set. A canvas is the static
       padded size that images are put on.
@@ -237,7 +239,7 @@ def detect_batches(
   def finish(
     detections: Detections, batch: Batch, rows: Int[np.ndarray, 'b']
   ) -> Iterator[ImageDetections]:
-    """Waits for the detections of a batch and converts those of each image."""
+    """Waits for the detections of a batch and yields those of each image."""
     detections = jax.device_get(detections)
     for i, row in enumerate(rows):
       if batch.image_valid[i]:

@@ -344,7 +344,14 @@ def _mix(pixels: np.ndarray, color: Color, opacity: np.ndarray) -> np.ndarray:
 def _draw_box(
   pen: ImageDraw.ImageDraw, box: np.ndarray, color: Color, width: int
 ) -> None:
-  """Draws the frame of a box with a thin dark halo; empty boxes are skipped."""
+  """Draws the frame of a box with a thin dark halo; empty boxes are skipped.
+
+  Args:
+    pen: Draws on the picture.
+    box: (x1, y1, x2, y2) in pixels of the picture.
+    color: Color of the frame.
+    width: Width of the line in pixels. The line is inside the box.
+  """
   x1, y1, x2, y2 = (round(float(v)) for v in box)
   if x2 <= x1 or y2 <= y1:
     return
@@ -373,7 +380,15 @@ def _draw_leader(
   color: Color,
   width: int,
 ) -> None:
-  """Draws a line between a label and its box if they do not touch."""
+  """Draws a line between a label and its box if they do not touch.
+
+  Args:
+    pen: Draws on the picture.
+    plate: Rectangle of the label.
+    box: (x1, y1, x2, y2) of the object, in pixels of the picture.
+    color: Color of the line.
+    width: Width of the line in pixels.
+  """
   ends = []
   for axis in (0, 1):
     low, high = max(plate[axis], box[axis]), min(plate[axis + 2], box[axis + 2])
@@ -397,7 +412,15 @@ def _draw_plate(
   color: Color,
   font: ImageFont.FreeTypeFont,
 ) -> None:
-  """Draws a label: its text in black or white on a rectangle of the color."""
+  """Draws a label: its text in black or white on a rectangle of the color.
+
+  Args:
+    pen: Draws on the picture.
+    plate: Rectangle of the label.
+    text: The text. It is black on a light color and white on a dark one.
+    color: Color of the rectangle.
+    font: Font of the text.
+  """
   x1, y1, x2, y2 = plate
   # The usual weights of red, green and blue in the perceived brightness.
   light = np.dot(color, (0.299, 0.587, 0.114)) > 110

@@ -13,7 +13,7 @@ from typing import NamedTuple
 class InputError(ValueError):
   """Wrong input: one line that names the fault, its place and the remedy.
 
-  `main` prints the message without a traceback and exits with status 2.  Any
+  `main` prints the message without a traceback and exits with status 2. Any
   other exception is a failure while running and exits with status 1.
   """
 

@@ -30,7 +30,13 @@ class InputFormat(NamedTuple):
   antialias: bool
 
   def rgb_255(self) -> tuple[ByChannel, ByChannel]:
-    """Returns (mean, std) converted to pixels that are RGB in [0, 255]."""
+    """Returns mean and std for images whose pixels are RGB in [0, 255].
+
+    `mean` and `std` of a preset are for its own order of channels and its own
+    white. The result has the order red, green, blue, and both are multiplied by
+    255 / `white`, so that (pixel - mean) / std gives the numbers that the
+    weights were trained on.
+    """
     step = {'RGB': 1, 'BGR': -1}[self.channel_order]
 
     def convert(values: ByChannel) -> ByChannel:

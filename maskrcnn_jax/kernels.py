@@ -15,8 +15,10 @@ from typing import NamedTuple
 class Kernels(NamedTuple):
   """The implementation of each operation that has a kernel.
 
-  A field is named like the operation, a function in `ops/`. Its value is 'xla',
-  'pallas', 'interpret' or 'triton'.
+  A field is named like the operation, a function in `ops/`. Its value is 'xla'
+  for plain JAX, 'pallas' for the GPU kernel, 'interpret' for this kernel
+  interpreted by JAX, or, for `nms` only, 'triton' for this kernel compiled by
+  jax-triton.
   """
 
   pairwise_iou: str = 'xla'
@@ -62,7 +64,7 @@ def kernels_on_gpu(operation: str) -> tuple[str, ...]:
 
 
 def all_kernels(implementation: str) -> Kernels:
-  """Returns the same implementation for all operations."""
+  """Returns a `Kernels` whose fields all have the same value, such as 'xla'."""
   return Kernels(*[implementation] * len(Kernels._fields))
 
 
@@ -77,8 +79,10 @@ def choose_kernels(
   """Chooses the implementation of each operation.
 
   Args:
-    wanted: The recipe's choice. 'xla' uses plain JAX, 'pallas' uses kernels,
-      and 'auto' uses the kernels that `MEASURED` lists for this device.
+    wanted: The recipe's choice. 'xla' uses plain JAX. 'pallas' uses kernels as
+      far as this machine has them; on a CPU, JAX interprets them. 'auto' uses
+      the kernels that `MEASURED` lists for this device. An operation without a
+      usable kernel uses plain JAX.
     platform: Platform of the devices: 'cpu', 'gpu' or another of JAX's names.
     device_kind: JAX's name of the devices, for example 'NVIDIA H200'.
     jax_version: Version of JAX, for example '0.12.0'.

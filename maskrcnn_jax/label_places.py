@@ -10,7 +10,7 @@ Plate = tuple[int, int, int, int]
 
 
 def area(box: np.ndarray) -> float:
-  """Returns the area of a box (x1, y1, x2, y2), at least 0."""
+  """Returns the area of a box (x1, y1, x2, y2) in square pixels, at least 0."""
   return float(max(box[2] - box[0], 0) * max(box[3] - box[1], 0))
 
 
@@ -106,7 +106,7 @@ def _places(
 
 
 def overlap(plate: Plate, boxes: np.ndarray) -> np.ndarray:
-  """Returns the area that a label shares with each box, in pixels."""
+  """Returns the area that a label shares with each box, in square pixels."""
   low = np.maximum(boxes[:, :2], plate[:2])
   high = np.minimum(boxes[:, 2:], plate[2:])
   return np.maximum(high - low, 0).prod(axis=1)

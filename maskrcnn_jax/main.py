@@ -276,14 +276,19 @@ def _evaluate_or_predict(
 def _parse_flags(
   argv: list[str],
 ) -> tuple[str | None, list[tuple[str, str | None]]]:
-  """Parses the command line; the recipe itself is not read yet.
+  """Parses the command line: fills absl's `FLAGS`, returns --config arguments.
+
+  All flags but --config get their values in `flags.FLAGS`. The recipe that
+  --config names is not read yet. With --help, -help or -h, prints the help and
+  ends the program with status 0.
 
   Args:
     argv: The command line; the first item is the name of the program.
 
   Returns:
     The value of --config, `None` if it is not given; and the (key, text) pairs
-    of the --config.KEY=VALUE arguments.
+    of the --config.KEY=TEXT arguments in their order. A text is `None` if only
+    --config.KEY was given, which means True for a boolean key.
 
   Raises:
     InputError: If an argument is not known or has a wrong value.
@@ -314,7 +319,7 @@ def _parse_flags(
 
 
 def _in_a_line(error: Exception) -> str:
-  """Returns the message of an error, without line breaks."""
+  """Returns the message of an error in one line; its type if it has none."""
   return ' '.join(str(error).split()) or type(error).__name__
 
 
@@ -369,7 +374,12 @@ def _check_flags_of_mode() -> None:
 
 
 def run() -> None:
-  """Runs the program; prints an error as one line and sets the exit status."""
+  """Runs the program and ends the process with the exit status of `main`.
+
+  An InputError is printed as one line, and the status is 2. Any other exception
+  gives status 1: a loss that is not finite, a failed save and a full disk are
+  printed as one line, and an unexpected exception with its traceback.
+  """
   _set_up_console()
   _set_up_ctrl_c()
   try:
@@ -436,10 +446,13 @@ def _end(*_: object) -> None:
 
 
 def _parse_profile_steps(text: str | None) -> range:
-  """Parses the value of --profile_steps.
+  """Parses the value of --profile_steps to the range of the steps to trace.
 
   Args:
     text: 'A:B' for the steps A to B - 1, or `None` for no step.
+
+  Raises:
+    InputError: If the text has another form, or A is not less than B.
   """
   if text is None:
     return range(0)
@@ -452,13 +465,13 @@ def _parse_profile_steps(text: str | None) -> range:
 
 
 def _fail(message: str, status: int) -> None:
-  """Prints an error message and exits with a status."""
+  """Prints an error message on stderr and ends the program with a status."""
   print_error(message)
   _leave(status)
 
 
 def _leave(status: int) -> None:
-  """Exits, without waiting for the other processes of the run."""
+  """Ends this process with a status, without waiting for other processes."""
   if 'jax' in sys.modules:
     from maskrcnn_jax.runtime import cluster
 

@@ -59,7 +59,8 @@ def make_proposals(
       higher than y2 - y1, 0 or 1.
     fit_to: (height, width) of the padded image that the strides are fitted to.
       `None` keeps powers of two: see `make_anchors`.
-    kernels: The implementation of each operation.
+    kernels: The implementation of each operation; `kernels.select_boxes` and
+      `kernels.nms` are used.
 
   Returns:
     Proposals in pixels of the resized image, best first, gradient stopped.

@@ -61,7 +61,8 @@ def make_rpn_targets(
       the object does not get its second best anchor instead.
     width_offset: Number of pixels by which a box is wider than x2 - x1 and
       higher than y2 - y1, 0 or 1.
-    kernels: The implementation of each operation.
+    kernels: The implementation of each operation; `kernels.match_by_overlap` is
+      used.
 
   Returns:
     Indices of the sampled anchors, foreground first, and the deltas that the
@@ -143,7 +144,8 @@ def make_roi_targets(
     delta_weights: Factors of (dx, dy, dw, dh): see `encode_boxes`.
     width_offset: Number of pixels by which a box is wider than x2 - x1 and
       higher than y2 - y1, 0 or 1.
-    kernels: The implementation of each operation.
+    kernels: The implementation of each operation; `kernels.pairwise_iou` is
+      used.
 
   Returns:
     The sampled RoIs, foreground first, with the class and the deltas that the
@@ -228,7 +230,8 @@ def make_mask_targets(
       is `None`, objects are drawn on the cells of the mask.
     padded_size: (height, width) of the padded image, in pixels. Required with
       `image_size`.
-    kernels: The implementation of each operation.
+    kernels: The implementation of each operation. If `image_size` is `None`,
+      `kernels.rasterize_outlines` is used; otherwise plain JAX is.
 
   Returns:
     1 inside the object, 0 outside. Pooled masks also have values between.

@@ -33,6 +33,8 @@ from maskrcnn_jax.errors import InputError, print_error
 def main(argv: list[str] | None = None) -> None:
   """Runs one benchmark and prints its figures as text and as a line of JSON.
 
+  If the input is wrong, prints the error and ends the process with status 2.
+
   Args:
     argv: The command-line arguments. `None` means those of the process.
   """
@@ -165,7 +167,11 @@ def _time_loader(
 
 
 def _parse_size(text: str) -> tuple[int, int]:
-  """Reads a size of the form HEIGHTxWIDTH, in pixels."""
+  """Converts the text HEIGHTxWIDTH, in pixels, to (height, width).
+
+  Raises:
+    InputError: If the text has another form, or a side is less than 1.
+  """
   try:
     height, width = map(int, text.split('x'))
     if min(height, width) < 1:

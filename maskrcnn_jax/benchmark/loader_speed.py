@@ -142,7 +142,7 @@ def benchmark_loader(
 
 
 def measure(
-  load: Callable[..., Iterator[_Loaded]],
+  load: Callable[..., Generator[_Loaded, None, None]],
   mesh: Mesh,
   *,
   batch_size: int,
@@ -179,7 +179,7 @@ def measure(
     num_workers=num_workers,
     num_threads=num_threads,
   )
-  assert isinstance(loading, Generator)  # Closing it ends threads and workers.
+  # Closing the generator ends its threads and workers.
   with contextlib.closing(loading) as batches:
     for _ in range(buffered + 1):
       batch = _next_on_device(batches, mesh)

@@ -21,9 +21,10 @@ def largest_costs(step: Callable[[], None], count: int) -> list[dict[str, Any]]:
 
   Returns:
     For each operation: `operation`, its name in the compiled program; `source`,
-    its name in the source code if that is known; `ms`, its own time in
-    milliseconds; and `share`, its part of the time of all operations. The
-    longest time comes first.
+    the path of the JAX operation that it comes from, such as
+    'jit(step)/jvp/dot_general', or the name of the profiler's event if the
+    profiler gives no path; `ms`, its own time in milliseconds; and `share`, its
+    part of the time of all operations, in [0, 1]. The longest time comes first.
   """
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
@@ -60,7 +61,7 @@ class _Running:
   """An operation that has started and not yet ended."""
 
   name: str  # in the compiled program
-  source: str  # its name in the source code
+  source: str  # path of the JAX operation that it comes from, if known
   end: float  # in nanoseconds
   own: float  # duration in nanoseconds without the operations inside it
 
@@ -68,23 +69,26 @@ class _Running:
 def _own_times(
   events: Iterable[jax.profiler.ProfileEvent],
 ) -> Iterator[tuple[str, str, float]]:
-  """Computes the time that each operation took itself.
+  """Computes for each run of an operation the time that it took itself.
 
   The time of the operations that run inside another operation, such as the
   body of a loop, is subtracted from the time of that operation.
 
   Args:
-    events: The events of one stream or one thread.
+    events: The events of one stream or one thread, in any order. Events that
+      are no operation of a compiled program are skipped.
 
   Yields:
-    The name of each operation in the compiled program, its name in the source
-    code, and its own time in nanoseconds.
+    For each run: the name of the operation in the compiled program; the path of
+    the JAX operation that it comes from, or the name of the event if the
+    profiler gives no path; and its own time in nanoseconds. An operation that
+    runs several times is yielded as many times.
   """
   # Each running operation lies inside the one before it.
   running: list[_Running] = []
 
   def ended(now: float) -> Iterator[tuple[str, str, float]]:
-    """Yields and removes the operations that have ended by a time."""
+    """Yields the operations that have ended by `now`, in ns; removes them."""
     while running and running[-1].end <= now:
       done = running.pop()
       yield done.name, done.source, max(done.own, 0)

@@ -11,16 +11,22 @@ def complete_recipe(
 ) -> ml_collections.ConfigDict:
   """Fills in the keys that the recipe of a fine-tuning leaves open.
 
-  A training takes many of these keys from its checkpoint. A benchmark has no
-  checkpoint and uses the default values.
+  A training takes most of these keys from its checkpoint. A benchmark has no
+  checkpoint and takes their defaults instead. The other open keys are computed
+  as in a training: the schedule from the number of images, and the slots for
+  objects from the largest number of objects in an image.
 
   Args:
     config: Any recipe. A recipe without `train.fine_tune` is returned as it is.
     num_images: Number of images that are trained on.
-    most_objects: Number of objects of the image that has the most.
+    most_objects: Largest number of objects in an image.
 
   Returns:
-    A complete recipe.
+    A complete recipe, with `train.fine_tune` False. The argument is not
+    changed.
+
+  Raises:
+    InputError: If keys of the completed recipe contradict each other.
   """
   if not config.train.fine_tune:
     return config

@@ -45,15 +45,20 @@ def benchmark_step(
       because they compile and warm up.
     num_objects: Number of objects in each image.
     num_classes: Number of classes, background included.
-    num_costs: Number of the most expensive operations that are listed.
+    num_costs: Number of the most expensive operations that are listed. 0 lists
+      none and does not profile.
 
   Returns:
-    Seconds for a step (median, least, most), seconds to compile, images per
-    second, peak memory in MiB, and `costs`, the most expensive operations with
-    their times.
+    `median_s`, `least_s` and `most_s`, the seconds of the timed steps;
+    `images_per_s` at the median; `compile_s`, the seconds of the first step
+    minus the median; `peak_memory_mib`; and `costs`, the most expensive
+    operations as `largest_costs` returns them. `mode`, `image_size`,
+    `batch_size`, `precision`, `device` (number and kind) and `jax` (its
+    version) describe the conditions.
 
   Raises:
-    InputError: If a number is out of its range.
+    InputError: If a number is out of its range, or if the batch size is not a
+      multiple of the number of devices.
   """
   config = complete_recipe(
     config, num_images=batch_size, most_objects=num_objects

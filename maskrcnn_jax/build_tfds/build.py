@@ -15,7 +15,11 @@ from maskrcnn_jax.errors import InputError, print_error
 
 
 def main() -> None:
-  """Builds the set that the command line names, and prints its splits."""
+  """Builds the set that the command line names, and prints its splits.
+
+  An error is printed as one line. It ends the program with status 2 if the
+  input is wrong, and with 1 if a file cannot be read or written.
+  """
   parser = argparse.ArgumentParser(
     prog='python -m maskrcnn_jax.build_tfds',
     description=__doc__,

@@ -281,11 +281,14 @@ def _objects_to_record(
   """Turns the annotations of an image into the object fields of its record.
 
   Args:
-    entries: The image's entries in the `annotations` of the JSON.
+    entries: The image's entries in the `annotations` of the JSON. They have
+      been checked before.
     labels: The label of each category, from 0, by the category's id.
 
   Returns:
-    The fields objects/... and polygons/... of the record.
+    The fields objects/... and polygons/... of the record, as the top of this
+    file lists them: NumPy arrays, and texts for the JSON lists. The arrays of
+    floats become raw bytes only when tensorflow-datasets writes the record.
   """
   masks = [entry.get('segmentation') for entry in entries]
   polygons = [mask if isinstance(mask, list) else [] for mask in masks]

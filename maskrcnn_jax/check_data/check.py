@@ -66,7 +66,7 @@ def check_data(
     option: The beginning of the options that give the data set, for messages.
       See `Source.check_is_there`.
     against: COCO JSON of another split of the same data. It must have the same
-      classes and other images.
+      classes and other images. `None` if there is no other split.
     boxes_only: Whether objects without masks are accepted. They always are if
       the recipe's model has no masks.
     fix: The file to write a repaired copy of the annotations to. With `None`
@@ -108,7 +108,7 @@ def check_data(
     source.check_is_there(option)
     data_set = read_set(source, report=report, **options)
   except InputError as error:
-    report.error_of('', '', error)
+    report.error_from_exception('', '', error)
     return result | findings_of(report)
   index = data_set.coco_index
   # This must come before --against is read: an A03 of the other file says
@@ -204,7 +204,7 @@ def _read_other(
     coco.check_is_there(against, '--against')
     index = coco.read_coco(against, report=report, **options)
   except InputError as error:
-    report.error_of('', '', error)
+    report.error_from_exception('', '', error)
     return None
   return _OtherSplit(against, index)
 
@@ -330,7 +330,7 @@ def _check_objects(
     image_sets.filter_images(index, keep_empty=config.data.keep_empty)
     image_sets.find_limits(index, max_objects=config.data.max_objects)
   except InputError as error:
-    report.error_of(name, '', error)
+    report.error_from_exception(name, '', error)
   over = image_sets.count_objects_over(index, config.data.max_objects)
   if over and 'A24' not in report.error_codes:
     report.warn(
@@ -402,19 +402,22 @@ def _errors_left(
   options: dict[str, Any],
   other: _OtherSplit | None,
 ) -> set[str]:
-  """Checks the repaired copy of the annotations like the original file.
+  """Returns the codes of the errors that the repaired copy still has.
+
+  The annotations of the copy are read and checked again. Its images are not
+  decoded again: an image of the copy has the error of the original image with
+  the same file name.
 
   Args:
     fix: The repaired copy, a COCO JSON.
-    bad_images: The images that cannot be used: row in `index`, and the reason,
-      which begins with a code.
-    index: The annotations of the original file.
+    bad_images: The images of the original file that cannot be used: row in
+      `index`, and the reason, which begins with a code.
+    index: The annotations of the original file, which give the file name of
+      each row.
     config: The recipe to train with.
     options: Options of `coco.read_coco`.
     other: Another split, which must have the same classes and other images.
-
-  Returns:
-    The codes of the errors that the copy has.
+      `None` if there is no other split.
   """
   left = findings.Report(stop=False, keep=KEEP)
   copy = coco.read_coco(fix, report=left, **options)

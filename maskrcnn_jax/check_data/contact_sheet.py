@@ -41,7 +41,9 @@ class Example(NamedTuple):
 
   row: int  # row of the image in the index
   caption: str
-  framed: int = -1  # object of the index that gets a frame; -1 means none
+  # Number, in the index, of the object that gets an additional frame; -1 means
+  # that no object does.
+  framed: int = -1
 
 
 def write_sheet(
@@ -223,13 +225,15 @@ def draw_truth(
 ) -> Image.Image:
   """Draws an image with the boxes, masks and names of its objects.
 
-  Crowd regions are drawn too.
+  Crowd regions are drawn too, and their names are followed by '(crowd)'.
 
   Args:
     data_set: The data set.
     row: Row of the image in the index.
     side: Length of the picture's longer side, in pixels.
-    framed: Object of the index that gets a second frame; -1 means none.
+    framed: Number of the object that gets a second, yellow frame. It counts
+      the objects of the whole index from 0, not those of the image; -1 means
+      that no object does.
     pixel_range: The values that become 0 and 255 in gray images of 16 or 32
       bits; `None` refuses such images.
   """

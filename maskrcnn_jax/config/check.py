@@ -78,7 +78,10 @@ def check_values(config: ml_collections.ConfigDict) -> None:
 
 
 def _written(value: Any) -> str:
-  """Returns the Python expression for a value, with tuples for lists."""
+  """Returns the Python expression for a value of a key, for a message.
+
+  Lists are written as tuples, because recipes have tuples.
+  """
   if isinstance(value, list):
     value = tuple(
       tuple(item) if isinstance(item, list) else item for item in value
@@ -87,7 +90,16 @@ def _written(value: Any) -> str:
 
 
 def _check_model(config: ml_collections.ConfigDict) -> str | None:
-  """Describes a contradiction in the network and anchors; `None` if valid."""
+  """Checks the keys of the network and of the anchors against each other.
+
+  Keys that only a ResNet has must keep their defaults with another backbone,
+  which cannot have the body 'c4' either. Depths below 50 have no groups.
+  `anchors.sizes` must have five entries with the body 'fpn' and one with 'c4',
+  each with the same number of sizes.
+
+  Returns:
+    The message about the first rule that is broken, `None` if none is.
+  """
   model = config.model
   if model.backbone != 'resnet':
     for name in names(resnet_only=True):
@@ -126,7 +138,16 @@ def _check_model(config: ml_collections.ConfigDict) -> str | None:
 
 
 def _check_training(config: ml_collections.ConfigDict) -> str | None:
-  """Describes a contradiction in schedule and optimizer; `None` if valid."""
+  """Checks the keys of the schedule and of the optimizer against each other.
+
+  `train.ema_decay` must be below 1. Only one of `train.eval_every` and
+  `train.eval_every_epochs` may be given; one must be given if
+  `train.min_box_ap` or `train.min_mask_ap` is. With 'adamw', `momentum` and
+  `beta2` must be below 1.
+
+  Returns:
+    The message about the first rule that is broken, `None` if none is.
+  """
   train, optimizer = config.train, config.optimizer
   if train.ema_decay == 1:
     return (
@@ -157,7 +178,13 @@ def _check_training(config: ml_collections.ConfigDict) -> str | None:
 
 
 def _check_sampling(config: ml_collections.ConfigDict) -> str | None:
-  """Describes a contradiction in the RoI sampling; `None` if valid."""
+  """Checks that the RoI sampling leaves room for at least one foreground RoI.
+
+  This means that `roi.num_samples` * `roi.foreground_fraction` is at least 1.
+
+  Returns:
+    The message if the product is less than 1, otherwise `None`.
+  """
   if config.roi.num_samples * config.roi.foreground_fraction < 1:
     return (
       'config.roi.num_samples times config.roi.foreground_fraction is less '
@@ -167,7 +194,15 @@ def _check_sampling(config: ml_collections.ConfigDict) -> str | None:
 
 
 def _check_augmentation(config: ml_collections.ConfigDict) -> str | None:
-  """Describes a contradiction in the augmentation; `None` if valid."""
+  """Checks the keys of the augmentation against each other.
+
+  `data.short_sides` and `data.scale_jitter` exclude each other, no short side
+  may exceed `data.short_side`, and `data.scale_jitter` must be a rising pair of
+  positive factors.
+
+  Returns:
+    The message about the first rule that is broken, `None` if none is.
+  """
   data = config.data
   if data.short_sides and data.scale_jitter:
     return (
@@ -190,7 +225,14 @@ def _check_augmentation(config: ml_collections.ConfigDict) -> str | None:
 
 
 def _check_images(config: ml_collections.ConfigDict) -> str | None:
-  """Describes a wrong pixel range or padded size; `None` if valid."""
+  """Checks `data.pixel_range` and `data.padded_sizes`.
+
+  The pixel range must rise. There must be at least one padded size, and its
+  sides must be multiples of 32 pixels.
+
+  Returns:
+    The message about the first rule that is broken, `None` if none is.
+  """
   data = config.data
   if data.pixel_range is not None and not (
     data.pixel_range[0] < data.pixel_range[1]

@@ -32,18 +32,21 @@ def split_arguments(
 
   The accepted spellings are --config=X, --config X, --config.KEY=VALUE and
   --config.KEY VALUE; for boolean keys also --config.KEY and --noconfig.KEY; and
-  all of these with a single dash. Arguments after -- are not looked at.
+  all of these with a single dash. -- and the arguments after it are left as
+  they are.
 
   Args:
     argv: The arguments of a program, without its name.
 
   Returns:
     The value of the last --config argument, `None` if there is no such
-    argument; the (key, text) pairs of the --config.KEY arguments; and all other
-    arguments in their order.
+    argument; the (key, text) pairs of the --config.KEY arguments, where the
+    text is `None` if only --config.KEY was given, and 'False' for
+    --noconfig.KEY; and all other arguments in their order.
 
   Raises:
-    InputError: If the value of an argument is missing.
+    InputError: If --config has no value, if --noconfig.KEY has one, or if its
+      key is not boolean. Keys that do not exist are not found here.
   """
   path: str | None = None
   overrides: list[Override] = []
@@ -86,14 +89,16 @@ def parse_overrides(overrides: Sequence[Override]) -> dict[str, Any]:
   """Converts the texts of --config.KEY arguments to values.
 
   Args:
-    overrides: (key, text) pairs, as `split_arguments` returns them. If a key
-      occurs several times, the last text is used.
+    overrides: (key, text) pairs, as `split_arguments` returns them. The text
+      `None` means True and is only allowed for a boolean key. If a key occurs
+      several times, the last text is used.
 
   Returns:
-    {key: value}.
+    {key: value}. A value has the type of its key; its range is not checked.
 
   Raises:
-    InputError: If a key does not exist, or its text cannot be converted.
+    InputError: If a key does not exist, or its text is missing or cannot be
+      converted to the type of the key.
   """
   values = {}
   for name, written in overrides:

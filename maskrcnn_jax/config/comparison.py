@@ -113,7 +113,12 @@ def format_differences(found: Iterable[Difference]) -> str:
 
 
 def _fill(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-  """Adds to a nested dict the keys that only another nested dict has."""
+  """Returns a nested dict with all keys of two nested dicts.
+
+  Args:
+    tree: Its values are used where it has them.
+    defaults: Its values are used for all other keys, at every depth.
+  """
   return defaults | {
     key: _fill(value, defaults.get(key, {}))
     if isinstance(value, dict)

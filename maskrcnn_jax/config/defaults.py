@@ -32,9 +32,13 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def c4_config() -> ml_collections.ConfigDict:
-  """Returns the defaults of a model with a C4 body instead of a pyramid.
+  """Returns a recipe of a model with the body 'c4', which has no pyramid.
 
-  All keys that depend on the body have the values of detectron2.
+  The keys that must differ from those of a model with a pyramid have the values
+  of detectron2: the body, no layers of the heads before their predictors but
+  those of the last stage of the ResNet, all sizes of anchors on the only level,
+  the numbers of boxes before and after NMS, and the side of pooled RoIs. All
+  other keys have their defaults.
 
   Source:
     detectron2 `configs/Base-RCNN-C4.yaml` and config/defaults.py.
@@ -56,7 +60,7 @@ def c4_config() -> ml_collections.ConfigDict:
 
 
 def value_of(config: ml_collections.ConfigDict, name: str) -> Any:
-  """Returns the value of a key, given its full name, 'rpn.train.pre_nms'."""
+  """Returns the value of a key, given a full name like 'rpn.train.pre_nms'."""
   return operator.attrgetter(name)(config)
 
 

@@ -13,12 +13,16 @@ from maskrcnn_jax.data.source import Source, source_of_files
 class Heads(NamedTuple):
   """The heads that a model has in addition to the RPN."""
 
-  boxes: bool
-  masks: bool
+  boxes: bool  # whether it has the box head, which also predicts the classes
+  masks: bool  # whether it has the mask head
 
 
 def heads_of(config: ml_collections.ConfigDict) -> Heads:
-  """Returns the heads that a model needs for `model.output` of a recipe."""
+  """Returns the heads that a model needs for `model.output` of a recipe.
+
+  The output 'masks' needs both heads, 'boxes' the box head only, and
+  'proposals' none of them.
+  """
   return {
     'masks': Heads(boxes=True, masks=True),
     'boxes': Heads(boxes=True, masks=False),
@@ -31,7 +35,8 @@ def geometry_of(config: ml_collections.ConfigDict) -> geometry.Geometry:
 
   They are the preset that `config.geometry` names, with the values of those
   keys that the recipe sets itself: sampling ratio, mean, standard deviation and
-  antialiasing. The input format is RGB in [0, 255].
+  antialiasing. The input format is RGB in [0, 255]. A model with the body 'c4'
+  has a padding multiple of 16 pixels.
   """
   preset = geometry.PRESETS[config.geometry]
   if config.roi.sampling_ratio is not None:
@@ -65,9 +70,10 @@ def geometry_of(config: ml_collections.ConfigDict) -> geometry.Geometry:
 def pixel_range_of(
   config: ml_collections.ConfigDict,
 ) -> tuple[float, float] | None:
-  """Returns the pixel values of a recipe that become black and white.
+  """Returns `data.pixel_range`: the pixel values that become black and white.
 
-  They are for gray images of 16 or 32 bits. `None` if the recipe has none.
+  They are for gray images of 16 or 32 bits. `None` means that the recipe has no
+  range, so that such images are refused.
   """
   if config.data.pixel_range is None:
     return None
@@ -107,16 +113,19 @@ def scaled_to_batch(
   If the batch is k times as large as the recipe was written for, the learning
   rate is multiplied by k, and the numbers of training steps, of warm-up steps
   and of the steps before each decay are divided by k. So the number of images
-  that are seen at each rate stays the same.
+  that are seen at each rate stays the same. With the warm-up 'mlperf_linear',
+  `optimizer.warmup_factor` is multiplied by k squared.
 
   Args:
     config: The recipe; `train.reference_batch_size` is the batch size that it
-      was written for.
+      was written for. If that is `None`, or if `train.auto_scale` is False,
+      nothing is scaled.
     given: Keys that the user set on the command line; they stay as they are.
 
   Returns:
-    The recipe for `train.batch_size`, and a list with one line for the log,
-    which names each key that has changed. The list is empty if nothing has.
+    The recipe for `train.batch_size`, which is its reference batch size too;
+    and a list with one line for the log, which names each key that has changed.
+    The list is empty if nothing is scaled.
 
   Source:
     Accurate, Large Minibatch SGD (arXiv:1706.02677), section 2.1; detectron2
@@ -164,7 +173,10 @@ def scaled_to_batch(
 
 
 def anchor_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns the arguments for `ops.anchors.anchor_levels`: sizes and ratios."""
+  """Returns the keyword arguments of `ops.anchors.anchor_levels` as a dict.
+
+  They are the sizes of the anchors by level, their ratios and their rounding.
+  """
   return {
     'sizes': dict(
       enumerate(map(tuple, config.anchors.sizes), start=first_level_of(config))
@@ -183,7 +195,11 @@ def first_level_of(config: ml_collections.ConfigDict) -> int:
 
 
 def canvas_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns the arguments for `data.canvases.plan_canvases`: image sizes."""
+  """Returns the keyword arguments of `data.canvases.plan_canvases` as a dict.
+
+  They are the limits of the image sizes, the padded sizes and the rule by which
+  sizes are rounded.
+  """
   return {
     'resize_rule': geometry_of(config).input_format.resize_rule,
     'short_side': config.data.short_side,

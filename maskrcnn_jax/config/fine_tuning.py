@@ -99,11 +99,16 @@ def _filled(
 ) -> ml_collections.ConfigDict:
   """Fills in the open keys of a recipe from another recipe.
 
-  The learning rate, if open, is computed. The other `COMPUTED` keys stay open.
+  The learning rate, if open, is half the learning rate of the other recipe,
+  scaled from its batch size to the batch size of the result. The other keys in
+  `COMPUTED` stay open.
 
   Args:
     config: The recipe with open keys; it is not changed.
     there: The complete recipe to take values from.
+
+  Returns:
+    A copy of the recipe, filled in.
   """
   config = config.copy_and_resolve_references()
   for key in KEYS:

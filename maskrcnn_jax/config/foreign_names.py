@@ -250,8 +250,10 @@ def answer_to(name: str) -> str | None:
   """Returns the advice for an option name of another program.
 
   Args:
-    name: An option such as '--lr=0.1', a key or a positional argument. A value
-      after '=' is not looked at.
+    name: An option such as '--lr=0.1', a key such as 'config.lr' or
+      'SOLVER.BASE_LR', or a positional argument. Leading dashes, 'config.', a
+      value after '=' and, except in the names of groups such as 'SOLVER.', the
+      case of letters do not matter.
 
   Returns:
     A clause that names the key of this program or another remedy, such as 'give

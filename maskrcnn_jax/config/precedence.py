@@ -1,6 +1,7 @@
 """Decides the value of each key when a trained model evaluates or predicts.
 
-A key with the role `WEIGHTS` has the value that the weights were trained with.
+A key with the role `WEIGHTS` has the value that the weights were trained with;
+if the key is `overridable`, the command line may change it.
 Every other key has the value on the command line; without one, the value in the
 recipe file; without a recipe file, the value in the recipe that the checkpoint
 stores. A recipe file of a fine-tuning says how to continue from a checkpoint.
@@ -29,9 +30,12 @@ def config_for_use(
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
   """Makes the recipe for evaluating or predicting with a checkpoint.
 
+  The result is the stored recipe, with the values of the user's recipe in the
+  keys that the user may decide. The top of this file has the rules.
+
   Args:
-    recipe: The user's recipe. If its path is `None`, only the keys that were
-      given on the command line are used.
+    recipe: The user's recipe. If its path is `None`, the user has given no
+      recipe file, and only the keys of the command line are taken from it.
     stored: The recipe that the checkpoint stores, a nested dict.
 
   Returns:
@@ -39,8 +43,8 @@ def config_for_use(
     recipe file that are not used. The list is empty if all keys are used.
 
   Raises:
-    InputError: If the command line gives a key that the weights depend on
-      another value than the checkpoint has.
+    InputError: If the weights depend on a key, and its value on the command
+      line differs from its value in the checkpoint.
   """
   there = stored_config(stored)
   refuse_other_weights(
@@ -66,7 +70,14 @@ def config_for_use(
 def _comes_from_recipe(key: Key, recipe: Recipe) -> bool:
   """Tells whether the value of a key comes from the user's recipe.
 
-  Otherwise it comes from the recipe that the checkpoint stores.
+  Otherwise it comes from the recipe that the checkpoint stores. A key of the
+  command line always comes from the user. A key of the recipe file does unless
+  the weights depend on it, the file leaves it open, or the file is a recipe of
+  a fine-tuning and the key has the role `TRAINING`.
+
+  Args:
+    key: The key.
+    recipe: The user's recipe; its path is `None` without a recipe file.
   """
   if key.name in recipe.given:
     return True

@@ -45,6 +45,8 @@ from maskrcnn_jax.errors import InputError, print_error
 def main(argv: list[str] | None = None) -> None:
   """Converts annotations and prints the number of objects of each class.
 
+  If the input is wrong, prints the error and ends the process with status 2.
+
   Args:
     argv: The command-line arguments. `None` means those of the process.
   """
@@ -145,7 +147,17 @@ def _read(arguments: argparse.Namespace, sizes: ImageSizes) -> Annotations:
 
 
 def _write(path: pathlib.Path, content: Any) -> None:
-  """Writes a value as JSON, and makes the folder of the file if needed."""
+  """Writes a value as JSON, and makes the folder of the file if needed.
+
+  An existing file is replaced.
+
+  Args:
+    path: The file.
+    content: The value, of types that JSON can store.
+
+  Raises:
+    InputError: If the folder cannot be made or the file cannot be written.
+  """
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding='utf-8')

@@ -70,6 +70,9 @@ def _objects_of(
     file: The file, for error messages.
     left_out: Counts the shapes that are left out (lines and points), by their
       kind. It is changed.
+
+  Raises:
+    InputError: If a shape is damaged or has no label.
   """
   objects: dict[Hashable, Object] = {}
   for position, shape in enumerate(shapes):
@@ -86,6 +89,11 @@ def _objects_of(
     if polygon is None:
       left_out[f'shapes of the kind {kind}'] += 1
       continue
+    if isinstance(group, list | dict):
+      raise InputError(
+        f'A25: {file}: shape {position} is damaged: its group_id is {group!r}; '
+        'it must be a number, a text or null.'
+      )
     key = (label, group) if group is not None else position
     object_ = objects.setdefault(key, Object(label.strip(), []))
     object_.polygons.append(polygon)

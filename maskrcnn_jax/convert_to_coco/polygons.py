@@ -21,6 +21,11 @@ def from_points(points: Iterable[Any]) -> list[float]:
   Args:
     points: At least three pairs (x, y) of finite numbers, in pixels. They come
       from a file and are checked.
+
+  Raises:
+    TypeError: If an item of a pair is no number.
+    ValueError: If there are too few points, an item is no pair, or a number is
+      not finite.
   """
   flat = [float(value) for x, y in points for value in (x, y)]
   if len(flat) < 6:
@@ -38,6 +43,9 @@ def from_rectangle(x1: float, y1: float, x2: float, y2: float) -> list[float]:
     y1: Upper edge in pixels.
     x2: Right edge in pixels.
     y2: Lower edge in pixels.
+
+  Raises:
+    ValueError: If a number is not finite.
   """
   return from_points([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
 
@@ -56,6 +64,9 @@ def from_ellipse(
       rotation.
     theta: Rotation about the center in radians, from the x axis towards the y
       axis.
+
+  Raises:
+    ValueError: If a corner is not finite. The radii are not checked otherwise.
   """
   angles = np.arange(_CORNERS) * (2 * np.pi / _CORNERS)
   a, b = radius_x * np.cos(angles), radius_y * np.sin(angles)

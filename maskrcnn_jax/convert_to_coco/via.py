@@ -56,12 +56,13 @@ def read_via(
       try:
         shape = region['shape_attributes']
         polygon = _polygon_of(shape)
-        class_ = _class_of(
-          region.get('region_attributes') or {},
-          attribute,
-          class_name,
-          where,
-        )
+        attributes = region.get('region_attributes') or {}
+        if not isinstance(attributes, dict):
+          raise InputError(
+            f'A25: {where} is damaged: its region_attributes are '
+            f'{attributes!r}; they must be an object {{name: value}}.'
+          )
+        class_ = _class_of(attributes, attribute, class_name, where)
       except InputError:  # It is a ValueError too, but it names the fault.
         raise
       except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -204,8 +204,9 @@ def share_of_process(
 ) -> Int[np.ndarray, 'm']:
   """Returns the images that one process evaluates: its share of each canvas.
 
-  The shares of all processes together contain each image once. Their sizes
-  differ by one image at most, and so do their sizes within each canvas.
+  The shares of all processes together contain each image once. The numbers of
+  images in the shares differ by one at most, and so do the numbers of images of
+  a single canvas.
 
   Args:
     plan: The canvases of all images.
@@ -213,7 +214,7 @@ def share_of_process(
     process_count: Number of processes.
 
   Returns:
-    Rows of the index, rising.
+    The rows of these images in the index, rising.
   """
   # Every process_count-th image of a list sorted by canvas makes equal shares.
   rows = np.argsort(plan.canvas_of_image, kind='stable')

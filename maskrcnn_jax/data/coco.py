@@ -9,7 +9,7 @@ from typing import Any
 
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import findings, json_stream
-from maskrcnn_jax.data.coco_index import Category, CocoIndex, same_image
+from maskrcnn_jax.data.coco_index import Category, CocoIndex, normal_file_name
 from maskrcnn_jax.data.coco_objects import ObjectColumns
 from maskrcnn_jax.data.coco_tables import ImageTable, read_categories
 from maskrcnn_jax.data.images import case_hint
@@ -204,8 +204,8 @@ def shared_images(index: CocoIndex, other: CocoIndex) -> list[str]:
 
   Different spellings of a name, such as './a.jpg' and 'a.jpg', are the same.
   """
-  names = set(map(same_image, index.file_names))
-  return sorted(names.intersection(map(same_image, other.file_names)))
+  names = set(map(normal_file_name, index.file_names))
+  return sorted(names.intersection(map(normal_file_name, other.file_names)))
 
 
 class _Clues:

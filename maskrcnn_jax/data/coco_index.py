@@ -56,12 +56,15 @@ class CocoIndex(NamedTuple):
 
 
 def is_background(category: Category) -> bool:
-  """Tells whether the name of a class is a name for the background."""
+  """Tells whether a class is named 'background' or 'bg', in any letter case.
+
+  Spaces and underscores around the name do not count.
+  """
   return category.name.strip(' _').casefold() in _BACKGROUND_NAMES
 
 
-def same_image(name: str) -> str:
-  """Returns the normal form of a file name: 'a.jpg' for './a.jpg', for example.
+def normal_file_name(name: str) -> str:
+  """Returns the normal form of a file name, such as 'a.jpg' for './a.jpg'.
 
   Two file names with the same normal form name the same image.
   """

@@ -87,7 +87,7 @@ class ObjectColumns:
     try:
       found, notes = self._reader.read(entry)
     except errors.InputError as error:
-      self._report.error_of(
+      self._report.error_from_exception(
         self._images.name, name_annotation(id_, position), error
       )
       return
@@ -248,7 +248,7 @@ class ObjectColumns:
       try:
         classes[i] = look_up_id('category_id', id_, numbers)
       except errors.InputError as error:
-        self._report.error_of(
+        self._report.error_from_exception(
           self._images.name,
           name_annotation(self._ids[i], self._positions[i]),
           error,

@@ -10,7 +10,7 @@ from maskrcnn_jax.data.coco_index import (
   SCALARS,
   Category,
   Scalar,
-  same_image,
+  normal_file_name,
 )
 
 # Pillow refuses to decode larger images; this many pixels take 537 MB as RGB.
@@ -118,7 +118,7 @@ class ImageTable:
     try:
       file_name, height, width = self._read(entry, id_, is_usable)
     except errors.InputError as error:
-      self.report.error_of(self.name, where, error)
+      self.report.error_from_exception(self.name, where, error)
       if is_usable:
         self.rows.setdefault(id_, -1)
       return False
@@ -133,7 +133,7 @@ class ImageTable:
     """Warns of each image whose file an earlier image has too."""
     first: dict[str, int] = {}
     for row, name in enumerate(self.file_names):
-      other = first.setdefault(same_image(name), row)
+      other = first.setdefault(normal_file_name(name), row)
       if other != row:
         self.report.warn(
           'A20',

@@ -108,7 +108,7 @@ class Report:
     """
     self._add(Finding(code, False, str(file), where, reason, row, count))
 
-  def error_of(
+  def error_from_exception(
     self,
     file: str | os.PathLike[str],
     where: str,
@@ -119,7 +119,11 @@ class Report:
     Args:
       file: The file that has the fault; '' if it is in no file.
       where: Name of the image or annotation; '' for the file as a whole.
-      error: The exception. Its message must contain a code.
+      error: The exception. Its message must contain a code and a colon, such as
+        'A04: '. The rest of the message becomes the reason of the finding.
+
+    Raises:
+      InputError: If the report stops at the first error.
     """
     code, reason = split_code(str(error))
     self.error(code, file, where, reason)
@@ -168,7 +172,8 @@ def split_code(message: str) -> tuple[str, str]:
   """Splits a message such as 'a.json: A04: reason' into its code and the rest.
 
   Args:
-    message: A message that contains a code, a colon and a space.
+    message: A message that contains a code of the letters A, I or C, followed
+      by a colon and a space. The first code is taken.
 
   Returns:
     The code, and the message without it: ('A04', 'a.json: reason').

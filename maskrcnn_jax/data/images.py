@@ -414,7 +414,13 @@ def _transposition(image: Image.Image) -> Image.Transpose | None:
 
 
 def _turned(size: tuple[int, int], turn: Image.Transpose) -> tuple[int, int]:
-  """Returns the (height, width) that an image has after a transposition."""
+  """Returns the (height, width) that an image has after a transposition.
+
+  Args:
+    size: (height, width) before it.
+    turn: The transposition. Rotations by 90 degrees and reflections about a
+      diagonal exchange height and width.
+  """
   height, width = size
   swaps = (
     Image.Transpose.TRANSPOSE,
@@ -426,7 +432,7 @@ def _turned(size: tuple[int, int], turn: Image.Transpose) -> tuple[int, int]:
 
 
 def _shown(size: tuple[int, int]) -> str:
-  """Formats (height, width) for a message."""
+  """Formats (height, width) for a message: '480x640 (height x width)'."""
   return f'{size[0]}x{size[1]} (height x width)'
 
 

@@ -1,6 +1,6 @@
 """Loads the images and objects of a data set as batches of static shapes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 import contextlib
 import functools
 import pathlib
@@ -49,8 +49,8 @@ def load_row(
       file.
     with_truth: Whether to fill in the objects. If False, all slots of objects
       are padding.
-    pixel_range: For gray images of 16 or 32 bits, the values (black, white).
-      `None` refuses such images.
+    pixel_range: For gray images of 16 or 32 bits, the values (black, white)
+      that become 0 and 255. `None` refuses such images.
 
   Raises:
     InputError: If the image cannot be decoded, or if its size is not the one in
@@ -104,7 +104,7 @@ def train_batches(
   num_threads: int = 2,
   pixel_range: tuple[float, float] | None = None,
   scratch_dir: str | pathlib.Path | None = None,
-) -> Iterator[tuple[array_types.Batch, Int[np.ndarray, 'b']]]:
+) -> Generator[tuple[array_types.Batch, Int[np.ndarray, 'b']], None, None]:
   """Loads the training batches of `num_steps` steps, in order.
 
   Args:
@@ -125,18 +125,19 @@ def train_batches(
       process load. Workers are spawned, so the main module must be guarded by
       `if __name__ == '__main__'`.
     num_threads: Number of batches that each worker loads at the same time.
-    pixel_range: For gray images of 16 or 32 bits, the values (black, white).
-      `None` refuses such images.
+    pixel_range: For gray images of 16 or 32 bits, the values (black, white)
+      that become 0 and 255. `None` refuses such images.
     scratch_dir: Folder in which the index is stored for the workers while they
       load. It needs as much space as the index takes memory. `None` means the
       system's folder for temporary files.
 
   Yields:
     For each step, this process's part of the batch, and the row of the index of
-    each image in it.
+    each image in it. Closing the generator ends its threads and workers.
 
   Raises:
-    InputError: If an image cannot be loaded.
+    InputError: If an image cannot be loaded, if `batch_size` is not a multiple
+      of the number of processes, or if the index cannot be stored.
   """
   load = functools.partial(
     _load_train_step,
@@ -168,7 +169,7 @@ def _load_in_workers(
   num_threads: int,
   num_workers: int,
   scratch_dir: str | pathlib.Path | None,
-) -> Iterator[_BatchAndRows]:
+) -> Generator[_BatchAndRows, None, None]:
   """Loads batches in worker processes, which read the index from files.
 
   If the index were pickled for the workers, each would hold a copy of it.
@@ -181,6 +182,12 @@ def _load_in_workers(
     num_workers: Number of worker processes.
     scratch_dir: Folder for the stored index. `None` means the system's folder
       for temporary files.
+
+  Yields:
+    The results of `load` for 0, 1, ..., `count` - 1.
+
+  Raises:
+    InputError: If the index cannot be stored, or if `load` raises one.
   """
   folder = pathlib.Path(scratch_dir or tempfile.gettempdir())
   with contextlib.ExitStack() as stack:
@@ -211,7 +218,7 @@ def eval_batches(
   rows: Int[np.ndarray, 'm'] | None = None,
   num_threads: int = 2,
   pixel_range: tuple[float, float] | None = None,
-) -> Iterator[tuple[array_types.Batch, Int[np.ndarray, 'b']]]:
+) -> Generator[tuple[array_types.Batch, Int[np.ndarray, 'b']], None, None]:
   """Loads each image once, without its objects, one canvas after the other.
 
   Args:
@@ -220,8 +227,8 @@ def eval_batches(
     batch_size: Number of images of a batch, in this process.
     rows: The images to load, as rows of the index. `None` loads all images.
     num_threads: Number of batches that are loaded at the same time.
-    pixel_range: For gray images of 16 or 32 bits, the values (black, white).
-      `None` refuses such images.
+    pixel_range: For gray images of 16 or 32 bits, the values (black, white)
+      that become 0 and 255. `None` refuses such images.
 
   Yields:
     A batch, and the row of the index of each of its images. The last batch of
@@ -269,11 +276,15 @@ def _load_train_step(
     data_set: The data set.
     plan: The canvases of its images.
     limits: Static sizes of the ground truth.
-    pixel_range: The values (black, white) of gray images of 16 or 32 bits.
+    pixel_range: The values (black, white) that become 0 and 255 in gray images
+      of 16 or 32 bits; `None` refuses such images.
     rows: The images to train on, as rows of the index.
     order: Chooses the positions in `rows` of the images of a step.
     start_step: The first step.
     part: The part of the images of a step that this process loads.
+
+  Returns:
+    This process's part of the batch, and the row of the index of each image.
   """
   chosen = rows[order.rows(start_step + i)[part]].astype(np.int64)
   batches = [
@@ -291,15 +302,23 @@ def _load_eval_step(
   plan: canvases.CanvasPlan,
   pixel_range: tuple[float, float] | None,
 ) -> _BatchAndRows:
-  """Loads the batch of step i, without objects.
+  """Loads batch i of an evaluation, without objects.
 
   Args:
-    i: Number of the step.
-    steps: For each step, the number of its canvas and the row of the index of
-      each of its images; `NO_ROW` for a black image.
+    i: Number of the batch, from 0.
+    steps: For each batch, the number of its canvas and the row of the index of
+      each of its images. `NO_ROW` stands for a black image, which only fills up
+      the batch.
     data_set: The data set.
     plan: The canvases of its images.
-    pixel_range: The values (black, white) of gray images of 16 or 32 bits.
+    pixel_range: The values (black, white) that become 0 and 255 in gray images
+      of 16 or 32 bits; `None` refuses such images.
+
+  Returns:
+    The batch, and the rows of its images as `steps` has them.
+
+  Raises:
+    InputError: If an image cannot be decoded.
   """
   canvas, chosen = steps[i]
   batches = [

@@ -1,6 +1,6 @@
 """Loads values ahead of their use, in threads or in worker processes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 import functools
 import multiprocessing
 from multiprocessing import shared_memory
@@ -32,7 +32,7 @@ def load_ahead(
   *,
   num_threads: int,
   num_workers: int = 0,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
   """Yields load(0), ..., load(count - 1) in order, loading them ahead of use.
 
   Args:

@@ -269,12 +269,15 @@ class _RepairedCopy:
         entry = entry | {'area': None}
     try:
       found, notes = self._reader.read(entry)
-      if entry.get('category_id') in self._background_ids:
+      category_id = entry.get('category_id')
+      # A list or an object, which the file may have by mistake, cannot be
+      # looked up in a set.
+      is_id = type(category_id) in coco_index.SCALARS
+      if is_id and category_id in self._background_ids:
         raise errors.InputError('A16: its category is background.')
-      if entry.get('category_id') not in self._category_ids:
+      if not is_id or category_id not in self._category_ids:
         raise errors.InputError(
-          f'A14: category_id {entry.get("category_id")!r} is no category of'
-          ' the file.'
+          f'A14: category_id {category_id!r} is no category of the file.'
         )
     except errors.InputError as error:
       code, why = findings.split_code(str(error))

@@ -15,14 +15,23 @@ _IMAGES, _BATCHES = 0, 1
 class TrainOrder(NamedTuple):
   """The images of each training step, a pure function of (seed, step).
 
-  The n images of a canvas form an endless stream: one random permutation of
-  them after the other. With batch size b, epoch e takes the batches
-  floor(e * n / b) to floor((e + 1) * n / b) - 1 of this stream. So every batch
-  is full, and no image comes a second time before all others came once. The
-  batches of all canvases of an epoch are shuffled.
+  All images of a batch have the same canvas, which is the pair of static sizes
+  of `data/canvases.py`. The n images of a canvas form an endless stream: one
+  random permutation of them after the other. Consecutive pieces of b images,
+  where b is the batch size, are the batches of the canvas. Epoch e takes the
+  batches floor(e * n / b) to floor((e + 1) * n / b) - 1 of each canvas, and
+  shuffles the batches of all canvases together. So every batch is full, and no
+  image is left out.
+
+  In the stream of a canvas, no image comes a second time before all others came
+  once. This does not hold for the steps: a batch can begin in one permutation
+  and end in the next, so that it may contain an image twice, and the batches of
+  an epoch come in a random order.
   """
 
-  members: tuple[np.ndarray, ...]  # for each canvas, the numbers of its images
+  # For each canvas, the numbers of its images: positions in the array that
+  # `make_order` received.
+  members: tuple[np.ndarray, ...]
   seed: int
   batch_size: int  # number of images of a step, in all processes together
 
@@ -42,11 +51,15 @@ class TrainOrder(NamedTuple):
     raise AssertionError('The batches of an epoch add up.')
 
   def _take(self, canvas: int, start: int) -> np.ndarray:
-    """Returns one batch from the stream of a canvas.
+    """Returns `batch_size` consecutive images from the stream of a canvas.
 
     Args:
-      canvas: Number of the canvas.
-      start: Position in the stream of the first image of the batch.
+      canvas: Number of the canvas, an index into `members`.
+      start: Position of the first image of the batch in the stream, counted in
+        images from 0. The stream is endless, so any position is allowed.
+
+    Returns:
+      The numbers of the images, as `members` has them.
     """
     images_ = self.members[canvas]
     rounds, places = np.divmod(start + np.arange(self.batch_size), len(images_))
@@ -78,8 +91,9 @@ def make_order(
   """Makes the endless order of the training batches.
 
   Args:
-    canvas_of_image: Number of the canvas of each image to train on. The order
-      names an image by its position in this array.
+    canvas_of_image: Number of the canvas of each image to train on. A canvas is
+      the pair of static sizes that all images of a batch share. The order names
+      an image by its position in this array.
     seed: Any integer.
     batch_size: Number of images of a step, in all processes together.
   """

@@ -203,18 +203,23 @@ def _detect_set(
 ) -> list[dict[str, Any]]:
   """Detects the objects in all images of a data set.
 
-  Each process detects in its share of the images.
+  Each process detects in its share of the images. All processes must call this
+  function, because they exchange their results at the end.
 
   Args:
     detector: The model.
     data_set: The data set.
-    plan: The padded size of each image.
-    config: The recipe. `eval.batch_size` is rounded up to a multiple of the
-      number of devices.
+    plan: The canvas (static padded size) of each image.
+    config: The recipe. Its `eval.batch_size` is the number of images that a
+      process detects in at once, rounded up to a multiple of the number of
+      its devices. `data.num_threads` and `data.pixel_range` are used too.
 
   Returns:
-    The COCO results of all images, in the order of the data set. All processes
-    get the same.
+    A COCO result for each detection: a dict with `image_id`, `category_id`,
+    `score`, `bbox` (x, y, width, height) in pixels of the image on disk and, if
+    the model has a mask head, `segmentation`, a compressed RLE. The images have
+    the order of the data set, and the detections of an image are sorted by
+    score, the highest first. All processes get the same list.
   """
   index = data_set.coco_index
   # The batch size may be rounded up, because the detections of an image do not

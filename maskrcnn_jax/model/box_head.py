@@ -12,7 +12,7 @@ from maskrcnn_jax.model import layers
 
 
 class BoxOutput(NamedTuple):
-  """Predictions for each RoI."""
+  """The class and the boxes that the box head predicts for each RoI."""
 
   class_logits: Float[Array, 'b r k']  # column 0 is background; float32
   box_deltas: Float[Array, 'b r k 4']  # one box for each class; float32
@@ -55,6 +55,15 @@ class BoxHead(nn.Module):
 
   @nn.compact
   def __call__(self, pooled: Float[Array, 'b r s s c']) -> BoxOutput:
+    """Predicts class logits and box deltas of each RoI, both in float32.
+
+    A ReLU follows each convolution and each fully connected layer, but not the
+    two predictors `cls_score` and `bbox_pred`.
+
+    Args:
+      pooled: Pooled features of the r RoIs of each of the b images, with s
+        cells along each side.
+    """
     batch_size, num_rois, side, _, channels = pooled.shape
     x = pooled.reshape(batch_size * num_rois, side, side, channels)
     for i in range(1, self.num_convs + 1):
@@ -80,6 +89,7 @@ class BoxHead(nn.Module):
       x = x.reshape(batch_size, num_rois, side * side * channels)
 
     def dense(name: str, features: int, kernel_init: Initializer) -> nn.Dense:
+      """Makes a fully connected layer with `features` outputs and a bias."""
       return nn.Dense(
         features, kernel_init=kernel_init, dtype=self.dtype, name=name
       )

@@ -41,6 +41,7 @@ class PatchConv(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
+    """Returns h2 = h // side rows and w2 = w // side columns of c2 features."""
     side, channels = self.side, x.shape[-1]
     kernel = self.param(
       'kernel', kernel_init, (side, side, channels, self.features)
@@ -73,11 +74,13 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
+    """Returns features of the same shape, in the dtype of the arithmetic."""
     channels = x.shape[-1]
 
     def conv(
       name: str, features: int, kernel_size: int = 1, groups: int = 1
     ) -> layers.Conv:
+      """Makes a convolution with the initial values of ConvNeXt."""
       return layers.Conv(
         features,
         kernel_size,
@@ -147,6 +150,7 @@ class Stem(nn.Module):
   def __call__(
     self, images: Float[Array, 'b h w 3']
   ) -> Float[Array, 'b h2 w2 c']:
+    """Returns features with h2 = h // 4 rows and w2 = w // 4 columns."""
     x = PatchConv(self.channels, 4, dtype=self.dtype, name='conv')(images)
     return _layer_norm('norm', self.dtype)(x)
 
@@ -189,6 +193,7 @@ class ConvNeXt(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   def setup(self) -> None:
+    """Makes the stem `stem` and the four stages `layer1` to `layer4`."""
     self.stem = Stem(self.widths[0], dtype=self.dtype)
     self.layer1, self.layer2, self.layer3, self.layer4 = (
       Stage(

@@ -12,10 +12,12 @@ from maskrcnn_jax.model import layers
 class Fpn(nn.Module):
   """Adds the features of coarse levels to those of fine levels.
 
-  A 1x1 convolution gives each level `channels` channels. The next coarser level
-  is upsampled by 2 and added, and a 3x3 convolution smooths the sum. The result
-  has one level more than the input: every other row and column of its second
-  coarsest level.
+  A 1x1 convolution gives each level `channels` channels. From the second
+  coarsest level to the finest, the sum of the next coarser level is enlarged by
+  2 (each cell is repeated) and added. A 3x3 convolution smooths each sum and
+  gives a level of the result. The result also has one more, coarser level: for
+  levels 2 to 5, level 6 has every other row and column of level 5 of the
+  result.
 
   Attributes:
     channels: Number of channels of each level of the result.
@@ -43,12 +45,15 @@ class Fpn(nn.Module):
       features: Feature maps by level. Each level has exactly half the rows and
         columns of the next finer level.
 
+    Returns:
+      Feature maps by level, finest first, each with `channels` channels.
+
     Raises:
       ValueError: If a level does not have half the rows and columns.
     """
 
     def conv(x: Array, name: str, kernel_size: int) -> Array:
-      """Applies a convolution and, if there is one, its norm."""
+      """Applies the convolution `name` and, if there is one, its norm."""
       x = layers.Conv(
         self.channels,
         kernel_size,

@@ -62,6 +62,7 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
+    """Convolves x; h2 is h / stride and w2 is w / stride, both rounded up."""
     size, stride = self.kernel_size, self.stride
     shape = (size, size, x.shape[-1] // self.groups, self.features)
     kernel = jnp.asarray(
@@ -238,6 +239,7 @@ class Deconv2x2(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'n h w c']) -> Float[Array, 'n h2 w2 c2']:
+    """Returns features with h2 = 2 h rows and w2 = 2 w columns."""
     n, h, w, channels = x.shape
     kernel = self.param(
       'kernel',
@@ -273,6 +275,7 @@ class FrozenBatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, '*n c']) -> Float[Array, '*n c']:
+    """Returns (x - mean) / sqrt(var + eps) * scale + bias for each channel."""
     shape = (x.shape[-1],)
     scale = self.variable('constants', 'scale', jnp.ones, shape).value
     bias = self.variable('constants', 'bias', jnp.zeros, shape).value

@@ -37,7 +37,17 @@ class MaskHead(nn.Module):
   def __call__(
     self, pooled: Float[Array, 'b r s s c']
   ) -> Float[Array, 'b r m m k']:
-    """Returns float32 mask logits; their side m is twice the pooled side s."""
+    """Returns float32 mask logits; their side m is twice the pooled side s.
+
+    A ReLU follows each 3x3 convolution and the upsampling.
+
+    Args:
+      pooled: Pooled features of the r RoIs of each of the b images, with s
+        cells along each side.
+
+    Returns:
+      For each RoI, one mask of m x m cells for each of the k classes.
+    """
     batch_size, num_rois, side, _, channels = pooled.shape
     x = pooled.reshape(batch_size * num_rois, side, side, channels)
     for i in range(1, self.num_convs + 1):

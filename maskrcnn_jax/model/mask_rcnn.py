@@ -87,6 +87,7 @@ class MaskRCNN(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   def setup(self) -> None:
+    """Makes the backbone, the pyramid if there is one, and the heads."""
     # {norm: (norm of the backbone, norm of the pyramid and the heads)}.
     norms = {
       'frozen_batch': ('frozen_batch', None),
@@ -224,6 +225,7 @@ class MaskRCNN(nn.Module):
     channels = pyramid[4].shape[-1]
 
     def zeros(side: int) -> Array:
+      """Returns pooled features of one RoI for each image, all zero."""
       return jnp.zeros((images.shape[0], 1, side, side, channels))
 
     return (

@@ -55,6 +55,8 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
+    """Returns h2 = h / stride rows and w2 = w / stride columns, rounded up."""
+
     def conv(
       x: Array,
       names: tuple[str, str],
@@ -63,7 +65,16 @@ class Block(nn.Module):
       stride: int,
       groups: int = 1,
     ) -> Array:
-      """Applies a convolution and its norm, named by `names`."""
+      """Applies a convolution, then its norm.
+
+      Args:
+        x: Input, `[b, h, w, c]`.
+        names: Names of the modules: (convolution, norm).
+        features: Number of output channels.
+        kernel_size: Side of the kernel in cells.
+        stride: Stride in both directions.
+        groups: Number of groups of channels.
+      """
       conv_name, norm_name = names
       x = layers.Conv(
         features,
@@ -167,6 +178,11 @@ class ResNet(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   def setup(self) -> None:
+    """Makes the stem, and the four stages `layer1` to `layer4`.
+
+    Raises:
+      ValueError: If `depth` is not in `DEPTHS`.
+    """
     if self.depth not in DEPTHS:
       raise ValueError(
         f'depth must be one of {sorted(DEPTHS)}, not {self.depth}.'

@@ -41,10 +41,18 @@ class RpnHead(nn.Module):
 
   @nn.compact
   def __call__(self, pyramid: Pyramid) -> RpnOutput:
+    """Predicts objectness and deltas of all anchors of all levels.
+
+    A ReLU follows each 3x3 convolution.
+
+    Args:
+      pyramid: Feature maps by level, all with the same number of channels.
+    """
     finest = pyramid[min(pyramid)]
     batch_size, channels = finest.shape[0], finest.shape[-1]
 
     def conv(name: str, features: int, kernel_size: int) -> layers.Conv:
+      """Makes a convolution with a normal initial kernel, deviation 0.01."""
       return layers.Conv(
         features,
         kernel_size,

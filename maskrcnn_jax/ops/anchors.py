@@ -179,7 +179,8 @@ def anchors_at(
       order that `AnchorLevel` describes.
     fit_to: (height, width) of a padded image that the stride is fitted to; see
       `make_anchors`. `None` keeps the stride of the level.
-    kernels: Implementation: 'xla' (plain JAX), 'pallas' or 'interpret'.
+    kernels: Implementation: 'xla' is plain JAX, 'pallas' is the GPU kernel, and
+      'interpret' is this kernel interpreted by JAX, slow and for tests.
 
   Returns:
     Boxes (x1, y1, x2, y2) in pixels of the padded image.

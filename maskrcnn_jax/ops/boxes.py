@@ -61,7 +61,8 @@ def pairwise_iou(
     others: The boxes of the columns of the result, in pixels.
     width_offset: Number added to both sides of a box, 0 or 1; see the top of
       this file.
-    kernels: Implementation: 'xla' (plain JAX), 'pallas' or 'interpret'.
+    kernels: Implementation: 'xla' is plain JAX, 'pallas' is the GPU kernel, and
+      'interpret' is this kernel interpreted by JAX, slow and for tests.
 
   Returns:
     Numbers in [0, 1]; 0 if one of the two boxes has no area.
@@ -108,6 +109,7 @@ def iou_of_corners(
     x2: Float[Array, '...'],
     y2: Float[Array, '...'],
   ) -> Float[Array, '...']:
+    """Returns the area; 0 if a side is negative."""
     width = jnp.maximum(x2 - x1 + width_offset, 0)
     return width * jnp.maximum(y2 - y1 + width_offset, 0)
 

@@ -8,8 +8,8 @@ from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-# Computes each row of its result from the parameters and from the same row of
-# its second argument alone.
+# A function of parameters and of some rows. Each row of its result depends on
+# the parameters and on the same row of its second argument only.
 RowFunction = Callable[[PyTree, Array], Array]
 
 
@@ -23,23 +23,25 @@ def apply_to_chosen(
 ) -> Float[Array, 'n ...']:
   """Computes `function(params, rows)` for the chosen rows; the others are zero.
 
-  The chosen rows are gathered and computed in chunks. Only as many chunks are
-  computed as they fill, so the amount of work follows their number although
-  array shapes are static. The backward pass computes each chunk once more
-  instead of keeping its intermediate results. This is meant for a single
-  device: rows that are distributed over several devices would be gathered on
-  each.
+  The chosen rows are gathered and computed in chunks of `chunk` rows. The last
+  chunk is filled up with other rows, whose results are discarded. The number of
+  chunks depends on the number of chosen rows, so that few chosen rows mean
+  little work, although array shapes are static. The backward pass computes each
+  chunk once more instead of keeping its intermediate results. This function is
+  meant for a single device: rows that are distributed over several devices
+  would be gathered on each.
 
   Args:
-    function: Computes each row of its result from `params` and from the same
-      row of its second argument alone.
+    function: Function of `params` and of some rows. Each row of its result
+      depends on `params` and on the same row of its second argument only.
     params: Parameters of the function, with gradients.
     rows: Second argument of the function, with gradients.
     chosen: Which rows to compute.
-    chunk: Number of rows that are computed at once.
+    chunk: Number of rows that are computed at once, at least 1.
 
   Returns:
-    The result; rows that are not chosen are zero.
+    The result of the function for all n rows; rows that are not chosen are
+    zero.
   """
   indices, num_chunks = _order(chosen, chunk)
   shape = jax.eval_shape(function, params, rows)
@@ -63,7 +65,10 @@ def _forward(
   chosen: Bool[Array, 'n'],
   chunk: int,
 ) -> tuple[Array, tuple[PyTree, Array, Array]]:
-  """Returns the result of `apply_to_chosen`, and the arguments to keep."""
+  """Returns the result of `apply_to_chosen`, and its arguments for `_backward`.
+
+  The arguments are those of `apply_to_chosen`.
+  """
   result = apply_to_chosen(function, params, rows, chosen, chunk)
   return result, (params, rows, chosen)
 

@@ -100,7 +100,8 @@ def match_by_overlap(
       small the overlap is.
     width_offset: Number of pixels by which a box is wider than x2 - x1 and
       higher than y2 - y1, 0 or 1.
-    kernels: Implementation: 'xla' (plain JAX), 'pallas' or 'interpret'.
+    kernels: Implementation: 'xla' is plain JAX, 'pallas' is the GPU kernel, and
+      'interpret' is this kernel interpreted by JAX, slow and for tests.
 
   Returns:
     matches: Index of the object with the largest overlap, the first of equals;

@@ -45,18 +45,21 @@ def nms(
   Args:
     boxes: In pixels, in any order.
     scores: Equal scores are ranked by index. NaN and -inf are never kept.
-    valid: Boxes that take part.
+    valid: Boxes that take part. The others neither are kept nor remove a box.
     iou_threshold: A kept box removes the worse boxes whose intersection over
       union with it is more than this.
-    limit: Number of slots of the result.
+    limit: Number d of slots of the result: at most this many boxes are kept.
     groups: Group of each box. Boxes of different groups never remove each
       other. `None` puts all boxes into one group.
-    block_size: Number of boxes in a block. The overlaps in memory are
-      block_size * (block_size + limit) numbers.
+    block_size: Number of boxes in a block; it does not change the result. The
+      overlaps in memory are block_size * (block_size + limit) numbers. Only the
+      implementation 'xla' uses it.
     width_offset: Number of pixels by which a box is wider than x2 - x1 and
       higher than y2 - y1, 0 or 1.
-    kernels: Implementation: 'xla' (plain JAX), 'pallas', 'interpret' or
-      'triton'.
+    kernels: Implementation; all give the same result. 'xla' is plain JAX and
+      runs anywhere. The others are in `pallas_kernels`: 'pallas' is the GPU
+      kernel, 'interpret' is this kernel interpreted by JAX, slow and for tests,
+      and 'triton' is this kernel compiled by the optional package jax-triton.
 
   Returns:
     indices: Indices of the kept boxes, best first. Slots without a box hold 0.

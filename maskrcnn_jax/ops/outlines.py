@@ -50,7 +50,8 @@ def rasterize_outlines(
     min_box_side: Shortest side of a box, in pixels. A box with a shorter side
       is drawn as if the side were this long. detectron2 `structures/masks.py`
       has 0.1, maskrcnn-benchmark 1.
-    kernels: Implementation: 'xla' (plain JAX), 'pallas' or 'interpret'.
+    kernels: Implementation: 'xla' is plain JAX, 'pallas' is the GPU kernel, and
+      'interpret' is this kernel interpreted by JAX, slow and for tests.
 
   Source:
     Even-odd filling by scan lines: Foley et al., "Computer Graphics", 2nd

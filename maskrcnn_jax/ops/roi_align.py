@@ -87,7 +87,8 @@ def roi_align(
       ("aligned").
     min_side: Shortest side of a box, in cells. A box with a shorter side is
       pooled as if the side were this long.
-    kernels: Implementation: 'xla' (plain JAX), 'pallas' or 'interpret'.
+    kernels: Implementation: 'xla' is plain JAX, 'pallas' is the GPU kernel, and
+      'interpret' is this kernel interpreted by JAX, slow and for tests.
 
   Returns:
     Pooled features in the dtype of `pyramid`, summed in float32.

@@ -67,16 +67,19 @@ def sample_labels(
 def _draw(
   priorities: Float[Array, 'n'], eligible: Bool[Array, 'n'], *, limit: int
 ) -> tuple[Int[Array, 'd'], Int[Array, '']]:
-  """Returns the eligible elements with the highest priorities.
+  """Draws at most `limit` of the eligible elements, all equally likely.
+
+  The elements with the highest priorities are drawn, the highest first.
 
   Args:
-    priorities: Random numbers in [0, 1).
-    eligible: Elements that may be drawn.
-    limit: Largest number of elements to draw.
+    priorities: Random numbers in [0, 1), one for each of the n elements.
+    eligible: Which elements may be drawn.
+    limit: Largest number of elements to draw, at least 0.
 
   Returns:
-    The indices of the drawn elements, and their number. Indices beyond that
-    number have no meaning.
+    The indices of the drawn elements in d slots, and the number of elements
+    drawn. The slots beyond that number have indices without a meaning. There
+    are `limit` slots, but at least one and at most n.
   """
   # At least one index, because an empty array cannot be indexed.
   count = min(max(limit, 1), priorities.shape[0])

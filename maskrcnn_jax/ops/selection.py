@@ -34,7 +34,8 @@ def select_boxes(
       higher than y2 - y1, 0 or 1.
     fit_to: (height, width) of the padded image that the strides are fitted to;
       see `make_anchors`. `None` keeps the strides of `levels`.
-    kernels: Implementation: 'xla' (plain JAX), 'pallas' or 'interpret'. Above
+    kernels: Implementation: 'xla' is plain JAX, 'pallas' is the GPU kernel, and
+      'interpret' is this kernel interpreted by JAX, slow and for tests. Above
       the kernel's `MAX_LIMIT`, plain JAX is faster and always used.
 
   Returns:

@@ -412,7 +412,12 @@ def _damaged(
 
 
 def _reader(item: str, handler: ocp.CheckpointHandler) -> ocp.Checkpointer:
-  """Returns a checkpointer that reads a single item of checkpoints."""
+  """Returns a checkpointer that reads a single item of checkpoints.
+
+  Args:
+    item: 'model', 'optimizer' or 'metadata'.
+    handler: Orbax's handler for items of this type.
+  """
   return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**{item: handler}))
 
 

@@ -33,7 +33,7 @@ LAUNCHERS = {
 class Launch(NamedTuple):
   """How this process is to find the other processes of its run.
 
-  If one of the first four fields is None, JAX finds it out from the launcher,
+  If one of the first four fields is `None`, JAX finds it out from the launcher,
   which is the program that has started the processes, such as SLURM.
   """
 
@@ -71,7 +71,9 @@ def plan_launch(
     The options for `start_processes`; `None` if this process works alone.
 
   Raises:
-    InputError: If the user's options are incomplete or wrong.
+    InputError: If the user's options are incomplete or wrong, or if several
+      processes share this machine and it has several GPUs, but fewer than
+      processes.
   """
   if num_processes == 1:
     return None
@@ -217,7 +219,11 @@ def is_loopback(coordinator: str) -> bool:
 
 
 def visible_gpus() -> int:
-  """Counts the NVIDIA GPUs that this process can see, without starting JAX."""
+  """Counts the NVIDIA GPUs that this process can see, without starting JAX.
+
+  They are the entries of $CUDA_VISIBLE_DEVICES or, if it is not set, the files
+  /dev/nvidia0, /dev/nvidia1 and so on.
+  """
   chosen = os.environ.get('CUDA_VISIBLE_DEVICES')
   if chosen is not None:
     return len([part for part in chosen.split(',') if part.strip()])
@@ -254,15 +260,17 @@ def _give_up(launch: Launch, timeout: int, is_local: bool) -> NoReturn:
 def _share_of_gpus(
   num_gpus: int, processes_here: int | None, rank_here: int | None
 ) -> tuple[int, ...] | None:
-  """Returns the numbers of the GPUs that this process uses.
+  """Returns the numbers of the GPUs that this process uses, from 0.
 
   Args:
-    num_gpus: Number of GPUs that this process can see.
+    num_gpus: Number of GPUs that this process can see. With 1, the launcher has
+      chosen the GPU of each process, and the result is (0,).
     processes_here: Number of processes on this machine; `None` if unknown.
     rank_here: Number of this process among them, from 0; `None` if unknown.
 
   Returns:
-    An equal share of the GPUs; `None` leaves the choice to JAX.
+    An equal share of the GPUs. `None` leaves the choice to JAX: there is no
+    GPU, or the launcher does not tell about the processes of this machine.
 
   Raises:
     InputError: If the machine has fewer GPUs than processes.
@@ -285,8 +293,13 @@ def _share_of_gpus(
 def _slurm_tasks_here(environment: Mapping[str, str]) -> int | None:
   """Returns the number of SLURM's tasks on this machine; `None` if unknown.
 
-  SLURM lists the tasks of all machines: '8(x2),4' stands for two machines with
-  eight tasks each and one machine with four.
+  The variable SLURM_STEP_TASKS_PER_NODE lists the tasks of all machines of the
+  job step: '8(x2),4' stands for two machines with eight tasks each and one
+  machine with four. SLURM_NODEID is the number of this machine, from 0.
+
+  Args:
+    environment: The environment variables of this process. If one of the two is
+      missing, the result is `None`.
   """
   text = environment.get('SLURM_STEP_TASKS_PER_NODE')
   if not text or 'SLURM_NODEID' not in environment:

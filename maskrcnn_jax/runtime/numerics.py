@@ -56,7 +56,11 @@ def check_numerics() -> dict[str, str]:
 
 
 def _eager_fault() -> str | None:
-  """Checks single operations. Returns the fault, or None without one."""
+  """Checks a square root and a sum that are not jitted.
+
+  Returns:
+    A description of the fault; `None` if both results are right.
+  """
   # Not jitted, so that JAX compiles each operation as a program of its own.
   root = float(jnp.sqrt(jnp.float32(512)))
   if abs(root - 22.627417) > 1e-4:
@@ -68,7 +72,11 @@ def _eager_fault() -> str | None:
 
 
 def _random_fault() -> str | None:
-  """Checks normal random numbers. Returns the fault, or None without one."""
+  """Checks that normal random numbers are finite, with mean 0 and deviation 1.
+
+  Returns:
+    A description of the fault; `None` without one.
+  """
   numbers = np.asarray(jax.random.normal(jax.random.key(0), (10_000,)))
   if not np.isfinite(numbers).all():
     return 'random numbers are not finite'
@@ -82,7 +90,11 @@ def _random_fault() -> str | None:
 
 
 def _scatter_fault() -> str | None:
-  """Checks sums and speed of a scatter-add. Returns the fault, or None."""
+  """Checks that a scatter-add of a million numbers gives right sums, and fast.
+
+  Returns:
+    A description of the fault; `None` without one.
+  """
   rng = np.random.default_rng(0)
   slots, count = 1_000, 1_000_000
   index = rng.integers(0, slots, count).astype(np.int32)
@@ -122,7 +134,11 @@ def _least_seconds(function: Callable[..., Any], *arguments: AnyArray) -> float:
 
 
 def _concatenate_fault() -> str | None:
-  """Checks concatenations of masked arrays. Returns the fault, or None."""
+  """Checks a jitted concatenation of masked, normalised arrays against NumPy.
+
+  Returns:
+    A description of the fault; `None` without one.
+  """
   rng = np.random.default_rng(0)
   levels = [
     (rng.normal(size=(2, n, 8)).astype(np.float32), rng.random((2, n)) < 0.7)
@@ -158,7 +174,11 @@ def _concatenate_fault() -> str | None:
 
 
 def _convolution_fault() -> str | None:
-  """Checks convolutions in bfloat16. Returns the fault, or None without one."""
+  """Checks the `CONVOLUTIONS` and their gradients in bfloat16 against float32.
+
+  Returns:
+    A description of the first fault; `None` without one.
+  """
   rng = np.random.default_rng(0)
 
   def run(

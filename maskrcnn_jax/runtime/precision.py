@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from maskrcnn_jax.errors import InputError
 
-# Source: the seed's torch.cuda.amp.GradScaler, `engine/trainer.py`. It starts
-# at 8192 and otherwise has torch's defaults.
+# Source: NVIDIA's Mask R-CNN For PyTorch, `engine/trainer.py`. Its
+# torch.cuda.amp.GradScaler starts at 8192 and otherwise has torch's defaults.
 INITIAL_SCALE = 8192.0
 # Number of steps in a row without an overflow after which the scale doubles.
 GROWTH_INTERVAL = 2000
@@ -25,12 +25,14 @@ class LossScale(NamedTuple):
   """The factor of the loss that keeps small gradients nonzero in float16."""
 
   scale: Float[Array, '']  # factor of the loss, a power of two
-  good_steps: Int[Array, '']  # steps without an overflow since it last changed
+  # Number of steps in a row without an overflow, since the start or since the
+  # scale last changed.
+  good_steps: Int[Array, '']
   skipped: Int[Array, '']  # number of steps that were skipped in this run
 
 
 def initial_loss_scale(precision: str) -> LossScale:
-  """Returns the scale of step 0; only 'fp16' needs another scale than 1."""
+  """Returns the loss scale of step 0: 8192 for 'fp16', otherwise 1."""
   scale = INITIAL_SCALE if precision == 'fp16' else 1.0
   return LossScale(jnp.float32(scale), jnp.int32(0), jnp.int32(0))
 
@@ -40,9 +42,17 @@ def next_loss_scale(
 ) -> LossScale:
   """Halves the scale after an overflow; doubles it after 2000 good steps.
 
+  A good step is a step without an overflow. The 2000 steps must follow each
+  other: an overflow, and also a doubling, makes the count begin at 0 again. A
+  step with an overflow adds 1 to `skipped`.
+
   Args:
     loss_scale: Loss scale of this step.
-    is_finite: Whether all losses and gradients of this step are finite.
+    is_finite: Whether all losses and gradients of this step are finite. If not,
+      the step is an overflow.
+
+  Returns:
+    Loss scale of the next step, with its counts.
 
   Source:
     Mixed Precision Training (arXiv:1710.03740), section 3.2;
@@ -70,6 +80,9 @@ def set_precision(precision: str) -> DTypeLike:
 
   Returns:
     Dtype of the convolutions and the matmuls of the network.
+
+  Raises:
+    InputError: If there is no precision of this name.
   """
   match precision:
     case 'fp32':

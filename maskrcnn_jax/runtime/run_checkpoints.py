@@ -73,7 +73,11 @@ class RunCheckpoints:
       )
 
   def poll(self) -> None:
-    """Does the work of `finish` if the save has ended; does not wait for it."""
+    """Does the work of `finish` if the save has ended; does not wait for it.
+
+    Raises:
+      SaveError: If the save has ended and has failed.
+    """
     if self._started is not None and (
       not self._manager.is_saving_in_progress()
     ):

@@ -20,8 +20,9 @@ import jax
 import tensorboardX
 import tqdm
 
-# Number of steps whose median the log shows, as many as in the seed's log.
-# Source: maskrcnn-benchmark `utils/metric_logger.py`, SmoothedValue.
+# Number of steps whose median the log shows.
+# Source: NVIDIA's Mask R-CNN For PyTorch and maskrcnn-benchmark,
+# `utils/metric_logger.py`, SmoothedValue.
 WINDOW = 20
 
 

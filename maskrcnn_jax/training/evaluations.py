@@ -156,7 +156,8 @@ def reaches(
       condition. If both are 0, no evaluation ends the training.
 
   Source:
-    The seed's MIN_BBOX_MAP and MIN_MASK_MAP, `tools/train_net.py`.
+    NVIDIA's Mask R-CNN For PyTorch, MIN_BBOX_MAP and MIN_MASK_MAP,
+    `tools/train_net.py`.
   """
   if evaluation is None or not (min_box_ap or min_mask_ap):
     return False
@@ -184,7 +185,8 @@ def expected_lines(
     One line for each comparison, which begins with PASS or FAIL.
 
   Source:
-    The seed's TEST.EXPECTED_RESULTS, `evaluation/coco/coco_eval.py`.
+    NVIDIA's Mask R-CNN For PyTorch, TEST.EXPECTED_RESULTS,
+    `evaluation/coco/coco_eval.py`.
     Differs: the tolerance is an AP, not a number of standard deviations, and it
     holds downwards only, because a model that is better than expected is not at
     fault.
@@ -228,7 +230,18 @@ def steps_between(config: ml_collections.ConfigDict, num_images: int) -> int:
 
 
 def _read(path: pathlib.Path) -> list[Evaluation]:
-  """Reads the evaluations that a file lists; [] if the file does not exist."""
+  """Reads the evaluations of a run from its `evaluations.json`.
+
+  Args:
+    path: The file, a JSON list with the fields of one `Evaluation` in each
+      item.
+
+  Returns:
+    The evaluations in the order of the file; [] if the file does not exist.
+
+  Raises:
+    InputError: If the file has another content.
+  """
   if not path.is_file():
     return []
   try:

@@ -175,12 +175,15 @@ def run_steps(
 
 
 def is_due(run: Run, step: int) -> bool:
-  """Tells whether the recipe asks for an evaluation after `step` steps."""
+  """Tells whether the recipe asks for an evaluation after `step` steps.
+
+  It does after every multiple of `run.eval_every`, and never if that is 0.
+  """
   return bool(run.eval_every and step and step % run.eval_every == 0)
 
 
 def is_evaluated(run: Run, step: int) -> bool:
-  """Tells whether the model after `step` steps has been evaluated."""
+  """Tells whether the model after `step` steps has been evaluated already."""
   return run.evaluations is not None and run.evaluations.of(step) is not None
 
 
@@ -253,7 +256,7 @@ def evaluate_state(
 
 
 def _figure(ap: float | None) -> str:
-  """Returns an AP as text; 'n/a' if there is none."""
+  """Returns an AP as text with four digits; 'n/a' for `None`, no AP."""
   return 'n/a' if ap is None else f'{ap:.4f}'
 
 
@@ -283,9 +286,8 @@ def _load_batches(run: Run, first_step: int) -> Generator[Batch, None, None]:
       pixel_range=pixel_range_of(run.config),
       scratch_dir=run.workdir,
     )
-    # Closing the generator ends its worker processes.
-    assert isinstance(batches, Generator)
     try:
+      # Closing the generator ends its worker processes.
       with contextlib.closing(batches):
         for batch, _ in batches:
           step += 1

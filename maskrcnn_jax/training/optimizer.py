@@ -48,12 +48,13 @@ def learning_rate(
     num_steps: Number of steps of the whole training; for 'cosine' only.
 
   Raises:
-    ValueError: There is no warm-up of this name.
+    ValueError: If there is no warm-up of this name.
 
   Source:
-    maskrcnn-benchmark `solver/lr_scheduler.py`, WarmupMultiStepLR; the seed's
-    for 'mlperf_linear'. Cosine: SGDR (arXiv:1608.03983), equation 5, without
-    restarts, with the warm-up's factor as in detectron2 `solver/`.
+    maskrcnn-benchmark `solver/lr_scheduler.py`, WarmupMultiStepLR;
+    'mlperf_linear': the same class of NVIDIA's Mask R-CNN For PyTorch. Cosine:
+    SGDR (arXiv:1608.03983), equation 5, without restarts, with the warm-up's
+    factor as in detectron2 `solver/`.
   """
   step = jnp.asarray(step)
   decay: Float[Array, ''] | float  # factor of `base` after the warm-up
@@ -164,7 +165,7 @@ def make_optimizer(
       scaled down to this norm; 0 does not limit it.
 
   Raises:
-    ValueError: There is no optimizer of this name.
+    ValueError: If there is no optimizer of this name.
 
   Source:
     SGD: torch.optim.SGD; the rates and the decay of biases:
@@ -196,8 +197,9 @@ def next_average(
     average: Average up to the step before.
     params: Weights after this step, a tree like `average`.
     step: Number of steps done before.
-    decay: Part of the average that is kept, in [0, 1). Less is kept in the
-      first steps, because the average starts from untrained weights.
+    decay: Part of the average that is kept, in [0, 1). In the first steps, the
+      smaller part (1 + step) / (10 + step) is kept, because the average starts
+      from untrained weights.
 
   Source:
     tf.train.ExponentialMovingAverage with `num_updates`.
@@ -248,14 +250,20 @@ def join_parameters(params: dict, replacements: dict) -> dict:
 
 
 def _is_bias(params: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Returns a tree like `params` that is True for each bias, else False."""
+  """Returns a tree like `params` that is True for each bias, else False.
+
+  A bias is a parameter whose own name, the last of its path, is 'bias'.
+  """
   return traverse_util.path_aware_map(
     lambda path, _: path[-1] == 'bias', params
   )
 
 
 def _is_no_bias(params: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Returns a tree like `params` that is False for each bias, else True."""
+  """Returns a tree like `params` that is False for each bias, else True.
+
+  A bias is a parameter whose own name, the last of its path, is 'bias'.
+  """
   return traverse_util.path_aware_map(
     lambda path, _: path[-1] != 'bias', params
   )
@@ -266,12 +274,14 @@ def _scale_by_rates(
 ) -> optax.GradientTransformationExtraArgs:
   """Makes the last part of an optimizer, which applies the learning rate.
 
-  It multiplies each update by minus the learning rate of the step. It has no
-  state.
+  It multiplies each update by minus the learning rate of the step. It keeps no
+  state and does not count steps: the number of the step must be passed to
+  `update` as the keyword argument `step`.
 
   Args:
-    schedule: Function from a step to the learning rate.
-    bias_schedule: Function from a step to the learning rate of biases.
+    schedule: Function from a step, counted from 0, to the learning rate.
+    bias_schedule: The same for biases, the parameters whose last name is
+      'bias'.
   """
   return optax.GradientTransformationExtraArgs(
     optax.init_empty_state,

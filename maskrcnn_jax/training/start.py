@@ -428,7 +428,10 @@ def _head_of(name: str) -> str | None:
 
 
 def _recipe_facts(config: ml_collections.ConfigDict) -> dict[str, str]:
-  """Returns {key: value} for the keys that all processes must agree on."""
+  """Returns {'config.KEY': value as text} for keys that all processes share.
+
+  These are all keys but those with the property `per_process`.
+  """
   may_differ = names(per_process=True)
   return {
     f'config.{key}': str(value)
@@ -442,7 +445,8 @@ def _may_differ(name: str, config: ml_collections.ConfigDict) -> bool:
 
   Args:
     name: Name of the key, such as 'train.num_steps'.
-    config: The recipe of this run.
+    config: The recipe of this run. With the schedule 'cosine', its
+      'train.num_steps' must stay the same.
   """
   if name == 'train.num_steps' and config.optimizer.schedule == 'cosine':
     return False  # The learning rate of every step depends on this key.

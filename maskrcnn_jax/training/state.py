@@ -133,7 +133,12 @@ def restored_state(step: int, variables: dict, kept: dict) -> TrainState:
 
 
 def _same_leaves(tree: dict, other: dict) -> dict:
-  """Returns the part of nested dicts whose paths also occur in other ones."""
+  """Returns the leaves of a nested dict whose paths occur in another one too.
+
+  Args:
+    tree: The nested dict that the leaves are taken from.
+    other: The nested dict that must have the same path; its leaf is not used.
+  """
   paths = traverse_util.flatten_dict(other).keys()
   return traverse_util.unflatten_dict(
     {

@@ -571,6 +571,8 @@ CASES = [
   Case('unknown_image', 'A14', True, set_first(image_id=99), True),
   Case('unknown_category', 'A14', True, set_first(category_id=99), True),
   Case('category_id_as_text', 'A14', True, set_first(category_id='1'), True),
+  Case('category_id_list', 'A14', True, set_first(category_id=[1]), True),
+  Case('category_id_object', 'A14', True, set_first(category_id={}), True),
   Case('category_id_twice', 'A15', True, add_category(id=1, name='x')),
   Case('category_name_twice', 'A15', True, add_category(id=3, name='rect')),
   Case(

@@ -94,7 +94,7 @@ def test_a_recipe_freezes_nothing_that_starts_random(path):
     assert frozen_prefixes(config.freeze_at) == ()
 
 
-def test_r50_fpn_is_the_1x_recipe_of_the_seeds_readme():
+def test_r50_fpn_is_the_1x_recipe_of_nvidias_readme():
   config = load_named('r50_fpn').get_config()
   # Recipe A, "README 1x": 16 images a step, 0.02 falling at 60k and 80k of
   # 90k steps, 500 steps of warm-up from a third.

@@ -283,6 +283,11 @@ def no_images(folder):
       via((POLYGON, {'a': ''})),
       "a region of a.png has no class: its attribute 'a' is ''",
     ),
+    (
+      'via',
+      via((POLYGON, ['a'])),
+      "A25: .* a region of a.png .*its region_attributes are .'a'.; they must",
+    ),
     ('via', via((POLYGON, {}), name='z.png'), 'I01: .* 0 images of the'),
     ('via', via(), 'A23: there is not a single object'),
     ('labelme', {'shapes': 3}, 'A25: .* is no LabelMe file'),
@@ -294,6 +299,8 @@ def no_images(folder):
     ('labelme', labelme(shape(''), imageWidth=12), 'shape 0 has no label'),
     ('labelme', labelme(shape(), imageHeight=99), 'I05: .* 99x12'),
     ('labelme', labelme(3), 'shape 0 is damaged'),
+    ('labelme', labelme(shape(group_id=[1])), 'A25: .*its group_id is .1.;'),
+    ('labelme', labelme(shape(group_id={'a': 1})), 'A25: .*its group_id is'),
   ],
 )
 def test_bad_annotations_are_named(folder, kind, content, message):

@@ -19,7 +19,7 @@ def read_lines(directory):
   return (directory / 'log.txt').read_text(encoding='utf-8').splitlines()
 
 
-def test_report_writes_the_seeds_line(log, tmp_path):
+def test_report_writes_the_line_of_nvidias_program(log, tmp_path):
   # The losses 1, 2 and 9 have the median 2 and the mean 4. At half a second a
   # step, the 97 steps that are left take 48 seconds.
   for loss in (1.0, 2.0, 9.0):
@@ -33,7 +33,7 @@ def test_report_writes_the_seeds_line(log, tmp_path):
   )
 
 
-def test_report_has_the_grammar_of_the_seeds_readme(log, tmp_path):
+def test_report_has_the_grammar_of_nvidias_readme(log, tmp_path):
   log.add(loss=1.8236, time=200.0, data=0.0099)
   log.report(20, learning_rate=0.014347)
   figure = r'\d+\.\d{4} \(\d+\.\d{4}\)'

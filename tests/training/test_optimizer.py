@@ -47,8 +47,9 @@ def test_learning_rate_follows_the_recipe(step, expected):
   assert_allclose(recipe(step), expected, rtol=1e-5)
 
 
-def test_learning_rate_of_the_seeds_log_line():
-  # The seed prints lr: 0.014347 after 20 steps at a base of 0.04.
+def test_learning_rate_of_nvidias_log_line():
+  # NVIDIA's Mask R-CNN For PyTorch prints lr: 0.014347 after 20 steps at a base
+  # of 0.04.
   rate = recipe(jnp.int32(19), base=0.04)
   assert f'{float(rate):.6f}' == '0.014347'
 

@@ -96,7 +96,7 @@ def test_split_rows_deals_the_rows_out_in_turn():
   assert_array_equal(parts['x'], [[0, 3], [1, 4], [2, 5]])
 
 
-def test_loss_scale_starts_at_the_seeds_and_only_in_fp16():
+def test_loss_scale_starts_as_in_nvidias_program_and_only_in_fp16():
   assert float(initial_loss_scale('fp16').scale) == 8192
   for precision in ('fp32', 'tf32', 'bf16'):
     assert float(initial_loss_scale(precision).scale) == 1
