@@ -93,7 +93,7 @@ def frozen_prefixes(freeze_at: int) -> tuple[tuple[str, ...], ...]:
     ValueError: If `freeze_at` is not in 0..5.
 
   Source:
-    Seed: MODEL.BACKBONE.FREEZE_CONV_BODY_AT.
+    NVIDIA's Mask R-CNN For PyTorch, MODEL.BACKBONE.FREEZE_CONV_BODY_AT.
   """
   if freeze_at not in range(6):
     raise ValueError(f'freeze_at must be 0, 1, ..., 5, not {freeze_at}.')
