@@ -45,10 +45,11 @@ class Losses(NamedTuple):
   rpn_box: Float[Array, '']
 
   def by_name(self) -> dict[str, Float[Array, '']]:
-    """Returns {name: loss} by the names that the seed's log gives them.
+    """Returns {name: loss} by the names of NVIDIA's log.
 
     Source:
-      The seed's `modeling/rpn/rpn.py`, `roi_heads/box_head/box_head.py` and
+      NVIDIA's Mask R-CNN For PyTorch, `modeling/rpn/rpn.py`,
+      `roi_heads/box_head/box_head.py` and
       `roi_heads/mask_head/mask_head.py`.
     """
     names = {
