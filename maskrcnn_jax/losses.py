@@ -224,7 +224,7 @@ def mask_loss(
       outside.
     class_targets: Class numbers of the RoIs; 0 is background.
     foreground: Which RoIs have a mask.
-    weights: Factors of the terms of the loss; `mask` is that of the
+    weights: Factors of the terms of the loss. `mask` is the factor of the
       cross-entropy.
     total: Number of RoIs with a mask that the loss is averaged over. None
       counts the RoIs with a mask of this batch.
@@ -241,7 +241,8 @@ def mask_loss(
   logits = jnp.take_along_axis(
     mask_logits, class_targets[:, :, None, None, None], axis=4
   )[..., 0]
-  return weigh(mean(mask_cross_entropy(logits, mask_targets)), weights.mask)
+  loss = weigh(mean(mask_cross_entropy(logits, mask_targets)), weights.mask)
+  return loss
 
 
 def mask_cross_entropy(

@@ -108,7 +108,7 @@ def _check_model(config: ml_collections.ConfigDict) -> str | None:
         return (
           f'config.{name} is {value_of(config, name)!r}, but only a ResNet '
           f'has it and config.model.backbone is {model.backbone!r}; leave '
-          f'config.{name} out.'
+          f'config.{name} out, or set it to {default!r}.'
         )
     if model.body == 'c4':
       return (

@@ -71,6 +71,12 @@ class Key(NamedTuple):
     return self.role in (EVALUATION, MACHINE) or self.free
 
 
+# The names in BACKBONES of model/backbone.py, in the same order.
+_BACKBONES = (
+  'resnet',
+  'convnext_tiny',
+)
+
 # Allowed values of some keys in words, for messages and the documentation.
 _CHANNELS = 'three numbers, for red, green and blue, in [0, 255]'
 _AP = '(mean, tolerance), for example (0.378, 0.004)'
@@ -102,7 +108,7 @@ KEYS: tuple[Key, ...] = (
         'kernels that are known to be faster on the device.'),
 
     # The network. The number of classes comes from the data.
-    Key('model.backbone', 'resnet', WEIGHTS, choice('resnet', 'convnext_tiny'),
+    Key('model.backbone', 'resnet', WEIGHTS, choice(*_BACKBONES),
         'The network that computes the features. The keys model.depth, groups, '
         'group_width, stride_in_1x1 and width are for resnet only.'),
     Key('model.output', 'masks', WEIGHTS,
@@ -124,8 +130,9 @@ KEYS: tuple[Key, ...] = (
     Key('model.norm', 'frozen_batch', WEIGHTS,
         choice('frozen_batch', 'frozen_batch_all', 'group'),
         'Normalization: frozen_batch is frozen batch normalization in the '
-        'backbone only, frozen_batch_all also in the pyramid and the heads; '
-        'group is group normalization everywhere, for training from scratch.'),
+        'ResNet only, frozen_batch_all also in the pyramid and the heads; '
+        'group is group normalization in all three, for training from scratch. '
+        'Other backbones have a normalization of their own.'),
     Key('model.norm_eps', 1e-5, WEIGHTS, number(0),
         'Number that the normalization adds to the variance.', unseen=True),
     Key('model.stride_in_1x1', False, WEIGHTS, switch(),
@@ -356,7 +363,7 @@ KEYS: tuple[Key, ...] = (
           ('rpn_box', 'box loss of the RPN'),
           ('classification', 'classification loss of the box head'),
           ('box', 'box loss of the box head'),
-          ('mask', 'mask loss'),
+          ('mask', 'cross-entropy of the masks'),
       )),
 
     Key('optimizer.name', 'sgd', TRAINING, choice('sgd', 'adamw'),

@@ -497,12 +497,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     f'annotations to {out}/instances_(train|val).json.\n'
     'To train on them:\n'
     '  python -m maskrcnn_jax.main --config=shapes --workdir=DIR'
-  )
-  for split, name in (('train', 'train'), ('eval', 'val')):
-    print(
-      f'    --config.data.{split}.images={out / "images"}'
-      f' --config.data.{split}.annotations={out}/instances_{name}.json'
+    + ''.join(
+      f' \\\n    --config.data.{split}.images={out / "images"}'
+      f' \\\n    --config.data.{split}.annotations={out}/instances_{name}.json'
+      for split, name in (('train', 'train'), ('eval', 'val'))
     )
+  )
 
 
 if __name__ == '__main__':

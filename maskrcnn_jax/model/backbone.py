@@ -6,16 +6,16 @@ A backbone is a linen module that keeps this contract:
   features of level l have stride 2**l: one cell for 2**l rows and columns of
   the image. With `num_stages=3` the levels end at 4.
 - `last_stage(pooled)` applies the fourth stage to the features of RoIs, which
-  were pooled from level 4, and halves their side. C4 models use it as the
-  first part of their heads.
+  were pooled from level 4, and halves their side; an odd side may be rounded
+  up or down. C4 models use it as the first part of their heads.
 - The four stages are named `layer1`, ..., `layer4`, and the layers before them
   are named `stem`, so that `frozen_prefixes` finds them. (The stem of the
   ResNet is `conv1` and `bn1`, as in torchvision.) No other part has parameters.
 - Parameters are float32; arithmetic and features have the dtype `dtype`.
 
 To add a backbone, write it in a file of its own beside this one, add one line
-to `BACKBONES`, and add its name to the row of `model.backbone` in
-`config/keys.py`. CONTRIBUTING.md has an example.
+to `BACKBONES`, and add its name to `_BACKBONES` in `config/keys.py`.
+CONTRIBUTING.md has an example.
 """
 
 from collections.abc import Callable
