@@ -191,11 +191,13 @@ CODES = {
     'needs more memory, or cut the images into tiles.',
   ),
   'A25': Code(
-    'not a COCO instances file',
-    'The file of annotations is missing, is not JSON, or is of another '
-    'kind: VIA, LabelMe, panoptic, captions, detection results.',
-    'Give the instances file. `python -m maskrcnn_jax.convert_to_coco` '
-    'converts VIA, LabelMe and mask pictures.',
+    'annotations missing, damaged or of another kind',
+    'The file of annotations is missing, is damaged (for example, it is not '
+    'JSON), or is of another kind: VIA, LabelMe, panoptic, captions, detection '
+    'results.',
+    'Correct the place that the message names, or give the instances file of '
+    'COCO. `python -m maskrcnn_jax.convert_to_coco` converts VIA, LabelMe and '
+    'mask pictures.',
   ),
   'A26': Code(
     'area missing or wrong',

@@ -81,14 +81,14 @@ def check_data(
     has no errors.
 
   Raises:
-    InputError: If a file cannot be written, or if `fix` is given for a tfds
-      set.
+    InputError: If a file cannot be written, or if `fix` is given for a data
+      set that is not in a COCO JSON.
   """
   if fix is not None and not isinstance(source, CocoFiles):
     raise InputError(
-      f'--fix={fix} repairs a COCO JSON, but {source} is a tfds set; repair'
-      ' the JSON that it was made from, and build the set anew with python -m'
-      ' maskrcnn_jax.build_tfds.'
+      f'--fix={fix} repairs a COCO JSON, but {source} is not one; correct its'
+      ' own files. For a tfds set, repair the JSON that it was made from, and'
+      ' build the set anew with python -m maskrcnn_jax.build_tfds.'
     )
   config = default_config() if config is None else config
   if config.train.fine_tune:
@@ -101,7 +101,8 @@ def check_data(
   report = findings.Report(stop=False, keep=KEEP)
   result: dict[str, Any] = {
     'annotations': str(source),
-    'images': source.images if isinstance(source, CocoFiles) else '',
+    # A tfds set has no folder of images.
+    'images': getattr(source, 'images', ''),
     'is_ok': False,
   }
   try:

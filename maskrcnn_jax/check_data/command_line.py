@@ -117,7 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     allow_abbrev=False,
   )
   parser.add_argument('--images', help='folder of the images')
-  parser.add_argument('--annotations', help='COCO JSON of the images')
+  parser.add_argument(
+    '--annotations', help='annotations of the images: COCO JSON'
+  )
   parser.add_argument(
     '--against',
     help='COCO JSON of another split of the same data, which must\n'

@@ -225,7 +225,8 @@ KEYS: tuple[Key, ...] = (
     Key('data.train.images', '', MACHINE, text(),
         'Folder of the training images.', per_process=True),
     Key('data.train.annotations', '', MACHINE, text(),
-        'COCO JSON of the training set.', per_process=True),
+        'Path of the annotations of the training set: COCO JSON, or another '
+        'format that the program reads.', per_process=True),
     Key('data.train.tfds', '', TRAINING, text(),
         'Name of a training set that maskrcnn_jax.build_tfds has written to '
         'data.tfds_dir. It is read instead of data.train.images and '
@@ -236,7 +237,8 @@ KEYS: tuple[Key, ...] = (
     Key('data.eval.images', '', EVALUATION, text(),
         'Folder of the images to evaluate on.', per_process=True),
     Key('data.eval.annotations', '', EVALUATION, text(),
-        'COCO JSON of the evaluation set.', per_process=True),
+        'Path of the annotations of the evaluation set: COCO JSON, or another '
+        'format that the program reads.', per_process=True),
     Key('data.eval.tfds', '', EVALUATION, text(),
         'Name of an evaluation set that maskrcnn_jax.build_tfds has written to '
         'data.tfds_dir. It is read instead of data.eval.images and '

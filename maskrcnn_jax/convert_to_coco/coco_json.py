@@ -6,7 +6,7 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from maskrcnn_jax.convert_to_coco.annotated_images import ImageSizes, Object
-from maskrcnn_jax.convert_to_coco.polygons import polygon_area
+from maskrcnn_jax.data.outlines import polygons_to_coco
 from maskrcnn_jax.errors import InputError
 
 
@@ -61,13 +61,7 @@ def _outline_of(object_: Object) -> dict[str, Any]:
   Polygons stay polygons, and a mask becomes a compressed RLE.
   """
   if object_.mask is None:
-    points = np.concatenate(object_.polygons).reshape(-1, 2)
-    low, high = points.min(axis=0), points.max(axis=0)
-    return {
-      'bbox': [*low.tolist(), *(high - low).tolist()],
-      'area': sum(map(polygon_area, object_.polygons)),
-      'segmentation': object_.polygons,
-    }
+    return polygons_to_coco(object_.polygons)
   rle = mask_api.encode(np.asfortranarray(object_.mask.astype(np.uint8)))
   return {
     'bbox': mask_api.toBbox(rle).tolist(),

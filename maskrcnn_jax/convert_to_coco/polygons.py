@@ -77,13 +77,3 @@ def from_ellipse(
       strict=True,
     )
   )
-
-
-def polygon_area(polygon: list[float]) -> float:
-  """Returns the area of a polygon in square pixels, by the shoelace formula.
-
-  Args:
-    polygon: A flat list x, y, x, y, ... in pixels.
-  """
-  x, y = np.reshape(polygon, (-1, 2)).T
-  return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)

@@ -167,6 +167,25 @@ def check_is_there(path: str | pathlib.Path, option: str) -> None:
     )
 
 
+def check_set_is_there(images: str, annotations: str, option: str) -> None:
+  """Checks that a folder of images was given and the annotations exist.
+
+  Args:
+    images: Path of the folder; '' if it was not given.
+    annotations: Path of the annotations.
+    option: The beginning of the options that give the two, for messages.
+
+  Raises:
+    InputError: If one of them is missing.
+  """
+  if not images:
+    raise errors.InputError(
+      f'I01: {option}images=DIR is missing: the folder of the images of'
+      f' {annotations}.'
+    )
+  check_is_there(annotations, f'{option}annotations')
+
+
 def download_hint(path: str | pathlib.Path) -> str:
   """Returns a hint how to download COCO, to be added to a message.
 

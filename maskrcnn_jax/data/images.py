@@ -370,7 +370,7 @@ def list_images(pattern: Path) -> list[pathlib.Path]:
     found = [pathlib.Path(f) for f in glob.glob(str(pattern), recursive=True)]
     if not found:
       raise errors.InputError(
-        f'No file, folder or pattern {pattern} to read images'
+        f'I01: there is no file, folder or pattern {pattern} to read images'
         f' from{case_hint(path)}.'
       )
   images = sorted(
@@ -378,7 +378,8 @@ def list_images(pattern: Path) -> list[pathlib.Path]:
   )
   if not images:
     raise errors.InputError(
-      f'No images in {pattern}; looked for {", ".join(sorted(EXTENSIONS))}.'
+      f'I01: there are no images in {pattern}; looked for'
+      f' {", ".join(sorted(EXTENSIONS))}.'
     )
   return images
 

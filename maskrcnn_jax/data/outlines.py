@@ -80,6 +80,35 @@ def polygons_to_outline(
   return vertices.astype(np.float32), np.array(parts, np.int16)
 
 
+def polygon_area(polygon: list[float] | Float[np.ndarray, 'n 2']) -> float:
+  """Returns the area of a polygon in square pixels, by the shoelace formula.
+
+  Args:
+    polygon: The corners in pixels: a flat list x, y, x, y, ..., or an array
+      with one row (x, y) for each corner.
+  """
+  x, y = np.reshape(polygon, (-1, 2)).T
+  return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
+
+
+def polygons_to_coco(polygons: list[list[float]]) -> dict[str, Any]:
+  """Returns COCO's `segmentation`, `bbox` and `area` of an object.
+
+  Args:
+    polygons: The polygons of the object: flat lists x, y, x, y, ... in pixels.
+
+  Raises:
+    ValueError: If there is no corner, or an odd number of coordinates.
+  """
+  corners = np.concatenate(polygons).reshape(-1, 2)
+  low, high = corners.min(axis=0), corners.max(axis=0)
+  return {
+    'bbox': [*low.tolist(), *(high - low).tolist()],
+    'area': sum(map(polygon_area, polygons)),
+    'segmentation': polygons,
+  }
+
+
 def mask_to_outline(
   mask: Bool[np.ndarray, 'h w'],
 ) -> tuple[Vertices, Parts]:

@@ -22,6 +22,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as mask_api
 import tqdm
 
+from maskrcnn_jax.data.outlines import polygon_area
+
 # The ids are not 1, 2, 3, so that no program can rely on consecutive ids, which
 # COCO does not have either.
 CATEGORIES: tuple[dict[str, Any], ...] = (
@@ -182,12 +184,6 @@ def _pick_colour(
   )
 
 
-def _polygon_area(corners: Float[np.ndarray, 'n 2']) -> float:
-  """Returns the area of a polygon by the shoelace formula, in pixels."""
-  x, y = corners.T
-  return 0.5 * abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
-
-
 def _visible_masks(shapes: list[Shape]) -> list[Bool[np.ndarray, 'h w']]:
   """Returns for each shape the mask of the pixels that no later shape covers.
 
@@ -241,7 +237,7 @@ def _place_shapes(
         ),
       ]
       if all(
-        mask.sum() > MIN_VISIBLE * _polygon_area(shape.corners)
+        mask.sum() > MIN_VISIBLE * polygon_area(shape.corners)
         for shape, mask in zip(
           candidate, _visible_masks(candidate), strict=True
         )

@@ -50,14 +50,15 @@ class Source(Protocol):
 
     Raises:
       InputError: If the annotations cannot be read, or are wrong and no report
-        is given.
+        is given. Its message contains a code, such as A25.
     """
     ...
 
   def read_content(self) -> dict[str, Any]:
     """Returns the annotations as a COCO document, not checked.
 
-    A COCO document is the content of a COCO JSON: nested dicts and lists.
+    A COCO document is the content of a COCO JSON: nested dicts and lists. They
+    are new at each call, because `coco.index_coco` empties them.
     """
     ...
 
@@ -81,12 +82,7 @@ class CocoFiles(NamedTuple):
     Raises:
       InputError: If one of them is missing.
     """
-    if not self.images:
-      raise errors.InputError(
-        f'I01: {option}images=DIR is missing: the folder of the images of'
-        f' {self.annotations}.'
-      )
-    coco.check_is_there(self.annotations, f'{option}annotations')
+    coco.check_set_is_there(self.images, self.annotations, option)
 
   def read(self, **options: Any) -> tuple[CocoIndex, pathlib.Path]:
     """Reads and checks the JSON; returns the folder of the images too.
@@ -105,9 +101,10 @@ class CocoFiles(NamedTuple):
 def source_of_files(images: str, annotations: str) -> Source:
   """Returns the data set of a folder of images and their annotations.
 
-  A recipe and the command line give a data set by these two paths. All
-  annotations are COCO JSON today. To read another format, return another class
-  here where the path of the annotations ends differently.
+  A recipe and the command line give a data set by these two paths. The ending
+  of the path of the annotations decides which class reads them. Without a line
+  for this ending they are COCO JSON. To read another format, return another
+  class here for its ending.
 
   Args:
     images: Path of the folder of the images.

@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import NamedTuple
 
 from PIL import Image
 import pytest
@@ -15,9 +16,12 @@ from tfds_sets import build
 import tiny
 
 from maskrcnn_jax.check_data import contact_sheet
+from maskrcnn_jax.check_data.check import check_data
 from maskrcnn_jax.check_data.command_line import main
+from maskrcnn_jax.data.images import list_images
 from maskrcnn_jax.data.records import Records
 from maskrcnn_jax.data.source import CocoFiles, read_set
+from maskrcnn_jax.errors import InputError
 
 
 def files_of(data):
@@ -140,8 +144,38 @@ def test_fix_of_a_tfds_set_is_refused(tiny_tfds, tmp_path, run):
   assert status == 2
   assert report is None
   assert err.startswith('error: --fix=')
-  assert 'is a tfds set; repair the JSON that it was made from' in err
+  assert 'is not one; correct its own files. For a tfds set, repair' in err
   assert not (tmp_path / 'fixed.json').exists()
+
+
+class Folder(NamedTuple):
+  """A source that is not in a COCO JSON: all images of a folder, no objects."""
+
+  images: str
+
+  def __str__(self):
+    return f'all of {self.images}'
+
+  def check_is_there(self, option):
+    list_images(self.images)
+
+  def read(self, **options):
+    raise NotImplementedError
+
+  def read_content(self):
+    raise NotImplementedError
+
+
+def test_a_source_of_another_kind_is_reported_with_its_folder(tmp_path):
+  source = Folder(str(tmp_path))
+  report = check_data(source)
+  assert report['annotations'] == f'all of {tmp_path}'
+  assert report['images'] == str(tmp_path)
+  (finding,) = report['findings']
+  assert finding['code'] == 'I01'
+  assert finding['examples'][0]['reason'].startswith('there are no images in')
+  with pytest.raises(InputError, match='all of .* is not one; correct its own'):
+    check_data(source, fix=tmp_path / 'fixed.json')
 
 
 @pytest.mark.parametrize(

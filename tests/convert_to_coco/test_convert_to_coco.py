@@ -341,7 +341,7 @@ def empty_folder(folder):
     (other_name, 'I01: 1 masks belong to no image, such as .*z.png'),
     (not_an_image, 'I02: .* is no mask'),
     (empty_folder, r'I01: there are no \*.png'),
-    (no_images, 'No images in'),
+    (no_images, 'I01: there are no images in'),
   ],
 )
 def test_bad_masks_are_named(folder, change, message):

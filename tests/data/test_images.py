@@ -300,9 +300,9 @@ def test_list_images_reads_a_file_a_folder_and_a_glob(tmp_path):
 
 def test_list_images_refuses_what_has_none(tmp_path):
   (tmp_path / 'a.txt').write_bytes(b'')
-  with pytest.raises(errors.InputError, match='No images in'):
+  with pytest.raises(errors.InputError, match='I01: there are no images in'):
     images.list_images(tmp_path)
-  with pytest.raises(errors.InputError, match='No images in'):
+  with pytest.raises(errors.InputError, match='I01: there are no images in'):
     images.list_images(str(tmp_path / '*.txt'))
-  with pytest.raises(errors.InputError, match='No file.*a.TXT'):
+  with pytest.raises(errors.InputError, match='I01: there is no file.*a.TXT'):
     images.list_images(tmp_path / 'a.TXT')

@@ -43,6 +43,25 @@ def uncompressed(mask):
   return np.diff(edges, prepend=0).tolist()
 
 
+def test_polygons_to_coco_by_hand():
+  # A triangle of 20 x 30 pixels and a square of 8 x 8 pixels.
+  triangle = [10.0, 10.0, 30.0, 10.0, 30.0, 40.0]
+  polygons = [triangle, [0.0, 0.0, 0.0, 8.0, 8.0, 8.0, 8.0, 0.0]]
+  assert outlines.polygons_to_coco(polygons) == {
+    'segmentation': polygons,
+    'bbox': [0, 0, 30, 40],
+    'area': 20 * 30 / 2 + 64,
+  }
+  corners = np.reshape(triangle, (-1, 2))
+  assert outlines.polygon_area(corners) == 300
+
+
+@pytest.mark.parametrize('polygon', [[], [1.0], [1.0, 2.0, 3.0]])
+def test_polygons_to_coco_refuses_half_corners_and_none(polygon):
+  with pytest.raises(ValueError):
+    outlines.polygons_to_coco([polygon])
+
+
 def test_polygons_to_outline_closes_each_polygon_and_numbers_it():
   vertices, parts = outlines.polygons_to_outline(
     [[0, 0, 4, 0, 4, 4], [1, 1, 2, 1, 2, 2, 1, 2.5]]
