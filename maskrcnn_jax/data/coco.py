@@ -35,11 +35,13 @@ def read_coco(
     path: The JSON file.
     require_masks: Whether to leave out objects without a segmentation. Crowd
       regions may lack it, because they are not trained on.
-    require_annotations: Whether to refuse a file that has no list of
-      annotations. Images that are only detected in need none.
-    width_offset: Difference between the width of a box and x2 - x1, in pixels:
-      0, or 1 if (x2, y2) is the last pixel inside of the box. A box whose two
-      corners are then the same point has no area.
+    require_annotations: Whether to refuse a file without the list
+      `annotations`. The list may be empty. Images in which objects are only
+      detected need none.
+    width_offset: Number added to x2 - x1 to get the width of a box, and to
+      y2 - y1 to get its height, in pixels: 0, or 1 if (x2, y2) is the last
+      pixel inside of the box. Boxes of the file have a width and a height, so
+      (x2, y2) is computed with this number.
     report: Receives the errors and warnings. If it is `None`, the first error
       is raised and warnings are dropped.
 
@@ -80,14 +82,22 @@ def index_coco(
       replaced by None while they are read, to save memory.
     name: Name of the document, for messages.
     require_masks: Whether to leave out objects without a segmentation.
-    require_annotations: Whether to refuse a document without annotations.
-    width_offset: Difference between the width of a box and x2 - x1, in pixels:
-      0, or 1 if (x2, y2) is the last pixel inside of the box.
+    require_annotations: Whether to refuse a document without the list
+      `annotations`. The list may be empty.
+    width_offset: Number added to x2 - x1 to get the width of a box, and to
+      y2 - y1 to get its height, in pixels: 0, or 1 if (x2, y2) is the last
+      pixel inside of the box.
     report: Receives the errors and warnings. If it is `None`, the first error
       is raised and warnings are dropped.
 
   Returns:
-    The index, as `read_coco` returns it.
+    The index, as `read_coco` returns it. Images and objects with an error are
+    left out.
+
+  Raises:
+    InputError: If the document is not COCO. Without a report also if the
+      document contradicts itself, or if more than 1 % of the objects would be
+      left out.
   """
   return _index(
     functools.partial(_walk_loaded, content),
@@ -105,7 +115,7 @@ def class_table_difference(
   *,
   there_name: str = 'the checkpoint',
 ) -> list[str]:
-  """Describes the differences of two class tables, one line for each class.
+  """Describes the differences of two class tables, one line for each difference.
 
   Args:
     here: The table of the data at hand.
@@ -127,7 +137,7 @@ def class_table_difference(
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Loads a JSON file that has COCO's three lists.
+  """Loads a JSON file that has the lists images, annotations and categories.
 
   Raises:
     InputError: If the file cannot be read, or is not a COCO instances file.
@@ -364,8 +374,13 @@ def _index(
     name: Name of the document, for messages.
     report: Receives the errors and warnings.
     require_masks: Whether to leave out objects without a segmentation.
-    require_annotations: Whether to refuse a document without annotations.
-    width_offset: Difference between the width of a box and x2 - x1, in pixels.
+    require_annotations: Whether to refuse a document without the list
+      `annotations`.
+    width_offset: Number added to x2 - x1 to get the width of a box, and to
+      y2 - y1 to get its height, in pixels: 0 or 1.
+
+  Raises:
+    InputError: If the document is not COCO, or if the report raises an error.
   """
   clues = _Clues(
     _LISTS
