@@ -16,9 +16,8 @@ import jax.numpy as jnp
 from pallas_kernels.launch import divide, launch, load, store
 
 # Numbers of boxes of the two lists in a tile. A tile of 4096 overlaps is 32
-# numbers for each
-# of 128 threads. A row of 32 numbers is 128 bytes, one whole memory
-# transaction.
+# numbers for each of 128 threads. A row of 32 numbers is 128 bytes, one whole
+# memory transaction.
 ROWS, COLUMNS = 128, 32
 
 

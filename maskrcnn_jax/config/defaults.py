@@ -70,7 +70,8 @@ def set_value(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
   Args:
     config: The recipe; it is changed.
     name: The full name of the key, such as 'rpn.train.pre_nms'.
-    value: The new value. `None` leaves the key open.
+    value: The new value. `None` is accepted for every key; a key that must have
+      a value is then open.
   """
   *groups, last = name.split('.')
   with config.ignore_type():

@@ -84,7 +84,7 @@ def adopt(
 def adopt_defaults(
   config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
-  """Fills in the open keys of a recipe of a fine-tuning from the default recipe.
+  """Fills in the open keys of a fine-tuning's recipe from the default recipe.
 
   This is for programs that have no checkpoint to take the values from. A key is
   open if its value is `None` although it must have a value. An open learning

@@ -190,7 +190,7 @@ def naming_of(
     facts: The entries of the file that are not arrays, by name.
     source_format: Program that wrote the file, a key of `NAMINGS`.
     pixel_order: Channel order that the first convolution expects, 'rgb' or
-      'bgr'. `None` reads it off a file of detectron2, and uses the usual order
+      'bgr'. `None` finds it in a file of detectron2, and uses the usual order
       of any other program.
   """
   naming = NAMINGS[source_format]

@@ -102,7 +102,7 @@ def _rebuild_from_buffer(
 
   Args:
     data: The elements, an object with a buffer, such as bytes.
-    dtype: Their type.
+    dtype: Type of the elements.
     shape: Shape of the array.
     order: 'F' if the first axis varies fastest, 'C' if the last axis does.
   """
@@ -213,7 +213,7 @@ class Unpickler(pickle.Unpickler):
         ...).
 
     Raises:
-      InputError: If it does not refer to a plain storage.
+      InputError: If the reference is not to a plain storage.
     """
     kind, type_, key, _, size, *view = pid
     if kind != 'storage' or not isinstance(type_, _StorageType) or any(view):

@@ -115,7 +115,7 @@ def class_table_difference(
   *,
   there_name: str = 'the checkpoint',
 ) -> list[str]:
-  """Describes the differences of two class tables, one line for each difference.
+  """Describes the classes that differ in two class tables, one line for each.
 
   Args:
     here: The table of the data at hand.

@@ -47,7 +47,9 @@ class CocoIndex(NamedTuple):
   boxes: Float[np.ndarray, 'm 4']
   classes: Int[np.ndarray, 'm']  # 1..len(categories)
   crowd: Bool[np.ndarray, 'm']  # crowd regions: no outline, not trained on
-  areas: Float[np.ndarray, 'm']  # areas of the masks, in pixels
+  # In square pixels, as in the JSON. A missing area is computed from the mask
+  # or, for an object without a mask, from the box.
+  areas: Float[np.ndarray, 'm']
   annotation_ids: Sequence[Scalar | None]  # as in the JSON; None if missing
   outline_starts: Int[np.ndarray, ' m1']  # object j: [starts[j], starts[j + 1])
   vertices: Float[np.ndarray, 'v 2']  # as in array_types.Outlines

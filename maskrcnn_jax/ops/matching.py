@@ -98,8 +98,8 @@ def match_by_overlap(
       (background). Boxes between the two thresholds get -1 (ignored).
     rescue: Whether the boxes that overlap an object most get label 1 however
       small the overlap is.
-    width_offset: Number of pixels by which a box is wider than x2 - x1 and
-      higher than y2 - y1, 0 or 1.
+    width_offset: Number added to x2 - x1 and y2 - y1 to get the sides of a box,
+      in pixels: 0 or 1.
     kernels: Implementation: 'xla' is plain JAX, 'pallas' is the GPU kernel, and
       'interpret' is this kernel interpreted by JAX, slow and for tests.
 

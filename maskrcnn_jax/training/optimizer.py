@@ -48,7 +48,7 @@ def learning_rate(
     num_steps: Number of steps of the whole training; for 'cosine' only.
 
   Raises:
-    ValueError: If there is no warm-up of this name.
+    ValueError: If there is a warm-up, but none of this name exists.
 
   Source:
     maskrcnn-benchmark `solver/lr_scheduler.py`, WarmupMultiStepLR;
@@ -191,7 +191,7 @@ def make_optimizer(
 def next_average(
   average: dict, params: dict, step: Int[ArrayLike, ''], *, decay: float
 ) -> dict:
-  """Moves the running average of the weights towards those of a step.
+  """Moves the running average of the weights towards the weights of a step.
 
   Args:
     average: Average up to the step before.
