@@ -239,6 +239,10 @@ def _evaluate_or_predict(
 
   Returns:
     The exit status: 0, or 2 if a picture could not be read.
+
+  Raises:
+    InputError: If the checkpoint, the recipe, the evaluation set or the
+      pictures cannot be used.
   """
   from maskrcnn_jax.config import source_of
   from maskrcnn_jax.data.source import options_of

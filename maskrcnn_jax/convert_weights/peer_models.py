@@ -275,7 +275,11 @@ def _sizes(
     return find(f'params/{module}/kernel', arrays, source_format) is not None
 
   def shape_of(module: str) -> tuple[int, ...]:
-    """Returns the shape of a module's kernel; the file must have it."""
+    """Returns the shape of a module's kernel.
+
+    Raises:
+      InputError: If the file lacks the kernel.
+    """
     name = find(f'params/{module}/kernel', arrays, source_format)
     if name is None:
       raise InputError(f'lacks the weights of {module}; it is damaged.')

@@ -119,7 +119,15 @@ def _rebuild_tensor(
 
 
 def _encode(text: str, encoding: str) -> bytes:
-  """Replaces codecs.encode, by which Python 3 stores bytes in old pickles."""
+  """Replaces codecs.encode, by which Python 3 stores bytes in old pickles.
+
+  Args:
+    text: The bytes, as characters of the same numbers.
+    encoding: The encoding that the pickle names.
+
+  Raises:
+    InputError: If the encoding is not Latin-1.
+  """
   if encoding not in ('latin1', 'latin-1'):
     raise InputError(f'holds bytes as {encoding!r}, which is not expected.')
   return text.encode('latin1')

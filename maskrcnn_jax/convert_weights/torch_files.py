@@ -139,7 +139,11 @@ def _read_zip(file: io.BufferedIOBase) -> tuple[Any, _LoadStorage]:
   folder = pickles[0].removesuffix('data.pkl')
 
   def read(name: str) -> bytes:
-    """Returns the bytes of an entry of the archive."""
+    """Returns the bytes of an entry of the archive.
+
+    Raises:
+      InputError: If the entry is compressed.
+    """
     entry = archive.getinfo(name)
     # torch.save never compresses. A compressed entry could fill the memory.
     if entry.compress_type != zipfile.ZIP_STORED:

@@ -343,8 +343,9 @@ def _other_task(annotation: Any) -> str:
 def _walk_loaded(content: dict[str, Any]) -> Iterator[tuple[str, int, Any]]:
   """Yields the lists of a loaded document element by element, and other values.
 
-  The items are those of `json_stream.walk`. The annotations come last, and each
-  is replaced by None in its list before it is yielded, to save memory.
+  The items have the form that `json_stream.walk` yields. The annotations come
+  last, and each is replaced by None in its list before it is yielded, to save
+  memory.
   """
   for key in sorted(content, key=('annotations').__eq__):
     if isinstance(content[key], list):

@@ -383,7 +383,7 @@ def _fill_truth(
     batch: The batch, whose objects are all padding. It is changed in place.
     index: An index that has the image.
     row: Row of the image in this index.
-    limits: Static sizes of the ground truth, those of the batch.
+    limits: Static sizes of the ground truth, which the batch has.
     reduce: The image was decoded at 1/reduce of its size. Boxes and outlines
       are divided by this number.
 

@@ -192,7 +192,7 @@ def pooling_arguments(
     side: Number of cells along each side of the pooled features.
     num_rois: Number of RoIs of an image.
     num_objects: If given, all RoIs have sides of about 64 pixels and lie around
-      this many objects of an image, like those of a mask head.
+      this many objects of an image, like the RoIs of a mask head.
   """
   height, width = size.padded_size
   keys = jax.random.split(key, 4)

@@ -259,6 +259,10 @@ def _backend_classes(backend: str) -> tuple[type, type]:
 
   Args:
     backend: 'pycocotools' or 'faster'.
+
+  Raises:
+    InputError: If the backend is not installed.
+    ValueError: If there is no backend of this name.
   """
   check_backend(backend)
   match backend:

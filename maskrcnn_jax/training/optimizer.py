@@ -148,9 +148,9 @@ def make_optimizer(
 
   The `update` of the optimizer needs the number of the step as well:
   `update(gradients, state, params, step=)`. Learning rates follow this number,
-  which counts skipped steps too. The state has no count of its own, but for
-  the number of updates that AdamW corrects its averages with: a skipped step
-  keeps the old state and is not counted there.
+  which counts skipped steps too. The state of SGD counts no steps. The state of
+  AdamW counts the updates, to correct its averages: a skipped step keeps the
+  old state, so it is not counted there.
 
   Args:
     name: 'sgd' or 'adamw'.
