@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from pallas_kernels.boxes import iou_tile, load_boxes
 from pallas_kernels.launch import launch, load, store
 
-# Boxes of a program, and ground-truth boxes that it compares them with at a
-# time: 4096 overlaps, as in `boxes.py`. A flag for each of 32 ground-truth
-# boxes is a bit of one int32 word.
+# Number of boxes of a program, and number of ground-truth boxes that it
+# compares with them at a time: 4096 overlaps, as in `boxes.py`. A flag for each
+# of 32 ground-truth boxes is a bit of one int32 word.
 BLOCK, WORD = 128, 32
 
 

@@ -31,7 +31,8 @@ CHUNK = 8192
 # chunks, whose numbers do not fit into the registers: compiled for 12,000, each
 # thread stores 5.6 KB of them in memory.
 MAX_LIMIT = CHUNK // 2
-# Boxes ranked by one program, and boxes that it compares them with at a time.
+# Number of boxes that one program ranks, and number of boxes that it compares
+# with them at a time.
 BLOCK = 128
 # The smallest int32: a key below those of all logits.
 LOWEST = np.int32(-(2**31))

@@ -182,8 +182,8 @@ def naming_of(
   """Returns how a weight file names and lays out its arrays.
 
   Names and layout depend on the program only. For detectron2, which has a
-  setting for the order of the color channels, `arrays` and `facts` show that
-  order.
+  setting for the order of the color channels, `arrays` and `facts` show the
+  order: by the mean of the pixels or, if there is none, by the author.
 
   Args:
     arrays: Arrays of the file by name.

@@ -269,12 +269,13 @@ def roi_align_and_gradient(
   """Pools the features of boxes and returns the gradient of the features too.
 
   Args:
-    pyramid: See `roi_align`.
-    boxes: See `roi_align`.
-    levels: See `roi_align`.
+    pyramid: Features of one image by level.
+    boxes: (x1, y1, x2, y2) in pixels of the image.
+    levels: Level that each box is pooled from.
     gradient: Gradient of a loss with respect to the pooled features.
-    side: See `roi_align`.
-    sampling_ratio: See `roi_align`.
+    side: Number of cells along each side of the result.
+    sampling_ratio: Number of samples along each side of a cell of the result,
+      1 or more.
 
   Returns:
     The pooled features, and the gradient of the loss with respect to `pyramid`.

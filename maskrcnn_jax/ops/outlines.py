@@ -367,12 +367,14 @@ def _fill_object(
   Args:
     outlines: Outlines of all objects of one image, in pixels.
     object_: Index of the object.
-    box: In pixels.
+    box: (x1, y1, x2, y2) in the same pixels as the outlines.
     grid: (rows, columns) of cells that the box is divided into.
-    min_box_side: Shortest side of the box, in pixels. If a side is shorter, the
-      grid is as large as if the side were this long.
-    max_vertices: Upper limit of the number of vertices of the object.
-    max_parts: Upper limit of the number of parts of the object.
+    min_box_side: Shortest side of the box, in pixels. A shorter side is treated
+      as if it were this long; x1 and y1 stay.
+    max_vertices: Static upper limit of the number of vertices of the object.
+      Vertices beyond the limit are left out.
+    max_parts: Static upper limit of the number of parts of the object. Parts
+      beyond the limit are left out.
   """
   num_rows, num_columns = grid
   vertices, nexts, parts = _edges(outlines, object_, max_vertices)
