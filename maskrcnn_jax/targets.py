@@ -51,8 +51,8 @@ def make_rpn_targets(
     foreground_fraction: Largest share of the samples that may be foreground,
       in [0, 1].
     foreground_iou: An anchor whose IoU with an object is at least this is
-      foreground. So are the anchors with the largest IoU with an object,
-      however small it is: see `match_boxes`.
+      foreground. So are the anchors with the largest IoU with an object, if it
+      is above 0: see `match_boxes`.
     background_iou: An anchor whose IoU with every object is below this is
       background. Anchors between the two thresholds are ignored.
     delta_weights: Factors of (dx, dy, dw, dh): see `encode_boxes`.

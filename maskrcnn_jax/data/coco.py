@@ -40,8 +40,8 @@ def read_coco(
       detected need none.
     width_offset: Number added to x2 - x1 to get the width of a box, and to
       y2 - y1 to get its height, in pixels: 0, or 1 if (x2, y2) is the last
-      pixel inside of the box. Boxes of the file have a width and a height, so
-      (x2, y2) is computed with this number.
+      pixel inside of the box. With 1, a box that is only one pixel wide or high
+      has no area and is left out.
     report: Receives the errors and warnings. If it is `None`, the first error
       is raised and warnings are dropped.
 
@@ -53,7 +53,8 @@ def read_coco(
 
   Raises:
     InputError: If the file is not COCO. Without a report also if the file
-      contradicts itself, or if more than 1 % of the objects would be left out.
+      contradicts itself, or if more than 1 % of the objects have the same one
+      of the faults A01, A02, A05 and A06, for which objects are left out.
   """
   path = pathlib.Path(path)
   return _index(
@@ -96,8 +97,9 @@ def index_coco(
 
   Raises:
     InputError: If the document is not COCO. Without a report also if the
-      document contradicts itself, or if more than 1 % of the objects would be
-      left out.
+      document contradicts itself, or if more than 1 % of the objects have the
+      same one of the faults A01, A02, A05 and A06, for which objects are left
+      out.
   """
   return _index(
     functools.partial(_walk_loaded, content),

@@ -66,8 +66,8 @@ class AnnotationReader:
     width_offset: Number added to x2 - x1 to get the width of a box, and to
       y2 - y1 to get its height, in pixels: 0, or 1 if (x2, y2) is the last
       pixel inside of the box.
-    dropped: Number of objects and polygons that were left out so far, for each
-      reason in `coco_index.REASONS`.
+    dropped: {reason: number of objects or polygons that were left out for it so
+      far}, for each reason in `coco_index.REASONS`.
     num_beyond: Number of boxes so far that reach beyond the right or the lower
       edge of their image.
     num_not_corners: Number of boxes so far whose four numbers cannot be

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 import numpy as np
 
 # Keys of `CocoIndex.dropped`, in order. COCO's own files have such objects and
-# polygons. So they are left out and counted; any other fault is an error.
+# polygons. Therefore they are left out and counted, while other faults are
+# errors or are only warned of.
 NO_AREA = 'objects whose box has no area inside the image'
 NO_SEGMENTATION = 'objects without a segmentation'
 BAD_POLYGON = 'polygons with fewer than 6 numbers or an odd count'

@@ -55,8 +55,9 @@ class ObjectColumns:
       images, require_masks=require_masks, width_offset=width_offset
     )
     self._num_entries = 0
-    # Numbers of objects left out under codes that are warnings while such
-    # objects are few, and errors beyond `findings.MAX_SHARE`.
+    # {code: number of objects that were left out, or of which a polygon was
+    # left out (A05)}. These codes are warnings while such objects are few, and
+    # errors beyond `findings.MAX_SHARE`.
     self._num_left_out = dict.fromkeys(('A01', 'A02', 'A05', 'A06'), 0)
     # {code: (number of cases, name of the first)} of codes that get one warning
     # for all cases together.
@@ -202,11 +203,12 @@ class ObjectColumns:
     return index
 
   def _check_shares(self) -> None:
-    """Reports an error for each fault that leaves out too many objects.
+    """Reports an error for each of four faults that too many objects have.
 
-    The faults are A01, A02, A05 and A06. An error is reported for each of them
-    that has left out more than `findings.MAX_SHARE` (1 %) of the objects of the
-    file. Objects whose box was only clipped do not count.
+    The faults are A01, A02, A05 and A06, for which an object, or one of its
+    polygons (A05), is left out with a warning. An error is reported for each
+    fault that more than `findings.MAX_SHARE` (1 %) of the objects of the file
+    have. Boxes that were only clipped (A02) do not count.
 
     Raises:
       InputError: If there is such a fault and the report raises errors.

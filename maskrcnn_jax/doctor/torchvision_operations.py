@@ -63,8 +63,8 @@ def match_by_overlap(
   Source:
     torchvision `models/detection/_utils.py`, `Matcher`.
     Differs: a ground-truth box that no box overlaps gives no box label 1.
-    torchvision would give it to all boxes, because all have the IoU 0. Without
-    ground truth, all labels are 0, and torchvision raises an error.
+    `Matcher` would give it to all boxes, because all have the IoU 0. Without
+    ground truth, all labels are 0, while `Matcher` raises an error.
   """
   iou = jnp.where(valid[:, None], pairwise_iou(boxes, gt_boxes), -1)
   return matching.match_boxes(

@@ -237,8 +237,8 @@ def check_room(directory: pathlib.Path, *, size: int, num_steps: int) -> str:
 def set_aside(directory: pathlib.Path, *, after: int) -> list[pathlib.Path]:
   """Moves the later steps of a run to the folder `damaged` in its workdir.
 
-  A run that continues from an earlier step needs their names for its own
-  checkpoints. Only process 0 moves them.
+  A run that continues from an earlier step will write checkpoints of the same
+  names. Only process 0 moves the later steps.
 
   Args:
     directory: The checkpoint directory of the run.

@@ -303,8 +303,8 @@ def _times_rates(
 ) -> tuple[dict, optax.EmptyState]:
   """Multiplies each update by minus the learning rate of its parameter.
 
-  It is the `update` function of an optax transformation, which fixes its
-  arguments and results.
+  It is the `update` function of an optax transformation, so optax determines
+  the arguments and the results.
 
   Args:
     updates: A nested dict with the update of each parameter.
