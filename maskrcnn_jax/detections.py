@@ -50,8 +50,8 @@ def detect_boxes(
       valid.
     delta_weights: Divisors of (dx, dy, dw, dh): see `decode_boxes`.
     min_size: Length of the shortest side that a detection may have, in pixels.
-    width_offset: Number of pixels by which a box is wider than x2 - x1 and
-      higher than y2 - y1, 0 or 1.
+    width_offset: Number added to x2 - x1 and y2 - y1 to get the sides of a box,
+      in pixels: 0 or 1.
     kernels: The implementation of each operation; `kernels.nms` is used.
 
   Returns:
@@ -113,7 +113,7 @@ def detect_boxes(
 def select_masks(
   mask_logits: Float[Array, 'd m m k'], classes: Int[Array, 'd']
 ) -> Float[Array, 'd m m']:
-  """Picks the mask of its own class for each detection; applies the sigmoid.
+  """Picks, for each detection, the mask of its class, and applies the sigmoid.
 
   Args:
     mask_logits: For each detection, the logits of one mask for each of the k

@@ -96,7 +96,7 @@ def _detect(
 
   Args:
     rcnn: The network.
-    variables: Its parameters and constants.
+    variables: Parameters and constants of the network.
     images: Normalised and padded images.
     image_sizes: (height, width) of the images before padding, in pixels.
   """
@@ -162,8 +162,8 @@ def load_detector(path: pathlib.Path, recipe: Recipe | None = None) -> Detector:
       see `config_for_use`. `None` uses the recipe stored in the checkpoint.
 
   Raises:
-    InputError: If the checkpoint holds only a part of a model, or does not fit
-      the recipe.
+    InputError: If there is no checkpoint, if it is damaged, holds only a part
+      of a model or does not fit the recipe, or if the recipe is wrong.
   """
   path = checkpoint.find_checkpoint(path)
   metadata = checkpoint.read_metadata(path)

@@ -65,7 +65,12 @@ def draw_detections(
   Returns:
     A picture of the size of the image. If the longer side of the image is below
     400 pixels, the picture is a whole number of times as large. If there is no
-    detection to draw, the picture is the unchanged image.
+    detection to draw, the picture is the unchanged image. Detections whose box
+    is not finite are not drawn.
+
+  Raises:
+    ValueError: If the numbers of boxes, names, scores and masks differ, or if a
+      mask has another size than the image.
   """
   count = len(boxes)
   is_truth = scores is None
@@ -236,6 +241,9 @@ def _mask_window(
   Returns:
     The left and the top edge of the bounding box in the picture, and the mask
     inside the box. `None` if the mask is empty.
+
+  Raises:
+    ValueError: If the mask has another size than the image.
   """
   if tuple(rle['size']) != tuple(size):
     raise ValueError(

@@ -241,8 +241,8 @@ def prepare_inputs(
     pixel_std: Divisors of red, green and blue after the subtraction.
     antialias: Whether shrinking averages over all source pixels that a new
       pixel covers: see `resize_weights`.
-    width_offset: Number of pixels by which a box is wider than x2 - x1 and
-      higher than y2 - y1, 0 or 1. Outlines are mirrored like boxes, as
+    width_offset: Number added to x2 - x1 and y2 - y1 to get the sides of a box,
+      in pixels: 0 or 1. Outlines are mirrored like boxes, as
       maskrcnn-benchmark does.
     placement: Sizes and crops of the images. `None` keeps the sizes that the
       batch gives and crops nothing.
@@ -305,8 +305,8 @@ def _prepare_image(
     pixel_std: Divisors of red, green and blue after the subtraction.
     antialias: Whether shrinking averages over all source pixels that a new
       pixel covers.
-    width_offset: Number of pixels by which a box is wider than x2 - x1 and
-      higher than y2 - y1, 0 or 1.
+    width_offset: Number added to x2 - x1 and y2 - y1 to get the sides of a box,
+      in pixels: 0 or 1.
     max_object_vertices: Upper limit of the number of vertices of an object; not
       `None` if the image may be cropped.
   """
@@ -375,8 +375,8 @@ def _cut_boxes(
     outlines: Outlines of the objects, in pixels of the cropped image. The box
       of an object without an outline is only clipped to the image.
     image_size: (height, width) of the cropped image before padding, in pixels.
-    width_offset: Number of pixels by which a box is wider than x2 - x1 and
-      higher than y2 - y1, 0 or 1.
+    width_offset: Number added to x2 - x1 and y2 - y1 to get the sides of a box,
+      in pixels: 0 or 1.
     max_object_vertices: Upper limit of the number of vertices of an object.
 
   Returns:

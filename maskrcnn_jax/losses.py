@@ -236,6 +236,7 @@ def mask_loss(
   """
 
   def mean(errors: Float[Array, 'b r']) -> Float[Array, '']:
+    """Returns the mean of `errors` over the RoIs with a mask."""
     return _mean_over(jnp.where(foreground, errors, 0), foreground, total)
 
   logits = jnp.take_along_axis(

@@ -165,6 +165,8 @@ def main(argv: list[str]) -> int:
 
   Raises:
     InputError: If the arguments or the files that they name are wrong.
+    FloatingPointError: If a loss of a training is not finite.
+    SaveError: If a checkpoint cannot be written.
   """
   path, overrides = _parse_flags(argv)
   workdir = _check_flags(path)
@@ -237,6 +239,10 @@ def _evaluate_or_predict(
 
   Returns:
     The exit status: 0, or 2 if a picture could not be read.
+
+  Raises:
+    InputError: If the checkpoint, the recipe, the evaluation set or the
+      pictures cannot be used.
   """
   from maskrcnn_jax.config import source_of
   from maskrcnn_jax.data.source import options_of
@@ -359,7 +365,10 @@ def _check_flags(recipe: str | None) -> pathlib.Path:
 
 
 def _check_flags_of_mode() -> None:
-  """Raises an InputError if a given flag has no effect in the chosen mode."""
+  """Raises an InputError if a given flag has no effect in the chosen mode.
+
+  A flag that is given its default value is not refused.
+  """
   for name, modes in _MODES_OF_FLAGS.items():
     flag = flags.FLAGS[name]
     if _MODE.value in modes or flag.value in (flag.default, ''):
@@ -378,7 +387,9 @@ def run() -> None:
 
   An InputError is printed as one line, and the status is 2. Any other exception
   gives status 1: a loss that is not finite, a failed save and a full disk are
-  printed as one line, and an unexpected exception with its traceback.
+  printed as one line, and an unexpected exception with its traceback. Ctrl-C
+  gives status 130; in a training, only the second Ctrl-C does, because the
+  first makes the run save a checkpoint and end with status 0.
   """
   _set_up_console()
   _set_up_ctrl_c()

@@ -48,6 +48,9 @@ def predict(
   Returns:
     The number of files that could not be read. The log names these files and
     gives the reasons.
+
+  Raises:
+    InputError: If no picture is found, or if the folder cannot be written to.
   """
   files = image_files.list_images(pattern)
   directory = workdir / 'predictions'
@@ -190,12 +193,15 @@ def _read(
     plan: The canvases of all pictures. A canvas is the static size that a
       picture is put on.
     row: The position of the picture in the plan, from 0.
-    pixel_range: The values that become black and white in gray pictures of 16
-      or 32 bits. `None` refuses such pictures with an InputError.
+    pixel_range: (black, white) for gray pictures of 16 or 32 bits: the pixel
+      values that are mapped to 0 and to 255. `None` refuses such pictures.
 
   Returns:
     The picture in full size, to draw on; and a batch with this picture only,
     shrunk and padded as the plan says, to detect objects in.
+
+  Raises:
+    InputError: If the picture cannot be decoded or is refused.
   """
   pixels = image_files.decode_image(file, pixel_range=pixel_range)
   reduce = int(plan.reduce[row])

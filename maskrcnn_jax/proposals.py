@@ -46,17 +46,19 @@ def make_proposals(
       order.
     levels: Positions and shapes of the anchors of each level.
     image_size: (height, width) before padding, in pixels.
-    pre_nms: Number of boxes of a level that enter its NMS.
-    post_nms: Largest number of boxes of a level that its NMS keeps.
+    pre_nms: Number of boxes of a level that enter NMS.
+    post_nms: Largest number of boxes of a level that NMS keeps.
     num_proposals: Number of slots of the result. Slots without a box are not
       valid.
-    iou_threshold: NMS removes a box that overlaps a better one more than this.
+    iou_threshold: NMS removes a box whose IoU with a better box of the level is
+      more than this.
     delta_weights: Divisors of (dx, dy, dw, dh): see `decode_boxes`.
-    padding_multiple: The image counts as padded to a multiple of this many
-      pixels; anchors centred beyond it do not exist. See `anchors_in_image`.
+    padding_multiple: Anchors are only used if their centre is inside the image
+      after its height and width are rounded up to a multiple of this number of
+      pixels. See `anchors_in_image`.
     min_size: Length of the shortest side that a proposal may have, in pixels.
-    width_offset: Number of pixels by which a box is wider than x2 - x1 and
-      higher than y2 - y1, 0 or 1.
+    width_offset: Number added to x2 - x1 and y2 - y1 to get the sides of a box,
+      in pixels: 0 or 1.
     fit_to: (height, width) of the padded image that the strides are fitted to.
       `None` keeps powers of two: see `make_anchors`.
     kernels: The implementation of each operation; `kernels.select_boxes` and

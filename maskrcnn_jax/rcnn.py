@@ -81,8 +81,8 @@ MASK_CHUNK = 16
 class ProposalLimits(NamedTuple):
   """Numbers of boxes that the RPN passes on."""
 
-  pre_nms: int  # boxes of a level that enter its NMS
-  post_nms: int  # boxes of a level that leave it, at most
+  pre_nms: int  # boxes of a level that enter NMS
+  post_nms: int  # boxes of a level that NMS keeps, at most
   num_proposals: int  # boxes of an image, at most
 
 
@@ -131,7 +131,7 @@ class Samples(NamedTuple):
 class SampleCounts(NamedTuple):
   """Number of samples that each loss is averaged over.
 
-  None lets the loss count the samples of its own batch.
+  `None` lets the loss count the samples of the batch that it is computed for.
   """
 
   anchors: Int[Array, ''] | None = None
@@ -180,8 +180,8 @@ class Rcnn(NamedTuple):
       config: The recipe.
       num_classes: Number of classes, background included.
       dtype: Type that convolutions and matrix products are computed in.
-      mesh: Devices that the images of a batch are spread over; None if there is
-        one device.
+      mesh: Devices that the images of a batch are spread over; `None` if there
+        is one device.
     """
     heads = heads_of(config)
     device = mesh.devices.flat[0] if mesh else jax.local_devices()[0]
@@ -269,7 +269,7 @@ class Rcnn(NamedTuple):
 
     Args:
       batch: Images and objects, as the host decoded them.
-      augmentation: Random changes of the images; None changes nothing.
+      augmentation: Random changes of the images; `None` changes nothing.
       padded_size: (height, width) of the canvas, in pixels.
       max_object_vertices: Upper limit of the number of vertices of an object.
         It must be given if the augmentation may crop images. The box of a
@@ -315,7 +315,13 @@ class Rcnn(NamedTuple):
     return self._apply(variables, pooled, 'segment')
 
   def _apply(self, variables: dict, x: Any, method: str) -> Any:
-    """Calls a method of the network, whose result depends on the method."""
+    """Calls a method of the network.
+
+    Args:
+      variables: Parameters and constants.
+      x: The argument of the method.
+      method: Name of the method: 'extract', 'propose', 'classify' or 'segment'.
+    """
     return self.network.apply(variables, x, method=method)
 
   def propose(
@@ -340,6 +346,7 @@ class Rcnn(NamedTuple):
       deltas: Float[Array, 'a 4'],
       image_size: Int[Array, '2'],
     ) -> Proposals:
+      """Selects the proposals of one image."""
       levels, fit_to = self.anchors(padded_size, image_size)
       return make_proposals(
         logits,
@@ -371,7 +378,7 @@ class Rcnn(NamedTuple):
 
     Returns:
       The arguments `levels` and `fit_to` of `ops.anchors.make_anchors`.
-      `fit_to` is None if the strides are the usual powers of two.
+      `fit_to` is `None` if the strides are the usual powers of two.
     """
     levels = anchor_levels(
       padded_size,
@@ -439,12 +446,12 @@ class Rcnn(NamedTuple):
     Args:
       variables: Parameters and constants.
       inputs: Images and their objects, as `prepare` returns them.
-      keys: Random keys of each image: for its anchors and for its RoIs.
+      keys: Two random keys for each image: for the anchors and for the RoIs.
       limits: Static sizes of the ground truth.
-      samples: Anchors and RoIs that are learned from. None draws them from the
-        proposals of this batch.
-      counts: Number of samples the losses are averaged over. For a
-        micro-batch, the numbers of the whole batch.
+      samples: Anchors and RoIs that are learned from. `None` draws the anchors,
+        and the RoIs from the proposals of this batch.
+      counts: Numbers of samples that the losses are averaged over. For a
+        micro-batch, these are the numbers of the whole batch.
     """
     pyramid = self.extract(variables, inputs.images)
     rpn = self.rate_anchors(variables, pyramid)
@@ -508,7 +515,7 @@ class Rcnn(NamedTuple):
     Args:
       rpn: Output of `rate_anchors`. No gradient flows back into it.
       inputs: Images and their objects.
-      keys: Random keys of each image: for its anchors and for its RoIs.
+      keys: Two random keys for each image: for the anchors and for the RoIs.
     """
     _, height, width, _ = inputs.images.shape
     padded_size = height, width
@@ -558,6 +565,7 @@ class Rcnn(NamedTuple):
       gt_valid: Bool[Array, 'g'],
       key: Key[Array, ''],
     ) -> RpnTargets:
+      """Samples the anchors of one image."""
       levels, fit_to = self.anchors(padded_size, image_size)
       return make_rpn_targets(
         jnp.concatenate(make_anchors(levels, fit_to=fit_to)),
@@ -592,6 +600,7 @@ class Rcnn(NamedTuple):
       gt_valid: Bool[Array, 'g'],
       key: Key[Array, ''],
     ) -> RoiTargets:
+      """Samples the RoIs of one image."""
       return make_roi_targets(
         proposals,
         gt_boxes,
@@ -627,7 +636,7 @@ class Rcnn(NamedTuple):
       targets: The sampled RoIs.
       inputs: Images and their objects.
       limits: Static sizes of the ground truth.
-      total: Number of RoIs with a mask that the loss is averaged over. None
+      total: Number of RoIs with a mask that the loss is averaged over. `None`
         counts the RoIs with a mask of this batch.
     """
     # Foreground RoIs come first, so that no other slot needs the mask head.
@@ -645,6 +654,7 @@ class Rcnn(NamedTuple):
       foreground: Bool[Array, 'r'],
       image_size: Int[Array, '2'],
     ) -> Float[Array, 'r m m']:
+      """Draws the mask targets of the RoIs of one image."""
       return make_mask_targets(
         outlines,
         rois,
@@ -681,10 +691,10 @@ class Rcnn(NamedTuple):
     pooled: Float[Array, 'b r s s c'],
     has_mask: Bool[Array, 'b r'],
   ) -> Float[Array, 'b r m m k']:
-    """Returns mask logits, which are right for the RoIs with a mask at least.
+    """Returns the mask logits of the RoIs that have a mask.
 
-    With `skip_background`, the mask head runs on the RoIs with a mask only, and
-    the logits of the other RoIs are 0.
+    With `skip_background`, the mask head runs on these RoIs only, and the
+    logits of the other RoIs are 0. Otherwise it runs on all RoIs.
 
     Args:
       variables: Parameters and constants.
@@ -697,6 +707,7 @@ class Rcnn(NamedTuple):
     def segment_rows(
       variables: dict, rows: Float[Array, 'n s s c']
     ) -> Float[Array, 'n m m k']:
+      """Returns the mask logits of n RoIs, given without the axis of images."""
       return self.segment(variables, rows[None])[0]
 
     flat = apply_to_chosen(
@@ -752,6 +763,10 @@ class Rcnn(NamedTuple):
     ) -> tuple[
       Float[Array, 'd 4'], Int[Array, 'd'], Float[Array, 'd'], Bool[Array, 'd']
     ]:
+      """Returns the boxes, classes and scores of one image's detections.
+
+      The last result tells which slots are valid, as in `detect_boxes`.
+      """
       return detect_boxes(
         class_logits,
         box_deltas,

@@ -40,8 +40,9 @@ def make_rpn_targets(
   """Samples the anchors of one image that the RPN's losses are computed for.
 
   Args:
-    anchors: Anchors of all levels, in pixels of the padded image.
-    image_size: (height, width) before padding, in pixels.
+    anchors: Anchors of all levels, in pixels of the resized image. Padding is
+      added at the right and the bottom, so coordinates are the same with it.
+    image_size: (height, width) of the resized image before padding, in pixels.
     gt_boxes: Boxes of the objects, in pixels of the resized image.
     gt_valid: Which slots hold an object; the others are padding. In an image
       without objects, all samples are background.
@@ -49,18 +50,20 @@ def make_rpn_targets(
     num_samples: Number of anchors to sample.
     foreground_fraction: Largest share of the samples that may be foreground,
       in [0, 1].
-    foreground_iou: Anchors that overlap an object at least this much are
-      foreground: see `match_boxes`.
-    background_iou: Anchors that overlap all objects less than this are
+    foreground_iou: An anchor whose IoU with an object is at least this is
+      foreground. So are the anchors with the largest IoU with an object, if it
+      is above 0: see `match_boxes`.
+    background_iou: An anchor whose IoU with every object is below this is
       background. Anchors between the two thresholds are ignored.
     delta_weights: Factors of (dx, dy, dw, dh): see `encode_boxes`.
-    padding_multiple: The image counts as padded to a multiple of this many
-      pixels; anchors centred beyond it do not exist. See `anchors_in_image`.
-    ignore_straddling: Whether anchors that cross an edge of the image are
-      ignored. They are still matched: if an object's best anchor is ignored,
-      the object does not get its second best anchor instead.
-    width_offset: Number of pixels by which a box is wider than x2 - x1 and
-      higher than y2 - y1, 0 or 1.
+    padding_multiple: Anchors are only used if their centre is inside the image
+      after its height and width are rounded up to a multiple of this number of
+      pixels. See `anchors_in_image`.
+    ignore_straddling: Whether anchors that cross an edge of the image before
+      padding are ignored. They are still matched: if an object's best anchor is
+      ignored, the object does not get its second best anchor instead.
+    width_offset: Number added to x2 - x1 and y2 - y1 to get the sides of a box,
+      in pixels: 0 or 1.
     kernels: The implementation of each operation; `kernels.match_by_overlap` is
       used.
 
@@ -142,8 +145,8 @@ def make_roi_targets(
     foreground_iou: RoIs that overlap an object at least this much are
       foreground; all others are background.
     delta_weights: Factors of (dx, dy, dw, dh): see `encode_boxes`.
-    width_offset: Number of pixels by which a box is wider than x2 - x1 and
-      higher than y2 - y1, 0 or 1.
+    width_offset: Number added to x2 - x1 and y2 - y1 to get the sides of a box,
+      in pixels: 0 or 1.
     kernels: The implementation of each operation; `kernels.pairwise_iou` is
       used.
 

@@ -138,7 +138,16 @@ def _anchors_kernel(
   n: int,
   interpret: bool,
 ) -> None:
-  """Computes a block of the `n` anchors, whose indices are in `index_ref`."""
+  """Computes one block of `BLOCK` of the n anchors.
+
+  Args:
+    index_ref: [n], indices of the anchors to compute.
+    layout_ref: [1, 8], first result of `anchor_layout` for the level.
+    around_ref: [1, k, 4], second result of `anchor_layout` for the level.
+    anchors_ref: Result [n, 4], (x1, y1, x2, y2) in pixels.
+    n: Number of anchors.
+    interpret: Whether the kernel is interpreted.
+  """
   del interpret  # Nothing here depends on it.
   slots = pl.program_id(0) * BLOCK + jnp.arange(BLOCK)
   mask = slots < n

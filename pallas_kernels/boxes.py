@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from pallas_kernels.launch import divide, launch, load, store
 
-# Boxes of either list in a tile. A tile of 4096 overlaps is 32 numbers for each
-# of 128 threads. A row of 32 numbers is 128 bytes, one whole memory
-# transaction.
+# Numbers of boxes of the two lists in a tile. A tile of 4096 overlaps is 32
+# numbers for each of 128 threads. A row of 32 numbers is 128 bytes, one whole
+# memory transaction.
 ROWS, COLUMNS = 128, 32
 
 
@@ -89,7 +89,18 @@ def _iou_kernel(
   width_offset: float,
   interpret: bool,
 ) -> None:
-  """Computes one tile of the matrix of overlaps, which is [n, m]."""
+  """Computes one tile of the matrix of overlaps.
+
+  Args:
+    boxes_ref: [n, 4], (x1, y1, x2, y2) in pixels.
+    others_ref: [m, 4], the other boxes.
+    iou_ref: Result [n, m], IoU of each box with each of the other boxes.
+    n: Number of boxes.
+    m: Number of other boxes.
+    width_offset: The width of a box is x2 - x1 plus this, in pixels; its height
+      is y2 - y1 plus this.
+    interpret: Whether the kernel is interpreted.
+  """
   rows = pl.program_id(0) * ROWS + jnp.arange(ROWS)
   columns = pl.program_id(1) * COLUMNS + jnp.arange(COLUMNS)
   iou = iou_tile(
@@ -118,7 +129,7 @@ def pairwise_iou(
 
   Args:
     boxes: [n, 4], (x1, y1, x2, y2) in pixels.
-    others: [m, 4].
+    others: [m, 4], the other boxes, in pixels.
     width_offset: The width of a box is x2 - x1 plus this, in pixels; its height
       is y2 - y1 plus this.
     interpret: Whether to run the kernel as plain JAX, which is slow.

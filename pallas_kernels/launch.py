@@ -24,13 +24,14 @@ def launch(
 ) -> Any:
   """Runs a kernel: one program for each point of a grid.
 
-  No gradient flows through it.
+  No gradient flows through the kernel.
 
   Args:
-    kernel: Function that one program runs. It receives references to the whole
-      arguments and then to the whole results, and the keyword arguments
-      `interpret` and `statics`. The programs together must write every element
-      of the results, which are uninitialised memory.
+    kernel: Function that one program runs. The positional arguments are
+      references to all of each argument array, then to all of each result. The
+      keyword arguments are `interpret` and each of `statics` by name. The
+      programs together must write every element of the results, which are
+      uninitialised memory.
     *arguments: Arrays on the device.
     name: Name of the kernel in a profile.
     grid: Number of programs along each axis.

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from pallas_kernels.boxes import iou_tile, load_boxes
 from pallas_kernels.launch import launch, load, store
 
-# Boxes of a program, and ground-truth boxes that it compares them with at a
-# time: 4096 overlaps, as in `boxes.py`. A flag for each of 32 ground-truth
-# boxes is a bit of one int32 word.
+# Number of boxes of a program, and number of ground-truth boxes that it
+# compares with them at a time: 4096 overlaps, as in `boxes.py`. A flag for each
+# of 32 ground-truth boxes is a bit of one int32 word.
 BLOCK, WORD = 128, 32
 
 
@@ -46,12 +46,14 @@ def _match_kernel(
   computing an overlap twice. Two computations could be rounded differently.
 
   Args:
-    boxes_ref: [n, 4].
+    boxes_ref: [n, 4], (x1, y1, x2, y2) in pixels.
     valid_ref: [n], 0 for boxes that do not take part.
-    gt_boxes_ref: [g, 4].
+    gt_boxes_ref: [g, 4], (x1, y1, x2, y2) in pixels.
     gt_valid_ref: [g], 0 for padding.
-    matches_ref: Result [n], the ground-truth box that a box overlaps most.
-    best_ref: Result [n], its IoU, or -1.
+    matches_ref: Result [n], index of the ground-truth box that each box
+      overlaps most.
+    best_ref: Result [n], IoU of each box with that ground-truth box; -1 if the
+      box does not take part or there is no ground truth.
     ties_ref: Result [words, n]. Bit i of word w tells whether a box has the
       greatest IoU of its block with ground-truth box 32 w + i.
     block_best_ref: Result [blocks, 32 words], the greatest IoU of a box of the
@@ -71,8 +73,8 @@ def _match_kernel(
     """Compares the boxes with 32 ground-truth boxes.
 
     Args:
-      word: Number of these 32 ground-truth boxes.
-      state: Best match of each box so far, and its IoU.
+      word: Number of the group of 32 ground-truth boxes.
+      state: Best match of each box so far, and the IoU with it.
 
     Returns:
       The same after the comparison.
@@ -127,21 +129,22 @@ def match_by_overlap(
 
   Args:
     boxes: [n, 4], (x1, y1, x2, y2) in pixels.
-    valid: [n], which boxes take part; the others get no label 1.
-    gt_boxes: [g, 4].
+    valid: [n], which boxes take part; the others get match 0 and label 0.
+    gt_boxes: [g, 4], (x1, y1, x2, y2) in pixels.
     gt_valid: [g], which ground-truth slots are real.
     foreground_iou: A box gets label 1 if its IoU with a ground-truth box is at
       least this.
     background_iou: A box gets label 0 if its IoU with all ground-truth boxes is
       less than this, and -1 if it is between the two thresholds.
-    rescue: Whether the boxes that overlap a ground-truth box most get label 1
-      at any IoU above 0.
+    rescue: Whether, for each ground-truth box, the boxes with the largest IoU,
+      if it is above 0, get label 1 even if it is below `foreground_iou`.
     width_offset: The width of a box is x2 - x1 plus this, in pixels; its height
       is y2 - y1 plus this.
     interpret: Whether to run the kernel as plain JAX, which is slow.
 
   Returns:
-    matches: [n] int32, index of the ground-truth box, the first of equals.
+    matches: [n] int32, index of the ground-truth box with the largest IoU, the
+      first of equals.
     labels: [n] int32, 1 foreground, 0 background, -1 ignored.
   """
   n, g = boxes.shape[0], gt_boxes.shape[0]

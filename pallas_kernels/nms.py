@@ -44,15 +44,16 @@ def _nms_kernel(
   """Goes through the boxes in the order of their scores and writes those kept.
 
   Args:
-    boxes_ref: [n, 4], in any order.
+    boxes_ref: [n, 4], (x1, y1, x2, y2) in pixels, in any order.
     order_ref: [n], indices of the boxes, best first.
     groups_ref: [n], group of each box; not read unless `grouped`.
     num_valid_ref: [1], number of boxes at the start of the order that take
       part.
     kept_ref: Result [limit], indices of the boxes that are kept, best first.
     count_ref: Result [1], number of boxes that are kept.
-    kept_boxes_ref: Result [limit, 4], these boxes.
-    kept_groups_ref: Result [limit], their groups; not written unless `grouped`.
+    kept_boxes_ref: Result [limit, 4], the boxes that are kept.
+    kept_groups_ref: Result [limit], groups of the boxes that are kept; not
+      written unless `grouped`.
     limit: Largest number of boxes to keep.
     iou_threshold: A box is suppressed if its IoU with a better kept box is
       greater than this.
@@ -74,8 +75,8 @@ def _nms_kernel(
     Args:
       boxes: x1, y1, x2 and y2 of n boxes.
       others: x1, y1, x2 and y2 of m boxes.
-      groups: [n], their groups, if there are groups.
-      other_groups: [m].
+      groups: [n], group of each box; `None` if there are no groups.
+      other_groups: [m], group of each of the other boxes, or `None`.
     """
     iou = iou_tile(
       boxes, others, width_offset=width_offset, interpret=interpret
@@ -105,7 +106,7 @@ def _nms_kernel(
       state: Number of the block, and number of boxes kept before it.
 
     Returns:
-      Number of the next block, and number of boxes kept before that.
+      Number of the next block, and number of boxes kept before it.
     """
     block, count = state
     ranks = block * BLOCK + lanes
@@ -122,7 +123,7 @@ def _nms_kernel(
         hit: 1 for each box of the block that is suppressed so far.
 
       Returns:
-        The same after the comparison.
+        `hit` after the comparison.
       """
       slots = kept_block * BLOCK + lanes
       filled = slots < count

@@ -1,12 +1,12 @@
 """Greedy NMS of `nms.py`, written in Triton and called through jax-triton.
 
 It works with a version of JAX that has no Triton backend of Pallas. Algorithm,
-block size and results are those of `nms.py`, which explains them; neither
+block size and results are the same as in `nms.py`, which explains them; neither
 `nms.py` nor Pallas is imported. It needs a GPU and the package jax-triton,
 which the extra `jax-triton` installs.
 
-The Triton functions have no annotations: Triton would read those of parameters
-as its own types.
+The Triton functions have no type annotations, because Triton would read the
+annotation of a parameter as one of its own types.
 """
 
 import jax
@@ -115,14 +115,15 @@ def _nms_kernel(  # type: ignore[no-untyped-def]
   All but the constants are pointers to arrays.
 
   Args:
-    boxes: [b, n, 4], in any order.
+    boxes: [b, n, 4], (x1, y1, x2, y2) in pixels, in any order.
     order: [b, n], indices of the boxes of a list, best first.
     groups: [b, n], group of each box; not read unless `grouped`.
     num_valid: [b], number of boxes at the start of the order that take part.
     kept: Result [b, limit], indices of the boxes that are kept, best first.
     count: Result [b], number of boxes that are kept.
-    kept_boxes: Result [b, limit, 4], these boxes.
-    kept_groups: Result [b, limit], their groups; not written unless `grouped`.
+    kept_boxes: Result [b, limit, 4], the boxes that are kept.
+    kept_groups: Result [b, limit], groups of the boxes that are kept; not
+      written unless `grouped`.
     n: Number of boxes of a list.
     limit: Largest number of boxes to keep of a list.
     iou_threshold: A box is suppressed if its IoU with a better kept box is
@@ -276,7 +277,8 @@ def _nms_of_lists(
       *arguments: The arguments of `run_kernel`.
 
     Returns:
-      The results with the new axis, and that both of them have it.
+      The results with the new axis; and (True, True), which says that both
+      results have this axis.
     """
     merged = [
       (x if is_batched else jnp.broadcast_to(x, (size, *x.shape))).reshape(
@@ -302,7 +304,7 @@ def nms(
 ) -> tuple[Array, Array]:
   """Keeps the boxes that overlap no better kept box too much (greedy NMS).
 
-  No gradient flows through it.
+  No gradient flows through this function.
 
   Args:
     boxes: [n, 4], (x1, y1, x2, y2) in pixels, in any order.

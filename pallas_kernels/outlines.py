@@ -34,7 +34,10 @@ class Outlines(Protocol):
 
   @property
   def parts(self) -> Array | np.ndarray:
-    """[v], polygon of the edge, rising within an object; -1 for no edge."""
+    """[v], number of the polygon that the edge from a vertex belongs to.
+
+    The numbers rise within an object. -1 means that no edge starts here.
+    """
 
   @property
   def starts(self) -> Array | np.ndarray:
@@ -58,16 +61,20 @@ def _fill_kernel(
   """Fills the outline of one object on a grid over one box.
 
   Args:
-    vertices_ref: [v, 2], (x, y) in pixels.
-    parts_ref: [v], polygon of the edge that starts at a vertex, or -1.
-    starts_ref: [g + 1], first vertex of each object.
-    objects_ref: [r], object of each box.
+    vertices_ref: [v, 2], (x, y) of the vertices of all objects, in pixels.
+    parts_ref: [v], number of the part (a polygon or, for RLE, the whole
+      contour) of the edge from a vertex to the next vertex; -1 if no edge
+      starts at this vertex.
+    starts_ref: [g + 1], index of the first vertex of each object; the last
+      entry is the end of the last object.
+    objects_ref: [r], index of the object to draw in each box.
     boxes_ref: [r, 4], (x1, y1, x2, y2) in pixels.
     masks_ref: Result [r, side, side], 1 inside the object and 0 outside.
     side: Number of grid cells along each side of a box.
-    lanes: The same, rounded up to a power of two.
-    num_vertices: Number of all vertices, v.
-    min_box_side: A shorter side of a box is treated as this long, in pixels.
+    lanes: `side`, rounded up to a power of two.
+    num_vertices: Number of vertices of all objects, v.
+    min_box_side: Shortest side of a box, in pixels. A shorter side is treated
+      as this long; x1 and y1 stay.
     interpret: Whether the kernel is interpreted.
   """
   roi = pl.program_id(0)
@@ -108,11 +115,11 @@ def _fill_kernel(
 
     Args:
       i: Number of the edge in the object.
-      state: Part of the edge before, or -1; grid of this part, 1 inside; grid
-        of the parts before it.
+      state: Number of the current part, -1 before the first one; grid of the
+        current part, 1 inside; grid of the union of all parts before.
 
     Returns:
-      The same after this edge.
+      The state after this edge.
     """
     last_part, inside, union = state
     index = start + i
@@ -168,11 +175,13 @@ def rasterize_outlines(
   Args:
     outlines: Outlines of the objects of one image.
     objects: [r], index of the object that each box shows.
-    boxes: [r, 4], (x1, y1, x2, y2) in pixels.
+    boxes: [r, 4], (x1, y1, x2, y2) in pixels, in the same frame as the
+      outlines.
     side: Number of grid cells along each side of a box.
     max_object_vertices: Ignored: an object may have any number of vertices.
     max_parts: Ignored: an object may have any number of polygons.
-    min_box_side: A shorter side of a box is treated as this long, in pixels.
+    min_box_side: Shortest side of a box, in pixels. A shorter side is treated
+      as this long; x1 and y1 stay.
     interpret: Whether to run the kernel as plain JAX, which is slow.
 
   Returns:

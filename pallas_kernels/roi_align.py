@@ -29,11 +29,11 @@ from pallas_kernels.launch import launch, load, store
 FORWARD_CHANNELS, BACKWARD_CHANNELS = 128, 64
 # Cells of a level that a backward program owns: 4096 sums, 32 a thread.
 TILE_ROWS, TILE_COLUMNS = 4, 16
-# Number of samples that can touch a cell along one axis, if samples are between
-# half a cell and one cell apart.
+# Largest number of samples that can touch a cell along one axis, if samples are
+# between half a cell and one cell apart.
 MAX_TOUCHING = 6
-# A sample can touch a cell if its distance is at most this many cells: one, and
-# a little more for rounding.
+# A sample can touch a cell if it is at most this many cells away from the cell:
+# one, and a little more for rounding.
 REACH = 1.01
 
 
@@ -43,11 +43,12 @@ def _count_samples(size: Array, *, side: int, sampling_ratio: int) -> Array:
   Args:
     size: Length of each RoI along the axis, in cells of the level.
     side: Number of output cells along the axis.
-    sampling_ratio: This number, if it is fixed. With 0, it is the length of an
-      output cell in cells of the level, rounded up.
+    sampling_ratio: The number of samples, if it is the same for all RoIs. With
+      0, the number of samples is the length of an output cell in cells of the
+      level, rounded up.
 
   Returns:
-    Float32 whole numbers, of the shape of `size`.
+    Float32 whole numbers, one for each RoI.
   """
   if sampling_ratio > 0:
     return jnp.full_like(size, sampling_ratio)
@@ -69,13 +70,14 @@ def _position(
   """Returns the position of a sample along one axis, in cells of the level.
 
   Args:
-    start: Where the RoI begins, in cells of the level.
-    size: Its length, in cells of the level.
+    start: Start of the RoI along the axis, in cells of the level.
+    size: Length of the RoI along the axis, in cells of the level.
     cell: Index of the output cell.
     sample: Index of the sample in this output cell.
     count: Number of samples of the output cell along the axis.
     side: Number of output cells along the axis.
-    sampling_ratio: `count`, if it is the same for all RoIs; otherwise 0.
+    sampling_ratio: The number of samples, if it is the same for all RoIs, and
+      `count` is then not used; otherwise 0.
   """
   if sampling_ratio > 0:
     fraction = (cell * sampling_ratio + sample + 0.5) / (side * sampling_ratio)
@@ -99,9 +101,10 @@ def _axis_weights(
   is the product of its weights along both axes.
 
   Args:
-    start: [r], where each RoI begins, in cells of its level.
-    size: [r], its length, in cells.
-    length: [r], number of cells of its level along the axis.
+    start: [r], start of each RoI along the axis, in cells of the level that it
+      is pooled from.
+    size: [r], length of each RoI along the axis, in cells.
+    length: [r], number of cells of this level along the axis.
     side: Number of output cells along the axis.
     sampling_ratio: Number of samples of an output cell along the axis. With 0,
       it is the length of an output cell in cells of the level, rounded up.
@@ -191,8 +194,8 @@ def _forward_kernel(
     """Returns the two cells along an axis that a sample is interpolated from.
 
     Args:
-      start: Where the RoI begins, in cells of the level.
-      size: Its length, in cells.
+      start: Start of the RoI along the axis, in cells of the level.
+      size: Length of the RoI along the axis, in cells.
       index: Index of the output cell along the axis.
       sample: Index of the sample in the output cell.
       count: Number of samples of the output cell along the axis.
@@ -293,7 +296,8 @@ def _backward_kernel(
     gradient_ref: [r, side, side, c], gradient of the pooled features.
     row_weights_ref: [r, side, rows], weight of each row of the level in each
       row of output cells.
-    column_weights_ref: [r, side, columns], the same for columns.
+    column_weights_ref: [r, side, columns], weight of each column of the level
+      in each column of output cells.
     rois_ref: [4, r], top, height, left and width of the RoIs, in cells.
     levels_ref: [r], index of the level of each RoI; -1 for a RoI to skip.
     cells_ref: Result [h, w, c], gradient of the features of the level.
@@ -324,9 +328,9 @@ def _backward_kernel(
 
     Args:
       near: Top or left of each RoI, in cells.
-      size: Its height or width, in cells.
+      size: Height or width of each RoI, in cells.
       tile_start: First row or column of the tile.
-      tile_length: Number of its rows or columns.
+      tile_length: Number of rows or columns of the tile.
     """
     first = tile_start.astype(jnp.float32) - REACH
     last = tile_start.astype(jnp.float32) + tile_length - 1 + REACH
@@ -349,9 +353,9 @@ def _backward_kernel(
 
     Args:
       start: Top or left of the RoI, in cells of the level.
-      size: Its height or width, in cells of the level.
+      size: Height or width of the RoI, in cells of the level.
       tile_start: First row or column of the tile.
-      tile_length: Number of its rows or columns.
+      tile_length: Number of rows or columns of the tile.
 
     Returns:
       The first of these output cells along the axis, and the first after them.
@@ -370,7 +374,7 @@ def _backward_kernel(
     """Adds the gradient that comes from one RoI.
 
     Args:
-      state: The RoI, and the gradient of the tile so far.
+      state: Index of the RoI, and the gradient of the tile so far.
 
     Returns:
       The next RoI that may touch the tile, and the gradient.
@@ -493,7 +497,7 @@ def roi_align(
     """Runs the backward kernel on each level.
 
     Args:
-      residuals: Boxes and their levels.
+      residuals: The boxes, and the level of each box.
       gradient: [r, side, side, c], gradient of the pooled features.
 
     Returns:

@@ -31,7 +31,8 @@ CHUNK = 8192
 # chunks, whose numbers do not fit into the registers: compiled for 12,000, each
 # thread stores 5.6 KB of them in memory.
 MAX_LIMIT = CHUNK // 2
-# Boxes ranked by one program, and boxes that it compares them with at a time.
+# Number of boxes that one program ranks, and number of boxes that it compares
+# with them at a time.
 BLOCK = 128
 # The smallest int32: a key below those of all logits.
 LOWEST = np.int32(-(2**31))
@@ -61,15 +62,18 @@ def _chunk_kernel(
   limit: int,
   interpret: bool,
 ) -> None:
-  """Finds the `limit` greatest logits of a chunk; they stay in their order.
+  """Finds the `limit` greatest logits of each chunk, without sorting them.
 
   Args:
-    ranges_ref: [chunks, 2], first element of each chunk in the next two arrays,
-      and number of its elements.
+    ranges_ref: [chunks, 2], for each chunk the index of its first element in
+      the next two arrays, and the number of its elements.
     logits_ref: [n], logits of all chunks.
-    index_ref: [n], index of the anchor of each logit on its level.
-    best_ref: Result [chunks, limit], the greatest logits, then -inf.
-    best_index_ref: Result [chunks, limit], their indices, then 0.
+    index_ref: [n], index of the anchor of each logit among the anchors of the
+      level.
+    best_ref: Result [chunks, limit], the greatest logits of each chunk; -inf in
+      slots without a logit.
+    best_index_ref: Result [chunks, limit], entry of `index_ref` for each of
+      these logits; 0 in slots without a logit.
     chunk: Largest number of elements of a chunk.
     limit: Number of logits to keep of a chunk.
     interpret: Whether the kernel is interpreted.
@@ -142,15 +146,19 @@ def _decode_kernel(
   """Ranks a block of the selected anchors of a level and decodes their boxes.
 
   Args:
-    best_ref: [l, limit], the selected logits of each level, not sorted; -inf
-      where there are fewer.
-    index_ref: [l, limit], index of their anchors on the level.
-    deltas_ref: [a, 4], encoded offsets of the anchors of all levels.
+    best_ref: [l, limit], the selected logits of each level, not sorted; -inf in
+      slots without a logit.
+    index_ref: [l, limit], index of the anchor of each of these logits among the
+      anchors of the level.
+    deltas_ref: [a, 4], encoded offsets (dx, dy, dw, dh) of the anchors of all
+      levels.
     layout_ref: First result of `anchor_layout`.
     around_ref: Second result of `anchor_layout`.
     far_ref: [4], largest x, y, x and y of a box in the image, in pixels.
-    boxes_ref: Result [l, limit, 4], best first; 0 where there are fewer.
-    logits_ref: Result [l, limit], falling; -inf where there are fewer.
+    boxes_ref: Result [l, limit, 4], (x1, y1, x2, y2) in pixels, best first; 0
+      in slots without a box.
+    logits_ref: Result [l, limit], logits of these boxes, the greatest first;
+      -inf in slots without a box.
     limit: Number of slots of a level.
     weights: Factors by which the deltas are multiplied when they are encoded.
     width_offset: The width of a box is x2 - x1 plus this, in pixels.
@@ -266,8 +274,8 @@ def select_boxes(
   """Selects the best anchors of each level and decodes their boxes.
 
   Args:
-    objectness_logits: [a], of the anchors of all levels. Anchors with -inf or
-      NaN are never selected.
+    objectness_logits: [a], logits of the anchors of all levels. Anchors with
+      -inf or NaN are never selected.
     anchor_deltas: [a, 4], encoded offsets (dx, dy, dw, dh).
     levels: Positions of the anchors, level after level.
     image_size: (height, width) that boxes are clipped to, in pixels.
@@ -284,8 +292,9 @@ def select_boxes(
   Returns:
     boxes: [l, limit, 4], (x1, y1, x2, y2) in pixels, best first; zeros in slots
       without a box.
-    logits: [l, limit], falling, equal ones by index; -inf in slots without a
-      box.
+    logits: [l, limit], logits of these boxes, the greatest first. Of two equal
+      logits, the logit of the anchor with the smaller index comes first. -inf
+      in slots without a box.
   """
   layout, around = anchor_layout(levels, fit_to)
   num_levels = len(levels)

@@ -87,13 +87,16 @@ def compile_for(
 
 
 def shapes_on(mesh: Mesh, tree: Any, spec: tuple[str, ...] = ()) -> Any:
-  """Returns the shapes and dtypes of a tree of arrays, with a sharding.
+  """Returns a tree of shapes and dtypes, all with the same sharding.
+
+  A program can be compiled for these shapes without any arrays.
 
   Args:
     mesh: Devices of the sharding.
-    tree: Tree of arrays, or of their shapes.
-    spec: Mesh axes that the leading axes of all arrays are sharded over. ()
-      replicates the arrays.
+    tree: Tree of arrays or of shapes with dtypes.
+    spec: The names of the mesh axes over which the first axes of each array are
+      split: ('data',) splits axis 0 over the axis 'data'. () puts the whole
+      array on every device.
   """
   sharding = NamedSharding(mesh, PartitionSpec(*spec))
   return jax.tree.map(

@@ -28,13 +28,16 @@ NUM_FILES = 32
 
 
 def write_set(folder: pathlib.Path, num_annotations: int) -> pathlib.Path:
-  """Writes images, and an annotation file with seven objects per image.
+  """Writes a made-up data set: image files and a COCO annotation file.
 
-  COCO has about as many objects per image.
+  Each object is a polygon of 25 vertices in an image that is chosen at random.
+  There are seven objects per image on average, about as many as in COCO. The
+  images of the data set share `NUM_FILES` image files.
 
   Args:
-    folder: Gets the images and the file.
-    num_annotations: Number of objects of all images; each is a polygon.
+    folder: Folder for the annotation file. The image files are written to its
+      subfolder `images`.
+    num_annotations: Number of objects of all images together, at least 7.
 
   Returns:
     Path of the annotation file.

@@ -89,6 +89,9 @@ def _time_step(
   Args:
     arguments: The parsed arguments of the command line.
     config: The recipe.
+
+  Raises:
+    InputError: If an argument is wrong.
   """
   from maskrcnn_jax.benchmark.step_speed import benchmark_step
   from maskrcnn_jax.runtime import cluster
@@ -129,6 +132,9 @@ def _time_loader(
   Args:
     arguments: The parsed arguments of the command line.
     config: The recipe.
+
+  Raises:
+    InputError: If there is no data set, or if an argument is wrong.
   """
   from maskrcnn_jax.benchmark.loader_speed import (
     benchmark_loader,

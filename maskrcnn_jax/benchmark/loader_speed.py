@@ -70,19 +70,26 @@ def benchmark_loader(
   Args:
     config: The recipe.
     source: The data set to load.
-    option: The beginning of the options that give the data set, for messages.
-      See `Source.check_is_there`.
-    batch_size: Number of images in a step, on all devices together.
-    num_steps: Number of steps that are timed.
+    option: Prefix of the option names in messages, such as
+      '--config.data.train.'; '--' if --images and --annotations give the data
+      set.
+    batch_size: Number of images of a batch, on all devices together.
+    num_steps: Number of batches to time for each number of workers, once as
+      fast as they come and once at the pace of a training.
     workers: Numbers of worker processes to try, one after the other. With 0
       the threads of this process load.
     num_threads: Number of threads in each process.
-    step_s: Seconds that a made-up step takes. `None` means 1.25 times the
-      seconds that loading its batch takes.
+    step_s: Seconds that a made-up training step takes. `None` means 1.25 times
+      the mean time of loading a batch, measured with the same number of
+      workers.
 
   Returns:
-    The size of the data set, and as `speeds` the `LoaderSpeed` of each number
-    of workers.
+    mode: 'loader'.
+    num_images: Number of images that are trained on.
+    batch_size: The argument.
+    static_sizes: Number of different padded sizes.
+    share_padding: Share of padding in the pixels of the padded images.
+    speeds: The `LoaderSpeed` of each number of workers.
 
   Raises:
     InputError: If a number is out of its range, or the data set is damaged.
@@ -166,8 +173,8 @@ def measure(
     num_workers: Number of worker processes. With 0 the threads of this process
       load.
     num_threads: Number of threads in each process.
-    step_s: Seconds that a step takes. `None` means 1.25 times the seconds that
-      loading its batch took.
+    step_s: Seconds that a step takes. `None` means 1.25 times the mean time of
+      loading a batch as fast as possible.
   """
   # The first batches are not timed, because the loader fills its buffers with
   # them before anybody asks for a batch.

@@ -23,8 +23,9 @@ def largest_costs(step: Callable[[], None], count: int) -> list[dict[str, Any]]:
     For each operation: `operation`, its name in the compiled program; `source`,
     the path of the JAX operation that it comes from, such as
     'jit(step)/jvp/dot_general', or the name of the profiler's event if the
-    profiler gives no path; `ms`, its own time in milliseconds; and `share`, its
-    part of the time of all operations, in [0, 1]. The longest time comes first.
+    profiler gives no path; `ms`, its time in milliseconds, without the
+    operations that run inside it; and `share`, its part of the time of all
+    operations, in [0, 1]. The longest time comes first.
   """
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):

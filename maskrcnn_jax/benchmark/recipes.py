@@ -11,10 +11,12 @@ def complete_recipe(
 ) -> ml_collections.ConfigDict:
   """Fills in the keys that the recipe of a fine-tuning leaves open.
 
-  A training takes most of these keys from its checkpoint. A benchmark has no
-  checkpoint and takes their defaults instead. The other open keys are computed
-  as in a training: the schedule from the number of images, and the slots for
-  objects from the largest number of objects in an image.
+  A key is open if its value is `None` although it must have a value. A training
+  takes most open keys from its checkpoint. A benchmark has no checkpoint and
+  takes them from the default recipe; the learning rate is half the default,
+  scaled to the batch size. The schedule is computed from the number of images,
+  and the slots for objects and detections from the largest number of objects in
+  an image, as in a training. Keys that have a value keep it.
 
   Args:
     config: Any recipe. A recipe without `train.fine_tune` is returned as it is.

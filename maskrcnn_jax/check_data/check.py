@@ -63,8 +63,9 @@ def check_data(
   Args:
     source: The data set.
     config: The recipe to train with. `None` means the default recipe.
-    option: The beginning of the options that give the data set, for messages.
-      See `Source.check_is_there`.
+    option: Prefix of the option names in messages, such as
+      '--config.data.eval.'; '--' if --images and --annotations give the data
+      set.
     against: COCO JSON of another split of the same data. It must have the same
       classes and other images. `None` if there is no other split.
     boxes_only: Whether objects without masks are accepted. They always are if
@@ -81,8 +82,9 @@ def check_data(
     has no errors.
 
   Raises:
-    InputError: If a file cannot be written, or if `fix` is given for a data
-      set that is not in a COCO JSON.
+    InputError: If a file cannot be written, if `fix` is given for a data set
+      that is not in a COCO JSON, or if keys of a fine-tuning's completed recipe
+      contradict each other.
   """
   if fix is not None and not isinstance(source, CocoFiles):
     raise InputError(
@@ -261,8 +263,9 @@ def _check_images(
     report: Gets the findings.
     num_workers: Number of processes that decode. `None` means one for each
       core.
-    pixel_range: The values that become 0 and 255 in gray images of 16 or 32
-      bits; `None` refuses such images.
+    pixel_range: (black, white) for gray images of 16 or 32 bits: the pixel
+      values that are mapped to 0 and to 255. With `None`, such an image is a
+      fault.
 
   Returns:
     For each image that cannot be used, its row in the index and the reason,
@@ -348,7 +351,15 @@ def _check_objects(
 def _resized_sizes(
   index: coco_index.CocoIndex, config: ml_collections.ConfigDict
 ) -> Int[np.ndarray, 'n 2']:
-  """Returns the (height, width) in pixels of each image after resizing."""
+  """Returns (height, width) of each image after resizing, in pixels.
+
+  These are the sizes before padding, by the limits of the recipe for the
+  shorter and the longer side.
+
+  Args:
+    index: The annotations of the data set, which give the size of each image.
+    config: The recipe to train with.
+  """
   canvas = canvas_arguments(config)
   return np.array(
     [

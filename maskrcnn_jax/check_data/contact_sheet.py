@@ -63,8 +63,9 @@ def write_sheet(
     bad_images: Rows of images that cannot be decoded.
     ious: The IoU of each object with its best anchor.
     path: The PNG file to write.
-    pixel_range: The values that become 0 and 255 in gray images of 16 or 32
-      bits; `None` refuses such images.
+    pixel_range: (black, white) for gray images of 16 or 32 bits: the pixel
+      values that are mapped to 0 and to 255. With `None`, such an image cannot
+      be drawn.
 
   Raises:
     InputError: If the file cannot be written.
@@ -172,14 +173,15 @@ def draw_sheet(
     data_set: The data set.
     groups: The examples of each group by its title. It must be possible to
       decode all of their images.
-    pixel_range: The values that become 0 and 255 in gray images of 16 or 32
-      bits; `None` refuses such images.
+    pixel_range: (black, white) for gray images of 16 or 32 bits: the pixel
+      values that are mapped to 0 and to 255. With `None`, such an image cannot
+      be drawn.
   """
   font = ImageFont.load_default(14)
   title_font = ImageFont.load_default(20)
   cell_width = _SIDE + _MARGIN
-  # A row is only as high as its highest picture, so that the sheet is cut to
-  # the height that was used in the end.
+  # A row is only as high as its highest picture. The sheet is therefore cut at
+  # the end to the height that was used.
   num_rows = sum(-(-len(group) // _COLUMNS) for group in groups.values())
   sheet = Image.new(
     'RGB',
@@ -234,8 +236,9 @@ def draw_truth(
     framed: Number of the object that gets a second, yellow frame. It counts
       the objects of the whole index from 0, not those of the image; -1 means
       that no object does.
-    pixel_range: The values that become 0 and 255 in gray images of 16 or 32
-      bits; `None` refuses such images.
+    pixel_range: (black, white) for gray images of 16 or 32 bits: the pixel
+      values that are mapped to 0 and to 255. With `None`, such an image cannot
+      be drawn.
   """
   index = data_set.coco_index
   file = image_file(data_set.images, row, index.file_names[row])

@@ -27,15 +27,16 @@ def look_at_images(
   num_workers: int | None,
   pixel_range: tuple[float, float] | None,
 ) -> Iterator[images.ImageFacts]:
-  """Decodes images and tells their faults, while it shows a progress bar.
+  """Decodes images and finds their faults, while it shows a progress bar.
 
   Args:
     files: The images.
     sizes: (height, width) of each image according to its annotations.
     num_workers: Number of processes that decode. `None` means one for each
       core.
-    pixel_range: The values that become 0 and 255 in gray images of 16 or 32
-      bits; `None` refuses such images.
+    pixel_range: (black, white) for gray images of 16 or 32 bits: the pixel
+      values that are mapped to 0 and to 255. With `None`, such an image is a
+      fault.
 
   Yields:
     The facts of each image, in the order of `files`.
@@ -75,13 +76,18 @@ def _look(
   *,
   pixel_range: tuple[float, float] | None,
 ) -> images.ImageFacts:
-  """Decodes one image and tells its faults.
+  """Decodes one image and returns its faults.
 
   Args:
     file: The image.
     size: (height, width) according to the annotations.
-    pixel_range: The values that become 0 and 255 in gray images of 16 or 32
-      bits; `None` refuses such images.
+    pixel_range: (black, white) for gray images of 16 or 32 bits: the pixel
+      values that are mapped to 0 and to 255. With `None`, such an image is a
+      fault.
+
+  Returns:
+    The reason why the image cannot be used, warnings about it, and a digest of
+    the bytes of the file. A fault is returned, not raised.
   """
   return images.look_at_image(
     file.path, size, pixel_range=pixel_range, content=file.content()

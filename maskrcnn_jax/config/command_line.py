@@ -45,8 +45,9 @@ def split_arguments(
     --noconfig.KEY; and all other arguments in their order.
 
   Raises:
-    InputError: If --config has no value, if --noconfig.KEY has one, or if its
-      key is not boolean. Keys that do not exist are not found here.
+    InputError: If --config has no value, if --noconfig.KEY has one, or if the
+      KEY of --noconfig.KEY is not boolean. Keys that do not exist are not found
+      here.
   """
   path: str | None = None
   overrides: list[Override] = []
@@ -180,8 +181,12 @@ def _is_value_of(key: str | None, argument: str) -> bool:
 def _explain_unknown_key(name: str) -> str:
   """Returns the message about a key that does not exist.
 
-  It ends with the most helpful hint that is known: the key here for a name of
-  another program, the members of a group, or a key with a similar name.
+  It ends with the most helpful hint that is known: the key of this program for
+  a name of another program, how to give a whole tuple, a member of a group of
+  keys, or a key with a similar name.
+
+  Args:
+    name: The name that the user gave, without '--config.'.
   """
   text = f'There is no config key {name!r}'
   answer = answer_to(name)

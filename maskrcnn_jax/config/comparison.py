@@ -116,8 +116,8 @@ def _fill(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
   """Returns a nested dict with all keys of two nested dicts.
 
   Args:
-    tree: Its values are used where it has them.
-    defaults: Its values are used for all other keys, at every depth.
+    tree: The dict whose values are used for all keys that it has.
+    defaults: The dict whose values are used for all other keys, at every depth.
   """
   return defaults | {
     key: _fill(value, defaults.get(key, {}))

@@ -34,11 +34,12 @@ def default_config() -> ml_collections.ConfigDict:
 def c4_config() -> ml_collections.ConfigDict:
   """Returns a recipe of a model with the body 'c4', which has no pyramid.
 
-  The keys that must differ from those of a model with a pyramid have the values
-  of detectron2: the body, no layers of the heads before their predictors but
-  those of the last stage of the ResNet, all sizes of anchors on the only level,
-  the numbers of boxes before and after NMS, and the side of pooled RoIs. All
-  other keys have their defaults.
+  Some keys need other values than in a model with a pyramid, and have the
+  values of detectron2: the body; no convolutions and no fully connected layers
+  in the heads, which consist of the last stage of the ResNet and the
+  predictions; all sizes of anchors on the only level; the numbers of boxes
+  before and after NMS; and the side of pooled RoIs. All other keys have their
+  defaults.
 
   Source:
     detectron2 `configs/Base-RCNN-C4.yaml` and config/defaults.py.
@@ -70,7 +71,8 @@ def set_value(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
   Args:
     config: The recipe; it is changed.
     name: The full name of the key, such as 'rpn.train.pre_nms'.
-    value: The new value. `None` leaves the key open.
+    value: The new value. `None` is accepted for every key; a key that must have
+      a value is then open.
   """
   *groups, last = name.split('.')
   with config.ignore_type():

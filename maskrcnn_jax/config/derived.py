@@ -112,9 +112,9 @@ def scaled_to_batch(
 
   If the batch is k times as large as the recipe was written for, the learning
   rate is multiplied by k, and the numbers of training steps, of warm-up steps
-  and of the steps before each decay are divided by k. So the number of images
-  that are seen at each rate stays the same. With the warm-up 'mlperf_linear',
-  `optimizer.warmup_factor` is multiplied by k squared.
+  and of the steps before each decay are divided by k and rounded, to at least
+  1. So the number of images that are seen at each rate stays the same. With the
+  warm-up 'mlperf_linear', `optimizer.warmup_factor` is multiplied by k squared.
 
   Args:
     config: The recipe; `train.reference_batch_size` is the batch size that it
@@ -123,9 +123,10 @@ def scaled_to_batch(
     given: Keys that the user set on the command line; they stay as they are.
 
   Returns:
-    The recipe for `train.batch_size`, which is its reference batch size too;
-    and a list with one line for the log, which names each key that has changed.
-    The list is empty if nothing is scaled.
+    The recipe for `train.batch_size`, with the same number as
+    `train.reference_batch_size`; and a list with one line for the log, which
+    names each key that was changed, and the given keys that were not. The list
+    is empty if nothing is scaled.
 
   Source:
     Accurate, Large Minibatch SGD (arXiv:1706.02677), section 2.1; detectron2

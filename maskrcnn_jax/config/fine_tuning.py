@@ -21,10 +21,10 @@ FROM_CHECKPOINT = tuple(
   for key in KEYS
   if key.role == WEIGHTS and not (key.overridable or key.relearned)
 )
-# Keys that `adopt` and `fit` compute if the recipe leaves them open. All other
-# open keys are taken from the checkpoint, also the numbers of samples and
-# proposals: the defaults, which are for a large network, would make a small
-# network slow.
+# Keys that are computed if the recipe leaves them open: the learning rate by
+# `adopt`, the others by `fit`. All other open keys are taken from the
+# checkpoint, also the numbers of samples and proposals: the defaults, which are
+# for a large network, would make a small network slow.
 COMPUTED = (
   'optimizer.learning_rate',
   'train.num_steps',
@@ -34,8 +34,8 @@ COMPUTED = (
   'data.max_objects',
   'detections.max_detections',
 )
-# Learning rate relative to the learning rate, per image of a batch, that the
-# weights were trained with. That rate itself would change them too much.
+# Learning rate per image of a batch, relative to the rate per image that the
+# weights were trained with. That rate itself would change the weights too much.
 _RATE_FACTOR = 0.5
 
 # 60 epochs of 50 images, 12 of 5,000: ten times as many images make 4.5 times
@@ -51,9 +51,11 @@ def adopt(
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
   """Fills in a fine-tuning's recipe from the checkpoint that it starts from.
 
-  Keys that describe the network are always taken from the checkpoint, and open
-  keys if they are not computed from the data by `fit`. The learning rate, if
-  open, is computed from the checkpoint's.
+  A key is open if its value is `None` although it must have a value. Keys that
+  describe the network are always taken from the checkpoint. An open learning
+  rate becomes half the rate that the checkpoint was trained with, scaled to the
+  batch size. All other open keys are taken from the checkpoint too, except
+  those that `fit` computes from the data.
 
   Args:
     config: A recipe with `train.fine_tune`.
@@ -82,11 +84,15 @@ def adopt(
 def adopt_defaults(
   config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
-  """Fills in a fine-tuning's recipe without a checkpoint, from the defaults.
+  """Fills in the open keys of a fine-tuning's recipe from the default recipe.
+
+  This is for programs that have no checkpoint to take the values from. A key is
+  open if its value is `None` although it must have a value. An open learning
+  rate becomes half the default learning rate, scaled to the batch size.
 
   Args:
-    config: A recipe with `train.fine_tune`. Keys that it does not leave open
-      keep their values.
+    config: A recipe with `train.fine_tune`; it is not changed. Keys that have a
+      value keep it.
 
   Returns:
     The recipe, in which only keys that `fit` computes are open.
@@ -130,8 +136,9 @@ def fit(
 ) -> tuple[ml_collections.ConfigDict, str]:
   """Completes a fine-tuning's recipe with values for the size of the data.
 
-  Open keys of the schedule are chosen by the number of images, and the number
-  of slots for objects by the number of objects in an image.
+  Open keys of the schedule are chosen by the number of images. Open numbers of
+  slots for objects and for detections are chosen by the largest number of
+  objects in an image. Keys that have a value keep it.
 
   Args:
     config: A recipe, as `adopt` or `adopt_defaults` returns it.

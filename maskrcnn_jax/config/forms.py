@@ -164,8 +164,9 @@ def problem_with(form: Form, value: Any) -> str | None:
 def parse(form: Form, written: str) -> Any:
   """Converts a text of the command line to a value of a key.
 
-  The value has the type `form.kind`, or is `None` for the text 'None'. Its
-  range and the items of a tuple are not checked here but by `problem_with`.
+  The value has the type `form.kind`. Except for a key whose value is a text,
+  the text 'None' in any case of letters becomes `None`. The range of the value
+  and the items of a tuple are not checked here but by `problem_with`.
 
   Args:
     form: The values that the key may have.
@@ -239,6 +240,10 @@ def _parse_tuple(written: str) -> tuple[Any, ...]:
 
 def _problem_with_numbers(form: Form, values: list[numbers.Real]) -> str | None:
   """Checks the range of all numbers in a tuple.
+
+  Args:
+    form: The values that the key may have.
+    values: The numbers in the tuple, at every depth.
 
   Returns:
     `None` if they are allowed, otherwise a clause that names the allowed range.

@@ -215,7 +215,7 @@ KEYS: tuple[Key, ...] = (
         'value of the preset.'),
 
     Key('detections.min_score', 0.05, EVALUATION, number(0, 1),
-        'Detections with a lower score are dropped.'),
+        'Detections with this score or a lower one are dropped.'),
     Key('detections.iou_threshold', 0.5, EVALUATION, number(0, 1),
         'NMS removes a detection whose IoU with a better detection of the same '
         'class is above this.'),

@@ -49,10 +49,14 @@ def find_images(folder: pathlib.Path) -> ImageSizes:
 
 
 def find_image(name: str, sizes: ImageSizes, source: pathlib.Path) -> str:
-  """Finds the image that an annotation names, with or without its folders.
+  """Finds the image that an annotation names.
+
+  If no image has exactly this name, the folders in the name of the annotation
+  and in the names of the images are ignored.
 
   Args:
-    name: The name in the annotation. Slashes and backslashes separate folders.
+    name: The file name in the annotation. Slashes and backslashes separate
+      folders.
     sizes: All images.
     source: The file of annotations, for the error message.
 
@@ -60,7 +64,8 @@ def find_image(name: str, sizes: ImageSizes, source: pathlib.Path) -> str:
     The name of the image in `sizes`.
 
   Raises:
-    InputError: If no image has this name, or several have.
+    InputError: If no image has this name, or if several images have it when
+      folders are ignored.
   """
   name = name.replace('\\', '/')
   if name in sizes:

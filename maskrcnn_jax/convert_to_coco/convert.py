@@ -125,6 +125,10 @@ def _read(arguments: argparse.Namespace, sizes: ImageSizes) -> Annotations:
   Args:
     arguments: The parsed arguments of the command line.
     sizes: All images.
+
+  Raises:
+    InputError: If the annotations cannot be read, are damaged, or do not fit
+      the images.
   """
   match arguments.kind:
     case 'via':

@@ -26,7 +26,8 @@ def read_labelme(path: pathlib.Path, sizes: ImageSizes) -> Annotations:
     sizes: The images that the files may name.
 
   Raises:
-    InputError: If a file is damaged, or does not fit its image.
+    InputError: If there are no files, if a file is damaged or does not fit its
+      image, if its image is not found, or if an image has two files.
   """
   paths = sorted(path.rglob('*.json')) if path.is_dir() else [path]
   if not paths:

@@ -34,8 +34,8 @@ def read_masks(
       named after the class.
 
   Raises:
-    InputError: If a picture is damaged, has the wrong size, or belongs to no
-      image.
+    InputError: If there are no pictures, if a picture is damaged, has the wrong
+      size, or belongs to no image, or if an image has both kinds of masks.
   """
   if not folder.is_dir():
     raise InputError(f'I01: there is no folder of masks {folder}.')

@@ -32,7 +32,8 @@ def read_via(
       `None`.
 
   Raises:
-    InputError: If the file is damaged, or a region has no class.
+    InputError: If the file cannot be read or is damaged, if an image is not
+      found, or if a region has no class.
   """
   content = read_json(path)
   content = content.get('_via_img_metadata', content)

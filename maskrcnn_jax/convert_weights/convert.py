@@ -78,15 +78,22 @@ def convert(
     source_format: Program that the file must come from, a key of `NAMINGS`.
       `None` accepts the format that is recognised.
     names: The classes, [[id, name], ...], in the order of their class numbers.
-      `None` uses COCO's names if the number of classes is COCO's.
+      `None` uses COCO's names if the number of classes is COCO's; otherwise the
+      names are 'class 1', 'class 2' and so on.
     keep_91: Whether a file with a row for each of the ids 0 to 90 keeps the
       rows of the ids that COCO never used.
-    norm_eps: Epsilon of the frozen batch norm. `None` uses the usual value of
-      the format; so it does for the next two arguments.
+    norm_eps: Epsilon of the frozen batch norm. Here and in the next two
+      arguments, `None` uses the value that the file shows or, without one, the
+      usual value of the program.
     stride_in_1x1: Whether the first convolution of a bottleneck, which is 1x1,
       has the stride, not the second.
     pixel_order: Channel order that the first convolution expects, 'rgb' or
       'bgr'.
+
+  Raises:
+    InputError: If the destination is not empty or cannot be written, or if the
+      file cannot be read, comes from another program than `source_format`, is
+      damaged, or holds a model that this program does not have.
   """
   if destination.exists() and (
     not destination.is_dir() or any(destination.iterdir())
@@ -168,7 +175,8 @@ def _drop_shared_stage(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   same ResNet stage, and the file holds it under the names of both heads.
 
   Args:
-    arrays: Arrays of the file by name; those of other models do not change.
+    arrays: Arrays of the file by name. The file of another model has no such
+      copy, and nothing is dropped.
 
   Raises:
     InputError: If the two copies differ.

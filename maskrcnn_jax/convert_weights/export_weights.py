@@ -57,6 +57,12 @@ def export(
     coco_91: Whether to write a row for each of the ids 0 to 90, as torchvision
       has for COCO, not only for the 80 classes. The rows of ids that COCO never
       used get scores so low that they are never detected.
+
+  Raises:
+    InputError: If the destination exists, has another suffix than the files of
+      the program, or cannot be written; if there is no readable checkpoint; if
+      the program does not have the model; or if `coco_91` is given for another
+      program than torchvision or for other classes than COCO's.
   """
   if destination.exists():
     raise InputError(f'{destination} is there already; give a new file.')
@@ -232,11 +238,14 @@ def _settings(
 
 
 def _differences(to: str, geometry: Geometry) -> list[str]:
-  """Lists the computations that no setting of another program makes like ours.
+  """Lists how another program computes otherwise, whatever its settings are.
 
   Args:
     to: The program, 'torchvision' or 'detectron2'.
-    geometry: Geometry of the checkpoint.
+    geometry: Geometry of the checkpoint, which this program computes with.
+
+  Returns:
+    A clause for each difference, for the message to the user.
   """
   theirs = PRESETS[_GEOMETRIES[to]]
   lines = []

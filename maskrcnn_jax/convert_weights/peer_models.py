@@ -18,8 +18,8 @@ from maskrcnn_jax.errors import InputError
 # that names and shapes of arrays do not show.
 NOTES = 'maskrcnn_jax'
 
-# Mean and standard deviation of pixels, red, green, blue, from 0 to 255: of
-# ImageNet, and as the weights of Microsoft Research Asia (MSRA) were trained.
+# Mean and standard deviation of pixels in [0, 255], for red, green and blue: of
+# ImageNet, and of the training of Microsoft Research Asia's (MSRA) weights.
 _IMAGENET = {
   'pixel_mean': (123.675, 116.28, 103.53),
   'pixel_std': (58.395, 57.12, 57.375),
@@ -125,10 +125,15 @@ def recipe_of(
     arrays: Arrays of the file by name.
     facts: The entries of the file that are not arrays, by name.
     source_format: Program that wrote the file, a key of `NAMINGS`.
-    norm_eps: Epsilon of the frozen batch norm. `None` uses the usual value of
-      the program.
+    norm_eps: Epsilon of the frozen batch norm. `None` uses the value that the
+      file shows or, without one, the usual value of the program.
     stride_in_1x1: Whether the first convolution of a bottleneck, which is 1x1,
-      has the stride, not the second. `None` uses the program's usual choice.
+      has the stride, not the second. `None` uses the choice that the file shows
+      or, without one, the usual choice of the program.
+
+  Raises:
+    InputError: If this program does not have the model, or if an array that the
+      model must have is missing.
   """
   sizes = _sizes(arrays, source_format)
   config = default_config()
@@ -176,12 +181,17 @@ def naming_of(
 ) -> Naming:
   """Returns how a weight file names and lays out its arrays.
 
+  Names and layout depend on the program only. For detectron2, which has a
+  setting for the order of the color channels, `arrays` and `facts` show the
+  order: by the mean of the pixels or, if there is none, by the author.
+
   Args:
     arrays: Arrays of the file by name.
     facts: The entries of the file that are not arrays, by name.
     source_format: Program that wrote the file, a key of `NAMINGS`.
     pixel_order: Channel order that the first convolution expects, 'rgb' or
-      'bgr'. `None` finds it by the file or uses the program's usual order.
+      'bgr'. `None` finds it in a file of detectron2, and uses the usual order
+      of any other program.
   """
   naming = NAMINGS[source_format]
   if pixel_order is not None:
@@ -212,6 +222,9 @@ def class_table(
   Returns:
     categories: The classes, [[id, name], ...], in the order of class numbers.
     rows: Indices of the rows to keep. `None` keeps all.
+
+  Raises:
+    InputError: If names are given, but not one for each class.
   """
   if names is not None:
     if len(names) != num_classes - 1:
@@ -233,9 +246,9 @@ def class_table(
 
 
 def coco_rows() -> list[int]:
-  """Returns the rows that COCO uses of 91 class scores: 0 and its 80 ids.
+  """Returns the rows to keep of 91 class scores: 0 and the 80 ids of COCO.
 
-  Row 0 is background.
+  The row of a class is its COCO id; row 0 is background.
   """
   return [0, *COCO_CLASSES]
 
@@ -253,7 +266,8 @@ def _sizes(
     The keys of `config.model` that are known from the file, and their values.
 
   Raises:
-    InputError: If this program does not have the model.
+    InputError: If this program does not have the model, or if an array that the
+      model must have is missing.
   """
 
   def has(module: str) -> bool:
@@ -261,7 +275,11 @@ def _sizes(
     return find(f'params/{module}/kernel', arrays, source_format) is not None
 
   def shape_of(module: str) -> tuple[int, ...]:
-    """Returns the shape of a module's kernel; the file must have it."""
+    """Returns the shape of a module's kernel.
+
+    Raises:
+      InputError: If the file lacks the kernel.
+    """
     name = find(f'params/{module}/kernel', arrays, source_format)
     if name is None:
       raise InputError(f'lacks the weights of {module}; it is damaged.')

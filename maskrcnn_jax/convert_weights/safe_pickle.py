@@ -102,7 +102,7 @@ def _rebuild_from_buffer(
 
   Args:
     data: The elements, an object with a buffer, such as bytes.
-    dtype: Their type.
+    dtype: Type of the elements.
     shape: Shape of the array.
     order: 'F' if the first axis varies fastest, 'C' if the last axis does.
   """
@@ -119,7 +119,15 @@ def _rebuild_tensor(
 
 
 def _encode(text: str, encoding: str) -> bytes:
-  """Replaces codecs.encode, by which Python 3 stores bytes in old pickles."""
+  """Replaces codecs.encode, by which Python 3 stores bytes in old pickles.
+
+  Args:
+    text: The bytes, as characters of the same numbers.
+    encoding: The encoding that the pickle names.
+
+  Raises:
+    InputError: If the encoding is not Latin-1.
+  """
   if encoding not in ('latin1', 'latin-1'):
     raise InputError(f'holds bytes as {encoding!r}, which is not expected.')
   return text.encode('latin1')
@@ -213,7 +221,7 @@ class Unpickler(pickle.Unpickler):
         ...).
 
     Raises:
-      InputError: If it does not refer to a plain storage.
+      InputError: If the reference is not to a plain storage.
     """
     kind, type_, key, _, size, *view = pid
     if kind != 'storage' or not isinstance(type_, _StorageType) or any(view):

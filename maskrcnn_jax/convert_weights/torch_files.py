@@ -111,7 +111,11 @@ def _printable(text: str) -> str:
 
 
 def _load_nothing(storage: Storage) -> np.ndarray:
-  """Refuses to load a storage, for files of formats that have none."""
+  """Refuses to load a storage, for files of formats that have no storages.
+
+  Raises:
+    InputError: Always.
+  """
   raise InputError(f'refers to the data {storage.key!r}, but has none.')
 
 
@@ -122,6 +126,10 @@ def _read_zip(file: io.BufferedIOBase) -> tuple[Any, _LoadStorage]:
     content: The saved object, with `Tensor`s.
     load: Function that returns the elements of a storage. It works as long as
       the file is open.
+
+  Raises:
+    InputError: If torch.save has not written the archive, or if an entry is
+      compressed.
   """
   archive = zipfile.ZipFile(file)
   names = archive.namelist()
@@ -131,7 +139,11 @@ def _read_zip(file: io.BufferedIOBase) -> tuple[Any, _LoadStorage]:
   folder = pickles[0].removesuffix('data.pkl')
 
   def read(name: str) -> bytes:
-    """Returns the bytes of an entry of the archive."""
+    """Returns the bytes of an entry of the archive.
+
+    Raises:
+      InputError: If the entry is compressed.
+    """
     entry = archive.getinfo(name)
     # torch.save never compresses. A compressed entry could fill the memory.
     if entry.compress_type != zipfile.ZIP_STORED:
@@ -179,7 +191,11 @@ def _read_safetensors(
 
   Args:
     file: The file, at its start.
-    file_size: Its length in bytes.
+    file_size: Length of the file in bytes.
+
+  Raises:
+    InputError: If the file is too short, or an array has a type that is not
+      read.
   """
   (header_size,) = struct.unpack('<Q', file.read(8))
   if header_size > file_size:
@@ -203,8 +219,8 @@ def _find_weights(content: Any, load: _LoadStorage) -> WeightFile:
   """Finds the weights in the content of a file and converts them to arrays.
 
   Args:
-    content: The object that the file stores, normally a dict. Its weights are
-      `Tensor`s, `StoredArray`s or arrays.
+    content: The object that the file stores, normally a dict. The weights in it
+      are `Tensor`s, `StoredArray`s or arrays.
     load: Function that returns the elements of a storage.
 
   Raises:
@@ -257,10 +273,11 @@ def _view(flat: np.ndarray, tensor: Tensor, name: str) -> np.ndarray:
   Args:
     flat: [n] elements of the storage.
     tensor: The tensor as the file describes it, unchecked.
-    name: Its name, for the message.
+    name: Name of the tensor, for the message.
 
   Raises:
-    InputError: If an element of the tensor is not in the storage.
+    InputError: If an element of the tensor is not in the storage, or if the
+      tensor has more elements than the storage and than `MAX_REPEATED`.
   """
   _, offset, shape, strides = tensor
   numbers = (offset, *shape, *strides)
@@ -370,7 +387,8 @@ def _add(
     archive: The archive.
     file: The file that the archive writes to.
     name: Name of the entry.
-    data: Its bytes, which will begin at a multiple of `_ALIGNMENT` in the file.
+    data: Bytes of the entry, which will begin at a multiple of `_ALIGNMENT` in
+      the file.
   """
   entry = zipfile.ZipInfo(name)
   start = file.tell() + 30 + len(name) + 4  # headers before the data

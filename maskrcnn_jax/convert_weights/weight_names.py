@@ -49,11 +49,15 @@ _LAST_BLOCK = r'backbone/layer(?P<s>4)/(?P<b>\d+)'
 def _under(
   prefixes: tuple[str, ...], modules: Iterable[tuple[str, str]]
 ) -> tuple[_Rule, ...]:
-  """Gives each module one name for each prefix: the prefix and its own name.
+  """Gives each module several names: its name after each of some prefixes.
 
   Args:
-    prefixes: Prefixes of the program's names, that of the newest files first.
+    prefixes: Prefixes of the program's names, the prefix in the newest files
+      first.
     modules: (pattern of our module, the program's name without prefix).
+
+  Returns:
+    (pattern of our module, names with each prefix) of each module.
   """
   return tuple(
     (pattern, tuple(prefix + name for prefix in prefixes))
@@ -349,7 +353,8 @@ def from_peer(
       receives.
 
   Returns:
-    The array in our layout. If the peer has no row of background, it is 0.
+    The array in our layout. If the peer's array has no row of background, that
+    row is zeros.
   """
   rows = rows_per_class(name)
   if rows and naming.background_last:

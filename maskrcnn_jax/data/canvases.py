@@ -60,6 +60,9 @@ def resized_size(
   Returns:
     (height, width) in pixels, each at least 1.
 
+  Raises:
+    ValueError: If there is no rule of this name.
+
   Source:
     'nearest': detectron2 ResizeShortestEdge.get_output_shape. 'down':
     torchvision `models/detection/transform.py`, `_resize_image_and_masks`.
@@ -126,8 +129,8 @@ def plan_canvases(
     The plan. Canvases without images are left out of it.
 
   Raises:
-    InputError: If a padded size is not a multiple of 32, or if an image fits in
-      none of them.
+    InputError: If a side of a padded size is not a multiple of 32, or if an
+      image fits in none of the padded sizes.
   """
   by_area = sorted(
     ((int(height), int(width)) for height, width in padded_sizes),

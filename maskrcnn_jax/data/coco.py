@@ -35,11 +35,13 @@ def read_coco(
     path: The JSON file.
     require_masks: Whether to leave out objects without a segmentation. Crowd
       regions may lack it, because they are not trained on.
-    require_annotations: Whether to refuse a file that has no list of
-      annotations. Images that are only detected in need none.
-    width_offset: Difference between the width of a box and x2 - x1, in pixels:
-      0, or 1 if (x2, y2) is the last pixel inside of the box. A box whose two
-      corners are then the same point has no area.
+    require_annotations: Whether to refuse a file without the list
+      `annotations`. The list may be empty. Images in which objects are only
+      detected need none.
+    width_offset: Number added to x2 - x1 to get the width of a box, and to
+      y2 - y1 to get its height, in pixels: 0, or 1 if (x2, y2) is the last
+      pixel inside of the box. With 1, a box that is only one pixel wide or high
+      has no area and is left out.
     report: Receives the errors and warnings. If it is `None`, the first error
       is raised and warnings are dropped.
 
@@ -51,7 +53,8 @@ def read_coco(
 
   Raises:
     InputError: If the file is not COCO. Without a report also if the file
-      contradicts itself, or if more than 1 % of the objects would be left out.
+      contradicts itself, or if more than 1 % of the objects have the same one
+      of the faults A01, A02, A05 and A06, for which objects are left out.
   """
   path = pathlib.Path(path)
   return _index(
@@ -80,14 +83,23 @@ def index_coco(
       replaced by None while they are read, to save memory.
     name: Name of the document, for messages.
     require_masks: Whether to leave out objects without a segmentation.
-    require_annotations: Whether to refuse a document without annotations.
-    width_offset: Difference between the width of a box and x2 - x1, in pixels:
-      0, or 1 if (x2, y2) is the last pixel inside of the box.
+    require_annotations: Whether to refuse a document without the list
+      `annotations`. The list may be empty.
+    width_offset: Number added to x2 - x1 to get the width of a box, and to
+      y2 - y1 to get its height, in pixels: 0, or 1 if (x2, y2) is the last
+      pixel inside of the box.
     report: Receives the errors and warnings. If it is `None`, the first error
       is raised and warnings are dropped.
 
   Returns:
-    The index, as `read_coco` returns it.
+    The index, as `read_coco` returns it. Images and objects with an error are
+    left out.
+
+  Raises:
+    InputError: If the document is not COCO. Without a report also if the
+      document contradicts itself, or if more than 1 % of the objects have the
+      same one of the faults A01, A02, A05 and A06, for which objects are left
+      out.
   """
   return _index(
     functools.partial(_walk_loaded, content),
@@ -105,7 +117,7 @@ def class_table_difference(
   *,
   there_name: str = 'the checkpoint',
 ) -> list[str]:
-  """Describes the differences of two class tables, one line for each class.
+  """Describes the classes that differ in two class tables, one line for each.
 
   Args:
     here: The table of the data at hand.
@@ -127,7 +139,7 @@ def class_table_difference(
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Loads a JSON file that has COCO's three lists.
+  """Loads a JSON file that has the lists images, annotations and categories.
 
   Raises:
     InputError: If the file cannot be read, or is not a COCO instances file.
@@ -352,8 +364,9 @@ def _other_task(annotation: Any) -> str:
 def _walk_loaded(content: dict[str, Any]) -> Iterator[tuple[str, int, Any]]:
   """Yields the lists of a loaded document element by element, and other values.
 
-  The items are those of `json_stream.walk`. The annotations come last, and each
-  is replaced by None in its list before it is yielded, to save memory.
+  The items have the form that `json_stream.walk` yields. The annotations come
+  last, and each is replaced by None in its list before it is yielded, to save
+  memory.
   """
   for key in sorted(content, key=('annotations').__eq__):
     if isinstance(content[key], list):
@@ -383,8 +396,13 @@ def _index(
     name: Name of the document, for messages.
     report: Receives the errors and warnings.
     require_masks: Whether to leave out objects without a segmentation.
-    require_annotations: Whether to refuse a document without annotations.
-    width_offset: Difference between the width of a box and x2 - x1, in pixels.
+    require_annotations: Whether to refuse a document without the list
+      `annotations`.
+    width_offset: Number added to x2 - x1 to get the width of a box, and to
+      y2 - y1 to get its height, in pixels: 0 or 1.
+
+  Raises:
+    InputError: If the document is not COCO, or if the report raises an error.
   """
   clues = _Clues(
     _LISTS

@@ -63,10 +63,11 @@ class AnnotationReader:
   """Reads annotations one by one, and counts those with certain faults.
 
   Attributes:
-    width_offset: Difference between the width of a box and x2 - x1, in pixels:
-      0, or 1 if (x2, y2) is the last pixel inside of the box.
-    dropped: Number of objects and polygons that were left out so far, for each
-      reason in `coco_index.REASONS`.
+    width_offset: Number added to x2 - x1 to get the width of a box, and to
+      y2 - y1 to get its height, in pixels: 0, or 1 if (x2, y2) is the last
+      pixel inside of the box.
+    dropped: {reason: number of objects or polygons that were left out for it so
+      far}, for each reason in `coco_index.REASONS`.
     num_beyond: Number of boxes so far that reach beyond the right or the lower
       edge of their image.
     num_not_corners: Number of boxes so far whose four numbers cannot be
@@ -83,7 +84,8 @@ class AnnotationReader:
       images: Images of the same file. All must be in the table before the
         first annotation is read.
       require_masks: Whether to leave out objects without a mask.
-      width_offset: Difference between the width of a box and x2 - x1.
+      width_offset: Number added to x2 - x1 to get the width of a box, and to
+        y2 - y1 to get its height, in pixels: 0 or 1.
     """
     self._images = images
     self._require_masks = require_masks
@@ -205,8 +207,9 @@ def look_up_id(field: str, id_: Any, table: dict[Any, int]) -> int:
     table: {id: number}.
 
   Raises:
-    InputError: If the table does not have the id. The message names an id that
-      differs in its type only, such as 7 instead of '7'.
+    InputError: If the table does not have the id. If the table has an id that
+      differs in type only, such as 7 instead of '7', and is not too large to
+      search, the message names it.
   """
   if type(id_) in SCALARS and id_ in table:
     return table[id_]
@@ -232,7 +235,13 @@ def is_invalid_area(area: Any) -> bool:
 
 
 def has_box(entry: Any) -> bool:
-  """Tells whether an element of the list has a box of four finite numbers."""
+  """Tells whether a list element is an object with a box of four numbers.
+
+  The numbers must be finite.
+
+  Args:
+    entry: An element of the list of annotations, any JSON value.
+  """
   box = entry.get('bbox') if isinstance(entry, dict) else None
   return (
     isinstance(box, list)

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 import numpy as np
 
 # Keys of `CocoIndex.dropped`, in order. COCO's own files have such objects and
-# polygons. So they are left out and counted; any other fault is an error.
+# polygons. Therefore they are left out and counted, while other faults are
+# errors or are only warned of.
 NO_AREA = 'objects whose box has no area inside the image'
 NO_SEGMENTATION = 'objects without a segmentation'
 BAD_POLYGON = 'polygons with fewer than 6 numbers or an odd count'
@@ -47,7 +48,9 @@ class CocoIndex(NamedTuple):
   boxes: Float[np.ndarray, 'm 4']
   classes: Int[np.ndarray, 'm']  # 1..len(categories)
   crowd: Bool[np.ndarray, 'm']  # crowd regions: no outline, not trained on
-  areas: Float[np.ndarray, 'm']  # areas of the masks, in pixels
+  # In square pixels, as in the JSON. A missing area is computed from the mask
+  # or, for an object without a mask, from the box.
+  areas: Float[np.ndarray, 'm']
   annotation_ids: Sequence[Scalar | None]  # as in the JSON; None if missing
   outline_starts: Int[np.ndarray, ' m1']  # object j: [starts[j], starts[j + 1])
   vertices: Float[np.ndarray, 'v 2']  # as in array_types.Outlines

@@ -31,7 +31,11 @@ _BLOCK = 1 << 14
 
 
 class ObjectColumns:
-  """Collects the objects of a file one by one, then makes the index."""
+  """Collects the objects of a file one by one, then makes the index.
+
+  If the report of the images raises errors instead of collecting them, the
+  methods raise an `InputError` where they would report an error.
+  """
 
   def __init__(
     self, images: ImageTable, *, require_masks: bool, width_offset: float
@@ -42,7 +46,8 @@ class ObjectColumns:
       images: Images of the same file. All must be in the table before the
         first object is added. Its report receives all errors and warnings.
       require_masks: Whether to leave out objects without a mask.
-      width_offset: Difference between the width of a box and x2 - x1.
+      width_offset: Number added to x2 - x1 to get the width of a box, and to
+        y2 - y1 to get its height, in pixels: 0 or 1.
     """
     self._images = images
     self._report = images.report
@@ -50,8 +55,9 @@ class ObjectColumns:
       images, require_masks=require_masks, width_offset=width_offset
     )
     self._num_entries = 0
-    # Numbers of objects left out under codes that are warnings while such
-    # objects are few, and errors beyond `findings.MAX_SHARE`.
+    # {code: number of objects that were left out, or of which a polygon was
+    # left out (A05)}. These codes are warnings while such objects are few, and
+    # errors beyond `findings.MAX_SHARE`.
     self._num_left_out = dict.fromkeys(('A01', 'A02', 'A05', 'A06'), 0)
     # {code: (number of cases, name of the first)} of codes that get one warning
     # for all cases together.
@@ -66,8 +72,9 @@ class ObjectColumns:
     self._has_mask = array.array('b')
     self._areas = array.array('d')
     self._mask_areas = array.array('d')
-    # Outlines: their lengths; those of the last objects; and all before, joined
-    # in blocks, because many small arrays take much more memory.
+    # Number of vertices of each outline; the outlines of the last objects, each
+    # in arrays of its own; and all outlines before these, joined in blocks,
+    # because many small arrays take much more memory.
     self._lengths = array.array('q')
     self._vertices: list[np.ndarray] = []
     self._parts: list[np.ndarray] = []
@@ -196,7 +203,16 @@ class ObjectColumns:
     return index
 
   def _check_shares(self) -> None:
-    """Reports an error for each fault that too many objects have."""
+    """Reports an error for each of four faults that too many objects have.
+
+    The faults are A01, A02, A05 and A06, for which an object, or one of its
+    polygons (A05), is left out with a warning. An error is reported for each
+    fault that more than `findings.MAX_SHARE` (1 %) of the objects of the file
+    have. Boxes that were only clipped (A02) do not count.
+
+    Raises:
+      InputError: If there is such a fault and the report raises errors.
+    """
     total = self._num_entries
     for code, count in self._num_left_out.items():
       if count > findings.MAX_SHARE * total:
@@ -217,7 +233,11 @@ class ObjectColumns:
         )
 
   def _check_corners(self) -> None:
-    """Reports an error if the boxes look like (x1, y1, x2, y2)."""
+    """Reports an error if the boxes look like (x1, y1, x2, y2).
+
+    They do if more than a fifth of them reach beyond their images when they are
+    read as (x, y, width, height), and all fit when they are read as corners.
+    """
     total = self._num_entries
     num_beyond = self._reader.num_beyond
     # A box in COCO's form of an object in the right half of an image cannot be
@@ -237,7 +257,7 @@ class ObjectColumns:
   def _find_classes(
     self, categories: tuple[Category, ...]
   ) -> Int[np.ndarray, 'm']:
-    """Returns the class of each object, and reports unknown category ids.
+    """Returns the class of each object and reports unknown category ids.
 
     Returns:
       Classes 1..len(categories); 0 for objects of an unknown class.

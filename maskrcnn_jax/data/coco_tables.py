@@ -150,7 +150,7 @@ class ImageTable:
 
     Args:
       entry: The element as the JSON parser returned it.
-      id_: Its id, `None` if it has none.
+      id_: Id of the image, `None` if it has none.
       is_usable: Whether the id has a type that an id may have.
 
     Raises:

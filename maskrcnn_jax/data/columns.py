@@ -79,7 +79,8 @@ def store(
   """Writes an index into a folder, one file for each column.
 
   Args:
-    index: The index. Its annotation ids and its class table are not written.
+    index: The index. The annotation ids, the class table and `dropped` are not
+      written.
     folder: The folder, which must exist.
   """
   folder = os.fspath(folder)
@@ -114,6 +115,9 @@ def temporarily_stored(
     index: The index, see `store`.
     parent: Folder in which the new folder is made. Other processes may use the
       same parent at the same time.
+
+  Raises:
+    OSError: If the files cannot be written.
   """
   # Folders of other machines are left alone: some file systems do not share
   # their locks between machines, so the folder may still be in use.

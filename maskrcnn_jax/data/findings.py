@@ -15,8 +15,9 @@ MEANINGS = {
   code: row.meaning for code, row in errors.CODES.items() if code[0] in 'AI'
 }
 
-# Share of the objects that may be left out because of a fault that COCO's own
-# files also have. More are an error.
+# Largest share of the objects that may have a certain fault, if COCO's own
+# files have this fault too: the objects, or their wrong polygons, are then left
+# out with a warning. If more objects have the fault, it is an error.
 MAX_SHARE = 0.01
 
 _CODE = re.compile(r'([AIC]\d\d): ', re.ASCII)

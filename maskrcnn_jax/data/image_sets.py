@@ -34,8 +34,9 @@ def filter_images(
       regions only. The whole of such an image is background.
 
   Returns:
-    The rows of the images to train on, rising; and (description, count) of the
-    images and objects that were left after each step, for `format_waterfall`.
+    The rows of the images to train on, rising; and a table of (description,
+    count) for `format_waterfall`: the numbers of images and of objects in the
+    file, left out for each reason, and trained on.
 
   Raises:
     InputError: If there is no object to train on.
@@ -66,22 +67,24 @@ def filter_images(
 
 
 def format_waterfall(waterfall: list[tuple[str, int]]) -> str:
-  """Formats counts as a table, one line for each step of choosing the images.
+  """Formats the counts of chosen images and objects as a table for the log.
 
   Args:
-    waterfall: (description, count) for each step, as `filter_images` returns
-      it.
+    waterfall: (description, count) of each line, as `filter_images` returns
+      them.
   """
   return '\n'.join(f'{count:>9,} {what}' for what, count in waterfall)
 
 
 def count_objects_over(index: coco_index.CocoIndex, max_objects: int) -> int:
-  """Returns the number of objects that are left out because of a limit.
+  """Returns the number of objects that exceed a limit for each image.
+
+  These are, for each image, the objects beyond the first `max_objects`, added
+  up over all images. Crowd regions are not counted.
 
   Args:
     index: The data set.
-    max_objects: Largest number of objects of an image. Crowd regions do not
-      count.
+    max_objects: Largest number of objects of an image that are trained on.
   """
   return int(np.maximum(_objects_per_image(index) - max_objects, 0).sum())
 
@@ -102,7 +105,8 @@ def find_limits(
       only the objects with the largest areas are trained on.
 
   Raises:
-    InputError: If more than 5 % of all objects would be left out.
+    InputError: If more than 5 % of all objects, without crowd regions, would be
+      left out.
   """
   per_image = _objects_per_image(index)
   lost = count_objects_over(index, max_objects)

@@ -29,8 +29,9 @@ EXTENSIONS = frozenset(
 # parsers.
 _FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP', 'JPEG2000')
 
-# Pillow raises an error above 2 * MAX_IMAGE_PIXELS, which becomes an InputError
-# here. It also warns above MAX_IMAGE_PIXELS, but such images are fine.
+# If an image has more than 2 * MAX_IMAGE_PIXELS pixels, Pillow raises an error,
+# which becomes an InputError here. Above MAX_IMAGE_PIXELS it only warns, which
+# is not needed, because images of this size can be decoded.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 # Pixels. An image with a shorter side has few cells in the feature maps.
@@ -238,8 +239,9 @@ def look_at_image(
   Args:
     path: The file.
     expected_size: (height, width) in the annotations; `None` if unknown.
-    pixel_range: For gray images of 16 or 32 bits, the values (black, white).
-      `None` if such images cannot be used.
+    pixel_range: (black, white) for gray images of 16 or 32 bits: the pixel
+      values that are mapped to 0 and to 255. With `None`, such an image is a
+      fault.
     content: The bytes of the file, if it is not on disk.
 
   Returns:
@@ -418,7 +420,7 @@ def _turned(size: tuple[int, int], turn: Image.Transpose) -> tuple[int, int]:
   """Returns the (height, width) that an image has after a transposition.
 
   Args:
-    size: (height, width) before it.
+    size: (height, width) before the transposition.
     turn: The transposition. Rotations by 90 degrees and reflections about a
       diagonal exchange height and width.
   """

@@ -19,12 +19,13 @@ from maskrcnn_jax import errors
 # Bytes that are read at a time.
 _WINDOW = 1 << 22
 
-# Characters. A longer element of a list is refused.
+# Number of characters. If a value that is longer does not end in the window, it
+# is refused.
 _MAX_ELEMENT = 1 << 26
 
-# Characters. A parser error this close to the end of the window may only mean
-# that the rest of a number, literal or escape is not read yet. They are
-# shorter.
+# Number of characters. A parser error this close to the end of the window may
+# only mean that the rest of a number, literal or escape is not read yet; all of
+# these are shorter.
 _MARGIN = 32
 
 # Values that `walk` yields instead of the position of a list element.
@@ -192,6 +193,9 @@ class _Window:
 
     Returns:
       The character.
+
+    Raises:
+      InputError: If the next character is another one, or the file ends.
     """
     found = self._peek()
     if not found or found not in characters:
@@ -214,8 +218,12 @@ class _Window:
   def _value(self) -> Any:
     """Parses the next value, moves past it and returns it.
 
-    If the window ends inside of the value, more is read and the value is parsed
-    again from its start.
+    If the window ends inside of the value, or just after a number that may go
+    on, more of the file is read and the value is parsed again from its start.
+
+    Raises:
+      InputError: If the text is not valid JSON, or if an unfinished value is
+        longer than `_MAX_ELEMENT`.
     """
     self._peek()
     size = _WINDOW
@@ -254,6 +262,9 @@ class _Window:
 
     Args:
       size: Number of bytes to read.
+
+    Raises:
+      InputError: If the bytes are not UTF-8 text.
     """
     self._passed += self._place
     raw = self._file.read(size)

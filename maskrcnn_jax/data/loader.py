@@ -42,7 +42,7 @@ def load_row(
 
   Args:
     data_set: The data set.
-    plan: The canvases of its images.
+    plan: The canvases (static sizes) of the images of the data set.
     row: Row of the image in the index.
     limits: Static sizes of the ground truth. If an image has more objects than
       slots, the objects with the largest areas are taken, in the order of the
@@ -109,7 +109,7 @@ def train_batches(
 
   Args:
     data_set: The data set.
-    plan: The canvases of its images.
+    plan: The canvases (static sizes) of the images of the data set.
     rows: The images to train on, as rows of the index.
     limits: Static sizes of the ground truth.
     seed: Seed of the order of the images. The batch of a step depends on the
@@ -138,6 +138,7 @@ def train_batches(
   Raises:
     InputError: If an image cannot be loaded, if `batch_size` is not a multiple
       of the number of processes, or if the index cannot be stored.
+    RuntimeError: If a worker process dies, or loading fails with another error.
   """
   load = functools.partial(
     _load_train_step,
@@ -223,7 +224,7 @@ def eval_batches(
 
   Args:
     data_set: The data set. Its objects are not used.
-    plan: The canvases of its images.
+    plan: The canvases (static sizes) of the images of the data set.
     batch_size: Number of images of a batch, in this process.
     rows: The images to load, as rows of the index. `None` loads all images.
     num_threads: Number of batches that are loaded at the same time.
@@ -274,7 +275,7 @@ def _load_train_step(
   Args:
     i: Number of the step, counted from `start_step`.
     data_set: The data set.
-    plan: The canvases of its images.
+    plan: The canvases (static sizes) of the images of the data set.
     limits: Static sizes of the ground truth.
     pixel_range: The values (black, white) that become 0 and 255 in gray images
       of 16 or 32 bits; `None` refuses such images.
@@ -285,6 +286,9 @@ def _load_train_step(
 
   Returns:
     This process's part of the batch, and the row of the index of each image.
+
+  Raises:
+    InputError: If an image cannot be loaded.
   """
   chosen = rows[order.rows(start_step + i)[part]].astype(np.int64)
   batches = [
@@ -310,7 +314,7 @@ def _load_eval_step(
       each of its images. `NO_ROW` stands for a black image, which only fills up
       the batch.
     data_set: The data set.
-    plan: The canvases of its images.
+    plan: The canvases (static sizes) of the images of the data set.
     pixel_range: The values (black, white) that become 0 and 255 in gray images
       of 16 or 32 bits; `None` refuses such images.
 
@@ -379,9 +383,12 @@ def _fill_truth(
     batch: The batch, whose objects are all padding. It is changed in place.
     index: An index that has the image.
     row: Row of the image in this index.
-    limits: Static sizes of the ground truth, those of the batch.
+    limits: Static sizes of the ground truth, which the batch has.
     reduce: The image was decoded at 1/reduce of its size. Boxes and outlines
-      are divided by it.
+      are divided by this number.
+
+  Raises:
+    ValueError: If the objects have more vertices than the limits allow.
   """
   objects = image_sets.training_objects(index, row, limits.max_objects)
   count = len(objects)

@@ -35,10 +35,11 @@ def box_mask_iou(
 
   Args:
     index: The objects and their boxes.
-    rows: Row of the index of each object's image.
+    rows: Row in the index of the image of each object.
     bounds: Boxes (x1, y1, x2, y2) around the outlines, in pixels of the image,
       not clipped. NaN for objects without an outline.
-    width_offset: Difference between the width of a box and x2 - x1.
+    width_offset: Number added to x2 - x1 to get the width of a box, and to
+      y2 - y1 to get its height, in pixels: 0 or 1.
 
   Returns:
     IoU in [0, 1]; 1 for objects without an outline.
@@ -64,12 +65,13 @@ def areas_disagree(
 ) -> Bool[np.ndarray, 'm']:
   """Tells for each object whether its area differs much from that of its mask.
 
-  Much means by more than a factor of 2, and by more than 16 pixels, which
-  rounding explains.
+  Two areas differ much if one is more than twice the other, and if they differ
+  by more than 16 pixels. A smaller difference can come from rounding.
 
   Args:
-    areas: Areas in the file, in pixels. NaN (missing) gives False.
-    mask_areas: Areas of the masks, in pixels.
+    areas: Areas in the file, in square pixels. The result is False where the
+      area is NaN, which means that the file has none.
+    mask_areas: Areas of the masks, in square pixels.
   """
   ratio = np.maximum(areas, 1e-9) / np.maximum(mask_areas, 1e-9)
   return ((ratio > 2) | (ratio < 0.5)) & (np.abs(areas - mask_areas) > 16)
@@ -83,12 +85,14 @@ def check_masks(
   file: str,
   name_object: NameObject,
 ) -> None:
-  """Warns of each mask that contains no pixel.
+  """Warns of each mask whose area is zero.
 
   Args:
     has_mask: Whether the object has a mask to be trained on.
-    mask_areas: Areas of the masks, in pixels.
-    rows: Row of the index of each object's image.
+    mask_areas: Areas of the masks, in square pixels. The area of polygons is
+      geometric: a mask that is too thin to contain the centre of a pixel still
+      has an area.
+    rows: Row in the index of the image of each object.
     report: Receives the warnings.
     file: Name of the COCO file, for messages.
     name_object: Returns the name of an object, for messages.
@@ -113,12 +117,14 @@ def check_boxes(
 ) -> None:
   """Warns of each box that disagrees with its mask, the worst first.
 
-  More than a fifth of all objects with masks are an error as well.
+  A box and a mask disagree if the IoU of the box and the box around the mask is
+  below 0.5. If more than a fifth of the objects with masks have such a box, an
+  error is reported as well.
 
   Args:
     overlaps: The result of `box_mask_iou`.
     has_mask: Whether the object has a mask to be trained on.
-    rows: Row of the index of each object's image.
+    rows: Row in the index of the image of each object.
     report: Receives the warnings and the error.
     file: Name of the COCO file, for messages.
     name_object: Returns the name of an object, for messages.
@@ -152,7 +158,7 @@ def check_areas(
   file: str,
   name_object: NameObject,
 ) -> None:
-  """Gives one warning for all areas that differ much from their masks.
+  """Gives one warning for all areas that differ much from those of the masks.
 
   Args:
     is_wrong: The result of `areas_disagree`; False for objects without masks.
@@ -177,9 +183,10 @@ def check_classes(index: CocoIndex, report: findings.Report, file: str) -> None:
   """Reports classes without objects, and classes named background.
 
   A class named background is an error if it has objects, otherwise a warning.
+  Crowd regions do not count as objects.
 
   Args:
-    index: All objects.
+    index: The class table and all objects.
     report: Receives the errors and warnings.
     file: Name of the COCO file, for messages.
   """

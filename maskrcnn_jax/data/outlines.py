@@ -153,8 +153,8 @@ def fill_outline(
 ) -> Bool[np.ndarray, 'h w']:
   """Fills an outline: returns the mask of the pixels inside any of its parts.
 
-  A pixel is inside if its centre is, by the even-odd rule. This is the NumPy
-  version of `ops.outlines.rasterize_outlines`.
+  A pixel is inside if its centre is inside by the even-odd rule. This is the
+  NumPy version of `ops.outlines.rasterize_outlines`.
 
   Args:
     vertices: In pixels of the mask to be filled.
@@ -247,10 +247,10 @@ def measure_outlines(
     parts: Part of the edge that starts at each vertex; -1 for no edge.
 
   Returns:
-    Areas: the sum of the areas of the polygons (shoelace formula), in pixels.
-    It is meaningless for outlines that were made from an RLE or a mask, and 0
-    for an object without vertices. Boxes (x1, y1, x2, y2): NaN for an object
-    without vertices.
+    Areas: the sum of the areas of the polygons (shoelace formula), in square
+    pixels. It is meaningless for outlines that were made from an RLE or a mask,
+    and 0 for an object without vertices. Boxes: (x1, y1, x2, y2) in pixels, NaN
+    for an object without vertices.
   """
   count = len(starts) - 1
   areas = np.zeros(count)

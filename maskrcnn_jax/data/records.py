@@ -47,12 +47,20 @@ class Records(NamedTuple):
 
     Args:
       **options: Keyword arguments of `coco.index_coco`.
+
+    Raises:
+      InputError: If the data set or the split does not exist or has no masks,
+        or if the annotations are wrong and `options` have no `report`.
     """
     content, images = read_records(self)
     return coco.index_coco(content, str(self), **options), images
 
   def read_content(self) -> dict[str, Any]:
-    """Returns the COCO document that the records were made from."""
+    """Returns a COCO document with the annotations of the records, not checked.
+
+    Raises:
+      InputError: If the data set or the split does not exist or has no masks.
+    """
     return read_records(self)[0]
 
 

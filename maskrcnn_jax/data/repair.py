@@ -57,11 +57,12 @@ def repair(
     bad_images: {file_name: reason} of the images that cannot be used. A reason
       begins with its code.
     require_masks: Whether to leave out objects without a mask.
-    width_offset: Difference between the width of a box and x2 - x1, in pixels:
-      0, or 1 if (x2, y2) is the last pixel inside of the box.
+    width_offset: Number added to x2 - x1 to get the width of a box, and to
+      y2 - y1 to get its height, in pixels: 0, or 1 if (x2, y2) is the last
+      pixel inside of the box.
     has_corner_boxes: Whether the boxes look like (x1, y1, x2, y2). If every box
-      of the file can be that, all are converted to (x, y, width, height). If
-      one cannot, no box is changed.
+      of the file can be read in this form, all boxes are converted to (x, y,
+      width, height). Otherwise no box is changed.
 
   Returns:
     Every change, in the order of the file.
@@ -114,8 +115,8 @@ class _RepairedCopy:
       bad_images: {file_name: reason} of the images that cannot be used. A
         reason begins with its code.
       require_masks: Whether to leave out objects without a mask.
-      width_offset: Difference between the width of a box and x2 - x1, in
-        pixels.
+      width_offset: Number added to x2 - x1 to get the width of a box, and to
+        y2 - y1 to get its height, in pixels: 0 or 1.
       has_corner_boxes: Whether the boxes look like (x1, y1, x2, y2).
     """
     self._source = source
@@ -192,6 +193,9 @@ class _RepairedCopy:
     Args:
       file: Receives the JSON. It is written element by element, because the
         whole document may not fit in memory.
+
+    Raises:
+      InputError: If the original file is not JSON.
     """
     file.write('{')
     is_first, open_list = True, ''

@@ -34,8 +34,9 @@ class Source(Protocol):
     """Checks that the annotations exist, without reading them.
 
     Args:
-      option: The beginning of the options that give the data set, for
-        messages: '--config.data.eval.', or '--' for --images and --annotations.
+      option: Prefix of the option names in messages, such as
+        '--config.data.eval.'; '--' if --images and --annotations give the data
+        set.
 
     Raises:
       InputError: If the annotations do not exist, or if the folder of images
@@ -49,8 +50,8 @@ class Source(Protocol):
       **options: Keyword arguments of `coco.read_coco`, such as `require_masks`.
 
     Raises:
-      InputError: If the annotations cannot be read, or are wrong and no report
-        is given. Its message contains a code, such as A25.
+      InputError: If the annotations cannot be read, or are wrong and `options`
+        have no `report`. Its message contains a code, such as A25.
     """
     ...
 
@@ -77,10 +78,12 @@ class CocoFiles(NamedTuple):
     """Checks that the JSON exists and that the folder was given.
 
     Args:
-      option: The beginning of the options that give the data set, for messages.
+      option: Prefix of the option names in messages, such as
+        '--config.data.eval.'; '--' if --images and --annotations give the data
+        set.
 
     Raises:
-      InputError: If one of them is missing.
+      InputError: If the JSON does not exist or the folder was not given.
     """
     coco.check_set_is_there(self.images, self.annotations, option)
 
@@ -89,12 +92,20 @@ class CocoFiles(NamedTuple):
 
     Args:
       **options: Keyword arguments of `coco.read_coco`.
+
+    Raises:
+      InputError: If the JSON cannot be read, or is wrong and `options` have no
+        `report`.
     """
     index = coco.read_coco(self.annotations, **options)
     return index, pathlib.Path(self.images)
 
   def read_content(self) -> dict[str, Any]:
-    """Returns the content of the JSON, not checked."""
+    """Returns the content of the JSON; the annotations are not checked.
+
+    Raises:
+      InputError: If the file cannot be read, or is not a COCO instances file.
+    """
     return coco.read_json(pathlib.Path(self.annotations))
 
 
@@ -167,8 +178,8 @@ def choose_source(
     of_recipe: The training set of the recipe. `None` if it names none.
 
   Returns:
-    The data set, and the beginning of the options that give it, for messages:
-    '--' or '--config.data.train.'.
+    The data set, and the prefix of the option names in messages: '--' or
+    '--config.data.train.'.
 
   Raises:
     InputError: If there is no data set, or if only one of the two options is
@@ -196,9 +207,13 @@ def read_set(source: Source, **options: Any) -> DataSet:
     source: The data set.
     **options: Keyword arguments of `coco.read_coco`, such as `require_masks`.
 
+  Returns:
+    The index of the annotations, and the folder or the records that hold the
+    images. The images are not read.
+
   Raises:
-    InputError: If the annotations cannot be read, or are wrong and no report is
-      given.
+    InputError: If the annotations cannot be read, or are wrong and `options`
+      have no `report`.
   """
   return DataSet(*source.read(**options))
 
@@ -219,7 +234,7 @@ def image_file(images: Images, row: int, file_name: str) -> ImageFile:
 def check_images_exist(
   data_set: DataSet, *, report: findings.Report | None = None
 ) -> list[int]:
-  """Checks that the file of each image exists.
+  """Checks that the file of each image exists inside the folder of images.
 
   Images in records are not checked: `build_tfds` writes no record without its
   image.
@@ -231,10 +246,10 @@ def check_images_exist(
 
   Returns:
     The rows of the images that are missing or whose file name leads out of the
-    folder, rising.
+    folder, rising. If the folder does not exist, these are all rows.
 
   Raises:
-    InputError: If there is such an image and no report.
+    InputError: If there is such an image or no folder, and no report.
   """
   index, folder = data_set
   if isinstance(folder, RecordImages):

@@ -106,8 +106,9 @@ def best_anchor_iou(
     padding_multiple: The size of an image is rounded up to a multiple of this;
       anchors exist if their centre is inside.
     inside_only: Whether to ignore anchors that cross an edge of the image.
-    width_offset: Difference between the width of a box and x2 - x1, in pixels:
-      0, or 1 if (x2, y2) is the last pixel inside of the box.
+    width_offset: Number added to x2 - x1 to get the width of a box, and to
+      y2 - y1 to get its height, in pixels: 0, or 1 if (x2, y2) is the last
+      pixel inside of the box.
 
   Returns:
     IoU in [0, 1]; 0 if the image has no anchor.

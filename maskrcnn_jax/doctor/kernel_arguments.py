@@ -47,7 +47,9 @@ def num_anchors(size: Size) -> int:
 def random_boxes(
   key: Key[Array, ''], *shape: int, size: Size, whole: bool = True
 ) -> Float[Array, '*n 4']:
-  """Draws boxes as large as objects are; some cross the edge of the image.
+  """Draws boxes of the sizes of objects; some cross the edge of the image.
+
+  The sides are at least 4 pixels and at most two thirds of the image's height.
 
   Args:
     key: Random key.
@@ -92,7 +94,7 @@ def _random_truth(
 def iou_arguments(
   key: Key[Array, ''], size: Size
 ) -> tuple[Float[Array, 'b n 4'], Float[Array, 'b g 4']]:
-  """Draws ground truth, and boxes as many as proposals and ground truth.
+  """Draws ground truth, and a box for each proposal and ground-truth slot.
 
   Returns:
     The boxes, and the ground-truth boxes, in pixels.
@@ -190,7 +192,7 @@ def pooling_arguments(
     side: Number of cells along each side of the pooled features.
     num_rois: Number of RoIs of an image.
     num_objects: If given, all RoIs have sides of about 64 pixels and lie around
-      this many objects of an image, like those of a mask head.
+      this many objects of an image, like the RoIs of a mask head.
   """
   height, width = size.padded_size
   keys = jax.random.split(key, 4)
@@ -227,7 +229,11 @@ def pooling_arguments(
 def outline_arguments(
   key: Key[Array, ''], size: Size
 ) -> tuple[Outlines, Int[Array, 'b r'], Float[Array, 'b r 4']]:
-  """Draws outlines of two parts each, RoIs, and the object of each RoI."""
+  """Draws outlines of objects of two parts each, and RoIs.
+
+  Returns:
+    The outlines, the index of the object of each RoI, and the RoIs in pixels.
+  """
   keys = jax.random.split(key, 3)
   shape = size.num_images, size.num_objects * size.num_vertices
   # The last vertex of each part starts no edge.

@@ -399,7 +399,7 @@ def _pooling_case(
   def torchvision(
     pyramid: dict[int, Array], boxes: Array, gradient: Array
   ) -> tuple[Array, dict[int, Array]]:
-    """Computes the same as torchvision does."""
+    """Pools features as torchvision does; returns what `call` returns."""
     return torchvision_operations.roi_align_and_gradient(
       pyramid,
       boxes,

@@ -47,20 +47,24 @@ def match_by_overlap(
   """Matches boxes to ground truth by a matrix of all their overlaps.
 
   Args:
-    boxes: In pixels.
-    valid: Which boxes are real; the others get no label 1.
-    gt_boxes: In pixels.
+    boxes: (x1, y1, x2, y2) in pixels.
+    valid: Which boxes are real; the others get match 0 and label 0.
+    gt_boxes: Ground-truth boxes, in pixels.
     gt_valid: Which ground-truth slots are real.
     foreground_iou: IoU from which a box gets label 1.
     background_iou: IoU below which a box gets label 0.
 
   Returns:
-    matches: Index of the ground truth that each box overlaps most.
-    labels: 1 foreground, 0 background, -1 ignored. The boxes that overlap a
-      ground-truth box most get 1 at any IoU above 0.
+    matches: Index of the ground-truth box that each box overlaps most.
+    labels: 1 foreground, 0 background, -1 ignored. For each ground-truth box,
+      the boxes with the largest IoU, if it is above 0, get label 1 even if it
+      is below `foreground_iou`.
 
   Source:
     torchvision `models/detection/_utils.py`, `Matcher`.
+    Differs: a ground-truth box that no box overlaps gives no box label 1.
+    `Matcher` would give it to all boxes, because all have the IoU 0. Without
+    ground truth, all labels are 0, while `Matcher` raises an error.
   """
   iou = jnp.where(valid[:, None], pairwise_iou(boxes, gt_boxes), -1)
   return matching.match_boxes(
@@ -91,7 +95,8 @@ def select_boxes(
 
   Returns:
     boxes: In pixels, best first; 0 in slots without a box.
-    logits: Falling; -inf in slots without a box.
+    logits: Logits of these boxes, the largest first; -inf in slots without a
+      box.
 
   Source:
     torchvision `models/detection/rpn.py`, `RegionProposalNetwork.forward`.
@@ -123,11 +128,13 @@ def nms(
 
   Args:
     boxes: In pixels, in any order.
-    scores: The box of greater score suppresses; of equal ones, the first.
+    scores: Score of each box. A box can only be suppressed by a box of greater
+      score, or by an earlier box of equal score.
     valid: Which boxes are real; the others are not kept.
     iou_threshold: A box is suppressed if its IoU with a better kept box is
       greater than this.
-    limit: Largest number of boxes kept, the best.
+    limit: Largest number of boxes to keep; the boxes of greatest score are
+      kept.
 
   Source:
     torchvision `csrc/ops/cpu/nms_kernel.cpp`.
@@ -154,18 +161,21 @@ def class_nms(
   iou_threshold: float,
   limit: int,
 ) -> Bool[Array, 'n']:
-  """Tells which boxes greedy NMS keeps, if only boxes of a class suppress.
+  """Tells which boxes greedy NMS keeps, if it runs inside each class.
 
-  The boxes of each class are moved so far that they meet no box of another.
+  The boxes of each class are moved so far that they overlap no box of another
+  class.
 
   Args:
     boxes: In pixels, in any order.
-    scores: The box of greater score suppresses; of equal ones, the first.
+    scores: Score of each box. A box can only be suppressed by a box of greater
+      score, or by an earlier box of equal score.
     valid: Which boxes are real; the others are not kept.
     classes: Class number of each box.
     iou_threshold: A box is suppressed if its IoU with a better kept box of its
       class is greater than this.
-    limit: Largest number of boxes kept, the best.
+    limit: Largest number of boxes to keep; the boxes of greatest score are
+      kept.
 
   Source:
     torchvision `ops/boxes.py`, `batched_nms`.
@@ -216,10 +226,12 @@ def roi_align(
     """Places the samples of each box along an axis: 0 for y, 1 for x.
 
     Returns:
-      low: [r, samples] cell before each sample.
-      high: [r, samples] cell after it.
-      part: [r, samples] distance from the cell before it, from 0 to 1.
-      inside: [r, samples] whether the sample is on the level.
+      low: [r, samples], index of the cell before each sample.
+      high: [r, samples], index of the cell after each sample.
+      part: [r, samples], distance of the sample from the cell before, in cells
+        from 0 to 1.
+      inside: [r, samples], whether the sample is at most one cell outside of
+        the level.
     """
     start, end = corners[:, 1 - axis, None], corners[:, 3 - axis, None]
     position = start + fractions * (end - start)
@@ -257,12 +269,13 @@ def roi_align_and_gradient(
   """Pools the features of boxes and returns the gradient of the features too.
 
   Args:
-    pyramid: See `roi_align`.
-    boxes: See `roi_align`.
-    levels: See `roi_align`.
+    pyramid: Features of one image by level.
+    boxes: (x1, y1, x2, y2) in pixels of the image.
+    levels: Level that each box is pooled from.
     gradient: Gradient of a loss with respect to the pooled features.
-    side: See `roi_align`.
-    sampling_ratio: See `roi_align`.
+    side: Number of cells along each side of the result.
+    sampling_ratio: Number of samples along each side of a cell of the result,
+      1 or more.
 
   Returns:
     The pooled features, and the gradient of the loss with respect to `pyramid`.

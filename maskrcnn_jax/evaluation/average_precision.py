@@ -72,9 +72,12 @@ def evaluate_detections(
       same figures sooner and must be installed.
 
   Raises:
-    InputError: If a number is not finite, an id is unknown or not unique, or a
-      polygon or RLE is broken. pycocotools would hang, read memory that is not
-      its own, or return a wrong number without a word.
+    InputError: If the ground truth lacks a list or the results are no list, if
+      an id is missing, unknown or not unique, if a number is not finite, if a
+      box, polygon or RLE is broken, or if the backend is not installed. Given
+      such input, pycocotools would hang, read memory that is not its own, or
+      return a wrong number without a word.
+    ValueError: If an option has a value that does not exist.
 
   Source:
     pycocotools `cocoeval.py`; the 12 figures are those of its `summarize`.
@@ -195,7 +198,7 @@ def _figure_label(name: str, position: int, limits: tuple[int, ...]) -> str:
 
   Args:
     name: Name of the figure in `ApResult.stats`, such as 'AP50'.
-    position: Its place in `ApResult.stats`, from 0.
+    position: Index of the figure in `ApResult.stats`, from 0.
     limits: The three limits of the detections of an image and a class.
   """
   iou = {'AP50': '0.50', 'AP75': '0.75'}.get(name, '0.50:0.95')
@@ -225,7 +228,7 @@ def _row(label: str, values: Iterable[str | float | None], width: int) -> str:
 
 
 def _mean(values: np.ndarray) -> float | None:
-  """Averages the values that apply; `None` if there are none.
+  """Averages the values that are not -1; `None` if there are none.
 
   pycocotools gives -1 where no object has the size or the class.
   """
@@ -256,6 +259,10 @@ def _backend_classes(backend: str) -> tuple[type, type]:
 
   Args:
     backend: 'pycocotools' or 'faster'.
+
+  Raises:
+    InputError: If the backend is not installed.
+    ValueError: If there is no backend of this name.
   """
   check_backend(backend)
   match backend:
@@ -304,7 +311,7 @@ def _notes(
   kind: str,
   limits: tuple[int, ...],
 ) -> list[str]:
-  """Lists the properties of a ground truth that affect its figures.
+  """Lists the properties of a ground truth that affect the figures.
 
   Args:
     annotations: The annotations of the ground truth as loaded.

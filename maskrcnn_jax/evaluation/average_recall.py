@@ -46,15 +46,15 @@ def evaluate_proposals(
 
   Args:
     truth: A COCO JSON as loaded: `images` and `annotations`. If an object has
-      no `area`, the area of its box is used.
+      no `area`, or the area 0, the area of the box is used.
     results: A dict for each proposal: `image_id`, `bbox` (x, y, width, height)
       in pixels, and `score`.
     limits: Numbers of proposals of an image that count, those with the highest
       scores. The recall is computed with each limit.
 
   Raises:
-    InputError: If the image of a proposal is unknown, or its box or its score
-      is not finite.
+    InputError: If the image of a proposal is unknown, or if the box or the
+      score of a proposal is not finite.
 
   Source:
     detectron2 `evaluation/coco_evaluation.py`, `_evaluate_box_proposals`;
@@ -134,7 +134,7 @@ def _paired_iou(
 
   Args:
     proposals: The proposals of one image, (x, y, width, height) in pixels.
-    objects: The boxes of its objects, (x, y, width, height) in pixels.
+    objects: The boxes of the objects of this image, in the same form.
 
   Returns:
     IoU in [0, 1]; 0 for an object that is in no pair.

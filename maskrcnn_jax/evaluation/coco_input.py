@@ -54,12 +54,18 @@ def check_truth(truth: dict[str, Any], *, kind: str) -> None:
 def read_tables(truth: Any) -> Tables:
   """Checks and numbers the images and the categories of a ground truth.
 
+  Images are numbered from 1 in the order of their ids, and so are categories.
+  If some ids are strings and others numbers, they are numbered in the order of
+  the list.
+
   Args:
     truth: A COCO JSON as loaded.
 
   Raises:
-    InputError: If a list is missing, an id is missing or used twice, or two
-      categories have the same name.
+    InputError: If one of the lists images, annotations and categories is
+      missing, an annotation is not a JSON object, the id of an image or a
+      category is missing, is neither a number nor a string, or is used twice,
+      or two categories have the same name.
   """
   for key in ('images', 'annotations', 'categories'):
     if not isinstance(truth, dict) or not isinstance(truth.get(key), list):
@@ -96,12 +102,15 @@ def clean_annotation(
     kind: 'bbox' checks and copies the box, 'segm' the mask.
 
   Returns:
-    The object with numbers instead of the ids of its image and its category,
-    its mask as compressed RLE, and its area in pixels. A missing or zero area
-    is computed from the mask, or from the box of an object without a mask.
+    The object with numbers instead of the ids of the image and the category,
+    `iscrowd`, the box or the mask, and the area in square pixels. A mask is a
+    compressed RLE. A missing or zero area is computed from the mask, or from
+    the box of an object without a mask.
 
   Raises:
-    InputError: If an id is unknown, or a number, polygon or RLE is broken.
+    InputError: If an id is unknown, if the mask or the box is missing or
+      broken, if the area is negative or not finite, or if a mask is checked and
+      the image has no valid height and width.
   """
   image_id = annotation.get('image_id')
   name = (
@@ -148,11 +157,14 @@ def clean_detection(
     kind: 'bbox' checks and copies the box, 'segm' the mask.
 
   Returns:
-    The detection with numbers instead of the ids of its image and its category,
-    its mask as compressed RLE, and its area in pixels.
+    The detection with numbers instead of the ids of the image and the category,
+    the score, the box or the mask, and the area of the box or the mask in
+    square pixels. A mask is a compressed RLE.
 
   Raises:
-    InputError: If an id is unknown, or a number, polygon or RLE is broken.
+    InputError: If an id is unknown, if the score is not a finite number, if the
+      mask or the box is missing or broken, or if a mask is checked and the
+      image has no valid height and width.
   """
   image_id = detection.get('image_id')
   name = f'Detection {position} (image {image_id!r})'
@@ -185,9 +197,10 @@ def clean_detection(
 def _number_ids(noun: str, records: list[dict[str, Any]]) -> dict[Id, int]:
   """Numbers the ids of images or categories from 1, in rising order.
 
-  The order of images matters, because pycocotools breaks ties of scores by it.
-  If some ids are strings and others are numbers, they have no order, and the
-  ids are numbered as the list has them.
+  The order of images matters: if detections of different images have the same
+  score, pycocotools ranks them in the order of the images. If some ids are
+  strings and others are numbers, they cannot be sorted, and the ids are
+  numbered in the order of the list.
 
   Args:
     noun: 'image' or 'category'; it chooses the codes of the messages.
@@ -258,6 +271,10 @@ def _clean_box(box: Any, name: str) -> list[float]:
   Args:
     box: It must be (x, y, width, height) in pixels.
     name: Names the annotation or the detection in the message.
+
+  Raises:
+    InputError: If the box does not have four finite numbers, or if the width or
+      the height is negative.
   """
   if isinstance(box, np.ndarray):
     box = box.tolist()
@@ -280,9 +297,13 @@ def _clean_mask(
   """Checks a mask and returns it as compressed RLE.
 
   Args:
-    segmentation: It must be a list of polygons, or an RLE of either kind.
+    segmentation: It must be a list of polygons, or an RLE, compressed or not.
     size: (height, width) of the image as the ground truth has them.
     name: Names the annotation or the detection in the message.
+
+  Raises:
+    InputError: If the segmentation is missing or broken, or if the height or
+      the width is not a positive whole number.
   """
   if not all(_is_finite(v) and v > 0 and v == int(v) for v in size):
     raise InputError(
@@ -323,6 +344,10 @@ def _clean_rle(
     height: Height of the image in pixels.
     width: Width of the image in pixels.
     name: Names the annotation or the detection in the message.
+
+  Raises:
+    InputError: If the RLE has another size than the image, or if the counts are
+      broken.
   """
   counts = rle.get('counts')
   if list(rle.get('size') or ()) != [height, width]:

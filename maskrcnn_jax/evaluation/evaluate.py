@@ -53,7 +53,7 @@ def evaluate(
   """Detects the objects in every image of a data set and prints their AP.
 
   Each process detects in its share of the images; process 0 prints and writes.
-  All processes must call this.
+  All processes must call this function.
 
   The files are written to WORKDIR/inference: bbox.json if the model gives
   boxes, segm.json if it gives masks; proposals.json if it gives proposals only,
@@ -72,7 +72,9 @@ def evaluate(
     files that were written. All processes get the same. Empty if `skip_eval`.
 
   Raises:
-    InputError: If the data set is damaged or has other classes than the model.
+    InputError: If the data set is missing or damaged, lists no images, or has
+      other classes than the model; if the files cannot be written; or if the
+      library that computes the AP is not installed.
   """
   check_backend(config.eval.backend)
   heads = detector.rcnn.heads

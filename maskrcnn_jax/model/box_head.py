@@ -63,6 +63,10 @@ class BoxHead(nn.Module):
     Args:
       pooled: Pooled features of the r RoIs of each of the b images, with s
         cells along each side.
+
+    Returns:
+      Logits of the k classes, background first; and for each class (dx, dy, dw,
+      dh), the encoded offsets of the box from the RoI.
     """
     batch_size, num_rois, side, _, channels = pooled.shape
     x = pooled.reshape(batch_size * num_rois, side, side, channels)

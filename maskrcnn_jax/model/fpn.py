@@ -12,12 +12,12 @@ from maskrcnn_jax.model import layers
 class Fpn(nn.Module):
   """Adds the features of coarse levels to those of fine levels.
 
-  A 1x1 convolution gives each level `channels` channels. From the second
-  coarsest level to the finest, the sum of the next coarser level is enlarged by
-  2 (each cell is repeated) and added. A 3x3 convolution smooths each sum and
-  gives a level of the result. The result also has one more, coarser level: for
-  levels 2 to 5, level 6 has every other row and column of level 5 of the
-  result.
+  A 1x1 convolution gives each level `channels` channels. Then, from the second
+  coarsest level to the finest, the next coarser level, with all that was added
+  to it, is enlarged by a factor of 2 (each cell is repeated) and added to the
+  level. A 3x3 convolution of each sum gives a level of the result. The result
+  also has one more, coarser level: for levels 2 to 5, level 6 has every other
+  row and column of level 5 of the result.
 
   Attributes:
     channels: Number of channels of each level of the result.
@@ -39,11 +39,11 @@ class Fpn(nn.Module):
 
   @nn.compact
   def __call__(self, features: Pyramid) -> Pyramid:
-    """Turns levels 2..5 of a backbone into levels 2..6.
+    """Turns the levels of a backbone, usually 2 to 5, into levels 2 to 6.
 
     Args:
-      features: Feature maps by level. Each level has exactly half the rows and
-        columns of the next finer level.
+      features: Feature maps by level. The levels are consecutive numbers, and
+        each has exactly half the rows and columns of the next finer level.
 
     Returns:
       Feature maps by level, finest first, each with `channels` channels.

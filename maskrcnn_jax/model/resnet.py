@@ -129,6 +129,7 @@ class Stage(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
+    """Returns h2 = h / stride rows and w2 = w / stride columns, rounded up."""
     for i in range(self.num_blocks):
       x = Block(
         channels=self.channels,
@@ -152,8 +153,8 @@ class ResNet(nn.Module):
     depth: Number of layers: 18, 34, 50 or 101.
     num_stages: Number of stages that `__call__` applies: 4, or 3 if
       `last_stage` applies the fourth stage to the RoIs.
-    width: Number of channels of the stem and of the 3x3 convolutions of the
-      first stage.
+    width: Number of channels of the stem, and of the 3x3 convolutions of the
+      first stage if `groups` and `group_width` have their defaults.
     groups: Number of groups of the 3x3 convolution of each bottleneck; 32 in
       ResNeXt 32x8d.
     group_width: Number of channels of each group in the first stage if `width`

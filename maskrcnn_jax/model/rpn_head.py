@@ -47,6 +47,10 @@ class RpnHead(nn.Module):
 
     Args:
       pyramid: Feature maps by level, all with the same number of channels.
+
+    Returns:
+      The logits [b, a] and the deltas [b, a, 4] of the anchors of all levels,
+      concatenated along the axis of the anchors, finest level first.
     """
     finest = pyramid[min(pyramid)]
     batch_size, channels = finest.shape[0], finest.shape[-1]

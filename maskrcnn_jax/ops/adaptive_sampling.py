@@ -31,18 +31,21 @@ def adaptive_weights(
   side: int,
   max_length: int,
 ) -> Float[Array, 'r {side} {max_length}']:
-  """Computes the weights of all cells of one axis in each output cell.
+  """Computes the weights of feature cells in output cells along one axis.
 
-  An output cell is the mean of linear samples along the axis, as many as it is
-  cells long, rounded up. Its weights sum to 1 if all samples are inside the
-  feature map.
+  An output cell is the mean of linear samples along the axis. The number of
+  samples is the length of the output cell in cells of the feature map, rounded
+  up. A sample more than one cell outside of the feature map counts as 0; if no
+  sample is that far away, the weights of an output cell sum to 1. A box of
+  length 0 has the weights 0.
 
   Args:
-    start: Start of each box along the axis, in cells.
+    start: Start of each box along the axis, in cells. Position 0 is the centre
+      of the first cell.
     size: Length of each box along the axis, in cells.
     length: Number of cells along the axis in the level of each box. The cells
-      from `length` to `max_length` get weight 0.
-    side: Number of output cells of a box.
+      from index `length` on get weight 0.
+    side: Number of output cells of a box along the axis.
     max_length: Static upper limit of `length`.
 
   Returns:

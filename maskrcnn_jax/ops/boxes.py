@@ -28,7 +28,7 @@ def box_sides(
   """Returns (width, height) in pixels; negative if x2 < x1 or y2 < y1.
 
   Args:
-    boxes: In pixels.
+    boxes: (x1, y1, x2, y2) in pixels.
     width_offset: Number added to both sides, 0 or 1; see the top of this file.
   """
   return boxes[..., 2:] - boxes[..., :2] + width_offset
@@ -40,7 +40,7 @@ def box_area(
   """Returns width times height in square pixels; 0 if a side is negative.
 
   Args:
-    boxes: In pixels.
+    boxes: (x1, y1, x2, y2) in pixels.
     width_offset: Number added to both sides, 0 or 1; see the top of this file.
   """
   sides = jnp.maximum(box_sides(boxes, width_offset=width_offset), 0)
@@ -219,7 +219,7 @@ def flip_boxes(
   """Mirrors boxes left to right in an image that is `width` pixels wide.
 
   Args:
-    boxes: In pixels.
+    boxes: (x1, y1, x2, y2) in pixels.
     width: Width of the image before padding, in pixels.
     width_offset: Number added to both sides of a box, 0 or 1. With 1, pixel x
       becomes pixel width - 1 - x.
@@ -238,7 +238,7 @@ def has_area(
   """Tells which boxes have an area and sides of at least `min_size` pixels.
 
   Args:
-    boxes: In pixels.
+    boxes: (x1, y1, x2, y2) in pixels.
     min_size: Length of the shortest side allowed, in pixels.
     width_offset: Number added to both sides of a box, 0 or 1; see the top of
       this file.

@@ -85,7 +85,7 @@ def _backward(
     function: Function of the rows.
     chunk: Number of rows that are computed at once.
     saved: The arguments (params, rows, chosen) of `apply_to_chosen`.
-    gradient: Gradient for its result.
+    gradient: Gradient for the result of `apply_to_chosen`.
 
   Returns:
     The gradients for `params` and for `rows`; `None` for `chosen`.

@@ -34,16 +34,17 @@ def match_boxes(
 
   Args:
     iou: Intersection over union of each box with each ground-truth object. A
-      row of negative numbers means that the box does not take part: it never
-      gets label 1.
+      row of -1 means that the box does not take part; it gets match 0 and
+      label 0.
     gt_valid: Which ground-truth slots hold an object; the others are padding.
     foreground_iou: Boxes that overlap an object at least this much get label 1
       (foreground).
     background_iou: Boxes that overlap all objects less than this get label 0
       (background). Boxes between the two thresholds get -1 (ignored).
-    rescue: Whether the boxes that overlap an object most get label 1 however
-      small the overlap is. Without it, an object that no box overlaps by
-      `foreground_iou` would never be learned.
+    rescue: Whether, for each object, the boxes with the largest overlap, if it
+      is above 0, get label 1 even if it is below `foreground_iou`. Without
+      this, an object that no box overlaps by `foreground_iou` would never be
+      learned.
 
   Returns:
     matches: Index of the object with the largest overlap, the first of equals;
@@ -88,7 +89,7 @@ def match_by_overlap(
   in memory.
 
   Args:
-    boxes: In pixels.
+    boxes: (x1, y1, x2, y2) in pixels.
     valid: Boxes that take part; the others get match 0 and label 0.
     gt_boxes: Boxes of the ground-truth objects, in pixels.
     gt_valid: Which ground-truth slots hold an object; the others are padding.
@@ -96,10 +97,10 @@ def match_by_overlap(
       (foreground).
     background_iou: Boxes that overlap all objects less than this get label 0
       (background). Boxes between the two thresholds get -1 (ignored).
-    rescue: Whether the boxes that overlap an object most get label 1 however
-      small the overlap is.
-    width_offset: Number of pixels by which a box is wider than x2 - x1 and
-      higher than y2 - y1, 0 or 1.
+    rescue: Whether, for each object, the boxes with the largest overlap, if it
+      is above 0, get label 1 even if it is below `foreground_iou`.
+    width_offset: Number added to x2 - x1 and y2 - y1 to get the sides of a box,
+      in pixels: 0 or 1.
     kernels: Implementation: 'xla' is plain JAX, 'pallas' is the GPU kernel, and
       'interpret' is this kernel interpreted by JAX, slow and for tests.
 

@@ -54,8 +54,8 @@ def nms(
     block_size: Number of boxes in a block; it does not change the result. The
       overlaps in memory are block_size * (block_size + limit) numbers. Only the
       implementation 'xla' uses it.
-    width_offset: Number of pixels by which a box is wider than x2 - x1 and
-      higher than y2 - y1, 0 or 1.
+    width_offset: Number added to x2 - x1 and y2 - y1 to get the sides of a box,
+      in pixels: 0 or 1.
     kernels: Implementation; all give the same result. 'xla' is plain JAX and
       runs anywhere. The others are in `pallas_kernels`: 'pallas' is the GPU
       kernel, 'interpret' is this kernel interpreted by JAX, slow and for tests,

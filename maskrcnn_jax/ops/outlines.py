@@ -43,13 +43,16 @@ def rasterize_outlines(
   Args:
     outlines: Outlines of all objects of one image, in pixels.
     objects: Index of the object of each box.
-    boxes: In pixels. Only the part of the object inside the box is drawn.
+    boxes: (x1, y1, x2, y2) in the same pixels as the outlines. Only the part of
+      the object inside the box is drawn.
     side: Number of cells along each side of a box.
-    max_object_vertices: Upper limit of the number of vertices of an object.
-    max_parts: Upper limit of the number of parts of an object.
-    min_box_side: Shortest side of a box, in pixels. A box with a shorter side
-      is drawn as if the side were this long. detectron2 `structures/masks.py`
-      has 0.1, maskrcnn-benchmark 1.
+    max_object_vertices: Static upper limit of the number of vertices of an
+      object. Plain JAX leaves out the vertices beyond the limit.
+    max_parts: Static upper limit of the number of parts of an object. Plain JAX
+      leaves out the parts beyond the limit.
+    min_box_side: Shortest side of a box, in pixels. A shorter side is drawn as
+      if it were this long; x1 and y1 stay. detectron2 `structures/masks.py` has
+      0.1, maskrcnn-benchmark 1.
     kernels: Implementation: 'xla' is plain JAX, 'pallas' is the GPU kernel, and
       'interpret' is this kernel interpreted by JAX, slow and for tests.
 
@@ -106,10 +109,11 @@ def pool_outlines(
   Args:
     outlines: Outlines of all objects of one image, in pixels.
     objects: Index of the object of each box.
-    boxes: In pixels.
+    boxes: (x1, y1, x2, y2) in the same pixels as the outlines.
     side: Number of cells along each side of a box.
-    image_size: (height, width) of the image before padding, in pixels. Samples
-      within a pixel beyond the edge of the image repeat the edge.
+    image_size: (height, width) of the image before padding, in pixels. A sample
+      at most one pixel beyond the edge of the image repeats the edge; a sample
+      farther away is 0.
     padded_size: (height, width) of the padded image, in pixels.
     max_object_vertices: Upper limit of the number of vertices of an object.
     max_parts: Upper limit of the number of parts of an object.
@@ -363,12 +367,14 @@ def _fill_object(
   Args:
     outlines: Outlines of all objects of one image, in pixels.
     object_: Index of the object.
-    box: In pixels.
+    box: (x1, y1, x2, y2) in the same pixels as the outlines.
     grid: (rows, columns) of cells that the box is divided into.
-    min_box_side: Shortest side of the box, in pixels. If a side is shorter, the
-      grid is as large as if the side were this long.
-    max_vertices: Upper limit of the number of vertices of the object.
-    max_parts: Upper limit of the number of parts of the object.
+    min_box_side: Shortest side of the box, in pixels. A shorter side is treated
+      as if it were this long; x1 and y1 stay.
+    max_vertices: Static upper limit of the number of vertices of the object.
+      Vertices beyond the limit are left out.
+    max_parts: Static upper limit of the number of parts of the object. Parts
+      beyond the limit are left out.
   """
   num_rows, num_columns = grid
   vertices, nexts, parts = _edges(outlines, object_, max_vertices)

@@ -36,8 +36,8 @@ def assign_levels(
     epsilon: Number added to side / 224, so that the logarithm of an empty box
       is finite.
     shift: Number added to the level before it is rounded down.
-    width_offset: Number of pixels by which a box is wider than x2 - x1 and
-      higher than y2 - y1, 0 or 1.
+    width_offset: Number added to x2 - x1 and y2 - y1 to get the sides of a box,
+      in pixels: 0 or 1.
 
   Returns:
     Levels between `min_level` and `max_level`; level l has a stride of 2**l
@@ -336,7 +336,7 @@ def _bilinear_taps(
   Returns:
     Indices of cells, two for each sample, so t = side * sampling_ratio * 2; and
     their weights, gradient stopped. The weights of an output cell sum to 1 if
-    all its samples are inside the feature map.
+    no sample is more than one cell outside of the feature map.
   """
   count = side * sampling_ratio
   # Samples are in the middle of equal parts of the box.

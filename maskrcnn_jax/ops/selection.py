@@ -20,28 +20,35 @@ def select_boxes(
   fit_to: Int[Array, '2'] | None = None,
   kernels: str = 'xla',
 ) -> tuple[Float[Array, 'l {limit} 4'], Float[Array, 'l {limit}']]:
-  """Selects the best anchors of each level and moves them by their deltas.
+  """Selects the best anchors of each level and decodes their boxes.
+
+  The best anchors are the anchors with the largest logits. Their boxes are
+  decoded from the deltas and clipped to the image.
 
   Args:
-    objectness_logits: Logits of the anchors of all levels. -inf and NaN are
-      never selected.
+    objectness_logits: Logits of the anchors of all levels. Anchors with -inf or
+      NaN are never selected.
     anchor_deltas: Encoded offsets (dx, dy, dw, dh) of the same anchors.
     levels: Positions and shapes of the anchors of each level.
-    image_size: (height, width) in pixels that boxes are clipped to.
+    image_size: (height, width) that boxes are clipped to, in pixels: the size
+      of the image before padding.
     limit: Number of slots for the boxes of a level.
     weights: Divisors of (dx, dy, dw, dh); see `decode_boxes`.
-    width_offset: Number of pixels by which a box is wider than x2 - x1 and
-      higher than y2 - y1, 0 or 1.
-    fit_to: (height, width) of the padded image that the strides are fitted to;
-      see `make_anchors`. `None` keeps the strides of `levels`.
+    width_offset: Number added to x2 - x1 and y2 - y1 to get the sides of a box,
+      in pixels: 0 or 1.
+    fit_to: (height, width) of the padded image, in pixels, if the stride of a
+      level is to be the side of this image divided by the number of cells; see
+      `make_anchors`. `None` keeps the strides of `levels`.
     kernels: Implementation: 'xla' is plain JAX, 'pallas' is the GPU kernel, and
-      'interpret' is this kernel interpreted by JAX, slow and for tests. Above
-      the kernel's `MAX_LIMIT`, plain JAX is faster and always used.
+      'interpret' is this kernel interpreted by JAX, slow and for tests. If
+      `limit` is above the kernel's `MAX_LIMIT`, plain JAX is always used,
+      because it is faster.
 
   Returns:
-    boxes: In pixels, best first. Slots without a box hold zeros.
-    logits: Falling; anchors with equal logits are in the order of their
-      numbers. Slots without a box hold -inf.
+    boxes: In pixels, in the order of falling logits. Slots without a box hold
+      zeros.
+    logits: Logits of these boxes. Of two equal logits, the logit of the anchor
+      with the smaller index comes first. Slots without a box hold -inf.
   """
   if kernels != 'xla':
     from pallas_kernels import selection as kernel

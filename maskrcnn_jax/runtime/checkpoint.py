@@ -111,7 +111,8 @@ def save_checkpoint(
     force: Whether to save although the directory may hold a later step.
 
   Raises:
-    ValueError: If the directory holds this or a later step.
+    ValueError: If the directory holds this step or, without `force`, a later
+      step.
   """
   manager.wait_until_finished()
   manager.check_for_errors()
@@ -178,10 +179,10 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
 
 
 def saved_steps(directory: pathlib.Path) -> list[int]:
-  """Returns the steps of the complete checkpoints of a directory, in order.
+  """Returns the steps of the complete checkpoints of a directory, rising.
 
-  Incomplete ones are left out: if a save was cut off, the folder has a
-  temporary name or lacks an item.
+  Incomplete checkpoints are left out: if a save was cut off, the folder has a
+  temporary name or lacks an item. The list is empty if there is no directory.
   """
   return sorted(
     int(step.name)
@@ -263,6 +264,9 @@ def model_shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
 
   Returns:
     {'params/...' or 'constants/...': shape}.
+
+  Raises:
+    DamagedCheckpoint: If the list of the arrays cannot be read.
   """
   return {
     name: tuple(leaf.shape)
@@ -280,7 +284,7 @@ def check_saved(path: pathlib.Path, items: Iterable[str]) -> None:
     items: Names of the items, such as 'model'.
 
   Raises:
-    InputError: If they cannot be read.
+    InputError: If the metadata or an item cannot be read.
   """
   read_metadata(path)
   for item in items:
@@ -354,6 +358,10 @@ def _restore_item(path: pathlib.Path, item: str, target: PyTree) -> PyTree:
     path: Folder of one saved step.
     item: 'model' or 'optimizer'.
     target: The expected tree of arrays or `jax.ShapeDtypeStruct`s.
+
+  Raises:
+    InputError: If names, shapes or dtypes differ from those of the target.
+    DamagedCheckpoint: If the arrays cannot be read.
   """
   # Orbax would silently cast arrays of another dtype, and its errors do not say
   # which array is wrong.
@@ -384,6 +392,9 @@ def _stored_leaves(path: pathlib.Path, item: str) -> dict[str, Any]:
 
   Returns:
     {path of an array: object with `shape` and `dtype`}.
+
+  Raises:
+    DamagedCheckpoint: If they cannot be read.
   """
   handler = ocp.StandardCheckpointHandler()
   try:

@@ -36,9 +36,9 @@ def find_devices() -> list[jax.Device]:
   """Returns the devices that JAX will use.
 
   Raises:
-    InputError: If JAX has no device of the kind that $JAX_PLATFORMS names, or
-      if JAX is installed for GPUs but would use the CPU. JAX itself only warns
-      of the latter.
+    InputError: If JAX has no device of the kind that $JAX_PLATFORMS names. If
+      $JAX_PLATFORMS is not set, also if JAX is installed for GPUs but would use
+      the CPU, of which JAX itself only warns.
   """
   asked = os.environ.get('JAX_PLATFORMS', '')
   try:

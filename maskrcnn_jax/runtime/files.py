@@ -25,7 +25,7 @@ def make_writable(directory: pathlib.Path) -> None:
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-  """Writes a JSON file; if it is interrupted, the old file or none remains.
+  """Writes a JSON file; an interruption leaves the old file, if there was one.
 
   Args:
     path: The file.

@@ -144,19 +144,19 @@ def plan_launch(
 
 
 def start_processes(launch: Launch, *, timeout: int) -> None:
-  """Connects this process with the others; must run before any use of JAX.
+  """Connects this process with the other processes of its run.
 
-  If some processes do not appear in time, prints an error and ends this
-  process with status 1.
+  It must be called before any other use of JAX. If some processes do not appear
+  in time, it prints an error and ends this process with status 1.
 
   Args:
     launch: The result of `plan_launch`.
-    timeout: Seconds to wait for the others.
+    timeout: Seconds to wait for the other processes.
 
   Raises:
     InputError: If JAX cannot connect the processes, if they have different
-      numbers of devices, or if the coordinator is a loopback address and
-      process 0 runs on another machine.
+      numbers of devices, or if process 0 runs on another machine, but the
+      coordinator is a loopback address, which means this machine.
   """
   is_local = False
   if launch.coordinator is not None and is_loopback(launch.coordinator):
@@ -211,7 +211,11 @@ def start_processes(launch: Launch, *, timeout: int) -> None:
 
 
 def is_loopback(coordinator: str) -> bool:
-  """Tells whether a HOST:PORT is an address of this machine only (127.x)."""
+  """Tells whether a HOST:PORT is an address of this machine only.
+
+  These are the addresses 127.x and ::1. The result is False for an unknown
+  host.
+  """
   addresses = _addresses(coordinator)
   return bool(addresses) and all(
     address.startswith('127.') or address == '::1' for address in addresses

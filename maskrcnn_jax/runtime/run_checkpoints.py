@@ -86,6 +86,8 @@ class RunCheckpoints:
   def finish(self) -> None:
     """Waits for the save in progress, checks it and removes old steps.
 
+    Without a save in progress, this method does nothing.
+
     Raises:
       SaveError: If the save has failed.
     """
@@ -104,8 +106,11 @@ class RunCheckpoints:
   def close(self) -> None:
     """Finishes the save in progress and closes the directory.
 
-    After a failed save it only closes the directory, so that the first error
-    is the one that the user sees.
+    If a save has failed before, this method only closes the directory and
+    raises no error, so that the user sees the first error.
+
+    Raises:
+      SaveError: If the save in progress fails now.
     """
     try:
       if not self._has_failed:
@@ -147,6 +152,8 @@ def save_best(
   directory: pathlib.Path, *, model: dict, metadata: checkpoint.Metadata
 ) -> None:
   """Saves the best model of a run, then removes the earlier best model.
+
+  If the directory already has a complete checkpoint of this step, it is kept.
 
   Args:
     directory: Checkpoint directory that holds one step, the best one.
@@ -230,8 +237,8 @@ def check_room(directory: pathlib.Path, *, size: int, num_steps: int) -> str:
 def set_aside(directory: pathlib.Path, *, after: int) -> list[pathlib.Path]:
   """Moves the later steps of a run to the folder `damaged` in its workdir.
 
-  A run that continues from an earlier step needs their names for its own
-  checkpoints. Only process 0 moves them.
+  A run that continues from an earlier step will write checkpoints of the same
+  names. Only process 0 moves the later steps.
 
   Args:
     directory: The checkpoint directory of the run.

@@ -83,7 +83,7 @@ class TrainingLog:
     """Writes a line with the figures so far, and adds them to TensorBoard.
 
     For each figure, the line shows the median of the last 20 steps and, in
-    parentheses, the mean of all steps.
+    parentheses, the mean of all steps since the log was opened.
 
     Args:
       step: Number of steps done.
@@ -156,8 +156,8 @@ def progress(
 def peak_memory() -> float:
   """Returns the largest amount of memory used so far, in MiB.
 
-  It is the memory of the first device or, if the device does not count it, as a
-  CPU, that of this process.
+  It is the memory of the first device of this process. For a device that does
+  not count it, such as a CPU, it is the memory of this process.
   """
   statistics_ = jax.local_devices()[0].memory_stats()
   if statistics_ and 'peak_bytes_in_use' in statistics_:

@@ -112,7 +112,10 @@ def check_device(precision: str) -> None:
 def read_training_set(
   config: ml_collections.ConfigDict,
 ) -> tuple[DataSet, np.ndarray]:
-  """Reads, filters and checks the training set; logs which images it omits.
+  """Reads, filters and checks the training set.
+
+  Logs the warnings, and how many images and objects are trained on and left
+  out.
 
   Args:
     config: The recipe, which names the data set.
@@ -149,15 +152,17 @@ def read_training_set(
 def check_eval_set(
   config: ml_collections.ConfigDict, index: coco_index.CocoIndex
 ) -> None:
-  """Checks, before the training, that the evaluation after it can run.
+  """Checks, before the training, that evaluations of the model can run.
+
+  If the recipe names no evaluation set, this is only logged.
 
   Args:
     config: The recipe.
     index: Index of the training set, which must have the same classes.
 
   Raises:
-    InputError: If the evaluation set has errors or other classes, or if the
-      program that computes the AP cannot be used.
+    InputError: If the evaluation set is missing or has errors or other classes,
+      or if the library that computes the AP is not installed.
   """
   check_backend(config.eval.backend)
   source = source_of(config, 'eval')
@@ -193,8 +198,9 @@ def describe_training_set(index: coco_index.CocoIndex, rows: np.ndarray) -> str:
     rows: Rows of the index that are trained on.
 
   Returns:
-    Text with the number of images and objects and a checksum of the
-    annotations.
+    Text with the number of images that are trained on, the number of objects
+    of the whole set, and a checksum of file names, rows, boxes, classes and
+    outlines.
   """
   checksum = zlib.crc32(repr(index.file_names).encode())
   for array in (rows, index.boxes, index.classes, index.vertices):

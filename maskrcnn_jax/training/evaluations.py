@@ -30,10 +30,10 @@ class Evaluation(NamedTuple):
 class TrainEvaluations:
   """Evaluates the model of a run and remembers all evaluations.
 
-  `WORKDIR/evaluations.json` lists the evaluations. `WORKDIR/best` holds the
-  model with the highest mask AP. If several models have the same mask AP, or
-  none has any, the box AP decides, then the recall; among equals, the earliest
-  step is the best.
+  `WORKDIR/evaluations.json` lists the evaluations. With `keep_best`,
+  `WORKDIR/best` holds the model with the highest mask AP. If several models
+  have the same mask AP, or none has any, the box AP decides, then the recall;
+  among equals, the earliest step is the best.
 
   Both are written when an evaluation is complete. The list is written last, so
   that a run that is killed during an evaluation repeats it when it is resumed.
@@ -91,6 +91,10 @@ class TrainEvaluations:
 
     Returns:
       Results by kind: 'bbox', 'segm' or 'proposals'.
+
+    Raises:
+      InputError: If the evaluation set cannot be used.
+      SaveError: If the best model cannot be saved.
     """
     variables = variables_of(state)
     aps = evaluate(
@@ -125,7 +129,7 @@ class TrainEvaluations:
     return aps
 
   def best(self) -> Evaluation:
-    """Returns the evaluation with the highest mask AP so far.
+    """Returns the evaluation with the highest mask AP; there must be one.
 
     Among equal mask APs, the box AP decides, then the recall; among equals, the
     earliest step is the best.

@@ -66,7 +66,9 @@ def run_steps(
     The last state, which has been saved.
 
   Raises:
-    FloatingPointError: If a loss or gradient is not finite.
+    FloatingPointError: If a loss or gradient is not finite. In float16, such a
+      step is skipped, and it is an error only at the smallest loss scale.
+    SaveError: If a checkpoint cannot be written.
     Stopped: If a signal interrupts an evaluation; the state is saved by then.
   """
   config, mesh = run.config, run.mesh
@@ -88,8 +90,12 @@ def run_steps(
   def take_pending() -> None:
     """Waits for the figures of the last step, checks and logs them.
 
-    It is called before each save, because only a state whose losses are finite
-    may be saved.
+    It is called before each save, because a state whose losses are not finite
+    must not be saved.
+
+    Raises:
+      FloatingPointError: If a figure is not finite and the step cannot be
+        skipped.
     """
     nonlocal pending, skipped, stops
     if pending:

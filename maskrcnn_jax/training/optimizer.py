@@ -48,7 +48,7 @@ def learning_rate(
     num_steps: Number of steps of the whole training; for 'cosine' only.
 
   Raises:
-    ValueError: If there is no warm-up of this name.
+    ValueError: If there is a warm-up, but none of this name exists.
 
   Source:
     maskrcnn-benchmark `solver/lr_scheduler.py`, WarmupMultiStepLR;
@@ -148,9 +148,9 @@ def make_optimizer(
 
   The `update` of the optimizer needs the number of the step as well:
   `update(gradients, state, params, step=)`. Learning rates follow this number,
-  which counts skipped steps too. The state has no count of its own, but for
-  the number of updates that AdamW corrects its averages with: a skipped step
-  keeps the old state and is not counted there.
+  which counts skipped steps too. The state of SGD counts no steps. The state of
+  AdamW counts the updates, to correct its averages: a skipped step keeps the
+  old state, so it is not counted there.
 
   Args:
     name: 'sgd' or 'adamw'.
@@ -191,7 +191,7 @@ def make_optimizer(
 def next_average(
   average: dict, params: dict, step: Int[ArrayLike, ''], *, decay: float
 ) -> dict:
-  """Moves the running average of the weights towards those of a step.
+  """Moves the running average of the weights towards the weights of a step.
 
   Args:
     average: Average up to the step before.
@@ -303,8 +303,8 @@ def _times_rates(
 ) -> tuple[dict, optax.EmptyState]:
   """Multiplies each update by minus the learning rate of its parameter.
 
-  It is the `update` function of an optax transformation, which fixes its
-  arguments and results.
+  It is the `update` function of an optax transformation, so optax determines
+  the arguments and the results.
 
   Args:
     updates: A nested dict with the update of each parameter.

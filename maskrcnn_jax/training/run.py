@@ -95,7 +95,8 @@ def train(
   Raises:
     InputError: If the recipe, the data, the checkpoint or the device cannot be
       used.
-    FloatingPointError: If a loss or gradient is not finite.
+    FloatingPointError: If a loss or gradient is not finite. In float16, such a
+      step is skipped, and it is an error only at the smallest loss scale.
     SaveError: If a checkpoint cannot be written.
   """
   is_done = False
@@ -169,6 +170,10 @@ def prepare_run(
     The run, with its log and its checkpoints open; the state to begin with; and
     lines for the log that say which values of the recipe were computed from the
     batch size or the data.
+
+  Raises:
+    InputError: If the recipe, the data, the checkpoint, the workdir or the
+      device cannot be used.
   """
   config, remarks = scaled_to_batch(config, given_keys)
   is_fine_tuning = config.train.fine_tune

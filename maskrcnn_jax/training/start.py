@@ -99,7 +99,7 @@ def first_state(
     workdir: The folder of the run. If its newest checkpoints are damaged, they
       are moved to another folder, and the newest readable checkpoint is used.
     metadata: Metadata of this run. A checkpoint of the workdir must have the
-      same classes and training set.
+      same classes and, unless `allow_changes`, the same training set.
     config: The recipe.
     mesh: All devices.
     init_from: Checkpoint to take the initial weights from, or `None`.
@@ -109,7 +109,9 @@ def first_state(
       training set has changed.
 
   Raises:
-    InputError: If the checkpoint does not fit the run or cannot be read.
+    InputError: If the checkpoint does not fit the run, if no checkpoint can be
+      read, if the workdir holds a checkpoint but `resume` is False, or if the
+      processes have different recipes, data or checkpoints.
   """
   directory = workdir / 'checkpoints'
   steps = checkpoint.saved_steps(directory)
@@ -198,7 +200,9 @@ def _resume(
 
   Raises:
     DamagedCheckpoint: If the checkpoint cannot be read.
-    InputError: If the recipe, the classes or the training set differ.
+    InputError: If the classes differ; if the recipe or the training set differs
+      and `allow_changes` is False; if the checkpoint has more steps than the
+      recipe; or if the arrays do not fit the model.
   """
   stored = checkpoint.read_metadata(path)
   stored_recipe = stored_config(stored.recipe)
@@ -321,7 +325,7 @@ def _take_weights(
 
   Some arrays keep their random values:
   - layers that depend on the classes, if the number or the names of the classes
-    differ;
+    differ, or if a layer has another shape;
   - heads that the checkpoint does not have at all;
   - if the checkpoint holds only a part of a model, all arrays that it lacks.
   Heads of the checkpoint that the model does not have are ignored.

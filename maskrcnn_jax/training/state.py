@@ -137,7 +137,8 @@ def _same_leaves(tree: dict, other: dict) -> dict:
 
   Args:
     tree: The nested dict that the leaves are taken from.
-    other: The nested dict that must have the same path; its leaf is not used.
+    other: The nested dict that says which paths are taken; its leaves are not
+      used.
   """
   paths = traverse_util.flatten_dict(other).keys()
   return traverse_util.unflatten_dict(

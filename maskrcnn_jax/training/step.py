@@ -37,8 +37,9 @@ from maskrcnn_jax.training.state import TrainState
 # and 'grad_norm'.
 Figures = dict[str, Float[Array, ''] | Int[Array, '']]
 
-# The value and the gradient of `scaled_loss`, by its first argument:
-# ((scaled loss, losses), gradients).
+# A function with the arguments of `scaled_loss` that returns its value, and the
+# gradient with respect to its first argument: ((scaled loss, losses),
+# gradients).
 Differentiate = Callable[..., tuple[tuple[Float[Array, ''], Losses], dict]]
 
 
