@@ -43,30 +43,30 @@ def draw_detections(
 ) -> Image.Image:
   """Draws detections over the image.
 
-  Each detection has its own color, which depends on its index only. Labels
+  The color of a detection depends only on its index in `boxes`. Labels
   stay inside the picture and do not overlap each other if there is room. In a
   crowd of small objects, labels that would hide the objects are omitted, and a
   caption in a corner counts the objects instead.
 
   Args:
     image: The image, RGB.
-    boxes: Boxes of the detections, in pixels of the image. They may reach out
-      of the image.
+    boxes: (x1, y1, x2, y2) of each detection, in pixels of the image. They may
+      reach out of the image.
     class_names: Name of the class of each detection. The font has ASCII only:
       accents are dropped, and other letters become question marks.
     scores: Probabilities of the detections. `None` if the boxes are ground
       truth, whose labels show the class name without a score.
     masks: Mask of each detection as COCO RLE, with the size of the image.
       `None` draws boxes only.
-    min_score: Detections with a lower score are not drawn; [0, 1].
+    min_score: Detections with a lower score are not drawn; [0, 1]. Ground truth
+      is always drawn.
     line_width: Width of lines, in pixels of the picture. By default it grows
       with the size of the picture.
 
   Returns:
-    A picture of the size of the image. If the longer side of the image is below
-    400 pixels, the picture is a whole number of times as large. If there is no
-    detection to draw, the picture is the unchanged image. Detections whose box
-    is not finite are not drawn.
+    If there is nothing to draw, the image, unchanged and not enlarged. Otherwise
+    a picture of its size; if its longer side is below 400 pixels, the picture is
+    enlarged by a whole factor. Detections whose box is not finite are not drawn.
 
   Raises:
     ValueError: If the numbers of boxes, names, scores and masks differ, or if a

@@ -211,7 +211,7 @@ def _nms_of_lists(
   """Runs NMS on b lists of boxes, one program for each list.
 
   Args:
-    boxes: [b, n, 4], in pixels, in any order.
+    boxes: [b, n, 4], (x1, y1, x2, y2) in pixels, in any order.
     order: [b, n] int32, indices of the boxes of a list, best first.
     groups: [b, n] int32, group of each box; not read unless `grouped`.
     num_valid: [b] int32, number of boxes at the start of the order that take
@@ -224,6 +224,7 @@ def _nms_of_lists(
 
   Returns:
     indices: [b, limit] int32, indices of the boxes that are kept, best first.
+      Slots after the count of a list hold arbitrary numbers.
     counts: [b] int32, number of boxes that are kept of each list.
   """
 

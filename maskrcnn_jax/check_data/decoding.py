@@ -76,7 +76,7 @@ def _look(
   *,
   pixel_range: tuple[float, float] | None,
 ) -> images.ImageFacts:
-  """Decodes one image and returns its faults.
+  """Decodes one image to find out whether it can be used.
 
   Args:
     file: The image.
@@ -86,8 +86,10 @@ def _look(
       fault.
 
   Returns:
-    The reason why the image cannot be used, warnings about it, and a digest of
-    the bytes of the file. A fault is returned, not raised.
+    The fault of the image, '' if it can be used; warnings about it; and a
+    digest of the bytes of the file, by which equal files are found. With a
+    fault there are no warnings, and the digest is b''. A fault is returned, not
+    raised.
   """
   return images.look_at_image(
     file.path, size, pixel_range=pixel_range, content=file.content()

@@ -1,4 +1,4 @@
-"""Makes the recipe in which every key has its default."""
+"""Makes the recipe of all defaults, and reads and sets single keys."""
 
 import operator
 from typing import Any
@@ -66,13 +66,16 @@ def value_of(config: ml_collections.ConfigDict, name: str) -> Any:
 
 
 def set_value(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
-  """Sets a key of a recipe, without a check of the type.
+  """Sets a key of any recipe, without a check of the type.
 
   Args:
     config: The recipe; it is changed.
     name: The full name of the key, such as 'rpn.train.pre_nms'.
-    value: The new value. `None` is accepted for every key; a key that must have
-      a value is then open.
+    value: The new value, of any type. `None` leaves a key that must have a
+      value open: it must be filled in later.
+
+  Raises:
+    KeyError: If the recipe has no such group, or is locked and has no such key.
   """
   *groups, last = name.split('.')
   with config.ignore_type():

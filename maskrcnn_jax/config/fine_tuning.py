@@ -11,7 +11,7 @@ import ml_collections
 from maskrcnn_jax.config.comparison import stored_config
 from maskrcnn_jax.config.defaults import default_config, set_value, value_of
 from maskrcnn_jax.config.keys import KEYS, WEIGHTS
-from maskrcnn_jax.config.precedence import ignored_line, refuse_other_weights
+from maskrcnn_jax.config.precedence import ignored_line, refuse_other_values
 
 # Keys that are always taken from the checkpoint: with other values, the network
 # would differ from the network that the weights were trained for, or would get
@@ -71,7 +71,7 @@ def adopt(
     InputError: If a key that is always taken from the checkpoint is given with
       another value.
   """
-  refuse_other_weights(
+  refuse_other_values(
     config, stored, [name for name in FROM_CHECKPOINT if name in given]
   )
   there = stored_config(stored)

@@ -47,7 +47,7 @@ def config_for_use(
       line differs from its value in the checkpoint.
   """
   there = stored_config(stored)
-  refuse_other_weights(
+  refuse_other_values(
     recipe.config,
     stored,
     [
@@ -90,16 +90,19 @@ def _comes_from_recipe(key: Key, recipe: Recipe) -> bool:
   return not is_open or key.form.may_be_none
 
 
-def refuse_other_weights(
+def refuse_other_values(
   config: ml_collections.ConfigDict, stored: dict[str, Any], given: list[str]
 ) -> None:
   """Raises an InputError if a given key differs from the checkpoint's value.
 
+  It is called before an evaluation, a prediction and a fine-tuning.
+
   Args:
     config: The recipe with the given values.
     stored: The recipe that the checkpoint stores, a nested dict.
-    given: Names of the keys to compare: keys that the weights depend on and
-      that the user gave on the command line.
+    given: Names of the keys to compare: keys on the command line that must keep
+      the value that the weights were trained with. The caller has left out the
+      keys that may be overridden.
   """
   there = stored_config(stored)
   here = there.copy_and_resolve_references()

@@ -36,6 +36,10 @@ class Annotations(NamedTuple):
 def find_images(folder: pathlib.Path) -> ImageSizes:
   """Reads the size of every image in a folder and its sub-folders.
 
+  Returns:
+    (height, width) of each image in pixels, as a viewer shows it, by its path
+    relative to the folder.
+
   Raises:
     InputError: If there is no such folder, it has no image, or an image cannot
       be read.

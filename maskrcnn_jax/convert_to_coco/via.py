@@ -23,17 +23,23 @@ def read_via(
 ) -> Annotations:
   """Reads the objects from a project or a JSON export of VIA.
 
+  Rectangles, circles and ellipses become polygons. Lines and points are left
+  out.
+
   Args:
     path: The JSON file.
-    sizes: The images that the file may name.
-    attribute: The region attribute that holds the class. `None` takes the only
-      attribute of a region.
+    sizes: All images. The file may not name others; it need not name all.
+    attribute: The region attribute that holds the class. With `None`, it is the
+      only attribute of each region; a region with several is then an error.
     class_name: The class of regions without attributes, if `attribute` is
       `None`.
 
+  Returns:
+    The objects of each image, and the number of regions left out of each kind.
+
   Raises:
     InputError: If the file cannot be read or is damaged, if an image is not
-      found, or if a region has no class.
+      found, or if a region does not name exactly one class.
   """
   content = read_json(path)
   content = content.get('_via_img_metadata', content)

@@ -134,7 +134,9 @@ def export(
   ]
   write(destination, content)
   print(f'{destination}: {len(arrays)} arrays for {to}')
-  print(f'It expects {", ".join(_settings(to, config, geometry, len(ids)))}.')
+  num_classes = max(COCO_CLASSES) if coco_91 else len(ids)
+  settings = _settings(to, config, geometry, num_classes)
+  print(f'It expects {", ".join(settings)}.')
   differences = _differences(to, geometry)
   if differences:
     print(
@@ -172,14 +174,20 @@ def _settings(
 ) -> list[str]:
   """Lists the settings with which another program must load the weights.
 
+  The sizes of images, the anchors and the kind of RoIAlign are listed only if
+  they differ from the usual ones.
+
   Args:
     to: The program, 'torchvision' or 'detectron2'.
     config: Recipe of the checkpoint.
-    geometry: Geometry of the checkpoint.
-    num_classes: Number of classes without background.
+    geometry: How the checkpoint measures and rounds boxes. Only its pixel mean
+      and deviation and its rules of RoIAlign are used. The program has no
+      settings for the rest, which `_differences` lists.
+    num_classes: Number of classes in the file, without background.
 
   Returns:
-    Settings in the words of that program, such as 'INPUT.FORMAT BGR'.
+    Clauses for the message to the user. Most are settings as that program
+    writes them, such as 'INPUT.FORMAT BGR'; some name two settings.
   """
   mean, std = geometry.input_format.mean, geometry.input_format.std
   usual = default_config()

@@ -343,7 +343,8 @@ def from_peer(
 ) -> np.ndarray:
   """Changes an array from the layout of a peer to our layout.
 
-  The numbers stay the same to the bit.
+  Axes, the rows of classes and the color channels are put in our order. No
+  number is changed.
 
   Args:
     name: Our name of the array.
@@ -353,8 +354,8 @@ def from_peer(
       receives.
 
   Returns:
-    The array in our layout. If the peer's array has no row of background, that
-    row is zeros.
+    The array in our layout, in which background comes first. If the peer's
+    boxes or masks have no rows of background, these rows are zeros.
   """
   rows = rows_per_class(name)
   if rows and naming.background_last:

@@ -198,18 +198,18 @@ def name_annotation(id_: Any, position: int) -> str:
 
 
 def look_up_id(field: str, id_: Any, table: dict[Any, int]) -> int:
-  """Returns the number that a table has for the id of an image or category.
+  """Returns the row of an image, or the number of a class, by its id.
 
   Args:
     field: The field of an annotation that holds the id: 'image_id' or
       'category_id'.
     id_: The id, any JSON value.
-    table: {id: number}.
+    table: {id: row or number}.
 
   Raises:
-    InputError: If the table does not have the id. If the table has an id that
-      differs in type only, such as 7 instead of '7', and is not too large to
-      search, the message names it.
+    InputError: If the table does not have the id. If a table of at most 10,000
+      ids has an id that differs in type only, such as 7 instead of '7', the
+      message names it.
   """
   if type(id_) in SCALARS and id_ in table:
     return table[id_]

@@ -77,10 +77,11 @@ def format_waterfall(waterfall: list[tuple[str, int]]) -> str:
 
 
 def count_objects_over(index: coco_index.CocoIndex, max_objects: int) -> int:
-  """Returns the number of objects that exceed a limit for each image.
+  """Returns how many objects a limit per image leaves out of training.
 
-  These are, for each image, the objects beyond the first `max_objects`, added
-  up over all images. Crowd regions are not counted.
+  If an image has more than `max_objects` objects, the objects with the smallest
+  areas are left out. They are added up over all images. Crowd regions are not
+  counted.
 
   Args:
     index: The data set.

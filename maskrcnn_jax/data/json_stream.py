@@ -90,7 +90,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Window:
-  """The part of a JSON text that is in memory, and the place of the parser."""
+  """The part of a JSON text in memory, and how far the parser has read it."""
 
   def __init__(self, path: pathlib.Path, file: io.BufferedReader):
     """Starts at the beginning of a file.
@@ -122,7 +122,14 @@ class _Window:
     """Parses the whole file and yields the values at its top level.
 
     Yields:
-      (key, position, element), the items that `walk` yields.
+      (key, position, element), as `walk` does: (key, LIST, None) when a list
+      begins, then (key, i, element) for its element i; and (key, OTHER, value)
+      for a value that is not a list. The key is `None` if the document is not
+      an object.
+
+    Raises:
+      InputError: If the file is not valid JSON, or if an object has the same
+        name twice.
     """
     match self._peek():
       case '{':

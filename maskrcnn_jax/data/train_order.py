@@ -115,6 +115,9 @@ def _permutation(n: int, seed: int, *stream: int) -> np.ndarray:
     n: Length of the permutation.
     seed: Any integer.
     *stream: Numbers that distinguish permutations with the same seed.
+
+  Returns:
+    The permutation; read-only, because it is cached.
   """
   entropy = np.random.SeedSequence([seed % 2**64, *stream])
   numbers = np.random.Philox(entropy).random_raw(n)

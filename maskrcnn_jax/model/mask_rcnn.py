@@ -165,8 +165,11 @@ class MaskRCNN(nn.Module):
   def classify(self, pooled: Float[Array, 'b r s s c']) -> BoxOutput:
     """Returns the class logits of each RoI, and its deltas for each class.
 
+    Both have all `num_classes` classes; class 0 is background. In a model with
+    the body 'c4', the fourth stage of the backbone is applied first.
+
     Args:
-      pooled: Pooled features of the RoIs.
+      pooled: Pooled features of the RoIs of each image.
     """
     return self.box_head(self._apply_last_stage(pooled))
 

@@ -203,7 +203,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, key: str) -> None:
   """Checks that each device gets the same number of images of a batch.
 
   Args:
-    batch_size: Number of images of a batch.
+    batch_size: Number of images of a batch, in all processes together.
     mesh: The devices that a batch is spread over.
     key: Name of the option that gives the batch size, for the error message.
 

@@ -9,7 +9,9 @@ from maskrcnn_jax.errors import InputError
 
 
 def make_writable(directory: pathlib.Path) -> None:
-  """Makes a directory and checks that files can be written to it.
+  """Makes a directory if it is missing, and checks that it can be written to.
+
+  A trial file is written. Permissions are not changed.
 
   Raises:
     InputError: If the directory cannot be made or written to.

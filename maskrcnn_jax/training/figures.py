@@ -102,9 +102,14 @@ def take_figures(
 def _likely_cause(step: int, batch_size: int) -> str:
   """Returns advice on the most likely cause of a loss that is not finite.
 
+  Before the first update, the cause is the images or the weights that the run
+  began with. In the first `_EARLY` steps it is most likely the learning rate or
+  its warm-up; later it is the learning rate or the images.
+
   Args:
-    step: Number of steps done before the step with this loss.
-    batch_size: Number of images of a batch.
+    step: Number of updates before the step with this loss.
+    batch_size: Number of images of a batch, in all processes together. The
+      advice only mentions it, beside the learning rate.
   """
   if step == 0:
     return (

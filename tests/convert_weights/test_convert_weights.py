@@ -380,10 +380,15 @@ def test_there_and_back_is_the_same_to_the_bit(run, tmp_path, to, end, rows):
   write_pickle(tmp_path / 'file', arrays)
   run(tmp_path / 'file', tmp_path / 'new')
   back = tmp_path / f'back.{end}'
-  code, _, err = run(
+  code, out, err = run(
     tmp_path / 'new', back, f'--to={to}', f'--coco_rows={rows}'
   )
   assert code == 0, err
+  setting = {
+    'torchvision': f'num_classes={rows} (with background)',
+    'detectron2': f'MODEL.ROI_HEADS.NUM_CLASSES {rows - 1}',
+  }[to]
+  assert setting in out
   if rows == 81:
     assert_same(read_weights(back).arrays, arrays)
   else:
