@@ -64,9 +64,10 @@ def draw_detections(
       with the size of the picture.
 
   Returns:
-    If there is nothing to draw, the image, unchanged and not enlarged. Otherwise
-    a picture of its size; if its longer side is below 400 pixels, the picture is
-    enlarged by a whole factor. Detections whose box is not finite are not drawn.
+    If there is nothing to draw, the image, unchanged and not enlarged.
+    Otherwise a picture of its size; if its longer side is below 400 pixels, the
+    picture is enlarged by a whole factor. Detections whose box is not finite
+    are not drawn.
 
   Raises:
     ValueError: If the numbers of boxes, names, scores and masks differ, or if a
