@@ -1,8 +1,10 @@
 """Fixtures and settings that all test files share."""
 
+import contextlib
 import fcntl
 import gc
 import os
+import pickle
 import sys
 
 import pytest
@@ -48,6 +50,21 @@ def key():
   return jax.random.key(0)
 
 
+def shared_folder(tmp_path_factory):
+  """Returns a temporary folder that all workers of pytest-xdist share."""
+  folder = tmp_path_factory.getbasetemp()
+  # With xdist, each worker has a folder inside of the shared folder.
+  return folder.parent if 'PYTEST_XDIST_WORKER' in os.environ else folder
+
+
+@contextlib.contextmanager
+def locked(path):
+  """Lets one worker at a time into the block."""
+  with open(path, 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+
+
 @pytest.fixture(scope='session')
 def compilation_cache(tmp_path_factory):
   """Keeps compiled programs on disk for later tests and child processes.
@@ -57,11 +74,7 @@ def compilation_cache(tmp_path_factory):
   """
   import jax
 
-  folder = tmp_path_factory.getbasetemp()
-  # With xdist, each worker has a folder inside of a folder that all share.
-  if 'PYTEST_XDIST_WORKER' in os.environ:
-    folder = folder.parent
-  folder = folder / 'compiled'
+  folder = shared_folder(tmp_path_factory) / 'compiled'
   folder.mkdir(exist_ok=True)
   settings = {
     'jax_compilation_cache_dir': str(folder),
@@ -77,20 +90,24 @@ def compilation_cache(tmp_path_factory):
 def tiny_data(tmp_path_factory):
   """The folder of a drawn data set for the recipe `tiny`.
 
-  All tests share it, so no test may change it.
+  All tests of all workers share it, so no test may change it.
   """
   import tiny
 
   from maskrcnn_jax.data.shapes import write_shapes
 
-  folder = tmp_path_factory.mktemp('shapes')
-  write_shapes(
-    folder,
-    num_train=tiny.NUM_TRAIN,
-    num_val=tiny.NUM_VAL,
-    image_size=64,
-    seed=0,
-  )
+  folder = shared_folder(tmp_path_factory) / 'shapes'
+  with locked(folder.with_suffix('.lock')):
+    if not folder.is_dir():
+      partial = folder.with_suffix('.partial')
+      write_shapes(
+        partial,
+        num_train=tiny.NUM_TRAIN,
+        num_val=tiny.NUM_VAL,
+        image_size=64,
+        seed=0,
+      )
+      partial.rename(folder)
   return folder
 
 
@@ -128,20 +145,23 @@ def tfds_set(tmp_path_factory):
 def tiny_run(tmp_path_factory, tiny_data, compilation_cache):
   """A training and evaluation with the recipe `tiny`.
 
-  All tests share the workdir: a test that changes it must copy it first.
+  All tests of all workers share the workdir, so a test that changes it must
+  copy it first.
 
   Returns:
     The workdir, and the figures of each training step.
   """
   import tiny
 
-  workdir = tmp_path_factory.mktemp('tiny') / 'run'
-  config = tiny.with_data(tiny.get_config(), tiny_data)
-  # Only one worker trains at a time. The others then find all programs in the
-  # compilation cache.
-  with open(compilation_cache / 'lock', 'w') as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return workdir, tiny.run_training(config, workdir, skip_test=False)
+  workdir = shared_folder(tmp_path_factory) / 'tiny_run'
+  kept = workdir.with_suffix('.pickle')
+  with locked(workdir.with_suffix('.lock')):
+    # The first worker trains; the others wait for its results.
+    if not kept.is_file():
+      config = tiny.with_data(tiny.get_config(), tiny_data)
+      figures = tiny.run_training(config, workdir, skip_test=False)
+      kept.write_bytes(pickle.dumps(figures))
+  return workdir, pickle.loads(kept.read_bytes())
 
 
 @pytest.fixture

@@ -112,10 +112,17 @@ def test_the_guide_has_an_example_of_each_kind():
   }
 
 
-def test_the_tests_of_the_examples_pass(project):
+@pytest.mark.parametrize(
+  'titles',
+  [
+    ('backbone', 'loss', 'data source'),
+    pytest.param(TITLES[3:], marks=pytest.mark.slow),
+  ],
+)
+def test_the_tests_of_the_examples_pass(project, titles):
   tests = [
     f'{edit.path}::{name}'
-    for title in TITLES
+    for title in titles
     for edit in edits_of(title)
     if edit.path.startswith('tests/')
     for block in edit.blocks

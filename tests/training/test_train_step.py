@@ -162,19 +162,16 @@ def test_state_and_figures_are_float32_in_every_precision(config, precision):
   config.precision = precision
   config.train.ema_decay = 0.9
   state, step = make_step(config)
-  state, figures = jax.eval_shape(step, state, make_batch())
+  jaxpr, (state, figures) = jax.make_jaxpr(step, return_shape=True)(
+    *jax.eval_shape(lambda *x: x, state, make_batch())
+  )
   for leaf in jax.tree.leaves(
     (state.params, state.optimizer, state.average, figures)
   ):
     assert leaf.dtype in (jnp.float32, jnp.int32), leaf
-  text = str(
-    jax.make_jaxpr(step)(
-      *jax.eval_shape(lambda *x: x, make_step(config)[0], make_batch())
-    )
-  )
   wide = [
     line
-    for line in text.splitlines()
+    for line in str(jaxpr).splitlines()
     if 'conv_general_dilated[' in line and ':f32' in line.split('=')[0]
   ]
   assert wide == []
