@@ -18,9 +18,9 @@ AnyArray = Array | np.ndarray
 # of a level is 2**level pixels.
 Pyramid = dict[int, Array]
 
-# {1: Bool [b h w 1], ..., 6: Bool [b h w 1]}: which cells of the feature maps of
-# a level belong to the image; False is padding of the canvas. The stride of a
-# level is 2**level pixels.
+# {1: Bool [b h w 1], ..., 6: Bool [b h w 1]}: which cells of the feature maps
+# of a level belong to the image; False is padding of the canvas. The stride of
+# a level is 2**level pixels.
 ValidCells = dict[int, Array]
 
 

@@ -74,7 +74,9 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'b h w c'], valid: Bool[Array, 'b h w 1'] | None
+    self,
+    x: Float[Array, 'b h w c'],
+    valid: Bool[Array, 'b h w 1'] | None = None,
   ) -> Float[Array, 'b h w c']:
     """Returns features of the same shape, in the dtype of the arithmetic.
 
@@ -127,7 +129,9 @@ class Stage(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'b h w c'], valid: Bool[Array, 'b h2 w2 1'] | None
+    self,
+    x: Float[Array, 'b h w c'],
+    valid: Bool[Array, 'b h2 w2 1'] | None = None,
   ) -> tuple[Float[Array, 'b h2 w2 c2'], Float[Array, 'b h2 w2 c2']]:
     """Returns the features for the next stage, and the same after a layer norm.
 
@@ -247,7 +251,7 @@ class ConvNeXt(nn.Module):
     Returns:
       Features with s2 = s // 2 cells along each side.
     """
-    _, features = self.layer4(pooled, None)
+    _, features = self.layer4(pooled)
     return features
 
 

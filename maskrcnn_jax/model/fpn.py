@@ -56,7 +56,6 @@ class Fpn(nn.Module):
     Raises:
       ValueError: If a level does not have half the rows and columns.
     """
-
     cells = dict.fromkeys(features) if valid is None else valid
 
     def conv(x: Array, name: str, kernel_size: int, level: int) -> Array:

@@ -275,14 +275,12 @@ class FrozenBatchNorm(nn.Module):
 
   @nn.compact
   def __call__(
-    self,
-    x: Float[Array, 'b h w c'],
-    valid: Bool[Array, 'b h w 1'] | None = None,
-  ) -> Float[Array, 'b h w c']:
+    self, x: Float[Array, '*n c'], valid: Bool[Array, 'b h w 1'] | None = None
+  ) -> Float[Array, '*n c']:
     """Returns (x - mean) / sqrt(var + eps) * scale + bias for each channel.
 
     Args:
-      x: Features of a batch.
+      x: Features.
       valid: Not used, because the statistics are fixed. `GroupNorm` has the
         same argument.
     """

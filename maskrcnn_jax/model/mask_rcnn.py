@@ -149,8 +149,8 @@ class MaskRCNN(nn.Module):
   ) -> Pyramid:
     """Returns the feature maps that RPN and heads use.
 
-    With a pyramid they have levels 2 to 6, without one ('c4') only level 4. They
-    are 0 in the padding.
+    With a pyramid they have levels 2 to 6, without one ('c4') only level 4. The
+    features of the padding are 0.
 
     Args:
       images: Normalised images, padded with zeros to multiples of 32 pixels.

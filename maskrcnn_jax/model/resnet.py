@@ -57,8 +57,8 @@ class Block(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'b h w c'],
-    valid_before: Bool[Array, 'b h w 1'] | None,
-    valid: Bool[Array, 'b h2 w2 1'] | None,
+    valid_before: Bool[Array, 'b h w 1'] | None = None,
+    valid: Bool[Array, 'b h2 w2 1'] | None = None,
   ) -> Float[Array, 'b h2 w2 c2']:
     """Returns h2 = h / stride rows and w2 = w / stride columns, rounded up.
 
@@ -149,8 +149,8 @@ class Stage(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'b h w c'],
-    valid_before: Bool[Array, 'b h w 1'] | None,
-    valid: Bool[Array, 'b h2 w2 1'] | None,
+    valid_before: Bool[Array, 'b h w 1'] | None = None,
+    valid: Bool[Array, 'b h2 w2 1'] | None = None,
   ) -> Float[Array, 'b h2 w2 c2']:
     """Applies the blocks; the arguments are those of `Block`."""
     for i in range(self.num_blocks):
@@ -243,8 +243,8 @@ class ResNet(nn.Module):
     """
     cells = dict.fromkeys(range(1, 6)) if valid is None else valid
     x = nn.relu(self.bn1(self.conv1(images), cells[1]))
-    # No feature is less than 0, so the maximum over a window is the same whether
-    # 0 or -inf is beyond the edge.
+    # The pooling pads with -inf. Zeros give the same maxima, because no feature
+    # is less than 0.
     x = layers.max_pool_3x3(layers.zero_padding(x, cells[1]))
     stages = (self.layer1, self.layer2, self.layer3, self.layer4)
     features = {}
@@ -264,4 +264,4 @@ class ResNet(nn.Module):
     Returns:
       Features with s2 = (s + 1) // 2 cells along each side.
     """
-    return self.layer4(pooled, None, None)
+    return self.layer4(pooled)
