@@ -206,17 +206,17 @@ def test_roi_align_agrees_with_scipy(key):
   'sampling_ratio, offset, min_side',
   [(2, 0.5, 0.0), (2, 0.0, 1.0), (0, 0.5, 0.0)],
 )
-def test_roi_align_reads_nothing_beyond_the_own_size(
+def test_roi_align_uses_nothing_beyond_the_own_size(
   key, kernels, sampling_ratio, offset, min_side
 ):
-  # The image is 32 pixels high and 48 wide. The canvas has 48x64 pixels, and
-  # NaN wherever the image has no cell.
+  # The image is 32 pixels high and 48 wide. The canvas has 48x64 pixels, and a
+  # huge number wherever the image has no cell.
   own_size, pyramid = (32, 48), _pyramid(key)
   alone = {
     level: x[: 32 // 2**level, : 48 // 2**level] for level, x in pyramid.items()
   }
   padded = {
-    level: jnp.full_like(pyramid[level], jnp.nan)
+    level: jnp.full_like(pyramid[level], 1e6)
     .at[: x.shape[0], : x.shape[1]]
     .set(x)
     for level, x in alone.items()
