@@ -17,7 +17,7 @@ import tiny
 from maskrcnn_jax.array_types import GroundTruthLimits, Inputs, Outlines
 from maskrcnn_jax.rcnn import Rcnn
 
-# Padded to multiples of 32, the image has 64x96 pixels: it has padding of its own
+# Padded to multiples of 32, the image has 64x96 pixels: it has own padding
 # below and none at the right. Level 5 has 2x3 cells, and level 6 has 1x2.
 IMAGE_SIZE = (50, 96)
 OWN_CANVAS = (64, 96)
