@@ -18,6 +18,11 @@ AnyArray = Array | np.ndarray
 # of a level is 2**level pixels.
 Pyramid = dict[int, Array]
 
+# {1: Bool [b h w 1], ..., 6: Bool [b h w 1]}: which cells of the feature maps
+# of a level belong to the image; False is padding of the canvas. The stride of
+# a level is 2**level pixels.
+ValidCells = dict[int, Array]
+
 
 class Outlines(NamedTuple):
   """The outlines of the objects of one image (or, with b, of each image).

@@ -60,6 +60,7 @@ from maskrcnn_jax.ops.anchors import (
 )
 from maskrcnn_jax.ops.chosen_rows import apply_to_chosen
 from maskrcnn_jax.ops.roi_align import assign_levels, roi_align
+from maskrcnn_jax.ops.valid_cells import valid_cells
 from maskrcnn_jax.proposals import make_proposals
 from maskrcnn_jax.runtime.cluster import each_image, is_single_cpu
 from maskrcnn_jax.targets import (
@@ -292,37 +293,86 @@ class Rcnn(NamedTuple):
       max_object_vertices=max_object_vertices,
     )
 
-  def extract(
-    self, variables: dict, images: Float[Array, 'b h w 3']
-  ) -> Pyramid:
-    """Returns {level: feature map} of normalised images."""
-    return self._apply(variables, images, 'extract')
+  def own_sizes(self, image_sizes: Int[Array, '*b 2']) -> Int[Array, '*b 2']:
+    """Returns (height, width) of each image on a canvas of its own, in pixels.
 
-  def rate_anchors(self, variables: dict, pyramid: Pyramid) -> RpnOutput:
-    """Returns the objectness logit and the deltas of every anchor."""
-    return self._apply(variables, pyramid, 'propose')
+    Other programs process an image at this size. On a larger canvas, all that
+    lies beyond it is padding and changes no result.
+
+    Args:
+      image_sizes: (height, width) of each image before padding.
+
+    Source:
+      detectron2, torchvision and maskrcnn-benchmark pad an image to multiples
+      of 32 pixels if the model has a pyramid, which needs halves of halves. If
+      it has none, detectron2 and maskrcnn-benchmark do not pad at all.
+    """
+    if self.network.body == 'c4':
+      return image_sizes
+    return pad_size(
+      image_sizes, padding_multiple=self.geometry.padding_multiple
+    )
+
+  def extract(
+    self,
+    variables: dict,
+    images: Float[Array, 'b h w 3'],
+    image_sizes: Int[Array, 'b 2'],
+  ) -> Pyramid:
+    """Returns {level: feature map} of normalised images.
+
+    Args:
+      variables: Parameters and constants.
+      images: Normalised and padded with zeros, as `prepare` returns them.
+      image_sizes: (height, width) of each image before padding.
+
+    Returns:
+      Features that do not depend on the size of the canvas; 0 in the padding.
+    """
+    _, height, width, _ = images.shape
+    shapes = {
+      level: (-(-height // 2**level), -(-width // 2**level))
+      for level in range(1, 6)
+    }
+    valid = valid_cells(self.own_sizes(image_sizes), shapes)
+    return self._apply(variables, 'extract', images, valid)
+
+  def rate_anchors(
+    self, variables: dict, pyramid: Pyramid, image_sizes: Int[Array, 'b 2']
+  ) -> RpnOutput:
+    """Returns the objectness logit and the deltas of every anchor.
+
+    Args:
+      variables: Parameters and constants.
+      pyramid: The result of `extract`.
+      image_sizes: (height, width) of each image before padding. Anchors beyond
+        the padding of an image have outputs without a meaning.
+    """
+    shapes = {level: (x.shape[1], x.shape[2]) for level, x in pyramid.items()}
+    valid = valid_cells(self.own_sizes(image_sizes), shapes)
+    return self._apply(variables, 'propose', pyramid, valid)
 
   def classify(
     self, variables: dict, pooled: Float[Array, 'b r s s c']
   ) -> BoxOutput:
     """Returns the class logits of each RoI, and its deltas for each class."""
-    return self._apply(variables, pooled, 'classify')
+    return self._apply(variables, 'classify', pooled)
 
   def segment(
     self, variables: dict, pooled: Float[Array, 'b r s s c']
   ) -> Float[Array, 'b r m m k']:
     """Returns the mask logits of each RoI for each class."""
-    return self._apply(variables, pooled, 'segment')
+    return self._apply(variables, 'segment', pooled)
 
-  def _apply(self, variables: dict, x: Any, method: str) -> Any:
+  def _apply(self, variables: dict, method: str, *arguments: Any) -> Any:
     """Calls a method of the network.
 
     Args:
       variables: Parameters and constants.
-      x: The argument of the method.
       method: Name of the method: 'extract', 'propose', 'classify' or 'segment'.
+      *arguments: The arguments of the method.
     """
-    return self.network.apply(variables, x, method=method)
+    return self.network.apply(variables, *arguments, method=method)
 
   def propose(
     self,
@@ -393,13 +443,20 @@ class Rcnn(NamedTuple):
     )
 
   def pool(
-    self, pyramid: Pyramid, boxes: Float[Array, 'b r 4'], *, side: int
+    self,
+    pyramid: Pyramid,
+    boxes: Float[Array, 'b r 4'],
+    image_sizes: Int[Array, 'b 2'],
+    *,
+    side: int,
   ) -> Float[Array, 'b r {side} {side} c']:
     """Pools each box from the pyramid level that suits its size.
 
     Args:
       pyramid: Feature maps of a batch.
       boxes: In pixels of the resized images.
+      image_sizes: (height, width) of each image before padding. No features are
+        read from the padding.
       side: Number of cells along each side of the result.
     """
     features = {
@@ -427,7 +484,7 @@ class Rcnn(NamedTuple):
     pool_batch = each_image(
       pool_in_image, self.mesh if kernels != 'xla' else None
     )
-    return pool_batch(features, boxes, levels)
+    return pool_batch(features, boxes, levels, self.own_sizes(image_sizes))
 
   # Training.
 
@@ -453,8 +510,8 @@ class Rcnn(NamedTuple):
       counts: Numbers of samples that the losses are averaged over. For a
         micro-batch, these are the numbers of the whole batch.
     """
-    pyramid = self.extract(variables, inputs.images)
-    rpn = self.rate_anchors(variables, pyramid)
+    pyramid = self.extract(variables, inputs.images, inputs.image_sizes)
+    rpn = self.rate_anchors(variables, pyramid, inputs.image_sizes)
     if samples is None:
       samples = self.sample(rpn, inputs, keys)
 
@@ -482,7 +539,9 @@ class Rcnn(NamedTuple):
     )
     if samples.roi is None:
       return found
-    pooled = self.pool(pyramid, samples.roi.rois, side=self.roi.box_side)
+    pooled = self.pool(
+      pyramid, samples.roi.rois, inputs.image_sizes, side=self.roi.box_side
+    )
     boxes = self.classify(variables, pooled)
     classification = losses.classification_loss(
       boxes.class_logits, samples.roi, total=counts.rois
@@ -641,7 +700,9 @@ class Rcnn(NamedTuple):
     """
     # Foreground RoIs come first, so that no other slot needs the mask head.
     targets = jax.tree.map(lambda x: x[:, : self.roi.max_foreground], targets)
-    pooled = self.pool(pyramid, targets.rois, side=self.roi.mask_side)
+    pooled = self.pool(
+      pyramid, targets.rois, inputs.image_sizes, side=self.roi.mask_side
+    )
     has_mask = rois_with_mask(targets, inputs.outlines)
     mask_logits = self._segment_chosen(variables, pooled, has_mask)
     _, height, width, _ = inputs.images.shape
@@ -738,8 +799,8 @@ class Rcnn(NamedTuple):
       Boxes in pixels of the resized images. A model without a box head returns
       its proposals, all of class 1; one without a mask head has no masks.
     """
-    pyramid = self.extract(variables, images)
-    rpn = self.rate_anchors(variables, pyramid)
+    pyramid = self.extract(variables, images, image_sizes)
+    rpn = self.rate_anchors(variables, pyramid, image_sizes)
     _, height, width, _ = images.shape
     proposals = self.propose(
       rpn, image_sizes, self.rpn.eval, padded_size=(height, width)
@@ -752,7 +813,9 @@ class Rcnn(NamedTuple):
         None,
         proposals.valid,
       )
-    pooled = self.pool(pyramid, proposals.boxes, side=self.roi.box_side)
+    pooled = self.pool(
+      pyramid, proposals.boxes, image_sizes, side=self.roi.box_side
+    )
     heads = self.classify(variables, pooled)
 
     def detect_in_image(
@@ -784,7 +847,7 @@ class Rcnn(NamedTuple):
     )
     if not self.heads.masks:
       return Detections(boxes, classes, scores, None, valid)
-    pooled = self.pool(pyramid, boxes, side=self.roi.mask_side)
+    pooled = self.pool(pyramid, boxes, image_sizes, side=self.roi.mask_side)
     mask_logits = self.segment(variables, pooled)
     masks = jax.vmap(select_masks)(mask_logits, classes)
     return Detections(boxes, classes, scores, masks, valid)

@@ -21,7 +21,6 @@ import jax
 from jax import Array
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
-import numpy as np
 
 from pallas_kernels.launch import launch, load, store
 
@@ -149,7 +148,6 @@ def _axis_weights(
 
 def _forward_kernel(
   *refs: jax.Ref,
-  level_shapes: list[tuple[int, ...]],
   side: int,
   sampling_ratio: int,
   channels: int,
@@ -160,10 +158,10 @@ def _forward_kernel(
   """Pools one row of output cells of one RoI for a block of channels.
 
   Args:
-    *refs: Features of each level, [h, w, c], finest level first; RoIs, [4, r],
-      as top, height, left and width in cells; index of the level of each RoI,
-      [r]; result, [r, side, side, c].
-    level_shapes: (rows, columns) of each level.
+    *refs: Features of each level, [h, w, c], finest level first; RoIs, [6, r],
+      as top, height, left and width in cells, and the number of rows and of
+      columns that belong to the image on the level of the RoI; index of the
+      level of each RoI, [r]; result, [r, side, side, c].
     side: Number of output cells along each side of a RoI.
     sampling_ratio: Number of samples along each side of an output cell. With 0,
       it is the length of the output cell in cells of the level, rounded up.
@@ -178,7 +176,9 @@ def _forward_kernel(
   channel = pl.program_id(2) * block + jnp.arange(block)
   cell = jnp.arange(lanes)
   mask = (cell < side)[:, None] & (channel < channels)[None]
-  y, height, x, width = (load(rois_ref, i, roi) for i in range(4))
+  y, height, x, width, end_row, end_column = (
+    load(rois_ref, i, roi) for i in range(6)
+  )
   rule = {'side': side, 'sampling_ratio': sampling_ratio}
   row_count = _count_samples(height, **rule)
   column_count = _count_samples(width, **rule)
@@ -189,7 +189,7 @@ def _forward_kernel(
     index: Array,
     sample: Array,
     count: Array,
-    length: int,
+    length: Array,
   ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Returns the two cells along an axis that a sample is interpolated from.
 
@@ -199,7 +199,7 @@ def _forward_kernel(
       index: Index of the output cell along the axis.
       sample: Index of the sample in the output cell.
       count: Number of samples of the output cell along the axis.
-      length: Number of cells of the level along the axis.
+      length: Number of cells of the image on the level along the axis, float32.
 
     Returns:
       (index, weight) of the cell before the sample and of the cell after it.
@@ -218,24 +218,19 @@ def _forward_kernel(
     low = jnp.floor(position)
     near = jnp.where(inside, 1 - (position - low), 0)
     far = jnp.where(inside, position - low, 0)
-    low = low.astype(jnp.int32)
-    return (low, near), (jnp.minimum(low + 1, length - 1), far)
+    high = jnp.minimum(low + 1, length - 1)
+    return (low.astype(jnp.int32), near), (high.astype(jnp.int32), far)
 
-  def pool(ref: jax.Ref, shape: tuple[int, ...]) -> None:
-    """Pools the features of one level and writes the result.
-
-    Args:
-      ref: Features of the level, [h, w, c].
-      shape: (h, w).
-    """
+  def pool(ref: jax.Ref) -> None:
+    """Pools the features of one level, [h, w, c], and writes the result."""
 
     def add_row(i: Array, total: Array) -> Array:
       """Adds the samples of row i of each output cell to the sums."""
-      row_taps = taps(y, height, row, i, row_count, shape[0])
+      row_taps = taps(y, height, row, i, row_count, end_row)
 
       def add_column(j: Array, total: Array) -> Array:
         """Adds sample j of this row of each output cell to the sums."""
-        column_taps = taps(x, width, cell, j, column_count, shape[1])
+        column_taps = taps(x, width, cell, j, column_count, end_column)
         for row_cell, row_weight in row_taps:
           for column_cell, column_weight in column_taps:
             features = load(
@@ -270,8 +265,8 @@ def _forward_kernel(
     )
 
   level = load(levels_ref, roi)
-  for i, (ref, shape) in enumerate(zip(level_refs, level_shapes, strict=True)):
-    pl.when(level == i)(functools.partial(pool, ref, shape))
+  for i, ref in enumerate(level_refs):
+    pl.when(level == i)(functools.partial(pool, ref))
 
 
 def _backward_kernel(
@@ -428,6 +423,7 @@ def roi_align(
   pyramid: dict[int, Array],
   boxes: Array,
   levels: Array,
+  own_size: Array | None = None,
   *,
   side: int,
   sampling_ratio: int,
@@ -442,6 +438,9 @@ def roi_align(
       consecutive numbers; a cell of level l is 2**l pixels wide.
     boxes: [r, 4], (x1, y1, x2, y2) in pixels. No gradient flows to them.
     levels: [r], level that each box is pooled from.
+    own_size: [2], (height, width) of the image on a canvas of its own, in
+      pixels. The features beyond it are padding and are not read. `None` if
+      there is no padding.
     side: Number of output cells along each side of a box.
     sampling_ratio: Number of samples along each side of an output cell. With 0,
       it is the length of the output cell in cells of the level, rounded up.
@@ -464,6 +463,12 @@ def roi_align(
     return jnp.zeros((0, side, side, channels), dtype)
   rule = {'side': side, 'sampling_ratio': sampling_ratio}
 
+  # [l, 2]: rows and columns of each level that belong to the image.
+  own_shapes = jnp.array(shapes, jnp.int32)
+  if own_size is not None:
+    cells_of_image = jnp.stack([-(-own_size // 2**name) for name in names])
+    own_shapes = jnp.clip(cells_of_image, 1, own_shapes)
+
   def in_cells(boxes: Array, levels: Array) -> Array:
     """Returns [4, r]: top, height, left and width in cells of the level."""
     corners = boxes / (2.0 ** levels.astype(jnp.float32))[:, None] - offset
@@ -472,19 +477,33 @@ def roi_align(
       [y1, jnp.maximum(y2 - y1, min_side), x1, jnp.maximum(x2 - x1, min_side)]
     )
 
-  def forward(pyramid: dict[int, Array], boxes: Array, levels: Array) -> Array:
-    """Runs the forward kernel; the arguments are those of `roi_align`."""
+  def forward(
+    pyramid: dict[int, Array],
+    boxes: Array,
+    levels: Array,
+    own_shapes: Array,
+  ) -> Array:
+    """Runs the forward kernel.
+
+    Args:
+      pyramid: As in `roi_align`.
+      boxes: As in `roi_align`.
+      levels: As in `roi_align`.
+      own_shapes: [l, 2], rows and columns of each level that belong to the
+        image.
+    """
+    index = (levels - names[0]).astype(jnp.int32)
+    ends = own_shapes[index].astype(jnp.float32)
     block = min(FORWARD_CHANNELS, pl.next_power_of_2(channels))
     return launch(
       _forward_kernel,
       *(pyramid[name] for name in names),
-      in_cells(boxes, levels),
-      (levels - names[0]).astype(jnp.int32),
+      jnp.concatenate([in_cells(boxes, levels), ends.T]),
+      index,
       name='roi_align',
       grid=(num_rois, side, pl.cdiv(channels, block)),
       out_shape=jax.ShapeDtypeStruct((num_rois, side, side, channels), dtype),
       interpret=interpret,
-      level_shapes=shapes,
       channels=channels,
       block=block,
       lanes=pl.next_power_of_2(side),
@@ -492,21 +511,21 @@ def roi_align(
     )
 
   def backward(
-    residuals: tuple[Array, Array], gradient: Array
-  ) -> tuple[dict[int, Any], Array, None]:
+    residuals: tuple[Array, Array, Array], gradient: Array
+  ) -> tuple[dict[int, Any], Array, None, None]:
     """Runs the backward kernel on each level.
 
     Args:
-      residuals: The boxes, and the level of each box.
+      residuals: The last three arguments of `forward`.
       gradient: [r, side, side, c], gradient of the pooled features.
 
     Returns:
-      Gradients of pyramid, boxes (zeros) and levels (`None`).
+      Gradients of pyramid and boxes (zeros), and `None` for the integers.
     """
-    boxes, levels = residuals
+    boxes, levels, own_shapes = residuals
     rois = in_cells(boxes, levels)
     index = (levels - names[0]).astype(jnp.int32)
-    lengths = jnp.asarray(np.array(shapes, np.int32))[index]
+    lengths = own_shapes[index]
     # RoIs without a gradient are skipped. There are many: padding, which is
     # boxes of zeros, and background, which has no mask.
     index = jnp.where(jnp.any(gradient != 0, axis=(1, 2, 3)), index, -1)
@@ -545,14 +564,10 @@ def roi_align(
       )
       for level, (name, shape) in enumerate(zip(names, shapes, strict=True))
     }
-    return gradients, jnp.zeros_like(boxes), None
+    return gradients, jnp.zeros_like(boxes), None, None
 
   pool = jax.custom_vjp(forward)
   pool.defvjp(
-    lambda pyramid, boxes, levels: (
-      forward(pyramid, boxes, levels),
-      (boxes, levels),
-    ),
-    backward,
+    lambda pyramid, *others: (forward(pyramid, *others), others), backward
   )
-  return pool(pyramid, boxes, levels)
+  return pool(pyramid, boxes, levels, own_shapes)

@@ -46,12 +46,14 @@ def test_inference_equals_detectron2(path):
     body = rcnn.network.apply(
       variables, inputs.images, method=lambda m, x: m.backbone(x)
     )
-    pyramid = rcnn.extract(variables, inputs.images)
-    rpn = rcnn.rate_anchors(variables, pyramid)
+    pyramid = rcnn.extract(variables, inputs.images, inputs.image_sizes)
+    rpn = rcnn.rate_anchors(variables, pyramid, inputs.image_sizes)
     found = rcnn.propose(
       rpn, inputs.image_sizes, rcnn.rpn.eval, padded_size=padded
     )
-    large = rcnn.pool(pyramid, boxes[None], side=rcnn.roi.mask_side)
+    large = rcnn.pool(
+      pyramid, boxes[None], inputs.image_sizes, side=rcnn.roi.mask_side
+    )
     mask_logits = rcnn.network.apply(variables, large, method='segment')[0]
     return body, pyramid, rpn, found, mask_logits
 

@@ -66,16 +66,20 @@ def test_inference_equals_torchvision(path):
     body = rcnn.network.apply(
       variables, inputs.images, method=lambda m, x: m.backbone(x)
     )
-    pyramid = rcnn.extract(variables, inputs.images)
-    rpn = rcnn.rate_anchors(variables, pyramid)
+    pyramid = rcnn.extract(variables, inputs.images, inputs.image_sizes)
+    rpn = rcnn.rate_anchors(variables, pyramid, inputs.image_sizes)
     levels, fit_to = rcnn.anchors(ours.padded, inputs.image_sizes[0])
     anchors = make_anchors(levels, fit_to=fit_to)
     found = rcnn.propose(
       rpn, inputs.image_sizes, rcnn.rpn.eval, padded_size=ours.padded
     )
-    pooled = rcnn.pool(pyramid, proposals[None], side=rcnn.roi.box_side)
+    pooled = rcnn.pool(
+      pyramid, proposals[None], inputs.image_sizes, side=rcnn.roi.box_side
+    )
     heads = rcnn.network.apply(variables, pooled, method='classify')
-    large = rcnn.pool(pyramid, boxes[None], side=rcnn.roi.mask_side)
+    large = rcnn.pool(
+      pyramid, boxes[None], inputs.image_sizes, side=rcnn.roi.mask_side
+    )
     mask_logits = rcnn.network.apply(variables, large, method='segment')[0]
     # In the same program, so that the backbone is compiled and run only once.
     detections = Detector(rcnn, variables, config, (), 0).detect(

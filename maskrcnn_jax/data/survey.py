@@ -127,7 +127,7 @@ def best_anchor_iou(
         low, high = anchor[axis], anchor[axis + 2]
         center = (low + high) / 2
         first = np.zeros(len(boxes))
-        last = np.ceil((padded[:, axis] - 0.5 - center) / stride) - 1
+        last = np.ceil((padded[:, axis] - 0.25 - center) / stride) - 1
         if inside_only:
           first = np.maximum(first, np.ceil(-low / stride))
           last = np.minimum(last, np.ceil((ends[:, axis] - high) / stride) - 1)

@@ -2,9 +2,16 @@
 
 A backbone is a linen module that keeps this contract:
 
-- `__call__(images)` returns the features {2: ..., 3: ..., 4: ..., 5: ...}. The
-  features of level l have stride 2**l: one cell for 2**l rows and columns of
-  the image. With `num_stages=3` the levels end at 4.
+- `__call__(images, valid)` returns the features {2: ..., 3: ..., 4: ...,
+  5: ...}. The features of level l have stride 2**l: one cell for 2**l rows and
+  columns of the image. With `num_stages=3` the levels end at 4.
+- The canvas that an image is on may be larger than the image. `valid[l]` tells
+  which cells of level l, from 1 to 5, belong to the image; the images are zero
+  beyond it. The features of valid cells do not depend on the size of the
+  canvas: `layers.zero_padding` comes before each convolution or pooling whose
+  window is larger than its stride, and norms over several cells take the valid
+  ones only. Features of other cells may be anything. `valid` may be `None`,
+  which means that all cells are valid.
 - `last_stage(pooled)` applies the fourth stage to the features of RoIs, which
   were pooled from level 4, and halves their side; an odd side may be rounded
   up or down. C4 models use it as the first part of their heads.

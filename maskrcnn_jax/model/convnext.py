@@ -3,9 +3,9 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from maskrcnn_jax.array_types import Pyramid
+from maskrcnn_jax.array_types import Pyramid, ValidCells
 from maskrcnn_jax.model import layers
 
 # Initial value of the factors that a block multiplies its channels by before it
@@ -73,9 +73,19 @@ class Block(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
-    """Returns features of the same shape, in the dtype of the arithmetic."""
+  def __call__(
+    self,
+    x: Float[Array, 'b h w c'],
+    valid: Bool[Array, 'b h w 1'] | None = None,
+  ) -> Float[Array, 'b h w c']:
+    """Returns features of the same shape, in the dtype of the arithmetic.
+
+    Args:
+      x: Features.
+      valid: Which cells are not padding; `None` if none is.
+    """
     channels = x.shape[-1]
+    x = layers.zero_padding(x, valid)
 
     def conv(
       name: str, features: int, kernel_size: int = 1, groups: int = 1
@@ -119,11 +129,17 @@ class Stage(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'b h w c']
+    self,
+    x: Float[Array, 'b h w c'],
+    valid: Bool[Array, 'b h2 w2 1'] | None = None,
   ) -> tuple[Float[Array, 'b h2 w2 c2'], Float[Array, 'b h2 w2 c2']]:
     """Returns the features for the next stage, and the same after a layer norm.
 
     The detector uses the second.
+
+    Args:
+      x: Features.
+      valid: Which cells of the result are not padding; `None` if none is.
     """
     if self.downsample:
       x = _layer_norm('downsample_norm', self.dtype)(x)
@@ -131,7 +147,7 @@ class Stage(nn.Module):
         x
       )
     for i in range(self.num_blocks):
-      x = Block(dtype=self.dtype, name=str(i))(x)
+      x = Block(dtype=self.dtype, name=str(i))(x, valid)
     return x, _layer_norm('out_norm', self.dtype)(x)
 
 
@@ -207,17 +223,21 @@ class ConvNeXt(nn.Module):
       )
     )
 
-  def __call__(self, images: Float[Array, 'b h w 3']) -> Pyramid:
+  def __call__(
+    self, images: Float[Array, 'b h w 3'], valid: ValidCells | None = None
+  ) -> Pyramid:
     """Returns {2: features of stage 1, ..., 5: features of stage 4}.
 
     Args:
-      images: Normalised images, padded to multiples of 32.
+      images: Normalised images, padded with zeros to multiples of 32.
+      valid: Which cells of levels 2 to 5 are not padding; `None` if none is.
     """
+    cells = dict.fromkeys(range(2, 6)) if valid is None else valid
     x = self.stem(images)
     stages = (self.layer1, self.layer2, self.layer3, self.layer4)
     features = {}
     for level, stage in enumerate(stages[: self.num_stages], start=2):
-      x, features[level] = stage(x)
+      x, features[level] = stage(x, cells[level])
     return features
 
   def last_stage(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from maskrcnn_jax.array_types import Pyramid
+from maskrcnn_jax.array_types import Pyramid, ValidCells
 from maskrcnn_jax.model import layers
 
 
@@ -38,22 +38,35 @@ class Fpn(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, features: Pyramid) -> Pyramid:
+  def __call__(
+    self, features: Pyramid, valid: ValidCells | None = None
+  ) -> Pyramid:
     """Turns the levels of a backbone, usually 2 to 5, into levels 2 to 6.
 
     Args:
       features: Feature maps by level. The levels are consecutive numbers, and
         each has exactly half the rows and columns of the next finer level.
+      valid: Which cells of each of these levels are not padding; `None` if none
+        is.
 
     Returns:
-      Feature maps by level, finest first, each with `channels` channels.
+      Feature maps by level, finest first, each with `channels` channels. They
+      are 0 in the padding.
 
     Raises:
       ValueError: If a level does not have half the rows and columns.
     """
+    cells = dict.fromkeys(features) if valid is None else valid
 
-    def conv(x: Array, name: str, kernel_size: int) -> Array:
-      """Applies the convolution `name` and, if there is one, its norm."""
+    def conv(x: Array, name: str, kernel_size: int, level: int) -> Array:
+      """Applies a convolution and, if there is one, its norm.
+
+      Args:
+        x: Features, `[b, h, w, c]`.
+        name: Name of the module of the convolution.
+        kernel_size: Side of the kernel in cells.
+        level: Level of the features, which tells the padding.
+      """
       x = layers.Conv(
         self.channels,
         kernel_size,
@@ -64,14 +77,14 @@ class Fpn(nn.Module):
       if self.norm is not None:
         x = layers.make_norm(
           f'{name}_norm', norm=self.norm, eps=self.norm_eps, dtype=self.dtype
-        )(x)
-      return x
+        )(x, cells[level])
+      return layers.zero_padding(x, cells[level])
 
     finest, coarsest = min(features), max(features)
-    inner = conv(features[coarsest], f'inner{coarsest}', 1)
-    pyramid = {coarsest: conv(inner, f'layer{coarsest}', 3)}
+    inner = conv(features[coarsest], f'inner{coarsest}', 1, coarsest)
+    pyramid = {coarsest: conv(inner, f'layer{coarsest}', 3, coarsest)}
     for level in range(coarsest - 1, finest - 1, -1):
-      lateral = conv(features[level], f'inner{level}', 1)
+      lateral = conv(features[level], f'inner{level}', 1, level)
       size, half = lateral.shape[1:3], inner.shape[1:3]
       if size != (2 * half[0], 2 * half[1]):
         raise ValueError(
@@ -79,7 +92,8 @@ class Fpn(nn.Module):
           f'columns of level {level + 1} ({half[0]}x{half[1]}); pad the '
           f'images to a multiple of {2**coarsest}.'
         )
+      # Both terms are 0 in the padding, and so is their sum.
       inner = lateral + layers.upsample_2x(inner)
-      pyramid[level] = conv(inner, f'layer{level}', 3)
+      pyramid[level] = conv(inner, f'layer{level}', 3, level)
     pyramid[coarsest + 1] = pyramid[coarsest][:, ::2, ::2]
     return dict(sorted(pyramid.items()))

@@ -6,7 +6,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 # torch's kaiming_uniform_(a=1). Its bound sqrt(6 / ((1 + a^2) fan_in)) gives a
 # variance of 1 / fan_in.
@@ -274,8 +274,17 @@ class FrozenBatchNorm(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, '*n c']) -> Float[Array, '*n c']:
-    """Returns (x - mean) / sqrt(var + eps) * scale + bias for each channel."""
+  def __call__(
+    self, x: Float[Array, '*n c'], valid: Bool[Array, 'b h w 1'] | None = None
+  ) -> Float[Array, '*n c']:
+    """Returns (x - mean) / sqrt(var + eps) * scale + bias for each channel.
+
+    Args:
+      x: Features.
+      valid: Not used, because the statistics are fixed. `GroupNorm` has the
+        same argument.
+    """
+    del valid
     shape = (x.shape[-1],)
     scale = self.variable('constants', 'scale', jnp.ones, shape).value
     bias = self.variable('constants', 'bias', jnp.zeros, shape).value
@@ -288,7 +297,70 @@ class FrozenBatchNorm(nn.Module):
     )
 
 
-def make_group_norm(name: str | None, *, dtype: DTypeLike) -> nn.GroupNorm:
+class GroupNorm(nn.Module):
+  """Group norm whose statistics leave out padding.
+
+  Mean and variance are computed for each image and for each of 32 groups of
+  channels, over the valid cells, in float32.
+
+  Attributes:
+    dtype: Dtype of the output. The parameters are float32.
+
+  Source:
+    GroupNorm (arXiv:1803.08494). Arithmetic and parameters are those of
+    `flax.linen.GroupNorm`, whose argument `mask` gives the same result.
+    Differs: that mask must have all channels, and its sum is computed over all
+    of them.
+  """
+
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, 'b h w c'],
+    valid: Bool[Array, 'b h w 1'] | None = None,
+  ) -> Float[Array, 'b h w c']:
+    """Returns (x - mean) / sqrt(variance + eps) * scale + bias.
+
+    Args:
+      x: Features of a batch; c must be a multiple of 32.
+      valid: Cells that the statistics are computed over; `None` takes all. In
+        an image without a valid cell, mean and variance are 0.
+
+    Raises:
+      ValueError: If c is not a multiple of 32.
+    """
+    b, h, w, channels = x.shape
+    if channels % NUM_GROUPS:
+      raise ValueError(
+        f'Group norm has {NUM_GROUPS} groups of channels, but the features '
+        f'have {channels} channels; choose a multiple of {NUM_GROUPS}.'
+      )
+    scale = self.param('scale', nn.initializers.ones, (channels,))
+    bias = self.param('bias', nn.initializers.zeros, (channels,))
+    group_size = channels // NUM_GROUPS
+    in_groups = zero_padding(x, valid).astype(jnp.float32)
+    in_groups = in_groups.reshape(b, h * w, NUM_GROUPS, group_size)
+    cells: int | Array = h * w
+    if valid is not None:
+      cells = jnp.maximum(jnp.sum(valid, axis=(1, 2)), 1)
+    count = cells * group_size
+    mean = jnp.sum(in_groups, axis=(1, 3)) / count
+    mean_square = jnp.sum(jnp.square(in_groups), axis=(1, 3)) / count
+    # Rounding could make the difference negative.
+    variance = jnp.maximum(mean_square - jnp.square(mean), 0)
+
+    def each_channel(of_groups: Float[Array, 'b groups']) -> Array:
+      """Repeats the number of a group for each of its channels."""
+      return jnp.repeat(of_groups, group_size, axis=1)[:, None, None, :]
+
+    factor = each_channel(lax.rsqrt(variance + GROUP_NORM_EPS)) * scale
+    y = (x.astype(jnp.float32) - each_channel(mean)) * factor + bias
+    return y.astype(self.dtype)
+
+
+def make_group_norm(name: str | None, *, dtype: DTypeLike) -> GroupNorm:
   """Makes the group norm that follows a convolution.
 
   Args:
@@ -296,9 +368,7 @@ def make_group_norm(name: str | None, *, dtype: DTypeLike) -> nn.GroupNorm:
       names the attribute's module itself.
     dtype: Dtype of the output. The input must have a multiple of 32 channels.
   """
-  return nn.GroupNorm(
-    num_groups=NUM_GROUPS, epsilon=GROUP_NORM_EPS, dtype=dtype, name=name
-  )
+  return GroupNorm(dtype=dtype, name=name)
 
 
 def make_norm(
@@ -322,6 +392,23 @@ def make_norm(
     case 'group':
       return make_group_norm(name, dtype=dtype)
   raise ValueError(f"norm must be 'frozen_batch' or 'group', not {norm!r}.")
+
+
+def zero_padding(
+  x: Float[Array, 'b h w c'], valid: Bool[Array, 'b h w 1'] | None
+) -> Float[Array, 'b h w c']:
+  """Sets the features of padding to 0.
+
+  A convolution pads the edges of its input with zeros. If the padding of a
+  larger canvas is zero as well, the valid cells of the output do not depend on
+  the size of the canvas. In the same way, no gradient flows back from padding.
+
+  Args:
+    x: Features of a batch.
+    valid: Which cells belong to the image of their row of the batch; `None` if
+      all of them do.
+  """
+  return x if valid is None else jnp.where(valid, x, 0)
 
 
 def max_pool_3x3(x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c']:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from maskrcnn_jax.array_types import Pyramid
+from maskrcnn_jax.array_types import Pyramid, ValidCells
+from maskrcnn_jax.model import layers
 from maskrcnn_jax.model.backbone import BackboneOptions, make_backbone
 from maskrcnn_jax.model.box_head import BoxHead, BoxOutput
 from maskrcnn_jax.model.fpn import Fpn
@@ -143,24 +144,38 @@ class MaskRCNN(nn.Module):
         dtype=self.dtype,
       )
 
-  def extract(self, images: Float[Array, 'b h w 3']) -> Pyramid:
+  def extract(
+    self, images: Float[Array, 'b h w 3'], valid: ValidCells | None = None
+  ) -> Pyramid:
     """Returns the feature maps that RPN and heads use.
 
-    With a pyramid they have levels 2 to 6, without one ('c4') only level 4.
+    With a pyramid they have levels 2 to 6, without one ('c4') only level 4. The
+    features of the padding are 0.
 
     Args:
-      images: Normalised images, padded to multiples of 32 pixels.
+      images: Normalised images, padded with zeros to multiples of 32 pixels.
+      valid: Which cells of levels 1 to 5 are not padding; `None` if none is.
     """
-    features = self.backbone(images)
-    return self.fpn(features) if self.body == 'fpn' else {4: features[4]}
+    features = self.backbone(images, valid)
+    if self.body == 'fpn':
+      return self.fpn(features, valid)
+    last = features[4]
+    return {4: last if valid is None else layers.zero_padding(last, valid[4])}
 
-  def propose(self, pyramid: Pyramid) -> RpnOutput:
+  def propose(
+    self, pyramid: Pyramid, valid: ValidCells | None = None
+  ) -> RpnOutput:
     """Returns the objectness logits and the deltas of all anchors.
 
     Anchors are ordered by level, finest first, then by row, by column and by
     their number at the cell.
+
+    Args:
+      pyramid: The result of `extract`.
+      valid: Which cells of each of its levels are not padding; `None` if none
+        is.
     """
-    return self.rpn(pyramid)
+    return self.rpn(pyramid, valid)
 
   def classify(self, pooled: Float[Array, 'b r s s c']) -> BoxOutput:
     """Returns the class logits of each RoI, and its deltas for each class.

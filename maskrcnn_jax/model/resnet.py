@@ -3,9 +3,9 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from maskrcnn_jax.array_types import Pyramid
+from maskrcnn_jax.array_types import Pyramid, ValidCells
 from maskrcnn_jax.model import layers
 
 # Depth -> (whether blocks are bottlenecks, number of blocks of each stage).
@@ -54,8 +54,20 @@ class Block(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
-    """Returns h2 = h / stride rows and w2 = w / stride columns, rounded up."""
+  def __call__(
+    self,
+    x: Float[Array, 'b h w c'],
+    valid_before: Bool[Array, 'b h w 1'] | None = None,
+    valid: Bool[Array, 'b h2 w2 1'] | None = None,
+  ) -> Float[Array, 'b h2 w2 c2']:
+    """Returns h2 = h / stride rows and w2 = w / stride columns, rounded up.
+
+    Args:
+      x: Features. Their padding is not read, unless by a 1x1 convolution.
+      valid_before: Which cells of x are not padding; `None` if none is.
+      valid: Which cells of the result are not padding. The features of padding
+        are not zero and have no meaning.
+    """
 
     def conv(
       x: Array,
@@ -63,6 +75,7 @@ class Block(nn.Module):
       features: int,
       kernel_size: int,
       stride: int,
+      valid: Array | None,
       groups: int = 1,
     ) -> Array:
       """Applies a convolution, then its norm.
@@ -73,6 +86,7 @@ class Block(nn.Module):
         features: Number of output channels.
         kernel_size: Side of the kernel in cells.
         stride: Stride in both directions.
+        valid: Which cells of the output are not padding.
         groups: Number of groups of channels.
       """
       conv_name, norm_name = names
@@ -87,22 +101,26 @@ class Block(nn.Module):
       )(x)
       return layers.make_norm(
         norm_name, norm=self.norm, eps=self.norm_eps, dtype=self.dtype
-      )(x)
+      )(x, valid)
 
     if self.bottleneck:
       features = 4 * self.channels
       inner = self.groups * (self.channels * self.group_width // 64)
       strides = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-      y = nn.relu(conv(x, ('conv1', 'bn1'), inner, 1, strides[0]))
-      y = conv(y, ('conv2', 'bn2'), inner, 3, strides[1], self.groups)
-      y = conv(nn.relu(y), ('conv3', 'bn3'), features, 1, 1)
+      between = valid if self.stride_in_1x1 else valid_before
+      y = nn.relu(conv(x, ('conv1', 'bn1'), inner, 1, strides[0], between))
+      y = layers.zero_padding(y, between)
+      y = conv(y, ('conv2', 'bn2'), inner, 3, strides[1], valid, self.groups)
+      y = conv(nn.relu(y), ('conv3', 'bn3'), features, 1, 1, valid)
     else:
       features = self.channels
-      y = nn.relu(conv(x, ('conv1', 'bn1'), features, 3, self.stride))
-      y = conv(y, ('conv2', 'bn2'), features, 3, 1)
+      x = layers.zero_padding(x, valid_before)
+      y = nn.relu(conv(x, ('conv1', 'bn1'), features, 3, self.stride, valid))
+      y = layers.zero_padding(y, valid)
+      y = conv(y, ('conv2', 'bn2'), features, 3, 1, valid)
     if self.stride != 1 or x.shape[-1] != features:
       names = ('downsample_conv', 'downsample_bn')
-      x = conv(x, names, features, 1, self.stride)
+      x = conv(x, names, features, 1, self.stride, valid)
     return nn.relu(x + y)
 
 
@@ -128,8 +146,13 @@ class Stage(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
-    """Returns h2 = h / stride rows and w2 = w / stride columns, rounded up."""
+  def __call__(
+    self,
+    x: Float[Array, 'b h w c'],
+    valid_before: Bool[Array, 'b h w 1'] | None = None,
+    valid: Bool[Array, 'b h2 w2 1'] | None = None,
+  ) -> Float[Array, 'b h2 w2 c2']:
+    """Applies the blocks; the arguments are those of `Block`."""
     for i in range(self.num_blocks):
       x = Block(
         channels=self.channels,
@@ -142,7 +165,7 @@ class Stage(nn.Module):
         norm_eps=self.norm_eps,
         dtype=self.dtype,
         name=str(i),
-      )(x)
+      )(x, valid_before if i == 0 else valid, valid)
     return x
 
 
@@ -209,17 +232,24 @@ class ResNet(nn.Module):
       for i, blocks in enumerate(num_blocks)
     )
 
-  def __call__(self, images: Float[Array, 'b h w 3']) -> Pyramid:
+  def __call__(
+    self, images: Float[Array, 'b h w 3'], valid: ValidCells | None = None
+  ) -> Pyramid:
     """Returns {2: features of stage 1, ..., 5: features of stage 4}.
 
     Args:
-      images: Normalised images, padded to multiples of 32.
+      images: Normalised images, padded with zeros to multiples of 32.
+      valid: Which cells of levels 1 to 5 are not padding; `None` if none is.
     """
-    x = layers.max_pool_3x3(nn.relu(self.bn1(self.conv1(images))))
+    cells = dict.fromkeys(range(1, 6)) if valid is None else valid
+    x = nn.relu(self.bn1(self.conv1(images), cells[1]))
+    # The pooling pads with -inf. Zeros give the same maxima, because no feature
+    # is less than 0.
+    x = layers.max_pool_3x3(layers.zero_padding(x, cells[1]))
     stages = (self.layer1, self.layer2, self.layer3, self.layer4)
     features = {}
     for level, stage in enumerate(stages[: self.num_stages], start=2):
-      x = stage(x)
+      x = stage(x, cells[max(level - 1, 2)], cells[level])
       features[level] = x
     return features
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from maskrcnn_jax.array_types import Pyramid
+from maskrcnn_jax.array_types import Pyramid, ValidCells
 from maskrcnn_jax.model import layers
 
 
@@ -40,13 +40,17 @@ class RpnHead(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, pyramid: Pyramid) -> RpnOutput:
+  def __call__(
+    self, pyramid: Pyramid, valid: ValidCells | None = None
+  ) -> RpnOutput:
     """Predicts objectness and deltas of all anchors of all levels.
 
     A ReLU follows each 3x3 convolution.
 
     Args:
-      pyramid: Feature maps by level, all with the same number of channels.
+      pyramid: Feature maps by level, all with the same number of channels, and
+        0 in the padding.
+      valid: Which cells of each level are not padding; `None` if none is.
 
     Returns:
       The logits [b, a] and the deltas [b, a, 4] of the anchors of all levels,
@@ -65,6 +69,7 @@ class RpnHead(nn.Module):
         name=name,
       )
 
+    cells = dict.fromkeys(pyramid) if valid is None else valid
     names = ['conv', *(f'conv{i}' for i in range(2, self.num_convs + 1))]
     shared = [conv(name, channels, 3) for name in names]
     cls_logits = conv('cls_logits', self.anchors_per_cell, 1)
@@ -73,7 +78,9 @@ class RpnHead(nn.Module):
     objectness_logits, anchor_deltas = [], []
     for level in sorted(pyramid):
       x = pyramid[level]
-      for layer in shared:
+      for i, layer in enumerate(shared):
+        if i > 0:
+          x = layers.zero_padding(x, cells[level])
         x = nn.relu(layer(x))
       objectness_logits.append(cls_logits(x).reshape(batch_size, -1))
       anchor_deltas.append(bbox_pred(x).reshape(batch_size, -1, 4))

@@ -100,7 +100,8 @@ def _adaptive_samples(
 def pool_adaptively(
   cells: Float[Array, 'n c'],
   starts: Int[Array, 'r'],
-  shapes: Int[Array, 'r 2'],
+  row_lengths: Int[Array, 'r'],
+  own_shapes: Int[Array, 'r 2'],
   rows: tuple[Float[Array, 'r'], Float[Array, 'r']],
   columns: tuple[Float[Array, 'r'], Float[Array, 'r']],
   *,
@@ -116,7 +117,10 @@ def pool_adaptively(
   Args:
     cells: Features of all cells of all levels in one list, row by row.
     starts: Index in `cells` at which the level of each box starts.
-    shapes: Numbers of rows and columns of the level of each box.
+    row_lengths: Number of cells of a row of the level of each box, from the
+      start of a row in `cells` to the start of the next one.
+    own_shapes: Numbers of rows and columns of the level of each box that belong
+      to the image; the rest is padding, which no box touches.
     rows: y of the start of each box, and its height, in cells.
     columns: x of the start of each box, and its width, in cells.
     side: Number of output cells along each side of a box.
@@ -139,13 +143,14 @@ def pool_adaptively(
   def pool_one(
     box: tuple[
       Int[Array, ''],
+      Int[Array, ''],
       Int[Array, '2'],
       tuple[Float[Array, ''], Float[Array, '']],
       tuple[Float[Array, ''], Float[Array, '']],
     ],
   ) -> Float[Array, 's s c']:
-    """Pools one box, given as its row of (starts, shapes, rows, columns)."""
-    start, shape, (y, height), (x, width) = box
+    """Pools one box, given as its row of the five arguments after `cells`."""
+    start, row_length, shape, (y, height), (x, width) = box
     first_row, num_rows = _touched(y, height, shape[0], side=side)
     first_column, num_columns = _touched(x, width, shape[1], side=side)
     slots = jnp.arange(limit)
@@ -164,7 +169,7 @@ def pool_adaptively(
     )
     row_weights = jnp.where(slots < num_rows * num_columns, row_weights, 0)
     weights = row_weights[:, None, :] * column_weights[None, :, :]
-    features = cells.at[start + row * shape[1] + column].get(mode='clip')
+    features = cells.at[start + row * row_length + column].get(mode='clip')
     # Products of lower precision (TF32) would be less exact than the bilinear
     # samples of other programs.
     pooled = jnp.einsum(
@@ -180,7 +185,7 @@ def pool_adaptively(
   chunk = WINDOW_BYTES // (4 * limit * cells.shape[-1])
   return jax.lax.map(
     pool_one,
-    (starts, shapes, rows, columns),
+    (starts, row_lengths, own_shapes, rows, columns),
     batch_size=max(1, min(chunk, WINDOW_CHUNK)),
   )
 

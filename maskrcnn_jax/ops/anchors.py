@@ -220,8 +220,8 @@ def _cell_starts(
 
 
 def pad_size(
-  image_size: Int[Array, '2'], *, padding_multiple: int
-) -> Int[Array, '2']:
+  image_size: Int[Array, '*b 2'], *, padding_multiple: int
+) -> Int[Array, '*b 2']:
   """Rounds (height, width) up to multiples of `padding_multiple` pixels.
 
   Detectron2, torchvision and maskrcnn-benchmark pad an image to this size.
@@ -252,9 +252,11 @@ def anchors_in_image(
   center_x = 0.5 * (anchors[:, 0] + anchors[:, 2])
   center_y = 0.5 * (anchors[:, 1] + anchors[:, 3])
   # An anchor's centre is computed from rounded corners, so it may come out
-  # slightly below the multiple on which it lies. Half a pixel is more than this
-  # error and less than any stride.
-  return (center_x < padded[1] - 0.5) & (center_y < padded[0] - 0.5)
+  # slightly below the multiple on which it lies. The centre of a cell's pixels
+  # ('stride') may be half a pixel below the multiple: on level 6, it is at 95.5
+  # in the last cell of an image of 96 pixels. A quarter of a pixel is more than
+  # the error and less than this distance.
+  return (center_x < padded[1] - 0.25) & (center_y < padded[0] - 0.25)
 
 
 def anchors_inside_image(

@@ -13,6 +13,7 @@ import numpy as np
 
 from maskrcnn_jax.ops.adaptive_sampling import pool_adaptively
 from maskrcnn_jax.ops.boxes import box_area
+from maskrcnn_jax.ops.valid_cells import count_cells
 
 
 def assign_levels(
@@ -55,6 +56,7 @@ def roi_align(
   pyramid: dict[int, Float[Array, 'h w c']],
   boxes: Float[Array, 'r 4'],
   levels: Int[Array, 'r'],
+  own_size: Int[Array, '2'] | None = None,
   *,
   side: int,
   sampling_ratio: int,
@@ -76,6 +78,10 @@ def roi_align(
       levels are consecutive.
     boxes: In pixels of the padded image. No gradient flows to them.
     levels: The level of each box, a key of `pyramid`.
+    own_size: (height, width) of the image on a canvas of its own, in pixels.
+      The features beyond it are padding and are not read: the edges of a level
+      are those of the image, also on a larger canvas. `None` if there is no
+      padding.
     side: Number of output cells along each side of a box.
     sampling_ratio: Number of samples along each side of an output cell. 0 is
       adaptive: along each side there are as many samples as the output cell is
@@ -104,6 +110,7 @@ def roi_align(
       pyramid,
       boxes,
       levels,
+      own_size,
       side=side,
       sampling_ratio=sampling_ratio,
       offset=offset,
@@ -111,7 +118,13 @@ def roi_align(
       interpret=kernels == 'interpret',
     )
   names = sorted(pyramid)
-  shapes = jnp.array([pyramid[n].shape[:2] for n in names], jnp.int32)
+  row_lengths = jnp.array([pyramid[n].shape[1] for n in names], jnp.int32)
+  own_shapes = jnp.array([pyramid[n].shape[:2] for n in names], jnp.int32)
+  if own_size is not None:
+    # A row of the batch that is padding may have an image without a size. One
+    # cell keeps the indices in range.
+    cells_of_image = jnp.stack([count_cells(own_size, n) for n in names])
+    own_shapes = jnp.clip(cells_of_image, 1, own_shapes)
   sizes = [pyramid[n].shape[0] * pyramid[n].shape[1] for n in names]
   starts = jnp.array([sum(sizes[:i]) for i in range(len(sizes))], jnp.int32)
   cells = jnp.concatenate(
@@ -127,7 +140,8 @@ def roi_align(
     return pool_adaptively(
       cells,
       starts[index],
-      shapes[index],
+      row_lengths[index],
+      own_shapes[index],
       (y, height),
       (x, width),
       side=side,
@@ -136,19 +150,19 @@ def roi_align(
   rows, row_weights = _bilinear_taps(
     y,
     height,
-    shapes[index, 0],
+    own_shapes[index, 0],
     side=side,
     sampling_ratio=sampling_ratio,
   )
   columns, column_weights = _bilinear_taps(
     x,
     width,
-    shapes[index, 1],
+    own_shapes[index, 1],
     side=side,
     sampling_ratio=sampling_ratio,
   )
   shape = (-1, side, 2 * sampling_ratio)
-  starts_of_rows = starts[index][:, None] + rows * shapes[index, 1][:, None]
+  starts_of_rows = starts[index][:, None] + rows * row_lengths[index][:, None]
   return _pool_samples(
     cells,
     starts_of_rows.reshape(shape),

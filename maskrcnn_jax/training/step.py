@@ -282,7 +282,8 @@ def accumulate_gradients(
     batch, keys = rows
     inputs = prepare_batch(trainer, batch, keys[:, 0], padded_size)
     variables = _variables(state, trainable)
-    rpn = rcnn.rate_anchors(variables, rcnn.extract(variables, inputs.images))
+    pyramid = rcnn.extract(variables, inputs.images, inputs.image_sizes)
+    rpn = rcnn.rate_anchors(variables, pyramid, inputs.image_sizes)
     samples = rcnn.sample(rpn, inputs, keys[:, 1:])
     return samples, rcnn.count_samples(samples, inputs.outlines)
 

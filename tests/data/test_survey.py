@@ -32,7 +32,7 @@ def to_xywh(boxes):
 
 
 @pytest.mark.parametrize('inside_only', [False, True])
-@pytest.mark.parametrize('rounding', ['none', 'corners'])
+@pytest.mark.parametrize('rounding', ['none', 'corners', 'stride'])
 def test_best_anchor_iou_is_that_of_all_anchors(rounding, inside_only):
   height, width = 200, 300
   rng = np.random.default_rng(0)

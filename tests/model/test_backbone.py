@@ -3,7 +3,8 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from numpy.testing import assert_array_equal
+import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
 import pytest
 
 from maskrcnn_jax.config.keys import BY_NAME
@@ -14,6 +15,7 @@ from maskrcnn_jax.model.backbone import (
   make_backbone,
 )
 from maskrcnn_jax.model.resnet import ResNet
+from maskrcnn_jax.ops.valid_cells import valid_cells
 
 
 class Model(nn.Module):
@@ -55,6 +57,37 @@ def test_backbone_gives_the_levels_of_its_stages(name, num_stages):
   assert {x.dtype for x in [*features.values(), roi_features]} == {
     jnp.dtype(jnp.bfloat16)
   }
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_backbone_gives_the_same_features_on_a_larger_canvas(name):
+  net = make_backbone(name, BackboneOptions())
+  image = jax.random.normal(jax.random.key(0), (1, 32, 64, 3))
+  canvas = jnp.pad(image, ((0, 0), (0, 32), (0, 32), (0, 0)))
+  rng = np.random.default_rng(0)
+  # Random statistics and biases, so that the padding does not stay zero.
+  variables = jax.tree.map(
+    lambda x: (
+      rng.uniform(0.1, 0.5, x.shape).astype(np.float32)
+      if len(x.shape) == 1
+      else rng.normal(0, 1 / np.prod(x.shape[:-1]) ** 0.5, x.shape)
+    ),
+    jax.eval_shape(net.init, jax.random.key(0), image),
+  )
+  shapes = {level: (64 // 2**level, 96 // 2**level) for level in range(1, 6)}
+  valid = valid_cells(jnp.array([[32, 64]]), shapes)
+  apply = jax.jit(
+    net.apply, compiler_options={'xla_backend_optimization_level': 0}
+  )
+  ours = apply(variables, canvas, valid)
+  for level, expected in apply(variables, image).items():
+    _, rows, columns, _ = expected.shape
+    # Rounding of float32 in up to 50 layers.
+    assert_allclose(
+      ours[level][:, :rows, :columns],
+      expected,
+      atol=1e-5 * np.abs(expected).max(),
+    )
 
 
 @pytest.mark.parametrize('name', BACKBONES)

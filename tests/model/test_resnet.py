@@ -1,5 +1,6 @@
 """Tests of the ResNet and of its convolutions, norms and blocks."""
 
+import flax.linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -147,6 +148,57 @@ def test_group_norm_standardises_groups_of_two_channels():
   mean, var = groups.mean((0, 2)), groups.var((0, 2))
   expected = (groups - mean[:, None]) / np.sqrt(var[:, None] + 1e-5)
   assert_allclose(y.reshape(9, 32, 2), expected, atol=1e-5)
+
+
+def test_group_norm_leaves_padding_out_of_its_statistics():
+  x = random_array(0, 2, 6, 8, 64) * 3 + 1
+  valid = np.zeros((2, 6, 8, 1), bool)
+  valid[0, :4, :5] = valid[1, :6, :2] = True
+  norm = layers.make_group_norm('norm', dtype=jnp.float32)
+  variables = norm.init(jax.random.key(0), x)
+  y = norm.apply(variables, x, jnp.asarray(valid))
+  for ours, image, cells in zip(y, x, [(4, 5), (6, 2)], strict=True):
+    alone = image[None, : cells[0], : cells[1]]
+    assert_allclose(
+      ours[: cells[0], : cells[1]], norm.apply(variables, alone)[0], atol=1e-5
+    )
+  # An image without a size, which fills a batch up, gives finite numbers.
+  nothing = jnp.zeros((2, 6, 8, 1), bool)
+  assert jnp.isfinite(norm.apply(variables, x, nothing)).all()
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_group_norm_has_the_results_and_gradients_of_flax(masked):
+  x = jnp.asarray(random_array(0, 2, 5, 6, 64) + 0.5)
+  valid = jnp.arange(6)[:, None] < 4 if masked else jnp.ones((6, 1), bool)
+  valid = jnp.broadcast_to(valid, (2, 5, 6, 1))
+  probe = random_array(1, *x.shape)
+  parameters = {
+    'scale': jnp.asarray(random_array(2, 64)),
+    'bias': jnp.asarray(random_array(3, 64)),
+  }
+
+  def ours(parameters, x):
+    norm = layers.make_group_norm(None, dtype=jnp.float32)
+    cells = valid if masked else None
+    return norm.apply({'params': parameters}, x, cells)
+
+  def theirs(parameters, x):
+    norm = nn.GroupNorm(num_groups=32, epsilon=1e-5)
+    mask = jnp.broadcast_to(valid, x.shape)
+    return norm.apply({'params': parameters}, x, mask=mask)
+
+  results = []
+  for function in (ours, theirs):
+    y, pull_back = jax.vjp(function, parameters, x)
+    results.append((y, pull_back(jnp.asarray(probe))))
+  jax.tree.map(lambda a, b: assert_allclose(a, b, atol=2e-5), *results)
+
+
+def test_group_norm_refuses_channels_that_its_groups_do_not_divide():
+  norm = layers.make_group_norm(None, dtype=jnp.float32)
+  with pytest.raises(ValueError, match='48 channels; choose a multiple of 32'):
+    norm.init(jax.random.key(0), jnp.zeros((1, 2, 2, 48)))
 
 
 def test_max_pool_ignores_the_border():

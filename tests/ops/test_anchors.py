@@ -115,14 +115,18 @@ def test_anchors_in_image_of_an_empty_image_has_no_anchor():
   assert not present.any()
 
 
+@pytest.mark.parametrize('rounding', ['none', 'corners', 'stride'])
 @pytest.mark.parametrize('factor', [1, 0.7, 100.7 / 32])
 @pytest.mark.parametrize('image_size', [(300, 500), (352, 480)])
-def test_anchors_in_image_are_the_same_on_a_larger_canvas(factor, image_size):
+def test_anchors_in_image_are_the_same_on_a_larger_canvas(
+  rounding, factor, image_size
+):
   sizes = {level: (factor * size,) for level, (size,) in SIZES.items()}
   ratios = (1 / 3, 0.5, 1.0, 2.0, 3.0)
   padded = tuple(-(-side // 32) * 32 for side in image_size)
-  tight = make_anchors(padded, sizes=sizes, ratios=ratios)
-  canvas = make_anchors((512, 1024), sizes=sizes, ratios=ratios)
+  options = dict(sizes=sizes, ratios=ratios, rounding=rounding)
+  tight = make_anchors(padded, **options)
+  canvas = make_anchors((512, 1024), **options)
   present = jax.jit(ops.anchors_in_image, static_argnames='padding_multiple')
   for ours, theirs in zip(canvas, tight, strict=True):
     kept = present(ours, jnp.array(image_size), padding_multiple=32)

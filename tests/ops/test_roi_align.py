@@ -201,6 +201,77 @@ def test_roi_align_agrees_with_scipy(key):
     np.testing.assert_allclose(ours[..., 0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize('kernels', ['xla', 'interpret'])
+@pytest.mark.parametrize(
+  'sampling_ratio, offset, min_side',
+  [(2, 0.5, 0.0), (2, 0.0, 1.0), (0, 0.5, 0.0)],
+)
+def test_roi_align_uses_nothing_beyond_the_own_size(
+  key, kernels, sampling_ratio, offset, min_side
+):
+  # The image is 32 pixels high and 48 wide. The canvas has 48x64 pixels, and a
+  # huge number wherever the image has no cell.
+  own_size, pyramid = (32, 48), _pyramid(key)
+  alone = {
+    level: x[: 32 // 2**level, : 48 // 2**level] for level, x in pyramid.items()
+  }
+  padded = {
+    level: jnp.full_like(pyramid[level], 1e6)
+    .at[: x.shape[0], : x.shape[1]]
+    .set(x)
+    for level, x in alone.items()
+  }
+  boxes = jnp.array(
+    [
+      [30.5, 20.25, 48, 32],  # reaches the lower right corner
+      [47.5, 31.5, 48, 32],  # less than a cell in this corner
+      [0, 0, 48, 32],  # the image
+      [3.5, 2.25, 17, 21],
+      [0, 0, 0, 0],  # padding
+    ]
+  )
+  levels = jnp.array([2, 3, 4, 2, 3])
+  if sampling_ratio == 0:  # A box must be on the level of its size.
+    levels = jnp.full(5, 4)
+
+  def total(pyramid, own_size):
+    pooled = ops.roi_align(
+      pyramid,
+      boxes,
+      levels,
+      own_size,
+      side=3,
+      sampling_ratio=sampling_ratio,
+      offset=offset,
+      min_side=min_side,
+      kernels=kernels,
+    )
+    return jnp.sum(pooled**2), pooled
+
+  run = jax.jit(jax.grad(total, has_aux=True))
+  gradient, pooled = run(padded, jnp.array(own_size))
+  expected_gradient, expected = run(alone, None)
+  np.testing.assert_allclose(pooled, expected, atol=1e-6)
+  for level, x in expected_gradient.items():
+    rows, columns, _ = x.shape
+    np.testing.assert_allclose(gradient[level][:rows, :columns], x, atol=1e-5)
+    # No gradient flows into the padding.
+    assert not gradient[level][rows:].any()
+    assert not gradient[level][:, columns:].any()
+
+
+def test_roi_align_of_an_image_without_a_size_is_finite(key):
+  pooled = align(
+    _pyramid(key),
+    jnp.zeros((3, 4)),
+    jnp.full(3, 2),
+    jnp.zeros(2, jnp.int32),
+    side=7,
+    **MODERN,
+  )
+  assert jnp.isfinite(pooled).all()
+
+
 def test_roi_align_of_flipped_features_and_boxes_is_flipped(key):
   pyramid = _pyramid(key)
   flipped_boxes = BOXES.copy()
@@ -410,6 +481,8 @@ def test_roi_align_kernel_equals_plain_jax(
     _pyramid(key, channels),
     _pyramid(jax.random.fold_in(key, 9), channels),
   )
+  # The second image is smaller than the canvas.
+  own_sizes = jnp.array([[48, 64], [24, 40]])
   # With adaptive samples, a box must be on the level of its size.
   levels = np.full_like(LEVELS, 4) if sampling_ratio == 0 else LEVELS
   boxes = jnp.stack([BOXES, BOXES[::-1]])
@@ -421,17 +494,18 @@ def test_roi_align_kernel_equals_plain_jax(
   def pool(kernels):
     def weighed(pyramids):
       pooled = jax.vmap(
-        lambda pyramid, boxes, levels: ops.roi_align(
+        lambda pyramid, boxes, levels, own_size: ops.roi_align(
           pyramid,
           boxes,
           levels,
+          own_size,
           side=side,
           offset=offset,
           sampling_ratio=sampling_ratio,
           min_side=min_side,
           kernels=kernels,
         )
-      )(pyramids, boxes, levels)
+      )(pyramids, boxes, levels, own_sizes)
       return jnp.sum(pooled * probe), pooled
 
     return jax.jit(jax.grad(weighed, has_aux=True))(pyramids)
