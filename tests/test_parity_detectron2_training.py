@@ -3,7 +3,6 @@
 The weights come from a file with detectron2's names, by way of the converter.
 """
 
-import numpy as np
 import parity
 from peer_files import peer_shapes
 import pytest
@@ -17,7 +16,7 @@ pytestmark = parity.needs_golden
 @pytest.fixture(scope='module', params=parity.golden_files('detectron2_train'))
 def golden(request):
   """The results of detectron2 in training."""
-  return np.load(request.param)
+  return parity.read_golden(request.param)
 
 
 @pytest.mark.slow

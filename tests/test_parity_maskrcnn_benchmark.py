@@ -35,7 +35,7 @@ FACTORS = {
 )
 def golden(request):
   """The results of maskrcnn-benchmark."""
-  return np.load(request.param)
+  return parity.read_golden(request.param)
 
 
 @pytest.fixture(scope='module')
