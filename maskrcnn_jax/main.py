@@ -175,7 +175,11 @@ def main(argv: list[str]) -> int:
   # appear at once; importing JAX takes seconds.
   from maskrcnn_jax.config.recipe import read_overrides, read_recipe
 
-  recipe = read_recipe(path, overrides) if path else read_overrides(overrides)
+  recipe = (
+    read_recipe(path, overrides, for_training=_MODE.value == 'train')
+    if path
+    else read_overrides(overrides)
+  )
 
   import jax
 

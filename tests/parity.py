@@ -14,12 +14,24 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from peer_files import write_weights
+from pycocotools import mask as mask_api
 import pytest
 
-from maskrcnn_jax.array_types import Batch, Outlines
+from maskrcnn_jax import rcnn as rcnn_module
+from maskrcnn_jax.array_types import Batch, GroundTruthLimits, Outlines
 from maskrcnn_jax.config import default_config
+from maskrcnn_jax.config.recipe import read_overrides
+from maskrcnn_jax.convert_weights.convert import convert
+from maskrcnn_jax.convert_weights.weight_names import NAMINGS, peer_names
 from maskrcnn_jax.data import outlines as outline_files
-from maskrcnn_jax.rcnn import Rcnn
+from maskrcnn_jax.detector import load_detector
+from maskrcnn_jax.model.backbone import frozen_prefixes
+from maskrcnn_jax.ops.boxes import pairwise_iou
+from maskrcnn_jax.rcnn import ProposalLimits, Rcnn
+from maskrcnn_jax.runtime import checkpoint
+from maskrcnn_jax.targets import make_mask_targets
+from maskrcnn_jax.training.optimizer import join_parameters, split_parameters
 
 GOLDEN = pathlib.Path(__file__).parents[2] / 'shared' / 'golden'
 FOLDER = pathlib.Path(os.environ.get('MASKRCNN_GOLDEN', GOLDEN))
@@ -33,16 +45,21 @@ needs_golden = pytest.mark.skipif(
 def golden_files(peer, **marks):
   """Returns the files of a program's results as parameters of a test.
 
-  A file holds the results of each stage of its R50-FPN.
-
   Args:
-    peer: Name of the program: 'detectron2' or 'torchvision'.
+    peer: Beginning of the names of the files, before the seed: the name of the
+      program, if a file holds the results of each stage of its R50-FPN.
     **marks: pytest mark of each file, by the file's name.
   """
   return [
     pytest.param(path, id=path.stem, marks=marks.get(path.stem, ()))
     for path in sorted(FOLDER.glob(f'{peer}_seed*.npz'))
   ] or [pytest.param(None, marks=pytest.mark.skip(reason=f'no {peer} file'))]
+
+
+def read_golden(path):
+  """Returns {name: array} of a file of another program's results."""
+  with np.load(path) as file:
+    return dict(file)
 
 
 def load_seeded():
@@ -62,14 +79,16 @@ def parity_config(geometry, image_size):
   return config
 
 
-def make_batch(image, boxes=(), classes=(), masks=()):
+def make_batch(image, boxes=(), classes=(), masks=(), polygons=()):
   """Returns a batch of one image with its ground truth.
 
   Args:
     image: uint8 RGB, [height, width, 3].
     boxes: Boxes of the objects, in pixels.
     classes: Class number of each object.
-    masks: Bitmap of each object, [height, width].
+    masks: Bitmap of each object, [height, width]; or none, if there are
+      polygons.
+    polygons: Polygon of each object, [corners, 2], in pixels.
   """
   height, width = image.shape[:2]
   padded = [-(-side // 32) * 32 for side in (height, width)]
@@ -78,6 +97,10 @@ def make_batch(image, boxes=(), classes=(), masks=()):
   size = np.array([[height, width]], np.int32)
   count = max(len(boxes), 1)
   drawn = [outline_files.mask_to_outline(mask.astype(bool)) for mask in masks]
+  drawn += [
+    outline_files.polygons_to_outline([polygon.ravel().tolist()])
+    for polygon in polygons
+  ]
   ends = np.cumsum([0] + [len(parts) for _, parts in drawn])
   empty = [(np.zeros((1, 2), np.float32), np.full(1, -1, np.int16))]
   vertices, parts = zip(*(drawn or empty), strict=True)
@@ -114,6 +137,229 @@ def build(config, num_classes, draw, seed, fill):
   rcnn = Rcnn.from_config(config, num_classes=num_classes, dtype=jnp.float32)
   shapes = jax.eval_shape(rcnn.init, jax.random.key(0))
   return rcnn, fill(shapes, draw, seed)
+
+
+def load_converted(folder, shapes, draw, image_size, *given):
+  """Converts a weight file of another program and loads it to detect objects.
+
+  Args:
+    folder: An empty folder for the file and the checkpoint.
+    shapes: {name: shape} of the arrays of the file.
+    draw: Function (name, shape) that draws an array of the other program.
+    image_size: (height, width) of the images, which are not resized, and padded
+      only to the next multiple of 32 pixels.
+    *given: Further (key, text) pairs of the command line.
+  """
+  write_weights(folder / 'file.pkl', shapes, draw)
+  convert(folder / 'file.pkl', folder / 'converted')
+  padded = tuple(-(-side // 32) * 32 for side in image_size)
+  sizes = {
+    'short_side': min(image_size),
+    'long_side': max(image_size),
+    'padded_sizes': (padded,),
+  }
+  overrides = [(f'data.{key}', str(size)) for key, size in sizes.items()]
+  return load_detector(
+    folder / 'converted', read_overrides([*overrides, *given])
+  )
+
+
+def train_on_all(detector, batch, *, num_proposals, mask_targets):
+  """Computes losses and gradients with samples that hold every candidate.
+
+  So the random choice of the programs does not matter. Both are computed twice:
+  with the mask targets of this program and with those of the other program.
+
+  Args:
+    detector: The model; it is not changed.
+    batch: One image with its ground truth.
+    num_proposals: Largest number of proposals of each level and of the image.
+    mask_targets: (RoIs, masks) of the other program: boxes in pixels, and a
+      mask for each. The masks of RoIs that are not foreground are not used.
+
+  Returns:
+    A (losses, norms) pair for our mask targets and one for theirs. Both are
+    dicts, by the name of the loss and by the path of the parameter.
+  """
+  config, rcnn = detector.config, detector.rcnn
+  number = ProposalLimits(2000, num_proposals, num_proposals)
+  rcnn = rcnn._replace(
+    rpn=rcnn.rpn._replace(num_samples=65_536, train=number),
+    roi=rcnn.roi._replace(num_samples=2_400, foreground_fraction=0.2),
+  )
+  starts = batch.outlines.starts
+  limits = GroundTruthLimits(
+    batch.gt_boxes.shape[1],
+    batch.outlines.parts.size,
+    int(np.diff(starts).max()),
+    1,
+  )
+  trainable, fixed = split_parameters(
+    detector.variables['params'], frozen_prefixes(config.freeze_at)
+  )
+  draw_targets = rcnn_module.make_mask_targets
+  rois, masks = map(jnp.asarray, mask_targets)
+
+  def run(trainable, batch, use_theirs):
+    inputs = rcnn.prepare(batch, padded_size=config.data.padded_sizes[0])
+    keys = jax.random.split(jax.random.key(0), (1, 2))
+
+    def choose_targets(outlines, boxes, objects, foreground, **options):
+      ours = draw_targets(outlines, boxes, objects, foreground, **options)
+      distance = jnp.abs(boxes[:, None] - rois).max(axis=-1)
+      theirs = masks[distance.argmin(axis=1)]
+      return jnp.where(use_theirs, theirs, ours)
+
+    def total(trainable):
+      params = join_parameters(trainable, fixed)
+      losses = rcnn.compute_losses(
+        detector.variables | {'params': params}, inputs, keys, limits=limits
+      )
+      return losses.total(), losses.by_name()
+
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(rcnn_module, 'make_mask_targets', choose_targets)
+      return jax.grad(total, has_aux=True)(trainable)
+
+  run = jax.jit(run)
+  results = []
+  for use_theirs in (False, True):
+    gradients, losses = jax.device_get(run(trainable, batch, use_theirs))
+    norms = {
+      f'params/{name}': np.linalg.norm(np.asarray(gradient, np.float64))
+      for name, gradient in checkpoint.named_leaves(gradients).items()
+    }
+    results.append(({k: float(v) for k, v in losses.items()}, norms))
+  return results
+
+
+def check_training(golden, detector, program, *, num_proposals):
+  """Compares losses, gradients and mask targets with another program's.
+
+  The other program draws a polygon with the COCO API, which rounds it to a grid
+  five times as fine; here a cell is inside if its centre is. So a few cells at
+  the border differ, and with them the mask loss. The other program's targets in
+  place of ours must make all losses and gradients equal.
+
+  Args:
+    golden: Results of the other program.
+    detector: The model with the weights of the other program.
+    program: The other program, a key of `NAMINGS`.
+    num_proposals: Largest number of proposals of each level and of the image.
+  """
+  naming = NAMINGS[program]
+  batch = make_batch(
+    golden['image'],
+    golden['gt_boxes'],
+    golden['gt_labels'] + naming.background_last,
+    polygons=golden['polys'],
+  )
+  masks = np.unpackbits(golden['mask_targets'], axis=-1)[..., :28]
+  results = train_on_all(
+    detector,
+    batch,
+    num_proposals=num_proposals,
+    mask_targets=(golden['mask_rois'], masks.astype(np.float32)),
+  )
+  names, norms = golden['grad_names'].tolist(), golden['grad_norms'].tolist()
+  loss_errors, norm_errors = [], []
+  for losses, our_norms in results:
+    loss_errors.append(
+      {k: abs(v / float(golden[f'train/{k}']) - 1) for k, v in losses.items()}
+    )
+    named = {peer_names(k, naming)[0]: v for k, v in our_norms.items()}
+    assert named.keys() == set(names) and len(names) == 84
+    norm_errors.append(
+      {k: abs(named[k] / v - 1) for k, v in zip(names, norms, strict=True)}
+    )
+    print({k: f'{v:.1e}' for k, v in loss_errors[-1].items()})
+    print('gradient norms', f'{max(norm_errors[-1].values()):.1e}')
+  own, fed = loss_errors
+  # With the same targets: 1e-4 of each loss, and ten times as much of each
+  # gradient.
+  assert not {k: v for k, v in fed.items() if v > 1e-4}
+  assert not {k: v for k, v in norm_errors[1].items() if v > 1e-3}
+  # With our own targets: only the mask loss differs, and only the gradients of
+  # the layers that learn from it.
+  assert not {k: v for k, v in own.items() if k != 'loss_mask' and v > 1e-4}
+  assert fed['loss_mask'] < own['loss_mask'] < 1e-2
+  for name, value in norm_errors[0].items():
+    learns_masks = 'mask' in name or name.startswith('backbone')
+    assert value < (2e-2 if learns_masks else 1e-3), name
+
+
+def check_mask_targets(golden, program, *, width_offset, min_side):
+  """Compares mask targets with another program's, and finds why they differ.
+
+  The COCO API, given the polygon in cells of the RoI, must draw the other
+  program's targets exactly: this is the whole difference of the programs. Where
+  our targets differ from it, the centre of the cell is close to the border of
+  the polygon.
+
+  Args:
+    golden: Results of the other program.
+    program: The other program, a key of `NAMINGS`.
+    width_offset: Number added to x2 - x1 and y2 - y1 to get the sides of a box,
+      in pixels, to find the object of each RoI.
+    min_side: Shortest side of a RoI, in pixels.
+  """
+  side, polygons = 28, golden['polys']
+  rois = golden['mask_rois']
+  theirs = np.unpackbits(golden['mask_targets'], axis=-1)[..., :side]
+  batch = make_batch(
+    golden['image'],
+    golden['gt_boxes'],
+    golden['gt_labels'] + NAMINGS[program].background_last,
+    polygons=polygons,
+  )
+  iou = pairwise_iou(
+    jnp.asarray(rois),
+    jnp.asarray(golden['gt_boxes']),
+    width_offset=width_offset,
+    kernels='xla',
+  )
+  objects = np.asarray(iou).argmax(axis=1)
+  ours = make_mask_targets(
+    jax.tree.map(lambda x: jnp.asarray(x[0]), batch.outlines),
+    jnp.asarray(rois),
+    jnp.asarray(objects),
+    jnp.ones(len(rois), bool),
+    side=side,
+    max_object_vertices=polygons.shape[1] + 1,
+    max_parts=1,
+    min_roi_side=min_side,
+  )
+  drawn, distances = [], []
+  for roi, object_, one, other in zip(rois, objects, ours, theirs, strict=True):
+    sides = np.maximum(roi[2:] - roi[:2], min_side).astype(np.float64)
+    corners = (polygons[object_].astype(np.float64) - roi[:2]) * (side / sides)
+    parts = mask_api.frPyObjects([corners.ravel().tolist()], side, side)
+    drawn.append(mask_api.decode(mask_api.merge(parts)))
+    rows, columns = np.nonzero(np.asarray(one) != other)
+    centres = np.stack([columns, rows], axis=-1) + 0.5
+    distances.extend(distances_to_outline(centres, corners))
+  np.testing.assert_array_equal(np.stack(drawn), theirs)
+  share = len(distances) / theirs.size
+  print(
+    f'{share:.2%} of cells differ, up to {max(distances):.2f} from the edge'
+  )
+  assert 0 < share < 0.01
+  # The step of the COCO API's grid.
+  assert max(distances) < 0.2
+
+
+def distances_to_outline(points, corners):
+  """Returns the distance of each point to the edges of a polygon.
+
+  Args:
+    points: (x, y) of each point, [points, 2].
+    corners: (x, y) of each corner of the polygon, [corners, 2].
+  """
+  edges = np.roll(corners, -1, axis=0) - corners
+  along = ((points[:, None] - corners) * edges).sum(axis=-1)
+  along = np.clip(along / np.maximum((edges**2).sum(axis=-1), 1e-12), 0, 1)
+  nearest = corners + along[..., None] * edges
+  return np.linalg.norm(points[:, None] - nearest, axis=-1).min(axis=1)
 
 
 def error(ours, theirs):

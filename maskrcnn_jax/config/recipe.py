@@ -36,7 +36,12 @@ class Recipe(NamedTuple):
   path: str | None  # the value of --config; None if it was not given
 
 
-def read_recipe(path: str | None, overrides: Sequence[Override] = ()) -> Recipe:
+def read_recipe(
+  path: str | None,
+  overrides: Sequence[Override] = (),
+  *,
+  for_training: bool = True,
+) -> Recipe:
   """Reads a recipe, applies the --config.KEY arguments and checks the result.
 
   Args:
@@ -44,6 +49,10 @@ def read_recipe(path: str | None, overrides: Sequence[Override] = ()) -> Recipe:
       that takes an argument is given as FILE.py:ARGUMENT or NAME:ARGUMENT.
       `None` stands for the defaults of all keys.
     overrides: (key, text) pairs, as `split_arguments` returns them.
+    for_training: Whether a model is trained with the recipe. Otherwise a
+      checkpoint decides some of the keys, so that the values are checked one by
+      one, but not against each other: `load_detector` does this as soon as the
+      checkpoint is known.
 
   Raises:
     InputError: If the recipe does not exist or fails, a key does not exist, or
@@ -52,7 +61,7 @@ def read_recipe(path: str | None, overrides: Sequence[Override] = ()) -> Recipe:
   given = parse_overrides(overrides)
   config = default_config() if path is None else _run(path)
   apply_overrides(config, given)
-  check_config(config)
+  (check_config if for_training else check_values)(config)
   return Recipe(config, given, path)
 
 
