@@ -307,7 +307,7 @@ class Rcnn(NamedTuple):
       of 32 pixels if the model has a pyramid, which needs halves of halves. If
       it has none, detectron2 and maskrcnn-benchmark do not pad at all.
     """
-    if self.network.body == 'c4':
+    if self.network.body != 'fpn':
       return image_sizes
     return pad_size(
       image_sizes, padding_multiple=self.geometry.padding_multiple

@@ -39,6 +39,8 @@ MODELS = {
   'two RPN convolutions': dict(rpn_convs=2),
   'c4': dict(body='c4', depth=50),
   'c4, group': GROUP | dict(body='c4', depth=50),
+  'c5': dict(body='c5', depth=50),
+  'dc5': dict(body='dc5', depth=50),
   'convnext': dict(backbone='convnext_tiny', depth=50, width=64),
 }
 
@@ -54,7 +56,7 @@ def make_rcnn(geometry, sampling_ratio=2, **model):
   config.roi.sampling_ratio = sampling_ratio
   config.rpn.num_samples = 20_000
   config.model.update(model)
-  if config.model.body == 'c4':
+  if config.model.body != 'fpn':
     config.anchors.sizes = ((16.0, 32.0, 64.0),)
   rcnn = Rcnn.from_config(config, num_classes=4, dtype=jnp.float32)
   rng = np.random.default_rng(0)

@@ -43,8 +43,9 @@ def variant(data, **sizes):
   config = tiny.with_data(tiny.get_config(), data)
   config.model.update(sizes)
   config.train.num_steps = 2
-  if sizes.get('body') == 'c4':
+  if config.model.body != 'fpn':
     config.anchors.sizes = ((8.0, 16.0, 32.0),)
+  if config.model.body == 'c4':
     config.model.update(box_convs=0, box_fcs=0, mask_convs=0)
     config.roi.box_side = config.roi.mask_side = 6
   check_config(config)
@@ -253,6 +254,18 @@ def test_a_c4_model_trains_and_finds_masks(tiny_data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('body', ['c5', 'dc5'])
+def test_a_model_of_the_last_stage_trains_and_finds_masks(
+  tiny_data, tmp_path, body
+):
+  config = variant(tiny_data, body=body, depth=50)
+  figures, names, _, records = run_all(config, tmp_path, tiny_data)
+  assert figures[0]['loss_mask'] > 0
+  assert names == {'bbox.json', 'segm.json', 'coco_results.json'}
+  assert records and all('segmentation' in record for record in records)
+
+
+@pytest.mark.slow
 def test_a_convnext_trains_with_adamw_and_finds_masks(tiny_data, tmp_path):
   config = variant(tiny_data, backbone='convnext_tiny', depth=50, width=64)
   config.optimizer.name = 'adamw'
@@ -337,7 +350,8 @@ def test_c4_heads_see_the_last_stage_of_the_resnet():
   'sizes',
   [
     dict(output='mask'),
-    dict(body='c5'),
+    dict(body='c6'),
+    dict(body='dc5', depth=18),
     dict(norm='batch'),
     dict(depth=18, groups=32),
     dict(rpn_convs=0),

@@ -12,7 +12,11 @@ from maskrcnn_jax.config.comparison import (
   plain,
   stored_config,
 )
-from maskrcnn_jax.config.defaults import c4_config, default_config
+from maskrcnn_jax.config.defaults import (
+  c4_config,
+  c5_config,
+  default_config,
+)
 from maskrcnn_jax.config.derived import (
   Heads,
   anchor_arguments,
@@ -33,6 +37,7 @@ __all__ = [
   'canvas_arguments',
   'first_level_of',
   'c4_config',
+  'c5_config',
   'default_config',
   'differences',
   'facts_of',

@@ -93,9 +93,9 @@ def _check_model(config: ml_collections.ConfigDict) -> str | None:
   """Checks the keys of the network and of the anchors against each other.
 
   Keys that only a ResNet has must keep their defaults with another backbone,
-  which cannot have the body 'c4' either. Depths below 50 have no groups.
-  `anchors.sizes` must have five entries with the body 'fpn' and one with 'c4',
-  each with the same number of sizes.
+  which cannot have the body 'c4' or 'dc5' either. Depths below 50 have no
+  groups and no body 'dc5'. `anchors.sizes` must have five entries with the body
+  'fpn' and one with any other, each with the same number of sizes.
 
   Returns:
     The message about the first rule that is broken, `None` if none is.
@@ -110,11 +110,11 @@ def _check_model(config: ml_collections.ConfigDict) -> str | None:
           f'has it and config.model.backbone is {model.backbone!r}; leave '
           f'config.{name} out, or set it to {default!r}.'
         )
-    if model.body == 'c4':
+    if model.body in ('c4', 'dc5'):
       return (
-        "config.model.body is 'c4', whose heads use the last stage of a "
+        f'config.model.body is {model.body!r}, which needs the last stage of a '
         f'ResNet, but config.model.backbone is {model.backbone!r}; set '
-        "config.model.body to 'fpn'."
+        "config.model.body to 'fpn' or 'c5'."
       )
   if model.groups > 1 and model.depth < 50:
     return (
@@ -122,12 +122,21 @@ def _check_model(config: ml_collections.ConfigDict) -> str | None:
       f'{model.depth} has no bottleneck blocks, which alone can have groups; '
       'set config.model.depth to 50 or 101.'
     )
+  if model.body == 'dc5' and model.depth < 50:
+    return (
+      "config.model.body is 'dc5', but a ResNet of depth "
+      f'{model.depth} has no bottleneck blocks, which alone can be dilated; '
+      'set config.model.depth to 50 or 101.'
+    )
   sizes = config.anchors.sizes
-  levels = {'fpn': 'each of the levels 2 to 6', 'c4': 'the only level'}
-  if len(sizes) != {'fpn': 5, 'c4': 1}[model.body]:
+  if model.body == 'fpn':
+    levels, number = 'each of the levels 2 to 6', 5
+  else:
+    levels, number = 'the only level', 1
+  if len(sizes) != number:
     return (
       f'config.anchors.sizes has {len(sizes)} entries; give one tuple of '
-      f'sizes for {levels[model.body]} of a body {model.body!r}.'
+      f'sizes for {levels} of a body {model.body!r}.'
     )
   if len({len(of_level) for of_level in sizes}) != 1:
     return (

@@ -44,19 +44,42 @@ def c4_config() -> ml_collections.ConfigDict:
   Source:
     detectron2 `configs/Base-RCNN-C4.yaml` and config/defaults.py.
   """
+  config = _config_without_pyramid('c4')
+  config.model.update(box_convs=0, box_fcs=0, mask_convs=0)
+  config.roi.box_side = 14
+  return config
+
+
+def c5_config(*, dilated: bool) -> ml_collections.ConfigDict:
+  """Returns a recipe of a model with the body 'c5' or 'dc5'.
+
+  It has no pyramid. RoIs are pooled from the last stage of the backbone, and
+  the heads are those of a model with a pyramid.
+
+  Args:
+    dilated: Whether the last stage is dilated and has stride 16 ('dc5'), as in
+      detectron2. Otherwise it has stride 32 ('c5'), as in maskrcnn-benchmark.
+
+  Source:
+    detectron2 `configs/Base-RCNN-DilatedC5.yaml` and config/defaults.py.
+  """
+  return _config_without_pyramid('dc5' if dilated else 'c5')
+
+
+def _config_without_pyramid(body: str) -> ml_collections.ConfigDict:
+  """Returns a recipe whose model has anchors on a single level.
+
+  All sizes of anchors are on that level, and more boxes enter the NMS than on
+  one of several levels. All other keys have their defaults.
+
+  Args:
+    body: 'c4', 'c5' or 'dc5'.
+  """
   config = default_config()
-  config.model.update(
-    {
-      'body': 'c4',
-      'box_convs': 0,
-      'box_fcs': 0,
-      'mask_convs': 0,
-    }
-  )
+  config.model.body = body
   config.anchors.sizes = ((32.0, 64.0, 128.0, 256.0, 512.0),)
   config.rpn.train.update(pre_nms=12_000, post_nms=2_000, num_proposals=2_000)
   config.rpn.eval.update(pre_nms=6_000, post_nms=1_000, num_proposals=1_000)
-  config.roi.box_side = 14
   return config
 
 

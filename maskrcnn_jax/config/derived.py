@@ -35,8 +35,8 @@ def geometry_of(config: ml_collections.ConfigDict) -> geometry.Geometry:
 
   They are the preset that `config.geometry` names, with the values of those
   keys that the recipe sets itself: sampling ratio, mean, standard deviation and
-  antialiasing. The input format is RGB in [0, 255]. A model with the body 'c4'
-  has a padding multiple of 16 pixels.
+  antialiasing. The input format is RGB in [0, 255]. A model without a
+  pyramid has the side of a cell of its feature map as padding multiple.
   """
   preset = geometry.PRESETS[config.geometry]
   if config.roi.sampling_ratio is not None:
@@ -51,11 +51,11 @@ def geometry_of(config: ml_collections.ConfigDict) -> geometry.Geometry:
   antialias = preset.input_format.antialias
   if config.data.antialias is not None:
     antialias = config.data.antialias
-  if config.model.body == 'c4':
+  if config.model.body != 'fpn':
     # detectron2 and maskrcnn-benchmark do not pad images for a model without a
-    # pyramid. Its feature map has cells of 16 pixels, and the last cell may lie
-    # partly outside of the image.
-    preset = preset._replace(padding_multiple=16)
+    # pyramid. The last cell of its feature map may lie partly outside of the
+    # image.
+    preset = preset._replace(padding_multiple=2 ** first_level_of(config))
   return preset._replace(
     input_format=preset.input_format._replace(
       channel_order='RGB',
@@ -188,11 +188,12 @@ def anchor_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def first_level_of(config: ml_collections.ConfigDict) -> int:
-  """Returns the finest level that a model has anchors on: 2 with FPN, 4 for C4.
+  """Returns the finest level that a model has anchors on.
 
-  A level has cells of 2**level pixels.
+  It is 2 with a pyramid. Without one it is the only level: 4 with the body 'c4'
+  or 'dc5', and 5 with 'c5'. A level has cells of 2**level pixels.
   """
-  return {'fpn': 2, 'c4': 4}[config.model.body]
+  return {'fpn': 2, 'c4': 4, 'c5': 5, 'dc5': 4}[config.model.body]
 
 
 def canvas_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -115,10 +115,12 @@ KEYS: tuple[Key, ...] = (
         choice('masks', 'boxes', 'proposals'),
         'The predictions of the model: masks has all heads, boxes has no mask '
         'head (Faster R-CNN), proposals has neither box nor mask head.'),
-    Key('model.body', 'fpn', WEIGHTS, choice('fpn', 'c4'),
-        'fpn pools RoIs from a feature pyramid. c4 has no pyramid, pools at '
-        'stride 16 and uses the last stage of the ResNet in each head; '
-        '`c4_config` also sets the keys that depend on this key.'),
+    Key('model.body', 'fpn', WEIGHTS, choice('fpn', 'c4', 'c5', 'dc5'),
+        'fpn pools RoIs from a feature pyramid. The others have no pyramid: c4 '
+        'pools at stride 16 and has the last stage of the ResNet in the heads; '
+        'c5 pools from the last stage, at stride 32; dc5 does so too, but its '
+        'last stage is dilated and has stride 16. `c4_config` and `c5_config` '
+        'also set the keys that depend on this key.'),
     Key('model.depth', 50, WEIGHTS, choice(18, 34, 50, 101),
         'Number of layers of the ResNet.', resnet_only=True),
     Key('model.groups', 1, WEIGHTS, whole(1),
@@ -164,7 +166,7 @@ KEYS: tuple[Key, ...] = (
     Key('anchors.sizes', ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),
         WEIGHTS, sequence([[float]], _SIZES, 0, above_least=True),
         'A tuple of anchor sizes (square root of the area, in pixels) for each '
-        'level from 2 to 6, or for the only level of a c4 body.',
+        'level from 2 to 6, or for the only level of another body than fpn.',
         relearned=True),
     Key('anchors.ratios', (0.5, 1.0, 2.0), WEIGHTS,
         sequence([float], 'ratios, for example (0.5, 1.0, 2.0)', 0,

@@ -36,7 +36,14 @@ from maskrcnn_jax.model.convnext import ConvNeXt
 from maskrcnn_jax.model.resnet import ResNet
 
 # Options that describe a ResNet. No other backbone can follow them.
-RESNET_OPTIONS = ('depth', 'width', 'groups', 'group_width', 'stride_in_1x1')
+RESNET_OPTIONS = (
+  'depth',
+  'width',
+  'groups',
+  'group_width',
+  'stride_in_1x1',
+  'dilate_last',
+)
 
 
 class BackboneOptions(NamedTuple):
@@ -49,6 +56,7 @@ class BackboneOptions(NamedTuple):
   norm: str = 'frozen_batch'  # ResNet only
   norm_eps: float = 1e-5  # ResNet only: of the frozen batch norm
   stride_in_1x1: bool = False  # ResNet only
+  dilate_last: bool = False  # ResNet only: the fourth stage keeps stride 16
   num_stages: int = 4  # 3 in a C4 model, which calls `last_stage` later
   dtype: DTypeLike = jnp.float32  # dtype of the arithmetic
 

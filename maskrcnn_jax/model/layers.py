@@ -44,6 +44,9 @@ class Conv(nn.Module):
     stride: Stride in both directions.
     groups: Number of groups. Output channels of a group are computed from the
       input channels of the same group only.
+    dilation: Distance between two neighbouring cells that the kernel reads, in
+      cells. With 2, the kernel skips every second cell, and the padding of each
+      edge is twice as wide.
     use_bias: Whether a bias is added. A convolution that a norm follows needs
       none.
     kernel_init: Initializer of the kernel, whose axes are (row, column, input
@@ -56,6 +59,7 @@ class Conv(nn.Module):
   kernel_size: int = 1
   stride: int = 1
   groups: int = 1
+  dilation: int = 1
   use_bias: bool = True
   kernel_init: Initializer = kaiming_uniform
   dtype: DTypeLike = jnp.float32
@@ -71,10 +75,19 @@ class Conv(nn.Module):
     x = x.astype(self.dtype)
     if size == 1 and self.groups == 1:
       x = x[:, ::stride, ::stride] @ kernel[0, 0]
-    elif stride == 1 and self.groups == 1 and x.shape[-1] >= WIDE_CHANNELS:
+    elif (
+      stride == self.groups == self.dilation == 1
+      and x.shape[-1] >= WIDE_CHANNELS
+    ):
       x = wide_conv(x, kernel)
     else:
-      x = convolve(x, kernel, stride=stride, groups=self.groups)
+      x = convolve(
+        x,
+        kernel,
+        stride=stride,
+        groups=self.groups,
+        dilation=self.dilation,
+      )
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
       x = x + bias.astype(self.dtype)
@@ -87,6 +100,7 @@ def convolve(
   *,
   stride: int = 1,
   groups: int = 1,
+  dilation: int = 1,
 ) -> Float[Array, 'n h2 w2 c2']:
   """Convolves with a kernel of odd side s; the input is padded with zeros.
 
@@ -96,13 +110,15 @@ def convolve(
     stride: Stride in both directions.
     groups: Number of groups. Output channels of a group are computed from the
       input channels of the same group only.
+    dilation: Distance between two neighbouring cells that the kernel reads.
   """
-  margin = kernel.shape[0] // 2
+  margin = dilation * (kernel.shape[0] // 2)
   return lax.conv_general_dilated(
     x,
     kernel,
     window_strides=(stride, stride),
     padding=[(margin, margin)] * 2,
+    rhs_dilation=(dilation, dilation),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=groups,
   )

@@ -33,7 +33,9 @@ class MaskRCNN(nn.Module):
     backbone_name: Name of the backbone: see `make_backbone`.
     body: 'fpn' uses all four stages of the backbone, with a pyramid on top.
       'c4' uses three stages and pools RoIs from the last of them; the fourth
-      stage is the first part of the box head and of the mask head.
+      stage is the first part of the box head and of the mask head. 'c5' pools
+      RoIs from the fourth stage, which has stride 32. 'dc5' is 'c5' with a
+      dilated fourth stage, which has stride 16.
     depth: Number of layers of the ResNet: 18, 34, 50 or 101.
     groups: Number of groups of the 3x3 convolution of a bottleneck of the
       ResNet.
@@ -108,7 +110,8 @@ class MaskRCNN(nn.Module):
         norm=body_norm,
         norm_eps=self.norm_eps,
         stride_in_1x1=self.stride_in_1x1,
-        num_stages=4 if has_pyramid else 3,
+        dilate_last=self.body == 'dc5',
+        num_stages=3 if self.body == 'c4' else 4,
         dtype=self.dtype,
       ),
     )
@@ -149,8 +152,9 @@ class MaskRCNN(nn.Module):
   ) -> Pyramid:
     """Returns the feature maps that RPN and heads use.
 
-    With a pyramid they have levels 2 to 6, without one ('c4') only level 4. The
-    features of the padding are 0.
+    With a pyramid they have levels 2 to 6. Without one they have a single
+    level: 4 with the body 'c4' or 'dc5', 5 with 'c5'. The features of the
+    padding are 0.
 
     Args:
       images: Normalised images, padded with zeros to multiples of 32 pixels.
@@ -159,8 +163,10 @@ class MaskRCNN(nn.Module):
     features = self.backbone(images, valid)
     if self.body == 'fpn':
       return self.fpn(features, valid)
-    last = features[4]
-    return {4: last if valid is None else layers.zero_padding(last, valid[4])}
+    level, last = max(features.items())
+    return {
+      level: last if valid is None else layers.zero_padding(last, valid[level])
+    }
 
   def propose(
     self, pyramid: Pyramid, valid: ValidCells | None = None
@@ -193,8 +199,8 @@ class MaskRCNN(nn.Module):
   ) -> Float[Array, 'b r m m k']:
     """Returns the mask logits of each class for each RoI.
 
-    The side m is 2 s with a pyramid. Without one it is s, because the last
-    stage of the backbone halves the side first.
+    The side m is 2 s. With the body 'c4' it is s, because the last stage of the
+    backbone halves the side first.
 
     Args:
       pooled: Pooled features of the RoIs.
@@ -206,10 +212,10 @@ class MaskRCNN(nn.Module):
   ) -> Float[Array, 'b r s2 s2 c2']:
     """Applies the fourth stage of the backbone if the body is 'c4'.
 
-    If the body is 'fpn', the fourth stage is part of the backbone, and the
-    pooled features are returned unchanged.
+    With any other body, the backbone has applied the fourth stage to the whole
+    image, and the pooled features are returned unchanged.
     """
-    if self.body == 'fpn':
+    if self.body != 'c4':
       return pooled
     b, r, s, _, c = pooled.shape
     x = self.backbone.last_stage(pooled.reshape(b * r, s, s, c))
@@ -240,7 +246,8 @@ class MaskRCNN(nn.Module):
     """
     pyramid = self.extract(images)
     rpn = self.propose(pyramid)
-    channels = pyramid[4].shape[-1]
+    # All levels have the same number of channels.
+    channels = pyramid[max(pyramid)].shape[-1]
 
     def zeros(side: int) -> Array:
       """Returns pooled features of one RoI for each image, all zero."""

@@ -29,6 +29,7 @@ class Block(nn.Module):
     group_width: Number of channels of each group where `channels` is 64; it
       grows in proportion to `channels`.
     stride: Stride of the whole block.
+    dilation: Dilation of the 3x3 convolution of a bottleneck.
     stride_in_1x1: Whether the first 1x1 convolution of a bottleneck has the
       stride. If not, the 3x3 convolution has it.
     norm: Norm after each convolution, 'frozen_batch' or 'group'.
@@ -48,6 +49,7 @@ class Block(nn.Module):
   groups: int
   group_width: int
   stride: int
+  dilation: int
   stride_in_1x1: bool
   norm: str
   norm_eps: float
@@ -77,6 +79,7 @@ class Block(nn.Module):
       stride: int,
       valid: Array | None,
       groups: int = 1,
+      dilation: int = 1,
     ) -> Array:
       """Applies a convolution, then its norm.
 
@@ -88,6 +91,7 @@ class Block(nn.Module):
         stride: Stride in both directions.
         valid: Which cells of the output are not padding.
         groups: Number of groups of channels.
+        dilation: Distance between cells that the kernel reads.
       """
       conv_name, norm_name = names
       x = layers.Conv(
@@ -95,6 +99,7 @@ class Block(nn.Module):
         kernel_size,
         stride,
         groups,
+        dilation,
         use_bias=False,
         dtype=self.dtype,
         name=conv_name,
@@ -110,7 +115,16 @@ class Block(nn.Module):
       between = valid if self.stride_in_1x1 else valid_before
       y = nn.relu(conv(x, ('conv1', 'bn1'), inner, 1, strides[0], between))
       y = layers.zero_padding(y, between)
-      y = conv(y, ('conv2', 'bn2'), inner, 3, strides[1], valid, self.groups)
+      y = conv(
+        y,
+        ('conv2', 'bn2'),
+        inner,
+        3,
+        strides[1],
+        valid,
+        self.groups,
+        self.dilation,
+      )
       y = conv(nn.relu(y), ('conv3', 'bn3'), features, 1, 1, valid)
     else:
       features = self.channels
@@ -140,6 +154,7 @@ class Stage(nn.Module):
   groups: int
   group_width: int
   stride: int
+  dilation: int
   stride_in_1x1: bool
   norm: str
   norm_eps: float
@@ -160,6 +175,7 @@ class Stage(nn.Module):
         groups=self.groups,
         group_width=self.group_width,
         stride=self.stride if i == 0 else 1,
+        dilation=self.dilation,
         stride_in_1x1=self.stride_in_1x1,
         norm=self.norm,
         norm_eps=self.norm_eps,
@@ -199,19 +215,26 @@ class ResNet(nn.Module):
   norm: str = 'frozen_batch'
   norm_eps: float = 1e-5
   stride_in_1x1: bool = False
+  dilate_last: bool = False
   dtype: DTypeLike = jnp.float32
 
   def setup(self) -> None:
     """Makes the stem, and the four stages `layer1` to `layer4`.
 
     Raises:
-      ValueError: If `depth` is not in `DEPTHS`.
+      ValueError: If `depth` is not in `DEPTHS`, or if the last stage is dilated
+        and the depth has no bottlenecks.
     """
     if self.depth not in DEPTHS:
       raise ValueError(
         f'depth must be one of {sorted(DEPTHS)}, not {self.depth}.'
       )
     bottleneck, num_blocks = DEPTHS[self.depth]
+    if self.dilate_last and not bottleneck:
+      raise ValueError(
+        f'A ResNet of depth {self.depth} cannot have a dilated last stage, '
+        'because it has no bottlenecks.'
+      )
     self.conv1 = layers.Conv(self.width, 7, 2, use_bias=False, dtype=self.dtype)
     self.bn1 = layers.make_norm(
       None, norm=self.norm, eps=self.norm_eps, dtype=self.dtype
@@ -223,7 +246,8 @@ class ResNet(nn.Module):
         bottleneck=bottleneck,
         groups=self.groups,
         group_width=self.group_width,
-        stride=1 if i == 0 else 2,
+        stride=1 if i == 0 or (i == 3 and self.dilate_last) else 2,
+        dilation=2 if i == 3 and self.dilate_last else 1,
         stride_in_1x1=self.stride_in_1x1,
         norm=self.norm,
         norm_eps=self.norm_eps,
@@ -237,6 +261,10 @@ class ResNet(nn.Module):
   ) -> Pyramid:
     """Returns {2: features of stage 1, ..., 5: features of stage 4}.
 
+    With `dilate_last`, the features of stage 4 take the place of those of
+    stage 3, {2: ..., 3: ..., 4: features of stage 4}, because they have the
+    same stride.
+
     Args:
       images: Normalised images, padded with zeros to multiples of 32.
       valid: Which cells of levels 1 to 5 are not padding; `None` if none is.
@@ -248,9 +276,15 @@ class ResNet(nn.Module):
     x = layers.max_pool_3x3(layers.zero_padding(x, cells[1]))
     stages = (self.layer1, self.layer2, self.layer3, self.layer4)
     features = {}
-    for level, stage in enumerate(stages[: self.num_stages], start=2):
-      x = stage(x, cells[max(level - 1, 2)], cells[level])
+    before = 2
+    for stage, level in zip(
+      stages[: self.num_stages],
+      (2, 3, 4, 4 if self.dilate_last else 5),
+      strict=False,
+    ):
+      x = stage(x, cells[before], cells[level])
       features[level] = x
+      before = level
     return features
 
   def last_stage(

@@ -47,7 +47,7 @@ def test_a_value_of_another_type_is_refused(section, name, value):
     ('model.depth', 51, r'config.model.depth is 51; .*18, 34, 50, 101'),
     ('model.norm', 'batch', r"model.norm is 'batch'; .*'frozen_batch'"),
     ('model.output', 'all', r"output is 'all'; .*'masks', 'boxes', 'prop"),
-    ('model.body', 'c5', r"body is 'c5'; choose one of 'fpn', 'c4'"),
+    ('model.body', 'c6', r"body is 'c6'; choose one of 'fpn', 'c4', 'c5'"),
     ('model.backbone', 'vgg', r"is 'vgg'; choose one of 'resnet', 'convn"),
     ('eval.backend', 'slow', r"backend is 'slow'; .*'pycocotools', 'fast"),
     ('freeze_at', 6, r'freeze_at is 6; .*0 to 5'),
@@ -131,6 +131,8 @@ def test_check_config_explains_a_wrong_value(key, value, message):
       'so give only one',
     ),
     ({'model.body': 'c4'}, 'the only level of a body'),
+    ({'model.body': 'c5'}, 'the only level of a body'),
+    ({'model.body': 'dc5', 'model.depth': 34}, 'alone can be dilated'),
   ],
 )
 def test_check_config_compares_keys(values, message):
@@ -150,6 +152,7 @@ def test_check_config_compares_keys(values, message):
     ('model.stride_in_1x1', True),
     ('model.width', 32),
     ('model.body', 'c4'),
+    ('model.body', 'dc5'),
   ],
 )
 def test_keys_of_the_resnet_are_refused_for_another_backbone(key, value):

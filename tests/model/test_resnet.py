@@ -66,6 +66,23 @@ def test_grouped_conv_equals_its_definition(kernel_size, groups):
   assert_allclose(y[0], slow_conv(x[0], kernel, 2), atol=2e-5)
 
 
+def spread(kernel, dilation):
+  """Returns the kernel with `dilation - 1` zeros between its cells."""
+  side = dilation * (kernel.shape[0] - 1) + 1
+  wide = np.zeros((side, side, *kernel.shape[2:]), np.float32)
+  wide[::dilation, ::dilation] = kernel
+  return wide
+
+
+@pytest.mark.parametrize('channels', [3, layers.WIDE_CHANNELS])
+def test_dilated_conv_is_a_conv_with_zeros_in_its_kernel(channels):
+  x = random_array(0, 1, 9, 8, channels)
+  kernel = random_array(1, 3, 3, channels, 5) / channels**0.5
+  conv = layers.Conv(5, 3, dilation=2, use_bias=False)
+  y = conv.apply({'params': {'kernel': kernel}}, x)
+  assert_allclose(y[0], slow_conv(x[0], spread(kernel, 2), 1), atol=2e-5)
+
+
 def test_grouped_conv_by_hand():
   # Four channels in two groups. The first group gives channel 0, the sum of 1
   # and 2. The second gives channel 1, ten times the sum of 3 and 4.
@@ -276,6 +293,7 @@ def test_block_equals_its_definition(
     groups=groups,
     group_width=64 if groups == 1 else 32,
     stride=2 if strides else 1,
+    dilation=1,
     stride_in_1x1=stride_in_1x1,
     norm='frozen_batch',
     norm_eps=0.1,
@@ -302,6 +320,7 @@ def test_block_that_keeps_the_shape_has_no_downsampling_convolution():
     groups=1,
     group_width=64,
     stride=1,
+    dilation=1,
     stride_in_1x1=False,
     norm='frozen_batch',
     norm_eps=0.0,
@@ -385,6 +404,29 @@ def test_resnet_equals_its_definition():
     expected = x
     scale = np.abs(expected).max()
     assert_allclose(features[stage + 1][0], expected, atol=1e-5 * scale)
+
+
+def test_the_dilated_last_stage_equals_its_definition():
+  net = ResNet(depth=50, width=4, dilate_last=True, norm_eps=0.1)
+  images = random_array(0, 1, 64, 64, 3)
+  variables = randomise(jax.eval_shape(net.init, jax.random.key(0), images))
+  features = net.apply(variables, images)
+  assert sorted(features) == [2, 3, 4]
+  three_stages = ResNet(depth=50, width=4, num_stages=3, norm_eps=0.1)
+  x = np.asarray(three_stages.apply(variables, images)[4][0], np.float64)
+  for i in ('0', '1', '2'):
+    params = jax.tree.map(np.array, variables['params']['layer4'][i])
+    params['conv2']['kernel'] = spread(params['conv2']['kernel'], 2)
+    x = slow_block(
+      x, params, variables['constants']['layer4'][i], eps=0.1, strides={}
+    )
+  assert_allclose(features[4][0], x, atol=1e-5 * np.abs(x).max())
+
+
+def test_a_resnet_without_bottlenecks_has_no_dilated_stage():
+  net = ResNet(depth=18, dilate_last=True)
+  with pytest.raises(ValueError, match='no bottlenecks'):
+    net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
 def test_resnet_stride_placement_changes_no_shape():
