@@ -26,7 +26,7 @@ show_help() {
 
 # Succeeds if $1 is left to the program: a flag, or a KEY of the form that
 # NVIDIA's Mask R-CNN For PyTorch has.
-is_for_program() { [[ $1 == -* || $1 =~ ^[A-Z][A-Z0-9_.]*$ ]]; }
+is_for_program() { [[ $1 == -* || ( $1 =~ ^[A-Z][A-Z0-9_.]*$ && ! -e $1 ) ]]; }
 
 # Sets precision to the program's name of $1; fails if $1 is no precision.
 read_precision() {
@@ -39,7 +39,7 @@ read_precision() {
   esac
 }
 
-# Succeeds if flag $1 is among the other arguments.
+# Succeeds if flag $1, a regular expression, is among the other arguments.
 is_given() {
   local name=$1 argument
   shift
@@ -47,6 +47,13 @@ is_given() {
     [[ $argument =~ ^--?$name(=.*)?$ ]] && return
   done
   return 1
+}
+
+# Adds the flag for $precision to the array options, unless the arguments choose
+# the precision in the way of NVIDIA's program.
+add_precision() {
+  [[ " $* " == *' DTYPE '* ]] || is_given '(amp|fp16)' "$@" ||
+    options+=(--config.precision="$precision")
 }
 
 # Sets platform (cpu, gpu), num_devices, and capability: ten times the compute
@@ -75,6 +82,7 @@ PYTHON
 # $1 is a flag for the program, or ''.
 evaluate_run() {
   local extra=$1 folder='' options=()
+  [[ -z $extra ]] || options+=("$extra")
   shift
   precision=auto
   while (( $# )) && ! is_for_program "$1"; do
@@ -95,8 +103,8 @@ evaluate_run() {
     fail "there is no file $folder/last_checkpoint, which a training writes;" \
       'give the folder of a training, or --checkpoint=CHECKPOINT'
   fi
-  exec "$python" -m maskrcnn_jax.main --mode=eval ${extra:+"$extra"} \
-    --workdir="$folder" --config.precision="$precision" \
+  add_precision "$@"
+  exec "$python" -m maskrcnn_jax.main --mode=eval --workdir="$folder" \
     "${options[@]}" "$@"
 }
 

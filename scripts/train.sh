@@ -28,14 +28,15 @@ if (( $# )) && ! is_for_program "$1"; then
     fail "$1 is not a precision; give float16, bfloat16, tf32 or float32"
   shift
 fi
-options=(--config.precision="$precision")
+options=()
+add_precision "$@"
 if ! is_given workdir "$@"; then
   results=${RESULTS:-/results}
   mkdir -p "$results" 2> /dev/null && [[ -w $results ]] ||
     fail "cannot write to $results; name another folder: RESULTS=DIR bash ..."
   options+=(--workdir="$results")
 fi
-if ! is_given config "$@"; then
+if ! is_given 'config([-_]file)?' "$@"; then
   find_devices
   recipe=r50_fpn
   (( capability >= 80 )) && recipe=r50_fpn_bs64

@@ -161,6 +161,33 @@ def test_train_takes_the_recipe_and_the_workdir_of_the_flags(program):
   ]
 
 
+@pytest.mark.parametrize('arguments', [['--amp'], ['DTYPE', 'float16']])
+def test_the_precision_of_nvidias_flags_is_left_to_the_program(
+  program, tmp_path, arguments
+):
+  (tmp_path / 'last_checkpoint').touch()
+  for script in ('train.sh', 'eval.sh'):
+    options = ['--config-file=a.yaml', *arguments]
+    command(script, *options, PYTHON=program, RESULTS=tmp_path)
+    assert calls(program)[-1][2][-len(options) :] == options
+  assert '--config.precision' not in (tmp_path / 'calls').read_text()
+  assert '--config=' not in (tmp_path / 'calls').read_text()
+
+
+def test_eval_takes_a_folder_in_capital_letters(program, tmp_path):
+  (tmp_path / 'RUN1').mkdir()
+  (tmp_path / 'RUN1' / 'last_checkpoint').touch()
+  done = subprocess.run(
+    ['bash', str(ROOT / 'scripts' / 'eval.sh'), 'RUN1'],
+    cwd=tmp_path,
+    env=os.environ | {'PYTHON': str(program)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert '--workdir=RUN1' in calls(program)[0][2]
+
+
 def test_train_takes_another_year(program, tmp_path):
   options = {'PYTHON': program, 'DEVICES': 'cpu 1 0', 'RESULTS': tmp_path}
   command('train.sh', YEAR=2017, **options)
@@ -195,10 +222,10 @@ def test_eval_and_inference_take_the_folder_of_a_training(
     '-m',
     'maskrcnn_jax.main',
     '--mode=eval',
-    *flags,
     f'--workdir={tmp_path}',
-    '--config.precision=tf32',
+    *flags,
     '--config=mine.py',
+    '--config.precision=tf32',
     '--config.seed=1',
   ]
 
