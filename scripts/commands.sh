@@ -105,7 +105,7 @@ evaluate_run() {
   fi
   add_precision "$@"
   exec "$python" -m maskrcnn_jax.main --mode=eval --workdir="$folder" \
-    "${options[@]}" "$@"
+    ${options[@]+"${options[@]}"} "$@"
 }
 
 # Times the mode $1 (train, inference) on the numbers of devices that $2 gives

@@ -43,4 +43,4 @@ if ! is_given 'config([-_]file)?' "$@"; then
   echo "==> The recipe is $recipe, for $num_devices $platform device(s)." >&2
   options+=(--config="$recipe:${YEAR:-2014}")
 fi
-exec "$python" -m maskrcnn_jax.main "${options[@]}" "$@"
+exec "$python" -m maskrcnn_jax.main ${options[@]+"${options[@]}"} "$@"
