@@ -25,7 +25,7 @@ from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.mask_paste import paste_masks
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint, cluster
-from maskrcnn_jax.runtime.precision import set_precision
+from maskrcnn_jax.runtime.precision import choose_precision, set_precision
 
 
 class ImageDetections(NamedTuple):
@@ -37,6 +37,9 @@ class ImageDetections(NamedTuple):
   scores: Float[np.ndarray, 'd']
   # Compressed COCO RLE of each mask. None if the model has no mask head.
   masks: list[dict[str, Any]] | None
+  # Probability that a cell of the box belongs to the object. None if the model
+  # has no mask head.
+  cells: Float[np.ndarray, 'd m m'] | None
 
 
 class Detector(NamedTuple):
@@ -134,10 +137,11 @@ def to_original(
     [x_scale, y_scale, x_scale, y_scale], np.float32
   )
   boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
-  masks = None
+  masks = cells = None
   if detections.masks is not None:
+    cells = np.asarray(detections.masks)[valid]
     masks = paste_masks(
-      np.asarray(detections.masks)[valid],
+      cells,
       boxes,
       height=height,
       width=width,
@@ -150,6 +154,7 @@ def to_original(
     np.asarray(detections.classes)[valid],
     np.asarray(detections.scores)[valid],
     masks,
+    cells,
   )
 
 
@@ -179,6 +184,7 @@ def load_detector(path: pathlib.Path, recipe: Recipe | None = None) -> Detector:
   check_config(config, for_training=False)
   for line in ignored:
     logging.info('%s', line)
+  config.precision = choose_precision(config.precision)
   mesh = cluster.make_mesh()
   local_mesh = cluster.make_local_mesh()
   categories = tuple(coco_index.Category(*pair) for pair in metadata.categories)

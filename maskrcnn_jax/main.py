@@ -254,7 +254,12 @@ def _evaluate_or_predict(
   from maskrcnn_jax.evaluation.evaluate import evaluate
   from maskrcnn_jax.predict import predict
   from maskrcnn_jax.runtime import cluster
-  from maskrcnn_jax.training.evaluations import expected_lines
+  from maskrcnn_jax.runtime.training_log import log_line
+  from maskrcnn_jax.training.evaluations import (
+    describe,
+    expected_lines,
+    summarize,
+  )
 
   detector = load_detector(pathlib.Path(_CHECKPOINT.value or workdir), recipe)
   if _MODE.value == 'predict':
@@ -278,6 +283,8 @@ def _evaluate_or_predict(
     skip_eval=_SKIP_EVAL.value,
   )
   if cluster.is_main():
+    if aps:
+      log_line(workdir, describe(summarize(aps, detector.step)))
     for line in expected_lines(aps, **detector.config.expected):
       print(line, flush=True)
   return 0

@@ -38,6 +38,8 @@ SOURCES = (
   *sorted(path.name for path in ROOT.glob('*.md')),
   'LICENSE',
   'requirements.lock',
+  'requirements-gpu.lock',
+  '.dockerignore',
 )
 
 

@@ -193,7 +193,12 @@ def test_a_model_of_boxes_trains_and_finds_boxes(tiny_data, tmp_path, capsys):
   figures, names, results, records = run_all(config, tmp_path, tiny_data)
   assert 'loss_mask' not in figures[0]
   assert 'loss_box_reg' in figures[0]
-  assert names == {'bbox.json', 'proposals.json', 'coco_results.json'}
+  assert names == {
+    'bbox.json',
+    'proposals.json',
+    'predictions.npz',
+    'coco_results.json',
+  }
   assert set(results) == {'bbox', 'proposals', 'step'}
   assert records
   assert not any('segmentation' in record for record in records)
@@ -220,7 +225,11 @@ def test_a_model_of_proposals_trains_and_finds_proposals(
     'loss_rpn_box_reg',
     'grad_norm',
   }
-  assert names == {'proposals.json', 'coco_results.json'}
+  assert names == {
+    'proposals.json',
+    'predictions.npz',
+    'coco_results.json',
+  }
   assert set(results) == {'proposals', 'step'}
   assert {record['category_name'] for record in records} == {'object'}
   assert 'Average Precision' not in capsys.readouterr().out
@@ -242,7 +251,12 @@ def test_a_c4_model_trains_and_finds_masks(tiny_data, tmp_path):
   config = variant(tiny_data, body='c4', depth=18)
   figures, names, results, records = run_all(config, tmp_path, tiny_data)
   assert figures[0]['loss_mask'] > 0
-  assert names == {'bbox.json', 'segm.json', 'coco_results.json'}
+  assert names == {
+    'bbox.json',
+    'segm.json',
+    'predictions.npz',
+    'coco_results.json',
+  }
   assert records and all('segmentation' in record for record in records)
   shapes = checkpoint.model_shapes(checkpoint.find_checkpoint(tmp_path))
   assert {name.split('/')[1] for name in shapes} == {

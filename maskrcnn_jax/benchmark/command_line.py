@@ -235,8 +235,9 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     '--precision',
-    choices=('fp32', 'tf32', 'bf16'),
-    help='the precision (default: the one of the recipe)',
+    choices=('auto', 'fp32', 'tf32', 'bf16', 'fp16'),
+    help='the precision (default: the one of the recipe); auto is\n'
+    'tf32 on GPUs that have it, otherwise fp32',
   )
   parser.add_argument('--images', help='loader: folder of the images')
   parser.add_argument('--annotations', help='loader: COCO JSON of the images')

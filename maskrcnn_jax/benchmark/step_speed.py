@@ -16,7 +16,7 @@ from maskrcnn_jax.detector import Detector
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import cluster
-from maskrcnn_jax.runtime.precision import set_precision
+from maskrcnn_jax.runtime.precision import choose_precision, set_precision
 from maskrcnn_jax.runtime.training_log import peak_memory
 from maskrcnn_jax.training import state as train_state
 from maskrcnn_jax.training import step as train_step
@@ -79,6 +79,8 @@ def benchmark_step(
       )
   mesh = cluster.make_mesh()
   cluster.check_batch_size(batch_size, mesh, key='batch_size')
+  config = config.copy_and_resolve_references()
+  config.precision = choose_precision(config.precision)
   dtype = set_precision(config.precision)
   height, width = (math.ceil(side / 32) * 32 for side in image_size)
   padded_size = height, width

@@ -99,9 +99,12 @@ KEYS: tuple[Key, ...] = (
         'Box conventions: a preset of geometry.py. The preset also gives the '
         'values of roi.sampling_ratio, data.pixel_mean, data.pixel_std and '
         'data.antialias if these keys are None.', unseen=True),
-    Key('precision', 'fp32', TRAINING, choice('fp32', 'tf32', 'bf16', 'fp16'),
+    Key('precision', 'fp32', TRAINING,
+        choice('auto', 'fp32', 'tf32', 'bf16', 'fp16'),
         'Precision of convolutions and matrix products. Parameters, boxes, '
-        'logits and losses are always float32.'),
+        'logits and losses are always float32. auto is tf32 on NVIDIA GPUs '
+        'that have it (compute capability 8.0 and higher), otherwise fp32; '
+        'the checkpoint stores the precision that was chosen.'),
     Key('kernels', 'auto', MACHINE, choice('auto', 'xla', 'pallas'),
         'Implementation of box matching, NMS and RoIAlign: xla is plain JAX, '
         'pallas is the GPU kernels of pallas_kernels, and auto uses those '

@@ -1,13 +1,16 @@
 """Detects the objects in every image of a data set and computes the AP."""
 
 from collections.abc import Mapping
+import contextlib
 import pathlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
+from jaxtyping import Int
 import ml_collections
+import numpy as np
 
 from maskrcnn_jax.config import canvas_arguments, geometry_of, pixel_range_of
 from maskrcnn_jax.data import canvases, coco, loader
@@ -37,9 +40,35 @@ from maskrcnn_jax.evaluation.average_recall import (
   format_recalls,
 )
 from maskrcnn_jax.evaluation.coco_input import check_truth
+from maskrcnn_jax.evaluation.prediction_file import (
+  open_part,
+  write_part,
+  write_predictions,
+)
 from maskrcnn_jax.runtime import cluster, watchdog
 from maskrcnn_jax.runtime.files import make_writable, write_json
-from maskrcnn_jax.runtime.training_log import progress
+from maskrcnn_jax.runtime.training_log import log_line, progress
+
+
+class _SetDetections(NamedTuple):
+  """The detections of all processes in a data set.
+
+  Attributes:
+    results: A COCO result for each detection: a dict with `image_id`,
+      `category_id`, `score`, `bbox` (x, y, width, height) in pixels of the
+      image on disk and, if the model has a mask head, `segmentation`, a
+      compressed RLE. The images have the order of the data set, and the
+      detections of an image are sorted by score, the highest first.
+    counts: Number of detections of each process.
+    places: For each result, its position among the detections of process 0,
+      then process 1, and so on.
+    mask_side: Number of cells of a mask in each direction; 0 without masks.
+  """
+
+  results: list[dict[str, Any]]
+  counts: list[int]
+  places: Int[np.ndarray, 'n']
+  mask_side: int
 
 
 def evaluate(
@@ -57,13 +86,16 @@ def evaluate(
 
   The files are written to WORKDIR/inference: bbox.json if the model gives
   boxes, segm.json if it gives masks; proposals.json if it gives proposals only,
-  or if `eval.proposals` is set; and coco_results.json unless `skip_eval`.
+  or if `eval.proposals` is set; predictions.npz, the arrays of
+  `write_predictions`; and coco_results.json unless `skip_eval`. A line with the
+  time and the speed is added to WORKDIR/log.txt.
 
   Args:
     detector: The model.
     source: The data set. Its classes must be those of the model. With
       `skip_eval` its JSON need not have annotations.
-    workdir: The folder to write to.
+    workdir: The folder to write to. With several processes, all machines must
+      see the same folder.
     config: The recipe. Its image sizes, batch size and `eval` keys are used.
     skip_eval: Whether the detections are only written, and no AP is computed.
 
@@ -116,16 +148,31 @@ def evaluate(
     (workdir / 'inference' / 'coco_results.json').unlink(missing_ok=True)
   else:
     truth = None
+  found = _detect_set(detector, data_set, plan, config, workdir)
+  if cluster.is_main():
+    write_predictions(
+      workdir / 'inference',
+      found.results,
+      categories=detector.categories
+      if heads.boxes
+      else [category_of(detector, 1)],
+      width_offset=geometry_of(detector.config).width_offset,
+      mask_side=found.mask_side,
+      counts=found.counts,
+      places=found.places,
+    )
   results = {}
   if heads.boxes:
-    detections = _detect_set(detector, data_set, plan, config)
-    results['bbox'] = [_without(found, 'segmentation') for found in detections]
+    results['bbox'] = [_without(one, 'segmentation') for one in found.results]
     if heads.masks:
-      results['segm'] = [_without(found, 'bbox') for found in detections]
-  if not heads.boxes or config.eval.proposals:
-    results['proposals'] = _detect_set(
-      proposals_only(detector), data_set, plan, config
-    )
+      results['segm'] = [_without(one, 'bbox') for one in found.results]
+    if config.eval.proposals:
+      proposals = proposals_only(detector)
+      results['proposals'] = _detect_set(
+        proposals, data_set, plan, config, workdir
+      ).results
+  else:
+    results['proposals'] = found.results
   scores = {}
   if cluster.is_main():
     scores = _score(results, truth, workdir, config, detector)
@@ -202,11 +249,13 @@ def _detect_set(
   data_set: DataSet,
   plan: canvases.CanvasPlan,
   config: ml_collections.ConfigDict,
-) -> list[dict[str, Any]]:
+  workdir: pathlib.Path,
+) -> _SetDetections:
   """Detects the objects in all images of a data set.
 
   Each process detects in its share of the images. All processes must call this
-  function, because they exchange their results at the end.
+  function, because they exchange their results at the end. If the model has a
+  mask head, each process leaves the file of `open_part` in WORKDIR/inference.
 
   Args:
     detector: The model.
@@ -215,13 +264,10 @@ def _detect_set(
     config: The recipe. Its `eval.batch_size` is the number of images that a
       process detects in at once, rounded up to a multiple of the number of
       its devices. `data.num_threads` and `data.pixel_range` are used too.
+    workdir: Process 0 writes time and speed to its log.txt.
 
   Returns:
-    A COCO result for each detection: a dict with `image_id`, `category_id`,
-    `score`, `bbox` (x, y, width, height) in pixels of the image on disk and, if
-    the model has a mask head, `segmentation`, a compressed RLE. The images have
-    the order of the data set, and the detections of an image are sorted by
-    score, the highest first. All processes get the same list.
+    The detections. All processes get the same.
   """
   index = data_set.coco_index
   # The batch size may be rounded up, because the detections of an image do not
@@ -241,36 +287,61 @@ def _detect_set(
   )
   started = time.monotonic()
   width_offset = geometry_of(detector.config).width_offset
-  results = []
-  for image in progress(
-    detect_batches(detector, batches, index, plan),
-    total=len(share),
-    description='Evaluating',
-    shown=cluster.is_main(),
-  ):
-    watchdog.progress(f'the detections of image {index.image_ids[image.row]}')
-    for i, (box, class_, score) in enumerate(
-      zip(image.boxes, image.classes, image.scores, strict=True)
+  results: list[dict[str, Any]] = []
+  mask_side = 0
+  with (
+    open_part(workdir / 'inference', jax.process_index())
+    if detector.rcnn.heads.masks
+    else contextlib.nullcontext()
+  ) as masks_file:
+    for image in progress(
+      detect_batches(detector, batches, index, plan),
+      total=len(share),
+      description='Evaluating',
+      shown=cluster.is_main(),
     ):
-      results.append(
-        {
-          'image_id': index.image_ids[image.row],
-          'category_id': category_of(detector, class_).id,
-          'score': float(score),
-          'bbox': to_xywh(box, width_offset=width_offset),
-        }
-      )
-      if image.masks is not None:
-        results[-1]['segmentation'] = image.masks[i]
+      watchdog.progress(f'the detections of image {index.image_ids[image.row]}')
+      for i, (box, class_, score) in enumerate(
+        zip(image.boxes, image.classes, image.scores, strict=True)
+      ):
+        results.append(
+          {
+            'image_id': index.image_ids[image.row],
+            'category_id': category_of(detector, class_).id,
+            'score': float(score),
+            'bbox': to_xywh(box, width_offset=width_offset),
+          }
+        )
+        if image.masks is not None:
+          results[-1]['segmentation'] = image.masks[i]
+      if masks_file is not None:
+        assert image.cells is not None  # The model has a mask head.
+        write_part(masks_file, image.cells)
+        mask_side = image.cells.shape[1]
   seconds = time.monotonic() - started
-  logging.info(
-    'Total inference time: %.1f s (%.4f s / img per device, on %d devices)',
-    seconds,
-    seconds * num_devices / max(len(share), 1),
-    num_devices * jax.process_count(),
+  parts = cluster.gather(
+    {'results': results, 'seconds': seconds, 'mask_side': mask_side}
   )
-  results = [r for part in cluster.gather(results) for r in part]
   watchdog.progress('gathering the detections of all processes')
+  if cluster.is_main():
+    # The slowest process decides.
+    seconds = max(part['seconds'] for part in parts)
+    num_images, num_devices = len(index.image_ids), num_devices * len(parts)
+    log_line(
+      workdir,
+      f'Total inference time: {seconds:.1f} s '
+      f'({seconds * num_devices / num_images:.4f} s / img per device, on '
+      f'{num_devices} devices); {num_images / seconds:.2f} images/s',
+    )
+  results = [result for part in parts for result in part['results']]
   # The order must not depend on the number of processes.
-  places = {id_: row for row, id_ in enumerate(index.image_ids)}
-  return sorted(results, key=lambda result: places[result['image_id']])
+  rows = {id_: row for row, id_ in enumerate(index.image_ids)}
+  places = sorted(
+    range(len(results)), key=lambda i: rows[results[i]['image_id']]
+  )
+  return _SetDetections(
+    [results[i] for i in places],
+    [len(part['results']) for part in parts],
+    np.array(places, np.int64),
+    max(part['mask_side'] for part in parts),
+  )

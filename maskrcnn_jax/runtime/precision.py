@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -19,6 +20,9 @@ GROWTH_INTERVAL = 2000
 MIN_SCALE = 1.0
 # Source: apex `amp/scaler.py`, max_loss_scale. Torch has no limit.
 MAX_SCALE = 2.0**24
+# Compute capability of the first NVIDIA GPUs that have TF32, those of the
+# Ampere architecture.
+TF32_CAPABILITY = 8.0
 
 
 class LossScale(NamedTuple):
@@ -67,6 +71,42 @@ def next_loss_scale(
     jnp.where(is_finite & ~grows, good_steps + 1, 0),
     jnp.where(is_finite, skipped, skipped + 1),
   )
+
+
+def choose_precision(precision: str, *, stored: str | None = None) -> str:
+  """Replaces 'auto' by the precision that suits the devices, and logs it.
+
+  Args:
+    precision: A precision of the recipe. One that is not 'auto' is returned as
+      it is.
+    stored: Precision of the checkpoint that a training is continued from. With
+      'auto', a training in 'fp32' or 'tf32' keeps its precision, also on other
+      devices. `None` without a checkpoint.
+
+  Returns:
+    For 'auto': 'tf32' if all devices of all processes are NVIDIA GPUs that have
+    it (compute capability 8.0 and higher), otherwise 'fp32'.
+
+  Source:
+    NVIDIA's Mask R-CNN For PyTorch, README, "Enabling TF32": TF32 is the
+    default on Ampere GPUs, FP32 on Volta.
+  """
+  if precision != 'auto':
+    return precision
+  if stored in ('fp32', 'tf32'):
+    chosen, reason = stored, 'as the training began'
+  else:
+    devices = jax.devices()
+    # Only NVIDIA GPUs have this attribute. JAX gives it as a text.
+    lowest = min(
+      float(getattr(device, 'compute_capability', 0)) for device in devices
+    )
+    chosen = 'tf32' if lowest >= TF32_CAPABILITY else 'fp32'
+    reason = devices[0].device_kind
+    if lowest:
+      reason += f', compute capability {lowest}'
+  logging.info('Precision: %s (auto; %s)', chosen, reason)
+  return chosen
 
 
 def set_precision(precision: str) -> DTypeLike:

@@ -131,6 +131,20 @@ class TrainingLog:
     self._file.close()
 
 
+def log_line(directory: pathlib.Path, text: str) -> None:
+  """Writes a line to the console and adds it to the file log.txt of a folder.
+
+  The folder may be the workdir of a training, which has the file open.
+
+  Args:
+    directory: The folder; it must exist.
+    text: The line.
+  """
+  logging.info(text)
+  with open(directory / 'log.txt', 'a', encoding='utf-8') as file:
+    file.write(text + '\n')
+
+
 def progress(
   items: Iterable[Any], *, total: int, description: str, shown: bool = True
 ) -> Iterable[Any]:

@@ -106,17 +106,7 @@ class TrainEvaluations:
       workdir=self._workdir,
       config=self._config,
     )
-    now = Evaluation(
-      step,
-      *(
-        aps[kind].stats[name] if kind in aps else None
-        for kind, name in (
-          ('bbox', 'AP'),
-          ('segm', 'AP'),
-          ('proposals', 'AR@1000'),
-        )
-      ),
-    )
+    now = summarize(aps, step)
     self.done = [e for e in self.done if e.step != step] + [now]
     if self._keep_best and self.best() == now:
       save_best(
@@ -146,6 +136,40 @@ class TrainEvaluations:
       step: Number of steps done.
     """
     return next((e for e in self.done if e.step == step), None)
+
+
+def summarize(aps: dict[str, ApResult | RecallResult], step: int) -> Evaluation:
+  """Returns the main figures of an evaluation.
+
+  Args:
+    aps: Results by kind: 'bbox', 'segm' or 'proposals'.
+    step: Number of training steps of the model.
+  """
+  return Evaluation(
+    step,
+    *(
+      aps[kind].stats[name] if kind in aps else None
+      for kind, name in (
+        ('bbox', 'AP'),
+        ('segm', 'AP'),
+        ('proposals', 'AR@1000'),
+      )
+    ),
+  )
+
+
+def describe(evaluation: Evaluation) -> str:
+  """Returns the line of the log about an evaluation; 'n/a' stands for no AP."""
+  box_ap, mask_ap = (
+    'n/a' if ap is None else f'{ap:.4f}'
+    for ap in (evaluation.box_ap, evaluation.mask_ap)
+  )
+  text = (
+    f'Evaluation at step {evaluation.step}: box AP {box_ap}, mask AP {mask_ap}'
+  )
+  if evaluation.recall is not None:
+    text += f', recall of proposals {evaluation.recall:.4f}'
+  return text
 
 
 def reaches(

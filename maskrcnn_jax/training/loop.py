@@ -22,7 +22,11 @@ from maskrcnn_jax.runtime import checkpoint, cluster, watchdog
 from maskrcnn_jax.runtime.run_checkpoints import RunCheckpoints
 from maskrcnn_jax.runtime.stop_signal import StopSignal
 from maskrcnn_jax.runtime.training_log import TrainingLog
-from maskrcnn_jax.training.evaluations import TrainEvaluations, reaches
+from maskrcnn_jax.training.evaluations import (
+  TrainEvaluations,
+  describe,
+  reaches,
+)
 from maskrcnn_jax.training.figures import PendingStep, take_figures
 from maskrcnn_jax.training.optimizer import Schedule
 from maskrcnn_jax.training.state import TrainState, training_state, variables_of
@@ -248,22 +252,12 @@ def evaluate_state(
   )
   now = run.evaluations.of(step)
   assert now is not None
-  text = (
-    f'Evaluation at step {step}: box AP {_figure(now.box_ap)}, mask AP '
-    f'{_figure(now.mask_ap)}'
-  )
-  if now.recall is not None:
-    text += f', recall of proposals {now.recall:.4f}'
+  text = describe(now)
   if run.eval_every:
     best = run.evaluations.best()
     text += f'; best so far at step {best.step}, in {run.workdir / "best"}'
   run.log.line(text)
   return aps
-
-
-def _figure(ap: float | None) -> str:
-  """Returns an AP as text with four digits; 'n/a' for `None`, no AP."""
-  return 'n/a' if ap is None else f'{ap:.4f}'
 
 
 def _load_batches(run: Run, first_step: int) -> Generator[Batch, None, None]:

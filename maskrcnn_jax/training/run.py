@@ -14,6 +14,7 @@ from maskrcnn_jax.config import (
   plain,
   scaled_to_batch,
   source_of,
+  stored_config,
 )
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.data import canvases, image_sets
@@ -22,7 +23,7 @@ from maskrcnn_jax.detector import Detector
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint, cluster
-from maskrcnn_jax.runtime.precision import set_precision
+from maskrcnn_jax.runtime.precision import choose_precision, set_precision
 from maskrcnn_jax.runtime.run_checkpoints import RunCheckpoints
 from maskrcnn_jax.runtime.stop_signal import Stopped, StopSignal
 from maskrcnn_jax.runtime.training_log import TrainingLog
@@ -179,6 +180,7 @@ def prepare_run(
   is_fine_tuning = config.train.fine_tune
   if is_fine_tuning:
     config = adopt_checkpoint(config, init_from, given_keys)
+  config = _with_chosen_precision(config, workdir)
   mesh = cluster.make_mesh()
   check_batch_size(config, mesh)
   check_device(config.precision)
@@ -274,6 +276,33 @@ def prepare_run(
     profile_steps,
   )
   return run, state, remarks
+
+
+def _with_chosen_precision(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> ml_collections.ConfigDict:
+  """Replaces the precision 'auto', so that checkpoints store the chosen one.
+
+  Args:
+    config: The recipe; it is not changed.
+    workdir: The folder of the run. The newest checkpoint that can be read says
+      which precision the run began with.
+
+  Returns:
+    The recipe; its precision is not 'auto'.
+  """
+  config = config.copy_and_resolve_references()
+  stored = None
+  if config.precision == 'auto':
+    directory = workdir / 'checkpoints'
+    for step in reversed(checkpoint.saved_steps(directory)):
+      # `first_state` reports and moves a damaged checkpoint.
+      with contextlib.suppress(checkpoint.DamagedCheckpoint):
+        metadata = checkpoint.read_metadata(directory / str(step))
+        stored = stored_config(metadata.recipe).precision
+        break
+  config.precision = choose_precision(config.precision, stored=stored)
+  return config
 
 
 def _finish(run: Run, state: TrainState, skip_test: bool) -> None:

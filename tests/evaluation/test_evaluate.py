@@ -3,6 +3,7 @@
 import collections
 import json
 import pathlib
+import re
 import shutil
 
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from maskrcnn_jax.detector import (
 )
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.evaluate import evaluate
+from maskrcnn_jax.mask_paste import paste_masks
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import cluster
 from maskrcnn_jax.runtime.files import write_json
@@ -315,10 +317,51 @@ def test_evaluate_scores_each_image_with_a_batch_size_that_divides_none(
     assert result['segmentation']['size'] == sizes[result['image_id']]
 
 
+def test_evaluate_writes_the_same_detections_as_arrays(tiny_run):
+  inference = tiny_run[0] / 'inference'
+  boxes = read_json(inference / 'bbox.json')
+  masks = read_json(inference / 'segm.json')
+  with np.load(inference / 'predictions.npz') as file:
+    arrays = dict(file)
+  assert len(boxes) > tiny.NUM_VAL
+  ids = arrays['category_ids'][arrays['classes'] - 1]
+  for i, (one, mask) in enumerate(zip(boxes, masks, strict=True)):
+    assert arrays['image_ids'][i] == one['image_id']
+    assert ids[i] == one['category_id']
+    assert arrays['scores'][i] == np.float32(one['score'])
+    box = arrays['boxes'][i]
+    assert to_xywh(box) == pytest.approx(one['bbox'], abs=1e-5)
+    # Where the probability is near one half, the rounding to 1 / 255 may
+    # change a pixel.
+    height, width = mask['segmentation']['size']
+    (pasted,) = paste_masks(
+      arrays['masks'][i : i + 1] / np.float32(255),
+      box[None],
+      height=height,
+      width=width,
+      threshold=0.5,
+    )
+    differs = mask_api.decode(pasted) != mask_api.decode(mask['segmentation'])
+    assert differs.mean() < 0.02
+  assert arrays['masks'].shape == (len(boxes), 28, 28)
+
+
+def test_evaluate_adds_time_and_speed_to_the_log(tiny_run, detector, tmp_path):
+  pattern = (
+    r'Total inference time: [\d.]+ s \([\d.]+ s / img per device, on 1 devices'
+    r'\); ([\d.]+) images/s'
+  )
+  evaluate_tiny(detector, tmp_path, skip_eval=True)
+  for folder in (tiny_run[0], tmp_path):
+    lines = (folder / 'log.txt').read_text().splitlines()
+    (found,) = filter(None, (re.fullmatch(pattern, line) for line in lines))
+    assert float(found[1]) > 0
+
+
 def test_skip_eval_writes_predictions_alone(detector, tmp_path, capsys):
   assert evaluate_tiny(detector, tmp_path, skip_eval=True) == {}
   names = {path.name for path in (tmp_path / 'inference').iterdir()}
-  assert names == {'bbox.json', 'segm.json'}
+  assert names == {'bbox.json', 'segm.json', 'predictions.npz'}
   assert capsys.readouterr().out == ''
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 from numpy.testing import assert_allclose
 import pytest
 import tiny
@@ -147,6 +148,10 @@ def check_results(workdir, data):
     (workdir / 'inference' / 'coco_results.json').read_text()
   )
   assert results['bbox']['num_images'] == len(ids)
+  with np.load(workdir / 'inference' / 'predictions.npz') as arrays:
+    assert arrays['image_ids'].tolist() == [r['image_id'] for r in boxes]
+    assert arrays['masks'].shape == (len(boxes), 28, 28)
+  assert not list((workdir / 'inference').glob('*.partial'))
   return boxes
 
 
@@ -224,6 +229,12 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(
       rtol=1e-5,
       atol=1e-5 if name == 'bbox' else 0,
     )
+  # A probability between two of the 256 levels may be rounded up or down.
+  two, one = (
+    np.load(workdir / 'inference' / 'predictions.npz')['masks'].astype(int)
+    for workdir in (tmp_path / 'two', straight[0])
+  )
+  assert_allclose(two, one, rtol=0, atol=1)
 
 
 @pytest.mark.slow

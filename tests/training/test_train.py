@@ -165,7 +165,8 @@ def test_log_has_a_line_for_each_report_and_each_compilation(tiny_run):
     '0.010000',
   ]
   assert sum(line.startswith('Compiled the step for') for line in lines) == 1
-  assert lines[-2].endswith('; 1 compilations for 1 static sizes')
+  assert lines[-3].endswith('; 1 compilations for 1 static sizes')
+  assert lines[-2].startswith('Total inference time: ')
   assert re.fullmatch(
     r'Evaluation at step 4: box AP 0\.\d{4}, mask AP 0\.\d{4}', lines[-1]
   )

@@ -105,6 +105,22 @@ def test_train_evaluates_on_the_way_and_keeps_the_best(
 
 
 @pytest.mark.usefixtures('idle_step')
+@pytest.mark.parametrize(('first', 'stored'), [('auto', 'fp32'), ('tf32',) * 2])
+def test_a_checkpoint_stores_the_precision_that_auto_chose(
+  config, tmp_path, first, stored
+):
+  for precision, num_steps in ((first, 2), ('auto', 4)):
+    config.precision = precision
+    config.train.num_steps = num_steps
+    tiny.run_training(config, tmp_path)
+    assert config.precision == precision
+    path = checkpoint.find_checkpoint(tmp_path)
+    assert path.name == str(num_steps)
+    # On this CPU, auto alone would be fp32; a run goes on as it began.
+    assert checkpoint.read_metadata(path).recipe['precision'] == stored
+
+
+@pytest.mark.usefixtures('idle_step')
 def test_train_ends_when_both_aps_are_reached(config, tmp_path, evaluation):
   config.train.num_steps = 8
   config.train.eval_every = 2
