@@ -126,15 +126,15 @@ def _check_model(config: ml_collections.ConfigDict) -> str | None:
   num_levels = {'fpn': 5, 'c4': 1}
   if len(sizes) != num_levels[model.body]:
     levels = {'fpn': 'each of the levels 2 to 6', 'c4': 'the only level'}
-    # A body is seldom changed alone: other keys depend on it.
     recipes = {
       'fpn': 'r50_fpn, r101_fpn, faster_rcnn_r50_fpn or rpn_r50_fpn',
       'c4': 'r50_c4, r101_c4 or faster_rcnn_r50_c4',
     }
     return (
       f'config.anchors.sizes has {len(sizes)} entries; give one tuple of '
-      f'sizes for {levels[model.body]} of a body {model.body!r}. If you want '
-      f'another body, begin with a recipe that has it: {recipes[model.body]}.'
+      f'sizes for {levels[model.body]} of a body {model.body!r}. Other keys '
+      'depend on config.model.body too, so begin with a recipe that has this '
+      f'body: {recipes[model.body]}.'
     )
   if len({len(of_level) for of_level in sizes}) != 1:
     return (
