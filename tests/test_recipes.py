@@ -39,43 +39,10 @@ FILES = {
 }
 
 
-def narrow(config, width):
-  """Makes a recipe narrow and its numbers of boxes small, in place.
-
-  Args:
-    config: The recipe.
-    width: Number of channels of the stem, of the pyramid and of the heads.
-      Group norm needs a multiple of 32.
-  """
-  model = config.model
-  model.update(width=width, fpn_channels=width, mask_channels=width)
-  model.box_features = 4 * width
-  if model.groups > 1:
-    model.update(groups=4, group_width=width // 4)
-  is_c4 = model.body == 'c4'
-  config.anchors.sizes = (
-    ((8.0, 16.0, 32.0),)
-    if is_c4
-    else ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))
-  )
-  config.rpn.num_samples = 64
-  for part in (config.rpn.train, config.rpn.eval):
-    part.update(pre_nms=128, post_nms=64, num_proposals=64)
-  config.roi.num_samples = 32
-  config.detections.max_detections = 16
-  config.data.update(
-    short_side=64,
-    long_side=64,
-    padded_sizes=((64, 64),),
-    max_objects=8,
-    keep_empty=True,
-  )
-
-
 def reduced(recipe, data):
   """Returns a recipe for two steps of a narrow model on a drawn data set."""
   config = tiny.with_data(read_recipe(recipe).config, data)
-  narrow(config, 32 if config.model.norm == 'group' else 8)
+  tiny.narrow(config, 32 if config.model.norm == 'group' else 8)
   config.detections.min_score = 0.0
   config.train.batch_size = 2
   # The schedule stays that of the recipe, at its first steps.
