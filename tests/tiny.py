@@ -77,7 +77,8 @@ def narrow(config, width):
   model.update(width=width, fpn_channels=width, mask_channels=width)
   model.box_features = 4 * width
   if model.groups > 1:
-    model.update(groups=4, group_width=width // 4)
+    # For a stem of `width` channels, a group has half as many in layer1.
+    model.update(groups=4, group_width=32)
   is_c4 = model.body == 'c4'
   config.anchors.sizes = (
     ((8.0, 16.0, 32.0, 64.0),)
