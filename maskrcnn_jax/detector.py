@@ -299,6 +299,16 @@ def to_xywh(
     width_offset: Number of pixels that are added to x2 - x1 and y2 - y1: 1 in
       the old convention in which x2 and y2 are the last pixels inside the box,
       otherwise 0.
+
+  Returns:
+    The corner and the size. No side is negative: in the old convention, x2 may
+    be up to 1 below x1 in a thin box, and more in an image that was shrunk for
+    the model, because x2 - x1 is enlarged with the box. The side is then 0.
   """
   x1, y1, x2, y2 = map(float, box)
-  return [x1, y1, x2 - x1 + width_offset, y2 - y1 + width_offset]
+  return [
+    x1,
+    y1,
+    max(x2 - x1 + width_offset, 0.0),
+    max(y2 - y1 + width_offset, 0.0),
+  ]

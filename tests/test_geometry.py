@@ -144,6 +144,9 @@ def test_legacy_box_arithmetic_counts_both_pixels():
     box_ops.flip_boxes(BOX, jnp.int32(100), **LEGACY), [[79, 20, 89, 40]]
   )
   assert to_xywh(np.float32([10, 20, 20, 40]), **LEGACY) == [10, 20, 11, 21]
+  # A detection 0.25 pixels high, (10, 20, 20, 19.25), in an image that was half
+  # as large for the model.
+  assert to_xywh(np.float32([20, 40, 40, 38.5]), **LEGACY) == [20, 40, 21, 0]
   # A single pixel has an area.
   pixel = jnp.array([[5.0, 5.0, 5.0, 5.0]])
   assert box_ops.has_area(pixel, **LEGACY)

@@ -65,6 +65,40 @@ def get_config():
   return config
 
 
+def narrow(config, width):
+  """Makes a recipe narrow and its numbers of boxes small, in place.
+
+  Args:
+    config: The recipe.
+    width: Number of channels of the stem, of the pyramid and of the heads.
+      Group norm needs a multiple of 32.
+  """
+  model = config.model
+  model.update(width=width, fpn_channels=width, mask_channels=width)
+  model.box_features = 4 * width
+  if model.groups > 1:
+    # For a stem of `width` channels, a group has half as many in layer1.
+    model.update(groups=4, group_width=32)
+  is_c4 = model.body == 'c4'
+  config.anchors.sizes = (
+    ((8.0, 16.0, 32.0, 64.0),)
+    if is_c4
+    else ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))
+  )
+  config.rpn.num_samples = 64
+  for part in (config.rpn.train, config.rpn.eval):
+    part.update(pre_nms=128, post_nms=64, num_proposals=64)
+  config.roi.num_samples = 32
+  config.detections.max_detections = 16
+  config.data.update(
+    short_side=64,
+    long_side=64,
+    padded_sizes=((64, 64),),
+    max_objects=8,
+    keep_empty=True,
+  )
+
+
 def with_data(config, data: pathlib.Path):
   """Sets the data set of a recipe, in place, and returns the recipe.
 

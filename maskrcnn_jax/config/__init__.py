@@ -4,6 +4,7 @@ A recipe is a `ConfigDict` that says which model is trained, on which data and
 how. `keys.py` is the table of all keys; begin reading there.
 """
 
+from maskrcnn_jax.config.coco import coco_arguments, use_coco, use_legacy
 from maskrcnn_jax.config.comparison import (
   Difference,
   differences,
@@ -38,6 +39,7 @@ __all__ = [
   'first_level_of',
   'c4_config',
   'c5_config',
+  'coco_arguments',
   'default_config',
   'differences',
   'facts_of',
@@ -50,4 +52,6 @@ __all__ = [
   'scaled_to_batch',
   'source_of',
   'stored_config',
+  'use_coco',
+  'use_legacy',
 ]

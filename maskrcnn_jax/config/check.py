@@ -134,9 +134,17 @@ def _check_model(config: ml_collections.ConfigDict) -> str | None:
   else:
     levels, number = 'the only level', 1
   if len(sizes) != number:
+    recipes = {
+      'fpn': 'r50_fpn, r101_fpn, faster_rcnn_r50_fpn or rpn_r50_fpn',
+      'c4': 'r50_c4, r101_c4 or faster_rcnn_r50_c4',
+      'c5': 'r50_c5 or r101_c5',
+      'dc5': 'r50_dc5',
+    }
     return (
       f'config.anchors.sizes has {len(sizes)} entries; give one tuple of '
-      f'sizes for {levels} of a body {model.body!r}.'
+      f'sizes for {levels} of a body {model.body!r}. Other keys depend on '
+      'config.model.body too, so begin with a recipe that has this body: '
+      f'{recipes[model.body]}.'
     )
   if len({len(of_level) for of_level in sizes}) != 1:
     return (

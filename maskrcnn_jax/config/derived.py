@@ -9,6 +9,13 @@ from maskrcnn_jax.config.defaults import set_value, value_of
 from maskrcnn_jax.data.records import Records
 from maskrcnn_jax.data.source import Source, source_of_files
 
+# A batch that was enlarged to this size or more has a warm-up of its own: a
+# number of steps, and the factor of the learning rate at the first step.
+# Source: NVIDIA's Mask R-CNN For PyTorch, README, "Training Process".
+LARGE_BATCH = 32
+LARGE_BATCH_WARMUP_STEPS = 625
+LARGE_BATCH_WARMUP_FACTOR = 0.01
+
 
 class Heads(NamedTuple):
   """The heads that a model has in addition to the RPN."""
@@ -116,6 +123,11 @@ def scaled_to_batch(
   1. So the number of images that are seen at each rate stays the same. With the
   warm-up 'mlperf_linear', `optimizer.warmup_factor` is multiplied by k squared.
 
+  The warm-up 'linear' is an exception from 32 images a step on, because the
+  high learning rate needs more steps to be reached, not fewer: it has 625 steps
+  from a hundredth of the rate. In a short training, it ends halfway to the
+  first decay or to the end.
+
   Args:
     config: The recipe; `train.reference_batch_size` is the batch size that it
       was written for. If that is `None`, or if `train.auto_scale` is False,
@@ -130,7 +142,8 @@ def scaled_to_batch(
 
   Source:
     Accurate, Large Minibatch SGD (arXiv:1706.02677), section 2.1; detectron2
-    `engine/defaults.py`, auto_scale_workers.
+    `engine/defaults.py`, auto_scale_workers. The warm-up of large batches:
+    NVIDIA's Mask R-CNN For PyTorch, README, "Training Process".
   """
   config = config.copy_and_resolve_references()
   reference = config.train.reference_batch_size
@@ -146,18 +159,34 @@ def scaled_to_batch(
     """Divides a number of steps by the factor; 0 stays 0."""
     return max(round(steps / factor), 1) if steps else 0
 
+  optimizer = config.optimizer
   values = {
-    'optimizer.learning_rate': config.optimizer.learning_rate * factor,
-    'optimizer.warmup_steps': fewer(config.optimizer.warmup_steps),
-    'optimizer.decay_steps': tuple(map(fewer, config.optimizer.decay_steps)),
+    'optimizer.learning_rate': optimizer.learning_rate * factor,
+    'optimizer.warmup_steps': fewer(optimizer.warmup_steps),
+    'optimizer.decay_steps': tuple(map(fewer, optimizer.decay_steps)),
     'train.num_steps': fewer(config.train.num_steps),
   }
-  if config.optimizer.warmup == 'mlperf_linear':
+  is_large = (
+    optimizer.warmup == 'linear'
+    and optimizer.warmup_steps > 0
+    and config.train.batch_size >= LARGE_BATCH
+  )
+  if is_large:
+    used = {
+      key: value_of(config, key) if key in given else value
+      for key, value in values.items()
+    }
+    ends = [used['train.num_steps']]
+    if optimizer.schedule == 'multistep':
+      ends += used['optimizer.decay_steps']
+    values['optimizer.warmup_steps'] = min(
+      LARGE_BATCH_WARMUP_STEPS, max(min(ends) // 2, 1)
+    )
+    values['optimizer.warmup_factor'] = LARGE_BATCH_WARMUP_FACTOR
+  if optimizer.warmup == 'mlperf_linear':
     # In this schedule the key is the rise of the learning rate at each step.
     # The rate must rise k times as high in 1 / k as many steps.
-    values['optimizer.warmup_factor'] = (
-      config.optimizer.warmup_factor * factor**2
-    )
+    values['optimizer.warmup_factor'] = optimizer.warmup_factor * factor**2
   changes = []
   for key, value in values.items():
     before = value_of(config, key)
@@ -166,11 +195,15 @@ def scaled_to_batch(
     elif value != before:
       set_value(config, key, value)
       changes.append(f'{key} = {value} (recipe: {before})')
-  return config, [
+  sentences = [
     f'{config.train.batch_size} images a step, the recipe is for '
-    f'{reference}: {"; ".join(changes)}. --config.train.auto_scale=False '
-    'leaves all values as they are.'
+    f'{reference}: {"; ".join(changes)}.',
+    f'The warm-up is that for {LARGE_BATCH} images a step and more.',
+    '--config.train.auto_scale=False leaves all values as they are.',
   ]
+  if not is_large:
+    del sentences[1]
+  return config, [' '.join(sentences)]
 
 
 def anchor_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -338,7 +338,9 @@ KEYS: tuple[Key, ...] = (
               wanted='the batch size that the recipe is for'),
         'The batch size that train.num_steps and the learning rate and steps '
         'of the optimizer are written for. If train.batch_size is another, '
-        'they are scaled to it. None scales nothing.', free=True),
+        'they are scaled to it; the warm-up linear then has 625 steps from '
+        '0.01 if train.batch_size is at least 32. None scales nothing.',
+        free=True),
     Key('train.auto_scale', True, TRAINING, switch(),
         'Whether train.reference_batch_size has an effect.', free=True),
     Key('train.eval_every', 0, TRAINING, whole(0),

@@ -165,7 +165,7 @@ def _run(path: str) -> ml_collections.ConfigDict:
   except InputError:
     raise
   except ValueError as error:  # The recipe refuses its argument.
-    raise InputError(str(error)) from error
+    raise InputError(f'--config={path}: {error}') from error
   # A recipe is Python code of the user, which may raise any exception.
   except Exception as error:
     reason = ' '.join(str(error).split())

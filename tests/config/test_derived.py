@@ -32,21 +32,93 @@ def test_heads_of_an_output(output, boxes, masks):
   assert heads_of(config) == (boxes, masks)
 
 
+def scaled(batch_size, given=(), **optimizer):
+  """Returns the defaults, which are for 16 images, and the log line."""
+  config = default_config()
+  config.optimizer.update(optimizer)
+  config.train.reference_batch_size = 16
+  config.train.batch_size = batch_size
+  config, (line,) = scaled_to_batch(config, frozenset(given))
+  return config, line
+
+
 def test_scaled_to_batch_is_the_linear_rule():
+  config, line = scaled(24)
+  assert config.optimizer.learning_rate == pytest.approx(0.03)
+  assert config.optimizer.warmup_steps == 333  # 500 / 1.5
+  assert config.optimizer.warmup_factor == pytest.approx(1 / 3)
+  assert config.optimizer.decay_steps == (40_000, 53_333)
+  assert config.train.num_steps == 60_000
+  assert '24 images a step, the recipe is for 16' in line
+  assert 'train.num_steps = 60000 (recipe: 90000)' in line
+  assert 'warm-up' not in line
+
+
+def test_scaled_to_batch_returns_a_recipe_for_the_new_batch_size():
   config = default_config()
   config.train.reference_batch_size = 16
-  config.train.batch_size = 64
-  scaled, lines = scaled_to_batch(config)
-  assert scaled.optimizer.learning_rate == pytest.approx(0.08)
-  assert scaled.optimizer.warmup_steps == 125
-  assert scaled.optimizer.decay_steps == (15_000, 20_000)
-  assert scaled.train.num_steps == 22_500
-  (line,) = lines
-  assert '64 images a step, the recipe is for 16' in line
-  assert 'train.num_steps = 22500 (recipe: 90000)' in line
+  config.train.batch_size = 24
+  result, _ = scaled_to_batch(config)
   # Scaling again changes nothing, and the original recipe is unchanged.
-  assert scaled_to_batch(scaled)[1] == []
+  assert scaled_to_batch(result)[1] == []
   assert config.optimizer.learning_rate == 0.02
+
+
+@pytest.mark.parametrize(
+  ('batch_size', 'warmup_steps', 'warmup_factor'),
+  [
+    (8, 1000, 1 / 3),
+    (31, 258, 1 / 3),  # 500 * 16 / 31
+    (32, 625, 0.01),
+    (64, 625, 0.01),
+    (96, 625, 0.01),
+    # The first decay is after 60,000 * 16 / 1024 = 937.5 steps.
+    (1024, 469, 0.01),
+  ],
+)
+def test_a_large_batch_has_the_warmup_that_nvidia_advises(
+  batch_size, warmup_steps, warmup_factor
+):
+  config, line = scaled(batch_size)
+  assert config.optimizer.warmup_steps == warmup_steps
+  assert config.optimizer.warmup_factor == pytest.approx(warmup_factor)
+  is_large = batch_size >= 32
+  assert ('The warm-up is that for 32 images a step and more.' in line) == (
+    is_large
+  )
+  # The learning rate follows the rule for all batch sizes.
+  assert config.optimizer.learning_rate == pytest.approx(0.02 * batch_size / 16)
+
+
+def test_a_given_warmup_is_kept_for_a_large_batch_too():
+  config, line = scaled(
+    64, ['optimizer.warmup_steps', 'optimizer.warmup_factor']
+  )
+  assert config.optimizer.warmup_steps == 500
+  assert config.optimizer.warmup_factor == pytest.approx(1 / 3)
+  assert 'optimizer.warmup_steps = 500 (given, not scaled)' in line
+
+
+def test_the_warmup_of_a_large_batch_leaves_half_of_a_short_training():
+  # Half of the 188 steps that are left of 750.
+  config, _ = scaled(64, decay_steps=(750, 900))
+  assert config.optimizer.decay_steps == (188, 225)
+  assert config.optimizer.warmup_steps == 94
+  # A cosine has no decays, so that only the end counts: 90,000 / 4 steps.
+  config, _ = scaled(64, decay_steps=(750, 900), schedule='cosine')
+  assert config.optimizer.warmup_steps == 625
+
+
+@pytest.mark.parametrize(
+  ('warmup', 'warmup_steps', 'expected'),
+  [('constant', 500, 125), ('mlperf_linear', 800, 200), ('linear', 0, 0)],
+)
+def test_other_warmups_of_a_large_batch_are_scaled(
+  warmup, warmup_steps, expected
+):
+  config, line = scaled(64, warmup=warmup, warmup_steps=warmup_steps)
+  assert config.optimizer.warmup_steps == expected
+  assert 'The warm-up is' not in line
 
 
 def test_scaled_to_batch_keeps_the_values_that_the_user_gave():

@@ -116,9 +116,9 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path):
   for path, reason in (
     (other, 'it has no get_config'),
     (tmp_path, 'is not a Python file'),
-    (tmp_path / 'none.py', 'is not a file; .*: finetune, nuclei, r50_fpn, s'),
+    (tmp_path / 'none.py', 'is not a file; .*, finetune, nuclei, .*r50_fpn, '),
     (CONFIGS.parent / 'README.md', 'is not a Python file'),
-    ('shape', r'\(finetune, nuclei, .*; did you mean shapes\?'),
+    ('shape', r'\(.*finetune, nuclei, .*; did you mean shapes\?'),
     (f'{CONFIGS}/shapes.py:7', 'takes no argument'),
   ):
     with pytest.raises(InputError, match=reason):
