@@ -10,6 +10,9 @@
 RECIPE says which model is trained and how. It is the name of a recipe that
 comes with the program, such as r50_fpn, or a file of your own, my_recipe.py.
 `python -m maskrcnn_jax.config.documentation` prints a page about its keys.
+It may also be a YAML file of NVIDIA's Mask R-CNN For PyTorch, and pairs KEY
+VALUE with keys of that program may end every command, for example
+SOLVER.BASE_LR 0.01. The names of flags may have hyphens for underscores.
 
 Exit status: 0 done, 1 failed while running, 2 wrong input, 130 ended by Ctrl-C.
 A training that is ended by SIGTERM or by the first Ctrl-C saves a checkpoint
@@ -40,9 +43,14 @@ flags.DEFINE_string(
   'config',
   None,
   'The recipe: the name of a recipe that comes with the '
-  'program, such as r50_fpn, or a file FILE.py. --config.KEY=VALUE changes a '
-  'key of it, for example --config.train.batch_size=8. If --config is left '
-  'out, eval and predict use the recipe that the checkpoint stores.',
+  'program, such as r50_fpn, or a file FILE.py or FILE.yaml. '
+  '--config.KEY=VALUE changes a key of it, for example '
+  '--config.train.batch_size=8. If --config is left out, eval and predict use '
+  'the recipe that the checkpoint stores. --config_file is the same flag.',
+)
+# For --help too. `split_arguments` makes the pair DTYPE float16 of it.
+flags.DEFINE_boolean(
+  'amp', False, 'Train with mixed precision: --config.precision=fp16.'
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of the run: checkpoints, logs and results.'
@@ -169,6 +177,7 @@ def main(argv: list[str]) -> int:
     SaveError: If a checkpoint cannot be written.
   """
   path, overrides = _parse_flags(argv)
+  weight = _take_settings(path, overrides)
   workdir = _check_flags(path)
   profile_steps = _parse_profile_steps(_PROFILE_STEPS.value)
   # The imports are here so that --help and the messages about wrong arguments
@@ -176,6 +185,7 @@ def main(argv: list[str]) -> int:
   from maskrcnn_jax.config.recipe import read_overrides, read_recipe
 
   recipe = read_recipe(path, overrides) if path else read_overrides(overrides)
+  _check_weights(weight, workdir)
 
   import jax
 
@@ -208,6 +218,8 @@ def main(argv: list[str]) -> int:
     jax.process_index(),
     jax.process_count(),
   )
+  for line in recipe.notes:
+    logging.info('%s', line)
   # This comes after the start of the processes, because only process 0 writes
   # to the cache.
   cluster.keep_compiled(_COMPILATION_CACHE.value)
@@ -322,6 +334,69 @@ def _parse_flags(
     raise InputError(_in_a_line(error)) from error
   refuse_unexpected(unexpected)
   return path, overrides
+
+
+def _take_settings(
+  path: str | None, overrides: list[tuple[str, str | None]]
+) -> str | None:
+  """Fills in flags from OUTPUT_DIR and MODEL.WEIGHT of NVIDIA's program.
+
+  OUTPUT_DIR is the workdir. If MODEL.WEIGHT is a folder, it is the checkpoint
+  to start from, or to evaluate or predict with. A flag on the command line is
+  used instead of a key in a file.
+
+  Args:
+    path: The value of --config.
+    overrides: (key, text) pairs, as `split_arguments` returns them.
+
+  Returns:
+    The value of MODEL.WEIGHT; `None` if it is not given or empty.
+
+  Raises:
+    InputError: If the YAML file cannot be read, or a flag and a pair on the
+      command line name different folders.
+  """
+  from maskrcnn_jax.config.yaml_recipe import settings_of
+
+  settings = settings_of(path, overrides)
+  source = 'init_from' if _MODE.value == 'train' else 'checkpoint'
+  for key, name in (('OUTPUT_DIR', 'workdir'), ('MODEL.WEIGHT', source)):
+    if key not in settings:
+      continue
+    value, is_pair = settings[key]
+    flag = flags.FLAGS[name]
+    if key == 'MODEL.WEIGHT' and not pathlib.Path(value).is_dir():
+      continue
+    if not flag.value:
+      flag.value = value
+    elif is_pair and flag.value != value:
+      raise InputError(
+        f'--{name}={flag.value} and {key} {value} name different folders; '
+        'leave one of them out.'
+      )
+  return settings.get('MODEL.WEIGHT', (None, False))[0]
+
+
+def _check_weights(weight: str | None, workdir: pathlib.Path) -> None:
+  """Raises an InputError if a training lacks the weights of MODEL.WEIGHT.
+
+  A training that continues a run needs none.
+
+  Args:
+    weight: The value of MODEL.WEIGHT; `None` if it is not given.
+    workdir: The folder of the run.
+  """
+  if weight is None or _MODE.value != 'train' or _INIT_FROM.value:
+    return
+  if (workdir / 'checkpoints').is_dir():
+    return
+  from maskrcnn_jax.config.nvidia_weights import advice_on_weights
+
+  raise InputError(
+    f'MODEL.WEIGHT is {weight}, but this program downloads nothing and reads '
+    f'only converted weights. Give {advice_on_weights(weight)}. MODEL.WEIGHT '
+    "'' trains from random weights."
+  )
 
 
 def _in_a_line(error: Exception) -> str:
