@@ -182,10 +182,12 @@ def main(argv: list[str]) -> int:
   profile_steps = _parse_profile_steps(_PROFILE_STEPS.value)
   # The imports are here so that --help and the messages about wrong arguments
   # appear at once; importing JAX takes seconds.
+  from maskrcnn_jax.config.nvidia_flags import require_weights
   from maskrcnn_jax.config.recipe import read_overrides, read_recipe
 
   recipe = read_recipe(path, overrides) if path else read_overrides(overrides)
-  _check_weights(weight, workdir)
+  if weight and _MODE.value == 'train' and not _INIT_FROM.value:
+    require_weights(weight, workdir)
 
   import jax
 
@@ -338,65 +340,31 @@ def _parse_flags(
 
 def _take_settings(
   path: str | None, overrides: list[tuple[str, str | None]]
-) -> str | None:
-  """Fills in flags from OUTPUT_DIR and MODEL.WEIGHT of NVIDIA's program.
+) -> str:
+  """Fills in the flags that OUTPUT_DIR and MODEL.WEIGHT of a YAML file give.
 
-  OUTPUT_DIR is the workdir. If MODEL.WEIGHT is a folder, it is the checkpoint
-  to start from, or to evaluate or predict with. A flag on the command line is
-  used instead of a key in a file.
+  The two keys may also be in pairs on the command line.
 
   Args:
     path: The value of --config.
     overrides: (key, text) pairs, as `split_arguments` returns them.
 
   Returns:
-    The value of MODEL.WEIGHT; `None` if it is not given or empty.
+    The value of MODEL.WEIGHT; '' if it is not given.
 
   Raises:
     InputError: If the YAML file cannot be read, or a flag and a pair on the
       command line name different folders.
   """
+  from maskrcnn_jax.config.nvidia_flags import flags_from
   from maskrcnn_jax.config.yaml_recipe import settings_of
 
   settings = settings_of(path, overrides)
-  source = 'init_from' if _MODE.value == 'train' else 'checkpoint'
-  for key, name in (('OUTPUT_DIR', 'workdir'), ('MODEL.WEIGHT', source)):
-    if key not in settings:
-      continue
-    value, is_pair = settings[key]
-    flag = flags.FLAGS[name]
-    if key == 'MODEL.WEIGHT' and not pathlib.Path(value).is_dir():
-      continue
-    if not flag.value:
-      flag.value = value
-    elif is_pair and flag.value != value:
-      raise InputError(
-        f'--{name}={flag.value} and {key} {value} name different folders; '
-        'leave one of them out.'
-      )
-  return settings.get('MODEL.WEIGHT', (None, False))[0]
-
-
-def _check_weights(weight: str | None, workdir: pathlib.Path) -> None:
-  """Raises an InputError if a training lacks the weights of MODEL.WEIGHT.
-
-  A training that continues a run needs none.
-
-  Args:
-    weight: The value of MODEL.WEIGHT; `None` if it is not given.
-    workdir: The folder of the run.
-  """
-  if weight is None or _MODE.value != 'train' or _INIT_FROM.value:
-    return
-  if (workdir / 'checkpoints').is_dir():
-    return
-  from maskrcnn_jax.config.nvidia_weights import advice_on_weights
-
-  raise InputError(
-    f'MODEL.WEIGHT is {weight}, but this program downloads nothing and reads '
-    f'only converted weights. Give {advice_on_weights(weight)}. MODEL.WEIGHT '
-    "'' trains from random weights."
-  )
+  names = ('workdir', 'init_from', 'checkpoint')
+  given = {name: flags.FLAGS[name].value for name in names}
+  for name, value in flags_from(settings, given, mode=_MODE.value).items():
+    flags.FLAGS[name].value = value
+  return settings.get('MODEL.WEIGHT', ('', False))[0]
 
 
 def _in_a_line(error: Exception) -> str:

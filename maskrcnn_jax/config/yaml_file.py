@@ -21,7 +21,7 @@ _MAX_DEPTH = 20
 
 
 class _Loader(yaml.SafeLoader):
-  """PyYAML's safe loader, which makes plain values only; no key may be twice."""
+  """PyYAML's safe loader of plain values; a key must not occur twice."""
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
