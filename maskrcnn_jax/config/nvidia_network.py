@@ -190,6 +190,12 @@ def _translate_box_head(
   body: str,
 ) -> None:
   """Translates the box head. The arguments are those of `_translate_body`."""
+  ious = [cfg[f'MODEL.ROI_HEADS.{end}_IOU_THRESHOLD'] for end in ('FG', 'BG')]
+  if ious[0] != ious[1]:
+    problems['MODEL.ROI_HEADS.BG_IOU_THRESHOLD'] = (
+      f'it is {ious[1]}, but FG_IOU_THRESHOLD is {ious[0]}; give the same '
+      'number, because every RoI is either foreground or background'
+    )
   head = 'MODEL.ROI_BOX_HEAD.'
   extractor = cfg[f'{head}FEATURE_EXTRACTOR']
   values['roi.box_side'] = cfg[f'{head}POOLER_RESOLUTION']

@@ -185,6 +185,7 @@ def _flatten(
     if depth > _MAX_DEPTH:
       raise ValueError(f'{name[:60]}... is nested too deeply')
     if isinstance(value, dict):
+      _count(room)
       _flatten(value, f'{name}.', table, room, depth=depth + 1)
       continue
     if name in table:
@@ -204,9 +205,7 @@ def _plain(value: Any, name: str, room: list[int], *, depth: int) -> Any:
   Raises:
     ValueError: If the value is not plain, too long or too deep.
   """
-  room[0] -= 1
-  if room[0] < 0:
-    raise ValueError(f'there are more than {_MAX_ENTRIES:,} entries')
+  _count(room)
   if depth > _MAX_DEPTH:
     raise ValueError(f'{name} is nested too deeply')
   if isinstance(value, list):
@@ -216,3 +215,17 @@ def _plain(value: Any, name: str, room: list[int], *, depth: int) -> Any:
   raise ValueError(
     f'{name} is a {type(value).__name__}; give a text, a number or a list'
   )
+
+
+def _count(room: list[int]) -> None:
+  """Counts an entry of the file.
+
+  Args:
+    room: As in `_flatten`.
+
+  Raises:
+    ValueError: If there are too many entries.
+  """
+  room[0] -= 1
+  if room[0] < 0:
+    raise ValueError(f'there are more than {_MAX_ENTRIES:,} entries')
