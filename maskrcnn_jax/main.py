@@ -12,7 +12,8 @@ comes with the program, such as r50_fpn, or a file of your own, my_recipe.py.
 `python -m maskrcnn_jax.config.documentation` prints a page about its keys.
 It may also be a YAML file of NVIDIA's Mask R-CNN For PyTorch, and pairs KEY
 VALUE with keys of that program may end every command, for example
-SOLVER.BASE_LR 0.01. The names of flags may have hyphens for underscores.
+SOLVER.BASE_LR 0.01; --amp is short for DTYPE float16. The names of flags may
+have hyphens for underscores.
 
 Exit status: 0 done, 1 failed while running, 2 wrong input, 130 ended by Ctrl-C.
 A training that is ended by SIGTERM or by the first Ctrl-C saves a checkpoint
@@ -47,10 +48,6 @@ flags.DEFINE_string(
   '--config.KEY=VALUE changes a key of it, for example '
   '--config.train.batch_size=8. If --config is left out, eval and predict use '
   'the recipe that the checkpoint stores. --config_file is the same flag.',
-)
-# For --help too. `split_arguments` makes the pair DTYPE float16 of it.
-flags.DEFINE_boolean(
-  'amp', False, 'Train with mixed precision: --config.precision=fp16.'
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of the run: checkpoints, logs and results.'

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from maskrcnn_jax.config.defaults import default_config, value_of
+from maskrcnn_jax.config.derived import heads_of
 from maskrcnn_jax.config.foreign_names import answer_to
 from maskrcnn_jax.config.forms import problem_with
 from maskrcnn_jax.config.keys import BY_NAME as OUR_KEYS
@@ -107,7 +108,7 @@ def translate_pairs(
     'SOLVER.MAX_ITER': config.train.num_steps,
     'SOLVER.CHECKPOINT_PERIOD': config.train.checkpoint_every,
     'SOLVER.STEPS': config.optimizer.decay_steps,
-    'MODEL.MASK_ON': config.model.output == 'masks',
+    'MODEL.MASK_ON': heads_of(config).masks,
     'INPUT.BRIGHTNESS': config.data.color_jitter[0],
     'INPUT.CONTRAST': config.data.color_jitter[1],
     'INPUT.SATURATION': config.data.color_jitter[2],

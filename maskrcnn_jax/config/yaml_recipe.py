@@ -51,11 +51,12 @@ def read_given(overrides: Sequence[Override]) -> Given:
     InputError: If a key of this program does not exist, or a text cannot be
       converted. Keys of NVIDIA's program are not checked here.
   """
-  pairs = {
-    key: decode(text)
-    for key, text in overrides
-    if is_nvidia_key(key) and text is not None
-  }
+  pairs = {}
+  for key, text in overrides:
+    if is_nvidia_key(key):
+      if text is None:
+        raise InputError(f'C05: {key} needs a value: {key} VALUE.')
+      pairs[key] = decode(text)
   return Given(
     parse_overrides([item for item in overrides if not is_nvidia_key(item[0])]),
     pairs,
