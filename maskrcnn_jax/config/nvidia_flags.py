@@ -62,8 +62,10 @@ def flags_from(
 ) -> dict[str, str]:
   """Returns the flags that OUTPUT_DIR and MODEL.WEIGHT stand for.
 
-  MODEL.WEIGHT counts only if it is a folder, which must be a checkpoint. A flag
-  on the command line is used instead of a key in a file.
+  MODEL.WEIGHT counts only if it is a folder, which must be a checkpoint. To
+  evaluate or predict, the checkpoints of the workdir are used instead of the
+  MODEL.WEIGHT of a file, if there are any. A flag on the command line is used
+  instead of a key in a file.
 
   Args:
     settings: The two keys, as `yaml_recipe.settings_of` returns them.
@@ -77,13 +79,18 @@ def flags_from(
     InputError: If a flag and a pair on the command line name different folders.
   """
   source = 'init_from' if mode == 'train' else 'checkpoint'
-  result = {}
+  result: dict[str, str] = {}
   for key, name in (('OUTPUT_DIR', 'workdir'), ('MODEL.WEIGHT', source)):
     value, is_pair = settings.get(key, ('', False))
-    if not value or (
-      key == 'MODEL.WEIGHT' and not pathlib.Path(value).is_dir()
-    ):
+    if not value:
       continue
+    if key == 'MODEL.WEIGHT':
+      workdir = pathlib.Path(flags['workdir'] or result.get('workdir', ''))
+      is_trained = (workdir / 'checkpoints').is_dir()
+      if not pathlib.Path(value).is_dir() or (
+        mode != 'train' and is_trained and not is_pair
+      ):
+        continue
     if not flags[name]:
       result[name] = value
     elif is_pair and flags[name] != value:

@@ -18,7 +18,7 @@ from maskrcnn_jax.config.foreign_names import answer_to
 from maskrcnn_jax.config.forms import problem_with
 from maskrcnn_jax.config.keys import BY_NAME as OUR_KEYS
 from maskrcnn_jax.config.nvidia_flags import advice_on_weights
-from maskrcnn_jax.config.nvidia_keys import ANY, BY_NAME, ROWS, Row
+from maskrcnn_jax.config.nvidia_keys import ANY, BY_NAME, GROUPS, ROWS, Row
 from maskrcnn_jax.config.nvidia_network import translate_network
 from maskrcnn_jax.config.nvidia_training import (
   translate_evaluations,
@@ -209,11 +209,12 @@ def _refuse(problems: dict[str, str], place: str) -> None:
 
 def _explain_unknown(name: str) -> str:
   """Returns the reason why a name is refused that no row has."""
-  answer = answer_to(name) if not name.endswith('.') else None
+  if name in GROUPS:
+    return 'it is a group of keys and has none; leave it out'
   near = difflib.get_close_matches(name, BY_NAME, 1, 0.85)
   if near:
     return f'there is no such key; did you mean {near[0]}?'
-  return answer or 'there is no such key'
+  return answer_to(name) or 'there is no such key'
 
 
 def _convert(row: Row, value: Any) -> tuple[Any, str]:

@@ -9,7 +9,7 @@ from maskrcnn_jax.config import default_config, derived
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.config.defaults import c4_config, value_of
 from maskrcnn_jax.config.keys import BY_NAME as OUR_KEYS
-from maskrcnn_jax.config.nvidia_flags import advice_on_weights
+from maskrcnn_jax.config.nvidia_flags import advice_on_weights, flags_from
 from maskrcnn_jax.config.nvidia_keys import ANY, BY_NAME, ROWS, is_nvidia_key
 from maskrcnn_jax.config.nvidia_recipe import translate_file
 from maskrcnn_jax.config.nvidia_training import padded_sizes
@@ -428,6 +428,7 @@ BASE = 'DATASETS: {TRAIN: coco_2017_train, TEST: coco_2017_val}\n'
     ('SOLVER: {MAX_ITER: 0}', ['SOLVER.MAX_ITER: it is 0; it must be at leas']),
     ('SOLVER: {MAX_ITER: true}', ['SOLVER.MAX_ITER: it is True; give a whole']),
     ('SOLVER: {STEPS: "(a, b)"}', ["SOLVER.STEPS: it is ('(a, b)',); give"]),
+    ('SOLVER:', ['SOLVER: it is a group of keys and has none; leave it out']),
     ('SOLVER: {BASE_L: 1}', ['SOLVER.BASE_L: there is no such key; did you']),
     ('SOLVER: {WEIGHT_DECAY_BIAS: 0.1}', ['biases have no weight decay']),
     ('SOLVER: {WARMUP_METHOD: exp}', ["WARMUP_METHOD: it is 'exp'"]),
@@ -556,6 +557,39 @@ def test_a_key_must_not_be_given_twice_with_different_values(write):
 )
 def test_advice_on_weights(weight, advice):
   assert advice in advice_on_weights(weight)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'given', 'mode', 'result'),
+  [
+    ({'OUTPUT_DIR': ('a', False)}, {}, 'train', {'workdir': 'a'}),
+    ({'OUTPUT_DIR': ('a', False)}, {'workdir': 'b'}, 'train', {}),
+    ({'OUTPUT_DIR': ('a', True)}, {'workdir': 'a'}, 'train', {}),
+    ({'MODEL.WEIGHT': ('run', False)}, {}, 'train', {'init_from': 'run'}),
+    ({'MODEL.WEIGHT': ('run', False)}, {}, 'eval', {'checkpoint': 'run'}),
+    ({'MODEL.WEIGHT': ('none', False)}, {}, 'train', {}),
+    ({'MODEL.WEIGHT': ('run', False)}, {'init_from': 'x'}, 'train', {}),
+    # The checkpoints of a training are used, not those that it started from.
+    ({'MODEL.WEIGHT': ('run', False)}, {'workdir': 'run'}, 'eval', {}),
+    (
+      {'MODEL.WEIGHT': ('run', False), 'OUTPUT_DIR': ('run', False)},
+      {},
+      'predict',
+      {'workdir': 'run'},
+    ),
+    (
+      {'MODEL.WEIGHT': ('run', True)},
+      {'workdir': 'run'},
+      'eval',
+      {'checkpoint': 'run'},
+    ),
+  ],
+)
+def test_flags_from(settings, given, mode, result, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
+  flags = dict.fromkeys(('workdir', 'init_from', 'checkpoint')) | given
+  assert flags_from(settings, flags, mode=mode) == result
 
 
 def test_rows_of_the_table():
