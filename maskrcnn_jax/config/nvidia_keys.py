@@ -93,7 +93,7 @@ ROWS: tuple[Row, ...] = (
         note='a folder with a checkpoint is used; for a file or catalog:// the '
         'program says which file to convert with convert_weights'),
     Row('DATASETS.TRAIN', (), ('data.train.images', 'data.train.annotations'),
-        note='coco_2014_* and coco_2017_* are expected in data/coco'),
+        note='`coco_2014_*` and `coco_2017_*` are expected in data/coco'),
     Row('DATASETS.TEST', (), ('data.eval.images', 'data.eval.annotations'),
         note='one set'),
     _unneeded('PATHS_CATALOG', None,

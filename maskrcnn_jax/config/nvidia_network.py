@@ -17,7 +17,7 @@ _NUM_GPUS = 8  # of the machines that NVIDIA's files are written for
 
 
 def translate_network(
-  cfg: dict[str, Any],
+  theirs: dict[str, Any],
   values: dict[str, Any],
   problems: dict[str, str],
   notes: dict[str, str],
@@ -25,25 +25,25 @@ def translate_network(
   """Translates body, anchors, proposals and heads.
 
   Args:
-    cfg: The values of all keys of NVIDIA's program.
+    theirs: The values of all keys of NVIDIA's program.
     values: {key of this program: value}; entries are added.
     problems: {key of NVIDIA's program: reason}; entries are added.
     notes: {key of NVIDIA's program: remark for the log}; entries are added.
   """
   values['model.output'] = (
     'proposals'
-    if cfg['MODEL.RPN_ONLY']
+    if theirs['MODEL.RPN_ONLY']
     else 'masks'
-    if cfg['MODEL.MASK_ON']
+    if theirs['MODEL.MASK_ON']
     else 'boxes'
   )
-  stages = cfg['MODEL.BACKBONE.FREEZE_CONV_BODY_AT']
+  stages = theirs['MODEL.BACKBONE.FREEZE_CONV_BODY_AT']
   values['freeze_at'] = max(stages, 0)
   if stages > 5:
     problems['MODEL.BACKBONE.FREEZE_CONV_BODY_AT'] = (
       f'it is {stages}; a ResNet has 5 stages'
     )
-  name = cfg['MODEL.BACKBONE.CONV_BODY']
+  name = theirs['MODEL.BACKBONE.CONV_BODY']
   _, _, ending = name.rpartition('-')
   depths = {'R-50': 50, 'R-101': 101}
   depth = depths.get(name.removesuffix(f'-{ending}'))
@@ -55,25 +55,25 @@ def translate_network(
   body, anchor_strides, roi_strides = _BODIES[ending]
   values['model.depth'] = depth
   values['model.body'] = body
-  _translate_body(cfg, values, problems, body)
-  _translate_anchors(cfg, values, problems, anchor_strides)
-  _translate_proposals(cfg, values, notes, body)
-  has_boxes = not cfg['MODEL.RPN_ONLY']
-  has_masks = has_boxes and cfg['MODEL.MASK_ON']
+  _translate_body(theirs, values, problems, body)
+  _translate_anchors(theirs, values, problems, anchor_strides)
+  _translate_proposals(theirs, values, notes, body)
+  has_boxes = not theirs['MODEL.RPN_ONLY']
+  has_masks = has_boxes and theirs['MODEL.MASK_ON']
   if has_boxes:
-    _translate_box_head(cfg, values, problems, body)
+    _translate_box_head(theirs, values, problems, body)
   if has_masks:
-    _translate_mask_head(cfg, values, problems, body)
+    _translate_mask_head(theirs, values, problems, body)
   scales = tuple(1 / stride for stride in roi_strides)
   for head, is_there in (('BOX', has_boxes), ('MASK', has_masks)):
     key = f'MODEL.ROI_{head}_HEAD.POOLER_SCALES'
-    if is_there and cfg[key] != scales:
-      problems[key] = f'it is {cfg[key]}; {name} needs {scales}'
-  _translate_norm(cfg, values, problems, has_boxes, has_masks)
+    if is_there and theirs[key] != scales:
+      problems[key] = f'it is {theirs[key]}; {name} needs {scales}'
+  _translate_norm(theirs, values, problems, has_boxes, has_masks)
 
 
 def _translate_body(
-  cfg: dict[str, Any],
+  theirs: dict[str, Any],
   values: dict[str, Any],
   problems: dict[str, str],
   body: str,
@@ -81,25 +81,27 @@ def _translate_body(
   """Translates the sizes of body and pyramid.
 
   Args:
-    cfg: As in `translate_network`.
+    theirs: As in `translate_network`.
     values: As in `translate_network`.
     problems: As in `translate_network`.
     body: The value of `model.body`.
   """
   is_fpn = body == 'fpn'
   for key in ('MODEL.RPN.USE_FPN', 'MODEL.ROI_HEADS.USE_FPN'):
-    if cfg[key] != is_fpn and not (cfg['MODEL.RPN_ONLY'] and 'HEADS' in key):
+    if theirs[key] != is_fpn and not (
+      theirs['MODEL.RPN_ONLY'] and 'HEADS' in key
+    ):
       problems[key] = (
-        f'it is {cfg[key]}, but CONV_BODY is '
-        f'{cfg["MODEL.BACKBONE.CONV_BODY"]}; give {is_fpn}'
+        f'it is {theirs[key]}, but CONV_BODY is '
+        f'{theirs["MODEL.BACKBONE.CONV_BODY"]}; give {is_fpn}'
       )
-  stem = cfg['MODEL.RESNETS.STEM_OUT_CHANNELS']
-  first = cfg['MODEL.RESNETS.RES2_OUT_CHANNELS']
+  stem = theirs['MODEL.RESNETS.STEM_OUT_CHANNELS']
+  first = theirs['MODEL.RESNETS.RES2_OUT_CHANNELS']
   if first != 4 * stem:
     problems['MODEL.RESNETS.RES2_OUT_CHANNELS'] = (
       f'it is {first}; it must be 4 times STEM_OUT_CHANNELS, {4 * stem}'
     )
-  channels = cfg['MODEL.BACKBONE.OUT_CHANNELS']
+  channels = theirs['MODEL.BACKBONE.OUT_CHANNELS']
   if is_fpn:
     values['model.fpn_channels'] = channels
   elif channels != first * {'c4': 4, 'c5': 8}[body]:
@@ -109,7 +111,7 @@ def _translate_body(
 
 
 def _translate_anchors(
-  cfg: dict[str, Any],
+  theirs: dict[str, Any],
   values: dict[str, Any],
   problems: dict[str, str],
   strides: tuple[int, ...],
@@ -117,12 +119,12 @@ def _translate_anchors(
   """Translates the sizes of the anchors.
 
   Args:
-    cfg: As in `translate_network`.
+    theirs: As in `translate_network`.
     values: As in `translate_network`.
     problems: As in `translate_network`.
     strides: The strides of the levels that have anchors.
   """
-  sizes = cfg['MODEL.RPN.ANCHOR_SIZES']
+  sizes = theirs['MODEL.RPN.ANCHOR_SIZES']
   if not all(isinstance(size, int | float) for size in sizes):
     problems['MODEL.RPN.ANCHOR_SIZES'] = f'it is {sizes}; give numbers'
     return
@@ -136,15 +138,15 @@ def _translate_anchors(
         f'there are {len(sizes)} sizes; give one for each of '
         f'{len(strides)} levels'
       )
-  if cfg['MODEL.RPN.ANCHOR_STRIDE'] != strides:
+  if theirs['MODEL.RPN.ANCHOR_STRIDE'] != strides:
     problems['MODEL.RPN.ANCHOR_STRIDE'] = (
-      f'it is {cfg["MODEL.RPN.ANCHOR_STRIDE"]}; CONV_BODY '
-      f'{cfg["MODEL.BACKBONE.CONV_BODY"]} needs {strides}'
+      f'it is {theirs["MODEL.RPN.ANCHOR_STRIDE"]}; CONV_BODY '
+      f'{theirs["MODEL.BACKBONE.CONV_BODY"]} needs {strides}'
     )
 
 
 def _translate_proposals(
-  cfg: dict[str, Any],
+  theirs: dict[str, Any],
   values: dict[str, Any],
   notes: dict[str, str],
   body: str,
@@ -156,7 +158,7 @@ def _translate_proposals(
   NVIDIA are for 8 GPUs, or for one if the batch cannot be divided by 8.
 
   Args:
-    cfg: As in `translate_network`.
+    theirs: As in `translate_network`.
     values: As in `translate_network`.
     notes: As in `translate_network`.
     body: The value of `model.body`.
@@ -166,13 +168,13 @@ def _translate_proposals(
   """
   rpn = 'MODEL.RPN.'
   if body != 'fpn':
-    values['rpn.train.num_proposals'] = cfg[f'{rpn}POST_NMS_TOP_N_TRAIN']
-    values['rpn.eval.num_proposals'] = cfg[f'{rpn}POST_NMS_TOP_N_TEST']
+    values['rpn.train.num_proposals'] = theirs[f'{rpn}POST_NMS_TOP_N_TRAIN']
+    values['rpn.eval.num_proposals'] = theirs[f'{rpn}POST_NMS_TOP_N_TEST']
     return
-  values['rpn.eval.num_proposals'] = cfg[f'{rpn}FPN_POST_NMS_TOP_N_TEST']
-  number = cfg[f'{rpn}FPN_POST_NMS_TOP_N_TRAIN']
-  if cfg[f'{rpn}FPN_POST_NMS_PER_BATCH']:
-    batch = cfg['SOLVER.IMS_PER_BATCH']
+  values['rpn.eval.num_proposals'] = theirs[f'{rpn}FPN_POST_NMS_TOP_N_TEST']
+  number = theirs[f'{rpn}FPN_POST_NMS_TOP_N_TRAIN']
+  if theirs[f'{rpn}FPN_POST_NMS_PER_BATCH']:
+    batch = theirs['SOLVER.IMS_PER_BATCH']
     num_gpus = 1 if batch % _NUM_GPUS else _NUM_GPUS
     per_gpu = max(batch // num_gpus, 1)
     notes[f'{rpn}FPN_POST_NMS_TOP_N_TRAIN'] = (
@@ -184,68 +186,70 @@ def _translate_proposals(
 
 
 def _translate_box_head(
-  cfg: dict[str, Any],
+  theirs: dict[str, Any],
   values: dict[str, Any],
   problems: dict[str, str],
   body: str,
 ) -> None:
   """Translates the box head. The arguments are those of `_translate_body`."""
-  ious = [cfg[f'MODEL.ROI_HEADS.{end}_IOU_THRESHOLD'] for end in ('FG', 'BG')]
+  ious = [
+    theirs[f'MODEL.ROI_HEADS.{end}_IOU_THRESHOLD'] for end in ('FG', 'BG')
+  ]
   if ious[0] != ious[1]:
     problems['MODEL.ROI_HEADS.BG_IOU_THRESHOLD'] = (
       f'it is {ious[1]}, but FG_IOU_THRESHOLD is {ious[0]}; give the same '
       'number, because every RoI is either foreground or background'
     )
   head = 'MODEL.ROI_BOX_HEAD.'
-  extractor = cfg[f'{head}FEATURE_EXTRACTOR']
-  values['roi.box_side'] = cfg[f'{head}POOLER_RESOLUTION']
-  values['roi.sampling_ratio'] = cfg[f'{head}POOLER_SAMPLING_RATIO']
-  values['model.box_features'] = cfg[f'{head}MLP_HEAD_DIM']
+  extractor = theirs[f'{head}FEATURE_EXTRACTOR']
+  values['roi.box_side'] = theirs[f'{head}POOLER_RESOLUTION']
+  values['roi.sampling_ratio'] = theirs[f'{head}POOLER_SAMPLING_RATIO']
+  values['model.box_features'] = theirs[f'{head}MLP_HEAD_DIM']
   is_last_stage = extractor == 'ResNet50Conv5ROIFeatureExtractor'
   if is_last_stage != (body == 'c4'):
     problems[f'{head}FEATURE_EXTRACTOR'] = (
       f'it is {extractor}, which does not fit CONV_BODY '
-      f'{cfg["MODEL.BACKBONE.CONV_BODY"]}'
+      f'{theirs["MODEL.BACKBONE.CONV_BODY"]}'
     )
-  if (cfg[f'{head}PREDICTOR'] == 'FastRCNNPredictor') != is_last_stage:
+  if (theirs[f'{head}PREDICTOR'] == 'FastRCNNPredictor') != is_last_stage:
     problems[f'{head}PREDICTOR'] = (
-      f'it is {cfg[f"{head}PREDICTOR"]}, which does not fit {extractor}'
+      f'it is {theirs[f"{head}PREDICTOR"]}, which does not fit {extractor}'
     )
-  convs = cfg[f'{head}NUM_STACKED_CONVS']
+  convs = theirs[f'{head}NUM_STACKED_CONVS']
   values['model.box_convs'], values['model.box_fcs'] = {
     'ResNet50Conv5ROIFeatureExtractor': (0, 0),
     'FPN2MLPFeatureExtractor': (0, 2),
     'FPNXconv1fcFeatureExtractor': (convs, 1),
   }[extractor]
-  channels = cfg['MODEL.BACKBONE.OUT_CHANNELS']
+  channels = theirs['MODEL.BACKBONE.OUT_CHANNELS']
   if (
     extractor == 'FPNXconv1fcFeatureExtractor'
-    and cfg[f'{head}CONV_HEAD_DIM'] != channels
+    and theirs[f'{head}CONV_HEAD_DIM'] != channels
   ):
     problems[f'{head}CONV_HEAD_DIM'] = (
-      f'it is {cfg[f"{head}CONV_HEAD_DIM"]}; give {channels}, because the '
+      f'it is {theirs[f"{head}CONV_HEAD_DIM"]}; give {channels}, because the '
       'convolutions keep the number of channels'
     )
 
 
 def _translate_mask_head(
-  cfg: dict[str, Any],
+  theirs: dict[str, Any],
   values: dict[str, Any],
   problems: dict[str, str],
   body: str,
 ) -> None:
   """Translates the mask head. The arguments are those of `_translate_body`."""
   head = 'MODEL.ROI_MASK_HEAD.'
-  layers = cfg[f'{head}CONV_LAYERS']
-  side = cfg[f'{head}POOLER_RESOLUTION']
+  layers = theirs[f'{head}CONV_LAYERS']
+  side = theirs[f'{head}POOLER_RESOLUTION']
   values['roi.mask_side'] = side
   is_last_stage = (
-    cfg[f'{head}FEATURE_EXTRACTOR'] == 'ResNet50Conv5ROIFeatureExtractor'
+    theirs[f'{head}FEATURE_EXTRACTOR'] == 'ResNet50Conv5ROIFeatureExtractor'
   )
   if is_last_stage != (body == 'c4'):
     problems[f'{head}FEATURE_EXTRACTOR'] = (
-      f'it is {cfg[f"{head}FEATURE_EXTRACTOR"]}, which does not fit CONV_BODY '
-      f'{cfg["MODEL.BACKBONE.CONV_BODY"]}'
+      f'it is {theirs[f"{head}FEATURE_EXTRACTOR"]}, which does not fit '
+      f'CONV_BODY {theirs["MODEL.BACKBONE.CONV_BODY"]}'
     )
   if not layers or len(set(layers)) > 1:
     problems[f'{head}CONV_LAYERS'] = (
@@ -256,24 +260,25 @@ def _translate_mask_head(
   values['model.mask_convs'] = 0 if is_last_stage else len(layers)
   # The last stage of the ResNet halves the side, the deconvolution doubles it.
   mask_side = side if is_last_stage else 2 * side
-  if cfg[f'{head}RESOLUTION'] != mask_side:
+  if theirs[f'{head}RESOLUTION'] != mask_side:
     problems[f'{head}RESOLUTION'] = (
-      f'it is {cfg[f"{head}RESOLUTION"]}; POOLER_RESOLUTION {side} gives masks '
-      f'of {mask_side}'
+      f'it is {theirs[f"{head}RESOLUTION"]}; POOLER_RESOLUTION {side} gives '
+      f'masks of {mask_side}'
     )
-  ratio = cfg[f'{head}POOLER_SAMPLING_RATIO']
-  if ratio != cfg['MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO']:
+  ratio = theirs[f'{head}POOLER_SAMPLING_RATIO']
+  if ratio != theirs['MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO']:
     problems[f'{head}POOLER_SAMPLING_RATIO'] = (
       f'it is {ratio}; it must be the same as that of ROI_BOX_HEAD'
     )
-  if cfg[f'{head}SHARE_BOX_FEATURE_EXTRACTOR'] != is_last_stage:
+  if theirs[f'{head}SHARE_BOX_FEATURE_EXTRACTOR'] != is_last_stage:
     problems[f'{head}SHARE_BOX_FEATURE_EXTRACTOR'] = (
-      f'give {is_last_stage} with CONV_BODY {cfg["MODEL.BACKBONE.CONV_BODY"]}'
+      f'give {is_last_stage} with CONV_BODY '
+      f'{theirs["MODEL.BACKBONE.CONV_BODY"]}'
     )
 
 
 def _translate_norm(
-  cfg: dict[str, Any],
+  theirs: dict[str, Any],
   values: dict[str, Any],
   problems: dict[str, str],
   has_boxes: bool,
@@ -282,39 +287,40 @@ def _translate_norm(
   """Translates the normalization.
 
   Args:
-    cfg: As in `translate_network`.
+    theirs: As in `translate_network`.
     values: As in `translate_network`.
     problems: As in `translate_network`.
     has_boxes: Whether the model has a box head.
     has_masks: Whether the model has a mask head.
   """
   box, mask = 'MODEL.ROI_BOX_HEAD.', 'MODEL.ROI_MASK_HEAD.'
-  is_group = cfg['MODEL.RESNETS.TRANS_FUNC'] == 'BottleneckWithGN'
+  is_group = theirs['MODEL.RESNETS.TRANS_FUNC'] == 'BottleneckWithGN'
   values['model.norm'] = 'group' if is_group else 'frozen_batch'
   stem = 'GN' if is_group else 'FixedBatchNorm'
-  if cfg['MODEL.RESNETS.STEM_FUNC'] != f'StemWith{stem}':
+  if theirs['MODEL.RESNETS.STEM_FUNC'] != f'StemWith{stem}':
     problems['MODEL.RESNETS.STEM_FUNC'] = (
-      f'it is {cfg["MODEL.RESNETS.STEM_FUNC"]}, but TRANS_FUNC is '
-      f'{cfg["MODEL.RESNETS.TRANS_FUNC"]}; give StemWith{stem}'
+      f'it is {theirs["MODEL.RESNETS.STEM_FUNC"]}, but TRANS_FUNC is '
+      f'{theirs["MODEL.RESNETS.TRANS_FUNC"]}; give StemWith{stem}'
     )
   last_stage = 'ResNet50Conv5ROIFeatureExtractor'
   parts = {
     'MODEL.FPN.USE_GN': values['model.body'] == 'fpn',
-    f'{box}USE_GN': has_boxes and cfg[f'{box}FEATURE_EXTRACTOR'] != last_stage,
+    f'{box}USE_GN': has_boxes
+    and theirs[f'{box}FEATURE_EXTRACTOR'] != last_stage,
     f'{mask}USE_GN': has_masks
-    and cfg[f'{mask}FEATURE_EXTRACTOR'] != last_stage,
+    and theirs[f'{mask}FEATURE_EXTRACTOR'] != last_stage,
   }
   for key, is_there in parts.items():
-    if is_there and cfg[key] != is_group:
+    if is_there and theirs[key] != is_group:
       problems[key] = (
-        f'it is {cfg[key]}, but TRANS_FUNC is '
-        f'{cfg["MODEL.RESNETS.TRANS_FUNC"]}; group norm is either in all of '
+        f'it is {theirs[key]}, but TRANS_FUNC is '
+        f'{theirs["MODEL.RESNETS.TRANS_FUNC"]}; group norm is either in all of '
         'body, pyramid and heads or in none of them'
       )
   if (
     is_group
     and has_boxes
-    and cfg[f'{box}FEATURE_EXTRACTOR'] == 'FPN2MLPFeatureExtractor'
+    and theirs[f'{box}FEATURE_EXTRACTOR'] == 'FPN2MLPFeatureExtractor'
   ):
     problems[f'{box}FEATURE_EXTRACTOR'] = (
       'it is FPN2MLPFeatureExtractor with group norm, which is not possible '

@@ -128,7 +128,13 @@ def translate_pairs(
     {name: problems[name] for name in pairs if name in problems},
     'the command line',
   )
-  decided = {key for name in pairs for key in translation.keys[name]}
+  accumulates = translation.values['train.micro_batches'] > 1
+  decided = {
+    key
+    for name in pairs
+    for key in translation.keys[name]
+    if accumulates or not name.startswith('SOLVER.ACCUMULATE')
+  }
   values = {k: v for k, v in translation.values.items() if k in decided}
   if 'train.micro_batches' in values:
     # As in NVIDIA's program, the learning rate stays as it is.
@@ -152,7 +158,7 @@ def _translate(
     The translation; and {key of NVIDIA's program: reason why it cannot be
     translated}, empty if there is no problem.
   """
-  cfg = dict(base)
+  theirs = dict(base)
   problems: dict[str, str] = {}
   for name, value in given.items():
     row = BY_NAME.get(name)
@@ -163,13 +169,13 @@ def _translate(
     if problem:
       problems[name] = problem
     else:
-      cfg[name] = converted
+      theirs[name] = converted
   unclear = dict(problems)
 
   values: dict[str, Any] = {
-    row.keys[0]: cfg[row.name]
+    row.keys[0]: theirs[row.name]
     for row in ROWS
-    if row.is_direct and cfg[row.name] is not None
+    if row.is_direct and theirs[row.name] is not None
   }
   notes: dict[str, str] = {}
   sections: tuple[Callable, ...] = (
@@ -179,12 +185,12 @@ def _translate(
     translate_network,
   )
   for section in sections:
-    section(cfg, values, problems, notes)
-  translate_sets(cfg, values, problems, notes, provided)
-  if cfg['MODEL.WEIGHT']:
-    notes['MODEL.WEIGHT'] = advice_on_weights(cfg['MODEL.WEIGHT'])
+    section(theirs, values, problems, notes)
+  translate_sets(theirs, values, problems, notes, provided)
+  if theirs['MODEL.WEIGHT']:
+    notes['MODEL.WEIGHT'] = advice_on_weights(theirs['MODEL.WEIGHT'])
   lines = [
-    _line(BY_NAME[name], cfg[name], values, notes.get(name, ''))
+    _line(BY_NAME[name], theirs[name], values, notes.get(name, ''))
     for name in given
     if name not in problems
   ]

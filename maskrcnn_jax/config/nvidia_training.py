@@ -31,7 +31,7 @@ PRECISIONS = {
 
 
 def translate_schedule(
-  cfg: dict[str, Any],
+  theirs: dict[str, Any],
   values: dict[str, Any],
   problems: dict[str, str],
   notes: dict[str, str],
@@ -43,7 +43,7 @@ def translate_schedule(
   weights. This program counts all four in updates.
 
   Args:
-    cfg: The values of all keys of NVIDIA's program.
+    theirs: The values of all keys of NVIDIA's program.
     values: {key of this program: value}; entries are added.
     problems: {key of NVIDIA's program: reason}; entries are added.
     notes: {key of NVIDIA's program: remark for the log}; entries are added.
@@ -52,32 +52,32 @@ def translate_schedule(
     NVIDIA's Mask R-CNN For PyTorch (2022), engine/trainer.py.
     Differs: there, the first update has one batch less.
   """
-  steps = cfg['SOLVER.ACCUMULATE_STEPS']
+  steps = theirs['SOLVER.ACCUMULATE_STEPS']
   for name in (
     'SOLVER.ACCUMULATE_STEPS',
     'SOLVER.IMS_PER_BATCH',
     'SOLVER.MAX_ITER',
     'SOLVER.CHECKPOINT_PERIOD',
   ):
-    if cfg[name] is not None and cfg[name] < 1:
-      problems[name] = f'it is {cfg[name]}; it must be at least 1'
+    if theirs[name] is not None and theirs[name] < 1:
+      problems[name] = f'it is {theirs[name]}; it must be at least 1'
       return
-  if not cfg['SOLVER.ACCUMULATE_GRAD']:
+  if not theirs['SOLVER.ACCUMULATE_GRAD']:
     if steps > 1:
       notes['SOLVER.ACCUMULATE_STEPS'] = (
         'no effect, because SOLVER.ACCUMULATE_GRAD is False'
       )
     steps = 1
-  values['train.batch_size'] = cfg['SOLVER.IMS_PER_BATCH'] * steps
+  values['train.batch_size'] = theirs['SOLVER.IMS_PER_BATCH'] * steps
   values['train.micro_batches'] = steps
   for name, key in (
     ('SOLVER.CHECKPOINT_PERIOD', 'train.checkpoint_every'),
     ('SOLVER.MAX_ITER', 'train.num_steps'),
   ):
     # A recipe of a fine-tuning may leave these keys open.
-    if cfg[name] is not None:
-      values[key] = max(cfg[name] // steps, 1)
-  decays = cfg['SOLVER.STEPS']
+    if theirs[name] is not None:
+      values[key] = max(theirs[name] // steps, 1)
+  decays = theirs['SOLVER.STEPS']
   updates = values.get('train.num_steps')
   if steps > 1 and decays and updates and min(decays) >= updates:
     quarter = tuple(step // steps for step in decays)
@@ -89,7 +89,7 @@ def translate_schedule(
 
 
 def translate_evaluations(
-  cfg: dict[str, Any],
+  theirs: dict[str, Any],
   values: dict[str, Any],
   problems: dict[str, str],
   notes: dict[str, str],
@@ -98,21 +98,21 @@ def translate_evaluations(
 
   The arguments are those of `translate_schedule`.
   """
-  dtype = cfg['DTYPE']
+  dtype = theirs['DTYPE']
   values['precision'] = 'auto' if dtype is None else PRECISIONS[dtype]
-  has_masks = cfg['MODEL.MASK_ON'] and not cfg['MODEL.RPN_ONLY']
-  is_regular = cfg['PER_EPOCH_EVAL']
+  has_masks = theirs['MODEL.MASK_ON'] and not theirs['MODEL.RPN_ONLY']
+  is_regular = theirs['PER_EPOCH_EVAL']
   values['train.eval_every_epochs'] = 1.0 if is_regular else 0.0
   for name, key, is_used in (
     ('MIN_BBOX_MAP', 'train.min_box_ap', True),
     ('MIN_MASK_MAP', 'train.min_mask_ap', has_masks),
   ):
-    values[key] = cfg[name] if is_regular and is_used else 0.0
-    if not 0 <= cfg[name] <= 1:
-      problems[name] = f'it is {cfg[name]}; an AP is between 0 and 1'
+    values[key] = theirs[name] if is_regular and is_used else 0.0
+    if not 0 <= theirs[name] <= 1:
+      problems[name] = f'it is {theirs[name]}; an AP is between 0 and 1'
     elif not is_regular:
       notes[name] = 'no effect, because PER_EPOCH_EVAL is False'
-  for entry in cfg['TEST.EXPECTED_RESULTS']:
+  for entry in theirs['TEST.EXPECTED_RESULTS']:
     result = _expected(entry)
     if result is None:
       problems['TEST.EXPECTED_RESULTS'] = (
@@ -121,7 +121,7 @@ def translate_evaluations(
       )
       return
     key, mean, deviation = result
-    values[key] = (mean, deviation * cfg['TEST.EXPECTED_RESULTS_SIGMA_TOL'])
+    values[key] = (mean, deviation * theirs['TEST.EXPECTED_RESULTS_SIGMA_TOL'])
 
 
 def _expected(entry: Any) -> tuple[str, float, float] | None:
@@ -145,7 +145,7 @@ def _expected(entry: Any) -> tuple[str, float, float] | None:
 
 
 def translate_images(
-  cfg: dict[str, Any],
+  theirs: dict[str, Any],
   values: dict[str, Any],
   problems: dict[str, str],
   notes: dict[str, str],
@@ -154,8 +154,8 @@ def translate_images(
 
   The arguments are those of `translate_schedule`.
   """
-  short, long = cfg['INPUT.MIN_SIZE_TEST'], cfg['INPUT.MAX_SIZE_TEST']
-  sides = cfg['INPUT.MIN_SIZE_TRAIN']
+  short, long = theirs['INPUT.MIN_SIZE_TEST'], theirs['INPUT.MAX_SIZE_TEST']
+  sides = theirs['INPUT.MIN_SIZE_TRAIN']
   if not all(isinstance(side, int) and side > 0 for side in (*sides, short)):
     problems['INPUT.MIN_SIZE_TRAIN'] = 'give numbers of pixels'
     return
@@ -165,10 +165,10 @@ def translate_images(
       f'MIN_SIZE_TEST {max(sides)}, and give --config.data.short_side={short} '
       'in the evaluation'
     )
-  if cfg['INPUT.MAX_SIZE_TRAIN'] != long:
+  if theirs['INPUT.MAX_SIZE_TRAIN'] != long:
     problems['INPUT.MAX_SIZE_TRAIN'] = (
-      f'it is {cfg["INPUT.MAX_SIZE_TRAIN"]}, but MAX_SIZE_TEST is {long}; give '
-      'the same number, and --config.data.long_side in the evaluation'
+      f'it is {theirs["INPUT.MAX_SIZE_TRAIN"]}, but MAX_SIZE_TEST is {long}; '
+      'give the same number, and --config.data.long_side in the evaluation'
     )
   if long < short:
     problems['INPUT.MAX_SIZE_TEST'] = f'it is {long}, below MIN_SIZE_TEST'
@@ -177,10 +177,10 @@ def translate_images(
   values['data.short_sides'] = () if sides == (short,) else sides
   values['data.padded_sizes'] = padded_sizes(short, long)
   values['data.color_jitter'] = tuple(
-    cfg[f'INPUT.{name}'] for name in ('BRIGHTNESS', 'CONTRAST', 'SATURATION')
+    theirs[f'INPUT.{name}'] for name in ('BRIGHTNESS', 'CONTRAST', 'SATURATION')
   )
   for name, key in (('MEAN', 'pixel_mean'), ('STD', 'pixel_std')):
-    channels = cfg[f'INPUT.PIXEL_{name}']
+    channels = theirs[f'INPUT.PIXEL_{name}']
     if len(channels) != 3 or not all(
       isinstance(x, int | float) for x in channels
     ):
@@ -188,11 +188,11 @@ def translate_images(
         f'it is {channels}; give a number for each of three channels'
       )
     elif (
-      cfg['INPUT.TO_BGR255']
+      theirs['INPUT.TO_BGR255']
       and channels == BY_NAME[f'INPUT.PIXEL_{name}'].default
     ):
       notes[f'INPUT.PIXEL_{name}'] = 'as in geometry = legacy'
-    elif cfg['INPUT.TO_BGR255']:
+    elif theirs['INPUT.TO_BGR255']:
       values[f'data.{key}'] = tuple(map(float, reversed(channels)))
     else:
       # Rounded, so that .485 gives 123.675 without the error of a product.
@@ -225,7 +225,7 @@ def padded_sizes(short: int, long: int) -> tuple[tuple[int, int], ...]:
 
 
 def translate_sets(
-  cfg: dict[str, Any],
+  theirs: dict[str, Any],
   values: dict[str, Any],
   problems: dict[str, str],
   notes: dict[str, str],
@@ -236,7 +236,7 @@ def translate_sets(
   Several sets give a tuple of folders and a tuple of annotations.
 
   Args:
-    cfg: As in `translate_schedule`.
+    theirs: As in `translate_schedule`.
     values: As in `translate_schedule`.
     problems: As in `translate_schedule`.
     notes: As in `translate_schedule`.
@@ -244,7 +244,7 @@ def translate_sets(
   """
   for name, part in (('DATASETS.TRAIN', 'train'), ('DATASETS.TEST', 'eval')):
     keys = (f'data.{part}.images', f'data.{part}.annotations')
-    sets = cfg[name]
+    sets = theirs[name]
     if provided.issuperset(keys):
       notes[name] = f'--config.{keys[0]} and .annotations are given'
       continue

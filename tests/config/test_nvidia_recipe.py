@@ -298,6 +298,7 @@ def test_accumulation_in_a_recipe_of_this_program():
 def test_steps_without_accumulation_have_no_effect(write):
   recipe = read_recipe('r50_fpn', [('SOLVER.ACCUMULATE_STEPS', '4')])
   assert recipe.config.train.batch_size == 16
+  assert recipe.given == {}
   assert 'no effect, because SOLVER.ACCUMULATE_GRAD' in recipe.notes[0]
 
 
