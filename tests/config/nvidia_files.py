@@ -160,3 +160,15 @@ SOLVER:
     more='TEST:\n  IMS_PER_BATCH: 8\n',
   ),
 }
+
+# {short name: name of the file}
+NAMES = {
+  'bs32': 'e2e_mask_rcnn_R_50_FPN_1x.yaml',
+  'bs64': 'e2e_mask_rcnn_R_50_FPN_1x_ampere_bs64.yaml',
+  'bs96': 'e2e_mask_rcnn_R_50_FPN_1x_bs96.yaml',
+  '1gpu': 'e2e_mask_rcnn_R_50_FPN_1x_1GPU.yaml',
+  'boxes': 'e2e_faster_rcnn_R_50_FPN_1x.yaml',
+  'x101': 'e2e_mask_rcnn_X_101_32x8d_FPN_1x.yaml',
+  'c4': 'e2e_mask_rcnn_R_50_C4_1x.yaml',
+  'gn': 'scratch_e2e_mask_rcnn_R_50_FPN_Xconv1fc_3x_gn.yaml',
+}
