@@ -314,9 +314,12 @@ CODES = {
   'C05': Code(
     'recipe key unknown or value wrong',
     'The name of a key is misspelt, or its value has the wrong type or is '
-    'out of range.',
+    'out of range. Or a YAML file is damaged, or has keys of another program '
+    'that have no counterpart here.',
     'Correct it as the message says. `python -m '
-    'maskrcnn_jax.config.documentation` lists all keys and their values.',
+    'maskrcnn_jax.config.documentation` lists all keys and their values, and '
+    '`python -m maskrcnn_jax.config.other_programs` the keys of other programs '
+    'that are translated.',
   ),
   'C06': Code(
     'batch size and devices do not fit',

@@ -10,6 +10,10 @@
 RECIPE says which model is trained and how. It is the name of a recipe that
 comes with the program, such as r50_fpn, or a file of your own, my_recipe.py.
 `python -m maskrcnn_jax.config.documentation` prints a page about its keys.
+It may also be a YAML file of NVIDIA's Mask R-CNN For PyTorch, and pairs KEY
+VALUE with keys of that program may end every command, for example
+SOLVER.BASE_LR 0.01; --amp is short for DTYPE float16. The names of flags may
+have hyphens for underscores.
 
 Exit status: 0 done, 1 failed while running, 2 wrong input, 130 ended by Ctrl-C.
 A training that is ended by SIGTERM or by the first Ctrl-C saves a checkpoint
@@ -40,9 +44,10 @@ flags.DEFINE_string(
   'config',
   None,
   'The recipe: the name of a recipe that comes with the '
-  'program, such as r50_fpn, or a file FILE.py. --config.KEY=VALUE changes a '
-  'key of it, for example --config.train.batch_size=8. If --config is left '
-  'out, eval and predict use the recipe that the checkpoint stores.',
+  'program, such as r50_fpn, or a file FILE.py or FILE.yaml. '
+  '--config.KEY=VALUE changes a key of it, for example '
+  '--config.train.batch_size=8. If --config is left out, eval and predict use '
+  'the recipe that the checkpoint stores. --config_file is the same flag.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of the run: checkpoints, logs and results.'
@@ -169,10 +174,12 @@ def main(argv: list[str]) -> int:
     SaveError: If a checkpoint cannot be written.
   """
   path, overrides = _parse_flags(argv)
+  weight = _take_settings(path, overrides)
   workdir = _check_flags(path)
   profile_steps = _parse_profile_steps(_PROFILE_STEPS.value)
   # The imports are here so that --help and the messages about wrong arguments
   # appear at once; importing JAX takes seconds.
+  from maskrcnn_jax.config.nvidia_flags import require_weights
   from maskrcnn_jax.config.recipe import read_overrides, read_recipe
 
   recipe = (
@@ -180,6 +187,8 @@ def main(argv: list[str]) -> int:
     if path
     else read_overrides(overrides)
   )
+  if weight and _MODE.value == 'train' and not _INIT_FROM.value:
+    require_weights(weight, workdir)
 
   import jax
 
@@ -212,6 +221,8 @@ def main(argv: list[str]) -> int:
     jax.process_index(),
     jax.process_count(),
   )
+  for line in recipe.notes:
+    logging.info('%s', line)
   # This comes after the start of the processes, because only process 0 writes
   # to the cache.
   cluster.keep_compiled(_COMPILATION_CACHE.value)
@@ -333,6 +344,35 @@ def _parse_flags(
     raise InputError(_in_a_line(error)) from error
   refuse_unexpected(unexpected)
   return path, overrides
+
+
+def _take_settings(
+  path: str | None, overrides: list[tuple[str, str | None]]
+) -> str:
+  """Fills in the flags that OUTPUT_DIR and MODEL.WEIGHT of a YAML file give.
+
+  The two keys may also be in pairs on the command line.
+
+  Args:
+    path: The value of --config.
+    overrides: (key, text) pairs, as `split_arguments` returns them.
+
+  Returns:
+    The value of MODEL.WEIGHT; '' if it is not given.
+
+  Raises:
+    InputError: If the YAML file cannot be read, or a flag and a pair on the
+      command line name different folders.
+  """
+  from maskrcnn_jax.config.nvidia_flags import flags_from
+  from maskrcnn_jax.config.yaml_recipe import settings_of
+
+  settings = settings_of(path, overrides)
+  names = ('workdir', 'init_from', 'checkpoint')
+  given = {name: flags.FLAGS[name].value for name in names}
+  for name, value in flags_from(settings, given, mode=_MODE.value).items():
+    flags.FLAGS[name].value = value
+  return settings.get('MODEL.WEIGHT', ('', False))[0]
 
 
 def _in_a_line(error: Exception) -> str:

@@ -30,6 +30,7 @@ BEGIN = '<!-- recipes: written by scripts/recipe_table.py -->\n'
 END = '<!-- end of recipes -->\n'
 
 NUM_CLASSES = 81  # COCO's 80 and the background
+IMAGE_SIZE = (800, 1333)
 PADDED_SIZE = (800, 1344)
 NUM_PROPOSALS = 1000
 NUM_MASKS = 100
@@ -59,6 +60,9 @@ PEERS: dict[str, Peer | None] = {
   'x101_32x8d_fpn': Peer('42.2 / 37.8', _BENCHMARK),
   'r50_c4': Peer('35.6 / 31.5', _BENCHMARK),
   'r101_c4': None,
+  'r50_c5': None,
+  'r101_c5': None,
+  'r50_dc5': Peer('38.3 / 34.2', 'detectron2, several sizes'),
   'r50_fpn_gn': Peer('40.2 / 36.0', f'{_BENCHMARK}, twice as many steps'),
   'r101_fpn_gn': Peer('41.8 / 36.8', 'Detectron, twice as many steps'),
   'r50_fpn_gn_scratch': Peer('38.9 / 35.1', _BENCHMARK),
@@ -86,8 +90,9 @@ def costs_of(config: ml_collections.ConfigDict) -> Costs:
 
   def extract_and_rate(variables: dict, images: jax.Array) -> Any:
     """Computes everything before the proposals."""
-    pyramid = rcnn.extract(variables, images)
-    return pyramid, rcnn.rate_anchors(variables, pyramid)
+    sizes = jnp.array([IMAGE_SIZE])
+    pyramid = rcnn.extract(variables, images, sizes)
+    return pyramid, rcnn.rate_anchors(variables, pyramid, sizes)
 
   def flops_of(function: Any, *shape: int) -> float:
     """Returns XLA's count for a function of the variables and one array."""

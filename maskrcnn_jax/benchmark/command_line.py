@@ -74,7 +74,10 @@ def _run(argv: list[str]) -> None:
     )
     if value is not None
   ]
-  config = read_recipe(path, overrides).config
+  recipe = read_recipe(path, overrides)
+  config = recipe.config
+  for line in recipe.notes:
+    print(line, file=sys.stderr)
   if arguments.mode == 'loader':
     _time_loader(arguments, config)
   else:

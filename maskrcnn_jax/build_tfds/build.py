@@ -11,6 +11,7 @@ import argparse
 import pathlib
 import sys
 
+from maskrcnn_jax.config.command_line import with_underscores
 from maskrcnn_jax.errors import InputError, print_error
 
 
@@ -44,7 +45,7 @@ def main() -> None:
     required=True,
     help='the folder that tensorflow-datasets keeps its sets in',
   )
-  arguments = parser.parse_args()
+  arguments = parser.parse_args(with_underscores(sys.argv[1:]))
   # The import takes a second, and --help should not wait for it.
   import tensorflow_datasets as tfds
 

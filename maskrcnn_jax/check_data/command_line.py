@@ -75,7 +75,10 @@ def _run(argv: list[str]) -> int:
   from maskrcnn_jax.config.recipe import read_recipe
   from maskrcnn_jax.data.source import choose_source
 
-  config = read_recipe(path, overrides).config
+  recipe = read_recipe(path, overrides)
+  config = recipe.config
+  for line in recipe.notes:
+    print(line, file=sys.stderr)
   source, option = choose_source(
     arguments.images, arguments.annotations, source_of(config, 'train')
   )

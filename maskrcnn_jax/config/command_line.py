@@ -15,13 +15,19 @@ from maskrcnn_jax.config.defaults import set_value, value_of
 from maskrcnn_jax.config.foreign_names import answer_to
 from maskrcnn_jax.config.forms import FALSE_WORDS, TRUE_WORDS, parse
 from maskrcnn_jax.config.keys import BY_NAME
+from maskrcnn_jax.config.nvidia_keys import is_nvidia_key
 from maskrcnn_jax.errors import InputError
 
 # The name of a key and the text of its value. The text is `None` if only the
-# key was given, which means True for a boolean key.
+# key was given, which means True for a boolean key. A name in capitals, such as
+# SOLVER.BASE_LR, is a key of NVIDIA's Mask R-CNN.
 Override = tuple[str, str | None]
 
-_ARGUMENT = re.compile(r'--?(no)?config(?:\.([^=]+))?(=.*)?', re.DOTALL)
+_ARGUMENT = re.compile(
+  r'--?(no)?config(?:_file)?(?:\.([^=]+))?(=.*)?', re.DOTALL
+)
+# Flags of NVIDIA's program that stand for a pair of a key and its value.
+_MIXED_PRECISION = ('--amp', '--fp16')
 _NEGATIVE_NUMBER = re.compile(r'-\.?\d')
 
 
@@ -32,31 +38,46 @@ def split_arguments(
 
   The accepted spellings are --config=X, --config X, --config.KEY=VALUE and
   --config.KEY VALUE; for boolean keys also --config.KEY and --noconfig.KEY; and
-  all of these with a single dash. -- and the arguments after it are left as
-  they are.
+  all of these with a single dash. Keys of NVIDIA's Mask R-CNN are given as in
+  that program, KEY VALUE, with or without --opts before them. --config_file is
+  --config, and --amp and --fp16 are DTYPE float16. The names of flags may have
+  hyphens for underscores. -- and the arguments after it are left as they are.
 
   Args:
     argv: The arguments of a program, without its name.
 
   Returns:
     The value of the last --config argument, `None` if there is no such
-    argument; the (key, text) pairs of the --config.KEY arguments, where the
-    text is `None` if only --config.KEY was given, and 'False' for
-    --noconfig.KEY; and all other arguments in their order.
+    argument; the (key, text) pairs of the --config.KEY and KEY VALUE arguments,
+    where the text is `None` if only --config.KEY was given, and 'False' for
+    --noconfig.KEY; and all other arguments in their order, with underscores in
+    the names of flags.
 
   Raises:
-    InputError: If --config has no value, if --noconfig.KEY has one, or if the
-      KEY of --noconfig.KEY is not boolean. Keys that do not exist are not found
-      here.
+    InputError: If --config or a KEY of a pair has no value, if --noconfig.KEY
+      has one, or if the KEY of --noconfig.KEY is not boolean. Keys that do
+      not exist are not found here.
   """
   path: str | None = None
   overrides: list[Override] = []
   others: list[str] = []
-  waiting = list(argv)
+  waiting = with_underscores(argv)
+  is_mixed = False
   while waiting:
     argument = waiting.pop(0)
     if argument == '--':
-      return path, overrides, [*others, argument, *waiting]
+      others += [argument, *waiting]
+      break
+    if argument in _MIXED_PRECISION:
+      is_mixed = True
+      continue
+    if argument == '--opts':  # The pairs follow it.
+      continue
+    if is_nvidia_key(argument):
+      if not waiting:
+        raise InputError(f'C05: {argument} needs a value: {argument} VALUE.')
+      overrides.append((argument, waiting.pop(0)))
+      continue
     match = _ARGUMENT.fullmatch(argument)
     if match is None or (match[1] and not match[2]):
       others.append(argument)
@@ -83,7 +104,29 @@ def split_arguments(
       raise InputError('--config needs a value: --config=RECIPE.')
     else:
       path = value or None
+  if is_mixed:
+    # In NVIDIA's program, the flag overrides DTYPE.
+    overrides.append(('DTYPE', 'float16'))
   return path, overrides, others
+
+
+def with_underscores(argv: Sequence[str]) -> list[str]:
+  """Returns arguments with underscores for hyphens in the names of flags.
+
+  So --skip-test is the same as --skip_test. Values, and all arguments after
+  --, stay as they are.
+
+  Args:
+    argv: The arguments of a program, without its name.
+  """
+  result = list(argv)
+  for i, argument in enumerate(result):
+    if argument == '--':
+      break
+    name, equals, value = argument.partition('=')
+    if re.match(r'--\w', name):
+      result[i] = '--' + name[2:].replace('-', '_') + equals + value
+  return result
 
 
 def parse_overrides(overrides: Sequence[Override]) -> dict[str, Any]:

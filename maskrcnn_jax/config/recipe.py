@@ -14,14 +14,21 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from maskrcnn_jax.config.check import check_config, check_values
-from maskrcnn_jax.config.command_line import (
-  Override,
-  apply_overrides,
-  parse_overrides,
-)
+from maskrcnn_jax.config.command_line import Override, apply_overrides
 from maskrcnn_jax.config.comparison import flatten
 from maskrcnn_jax.config.defaults import default_config
 from maskrcnn_jax.config.keys import BY_NAME
+from maskrcnn_jax.config.yaml_recipe import (
+  RECIPE_KEY,
+  change_keys,
+  given_values,
+  is_yaml,
+  pairs_for,
+  read_given,
+  read_table,
+  recipe_name,
+  translated,
+)
 from maskrcnn_jax.errors import InputError
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
@@ -32,8 +39,11 @@ class Recipe(NamedTuple):
 
   # The values of the recipe file, changed by the --config.KEY arguments.
   config: ml_collections.ConfigDict
-  given: dict[str, Any]  # {key: value} of each --config.KEY argument
+  # {key: value} of each --config.KEY argument and KEY VALUE pair.
+  given: dict[str, Any]
   path: str | None  # the value of --config; None if it was not given
+  # A line for the log about each key that was translated from another program.
+  notes: tuple[str, ...] = ()
 
 
 def read_recipe(
@@ -45,9 +55,10 @@ def read_recipe(
   """Reads a recipe, applies the --config.KEY arguments and checks the result.
 
   Args:
-    path: FILE.py, or the NAME of a recipe that comes with the program. A recipe
-      that takes an argument is given as FILE.py:ARGUMENT or NAME:ARGUMENT.
-      `None` stands for the defaults of all keys.
+    path: FILE.py, FILE.yaml (see `yaml_recipe.py`), or the NAME of a recipe
+      that comes with the program. A recipe that takes an argument is given as
+      FILE.py:ARGUMENT or NAME:ARGUMENT. `None` stands for the defaults of all
+      keys.
     overrides: (key, text) pairs, as `split_arguments` returns them.
     for_training: Whether a model is trained with the recipe. Otherwise a
       checkpoint decides some of the keys, so that the values are checked one by
@@ -58,11 +69,20 @@ def read_recipe(
     InputError: If the recipe does not exist or fails, a key does not exist, or
       the check of the values finds an error.
   """
-  given = parse_overrides(overrides)
-  config = default_config() if path is None else _run(path)
+  arguments = read_given(overrides)
+  table = read_table(path) if path and is_yaml(path) else {}
+  if path and table and RECIPE_KEY not in table:
+    config, translation = translated(table, arguments, path)
+  else:
+    config = default_config()
+    if path:
+      config = _run(recipe_name(table, path) if table else path)
+      change_keys(config, table, path)
+    translation = pairs_for(arguments, config)
+  given = given_values(arguments, config, translation)
   apply_overrides(config, given)
   (check_config if for_training else check_values)(config)
-  return Recipe(config, given, path)
+  return Recipe(config, given, path, tuple(translation.lines))
 
 
 def read_overrides(overrides: Sequence[Override]) -> Recipe:
@@ -80,11 +100,13 @@ def read_overrides(overrides: Sequence[Override]) -> Recipe:
   Raises:
     InputError: If a key does not exist, or its value is not allowed.
   """
-  given = parse_overrides(overrides)
+  arguments = read_given(overrides)
   config = default_config()
+  translation = pairs_for(arguments, config)
+  given = given_values(arguments, config, translation)
   apply_overrides(config, given)
   check_values(config)
-  return Recipe(config, given, None)
+  return Recipe(config, given, None, tuple(translation.lines))
 
 
 def packaged_recipes() -> dict[str, pathlib.Path]:
@@ -117,8 +139,8 @@ def _find(path: str) -> pathlib.Path:
   if file.suffix != '.py':
     near = difflib.get_close_matches(path, packaged, 1)
     raise InputError(
-      f'--config={path} is not a Python file, nor the name of a recipe that '
-      'comes with the program '
+      f'--config={path} is not a Python or YAML file, nor the name of a recipe '
+      'that comes with the program '
       f'({names}){f"; did you mean {near[0]}?" if near else "."}'
     )
   if not file.is_file():

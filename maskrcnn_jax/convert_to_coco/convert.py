@@ -29,6 +29,7 @@ import pathlib
 import sys
 from typing import Any
 
+from maskrcnn_jax.config.command_line import with_underscores
 from maskrcnn_jax.convert_to_coco.annotated_images import (
   Annotations,
   ImageSizes,
@@ -116,7 +117,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     action='store_true',
     help='masks: the folder has one folder of masks for each class',
   )
-  return parser.parse_args(argv)
+  return parser.parse_args(
+    with_underscores(sys.argv[1:] if argv is None else argv)
+  )
 
 
 def _read(arguments: argparse.Namespace, sizes: ImageSizes) -> Annotations:

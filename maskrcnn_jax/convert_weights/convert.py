@@ -28,6 +28,7 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax.config import plain
+from maskrcnn_jax.config.command_line import with_underscores
 from maskrcnn_jax.convert_weights import torch_files
 from maskrcnn_jax.convert_weights.export_weights import export
 from maskrcnn_jax.convert_weights.peer_models import (
@@ -389,7 +390,7 @@ def main() -> None:
     help='channel order that the first convolution expects, if not the usual '
     'one of the program',
   )
-  flags = parser.parse_args()
+  flags = parser.parse_args(with_underscores(sys.argv[1:]))
   if flags.to:
     export(flags.source, flags.dest, to=flags.to, coco_91=flags.coco_rows == 91)
     return

@@ -25,6 +25,7 @@ from maskrcnn_jax.config.foreign_names import (
   answer_to,
 )
 from maskrcnn_jax.config.keys import BY_NAME
+from maskrcnn_jax.config.yaml_recipe import read_given
 from maskrcnn_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -68,13 +69,36 @@ ROOT = pathlib.Path(__file__).parents[2]
       [('data.train.images', 'a=b')],
       '',
     ),
-    (
-      '--config_file=a --configs --noconfig',
-      None,
-      [],
-      '--config_file=a --configs --noconfig',
-    ),
+    ('--configs --noconfig', None, [], '--configs --noconfig'),
     ('--a -- --config=b', None, [], '--a -- --config=b'),
+    # As in NVIDIA's program.
+    ('--config_file=a.yaml', 'a.yaml', [], ''),
+    ('--config-file a.yaml --skip-test', 'a.yaml', [], '--skip_test'),
+    ('-config_file a.yaml', 'a.yaml', [], ''),
+    (
+      '--config=a SOLVER.BASE_LR 0.1 DTYPE float16',
+      'a',
+      [('SOLVER.BASE_LR', '0.1'), ('DTYPE', 'float16')],
+      '',
+    ),
+    (
+      '--opts MODEL.BACKBONE.FREEZE_CONV_BODY_AT -1 --workdir=x',
+      None,
+      [('MODEL.BACKBONE.FREEZE_CONV_BODY_AT', '-1')],
+      '--workdir=x',
+    ),
+    # The flag overrides DTYPE, wherever it is.
+    (
+      '--amp DTYPE tf32 --config.seed=3',
+      None,
+      [('DTYPE', 'tf32'), ('seed', '3'), ('DTYPE', 'float16')],
+      '',
+    ),
+    ('--fp16', None, [('DTYPE', 'float16')], ''),
+    # Only the names of flags change.
+    ('--a-b=c-d --e-f g-h -i-j', None, [], '--a_b=c-d --e_f g-h -i-j'),
+    ('-- --a-b', None, [], '-- --a-b'),
+    ('--workdir RESULTS', None, [], '--workdir RESULTS'),
   ],
 )
 def test_split_arguments(arguments, path, overrides, others):
@@ -85,6 +109,14 @@ def test_split_arguments(arguments, path, overrides, others):
 def test_only_a_switch_can_be_negated(key):
   with pytest.raises(InputError, match=f'give --config.{key}=VALUE'):
     split_arguments([f'--noconfig.{key}'])
+
+
+def test_a_pair_needs_a_value():
+  message = 'SOLVER.BASE_LR needs a value: SOLVER.BASE_LR VALUE'
+  with pytest.raises(InputError, match=message):
+    split_arguments(['SOLVER.BASE_LR'])
+  with pytest.raises(InputError, match=message):
+    read_given([('SOLVER.BASE_LR', None)])
 
 
 @pytest.mark.parametrize(
@@ -222,7 +254,8 @@ def program(tool, *arguments):
   [
     '--config.data.keep_empty=true --config.lr=0.1',
     '--config.data.keep_empty --config.data.train.images 2017 --lr=0.1',
-    '--noconfig.data.keep_empty SOLVER.BASE_LR 0.1',
+    '--noconfig.data.keep_empty --base-lr=0.1',
+    '--opts DATALOADER.NUM_WORKERS 0 --config.learning_rate=3',
   ],
 )
 @pytest.mark.parametrize(

@@ -115,9 +115,9 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path):
   other.write_text('')
   for path, reason in (
     (other, 'it has no get_config'),
-    (tmp_path, 'is not a Python file'),
+    (tmp_path, 'is not a Python or YAML file'),
     (tmp_path / 'none.py', 'is not a file; .*, finetune, nuclei, .*r50_fpn, '),
-    (CONFIGS.parent / 'README.md', 'is not a Python file'),
+    (CONFIGS.parent / 'README.md', 'is not a Python or YAML file'),
     ('shape', r'\(.*finetune, nuclei, .*; did you mean shapes\?'),
     (f'{CONFIGS}/shapes.py:7', 'takes no argument'),
   ):
