@@ -78,6 +78,9 @@ def overfitting(recipe, data, size, num_steps):
     ('rpn_r50_fpn', 64, 500),
     # A cell of the only level is 16 pixels wide.
     ('r50_c4', 128, 500),
+    ('r50_dc5', 128, 500),
+    # A cell is 32 pixels wide.
+    ('r50_c5', 256, 500),
     ('faster_rcnn_r50_c4', 128, 500),
   ],
 )

@@ -79,11 +79,10 @@ def narrow(config, width):
   if model.groups > 1:
     # For a stem of `width` channels, a group has half as many in layer1.
     model.update(groups=4, group_width=32)
-  is_c4 = model.body == 'c4'
   config.anchors.sizes = (
-    ((8.0, 16.0, 32.0, 64.0),)
-    if is_c4
-    else ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))
+    ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))
+    if model.body == 'fpn'
+    else ((8.0, 16.0, 32.0, 64.0),)
   )
   config.rpn.num_samples = 64
   for part in (config.rpn.train, config.rpn.eval):

@@ -153,7 +153,6 @@ FOR_COCO = [
 
 
 def test_there_is_a_recipe_for_each_model_of_nvidias_program():
-  # r50_c5, r101_c5 and r50_dc5 need bodies that do not exist yet.
   assert {path.stem for path in FOR_COCO} == {
     'r50_fpn',
     'r50_fpn_bs32',
@@ -164,6 +163,9 @@ def test_there_is_a_recipe_for_each_model_of_nvidias_program():
     'x101_32x8d_fpn',
     'r50_c4',
     'r101_c4',
+    'r50_c5',
+    'r101_c5',
+    'r50_dc5',
     'r50_fpn_gn',
     'r101_fpn_gn',
     'r50_fpn_gn_scratch',
@@ -271,6 +273,9 @@ def test_group_norm_starts_from_weights_for_pixels_without_a_deviation():
     ('x101_32x8d_fpn', {'depth': 101, 'groups': 32, 'group_width': 8}),
     ('r50_c4', {'body': 'c4', 'depth': 50}),
     ('r101_c4', {'body': 'c4', 'depth': 101}),
+    ('r50_c5', {'body': 'c5', 'depth': 50}),
+    ('r101_c5', {'body': 'c5', 'depth': 101}),
+    ('r50_dc5', {'body': 'dc5', 'depth': 50}),
     ('r50_fpn_gn', {'norm': 'group', 'depth': 50}),
     ('r101_fpn_gn', {'norm': 'group', 'depth': 101}),
     ('faster_rcnn_r50_fpn', {'output': 'boxes', 'body': 'fpn'}),
