@@ -168,7 +168,8 @@ def load_detector(path: pathlib.Path, recipe: Recipe | None = None) -> Detector:
 
   Raises:
     InputError: If there is no checkpoint, if it is damaged, holds only a part
-      of a model or does not fit the recipe, or if the recipe is wrong.
+      of a model, has weights that are not finite or does not fit the recipe, or
+      if the recipe is wrong.
   """
   path = checkpoint.find_checkpoint(path)
   metadata = checkpoint.read_metadata(path)
@@ -197,6 +198,7 @@ def load_detector(path: pathlib.Path, recipe: Recipe | None = None) -> Detector:
   shapes = jax.eval_shape(rcnn.init, jax.random.key(0))
   target = cluster.replicated_shapes(shapes, mesh)
   variables = checkpoint.restore_model(path, target)
+  checkpoint.check_finite(path, variables)
   logging.info('Restored step %d from %s.', metadata.step, path)
   logging.info('%s', rcnn.kernel_choice)
   return Detector(

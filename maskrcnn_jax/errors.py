@@ -292,7 +292,8 @@ CODES = {
     'classes of the checkpoint differ',
     'The evaluation set has other classes than the checkpoint.',
     'Evaluate on a set with the classes of the training. To train on '
-    'other classes, start with `--init_from=CHECKPOINT`.',
+    'other classes, start with `--init_from=CHECKPOINT`. To name the classes '
+    'of converted weights, convert them with `--categories=FILE.json`.',
   ),
   'C02': Code(
     'checkpoint does not fit the model',
@@ -375,6 +376,13 @@ CODES = {
     'that has the stride.',
     'Set the keys that the message names. If you want to train with the '
     'conventions of the recipe, nothing needs to be done.',
+  ),
+  'C14': Code(
+    'weights not finite',
+    'Arrays of the weights hold NaN, infinite numbers or a variance below 0, '
+    'usually because the training that wrote them had diverged. A model with '
+    'such weights finds nothing.',
+    'Take an earlier checkpoint of that training, or download the file again.',
   ),
 }
 

@@ -92,9 +92,14 @@ def test_a_converted_network_detects_the_same(path, tmp_path):
   errors['scores'] = np.abs(ours.scores[left] - scores[right]).max()
   assert ('mask_area' in golden) == (ours.masks is not None)
   if ours.masks is not None:
-    areas = [mask_api.area(ours.masks[i]) for i in left]
-    errors['mask areas'] = parity.error(areas, golden['mask_area'][right])
+    areas = np.array([mask_api.area(ours.masks[i]) for i in left], float)
+    difference = np.abs(areas - golden['mask_area'][right])
+    errors['mask areas'] = difference.max() / golden['mask_area'].max()
   print(unpaired, {name: f'{value:.1e}' for name, value in errors.items()})
-  assert not {name: value for name, value in errors.items() if value > 1e-3}
+  # The masks of drawn weights are noise, so that their borders are thousands of
+  # pixels long. A box that is off by 0.01 px, 3e-5 of the image, as in the
+  # ResNet-101, changes the area of a mask of 16,000 px by 14.
+  limits = {'boxes': 1e-3, 'scores': 1e-3, 'mask areas': 2e-3}
+  assert not {k: v for k, v in errors.items() if v > limits[k]}
   # Overlaps and scores that are almost equal may be ordered differently.
   assert unpaired <= 0.01 * len(boxes)

@@ -212,15 +212,20 @@ def assert_same_arrays(one: dict, other: dict) -> None:
     assert_array_equal(one[name], other[name], err_msg=name, strict=True)
 
 
-def save_with_nan(
-  workdir: pathlib.Path, target: pathlib.Path, layer: str
+# Finite, but the sums of its products are not.
+TOO_LARGE = 3e38
+
+
+def save_with_value(
+  workdir: pathlib.Path, target: pathlib.Path, layer: str, value: float
 ) -> None:
-  """Copies the newest checkpoint of a run, with NaN for the weights of a layer.
+  """Copies the newest checkpoint of a run, with other weights in a layer.
 
   Args:
     workdir: The workdir of the run.
     target: The workdir to write the copy to.
-    layer: Part of the names of the arrays that become NaN.
+    layer: Part of the names of the arrays that change.
+    value: The number that all elements of these arrays become.
   """
   path = checkpoint.find_checkpoint(workdir)
   with ocp.StandardCheckpointer() as checkpointer:
@@ -230,7 +235,7 @@ def save_with_nan(
     }
   stored['model'] = jax.tree_util.tree_map_with_path(
     lambda path, leaf: (
-      leaf * np.nan if layer in jax.tree_util.keystr(path) else leaf
+      leaf * 0 + value if layer in jax.tree_util.keystr(path) else leaf
     ),
     stored['model'],
   )

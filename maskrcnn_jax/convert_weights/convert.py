@@ -1,60 +1,61 @@
-"""Converts weights of other programs to checkpoints, and checkpoints back.
+"""Converts weights of other programs to checkpoints."""
 
-  python -m maskrcnn_jax.convert_weights SOURCE DEST [--source_format=FORMAT]
-  python -m maskrcnn_jax.convert_weights CHECKPOINT DEST --to=FORMAT
-
-In the first form, SOURCE is a .pth, .pkl or .safetensors file of torchvision,
-detectron2, maskrcnn-benchmark or Caffe2 (Detectron). DEST becomes a checkpoint
-directory for --checkpoint and --init_from. In the second form, CHECKPOINT is a
-checkpoint directory and DEST becomes a .pth file; for detectron2 it may also be
-a .pkl file. None of these programs needs to be installed. No code that a file
-contains or names is run.
-
-Exit status: 0 done, 1 failed while running, 2 wrong input.
-"""
-
-import argparse
 import collections
 import contextlib
 import hashlib
 import pathlib
-import sys
-from typing import NoReturn
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from maskrcnn_jax.config import plain
-from maskrcnn_jax.config.command_line import with_underscores
 from maskrcnn_jax.convert_weights import torch_files
-from maskrcnn_jax.convert_weights.export_weights import export
+from maskrcnn_jax.convert_weights.foreign_networks import (
+  foreign_network,
+  leftovers,
+)
 from maskrcnn_jax.convert_weights.peer_models import (
+  Conventions,
   class_table,
+  count_classes,
   find,
   guess_format,
+  is_converted,
   naming_of,
   recipe_of,
 )
 from maskrcnn_jax.convert_weights.weight_names import (
-  NAMINGS,
   Naming,
   from_peer,
   peer_names,
   rows_per_class,
   to_peer,
 )
-from maskrcnn_jax.data import coco
-from maskrcnn_jax.errors import InputError, print_error
+from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint
 from maskrcnn_jax.runtime.files import make_writable
 
-# Parts of the model that a file may lack as a whole. A file may also lack the
-# single layers of a head whose size depends on the number of classes.
+# Parts of the model that a file may lack as a whole.
 PARTS = ('fpn', 'rpn', 'box_head', 'mask_head')
+# A file may also lack the predictors of its heads: the layers whose size
+# depends on the number of classes, and the layer before that of the masks.
+_PREDICTORS = (
+  'box_head/cls_score',
+  'box_head/bbox_pred',
+  'mask_head/conv5_mask',
+  'mask_head/mask_fcn_logits',
+)
+# So many names of arrays are listed in a message.
+_MAX_LISTED = 5
+
+_USUAL = Conventions()
+
+
+class _StrangeValues(InputError):
+  """Weights are not finite, or a variance is below 0."""
 
 
 def convert(
@@ -64,9 +65,9 @@ def convert(
   source_format: str | None = None,
   names: list[list] | None = None,
   keep_91: bool = False,
-  norm_eps: float | None = None,
-  stride_in_1x1: bool | None = None,
-  pixel_order: str | None = None,
+  given: Conventions = _USUAL,
+  key: str | None = None,
+  prefix: str | None = None,
 ) -> None:
   """Writes a checkpoint with the weights of another program's file.
 
@@ -83,13 +84,12 @@ def convert(
       names are 'class 1', 'class 2' and so on.
     keep_91: Whether a file with a row for each of the ids 0 to 90 keeps the
       rows of the ids that COCO never used.
-    norm_eps: Epsilon of the frozen batch norm. Here and in the next two
-      arguments, `None` uses the value that the file shows or, without one, the
-      usual value of the program.
-    stride_in_1x1: Whether the first convolution of a bottleneck, which is 1x1,
-      has the stride, not the second.
-    pixel_order: Channel order that the first convolution expects, 'rgb' or
-      'bgr'.
+    given: Conventions of the weights that the user gives.
+    key: Path of the dictionary that holds the weights, if the file has several,
+      such as 'model_ema'. `None` takes one by a rule that is printed.
+    prefix: Text before the names of the weights, such as 'module.'. `None`
+      finds it. With a prefix, nothing beside these weights matters, so that the
+      ResNet of any detector can be taken alone.
 
   Raises:
     InputError: If the destination is not empty or cannot be written, or if the
@@ -110,11 +110,15 @@ def convert(
   if source.is_file():
     # Printed before the file is read, so that the checksum shows a damaged
     # download even if reading fails.
-    with source.open('rb') as file:
-      checksum = hashlib.file_digest(file, 'sha256').hexdigest()
+    with source.open('rb') as opened:
+      checksum = hashlib.file_digest(opened, 'sha256').hexdigest()
     print(f'{source}: sha256 {checksum}')
-  arrays, facts = torch_files.read_weights(source)
+  file = torch_files.read_weights(source, key=key, prefix=prefix)
+  arrays, facts = file.arrays, file.facts
+  for note in file.notes:
+    print(note)
   try:
+    _check_network(file, is_part=prefix is not None)
     guessed = guess_format(arrays)
     if source_format not in (None, guessed):
       raise InputError(
@@ -123,22 +127,16 @@ def convert(
       )
     if guessed == 'maskrcnn_benchmark':
       arrays = _drop_shared_stage(arrays)
-    naming = naming_of(arrays, facts, guessed, pixel_order=pixel_order)
-    config = recipe_of(
-      arrays,
-      facts,
-      guessed,
-      norm_eps=norm_eps,
-      stride_in_1x1=stride_in_1x1,
+    naming = naming_of(arrays, facts, guessed, given.pixel_order)
+    config = recipe_of(arrays, facts, guessed, given)
+    categories, rows = class_table(
+      count_classes(arrays, guessed, names), names, keep_91=keep_91
     )
-    scores_name = find('params/box_head/cls_score/kernel', arrays, guessed)
-    num_classes = (
-      len(arrays[scores_name]) if scores_name else len(names or ()) + 1
-    )
-    categories, rows = class_table(num_classes, names, keep_91=keep_91)
     model, missing, unused = _convert_arrays(
       arrays, naming, guessed, config, len(categories) + 1, rows
     )
+  except _StrangeValues as error:
+    raise InputError(f'C14: {source} {error}') from error
   except InputError as error:
     raise InputError(f'C02: {source} {error}') from error
 
@@ -158,7 +156,22 @@ def convert(
     )
     manager.wait_until_finished()
     manager.check_for_errors()
-  _report(guessed, config, categories, model, unused, missing)
+  if guessed == 'detectron2' and is_converted(arrays, facts):
+    print(
+      f'The author is {facts.get("__author__")!r}, so the weights are taken to '
+      "be torchvision's ResNet in detectron2's names, with its conventions. "
+      '--pixel_order, --pixel_mean, --pixel_std, --stride_in_1x1 and '
+      '--norm_eps change them.'
+    )
+  if rows is not None:
+    print(
+      'left out: the rows of the 10 ids that COCO never used, of 91. Scores '
+      'become a little higher, because these rows had a share in the softmax; '
+      '--coco_rows=91 keeps them.'
+    )
+  order = 'bgr' if naming.is_bgr else 'rgb'
+  unused += _summary(file.outside)
+  _report(guessed, config, order, categories, model, unused, missing)
   print(
     f'{destination} is '
     + (
@@ -222,13 +235,15 @@ def _convert_arrays(
     unused: Names of arrays of the file that the model has no use for, sorted.
 
   Raises:
-    InputError: If an array has another shape than expected, or if the file has
-      a part of the model without some of its arrays.
+    InputError: If an array has another shape than expected or values that are
+      not finite, if arrays inside the model are not used, or if the file has a
+      part of the model without some of its arrays.
   """
   rcnn = Rcnn.from_config(config, num_classes=num_classes, dtype=jnp.float32)
   shapes = checkpoint.named_leaves(jax.eval_shape(rcnn.init, jax.random.key(0)))
   model: dict[str, jax.Array] = {}
   missing, used = [], set()
+  strange: dict[str, str] = {}
   for name, expected in shapes.items():
     peer_name = find(name, arrays, source_format)
     if peer_name is None:
@@ -260,8 +275,28 @@ def _convert_arrays(
         'for a model like the rest of the file.'
       )
     array = from_peer(name, array, naming, box_side=config.roi.box_side)
-    model[name] = jnp.asarray(np.ascontiguousarray(array, np.float32))
-
+    with np.errstate(over='ignore'):  # Infinity is found below.
+      array = np.ascontiguousarray(array, np.float32)
+    count = array.size - np.isfinite(array).sum()
+    if count:
+      strange[peer_name] = f'{count} of {array.size} not finite'
+    elif name.endswith('/var') and array.min() < 0:
+      strange[peer_name] = 'a variance below 0'
+    model[name] = jnp.asarray(array)
+  if strange:
+    raise _StrangeValues(
+      f'has values that no trained model has: '
+      f'{_listed([f"{name} ({text})" for name, text in strange.items()])}. The '
+      'training that wrote it has diverged; take an earlier checkpoint of it.'
+    )
+  unused = sorted(set(arrays) - used)
+  inside = leftovers(unused, used)
+  if inside:
+    raise InputError(
+      f'has {len(inside)} arrays inside the model that this program has no '
+      f'place for: {_listed(inside)}. It belongs to another network; take one '
+      'with a plain ResNet or ResNeXt.'
+    )
   lacking = {
     part
     for part in PARTS
@@ -270,7 +305,8 @@ def _convert_arrays(
   broken = [
     name
     for name in missing
-    if name.split('/')[1] not in lacking and not rows_per_class(name)
+    if name.split('/')[1] not in lacking
+    and '/'.join(name.split('/')[1:3]) not in _PREDICTORS
   ]
   if broken:
     raise InputError(
@@ -278,12 +314,59 @@ def _convert_arrays(
       f'{peer_names(broken[0], naming)[0]} ({broken[0]} here): it is damaged '
       'or belongs to a model that this program does not have.'
     )
-  return model, missing, sorted(set(arrays) - used)
+  return model, missing, unused
+
+
+def _check_network(file: torch_files.WeightFile, *, is_part: bool) -> None:
+  """Refuses a network that this program does not have, by its name.
+
+  Args:
+    file: The weight file.
+    is_part: Whether only the arrays after a prefix were asked for, so that it
+      does not matter what is around them.
+
+  Raises:
+    InputError: If it is such a network.
+  """
+  outside = None if is_part else file.outside
+  has_resnet = file.backbone is not None
+  network = foreign_network(file.arrays, outside, has_resnet=has_resnet)
+  if network is None:
+    return
+  name, shown_by, instead = network
+  if file.backbone is not None:
+    start = file.backbone.removeprefix(file.prefix)
+    resnet = (x for x in file.arrays if x.startswith(start))
+    if foreign_network(resnet, None, has_resnet=True) is None:
+      instead += (
+        f', or its ResNet alone with --prefix={file.backbone} for --init_from'
+      )
+  raise InputError(
+    f'holds {name} (it has {shown_by}), which this program does not have; '
+    f'{instead}.'
+  )
+
+
+def _listed(names: list[str]) -> str:
+  """Returns the first names of a list, and the number of the others."""
+  more = len(names) - _MAX_LISTED
+  shown = ', '.join(names[:_MAX_LISTED])
+  return f'{shown} and {more} more' if more > 0 else shown
+
+
+def _summary(names: list[str]) -> list[str]:
+  """Groups names by their first part: 'encoder_k.* (267)'."""
+  groups = collections.Counter(name.partition('.')[0] for name in names)
+  return [
+    f'{first}.* ({count})' if count > 1 else first
+    for first, count in sorted(groups.items())
+  ]
 
 
 def _report(
   source_format: str,
   config: ml_collections.ConfigDict,
+  pixel_order: str,
   categories: list[list],
   model: dict[str, jax.Array],
   unused: list[str],
@@ -294,6 +377,7 @@ def _report(
   Args:
     source_format: Program that the file comes from, a key of `NAMINGS`.
     config: Recipe of the model.
+    pixel_order: Channel order of the file's first convolution.
     categories: The classes, [[id, name], ...].
     model: Arrays of the checkpoint by our names.
     unused: Names of arrays of the file that are not in the checkpoint.
@@ -308,7 +392,7 @@ def _report(
     f'{sizes.norm}, {len(categories)} classes; taken to be of '
     f'geometry {config.geometry}, norm_eps {config.model.norm_eps:g}, '
     f'antialias {config.data.antialias}, stride_in_1x1 '
-    f'{config.model.stride_in_1x1}, pixel_mean '
+    f'{config.model.stride_in_1x1}, pixel_order {pixel_order}, pixel_mean '
     f'{tuple(config.data.pixel_mean)}, pixel_std '
     f'{tuple(config.data.pixel_std)}'
   )
@@ -322,113 +406,3 @@ def _report(
   parts = collections.Counter(name.split('/')[1] for name in model)
   counts = ', '.join(f'{part} {n}' for part, n in sorted(parts.items()))
   print(f'loaded: {len(model)} arrays ({counts})')
-
-
-class _Parser(argparse.ArgumentParser):
-  """Reports a wrong argument in one line, as other wrong input is reported."""
-
-  def error(self, message: str) -> NoReturn:
-    """Prints the message and ends the program with exit status 2."""
-    _fail(message, 2)
-
-
-def main() -> None:
-  """Converts the file or the checkpoint that the command line names."""
-  parser = _Parser(
-    prog='python -m maskrcnn_jax.convert_weights',
-    description=__doc__.split('\n\n')[0],
-  )
-  parser.add_argument(
-    'source', type=pathlib.Path, help='weight file, or a checkpoint with --to'
-  )
-  parser.add_argument(
-    'dest',
-    type=pathlib.Path,
-    help='checkpoint directory to write, or a weight file with --to',
-  )
-  parser.add_argument(
-    '--source_format',
-    choices=NAMINGS,
-    help='program that the weight file must come from; recognised by default',
-  )
-  parser.add_argument(
-    '--to',
-    choices=('torchvision', 'detectron2'),
-    help='program to write a weight file for; SOURCE is then a checkpoint',
-  )
-  parser.add_argument(
-    '--categories',
-    type=pathlib.Path,
-    metavar='FILE.json',
-    help='COCO JSON file with the names of the classes',
-  )
-  parser.add_argument(
-    '--coco_rows',
-    type=int,
-    choices=(81, 91),
-    default=81,
-    help='number of rows of the class scores, with background. torchvision has '
-    "91, one for each id up to COCO's largest, but only 80 ids are classes: "
-    '91 keeps all rows, or writes all with --to. Default: 81',
-  )
-  parser.add_argument(
-    '--norm_eps',
-    type=float,
-    help='epsilon of the frozen batch norm, if not the usual one of the '
-    "program; 0 for torchvision's COCO_V1 weights that a later torchvision "
-    'has saved again',
-  )
-  parser.add_argument(
-    '--stride_in_1x1',
-    choices=('true', 'false'),
-    help='whether the first 1x1 convolution of a bottleneck has the stride, if '
-    'not as usual for the program',
-  )
-  parser.add_argument(
-    '--pixel_order',
-    choices=('rgb', 'bgr'),
-    help='channel order that the first convolution expects, if not the usual '
-    'one of the program',
-  )
-  flags = parser.parse_args(with_underscores(sys.argv[1:]))
-  if flags.to:
-    export(flags.source, flags.dest, to=flags.to, coco_91=flags.coco_rows == 91)
-    return
-  names = None
-  if flags.categories:
-    index = coco.read_coco(flags.categories, require_masks=False)
-    names = [list(category) for category in index.categories]
-  stride = flags.stride_in_1x1
-  convert(
-    flags.source,
-    flags.dest,
-    source_format=flags.source_format,
-    names=names,
-    keep_91=flags.coco_rows == 91,
-    norm_eps=flags.norm_eps,
-    stride_in_1x1=None if stride is None else stride == 'true',
-    pixel_order=flags.pixel_order,
-  )
-
-
-def run() -> NoReturn:
-  """Runs the tool; an error ends it with a line of text and an exit status."""
-  logging.use_absl_handler()
-  logging.set_stderrthreshold(logging.WARNING)
-  try:
-    main()
-    sys.exit(0)
-  except InputError as error:
-    _fail(str(error), 2)
-  except OSError as error:
-    _fail(str(error), 1)
-
-
-def _fail(message: str, status: int) -> NoReturn:
-  """Prints an error message and ends the program with an exit status."""
-  print_error(message)
-  sys.exit(status)
-
-
-if __name__ == '__main__':
-  run()

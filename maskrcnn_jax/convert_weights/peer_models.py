@@ -1,6 +1,6 @@
 """Finds the model and the conventions of another program's weight file."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -10,9 +10,12 @@ from maskrcnn_jax.convert_weights.weight_names import (
   NAMINGS,
   Naming,
   peer_names,
+  rows_per_class,
 )
 from maskrcnn_jax.data.coco_classes import COCO_CLASSES
 from maskrcnn_jax.errors import InputError
+
+_MASKS = 'mask_head/mask_fcn_logits'
 
 # Key of the detectron2 files that this program writes. It holds the conventions
 # that names and shapes of arrays do not show.
@@ -66,6 +69,28 @@ _CONVENTIONS = {
 }
 
 
+# Authors in files of detectron2 that name the program that made the file.
+_DETECTRON2_AUTHORS = (None, 'Detectron2 Model Zoo', 'Caffe2', NOTES)
+
+
+class Conventions(NamedTuple):
+  """Conventions that the user gives. `None` stands for those of the file.
+
+  They are what names and shapes of arrays do not show: the file says it in
+  another way, or the usual conventions of the program are taken.
+  """
+
+  norm_eps: float | None = None  # epsilon of the frozen batch norm
+  # Whether the first convolution of a bottleneck, which is 1x1, has the stride,
+  # not the second.
+  stride_in_1x1: bool | None = None
+  # Channel order that the first convolution expects, 'rgb' or 'bgr'.
+  pixel_order: str | None = None
+  # Of pixels in [0, 255], for red, green and blue, whatever the order is.
+  pixel_mean: tuple[float, ...] | None = None
+  pixel_std: tuple[float, ...] | None = None
+
+
 def guess_format(arrays: dict[str, np.ndarray]) -> str:
   """Recognises by the names of a file's arrays which program wrote it.
 
@@ -115,9 +140,7 @@ def recipe_of(
   arrays: dict[str, np.ndarray],
   facts: dict[str, Any],
   source_format: str,
-  *,
-  norm_eps: float | None = None,
-  stride_in_1x1: bool | None = None,
+  given: Conventions,
 ) -> ml_collections.ConfigDict:
   """Returns the recipe with the sizes and conventions of a file's model.
 
@@ -125,11 +148,7 @@ def recipe_of(
     arrays: Arrays of the file by name.
     facts: The entries of the file that are not arrays, by name.
     source_format: Program that wrote the file, a key of `NAMINGS`.
-    norm_eps: Epsilon of the frozen batch norm. `None` uses the value that the
-      file shows or, without one, the usual value of the program.
-    stride_in_1x1: Whether the first convolution of a bottleneck, which is 1x1,
-      has the stride, not the second. `None` uses the choice that the file shows
-      or, without one, the usual choice of the program.
+    given: Conventions that the user gives.
 
   Raises:
     InputError: If this program does not have the model, or if an array that the
@@ -146,10 +165,11 @@ def recipe_of(
       config.roi.sampling_ratio = 0
   config.model.update(sizes)
   usual = _conventions(arrays, facts, source_format, config.model)
-  if norm_eps is not None:
-    usual['norm_eps'] = norm_eps
-  if stride_in_1x1 is not None:
-    usual['stride_in_1x1'] = stride_in_1x1
+  usual |= {
+    key: value
+    for key, value in given._asdict().items()
+    if value is not None and key in usual
+  }
   config.geometry = usual['geometry']
   config.model.norm_eps = float(usual['norm_eps'])
   config.model.stride_in_1x1 = bool(usual['stride_in_1x1'])
@@ -176,14 +196,13 @@ def naming_of(
   arrays: dict[str, np.ndarray],
   facts: dict[str, Any],
   source_format: str,
-  *,
   pixel_order: str | None = None,
 ) -> Naming:
   """Returns how a weight file names and lays out its arrays.
 
   Names and layout depend on the program only. For detectron2, which has a
   setting for the order of the color channels, `arrays` and `facts` show the
-  order: by the mean of the pixels or, if there is none, by the author.
+  order: by the mean of the pixels or, if there is none, by `is_converted`.
 
   Args:
     arrays: Arrays of the file by name.
@@ -202,8 +221,51 @@ def naming_of(
     mean = arrays.get('pixel_mean')
     if mean is not None:
       return naming._replace(is_bgr=bool(mean.ravel()[0] < mean.ravel()[-1]))
-    return naming._replace(is_bgr=facts.get('__author__') != 'torchvision')
+    return naming._replace(is_bgr=not is_converted(arrays, facts))
   return naming
+
+
+def is_converted(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> bool:
+  """Tells whether a file in detectron2's names is a ResNet of another program.
+
+  Such files come from scripts that rename the arrays of torchvision's ResNet
+  for detectron2: detectron2's own script with the author 'torchvision', MoCo's
+  with 'MOCO', and scripts that were made after them. These ResNets expect
+  torchvision's pixels, and the stride is in the 3x3 convolutions.
+
+  Args:
+    arrays: Arrays of the file by name.
+    facts: The entries of the file that are not arrays, by name.
+  """
+  author = facts.get('__author__')
+  is_resnet_alone = not find('params/rpn/conv/kernel', arrays, 'detectron2')
+  return author == 'torchvision' or (
+    is_resnet_alone
+    and author not in _DETECTRON2_AUTHORS
+    and bool(facts.get('matching_heuristics'))
+  )
+
+
+def count_classes(
+  arrays: dict[str, np.ndarray], source_format: str, names: list[list] | None
+) -> int:
+  """Returns the number of classes with background.
+
+  Any layer that depends on the classes shows it, because a file may lack the
+  others. Without such a layer, it is the number of the given names.
+
+  Args:
+    arrays: Arrays of the file by name.
+    source_format: Program that wrote the file, a key of `NAMINGS`.
+    names: The classes that the user names, or `None`.
+  """
+  lacks_background = NAMINGS[source_format].background_last
+  for module in ('box_head/cls_score', 'box_head/bbox_pred', _MASKS):
+    name = find(f'params/{module}/kernel', arrays, source_format)
+    if name:
+      rows = len(arrays[name]) // rows_per_class(f'params/{module}/kernel')
+      return rows + (lacks_background and module != 'box_head/cls_score')
+  return len(names or ()) + 1
 
 
 def class_table(
@@ -305,8 +367,10 @@ def _sizes(
   is_c4 = has('rpn/conv') and not has('fpn/inner2')
   if is_c4 and has('box_head/fc6'):
     raise InputError(
-      'has no pyramid, and a box head that begins with a fully connected '
-      'layer; only models with a pyramid and C4 models can be converted.'
+      'holds a detector without pyramid whose box head begins with a fully '
+      "connected layer, such as detectron2's dilated C5 (DC5), which this "
+      'program does not have; take the model with a pyramid (FPN) or a C4 '
+      'model.'
     )
   norm_scale = find('params/backbone/bn1/scale', arrays, source_format) or ''
   has_mean = find('constants/backbone/bn1/mean', arrays, source_format)
@@ -327,7 +391,7 @@ def _sizes(
   # A backbone without heads can start the training of any model, so the default
   # stays.
   sizes['output'] = 'masks'
-  if not has('mask_head/conv5_mask'):
+  if not has('mask_head/conv5_mask') and not has('mask_head/mask_fcn1'):
     if has('box_head/fc6') or has('box_head/cls_score'):
       sizes['output'] = 'boxes'
     elif has('rpn/conv'):
@@ -344,8 +408,11 @@ def _sizes(
     sizes['box_convs'] = count('box_head/conv{}', 1)
     sizes['box_fcs'] = count('box_head/fc{}', 6)
     sizes['box_features'] = shape_of('box_head/fc6')[0]
-  if has('mask_head/conv5_mask'):
+  if has('mask_head/mask_fcn1') or has('mask_head/conv5_mask'):
     sizes['mask_convs'] = count('mask_head/mask_fcn{}', 1)
+  if has('mask_head/mask_fcn1'):
+    sizes['mask_channels'] = shape_of('mask_head/mask_fcn1')[0]
+  elif has('mask_head/conv5_mask'):
     # The second axis of a transposed convolution is the output channels.
     sizes['mask_channels'] = shape_of('mask_head/conv5_mask')[1]
   return sizes
@@ -381,7 +448,7 @@ def _conventions(
     # they were trained.
     usual['norm_eps'] = 0.0
   if source_format == 'detectron2':
-    if facts.get('__author__') == 'torchvision':
+    if is_converted(arrays, facts):
       usual |= _IMAGENET | {'stride_in_1x1': False}
     if 'pixel_mean' in arrays and 'pixel_std' in arrays:
       is_bgr = naming_of(arrays, facts, source_format).is_bgr

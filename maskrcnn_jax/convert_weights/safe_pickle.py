@@ -1,14 +1,22 @@
 """Reads pickles without running code that they contain or name.
 
-A pickle may name any function, and the usual reader calls it. This reader has a
-table of a few harmless names. It calls a stand-in of its own for each of them,
-and refuses a file that contains any other name. The result is arrays, tensors,
-numbers, strings and containers.
+A pickle may name any function, and the usual reader calls it. This reader
+imports nothing. It has a table of the few names that make up arrays and
+containers, and uses a stand-in of its own for each of them. Any other name
+becomes an empty class, so that no function of another program is ever called.
+Most such names belong to harmless objects that were saved beside the weights,
+such as a path. Names by which files attack, such as os.system, are refused
+nevertheless, because nobody should use such a file, not even with this reader.
+The result is arrays, tensors, numbers, strings, containers and `Ignored`
+objects.
 """
 
+import _compat_pickle
+import builtins
 from collections.abc import Callable
 import io
 import pickle
+import sys
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -26,14 +34,47 @@ class _Mapping(dict):
     """Ignores the attributes that torch adds to a state_dict."""
 
 
-class _Opaque:
-  """Replaces an object whose content is not needed, and ignores the content."""
+class Ignored(dict):
+  """Base class of the stand-ins for objects that are not needed.
 
-  def __init__(self, *arguments: object):
-    pass
+  A stand-in ignores the arguments and the state that a pickle gives it. It
+  keeps two things, because they may hold weights: the items of a subclass of
+  dict, and the arrays and submodules of a torch module. It is a dict of them.
+
+  Attributes:
+    name: Module and name of the class or the function in the file.
+  """
+
+  name = ''
+
+  def __init__(self, *arguments: object, **named: object):
+    """Ignores the arguments that a pickle calls the class with."""
+    super().__init__()
 
   def __setstate__(self, state: object) -> None:
-    pass
+    """Takes over the parameters, buffers and submodules of a torch module."""
+    if isinstance(state, dict) and '_parameters' in state:
+      for part in ('_parameters', '_buffers', '_modules'):
+        if isinstance(state.get(part), dict):
+          self.update(state[part])
+
+  def append(self, item: object) -> None:
+    """Ignores an item of a list."""
+
+  def extend(self, items: object) -> None:
+    """Ignores items of a list."""
+
+  def add(self, item: object) -> None:
+    """Ignores an item of a set."""
+
+  def __eq__(self, other: object) -> bool:
+    """Tells whether the other object is the same one."""
+    return self is other
+
+  # An object may be a key of a dict or an item of a set. A dict could not.
+  def __hash__(self) -> int:  # type: ignore[override]
+    """Returns a number that depends on the identity of the object."""
+    return id(self)
 
 
 class Storage(NamedTuple):
@@ -50,23 +91,28 @@ class Tensor(NamedTuple):
   The numbers are unchecked: a damaged or hostile file may contain any values.
   """
 
-  storage: Storage
+  storage: Any  # a `Storage`, or any object in a damaged or hostile file
   offset: int  # index of the first element in the storage
   shape: tuple
   strides: tuple  # in elements
 
 
 class _Dtype:
-  """Replaces numpy.dtype: a type code such as 'f4', and a byte order."""
+  """Replaces numpy.dtype: a type code such as 'f4', and a byte order.
+
+  Attributes:
+    code: The type code.
+    dtype: The type; `None` if it is not a type of numbers.
+  """
 
   def __init__(self, code: object, *arguments: object):
-    self.dtype = np.dtype(str(code))
-    if self.dtype.kind not in 'fiub':
-      raise InputError(f'holds an array of {code!r}; only numbers can be read.')
+    self.code = str(code)
+    dtype = np.dtype(self.code)
+    self.dtype = dtype if dtype.kind in 'fiub' else None
 
   def __setstate__(self, state: tuple) -> None:
     """Takes over the byte order from the state that NumPy pickles."""
-    if state[1] == '>':
+    if state[1] == '>' and self.dtype is not None:
       self.dtype = self.dtype.newbyteorder('>')
 
 
@@ -74,29 +120,44 @@ class StoredArray:
   """Replaces numpy.ndarray.
 
   Attributes:
-    array: The array; `None` until `__setstate__` is called.
+    array: The array; `None` until `__setstate__` is called, and if it does not
+      consist of numbers.
+    code: The type code of the elements.
   """
 
   array: np.ndarray | None = None
+  code = ''
 
   def __setstate__(self, state: tuple) -> None:
     """Makes the array from the state that NumPy pickles."""
     _, shape, dtype, is_fortran, data = state
+    self.code = dtype.code
+    if dtype.dtype is None:
+      return
     if isinstance(data, str):  # a Python 2 string
       data = data.encode('latin1')
     flat = np.frombuffer(bytes(data), dtype.dtype)
     self.array = flat.reshape(shape, order='F' if is_fortran else 'C')
 
 
-def _rebuild_scalar(dtype: _Dtype, data: str | bytes) -> int | float | bool:
-  """Replaces the function that rebuilds a scalar of NumPy from its bytes."""
+def _rebuild_scalar(dtype: _Dtype, data: Any) -> int | float | bool | None:
+  """Replaces the function that rebuilds a scalar of NumPy from its bytes.
+
+  A scalar that is not a number, such as a date, becomes `None`.
+  """
+  if dtype.dtype is None:
+    return None
   if isinstance(data, str):
     data = data.encode('latin1')
   return np.frombuffer(bytes(data), dtype.dtype)[0].item()
 
 
 def _rebuild_from_buffer(
-  data: Any, dtype: _Dtype, shape: tuple, order: str
+  data: Any,
+  dtype: _Dtype,
+  shape: tuple,
+  order: str,
+  axis_order: tuple[int, ...] | None = None,
 ) -> StoredArray:
   """Replaces the function that rebuilds a NumPy array from its bytes.
 
@@ -104,18 +165,43 @@ def _rebuild_from_buffer(
     data: The elements, an object with a buffer, such as bytes.
     dtype: Type of the elements.
     shape: Shape of the array.
-    order: 'F' if the first axis varies fastest, 'C' if the last axis does.
+    order: 'F' if the first axis varies fastest, 'C' if the last axis does, 'K'
+      if the last axis does before the axes are transposed.
+    axis_order: The order 'K' transposes the axes to this order.
+
+  Source:
+    numpy/_core/numeric.py, `_frombuffer`.
   """
   result = StoredArray()
   result.__setstate__((1, shape, dtype, order == 'F', data))
+  if order == 'K' and axis_order is not None and result.array is not None:
+    result.array = result.array.transpose(axis_order)
   return result
 
 
 def _rebuild_tensor(
-  storage: Storage, offset: int, shape: Any, strides: Any, *rest: object
+  storage: Any, offset: int, shape: Any, strides: Any, *rest: object
 ) -> Tensor:
   """Replaces the function of torch that makes a tensor of a storage."""
   return Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _reconstruct_object(
+  class_: object, base: object, content: object
+) -> Ignored:
+  """Replaces the function by which old pickles make objects of a class.
+
+  Args:
+    class_: Stand-in of the class.
+    base: Stand-in of its built-in base class.
+    content: What the base class holds, such as the items of a dict.
+  """
+  result = Ignored()
+  if isinstance(class_, type) and issubclass(class_, Ignored):
+    result = class_()
+  if isinstance(content, dict):
+    result.update(content)
+  return result
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -131,6 +217,15 @@ def _encode(text: str, encoding: str) -> bytes:
   if encoding not in ('latin1', 'latin-1'):
     raise InputError(f'holds bytes as {encoding!r}, which is not expected.')
   return text.encode('latin1')
+
+
+def _ignored_class(name: str) -> type[Ignored]:
+  """Makes the stand-in for a class or a function whose objects are ignored.
+
+  Args:
+    name: Module and name of the class or the function in the file.
+  """
+  return type('Ignored', (Ignored,), {'name': name})
 
 
 class _StorageType(NamedTuple):
@@ -156,16 +251,21 @@ _STORAGES = {
 _KNOWN: dict[tuple[str, str], Callable[..., Any] | _StorageType] = {
   ('collections', 'OrderedDict'): _Mapping,
   ('collections', 'Counter'): _Mapping,
-  ('argparse', 'Namespace'): _Opaque,
+  # The argument, if there is one, makes the values of missing keys.
+  ('collections', 'defaultdict'): lambda *arguments: _Mapping(),
   ('builtins', 'set'): set,
+  ('copyreg', '_reconstructor'): _reconstruct_object,
   ('_codecs', 'encode'): _encode,
   ('numpy', 'ndarray'): StoredArray,
   ('numpy', 'dtype'): _Dtype,
   ('torch', 'Size'): tuple,
-  ('torch', 'device'): _Opaque,
+  ('torch', 'device'): _ignored_class('torch.device'),
   ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
   ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
   ('torch._utils', '_rebuild_parameter'): lambda tensor, *rest: tensor,
+  ('torch._utils', '_rebuild_parameter_with_state'): lambda tensor, *rest: (
+    tensor
+  ),
   **{
     (f'numpy.{core}.multiarray', name): stand_in
     for core in ('core', '_core')
@@ -182,11 +282,59 @@ _KNOWN: dict[tuple[str, str], Callable[..., Any] | _StorageType] = {
 }
 
 
+# Modules of Python's standard library whose classes are data that programs save
+# beside weights. None of them can run code.
+_DATA_MODULES = frozenset(
+  '_collections_abc argparse array calendar collections copyreg dataclasses '
+  'datetime decimal enum fractions functools ipaddress itertools logging '
+  'numbers pathlib random re statistics string time typing uuid weakref '
+  'zoneinfo'.split()
+)
+# Single names of other modules.
+_DATA_NAMES = frozenset(
+  [
+    ('_io', 'BytesIO'),
+    ('_io', 'StringIO'),
+    ('os', 'stat_result'),
+    ('platform', 'uname_result'),
+    ('types', 'MappingProxyType'),
+    ('types', 'SimpleNamespace'),
+  ]
+)
+# A file may name this many classes that are ignored. Without a limit, a file
+# could fill the memory with classes.
+_MAX_IGNORED = 1000
+
+
+def _is_sign_of_attack(module: str, name: str) -> bool:
+  """Tells whether no harmless file would have a name.
+
+  Names of other programs are harmless here, because nothing of them is
+  imported. The standard library has the functions by which files attack: eval,
+  os.system, subprocess.Popen, operator.methodcaller and more. So names of its
+  modules are suspicious, except those of data.
+
+  Args:
+    module: The module of the class or the function, as Python 3 names it.
+    name: Its name in the module.
+  """
+  top = module.partition('.')[0]
+  if top == 'builtins':
+    return not isinstance(getattr(builtins, name, None), type)
+  if top not in sys.stdlib_module_names:
+    return False
+  # The name 'os.system' in pathlib would be the function that pathlib imports.
+  is_data = top in _DATA_MODULES or (module, name) in _DATA_NAMES
+  return not is_data or '.' in name
+
+
 class Unpickler(pickle.Unpickler):
-  """Reads a pickle, with the stand-ins of `_KNOWN` for the names in it.
+  """Reads a pickle, with stand-ins for the names in it.
 
   Attributes:
     storages: The storages that the pickle refers to, by their key.
+    ignored: {'module.name': its stand-in} for the names that are not in
+      `_KNOWN`, in the order of the file.
   """
 
   def __init__(self, file: io.BufferedIOBase):
@@ -194,6 +342,7 @@ class Unpickler(pickle.Unpickler):
     # Python 2 wrote the bytes of arrays as strings.
     super().__init__(file, encoding='latin1')
     self.storages: dict[str, Storage] = {}
+    self.ignored: dict[str, type[Ignored]] = {}
 
   def find_class(
     self, module: str, name: str
@@ -201,17 +350,33 @@ class Unpickler(pickle.Unpickler):
     """Returns the stand-in for a name in the pickle; `load` calls this.
 
     Raises:
-      InputError: If the name is not in `_KNOWN`.
+      InputError: If the name is one by which files attack, or if there are too
+        many names.
     """
-    try:
+    if (module, name) in _KNOWN:
       return _KNOWN[module, name]
-    except KeyError:
+    # Old pickles have the names of Python 2.
+    module, name = _compat_pickle.NAME_MAPPING.get(
+      (module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
+    )
+    if (module, name) in _KNOWN:
+      return _KNOWN[module, name]
+    full_name = f'{module}.{name}'
+    if _is_sign_of_attack(module, name):
       raise InputError(
-        f'names {module}.{name}, which weights do not need and which might '
-        'run code, so it is not read; save the weights alone (state_dict).'
-      ) from None
+        f'names {full_name}, which weights do not need and which might run '
+        'code, so it is not read; save the weights alone (state_dict).'
+      )
+    if full_name not in self.ignored:
+      if len(self.ignored) == _MAX_IGNORED:
+        raise InputError(
+          f'names more than {_MAX_IGNORED} classes that are no arrays, so it '
+          'is not read; save the weights alone (state_dict).'
+        )
+      self.ignored[full_name] = _ignored_class(full_name)
+    return self.ignored[full_name]
 
-  def persistent_load(self, pid: tuple) -> Storage:
+  def persistent_load(self, pid: tuple) -> Any:
     """Returns a storage, which torch keeps outside of the pickle.
 
     `load` calls this for each reference to a storage.
@@ -220,10 +385,17 @@ class Unpickler(pickle.Unpickler):
       pid: The reference: ('storage', type, key, device, number of elements,
         ...).
 
+    Returns:
+      A `Storage`. If the type of its elements is not read, such as complex
+      numbers, the stand-in of the type.
+
     Raises:
       InputError: If the reference is not to a plain storage.
     """
     kind, type_, key, _, size, *view = pid
+    is_ignored = isinstance(type_, type) and issubclass(type_, Ignored)
+    if kind == 'storage' and is_ignored and not any(view):
+      return type_
     if kind != 'storage' or not isinstance(type_, _StorageType) or any(view):
       raise InputError(f'refers to {kind!r}, which is not a plain tensor.')
     storage = Storage(type_.dtype, str(key), size)

@@ -13,6 +13,7 @@ import zipfile
 
 import numpy as np
 
+from maskrcnn_jax.convert_weights import search
 from maskrcnn_jax.convert_weights.safe_pickle import (
   BFLOAT16,
   Storage,
@@ -21,9 +22,6 @@ from maskrcnn_jax.convert_weights.safe_pickle import (
   Unpickler,
 )
 from maskrcnn_jax.errors import InputError
-
-# Keys under which programs store the weights if a file has other entries too.
-CONTAINERS = ('model', 'state_dict', 'model_state_dict', 'model_state', 'blobs')
 
 # Largest number of elements of a view that repeats elements of its storage.
 # Without a limit, a small file could fill the memory.
@@ -56,22 +54,34 @@ _LoadStorage = Callable[[Storage], np.ndarray]
 class WeightFile(NamedTuple):
   """The content of a weight file."""
 
-  # By name; the prefix 'module.' is removed if all names have it.
-  arrays: dict[str, np.ndarray]
+  arrays: dict[str, np.ndarray]  # arrays of the model by name, without prefix
+  prefix: str  # text before these names in the file
   facts: dict[str, Any]  # the entries that are not arrays, by name
+  # Names of arrays in the dictionary of the model that lack its prefix.
+  outside: list[str]
+  # Prefix with which --prefix takes the backbone of the model alone.
+  # `None` if the names are not those of a ResNet.
+  backbone: str | None
+  notes: list[str]  # lines to print, about the choice and ignored objects
 
 
-def read_weights(path: pathlib.Path) -> WeightFile:
+def read_weights(
+  path: pathlib.Path, *, key: str | None = None, prefix: str | None = None
+) -> WeightFile:
   """Reads a .pth, .pkl or .safetensors file.
 
-  The format is recognised by the first bytes of the file, not by its name.
+  The format is recognised by the first bytes of the file, not by its name. The
+  weights are searched for by their names; see `search`.
 
   Args:
     path: The file.
+    key: Path of the dictionary that holds the weights, such as 'ema.module'.
+      `None` and '' as in `search.choose`.
+    prefix: Text before the names of the weights, such as 'module.'.
 
   Raises:
-    InputError: If the file does not exist, has another format, is damaged, or
-      names a function that weights do not need and that could run code.
+    InputError: If the file does not exist, has another format, is damaged,
+      names a function by which files attack, or has no such key or prefix.
   """
   if not path.is_file():
     raise InputError(
@@ -79,17 +89,8 @@ def read_weights(path: pathlib.Path) -> WeightFile:
     )
   try:
     with path.open('rb') as file:
-      start = file.read(len(_LEGACY_START))
-      file.seek(0)
-      if start.startswith(b'PK'):
-        return _find_weights(*_read_zip(file))
-      if start == _LEGACY_START:
-        return _find_weights(*_read_legacy(file))
-      if start[8:9] == b'{':
-        return _find_weights(
-          _read_safetensors(file, path.stat().st_size), _load_nothing
-        )
-      return _find_weights(Unpickler(file).load(), _load_nothing)
+      content, load, ignored = _read_content(file, path.stat().st_size)
+      return _find_weights(content, load, ignored, key=key, prefix=prefix)
   except InputError as error:
     raise InputError(f'C08: {path} {_printable(str(error))}') from error
   # A damaged or hostile pickle can make the unpickler raise any exception.
@@ -99,6 +100,33 @@ def read_weights(path: pathlib.Path) -> WeightFile:
       f'C08: {path} cannot be read as a weight file ({reason}); is it whole, '
       'and a .pth, .pkl or .safetensors file?'
     ) from error
+
+
+def _read_content(
+  file: io.BufferedIOBase, file_size: int
+) -> tuple[Any, _LoadStorage, list[str]]:
+  """Reads a weight file of any format.
+
+  Args:
+    file: The file, at its start.
+    file_size: Length of the file in bytes.
+
+  Returns:
+    content: The saved object, with `Tensor`s.
+    load: Function that returns the elements of a storage. It works as long as
+      the file is open.
+    ignored: Names of the classes whose objects were ignored.
+  """
+  start = file.read(len(_LEGACY_START))
+  file.seek(0)
+  if start.startswith(b'PK'):
+    return _read_zip(file)
+  if start == _LEGACY_START:
+    return _read_legacy(file)
+  if start[8:9] == b'{':
+    return _read_safetensors(file, file_size), _load_nothing, []
+  unpickler = Unpickler(file)
+  return unpickler.load(), _load_nothing, list(unpickler.ignored)
 
 
 def _printable(text: str) -> str:
@@ -119,13 +147,14 @@ def _load_nothing(storage: Storage) -> np.ndarray:
   raise InputError(f'refers to the data {storage.key!r}, but has none.')
 
 
-def _read_zip(file: io.BufferedIOBase) -> tuple[Any, _LoadStorage]:
+def _read_zip(file: io.BufferedIOBase) -> tuple[Any, _LoadStorage, list[str]]:
   """Reads a file that torch.save wrote since version 1.6: a zip archive.
 
   Returns:
     content: The saved object, with `Tensor`s.
     load: Function that returns the elements of a storage. It works as long as
       the file is open.
+    ignored: Names of the classes whose objects were ignored.
 
   Raises:
     InputError: If torch.save has not written the archive, or if an entry is
@@ -150,7 +179,8 @@ def _read_zip(file: io.BufferedIOBase) -> tuple[Any, _LoadStorage]:
       raise InputError(f'has {name} compressed, as torch.save never does.')
     return archive.read(entry)
 
-  content = Unpickler(io.BytesIO(read(pickles[0]))).load()
+  unpickler = Unpickler(io.BytesIO(read(pickles[0])))
+  content = unpickler.load()
   order = folder + 'byteorder'
   is_big_endian = order in names and read(order) == b'big'
 
@@ -160,10 +190,12 @@ def _read_zip(file: io.BufferedIOBase) -> tuple[Any, _LoadStorage]:
     dtype = storage.dtype.newbyteorder('>') if is_big_endian else storage.dtype
     return np.frombuffer(data, dtype)
 
-  return content, load
+  return content, load, list(unpickler.ignored)
 
 
-def _read_legacy(file: io.BufferedIOBase) -> tuple[Any, _LoadStorage]:
+def _read_legacy(
+  file: io.BufferedIOBase,
+) -> tuple[Any, _LoadStorage, list[str]]:
   """Reads a file that torch.save wrote before version 1.6.
 
   It is a sequence of pickles, followed by the storages.
@@ -171,6 +203,7 @@ def _read_legacy(file: io.BufferedIOBase) -> tuple[Any, _LoadStorage]:
   Returns:
     content: The saved object, with `Tensor`s.
     load: Function that returns the elements of a storage.
+    ignored: Names of the classes whose objects were ignored.
   """
   for _ in range(3):  # magic number, protocol version, system
     Unpickler(file).load()
@@ -181,7 +214,7 @@ def _read_legacy(file: io.BufferedIOBase) -> tuple[Any, _LoadStorage]:
     (size,) = struct.unpack('<q', file.read(8))
     dtype = unpickler.storages[key].dtype
     data[key] = np.frombuffer(file.read(size * dtype.itemsize), dtype)
-  return content, lambda storage: data[storage.key]
+  return content, lambda storage: data[storage.key], list(unpickler.ignored)
 
 
 def _read_safetensors(
@@ -215,53 +248,60 @@ def _read_safetensors(
   return arrays
 
 
-def _find_weights(content: Any, load: _LoadStorage) -> WeightFile:
+def _find_weights(
+  content: Any,
+  load: _LoadStorage,
+  ignored: list[str],
+  *,
+  key: str | None,
+  prefix: str | None,
+) -> WeightFile:
   """Finds the weights in the content of a file and converts them to arrays.
 
   Args:
     content: The object that the file stores, normally a dict. The weights in it
       are `Tensor`s, `StoredArray`s or arrays.
     load: Function that returns the elements of a storage.
+    ignored: Names of the classes whose objects were ignored.
+    key: See `read_weights`.
+    prefix: See `read_weights`.
 
   Raises:
-    InputError: If there are no weights, or if one is damaged.
+    InputError: If there are no weights, if one is damaged, or if the flags are
+      of no model in the file.
   """
-  facts: dict[str, Any] = {}
-  while isinstance(content, dict):
-    inner = next(
-      (key for key in CONTAINERS if isinstance(content.get(key), dict)), None
-    )
-    if inner is None:
-      break
-    facts |= {k: v for k, v in content.items() if k != inner}
-    content = content[inner]
-  if not isinstance(content, dict):
-    raise InputError(
-      f'holds a {type(content).__name__}, not weights by name (state_dict).'
-    )
+  try:
+    chosen = search.choose(content, key=key, prefix=prefix)
+  except InputError as error:
+    if ignored:
+      raise InputError(f'{error} It {_ignored_line(ignored)}.') from error
+    raise
   loaded: dict[str, np.ndarray] = {}
   arrays: dict[str, np.ndarray] = {}
-  for name, value in content.items():
-    if not str(name).isprintable():
-      raise InputError(f'has an array of the strange name {name!r}.')
+  for name, value in chosen.arrays.items():
     if isinstance(value, Tensor):
       storage = value.storage
       if storage.key not in loaded:
         loaded[storage.key] = load(storage)
       if len(loaded[storage.key]) != storage.size:
         raise InputError(f'is damaged: the data of {name} is incomplete.')
-      value = _view(loaded[storage.key], value, name)
-    elif isinstance(value, StoredArray):
-      value = value.array
-    if isinstance(value, np.ndarray):
-      arrays[str(name)] = value
+      arrays[name] = _view(loaded[storage.key], value, name)
     else:
-      facts[str(name)] = value
-  if not arrays:
-    raise InputError('holds no arrays by name.')
-  if all(name.startswith('module.') for name in arrays):
-    arrays = {k.removeprefix('module.'): v for k, v in arrays.items()}
-  return WeightFile(arrays, facts)
+      array = value.array if isinstance(value, StoredArray) else value
+      assert isinstance(array, np.ndarray)  # `choose` returns nothing else.
+      arrays[name] = array
+  notes = [_printable(note) for note in chosen.notes]
+  if ignored:
+    notes.append(_printable(f'The file {_ignored_line(ignored)}'))
+  return WeightFile(
+    arrays, chosen.prefix, chosen.facts, chosen.outside, chosen.backbone, notes
+  )
+
+
+def _ignored_line(ignored: list[str]) -> str:
+  """Returns a clause that names the classes whose objects were ignored."""
+  more = f' and {len(ignored) - 5} more' if len(ignored) > 5 else ''
+  return f'has objects that were ignored: {", ".join(ignored[:5])}{more}'
 
 
 def _view(flat: np.ndarray, tensor: Tensor, name: str) -> np.ndarray:

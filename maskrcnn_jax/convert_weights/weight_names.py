@@ -197,7 +197,8 @@ def _detectron2_blocks(block: str) -> tuple[tuple[str, str], ...]:
 # backbone; hence the prefixes.
 _DETECTRON2 = (
   _under(
-    ('backbone.bottom_up.', '', 'roi_heads.'), _detectron2_blocks(_LAST_BLOCK)
+    ('backbone.bottom_up.', '', 'roi_heads.', 'backbone.'),
+    _detectron2_blocks(_LAST_BLOCK),
   )
   + _under(
     ('backbone.bottom_up.', '', 'backbone.'),

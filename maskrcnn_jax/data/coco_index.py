@@ -66,6 +66,18 @@ def is_background(category: Category) -> bool:
   return category.name.strip(' _').casefold() in _BACKGROUND_NAMES
 
 
+def has_names(names: Sequence[str]) -> bool:
+  """Tells whether classes have names of their own.
+
+  `convert_weights` calls the classes of a file without names 'class 1',
+  'class 2' and so on.
+
+  Args:
+    names: Names of the classes, in the order of their class numbers.
+  """
+  return list(names) != [f'class {i + 1}' for i in range(len(names))]
+
+
 def normal_file_name(name: str) -> str:
   """Returns the normal form of a file name, such as 'a.jpg' for './a.jpg'.
 

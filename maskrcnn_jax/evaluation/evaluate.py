@@ -14,6 +14,7 @@ import numpy as np
 
 from maskrcnn_jax.config import canvas_arguments, geometry_of, pixel_range_of
 from maskrcnn_jax.data import canvases, coco, loader
+from maskrcnn_jax.data.coco_index import has_names
 from maskrcnn_jax.data.source import (
   DataSet,
   Source,
@@ -120,10 +121,17 @@ def evaluate(
   )
   # Proposals have no classes that could differ.
   if difference and heads.boxes:
+    advice = 'Evaluate on a set with the classes that it was trained on.'
+    names = [category.name for category in detector.categories]
+    if not has_names(names) and len(names) == len(index.categories):
+      advice = (
+        'The checkpoint has no names of classes: convert the weight file again '
+        'with --categories=FILE.json, where FILE.json lists the classes in the '
+        'order of the training, such as the annotations of this set.'
+      )
     raise InputError(
       f'C01: {source} has other classes than the checkpoint: '
-      f'{"; ".join(difference[:10])}. Evaluate on a set with the classes '
-      'that it was trained on.'
+      f'{"; ".join(difference[:10])}. {advice}'
     )
   if not index.image_ids:
     raise InputError(

@@ -356,14 +356,30 @@ class GroupNorm(nn.Module):
     scale = self.param('scale', nn.initializers.ones, (channels,))
     bias = self.param('bias', nn.initializers.zeros, (channels,))
     group_size = channels // NUM_GROUPS
-    in_groups = zero_padding(x, valid).astype(jnp.float32)
-    in_groups = in_groups.reshape(b, h * w, NUM_GROUPS, group_size)
-    cells: int | Array = h * w
+    cells = x.astype(jnp.float32).reshape(b, h * w, channels)
+    count: int | Array = h * w * group_size
     if valid is not None:
-      cells = jnp.maximum(jnp.sum(valid, axis=(1, 2)), 1)
-    count = cells * group_size
-    mean = jnp.sum(in_groups, axis=(1, 3)) / count
-    mean_square = jnp.sum(jnp.square(in_groups), axis=(1, 3)) / count
+      inside = valid.reshape(b, h * w)
+      count = jnp.maximum(jnp.sum(inside, axis=1, keepdims=True), 1)
+      count *= group_size
+      weights = inside.astype(jnp.float32)
+
+    def mean_of_groups(
+      cells: Float[Array, 'b n c'],
+    ) -> Float[Array, 'b groups']:
+      """Returns the means of the groups over the valid cells, [b, groups]."""
+      if valid is None:
+        total = jnp.sum(cells, axis=1)
+      else:
+        # On the CPU, this product takes less time and memory than a sum of the
+        # cells after those of the padding are set to 0.
+        total = jnp.einsum(
+          'bnc,bn->bc', cells, weights, precision=lax.Precision.HIGHEST
+        )
+      return total.reshape(b, NUM_GROUPS, group_size).sum(axis=2) / count
+
+    mean = mean_of_groups(cells)
+    mean_square = mean_of_groups(jnp.square(cells))
     # Rounding could make the difference negative.
     variance = jnp.maximum(mean_square - jnp.square(mean), 0)
 

@@ -20,6 +20,7 @@ from maskrcnn_jax.config import (
   stored_config,
 )
 from maskrcnn_jax.config.keys import BY_NAME, names
+from maskrcnn_jax.data.coco_index import has_names
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.runtime import checkpoint, cluster
@@ -300,9 +301,7 @@ def _other_classes(categories: list, stored_categories: list) -> list[str]:
   own_names, stored_names = (
     [name for _, name in table] for table in (categories, stored_categories)
   )
-  # The names that `convert_weights` gives to classes without a name.
-  unknown = [f'class {i + 1}' for i in range(len(stored_names))]
-  if not own_names or not stored_names or stored_names == unknown:
+  if not own_names or not stored_names or not has_names(stored_names):
     return []
   return [
     f'{i + 1}: {name!r} | {stored_name!r}'
@@ -341,7 +340,7 @@ def _take_weights(
     The state, and the names of the arrays that keep their random values.
 
   Raises:
-    InputError: If the weights do not fit the model.
+    InputError: If the weights do not fit the model or are not finite.
   """
   metadata = checkpoint.read_metadata(path)
   different = [
@@ -395,6 +394,7 @@ def _take_weights(
       ),
     )
   )
+  checkpoint.check_finite(path, weights)
   taken = checkpoint.nested(
     expected
     | {n: x for n, x in weights.items() if n not in fresh and n not in unused}

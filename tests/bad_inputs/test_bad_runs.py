@@ -61,6 +61,26 @@ def change(tiny_data, tmp_path):
   return write
 
 
+@pytest.mark.parametrize('are_as_many', [True, False])
+def test_c01_tells_how_to_name_the_classes_of_converted_weights(
+  refuse, flags_of_run, workdir, change, are_as_many
+):
+  path = workdir / 'checkpoints/4/metadata/metadata'
+  content = json.loads(path.read_text())
+  content['categories'] = [
+    [i + 1, f'class {i + 1}'] for i in range(len(content['categories']))
+  ]
+  path.write_text(json.dumps(content))
+  more = (
+    []
+    if are_as_many
+    else [f'--config.data.eval.annotations={change(more_classes)}']
+  )
+  line = refuse(*flags_of_run, '--mode=eval', f'--checkpoint={workdir}', *more)
+  assert 'C01: ' in line
+  assert ('with --categories=FILE.json' in line) == are_as_many
+
+
 def more_classes(content):
   content['categories'].append({'id': 50, 'name': 'star'})
 
@@ -109,9 +129,11 @@ def test_c03_a_class_that_the_table_lacks(refuse, flags_of_run, change):
 def test_c04_a_loss_that_is_not_finite(
   refuse, flags_of_run, tiny_run, tmp_path
 ):
-  tiny.save_with_nan(tiny_run[0], tmp_path / 'nan', 'mask_fcn_logits')
+  tiny.save_with_value(
+    tiny_run[0], tmp_path / 'bad', 'mask_fcn_logits', tiny.TOO_LARGE
+  )
   line = refuse(
-    *flags_of_run, '--skip_test', f'--init_from={tmp_path / "nan"}', status=1
+    *flags_of_run, '--skip_test', f'--init_from={tmp_path / "bad"}', status=1
   )
   assert 'C04: ' in line
   assert 'loss_mask is nan' in line
@@ -446,3 +468,16 @@ def test_masks_that_would_stop_the_evaluation_stop_the_training(
     *flags_of_run, f'--config.data.eval.annotations={change(spoil)}'
   )
   assert 'A06: ' in line or 'A05: ' in line
+
+
+@pytest.mark.parametrize(
+  'options', ['--mode=eval --checkpoint', '--skip_test --init_from']
+)
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_c14_a_checkpoint_that_is_not_finite(
+  refuse, flags_of_run, tiny_run, tmp_path, options, value
+):
+  tiny.save_with_value(tiny_run[0], tmp_path / 'bad', 'fc6', value)
+  line = refuse(*flags_of_run, *f'{options}={tmp_path / "bad"}'.split())
+  assert 'C14: ' in line
+  assert 'in params/box_head/fc6/bias and 1 more arrays' in line

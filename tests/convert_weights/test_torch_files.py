@@ -5,6 +5,7 @@ import os
 import pathlib
 import pickle
 import struct
+import sys
 import zipfile
 
 import numpy as np
@@ -42,8 +43,10 @@ WRITTEN = {
 
 @pytest.mark.parametrize('file', ['torch_tensors', 'torch_tensors_legacy'])
 def test_read_weights_reads_what_torch_has_written(file):
-  arrays, facts = read_weights(DATA / f'{file}.pth')
-  assert arrays.keys() == WRITTEN.keys()  # The file has the prefix 'module.'.
+  arrays, _, facts, *_ = read_weights(DATA / f'{file}.pth')
+  # These are no names of a model, so their prefix stays.
+  arrays = {k.removeprefix('module.'): v for k, v in arrays.items()}
+  assert arrays.keys() == WRITTEN.keys()
   for name, wanted in WRITTEN.items():
     assert arrays[name].shape == wanted.shape, name
     assert_array_equal(arrays[name].astype(np.float64), wanted, err_msg=name)
@@ -62,13 +65,16 @@ def test_read_weights_reads_numpy_arrays_of_every_protocol(tmp_path, protocol):
     'blobs': {
       'a': np.asfortranarray(COUNT.astype('<f4')),
       'b': np.array([1, 2], '>i4'),
+      # Contiguous, but neither in C's nor in Fortran's order.
+      'c': COUNT.reshape(2, 3, 4).transpose(1, 0, 2),
     },
     'count': np.float64(3),
   }
   (tmp_path / 'file.pkl').write_bytes(pickle.dumps(content, protocol))
-  arrays, facts = read_weights(tmp_path / 'file.pkl')
+  arrays, _, facts, *_ = read_weights(tmp_path / 'file.pkl')
   assert_array_equal(arrays['a'], COUNT)
   assert_array_equal(arrays['b'], [1, 2])
+  assert_array_equal(arrays['c'], COUNT.reshape(2, 3, 4).transpose(1, 0, 2))
   assert facts == {'count': 3}
 
 
@@ -142,6 +148,84 @@ def test_read_weights_runs_nothing(tmp_path, function, is_zip, protocol):
   assert not target.exists()
 
 
+def name_code(module, name, *, calls=False):
+  """Returns a pickle of {'a': [1.0, 2.0], 'more': the named object}.
+
+  Args:
+    module: Module of the object.
+    name: Name of the object in the module; its dots lead to attributes.
+    calls: Whether the object is called, and its result is stored.
+  """
+  array = pickle.dumps(np.ones(2), 2)[2:-1]
+  a, more, module, name = (
+    b'\x8c' + bytes([len(text)]) + text.encode()
+    for text in ('a', 'more', module, name)
+  )
+  named = module + name + b'\x93' + (b')R' if calls else b'')
+  return b'\x80\x04}(' + a + array + more + named + b'u.'
+
+
+@pytest.mark.parametrize('calls', [False, True])
+@pytest.mark.parametrize(
+  ('module', 'name'),
+  [
+    ('subprocess', 'Popen'),
+    ('builtins', 'getattr'),
+    ('__builtin__', 'eval'),
+    ('builtins', 'type.mro'),
+    ('operator', 'methodcaller'),
+    ('pathlib', 'os.system'),
+    ('commands', 'getoutput'),
+    ('types', 'CodeType'),
+    ('os.path', 'os.system'),
+    ('nt', 'system'),
+    ('io', 'open'),
+    ('pickle', 'loads'),
+    ('sys', 'modules'),
+  ],
+)
+def test_read_weights_refuses_names_of_attacks(tmp_path, module, name, calls):
+  (tmp_path / 'file').write_bytes(name_code(module, name, calls=calls))
+  with pytest.raises(InputError, match='might run code'):
+    read_weights(tmp_path / 'file')
+
+
+@pytest.mark.parametrize('calls', [False, True])
+def test_read_weights_imports_nothing_that_a_file_names(
+  tmp_path, monkeypatch, calls
+):
+  target = tmp_path / 'target'
+  (tmp_path / 'hostile_module.py').write_text(
+    f'import pathlib\npathlib.Path({str(target)!r}).touch()\n'
+    'def function(): pathlib.Path(__file__).unlink()\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  code = name_code('hostile_module', 'function', calls=calls)
+  (tmp_path / 'file').write_bytes(code)
+  found = read_weights(tmp_path / 'file')
+  assert_array_equal(found.arrays['a'], [1, 1])
+  assert found.notes == [
+    'The file has objects that were ignored: hostile_module.function'
+  ]
+  assert not target.exists()
+  assert 'hostile_module' not in sys.modules
+
+
+def test_read_weights_refuses_to_make_many_classes(tmp_path):
+  names = b''.join(b'cmodule\nName%d\n' % i for i in range(1001))
+  (tmp_path / 'file').write_bytes(b'\x80\x02](' + names + b'e.')
+  with pytest.raises(InputError, match='more than 1000 classes'):
+    read_weights(tmp_path / 'file')
+
+
+def test_stand_ins_stay_the_same_for_other_files(tmp_path):
+  # BUILD gives a state to a class itself, here to the stand-in.
+  code = name_code('module', 'Name')[:-2] + b'}\x8c\x01xK\x01sbu.'
+  (tmp_path / 'file').write_bytes(code)
+  with pytest.raises(InputError, match='cannot be read'):
+    read_weights(tmp_path / 'file')
+
+
 def test_read_weights_quotes_no_control_characters(tmp_path):
   file = tmp_path / 'file.pkl'
   for code in (
@@ -198,7 +282,7 @@ def test_read_weights_says_in_one_line_that_a_file_is_cut_off(
 @pytest.mark.parametrize('content', [b'<!DOCTYPE html>', b'\x80\x02]q\x00.'])
 def test_read_weights_refuses_what_holds_no_weights(tmp_path, content):
   (tmp_path / 'file').write_bytes(content)
-  with pytest.raises(InputError, match='file (cannot be read|holds a list)'):
+  with pytest.raises(InputError, match='file (cannot be read|holds no arrays)'):
     read_weights(tmp_path / 'file')
 
 
@@ -211,7 +295,7 @@ def test_what_write_torch_writes_comes_back_to_the_bit(tmp_path):
   }
   content = {'model': arrays, 'note': [1, 2.5, None, True, {'ä': 'ö'}]}
   write_torch(tmp_path / 'file.pth', content)
-  found, facts = read_weights(tmp_path / 'file.pth')
+  found, _, facts, *_ = read_weights(tmp_path / 'file.pth')
   assert facts == {'note': content['note']}
   assert found.keys() == arrays.keys()
   for name, array in arrays.items():

@@ -284,9 +284,11 @@ def test_train_stops_at_numbers_that_are_not_finite(config, tmp_path):
 
 
 def test_train_names_the_terms_that_are_not_finite(tiny_run, config, tmp_path):
-  tiny.save_with_nan(tiny_run[0], tmp_path / 'nan', 'mask_fcn_logits')
+  tiny.save_with_value(
+    tiny_run[0], tmp_path / 'bad', 'mask_fcn_logits', tiny.TOO_LARGE
+  )
   with pytest.raises(FloatingPointError) as error:
-    tiny.run_training(config, tmp_path / 'run', init_from=tmp_path / 'nan')
+    tiny.run_training(config, tmp_path / 'run', init_from=tmp_path / 'bad')
   message = str(error.value)
   assert 'loss_mask is nan' in message
   assert 'at step 0 ' in message

@@ -686,9 +686,11 @@ def test_fp16_stops_where_a_lower_scale_cannot_help(
   monkeypatch.setattr('maskrcnn_jax.runtime.precision.INITIAL_SCALE', 4.0)
   config.precision = 'fp16'
   config.train.num_steps = 8
-  tiny.save_with_nan(tiny_run[0], tmp_path / 'nan', 'mask_fcn_logits')
+  tiny.save_with_value(
+    tiny_run[0], tmp_path / 'bad', 'mask_fcn_logits', tiny.TOO_LARGE
+  )
   with pytest.raises(FloatingPointError) as error:
-    tiny.run_training(config, tmp_path / 'run', init_from=tmp_path / 'nan')
+    tiny.run_training(config, tmp_path / 'run', init_from=tmp_path / 'bad')
   # The scale is 4, 2 and then 1 at step 2, its minimum.
   assert 'loss_mask is nan' in str(error.value)
   assert 'at step 2 (' in str(error.value)
