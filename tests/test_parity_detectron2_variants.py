@@ -15,6 +15,7 @@ pytestmark = [parity.needs_golden, pytest.mark.slow]
 
 NAMES = (
   'mask_rcnn_r50_c4',
+  'mask_rcnn_r50_dc5',
   'mask_rcnn_r50_fpn_gn',
   'mask_rcnn_r101_fpn',
   'mask_rcnn_x101_fpn',

@@ -73,6 +73,16 @@ def export(
   path = checkpoint.find_checkpoint(source)
   metadata = checkpoint.read_metadata(path)
   config = stored_config(metadata.recipe)
+  if config.model.backbone != 'resnet':
+    raise InputError(
+      f'{path} has the backbone {config.model.backbone!r}; only models with a '
+      'ResNet can be written for other programs.'
+    )
+  if to == 'torchvision' and config.model.body != 'fpn':
+    raise InputError(
+      f'{path} has no equivalent in torchvision, whose detectors have a '
+      f'pyramid, not the body {config.model.body!r}; try --to=detectron2.'
+    )
   if to == 'torchvision' and (
     config.model.norm == 'group'
     or config.model.box_convs
@@ -108,11 +118,13 @@ def export(
     )
     if coco_91 and rows_per_class(name):
       array = _spread_rows(name, array)
-    arrays[peer_names(name, naming)[0]] = np.ascontiguousarray(array)
+    their_name = _name_to_write(peer_names(name, naming), config.model.body)
+    arrays[their_name] = np.ascontiguousarray(array)
 
   geometry = geometry_of(config)
   conventions = plain(
     {
+      'body': config.model.body,
       'geometry': config.geometry,
       'norm_eps': config.model.norm_eps,
       'stride_in_1x1': config.model.stride_in_1x1,
@@ -143,6 +155,25 @@ def export(
       f'{to} computes otherwise than geometry {geometry.name}, and no setting '
       f'changes that: {"; ".join(differences)}. The AP may be lower.'
     )
+
+
+def _name_to_write(names: tuple[str, ...], body: str) -> str:
+  """Returns the name of an array in the file that is written.
+
+  detectron2 has the ResNet below a pyramid in `backbone.bottom_up`. Without a
+  pyramid the ResNet is `backbone` itself, and the last stage of a C4 model
+  belongs to its `roi_heads`.
+
+  Args:
+    names: The names that the array has in files of the other program.
+    body: `config.model.body` of the model.
+  """
+  if body == 'fpn' or not names[0].startswith('backbone.bottom_up.'):
+    return names[0]
+  in_heads = [name for name in names if name.startswith('roi_heads.')]
+  if body == 'c4' and in_heads:
+    return in_heads[0]
+  return next(name for name in names[1:] if name.startswith('backbone.'))
 
 
 def _spread_rows(name: str, array: np.ndarray) -> np.ndarray:
@@ -217,7 +248,14 @@ def _settings(
         f'{geometry.sampling_ratio}'
       )
     return settings
+  base = {
+    'fpn': 'Base-RCNN-FPN.yaml',
+    'c4': 'Base-RCNN-C4.yaml',
+    'c5': 'Base-RCNN-DilatedC5.yaml with MODEL.RESNETS.RES5_DILATION 1',
+    'dc5': 'Base-RCNN-DilatedC5.yaml',
+  }[config.model.body]
   settings = [
+    f'_BASE_ {base}',
     'INPUT.FORMAT BGR',
     f'MODEL.PIXEL_MEAN {list(mean)[::-1]}',
     f'MODEL.PIXEL_STD {list(std)[::-1]}',

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax.config import c4_config, default_config
+from maskrcnn_jax.config import c4_config, c5_config, default_config
 from maskrcnn_jax.convert_weights.weight_names import (
   NAMINGS,
   Naming,
@@ -155,9 +155,17 @@ def recipe_of(
       model must have is missing.
   """
   sizes = _sizes(arrays, source_format)
+  notes = facts.get(NOTES)
+  if sizes['body'] == 'dc5' and isinstance(notes, dict):
+    # Only the notes of this program tell that the last stage is not dilated.
+    sizes['body'] = 'c5' if notes.get('body') == 'c5' else 'dc5'
   config = default_config()
-  if sizes['body'] == 'c4':
-    config = c4_config()
+  if sizes['body'] != 'fpn':
+    config = (
+      c4_config()
+      if sizes['body'] == 'c4'
+      else c5_config(dilated=sizes['body'] == 'dc5')
+    )
     # From a model that ends with proposals, the other programs keep more.
     if sizes['output'] == 'proposals':
       config.rpn.eval.pre_nms = 12_000
@@ -179,9 +187,10 @@ def recipe_of(
 
   fc6 = find('params/box_head/fc6/kernel', arrays, source_format)
   if fc6:
-    config.roi.box_side = round(
-      (arrays[fc6].shape[-1] / config.model.fpn_channels) ** 0.5
-    )
+    channels = config.model.fpn_channels
+    if sizes['body'] != 'fpn':
+      channels = _last_channels(arrays, source_format)
+    config.roi.box_side = round((arrays[fc6].shape[-1] / channels) ** 0.5)
   per_cell = find('params/rpn/cls_logits/kernel', arrays, source_format)
   known = len(config.anchors.sizes[0]) * len(config.anchors.ratios)
   if per_cell and len(arrays[per_cell]) != known:
@@ -364,20 +373,19 @@ def _sizes(
       f'has a ResNet of {blocks} blocks; only ResNet-18, 34, 50 and 101 and '
       'ResNeXt of such depths can be converted.'
     )
-  is_c4 = has('rpn/conv') and not has('fpn/inner2')
-  if is_c4 and has('box_head/fc6'):
-    raise InputError(
-      'holds a detector without pyramid whose box head begins with a fully '
-      "connected layer, such as detectron2's dilated C5 (DC5), which this "
-      'program does not have; take the model with a pyramid (FPN) or a C4 '
-      'model.'
-    )
+  body = 'fpn'
+  if has('rpn/conv') and not has('fpn/inner2'):
+    # The RPN follows the third stage in a C4 model, the last stage in a C5
+    # model. Nothing in a file shows whether the last stage is dilated.
+    body = 'c4'
+    if shape_of('rpn/conv')[1] == _last_channels(arrays, source_format):
+      body = 'dc5' if source_format == 'detectron2' else 'c5'
   norm_scale = find('params/backbone/bn1/scale', arrays, source_format) or ''
   has_mean = find('constants/backbone/bn1/mean', arrays, source_format)
   is_group = not has_mean and not norm_scale.endswith('_bn_s')
   width = shape_of('backbone/conv1')[0]
   sizes: dict[str, str | int] = {
-    'body': 'c4' if is_c4 else 'fpn',
+    'body': body,
     'depth': depth,
     'norm': 'group' if is_group else 'frozen_batch',
     'width': width,
@@ -416,6 +424,24 @@ def _sizes(
     # The second axis of a transposed convolution is the output channels.
     sizes['mask_channels'] = shape_of('mask_head/conv5_mask')[1]
   return sizes
+
+
+def _last_channels(arrays: dict[str, np.ndarray], source_format: str) -> int:
+  """Returns the number of channels that the last stage of the ResNet gives.
+
+  It is 0 if the file has no last stage.
+
+  Args:
+    arrays: Arrays of the weight file by name.
+    source_format: Program that wrote the file, a key of `NAMINGS`.
+  """
+  for conv in ('conv3', 'conv2'):  # The last convolution of a block.
+    name = find(
+      f'params/backbone/layer4/0/{conv}/kernel', arrays, source_format
+    )
+    if name is not None:
+      return len(arrays[name])
+  return 0
 
 
 def _conventions(

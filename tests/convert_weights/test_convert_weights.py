@@ -28,7 +28,13 @@ from weight_files import (
 )
 
 from maskrcnn_jax import geometry, main
-from maskrcnn_jax.config import default_config, plain, stored_config
+from maskrcnn_jax.config import (
+  c4_config,
+  c5_config,
+  default_config,
+  plain,
+  stored_config,
+)
 from maskrcnn_jax.convert_weights import convert as convert_weights
 from maskrcnn_jax.convert_weights.torch_files import (
   read_weights,
@@ -342,6 +348,64 @@ def test_weights_trained_here_arrive_there_and_come_back(
   assert metadata.recipe['geometry'] == (
     'torchvision' if to == 'torchvision' else 'modern'
   )
+
+
+@pytest.mark.parametrize('body', ['c4', 'c5', 'dc5'])
+def test_a_model_without_pyramid_arrives_in_detectron2_and_comes_back(
+  run, refuse, tmp_path, body
+):
+  config = c4_config() if body == 'c4' else c5_config(dilated=body == 'dc5')
+  config.model.update(depth=50, width=4, mask_channels=8)
+  if body != 'c4':
+    config.model.update(box_features=16, mask_convs=1)
+  rcnn = Rcnn.from_config(config, num_classes=4, dtype=jnp.float32)
+  rng = np.random.default_rng(0)
+  leaves = {
+    name: rng.normal(size=x.shape).astype(np.float32)
+    for name, x in checkpoint.named_leaves(
+      jax.eval_shape(rcnn.init, jax.random.key(0))
+    ).items()
+  }
+  for name, array in leaves.items():
+    if name.endswith('var'):
+      array[:] = abs(array)
+    # detectron2 has no rows for the box and the mask of background.
+    if 'box_head/bbox_pred' in name:
+      array[..., :4] = 0
+    if 'mask_head/mask_fcn_logits' in name:
+      array[..., 0] = 0
+  with contextlib.closing(
+    checkpoint.open_checkpoints(tmp_path / 'own')
+  ) as manager:
+    checkpoint.save_checkpoint(
+      manager,
+      model=checkpoint.nested(leaves),
+      optimizer=None,
+      metadata=checkpoint.Metadata(
+        0, plain(config), [[i, f'class {i}'] for i in (1, 2, 3)], 'drawn'
+      ),
+    )
+    manager.wait_until_finished()
+  line = refuse(tmp_path / 'own', tmp_path / 'x.pth', '--to=torchvision')
+  assert '--to=detectron2' in line
+  code, out, err = run(
+    tmp_path / 'own', tmp_path / 'file.pth', '--to=detectron2'
+  )
+  assert code == 0, err
+  assert {'c4': 'Base-RCNN-C4', 'c5': 'RES5_DILATION 1', 'dc5': 'DilatedC5'}[
+    body
+  ] in out
+  names = read_weights(tmp_path / 'file.pth')[0]
+  # The names that detectron2 gives them.
+  assert 'backbone.stem.conv1.weight' in names
+  assert 'backbone.res4.5.conv3.norm.running_var' in names
+  last = 'roi_heads.res5' if body == 'c4' else 'backbone.res5'
+  assert f'{last}.2.conv2.weight' in names
+  code, _, err = run(tmp_path / 'file.pth', tmp_path / 'back')
+  assert code == 0, err
+  arrays, metadata = read_checkpoint(tmp_path / 'back')
+  assert_same(arrays, leaves)
+  assert metadata.recipe['model']['body'] == body
 
 
 @pytest.mark.parametrize(

@@ -75,12 +75,6 @@ FOREIGN = {
     | {'roi_head.bbox_head.1.shared_fcs.0.weight': ONE},
     'backbone.',
   ),
-  'dilated_c5': (
-    'without pyramid whose box head begins with a fully connected layer, such '
-    "as detectron2's dilated C5 (DC5)",
-    detectron2(rules=[(r'bottom_up\.', '')], drop='fpn'),
-    None,
-  ),
   'deformable': (
     'deformable convolutions',
     detectron2(more=['backbone.bottom_up.res3.0.conv2_offset.weight']),
