@@ -87,6 +87,8 @@ def run_mode(run, mode, model_dir, workdir, data, *arguments):
     '--config.detections.min_score=0.01',
     '--config.detections.max_detections=5',
     '--config.rpn.eval.num_proposals=20',
+    # Numbers are rounded otherwise in batches of another size.
+    '--config.eval.batch_size=1',
     *arguments,
   )
   assert code == 0, err
