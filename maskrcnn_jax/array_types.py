@@ -55,14 +55,19 @@ class GroundTruthLimits(NamedTuple):
 class Batch(NamedTuple):
   """The images and the ground truth that the host sends to the device."""
 
-  images: UInt8[AnyArray, 'b h w 3']  # RGB; padding at the right and below
-  source_sizes: Int[AnyArray, 'b 2']  # (height, width) of the decoded image
+  # RGB; padding at the right and below. An image whose `source_sizes` exceed h
+  # or w is there in part: see `ops.resize.interpolation_weights`.
+  images: UInt8[AnyArray, 'b h w 3']
+  source_sizes: Int[AnyArray, 'b 2']  # (height, width) before resizing
   image_sizes: Int[AnyArray, 'b 2']  # (height, width) after resizing
   image_valid: Bool[AnyArray, 'b']  # False if the row is padding
-  gt_boxes: Float[AnyArray, 'b g 4']  # pixels of the decoded image
+  gt_boxes: Float[AnyArray, 'b g 4']  # pixels of the image before resizing
   gt_classes: Int[AnyArray, 'b g']  # 1..k-1; 0 is padding
   gt_valid: Bool[AnyArray, 'b g']  # False if the slot is padding
-  outlines: Outlines  # pixels of the decoded image
+  outlines: Outlines  # pixels of the image before resizing
+  # The sizes (height, width) that training draws the size after resizing from.
+  # `None` if no size is drawn from a list.
+  size_choices: Int[AnyArray, 'b k 2'] | None = None
 
 
 class Inputs(NamedTuple):

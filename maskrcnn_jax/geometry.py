@@ -26,7 +26,8 @@ class InputFormat(NamedTuple):
   # How the sides of a resized image are rounded: 'nearest', 'down' or 'legacy';
   # see `data.canvases.resized_size`.
   resize_rule: str
-  # Whether shrinking averages over all old pixels that a new pixel covers.
+  # Whether images are resized as PIL does it, or as torchvision does it; see
+  # `ops.resize.resize_image`.
   antialias: bool
 
   def rgb_255(self) -> tuple[ByChannel, ByChannel]:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from maskrcnn_jax.array_types import Batch, Inputs, Outlines
+from maskrcnn_jax.array_types import AnyArray, Batch, Inputs, Outlines
 from maskrcnn_jax.ops.boxes import clip_boxes, flip_boxes
-from maskrcnn_jax.ops.outlines import visible_boxes
-from maskrcnn_jax.ops.resize import resize_image, resized_size
+from maskrcnn_jax.ops.outlines import from_bitmap, visible_boxes
+from maskrcnn_jax.ops.resize import resize_image
 
 # In pixels. If cropping leaves less than this of an object, along x or along y,
 # the object is dropped. mmdetection's FilterAnnotations has the same threshold
@@ -38,19 +38,12 @@ class AugmentationOptions(NamedTuple):
   """The random changes of training images, and how large they are."""
 
   flip_probability: float  # of mirroring left to right; [0, 1]
-  # Lengths of the shorter side to choose from, in pixels. () leaves the size as
-  # the batch gives it.
-  short_sides: tuple[int, ...]
   # (smallest, largest) factor for the largest size that fits on the canvas. ()
-  # turns scale jitter off. Scale jitter and `short_sides` exclude each other.
+  # turns scale jitter off.
   scale_jitter: tuple[float, float] | tuple[()]
   # Largest relative change of brightness, contrast and saturation. 0 changes
   # nothing.
   color_jitter: tuple[float, float, float]
-  # Upper limit of the longer side, in pixels. Only `short_sides` uses it.
-  long_side: int
-  # How sizes are rounded: see `resized_size`. Only `short_sides` uses it.
-  resize_rule: str
 
 
 class Augmentation(NamedTuple):
@@ -66,6 +59,7 @@ class Augmentation(NamedTuple):
 def draw_augmentation(
   keys: Key[Array, 'b'],
   source_sizes: Int[Array, 'b 2'],
+  size_choices: Int[AnyArray, 'b k 2'] | None,
   options: AugmentationOptions,
   *,
   padded_size: tuple[int, int],
@@ -74,7 +68,10 @@ def draw_augmentation(
 
   Args:
     keys: One random key for each image.
-    source_sizes: (height, width) of the decoded images, in pixels.
+    source_sizes: (height, width) of the images before resizing, in pixels.
+    size_choices: The sizes (height, width) after resizing to draw from, in
+      pixels. `None` keeps the size that the batch gives, unless there is scale
+      jitter.
     options: The kinds of change, and their strengths.
     padded_size: (height, width) of the canvas, in pixels.
   """
@@ -90,15 +87,8 @@ def draw_augmentation(
       scales=options.scale_jitter,
       padded_size=padded_size,
     )
-  elif options.short_sides:
-    placement = draw_short_sides(
-      placement_keys,
-      source_sizes,
-      choices=options.short_sides,
-      long_side=options.long_side,
-      resize_rule=options.resize_rule,
-      padded_size=padded_size,
-    )
+  elif size_choices is not None:
+    placement = draw_sizes(placement_keys, jnp.asarray(size_choices))
   if any(options.color_jitter):
     color_factors = draw_color_factors(
       color_keys, strengths=options.color_jitter
@@ -119,43 +109,21 @@ def draw_flips(
   return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys)
 
 
-def draw_short_sides(
-  keys: Key[Array, 'b'],
-  source_sizes: Int[Array, 'b 2'],
-  *,
-  choices: tuple[int, ...],
-  long_side: int,
-  resize_rule: str,
-  padded_size: tuple[int, int],
+def draw_sizes(
+  keys: Key[Array, 'b'], choices: Int[Array, 'b k 2']
 ) -> Placement:
-  """Draws the size of each image from several lengths of its shorter side.
+  """Draws the size of each image from the sizes that it may have.
 
   Args:
     keys: One random key for each image. They must differ from the keys of the
       flips.
-    source_sizes: (height, width) of the decoded images, in pixels.
-    choices: Lengths of the shorter side, in pixels. All are equally likely.
-    long_side: Upper limit of the longer side, in pixels; if it would be
-      exceeded, both sides shrink.
-    resize_rule: How sizes are rounded: see `resized_size`.
-    padded_size: (height, width) of the canvas, in pixels. Every choice must
-      fit.
+    choices: The sizes (height, width) of each image after resizing, in pixels.
+      All are equally likely.
 
   Source:
     detectron2 `ResizeShortestEdge` with sample_style 'choice'.
   """
-
-  def draw(key: Key[Array, ''], size: Int[Array, '2']) -> Int[Array, '2']:
-    """Draws the resized (height, width) of one image."""
-    short_side = jax.random.choice(key, jnp.array(choices, jnp.int32))
-    resized = resized_size(
-      size, short_side, long_side=long_side, rule=resize_rule
-    )
-    # Decoding at a reduced size rounds the sides of an image and so changes its
-    # aspect ratio a little. The result may therefore be a pixel too long.
-    return jnp.minimum(resized, jnp.array(padded_size))
-
-  sizes = jax.vmap(draw)(keys, source_sizes)
+  sizes = jax.vmap(jax.random.choice)(keys, choices)
   return Placement(sizes, jnp.zeros_like(sizes))
 
 
@@ -174,7 +142,7 @@ def draw_scale_jitter(
   Args:
     keys: One random key for each image. They must differ from the keys of the
       flips.
-    source_sizes: (height, width) of the decoded images, in pixels.
+    source_sizes: (height, width) of the images before resizing, in pixels.
     scales: The smallest and the largest factor. All factors between them are
       equally likely.
     padded_size: (height, width) of the canvas, in pixels.
@@ -239,11 +207,11 @@ def prepare_inputs(
       top left corner, and padding is zero *after* normalisation.
     pixel_mean: Mean of red, green and blue, subtracted from pixels in [0, 255].
     pixel_std: Divisors of red, green and blue after the subtraction.
-    antialias: Whether shrinking averages over all source pixels that a new
-      pixel covers: see `resize_weights`.
+    antialias: Whether images are resized as PIL does it, averaging over old
+      pixels and rounding, or as torch does it: see `resize_image`.
     width_offset: Number added to x2 - x1 and y2 - y1 to get the sides of a box,
-      in pixels: 0 or 1. Outlines are mirrored like boxes, as
-      maskrcnn-benchmark does.
+      in pixels: 0 or 1. Polygons are mirrored like boxes, and bitmaps exactly,
+      as maskrcnn-benchmark does.
     placement: Sizes and crops of the images. `None` keeps the sizes that the
       batch gives and crops nothing.
     color_factors: Factors of brightness, contrast and saturation: see
@@ -303,8 +271,8 @@ def _prepare_image(
     padded_size: (height, width) of the canvas, in pixels.
     pixel_mean: Mean of red, green and blue, subtracted from pixels in [0, 255].
     pixel_std: Divisors of red, green and blue after the subtraction.
-    antialias: Whether shrinking averages over all source pixels that a new
-      pixel covers.
+    antialias: Whether the image is resized as PIL does it, or as torch does it:
+      see `resize_image`.
     width_offset: Number added to x2 - x1 and y2 - y1 to get the sides of a box,
       in pixels: 0 or 1.
     max_object_vertices: Upper limit of the number of vertices of an object; not
@@ -341,7 +309,10 @@ def _prepare_image(
   boxes = jnp.where(flip, flipped, boxes) - jnp.tile(shift, 2)
   vertex_scale = jnp.stack([x_scale, y_scale])
   vertices = jnp.asarray(row.outlines.vertices) * vertex_scale
-  mirrored = vertices.at[:, 0].set(resized[1] - width_offset - vertices[:, 0])
+  # maskrcnn-benchmark `structures/segmentation_mask.py`: `PolygonInstance` also
+  # subtracts the offset, `BinaryMaskList` does not.
+  shift_of_flip = jnp.where(from_bitmap(row.outlines), 0, width_offset)
+  mirrored = vertices.at[:, 0].set(resized[1] - shift_of_flip - vertices[:, 0])
   vertices = jnp.where(flip, mirrored, vertices) - shift
   outlines = Outlines(vertices, row.outlines.parts, row.outlines.starts)
   valid = jnp.asarray(row.gt_valid)

@@ -14,6 +14,7 @@ from maskrcnn_jax.array_types import Batch, Outlines
 from maskrcnn_jax.config import canvas_arguments, geometry_of, pixel_range_of
 from maskrcnn_jax.data import canvases
 from maskrcnn_jax.data import images as image_files
+from maskrcnn_jax.data.host_resize import fit_array
 from maskrcnn_jax.detector import (
   Detector,
   category_of,
@@ -198,24 +199,25 @@ def _read(
 
   Returns:
     The picture in full size, to draw on; and a batch with this picture only,
-    shrunk and padded as the plan says, to detect objects in.
+    made smaller and padded as the plan says, to detect objects in.
 
   Raises:
     InputError: If the picture cannot be decoded or is refused.
   """
   pixels = image_files.decode_image(file, pixel_range=pixel_range)
-  reduce = int(plan.reduce[row])
-  small = (
-    image_files.decode_image(file, reduce=reduce, pixel_range=pixel_range)
-    if reduce > 1
-    else pixels
-  )
   canvas = plan.canvases[plan.canvas_of_image[row]]
+  small = fit_array(
+    pixels,
+    source_size=tuple(plan.source_sizes[row].tolist()),
+    image_size=tuple(plan.image_sizes[row].tolist()),
+    array_size=canvas.source,
+    antialias=plan.antialias,
+  )
   padded = np.zeros((1, *canvas.source, 3), np.uint8)
   padded[0, : small.shape[0], : small.shape[1]] = small
   return pixels, Batch(
     images=padded,
-    source_sizes=np.array([small.shape[:2]], np.int32),
+    source_sizes=plan.source_sizes[row : row + 1],
     image_sizes=plan.image_sizes[row : row + 1],
     image_valid=np.ones(1, bool),
     gt_boxes=np.zeros((1, 1, 4), np.float32),

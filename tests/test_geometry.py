@@ -268,7 +268,8 @@ def test_legacy_flip_moves_ground_truth_to_the_mirrored_pixels():
   )
   # x1 and x2 become 64 - 1 - 20 and 64 - 1 - 10.
   assert_array_equal(inputs.gt_boxes[0], [[43, 0, 53, 9]])
-  assert_array_equal(inputs.outlines.vertices[0, :, 0], [53, 53, 43, 43])
+  # The outline is that of a bitmap, which is mirrored exactly.
+  assert_array_equal(inputs.outlines.vertices[0, :, 0], [54, 54, 44, 44])
 
 
 def test_pool_outlines_pools_the_bitmap_that_an_outline_was_made_of():

@@ -9,14 +9,20 @@ from numpy.testing import assert_allclose, assert_array_equal
 import pytest
 
 from maskrcnn_jax.array_types import Batch, Outlines
-from maskrcnn_jax.data.outlines import mask_to_outline
+from maskrcnn_jax.data.outlines import (
+  fill_outline,
+  mask_to_outline,
+  polygons_to_outline,
+)
 from maskrcnn_jax.inputs import (
+  AugmentationOptions,
   Placement,
   adjust_colors,
+  draw_augmentation,
   draw_color_factors,
   draw_flips,
   draw_scale_jitter,
-  draw_short_sides,
+  draw_sizes,
   prepare_inputs,
 )
 from maskrcnn_jax.ops.outlines import rasterize_outlines
@@ -29,7 +35,8 @@ prepare = jax.jit(
     pixel_mean=(10.0, 20.0, 30.0),
     pixel_std=(1.0, 2.0, 4.0),
     antialias=True,
-  )
+  ),
+  static_argnames='antialias',
 )
 
 
@@ -93,12 +100,17 @@ def test_prepare_inputs_normalises_each_channel(ramp):
   assert_allclose(pixels, np.broadcast_to([40, 15, 5], (4, 6, 3)), rtol=1e-6)
 
 
-def test_prepare_inputs_interpolates_between_pixel_centres(ramp):
-  row = prepare(ramp, jnp.array([False])).images[0, 0, :6, 0]
+@pytest.mark.parametrize('antialias', [False, True])
+def test_prepare_inputs_interpolates_between_pixel_centres(ramp, antialias):
+  inputs = prepare(ramp, jnp.array([False]), antialias=antialias)
+  row = inputs.images[0, 0, :6, 0]
   # The new centres 0.5, 1.5, ... are at 0.25, 0.75, ... in pixels of the
   # source, whose own centres are at 0.5, 1.5 and 2.5. The edges are repeated.
-  # The mean, 10, is subtracted.
-  assert_allclose(row, np.array([10, 12.5, 17.5, 22.5, 27.5, 30]) - 10, 1e-6)
+  # The mean, 10, is subtracted. PIL rounds, and halves up.
+  expected = np.array([10, 12.5, 17.5, 22.5, 27.5, 30])
+  if antialias:
+    expected = np.floor(expected + 0.5)
+  assert_allclose(row, expected - 10, 1e-6)
 
 
 def test_prepare_inputs_is_zero_outside_the_image(ramp):
@@ -121,6 +133,36 @@ def test_prepare_inputs_moves_the_ground_truth_with_the_image(
   inputs = prepare(ramp, jnp.array([flip]))
   assert_allclose(inputs.gt_boxes[0, 0], box, rtol=1e-6)
   assert_allclose(inputs.outlines.vertices[0, :4], vertices, rtol=1e-6)
+
+
+@pytest.mark.parametrize('kind', ['bitmap', 'polygon'])
+def test_flipping_subtracts_the_width_offset_of_polygons_only(kind):
+  # maskrcnn-benchmark mirrors a bitmap pixel by pixel. It maps x of a polygon
+  # to width - 1 - x.
+  mask = np.random.default_rng(0).random((6, 6)) < 0.5
+  vertices, parts = mask_to_outline(mask)
+  if kind == 'polygon':
+    vertices, parts = polygons_to_outline([[1, 1, 5, 1, 5, 4, 1, 4]])
+  batch = make_batch([(grey(np.zeros((6, 6))), (6, 6), [], [])], vertices=64)
+  batch.outlines.vertices[0, : len(parts)] = vertices
+  batch.outlines.parts[0, : len(parts)] = parts
+  inputs = prepare_inputs(
+    batch,
+    jnp.array([True]),
+    padded_size=PADDED,
+    pixel_mean=(0.0, 0.0, 0.0),
+    pixel_std=(1.0, 1.0, 1.0),
+    antialias=True,
+    width_offset=1.0,
+  )
+  mirrored = np.asarray(inputs.outlines.vertices[0, : len(parts)])
+  drawn = fill_outline(mirrored, parts, 6, 6)
+  if kind == 'bitmap':
+    assert_array_equal(drawn, mask[:, ::-1])
+  else:
+    assert_array_equal(
+      mirrored, np.stack([6 - 1 - vertices[:, 0], vertices[:, 1]], axis=1)
+    )
 
 
 def test_prepare_inputs_scales_each_axis_by_its_own_factor():
@@ -311,13 +353,11 @@ def test_augmented_outlines_lie_on_the_augmented_bitmaps(key, kind):
     )
   else:
     arguments = dict(
-      placement=draw_short_sides(
+      placement=draw_sizes(
         keys,
-        jnp.asarray(batch.source_sizes),
-        choices=(20, 30, 37, 48),
-        long_side=64,
-        resize_rule='nearest',
-        padded_size=LARGE,
+        jnp.tile(
+          jnp.array([[20, 27], [30, 40], [37, 49], [48, 64]]), (count, 1, 1)
+        ),
       ),
     )
   run = functools.partial(augment, **arguments)
@@ -432,20 +472,29 @@ def test_draw_scale_jitter_fits_the_scale_to_the_canvas(key):
   assert not offsets[:, 0].any()
 
 
-def test_draw_short_sides_takes_each_choice(key):
-  keys = jax.random.split(key, 64)
-  sizes = jnp.tile(jnp.array([[480, 640]]), (64, 1))
-  placed = draw_short_sides(
-    keys,
-    sizes,
-    choices=(640, 672, 800),
-    long_side=1333,
-    resize_rule='nearest',
-    padded_size=(800, 1088),
-  )
-  found = {tuple(size) for size in placed.resized_sizes.tolist()}
-  assert found == {(640, 853), (672, 896), (800, 1067)}
+def test_draw_sizes_takes_each_choice_of_the_own_image(key):
+  choices = jnp.array([[[640, 853], [800, 1067]], [[3, 4], [5, 6]]])
+  placed = draw_sizes(jax.random.split(key, 64), jnp.tile(choices, (32, 1, 1)))
+  for i, own in enumerate(choices.tolist()):
+    found = {tuple(size) for size in placed.resized_sizes[i::2].tolist()}
+    assert found == set(map(tuple, own))
   assert not placed.offsets.any()
+
+
+def test_draw_augmentation_draws_from_the_sizes_of_the_batch(key):
+  keys = jax.random.split(key, 40)
+  options = AugmentationOptions(0.5, (), (0.0, 0.0, 0.0))
+  choices = np.tile([[[10, 20], [30, 40]]], (40, 1, 1))
+  sizes = jnp.tile(jnp.array([[50, 60]]), (40, 1))
+  drawn = draw_augmentation(keys, sizes, choices, options, padded_size=LARGE)
+  found = {tuple(size) for size in drawn.placement.resized_sizes.tolist()}
+  assert found == {(10, 20), (30, 40)}
+  # The sizes are independent of the flips.
+  heights = drawn.placement.resized_sizes[:, 0].tolist()
+  assert len(set(zip(drawn.flips.tolist(), heights, strict=True))) == 4
+  plain = draw_augmentation(keys, sizes, None, options, padded_size=LARGE)
+  assert plain.placement is None
+  assert_array_equal(plain.flips, drawn.flips)
 
 
 @pytest.mark.parametrize(
@@ -454,13 +503,8 @@ def test_draw_short_sides_takes_each_choice(key):
     lambda keys, sizes: draw_scale_jitter(
       keys, sizes, scales=(0.1, 2.0), padded_size=LARGE
     ),
-    lambda keys, sizes: draw_short_sides(
-      keys,
-      sizes,
-      choices=(8, 9, 10),
-      long_side=99,
-      resize_rule='nearest',
-      padded_size=LARGE,
+    lambda keys, sizes: draw_sizes(
+      keys, sizes[:, None] - jnp.eye(2, dtype=int)
     ),
     lambda keys, _: draw_color_factors(keys, strengths=(0.4, 0.4, 0.4)),
   ],

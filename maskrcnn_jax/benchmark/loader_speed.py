@@ -20,7 +20,12 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax.benchmark.recipes import complete_recipe
-from maskrcnn_jax.config import canvas_arguments, heads_of, pixel_range_of
+from maskrcnn_jax.config import (
+  canvas_arguments,
+  drawn_sizes,
+  heads_of,
+  pixel_range_of,
+)
 from maskrcnn_jax.data import canvases, image_sets, loader
 from maskrcnn_jax.data.source import (
   Source,
@@ -114,7 +119,10 @@ def benchmark_loader(
     most_objects=image_sets.most_objects(index),
   )
   plan = canvases.plan_canvases(
-    index.heights, index.widths, **canvas_arguments(config)
+    index.heights,
+    index.widths,
+    **canvas_arguments(config),
+    **drawn_sizes(config),
   )
   load = functools.partial(
     loader.train_batches,

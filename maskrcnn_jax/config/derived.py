@@ -232,13 +232,26 @@ def first_level_of(config: ml_collections.ConfigDict) -> int:
 def canvas_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns the keyword arguments of `data.canvases.plan_canvases` as a dict.
 
-  They are the limits of the image sizes, the padded sizes and the rule by which
-  sizes are rounded.
+  They are the limits of the image sizes, the padded sizes, and how sizes are
+  rounded and images resized. `drawn_sizes` has those for training only.
   """
+  pixels = geometry_of(config).input_format
   return {
-    'resize_rule': geometry_of(config).input_format.resize_rule,
+    'resize_rule': pixels.resize_rule,
+    'antialias': pixels.antialias,
     'short_side': config.data.short_side,
     'long_side': config.data.long_side,
     'padded_sizes': tuple(map(tuple, config.data.padded_sizes)),
     'max_source_side': config.data.max_source_side,
+  }
+
+
+def drawn_sizes(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the keyword arguments of `plan_canvases` for training as a dict.
+
+  They say from which sizes the size of a training image is drawn at random.
+  """
+  return {
+    'short_sides': tuple(config.data.short_sides),
+    'scale_jitter': tuple(config.data.scale_jitter),
   }

@@ -266,8 +266,11 @@ KEYS: tuple[Key, ...] = (
         'of 32 pixels. An image is padded to the smallest size that it fits '
         'into. Each size is compiled once.', overridable=True),
     Key('data.max_source_side', 2666, WEIGHTS, whole(1),
-        'Images with a longer side, in pixels, are shrunk by a whole factor '
-        'while they are decoded.', overridable=True),
+        'If a side of an image is longer, in pixels, the host makes the image '
+        'smaller before it goes to the device. This changes no result, except '
+        'if data.short_sides or data.scale_jitter draws the size: then the '
+        'image is first resized to the largest size that can be drawn.',
+        overridable=True),
     Key('data.pixel_mean', None, WEIGHTS,
         sequence([float], _CHANNELS, 0, length=3, may_be_none=True),
         'Mean that is subtracted from the pixels, RGB in [0, 255]; None uses '
@@ -278,8 +281,10 @@ KEYS: tuple[Key, ...] = (
         'Standard deviation that the pixels are divided by, RGB in [0, 255]; '
         'None uses the standard deviation of the preset.', unseen=True),
     Key('data.antialias', None, WEIGHTS, switch(may_be_none=True),
-        'Whether shrinking an image averages over the pixels that a new pixel '
-        'covers; None uses the choice of the preset.'),
+        'Whether images are resized as PIL does it: each pixel is an average '
+        'of the old pixels that it covers, rounded to an integer. If False, '
+        'they are resized as torchvision does it, by interpolation between two '
+        'old pixels along each axis. None uses the choice of the preset.'),
     Key('data.pixel_range', None, TRAINING,
         sequence([float], 'the values that become black and white, the lower '
                  'value first, for example (0, 4095)', -1e10, 1e10, length=2,

@@ -9,7 +9,7 @@ Axis letters here: n images, m images of one process.
 
 from typing import NamedTuple
 
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 import numpy as np
 
 from maskrcnn_jax import errors
@@ -23,7 +23,7 @@ class Canvas(NamedTuple):
   """A pair of static sizes, (height, width), both multiples of 32."""
 
   padded: tuple[int, int]  # input of the network: resized image and padding
-  source: tuple[int, int]  # decoded image before it is resized, and padding
+  source: tuple[int, int]  # pixels that the device gets, and padding
 
 
 class CanvasPlan(NamedTuple):
@@ -32,8 +32,14 @@ class CanvasPlan(NamedTuple):
   canvases: tuple[Canvas, ...]  # only canvases that have images
   canvas_of_image: Int[np.ndarray, 'n']  # index into `canvases`
   image_sizes: Int[np.ndarray, 'n 2']  # (height, width) after resizing
-  # The image is decoded at 1/reduce of its size, before it is resized.
-  reduce: Int[np.ndarray, 'n']
+  # (height, width) before the device resizes the image. If it is not the size
+  # of the file, the host resizes the image to it.
+  source_sizes: Int[np.ndarray, 'n 2']
+  # The sizes (height, width) that training draws from, one for each of k
+  # lengths of the shorter side. `None` if no size is drawn from a list.
+  size_choices: Int[np.ndarray, 'n k 2'] | None
+  # Whether shrinking averages over all old pixels that a new pixel covers.
+  antialias: bool
 
 
 def resized_size(
@@ -109,8 +115,21 @@ def plan_canvases(
   padded_sizes: tuple[tuple[int, int], ...],
   max_source_side: int,
   resize_rule: str = 'nearest',
+  antialias: bool = True,
+  short_sides: tuple[int, ...] = (),
+  scale_jitter: tuple[float, float] | tuple[()] = (),
 ) -> CanvasPlan:
   """Chooses for each image the smallest canvas that holds it once resized.
+
+  The device resizes images. If an image has a side longer than
+  `max_source_side`, the host makes it smaller first, so that one large picture
+  does not enlarge the arrays of all others:
+
+  - If the device draws the size, the host resizes the image to the largest size
+    that can be drawn, or not at all if the image is smaller.
+  - Otherwise, with `antialias`, the host resizes it to its final size. Without
+    `antialias`, it only leaves out pixels that the device does not use. In
+    both cases the result is the same as without the limit.
 
   Args:
     heights: Heights of the images in pixels, as in the annotations.
@@ -119,11 +138,16 @@ def plan_canvases(
     long_side: Upper limit of the longer side after resizing, in pixels.
     padded_sizes: The (height, width) of the canvases to choose from, in pixels.
       All must be multiples of 32.
-    max_source_side: Upper limit of the sides of decoded images, in pixels. A
-      larger image is decoded at 1/2, 1/3, ... of its size, whichever is the
-      first that meets the limit.
+    max_source_side: If a side of an image is longer, in pixels, the host makes
+      the image smaller.
     resize_rule: How sizes are rounded: 'nearest', 'down' or 'legacy'; the
       `rule` of `resized_size`.
+    antialias: Whether shrinking averages over all old pixels that a new pixel
+      covers.
+    short_sides: Lengths of the shorter side that training draws from, in
+      pixels; none is above `short_side`. () draws none.
+    scale_jitter: (smallest, largest) factor for the largest size that fits on
+      the canvas; training draws from this range. () draws none.
 
   Returns:
     The plan. Canvases without images are left out of it.
@@ -146,18 +170,20 @@ def plan_canvases(
   )
   size_of_image = size_of_image.reshape(-1)
   canvas_of_size = np.zeros(len(sizes), np.int32)
-  resized = np.zeros((len(sizes), 2), np.int32)
-  for i, (height, width) in enumerate(sizes.tolist()):
-    h, w = resized_size(
-      height,
-      width,
-      short_side=short_side,
-      long_side=long_side,
-      rule=resize_rule,
-    )
-    resized[i] = h, w
+
+  def resize_all(side: int) -> Int[np.ndarray, 'sizes 2']:
+    """Returns all sizes after resizing the shorter side to this length."""
+    resized = [
+      resized_size(h, w, short_side=side, long_side=long_side, rule=resize_rule)
+      for h, w in sizes.tolist()
+    ]
+    return np.array(resized, np.int32).reshape(-1, 2)
+
+  resized = resize_all(short_side)
+  for i, (h, w) in enumerate(resized.tolist()):
+    height, width = sizes[i].tolist()
     fits = (
-      k for k, padded in enumerate(by_area) if h <= padded[0] and w <= padded[1]
+      k for k, area in enumerate(by_area) if h <= area[0] and w <= area[1]
     )
     canvas_of_size[i] = next(fits, -1)
     if canvas_of_size[i] < 0:
@@ -167,12 +193,24 @@ def plan_canvases(
         f' {h}x{w}, which fits in none of the padded sizes'
         f' {by_area}; add {enough}.'
       )
-  reduce = -(-sizes.max(axis=1, initial=0) // max_source_side)
-  source = -(-sizes // reduce[:, None])
+  choices = None
+  if short_sides:
+    choices = np.stack([resize_all(side) for side in short_sides], axis=1)
+  largest = resized if choices is None else choices.max(axis=1)
+  if scale_jitter:
+    room = np.array(by_area).reshape(-1, 2)[canvas_of_size]
+    fit = (room / sizes).min(axis=1, initial=np.inf)[:, None]
+    largest = np.maximum(np.rint(sizes * fit * scale_jitter[1]), 1)
+  source, arrays = _source_sizes(
+    sizes,
+    largest.astype(np.int32),
+    is_large=sizes.max(axis=1, initial=0) > max_source_side,
+    resizes=antialias or bool(short_sides or scale_jitter),
+  )
   used, used_of_size = np.unique(canvas_of_size, return_inverse=True)
   canvases = []
   for k, padded in enumerate(used):
-    height, width = source[used_of_size == k].max(axis=0).tolist()
+    height, width = arrays[used_of_size == k].max(axis=0).tolist()
     canvases.append(
       Canvas(
         padded=by_area[padded],
@@ -183,8 +221,57 @@ def plan_canvases(
     canvases=tuple(canvases),
     canvas_of_image=used_of_size[size_of_image].astype(np.int32),
     image_sizes=resized[size_of_image],
-    reduce=reduce[size_of_image].astype(np.int32),
+    source_sizes=source[size_of_image],
+    size_choices=None if choices is None else choices[size_of_image],
+    antialias=antialias,
   )
+
+
+def _source_sizes(
+  sizes: Int[np.ndarray, 'n 2'],
+  largest: Int[np.ndarray, 'n 2'],
+  *,
+  is_large: Bool[np.ndarray, 'n'],
+  resizes: bool,
+) -> tuple[Int[np.ndarray, 'n 2'], Int[np.ndarray, 'n 2']]:
+  """Returns the sizes of images and arrays before the device resizes an image.
+
+  Args:
+    sizes: (height, width) of the images, in pixels.
+    largest: The largest (height, width) to which the device resizes each image.
+    is_large: Whether the host makes an image smaller.
+    resizes: Whether the host resizes large images to `largest`, if this is
+      smaller. Otherwise it only leaves out the pixels that interpolation to
+      this size does not use.
+
+  Returns:
+    (height, width) of each image, and of the array that holds its pixels.
+  """
+  if resizes:
+    shrinks = is_large & (largest <= sizes).all(axis=1)
+    source = np.where(shrinks[:, None], largest, sizes).astype(np.int32)
+    return source, source
+  # Interpolation uses two old pixels for each new pixel.
+  used = np.where(is_large[:, None], np.minimum(2 * largest, sizes), sizes)
+  return sizes.astype(np.int32), used.astype(np.int32)
+
+
+def count_shrunk(
+  plan: CanvasPlan,
+  heights: Int[np.ndarray, 'n'],
+  widths: Int[np.ndarray, 'n'],
+  rows: Int[np.ndarray, 'm'],
+) -> int:
+  """Returns the number of images that the host resizes.
+
+  Args:
+    plan: The size of each image before the device resizes it.
+    heights: Heights of the images of the plan in pixels, as in the annotations.
+    widths: Widths of these images in pixels, as in the annotations.
+    rows: The images to count, as rows of the index.
+  """
+  sizes = np.stack([heights, widths], axis=1)
+  return int((plan.source_sizes[rows] != sizes[rows]).any(axis=1).sum())
 
 
 def share_padding(plan: CanvasPlan, rows: Int[np.ndarray, 'n']) -> float:

@@ -83,7 +83,6 @@ def decode_image(
   path: Path,
   *,
   expected_size: tuple[int, int] | None = None,
-  reduce: int = 1,
   content: bytes | None = None,
   pixel_range: tuple[float, float] | None = None,
 ) -> UInt8[np.ndarray, 'h w 3']:
@@ -100,9 +99,6 @@ def decode_image(
       this size, the EXIF orientation is not applied. Otherwise it is applied,
       and the image must then have this size. `None` applies the orientation and
       accepts any size.
-    reduce: If above 1, the image is made smaller: each block of reduce x reduce
-      pixels becomes their mean. Blocks at the right and lower edge may be
-      partial, so that sides become ceil(side / reduce).
     content: The bytes of the file, if it is not on disk. `path` is then only
       its name in messages.
     pixel_range: For gray images of 16 or 32 bits, the values (black, white)
@@ -165,8 +161,6 @@ def decode_image(
     raise _unreadable(path, error, content) from error
   if turn is not None:
     rgb = rgb.transpose(turn)
-  if reduce > 1:
-    rgb = rgb.reduce(reduce)
   return np.array(rgb)
 
 

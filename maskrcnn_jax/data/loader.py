@@ -15,6 +15,7 @@ from maskrcnn_jax.data import (
   canvases,
   coco_index,
   columns,
+  host_resize,
   image_sets,
   images,
   prefetch,
@@ -58,18 +59,15 @@ def load_row(
   """
   one = columns.one_image(data_set.coco_index, row)
   size = int(one.heights[0]), int(one.widths[0])
-  reduce = int(plan.reduce[row])
   file = image_file(data_set.images, row, one.file_names[0])
   try:
     image = images.decode_image(
       file.path,
       expected_size=size,
-      reduce=reduce,
       content=file.content(),
       pixel_range=pixel_range,
     )
-    source_size = tuple(-(-side // reduce) for side in size)
-    if image.shape[:2] != source_size:
+    if image.shape[:2] != size:
       raise errors.InputError(
         f'I05: {one.file_names[0]} has changed its size since the start; do'
         ' not change images while they are in use.'
@@ -78,13 +76,26 @@ def load_row(
     raise errors.InputError(
       f'{str(error).removesuffix(".")} (image id {one.image_ids[0]!r}).'
     ) from error
-  batch = _empty_row(plan, int(plan.canvas_of_image[row]), limits)
+  canvas = int(plan.canvas_of_image[row])
+  source_size = tuple(plan.source_sizes[row].tolist())
+  image = host_resize.fit_array(
+    image,
+    source_size=source_size,
+    image_size=tuple(plan.image_sizes[row].tolist()),
+    array_size=plan.canvases[canvas].source,
+    antialias=plan.antialias,
+  )
+  batch = _empty_row(plan, canvas, limits)
   batch.images[0, : image.shape[0], : image.shape[1]] = image
   batch.source_sizes[0] = source_size
   batch.image_sizes[0] = plan.image_sizes[row]
   batch.image_valid[0] = True
+  if plan.size_choices is not None:
+    choices = plan.size_choices[row : row + 1]
+    batch = batch._replace(size_choices=choices)
   if with_truth:
-    _fill_truth(batch, one, 0, limits, reduce)
+    scale = source_size[1] / size[1], source_size[0] / size[0]
+    _fill_truth(batch, one, 0, limits, scale)
   return batch
 
 
@@ -367,6 +378,9 @@ def _empty_row(
       parts=np.full((1, vertices), -1, np.int32),
       starts=np.zeros((1, objects + 1), np.int32),
     ),
+    size_choices=None
+    if plan.size_choices is None
+    else np.full((1, *plan.size_choices.shape[1:]), padded, np.int32),
   )
 
 
@@ -375,7 +389,7 @@ def _fill_truth(
   index: coco_index.CocoIndex,
   row: int,
   limits: GroundTruthLimits,
-  reduce: int,
+  scale: tuple[float, float],
 ) -> None:
   """Writes the objects of an image into a batch of one image.
 
@@ -384,15 +398,15 @@ def _fill_truth(
     index: An index that has the image.
     row: Row of the image in this index.
     limits: Static sizes of the ground truth, which the batch has.
-    reduce: The image was decoded at 1/reduce of its size. Boxes and outlines
-      are divided by this number.
+    scale: Factors of x and of y for boxes and outlines: the size to which the
+      host has resized the image, divided by the size of the file.
 
   Raises:
     ValueError: If the objects have more vertices than the limits allow.
   """
   objects = image_sets.training_objects(index, row, limits.max_objects)
   count = len(objects)
-  batch.gt_boxes[0, :count] = index.boxes[objects] / reduce
+  batch.gt_boxes[0, :count] = index.boxes[objects] * (*scale, *scale)
   batch.gt_classes[0, :count] = index.classes[objects]
   batch.gt_valid[0, :count] = True
   end = 0
@@ -405,7 +419,7 @@ def _fill_truth(
         f' ({limits.max_image_vertices}) outline vertices; find_limits computes'
         ' the limits that hold all images of a data set.'
       )
-    batch.outlines.vertices[0, start:end] = index.vertices[first:last] / reduce
+    batch.outlines.vertices[0, start:end] = index.vertices[first:last] * scale
     batch.outlines.parts[0, start:end] = index.parts[first:last]
     batch.outlines.starts[0, slot + 1] = end
   batch.outlines.starts[0, count + 1 :] = end
@@ -414,6 +428,7 @@ def _fill_truth(
 def _concatenate(batches: list[array_types.Batch]) -> array_types.Batch:
   """Joins batches with the same static sizes into one batch."""
   outlines = [batch.outlines for batch in batches]
+  choices = [b.size_choices for b in batches if b.size_choices is not None]
   return array_types.Batch(
     images=np.concatenate([b.images for b in batches]),
     source_sizes=np.concatenate([b.source_sizes for b in batches]),
@@ -427,6 +442,7 @@ def _concatenate(batches: list[array_types.Batch]) -> array_types.Batch:
       parts=np.concatenate([o.parts for o in outlines]),
       starts=np.concatenate([o.starts for o in outlines]),
     ),
+    size_choices=np.concatenate(choices) if choices else None,
   )
 
 

@@ -163,6 +163,22 @@ def pool_outlines(
   return jax.lax.map(pool, (objects, boxes))
 
 
+def from_bitmap(outlines: Outlines) -> Bool[Array, 'v']:
+  """Tells for each vertex whether its object was given as a bitmap (RLE).
+
+  The outline of a bitmap consists of vertical edges that are not connected:
+  each is a vertex with an edge and a vertex without. A polygon has at least
+  two edges in a row. Vertices of padding give False.
+
+  Args:
+    outlines: Outlines of all objects of one image.
+  """
+  starts_edge = jnp.pad(jnp.asarray(outlines.parts) >= 0, 1)
+  before, here, after = starts_edge[:-2], starts_edge[1:-1], starts_edge[2:]
+  alone = here & ~before & ~after
+  return alone | jnp.pad(alone, (1, 0))[:-1]
+
+
 def visible_boxes(
   outlines: Outlines,
   image_size: Int[Array, '2'],

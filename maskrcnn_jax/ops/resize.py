@@ -1,4 +1,4 @@
-"""Resizing, flipping, cropping and padding of an image by two matrix products.
+"""Resizing, flipping, cropping and padding of an image by matrix products.
 
 All sizes are static for XLA: an image is in the top left corner of an array of
 a fixed size, and the rest of the array is padding.
@@ -8,21 +8,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+# PIL rounds the weights of pixels to multiples of 2**-22.
+_WEIGHT_BITS = 22
+# The upper and the lower half of these bits are multiplied separately. Then all
+# sums are integers below 2**24, which float32 represents exactly.
+_HALF = 1 << (_WEIGHT_BITS // 2)
 
-def resize_weights(
+
+def average_weights(
   source: Int[Array, ''],
   target: Int[Array, ''],
   *,
   source_length: int,
   target_length: int,
-  antialias: bool,
   flip: Bool[Array, ''] | bool = False,
   offset: Int[Array, ''] | int = 0,
-) -> Float[Array, '{target_length} {source_length}']:
-  """Returns the matrix that resizes one axis from `source` to `target` pixels.
+) -> Int[Array, '{target_length} {source_length}']:
+  """Returns the matrix that resizes one axis as PIL does.
 
-  Row i of the matrix holds the weights of all source pixels in pixel i of the
-  result.
+  If the axis shrinks, each new pixel is an average of all old pixels that it
+  covers. Row i of the matrix holds the weights of all old pixels in the new
+  pixel i, in units of 2**-22. They are exactly PIL's weights.
 
   Args:
     source: Number of pixels of the image along this axis. The remaining
@@ -30,31 +36,97 @@ def resize_weights(
     target: Number of pixels of the whole resized axis. Rows beyond it are zero.
     source_length: Static length of the axis of the source, padding included.
     target_length: Static length of the axis of the result, padding included.
-    antialias: Whether shrinking averages over all source pixels that a target
-      pixel covers (as PIL does), or interpolates between two of them (as
-      torch.nn.functional.interpolate does).
     flip: Whether the result is mirrored.
     offset: Number of pixels that are cut off from the start of the result, for
       cropping. It counts pixels after mirroring.
 
   Source:
-    PIL `src/libImaging/Resample.c`, triangle filter; pixel centres at halves.
+    Pillow `src/libImaging/Resample.c`, `precompute_coeffs` with the triangle
+    filter, and `normalize_coeffs_8bpc`. Pixel centres are at halves.
   """
-  step = source.astype(jnp.float32) / target.astype(jnp.float32)
-  to = jnp.arange(target_length, dtype=jnp.float32) + offset + 0.5
-  mirrored = jnp.where(flip, target.astype(jnp.float32) - to, to)
-  centers = mirrored * step
-  radius = jnp.maximum(step, 1) if antialias else 1.0
-  pixels = jnp.arange(source_length, dtype=jnp.float32) + 0.5
-  distance = jnp.abs(pixels[None, :] - centers[:, None])
-  weights = jnp.maximum(1 - distance / radius, 0)
-  weights = jnp.where(pixels[None, :] < source, weights, 0)
-  # At the edge, a part of the triangle filter covers no pixel. Dividing by the
-  # sum gives its weight to the other pixels. If only two pixels have weights,
-  # this is the same as repeating the edge pixel.
+  to = jnp.arange(target_length) + offset
+  center = 2 * jnp.where(flip, target - 1 - to, to) + 1
+  pixels = jnp.arange(source_length)
+  # In units of 1 / (2 * target) source pixels, the distances between centres
+  # and the half-width of the triangle are integers.
+  distance = jnp.abs((2 * pixels + 1) * target - center[:, None] * source)
+  weights = jnp.maximum(2 * jnp.maximum(source, target) - distance, 0)
+  real = (pixels < source) & (to < target)[:, None]
+  weights = jnp.where(real, weights, 0)
+  # At the edge, a part of the triangle covers no pixel. Dividing by the sum
+  # gives its weight to the other pixels.
   total = jnp.sum(weights, axis=1, keepdims=True)
-  weights = weights / jnp.where(total > 0, total, 1)
-  return jnp.where((to < target)[:, None], weights, 0)
+  return _divide(weights, jnp.maximum(total, 1))
+
+
+def _divide(
+  part: Int[Array, 't s'], total: Int[Array, 't 1']
+) -> Int[Array, 't s']:
+  """Returns part / total in units of 2**-22, rounded to the nearest integer.
+
+  Args:
+    part: Numbers in [0, total].
+    total: Positive numbers below 2**29.
+  """
+  share = part.astype(jnp.float32) / total.astype(jnp.float32)
+  guess = jnp.round(share * (1 << _WEIGHT_BITS)).astype(jnp.int32)
+  # The guess is wrong by 1 at most. So the remainder is small, and the
+  # arithmetic modulo 2**32 of these integers gives it exactly.
+  remainder = (part << _WEIGHT_BITS) - guess * total
+  return guess + (2 * remainder >= total) - (2 * remainder < -total)
+
+
+def interpolation_weights(
+  source: Int[Array, ''],
+  target: Int[Array, ''],
+  *,
+  source_length: int,
+  target_length: int,
+  flip: Bool[Array, ''] | bool = False,
+  offset: Int[Array, ''] | int = 0,
+) -> Float[Array, '{target_length} {source_length}']:
+  """Returns the matrix that resizes one axis as torch's bilinear mode does.
+
+  Each new pixel is interpolated between two neighbouring old pixels, also if
+  the axis shrinks. Row i of the matrix holds the weights of all old pixels in
+  the new pixel i.
+
+  If the array has no room for the axis (`source > source_length`), it holds
+  only the pixels that are used: the pixels 2 i and 2 i + 1 are the two old
+  pixels for the new pixel i, counted before mirroring and cropping.
+  `data.host_resize.pick_pixels` makes such arrays.
+
+  Args:
+    source: Number of pixels of the image along this axis.
+    target: Number of pixels of the whole resized axis. Rows beyond it are zero.
+    source_length: Static length of the axis of the source, padding included.
+    target_length: Static length of the axis of the result, padding included.
+    flip: Whether the result is mirrored.
+    offset: Number of pixels that are cut off from the start of the result, for
+      cropping. It counts pixels after mirroring.
+
+  Source:
+    torch.nn.functional.interpolate with align_corners=False and a scale that is
+    computed from the sizes; PyTorch `aten/src/ATen/native/UpSample.h`.
+  """
+  to = jnp.arange(target_length) + offset
+  real = (to < target)[:, None] & (source > 0)
+  to = jnp.where(flip, target - 1 - to, to)
+  # Integers, so that the host picks the same pixels.
+  first = jnp.maximum((2 * to + 1) * source - target, 0) // jnp.maximum(
+    2 * target, 1
+  )
+  second = jnp.minimum(first + 1, source - 1)
+  # In float32 as torch, which is inexact at large coordinates.
+  step = source.astype(jnp.float32) / jnp.maximum(target, 1).astype(jnp.float32)
+  share = jnp.clip(step * (to + 0.5) - 0.5 - first, 0, 1)[:, None]
+  is_picked = source > source_length
+  first = jnp.where(is_picked, 2 * to, first)[:, None]
+  second = jnp.where(is_picked, 2 * to + 1, second)[:, None]
+  pixels = jnp.arange(source_length)
+  weights = jnp.where(pixels == first, 1 - share, 0)
+  weights += jnp.where(pixels == second, share, 0)
+  return jnp.where(real, weights, 0)
 
 
 def resize_image(
@@ -71,13 +143,17 @@ def resize_image(
 
   Args:
     image: Pixels in [0, 255]. The image is in the top left corner; the rest is
-      padding and has no effect.
+      padding and has no effect. Without `antialias`, an axis that the array is
+      too short for holds only the pixels that are used: see
+      `interpolation_weights`.
     source_size: (height, width) of the image before resizing, in pixels.
     image_size: (height, width) of the image after resizing, before it is
       cropped, in pixels.
     padded_size: (height, width) of the result, in pixels.
-    antialias: Whether shrinking averages over all source pixels that a new
-      pixel covers; see `resize_weights`.
+    antialias: Whether the pixels are those of PIL's bilinear resizing, which
+      averages over all old pixels that a new pixel covers and rounds to
+      integers. Otherwise they are those of torch.nn.functional.interpolate,
+      which interpolates between two old pixels along each axis.
     flip: Whether left and right are exchanged before cropping.
     offset: (row, column) of the pixel of the resized image that is put into the
       top left corner of the result.
@@ -85,103 +161,68 @@ def resize_image(
   Returns:
     Float32 pixels in [0, 255].
   """
-  row_weights = resize_weights(
+  make_weights = average_weights if antialias else interpolation_weights
+  row_weights = make_weights(
     source_size[0],
     image_size[0],
     source_length=image.shape[0],
     target_length=padded_size[0],
-    antialias=antialias,
     offset=offset[0],
   )
-  column_weights = resize_weights(
+  column_weights = make_weights(
     source_size[1],
     image_size[1],
     source_length=image.shape[1],
     target_length=padded_size[1],
-    antialias=antialias,
     flip=flip,
     offset=offset[1],
   )
-  # Matrix products of lower precision (TF32, bfloat16) would change pixels by
-  # up to 1 of 256.
-  exact = jax.lax.Precision.HIGHEST
-  rows = jnp.einsum(
-    'ts,swc->twc', row_weights, image.astype(jnp.float32), precision=exact
-  )
-  return jnp.einsum('us,tsc->tuc', column_weights, rows, precision=exact)
+  pixels = image.astype(jnp.float32)
+  if antialias:
+    # PIL rounds after each axis, and begins with the columns. Pillow 13 begins
+    # with the rows if a picture loses more than twice as many rows as columns,
+    # which changes some pixels by 1.
+    pixels = _average('us,hsc->huc', column_weights, pixels)
+    return _average('ts,suc->tuc', row_weights, pixels)
+  pixels = _multiply('ts,swc->twc', row_weights, pixels)
+  return _multiply('us,tsc->tuc', column_weights, pixels)
 
 
-def resized_size(
-  size: Int[Array, '2'],
-  short_side: Int[Array, ''],
-  *,
-  long_side: int,
-  rule: str = 'nearest',
-) -> Int[Array, '2']:
-  """Returns the size that an image is resized to, keeping its aspect ratio.
-
-  This is `data.canvases.resized_size` on the device, in integer arithmetic.
+def _average(
+  axes: str, weights: Int[Array, 't s'], pixels: Float[Array, 'h w c']
+) -> Float[Array, 'height width c']:
+  """Averages pixels along one axis and rounds the result, as PIL does.
 
   Args:
-    size: (height, width) of the image, in pixels.
-    short_side: Length of the shorter side after resizing, in pixels.
-    long_side: Upper limit of the longer side, in pixels; if it would be
-      exceeded, both sides shrink.
-    rule: How the sides are rounded. 'nearest' rounds both to the nearest
-      integer, 'down' rounds both down. 'legacy' rounds the shorter side to the
-      nearest integer, halves to the even one, and the longer side down.
+    axes: The product to compute, as for `jnp.einsum`.
+    weights: Weights in units of 2**-22; the sum of a row is about 1, or 0.
+    pixels: Integers in [0, 255].
 
   Returns:
-    (height, width) in pixels, each at least 1.
+    Integers in [0, 255]; halves are rounded up. They are exact if no average
+    has more than 64 weights. An average of more could be wrong by 1 if it is
+    within 1e-6 of a half.
 
-  Raises:
-    ValueError: If `rule` is none of the three.
+  Source:
+    Pillow `src/libImaging/Resample.c`, `ImagingResampleHorizontal_8bpc`.
   """
-  shorter, longer = jnp.min(size), jnp.max(size)
-  capped = short_side * longer > long_side * shorter
-  match rule:
-    case 'nearest':
-      new_shorter = _divide_to_nearest(long_side * shorter, longer)
-      new_longer = _divide_to_nearest(short_side * longer, shorter)
-    case 'down':
-      new_shorter = long_side * shorter // longer
-      new_longer = short_side * longer // shorter
-    case 'legacy':
-      new_shorter = _divide_to_nearest(
-        long_side * shorter, longer, half_to_even=True
-      )
-      short_side = jnp.where(capped, jnp.maximum(new_shorter, 1), short_side)
-      new_shorter = short_side
-      new_longer = short_side * longer // shorter
-      capped = jnp.array(False)
-    case _:
-      raise ValueError(
-        f"rule must be 'nearest', 'down' or 'legacy', not {rule!r}."
-      )
-  new_shorter = jnp.where(capped, new_shorter, short_side)
-  new_longer = jnp.where(capped, long_side, new_longer)
-  lying = size[0] < size[1]
-  return jnp.maximum(
-    jnp.stack(
-      [
-        jnp.where(lying, new_shorter, new_longer),
-        jnp.where(lying, new_longer, new_shorter),
-      ]
-    ),
-    1,
-  )
+  upper = (weights + _HALF // 2) // _HALF
+  lower = weights - upper * _HALF
+  # The lower sums may be negative: `lower` is in [-_HALF / 2, _HALF / 2).
+  upper_sum = _multiply(axes, upper.astype(jnp.float32), pixels)
+  lower_sum = _multiply(axes, lower.astype(jnp.float32), pixels)
+  total = upper_sum.astype(jnp.int32) * _HALF + lower_sum.astype(jnp.int32)
+  half = 1 << (_WEIGHT_BITS - 1)
+  rounded = (total + half) >> _WEIGHT_BITS
+  return jnp.clip(rounded, 0, 255).astype(jnp.float32)
 
 
-def _divide_to_nearest(
-  number: Int[Array, ''], by: Int[Array, ''], *, half_to_even: bool = False
-) -> Int[Array, '']:
-  """Divides positive integers and rounds the result to the nearest integer.
+def _multiply(
+  axes: str, weights: Float[Array, 't s'], pixels: Float[Array, 'h w c']
+) -> Float[Array, 'height width c']:
+  """Returns the product that `axes` describes, as `jnp.einsum`, in float32.
 
-  A result halfway between two integers is rounded up, or, with `half_to_even`,
-  to the even one.
+  Products of lower precision (TF32, bfloat16) would change pixels by up to 1 of
+  256.
   """
-  quotient = (2 * number + by) // (2 * by)
-  if half_to_even:
-    is_half = (2 * number + by) % (2 * by) == 0
-    quotient -= (is_half & (quotient % 2 == 1)).astype(quotient.dtype)
-  return quotient
+  return jnp.einsum(axes, weights, pixels, precision=jax.lax.Precision.HIGHEST)

@@ -10,6 +10,7 @@ import numpy as np
 
 from maskrcnn_jax.config import (
   canvas_arguments,
+  drawn_sizes,
   fine_tuning,
   plain,
   scaled_to_batch,
@@ -218,7 +219,10 @@ def prepare_run(
   )
   limits = image_sets.find_limits(index, max_objects=config.data.max_objects)
   plan = canvases.plan_canvases(
-    index.heights, index.widths, **canvas_arguments(config)
+    index.heights,
+    index.widths,
+    **canvas_arguments(config),
+    **drawn_sizes(config),
   )
   state = first_state(
     initial_state(rcnn, optimizer, config),
@@ -360,6 +364,13 @@ def _describe(run: Run, first_step: int) -> None:
     f'Static sizes (images): {sizes}; '
     f'{100 * canvases.share_padding(run.plan, rows):.1f} % padding'
   )
+  shrunk = canvases.count_shrunk(run.plan, index.heights, index.widths, rows)
+  if shrunk:
+    log.line(
+      f'{shrunk} images have a side above config.data.max_source_side '
+      f'({config.data.max_source_side}); they are shrunk while they are read, '
+      'to the largest size that training uses'
+    )
   over = image_sets.count_objects_over(index, config.data.max_objects)
   if over:
     log.line(

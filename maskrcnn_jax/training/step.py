@@ -11,7 +11,6 @@ import ml_collections
 import optax
 
 from maskrcnn_jax.array_types import Batch, GroundTruthLimits, Inputs
-from maskrcnn_jax.config import geometry_of
 from maskrcnn_jax.inputs import (
   AugmentationOptions,
   draw_augmentation,
@@ -81,11 +80,8 @@ class Trainer(NamedTuple):
       limits=limits,
       augmentation=AugmentationOptions(
         flip_probability=data.flip_probability,
-        short_sides=tuple(data.short_sides),
         scale_jitter=tuple(data.scale_jitter),
         color_jitter=tuple(data.color_jitter),
-        long_side=data.long_side,
-        resize_rule=geometry_of(config).input_format.resize_rule,
       ),
       seed=config.seed,
       frozen=frozen_prefixes(config.freeze_at),
@@ -328,7 +324,11 @@ def prepare_batch(
   return trainer.rcnn.prepare(
     batch,
     draw_augmentation(
-      keys, jnp.asarray(batch.source_sizes), options, padded_size=padded_size
+      keys,
+      jnp.asarray(batch.source_sizes),
+      batch.size_choices,
+      options,
+      padded_size=padded_size,
     ),
     padded_size=padded_size,
     # Only scale jitter crops images, so only then boxes must be cropped too.

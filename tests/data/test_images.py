@@ -110,23 +110,6 @@ def test_decode_image_refuses_another_size_and_names_all_three(tmp_path):
     images.decode_image(path, expected_size=(8, 8))
 
 
-def test_decode_image_averages_blocks(tmp_path):
-  # Means of 2x2 blocks. Blocks in the last column and row are only partial.
-  gray = np.array([[0, 4, 9], [8, 12, 11], [6, 2, 5]], np.uint8)
-  path = save(tmp_path / 'a.png', gray)
-  decoded = images.decode_image(path, expected_size=(3, 3), reduce=2)
-  assert_array_equal(decoded[..., 0], [[6, 10], [4, 5]])
-
-
-def test_decode_image_reduces_after_turning(tmp_path):
-  array = picture(5, 7)
-  path = save_turned(tmp_path / 'a.png', array, 6)
-  upright = Image.fromarray(np.rot90(array, -1).copy())
-  assert_array_equal(
-    images.decode_image(path, reduce=3), np.asarray(upright.reduce(3))
-  )
-
-
 @pytest.mark.parametrize(
   ('name', 'array', 'code'),
   [
@@ -173,16 +156,12 @@ def test_decode_image_maps_a_pixel_range(tmp_path, name, dtype, pixel_range):
   assert_array_equal(decoded, as_oracle(values, *pixel_range))
 
 
-def test_decode_image_maps_a_pixel_range_before_it_turns_and_reduces(tmp_path):
+def test_decode_image_maps_a_pixel_range_before_it_turns(tmp_path):
   values = np.arange(35, dtype=np.uint16).reshape(5, 7) * 100
   path = save_turned(tmp_path / 'a.png', values, 6)
   mapped = as_oracle(np.rot90(values, -1), 0, 4095)
   decoded = images.decode_image(path, pixel_range=(0.0, 4095.0))
   assert_array_equal(decoded, mapped)
-  assert_array_equal(
-    images.decode_image(path, pixel_range=(0.0, 4095.0), reduce=3),
-    np.asarray(Image.fromarray(mapped).reduce(3)),
-  )
 
 
 def test_decode_image_leaves_8_bits_alone_whatever_the_pixel_range(tmp_path):

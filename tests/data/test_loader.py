@@ -8,8 +8,9 @@ import pickle
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 import pytest
 
@@ -27,6 +28,7 @@ from maskrcnn_jax.data import (
   train_order,
 )
 from maskrcnn_jax.data.source import DataSet, check_images_exist
+from maskrcnn_jax.inputs import prepare_inputs
 
 SHARED = pathlib.Path(__file__).parents[3] / 'shared'
 
@@ -122,18 +124,66 @@ def test_plan_canvases_picks_the_smallest_that_fits():
   assert_array_equal(
     plan.image_sizes[:3], [[800, 1067], [1067, 800], [800, 800]]
   )
-  assert_array_equal(plan.reduce, 1)
+  assert_array_equal(plan.source_sizes[1], [640, 480])
 
 
-def test_plan_canvases_reduces_images_that_are_too_long():
+LARGE = dict(max_source_side=100, padded_sizes=((64, 64),))
+HEIGHTS = np.array([100, 101, 250, 4000], np.int32)
+WIDTHS = np.array([60, 60, 200, 30], np.int32)
+
+
+def test_plan_canvases_lets_the_host_resize_large_images():
+  plan = canvases.plan_canvases(HEIGHTS, WIDTHS, **(SIZES | LARGE))
+  # 32 / 60 * 101 = 53.9; 32 / 200 * 250 = 40; 64 / 4000 * 30 = 0.5.
+  final = [[53, 32], [54, 32], [40, 32], [64, 1]]
+  assert_array_equal(plan.image_sizes, final)
+  assert_array_equal(plan.source_sizes, [[100, 60], *final[1:]])
+  # The array holds 100 x 60, and not 4000 rows.
+  assert plan.canvases == (canvases.Canvas(padded=(64, 64), source=(128, 64)),)
+
+
+def test_plan_canvases_without_antialias_keeps_the_sizes_of_large_images():
   plan = canvases.plan_canvases(
-    np.array([100, 101, 250, 100], np.int32),
-    np.array([60, 60, 200, 100], np.int32),
-    **(SIZES | dict(max_source_side=100, padded_sizes=((64, 64),))),
+    HEIGHTS, WIDTHS, **(SIZES | LARGE), antialias=False
   )
-  assert_array_equal(plan.reduce, [1, 2, 3, 1])
-  # 100 x 100 is the largest of 100 x 60, 51 x 30, 84 x 67, 100 x 100.
-  assert plan.canvases == (canvases.Canvas(padded=(64, 64), source=(128, 128)),)
+  assert_array_equal(plan.source_sizes, np.stack([HEIGHTS, WIDTHS], axis=1))
+  # Two old pixels for each of at most 64 x 32 new ones.
+  assert plan.canvases == (canvases.Canvas(padded=(64, 64), source=(128, 64)),)
+
+
+@pytest.mark.parametrize('antialias', [False, True])
+@pytest.mark.parametrize(
+  ('drawn', 'choices', 'largest'),
+  [
+    (
+      {'short_sides': (16, 24)},
+      [[16, 27], [24, 40], [20, 16], [30, 24], [50, 30]],
+      [[24, 40], [30, 24], [24, 40]],
+    ),
+    # The largest size on 64 x 64 pixels, times 1.5.
+    ({'scale_jitter': (0.1, 1.5)}, None, [[58, 96], [96, 77], [24, 40]]),
+  ],
+)
+def test_plan_canvases_shrinks_to_the_largest_size_that_is_drawn(
+  drawn, choices, largest, antialias
+):
+  plan = canvases.plan_canvases(
+    np.array([120, 250, 24]),
+    np.array([200, 200, 40]),
+    **(SIZES | LARGE | {'max_source_side': 30} | drawn),
+    antialias=antialias,
+  )
+  # The third image has a side above the limit, but it is not larger than the
+  # largest size.
+  assert_array_equal(plan.source_sizes, largest)
+  sizes = np.stack([[120, 250, 24], [200, 200, 40]], axis=1)
+  assert canvases.count_shrunk(plan, *sizes.T, np.arange(3)) == 2
+  assert canvases.count_shrunk(plan, *sizes.T, np.array([2])) == 0
+  if choices:
+    assert_array_equal(plan.size_choices[0], choices[:2])
+    assert_array_equal(plan.size_choices[1], choices[2:4])
+  else:
+    assert plan.size_choices is None
 
 
 def test_plan_canvases_of_no_images():
@@ -377,16 +427,53 @@ def test_load_row_pads_the_image_and_the_objects(dataset):
   assert (batch.outlines.parts[0, 10:] == -1).all()
 
 
-def test_load_row_speaks_of_the_reduced_image(dataset):
-  index, folder = dataset([(21, 40)], [(0, 2, 4, 8)])
-  plan = plan_of(index, max_source_side=20)
+def test_load_row_speaks_of_the_image_that_the_host_resized(dataset):
+  index, folder = dataset([(22, 40)], [(0, 2, 4, 8)])
+  plan = plan_of(index, max_source_side=20, short_side=11, short_sides=(5, 11))
   limits = image_sets.find_limits(index, max_objects=1)
   batch = loader.load_row(DataSet(index, folder), plan, 0, limits)
   assert_array_equal(batch.source_sizes, [[11, 20]])
+  assert_array_equal(batch.size_choices, [[[5, 9], [11, 20]]])
   assert (batch.images[0, :11, :20] == 1).all()
   assert batch.images.shape == (1, 32, 32, 3)
   assert_array_equal(batch.gt_boxes, [[[1, 2, 5, 6]]])
   assert_array_equal(batch.outlines.vertices[0, 2], [5, 6])
+
+
+@pytest.mark.parametrize('antialias', [False, True])
+def test_load_row_gives_the_same_inputs_if_the_host_makes_images_smaller(
+  dataset, antialias
+):
+  index, folder = dataset([(300, 90), (70, 280), (200, 300)], [(2, 30, 40, 90)])
+  rng = np.random.default_rng(0)
+  for i, size in enumerate(zip(index.heights, index.widths, strict=True)):
+    pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / f'{i}.png')
+  limits = image_sets.find_limits(index, max_objects=1)
+  for row in range(3):
+    results, arrays = [], []
+    for max_source_side in (60, 1000):
+      plan = plan_of(
+        index, max_source_side=max_source_side, antialias=antialias
+      )
+      batch = loader.load_row(DataSet(index, folder), plan, row, limits)
+      inputs = prepare_inputs(
+        batch,
+        jnp.array([True]),
+        padded_size=plan.canvases[plan.canvas_of_image[row]].padded,
+        pixel_mean=(0.0, 0.0, 0.0),
+        pixel_std=(1.0, 1.0, 1.0),
+        antialias=antialias,
+      )
+      results.append(inputs)
+      arrays.append(batch.images.size)
+    assert arrays[0] < arrays[1]
+    small, full = results
+    assert_array_equal(small.images, full.images)
+    assert_array_equal(small.image_sizes, full.image_sizes)
+    # Float32 rounds the product of two scales twice.
+    assert_allclose(small.gt_boxes, full.gt_boxes, rtol=1e-6)
+    assert_allclose(small.outlines.vertices, full.outlines.vertices, rtol=1e-6)
 
 
 def test_load_row_keeps_the_largest_objects_in_their_order(dataset):
@@ -544,9 +631,13 @@ def mixed(dataset):
 def assert_same(a, b):
   (batch_a, rows_a), (batch_b, rows_b) = a, b
   assert_array_equal(rows_a, rows_b)
-  for x, y in zip(batch_a[:-1], batch_b[:-1], strict=True):
-    assert_array_equal(x, y)
-  for x, y in zip(batch_a.outlines, batch_b.outlines, strict=True):
+  *fields_a, outlines_a, choices_a = batch_a
+  *fields_b, outlines_b, choices_b = batch_b
+  for x, y in zip(
+    [*fields_a, *outlines_a, choices_a],
+    [*fields_b, *outlines_b, choices_b],
+    strict=True,
+  ):
     assert_array_equal(x, y)
 
 

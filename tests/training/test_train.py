@@ -629,6 +629,8 @@ def test_a_killed_run_given_again_ends_the_same(tiny_data, tmp_path):
   [
     {'scale_jitter': (0.1, 2.0), 'color_jitter': (0.4, 0.4, 0.4)},
     {'short_sides': (48, 64)},
+    # The host resizes all pictures.
+    {'short_sides': (24, 32), 'max_source_side': 40},
   ],
 )
 def test_training_with_augmentation_is_finite_and_repeats(
@@ -640,3 +642,7 @@ def test_training_with_augmentation_is_finite_and_repeats(
   figures = [tiny.run_training(config, tmp_path / name) for name in ('a', 'b')]
   assert figures[0] == figures[1]
   assert all(np.isfinite(x) for step in figures[0] for x in step.values())
+  text = (tmp_path / 'a' / 'log.txt').read_text()
+  assert ('they are shrunk while they are read' in text) == (
+    'max_source_side' in changes
+  )
