@@ -4,6 +4,7 @@ The weights come from a file with detectron2's names, by way of the converter.
 """
 
 import parity
+import parity_training
 from peer_files import peer_shapes
 import pytest
 
@@ -29,11 +30,13 @@ def test_training_equals_detectron2(golden, tmp_path):
     golden['image'].shape[:2],
   )
   assert detector.rcnn.geometry.name == 'modern'
-  parity.check_training(golden, detector, 'detectron2', num_proposals=1000)
+  parity_training.check_training(
+    golden, detector, 'detectron2', num_proposals=1000
+  )
 
 
 def test_mask_targets_differ_from_detectron2_at_the_border(golden):
-  parity.check_mask_targets(
+  parity_training.check_mask_targets(
     golden,
     'detectron2',
     width_offset=geometry.MODERN.width_offset,

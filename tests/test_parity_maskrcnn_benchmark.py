@@ -7,6 +7,7 @@ converter. The results are compared after each stage of the network.
 import jax
 import numpy as np
 import parity
+import parity_training
 from peer_files import peer_shapes
 from pycocotools import mask as mask_api
 import pytest
@@ -177,13 +178,13 @@ def test_inference_equals_maskrcnn_benchmark(golden, detector):
 
 @pytest.mark.slow
 def test_training_equals_maskrcnn_benchmark(golden, detector):
-  parity.check_training(
+  parity_training.check_training(
     golden, detector, 'maskrcnn_benchmark', num_proposals=2000
   )
 
 
 def test_mask_targets_differ_from_maskrcnn_benchmark_at_the_border(golden):
-  parity.check_mask_targets(
+  parity_training.check_mask_targets(
     golden,
     'maskrcnn_benchmark',
     width_offset=geometry.LEGACY.width_offset,
