@@ -1,6 +1,6 @@
 """Trains and evaluates Mask R-CNN with torchvision, for a comparison with ours.
 
-  python scripts/torchvision_learner.py JOBS.json
+  python scripts/torchvision_jobs.py JOBS.json
 
 Needs torch, torchvision and pycocotools, and nothing of this project, so that
 it runs in an environment of its own; `learn_beside_torchvision.py` starts it
@@ -13,9 +13,9 @@ and layout.
 import contextlib
 import io
 import json
-import os
 import pathlib
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -192,7 +192,8 @@ def train(
   """
   model = load_model(settings, weights).train()
   images, targets = load_examples(data)
-  biases, others = [], []
+  biases: list[nn.Parameter] = []
+  others: list[nn.Parameter] = []
   for name, parameter in model.named_parameters():
     (biases if name.endswith('.bias') else others).append(parameter)
   optimizer = torch.optim.SGD(
@@ -377,11 +378,12 @@ TASKS = {
 
 def main() -> None:
   """Runs the jobs of the file that the command line names."""
-  torch.set_num_threads(os.cpu_count() or 1)
   for job in json.loads(pathlib.Path(sys.argv[1]).read_text()):
     task = job.pop('task')
-    print(f'torchvision: {task} {job["out"]}', flush=True)
+    started = time.monotonic()
     TASKS[task](**job)
+    seconds = time.monotonic() - started
+    print(f'torchvision: {task} {job["out"]}, {seconds:.0f} s', flush=True)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """Compares the losses and the AP of two programs that trained the same model.
 
 It reads the files that `learn_beside_torchvision.py` and
-`torchvision_learner.py` write. In the names of the axes, n counts trainings and
+`torchvision_jobs.py` write. In the names of the axes, n counts trainings and
 t steps.
 """
 
@@ -97,23 +97,23 @@ def window_scores(
   return difference / np.sqrt(variance)
 
 
-def compare_means(
-  ours: list[float], theirs: list[float]
-) -> dict[str, float]:
+def compare_means(ours: list[float], theirs: list[float]) -> dict[str, float]:
   """Returns two means, their standard errors, and their difference as 'z'.
 
   Args:
     ours: A figure of each training of the first group.
     theirs: The same for the second group.
   """
-  errors = [np.std(x, ddof=1) / math.sqrt(len(x)) for x in (ours, theirs)]
+  errors = [
+    float(np.std(x, ddof=1)) / math.sqrt(len(x)) for x in (ours, theirs)
+  ]
   difference = float(np.mean(ours) - np.mean(theirs))
   return {
     'mean': float(np.mean(ours)),
-    'error': float(errors[0]),
+    'error': errors[0],
     'mean of the other': float(np.mean(theirs)),
-    'error of the other': float(errors[1]),
-    'z': z_score(difference, float(np.hypot(*errors))),
+    'error of the other': errors[1],
+    'z': z_score(difference, math.hypot(*errors)),
   }
 
 
@@ -129,7 +129,9 @@ def sharp_test(folder: pathlib.Path, weights: str) -> dict[str, Any]:
     np.load(folder / f'torchvision_{weights}.npz') as theirs,
   ):
     losses = [ours['losses'], theirs['losses']]
-    counts = [file['counts'].sum(axis=(0, 1)).tolist() for file in (ours, theirs)]
+    counts = [
+      file['counts'].sum(axis=(0, 1)).tolist() for file in (ours, theirs)
+    ]
     differ = int((ours['counts'] != theirs['counts']).any(axis=-1).sum())
     num_draws = math.prod(ours['counts'].shape[:2])
   result: dict[str, Any] = {
@@ -163,9 +165,7 @@ def long_test(
   theirs = curves['torchvision']
   result: dict[str, Any] = {}
   for name in ('ours', 'control'):
-    scores = window_scores(
-      curves[name].sum(-1), theirs.sum(-1), window
-    )
+    scores = window_scores(curves[name].sum(-1), theirs.sum(-1), window)
     terms = {
       term: compare_means(
         curves[name][..., i].mean(1).tolist(), theirs[..., i].mean(1).tolist()
@@ -236,7 +236,9 @@ def report(folder: pathlib.Path, *, seeds: int, window: int) -> None:
     'control': [f'torchvision_{i}' for i in range(seeds, 2 * seeds)],
   }
   figures: dict[str, Any] = {
-    'sharp': {name: sharp_test(folder, name) for name in ('initial', 'trained')},
+    'sharp': {
+      name: sharp_test(folder, name) for name in ('initial', 'trained')
+    },
     'long': long_test(folder, groups, window),
   }
   (folder / 'figures.json').write_text(json.dumps(figures, indent=1))
@@ -350,7 +352,7 @@ def draw_curves(curves: dict[str, Curves], window: int) -> Image.Image:
   low, high = tick * math.floor(low / tick), tick * math.ceil(high / tick)
 
   def place(
-    x: Float[np.ndarray, 't'], y: Float[np.ndarray, 't']
+    x: Float[np.ndarray, 'n'], y: Float[np.ndarray, 'n']
   ) -> list[tuple[float, float]]:
     """Returns points of the picture for steps x and losses y."""
     columns = left + (x - first) / (last - first) * (right - left)

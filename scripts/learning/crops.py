@@ -30,7 +30,7 @@ def write_set(
 
   Args:
     folder: Folder to write to: `images/`, and `PART.json` in COCO's format with
-      RLE masks, and `PART.npz` for `torchvision_learner.load_examples`.
+      RLE masks, and `PART.npz` for `torchvision_jobs.load_examples`.
     part: Name of the set, such as 'train'.
     images: Folder of the images.
     annotations: Their COCO file.
