@@ -1,5 +1,7 @@
 """Cuts small square images out of a COCO data set, for two programs to read."""
 
+import contextlib
+import io
 import json
 import pathlib
 
@@ -40,7 +42,8 @@ def write_set(
     SystemExit: If the data set has fewer suitable images.
   """
   (folder / 'images').mkdir(parents=True, exist_ok=True)
-  truth = COCO(str(annotations))
+  with contextlib.redirect_stdout(io.StringIO()):
+    truth = COCO(str(annotations))
   classes = {id_: i + 1 for i, id_ in enumerate(sorted(truth.getCatIds()))}
   entries: list[dict] = []
   records: list[dict] = []
