@@ -48,6 +48,10 @@ ROWS = (
 LAST_CONFIG_ROW = 4
 
 
+# This file runs in an environment of its own, in which torch is installed.
+TORCH_FILE = pathlib.PurePath('scripts/learning/torchvision_jobs.py')
+
+
 def module_of(path):
   """Returns the dotted name of a file relative to the root."""
   parts = list(pathlib.PurePath(path).with_suffix('').parts)
@@ -137,7 +141,8 @@ def broken_rules(source, path, modules):
 
   for line, imported in imported_modules(source, path, modules):
     where = f'{path}:{line}: imports {imported}'
-    if is_under(imported, 'torch') or is_under(imported, 'tensorflow'):
+    uses_torch = is_under(imported, 'torch') and path != TORCH_FILE
+    if uses_torch or is_under(imported, 'tensorflow'):
       problems.append(f'{where}, which no module may')
     if is_under(imported, 'scripts'):
       problems.append(f'{where}, but no module may import scripts')

@@ -1,0 +1,403 @@
+"""Compares the losses and the AP of two programs that trained the same model.
+
+It reads the files that `learn_beside_torchvision.py` and
+`torchvision_jobs.py` write. In the names of the axes, n counts trainings and
+t steps.
+"""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+from jaxtyping import Float
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# The order of the losses in all arrays.
+LOSSES = (
+  'loss_box_reg',
+  'loss_classifier',
+  'loss_mask',
+  'loss_objectness',
+  'loss_rpn_box_reg',
+)
+COUNTS = (
+  'foreground anchors',
+  'background anchors',
+  'foreground RoIs',
+  'background RoIs',
+)
+# Losses without a random part differ by rounding only, at most by this factor.
+ROUNDING = 1e-5
+# Two means differ if they are more standard errors apart than this.
+LIMIT = 2.0
+
+Curves = Float[np.ndarray, 'n t']
+
+
+def z_score(difference: float, error: float) -> float:
+  """Returns a difference in standard errors; 0 if both are 0."""
+  if difference == 0:
+    return 0.0
+  return difference / error if error else math.copysign(math.inf, difference)
+
+
+def compare_draws(
+  ours: Float[np.ndarray, 'b n'], theirs: Float[np.ndarray, 'b n']
+) -> dict[str, Any]:
+  """Compares a loss at fixed weights over many draws of the samples.
+
+  Args:
+    ours: The loss of this program, for b batches and n draws.
+    theirs: The loss of the other program for the same batches.
+
+  Returns:
+    The means, the relative difference, the difference in standard errors 'z',
+    and whether the programs agree. The standard error is that of the draws;
+    batches do not count as random, because both programs have the same.
+  """
+  num_batches, num_draws = ours.shape
+  difference = float(ours.mean() - theirs.mean())
+  variance = ours.var(axis=1, ddof=1) + theirs.var(axis=1, ddof=1)
+  error = math.sqrt(float(variance.sum()) / num_draws) / num_batches
+  mean = float(theirs.mean())
+  relative = difference / mean if mean else 0.0
+  is_rounding = abs(relative) < ROUNDING
+  z = 0.0 if is_rounding else z_score(difference, error)
+  return {
+    'ours': float(ours.mean()),
+    'torchvision': mean,
+    'relative': relative,
+    'z': z,
+    'agrees': abs(z) <= LIMIT,
+  }
+
+
+def window_scores(
+  ours: Curves, theirs: Curves, width: int
+) -> Float[np.ndarray, 'w']:
+  """Compares the mean losses of two groups of trainings in every window.
+
+  Args:
+    ours: Loss of each step of each training of the first group.
+    theirs: The same for the second group.
+    width: Number of successive steps of a window. Windows begin at every step.
+
+  Returns:
+    For each window, the difference of the two groups' means in standard errors.
+    The error is estimated from the differences between trainings.
+  """
+  means = [
+    np.lib.stride_tricks.sliding_window_view(curves, width, axis=1).mean(-1)
+    for curves in (ours, theirs)
+  ]
+  variance = sum(x.var(axis=0, ddof=1) / len(x) for x in means)
+  difference = means[0].mean(axis=0) - means[1].mean(axis=0)
+  return difference / np.sqrt(variance)
+
+
+def compare_means(ours: list[float], theirs: list[float]) -> dict[str, float]:
+  """Returns two means, their standard errors, and their difference as 'z'.
+
+  Args:
+    ours: A figure of each training of the first group.
+    theirs: The same for the second group.
+  """
+  errors = [
+    float(np.std(x, ddof=1)) / math.sqrt(len(x)) for x in (ours, theirs)
+  ]
+  difference = float(np.mean(ours) - np.mean(theirs))
+  return {
+    'mean': float(np.mean(ours)),
+    'error': errors[0],
+    'mean of the other': float(np.mean(theirs)),
+    'error of the other': errors[1],
+    'z': z_score(difference, math.hypot(*errors)),
+  }
+
+
+def sharp_test(folder: pathlib.Path, weights: str) -> dict[str, Any]:
+  """Compares the losses at fixed weights.
+
+  Args:
+    folder: Folder with the files of both programs.
+    weights: Name of the weights: 'initial' or 'trained'.
+  """
+  with (
+    np.load(folder / f'ours_{weights}.npz') as ours,
+    np.load(folder / f'torchvision_{weights}.npz') as theirs,
+  ):
+    losses = [ours['losses'], theirs['losses']]
+    counts = [
+      file['counts'].sum(axis=(0, 1)).tolist() for file in (ours, theirs)
+    ]
+    differ = int((ours['counts'] != theirs['counts']).any(axis=-1).sum())
+    num_draws = math.prod(ours['counts'].shape[:2])
+  result: dict[str, Any] = {
+    name: compare_draws(losses[0][..., i], losses[1][..., i])
+    for i, name in enumerate(LOSSES)
+  }
+  result['loss'] = compare_draws(losses[0].sum(-1), losses[1].sum(-1))
+  return {
+    'losses': result,
+    'counts': {
+      name: {'ours': counts[0][i], 'torchvision': counts[1][i]}
+      for i, name in enumerate(COUNTS)
+    },
+    'draws': num_draws,
+    'draws with other counts': differ,
+  }
+
+
+def long_test(
+  folder: pathlib.Path, groups: dict[str, list[str]], window: int
+) -> dict[str, Any]:
+  """Compares the losses and the AP of whole trainings.
+
+  Args:
+    folder: Folder with the files of both programs.
+    groups: Names of the trainings of each group: 'ours', 'torchvision' and
+      'control'.
+    window: Number of steps of a window.
+  """
+  curves = {name: read_curves(folder, runs) for name, runs in groups.items()}
+  theirs = curves['torchvision']
+  result: dict[str, Any] = {}
+  for name in ('ours', 'control'):
+    scores = window_scores(curves[name].sum(-1), theirs.sum(-1), window)
+    terms = {
+      term: compare_means(
+        curves[name][..., i].mean(1).tolist(), theirs[..., i].mean(1).tolist()
+      )
+      for i, term in enumerate(LOSSES)
+    }
+    terms['loss'] = compare_means(
+      curves[name].sum(-1).mean(1).tolist(), theirs.sum(-1).mean(1).tolist()
+    )
+    result[name] = {
+      'windows': len(scores),
+      'windows within': float(np.mean(np.abs(scores) <= LIMIT)),
+      'mean |z|': float(np.abs(scores).mean()),
+      'z': [float(scores.min()), float(scores.max())],
+      'losses': terms,
+    }
+  aps: dict[str, Any] = {}
+  largest = 0.0
+  for name, runs in groups.items():
+    found = {
+      judge: [
+        json.loads((folder / f'{run}_ap_{judge}.json').read_text())
+        for run in runs
+      ]
+      for judge in ('ours', 'torchvision')
+    }
+    for kind in ('bbox', 'segm'):
+      for i, figure in enumerate(('AP', 'AP50')):
+        values = {
+          judge: [model[kind][i] for model in models]
+          for judge, models in found.items()
+        }
+        largest = max(
+          largest,
+          *np.abs(np.subtract(values['ours'], values['torchvision'])).tolist(),
+        )
+        aps.setdefault(f'{kind} {figure}', {})[name] = values
+  for by_group in aps.values():
+    for name in ('ours', 'control'):
+      by_group[f'{name} beside torchvision'] = compare_means(
+        by_group[name]['ours'], by_group['torchvision']['ours']
+      )
+  return result | {'ap': aps, 'largest difference of an AP': largest}
+
+
+def read_curves(
+  folder: pathlib.Path, runs: list[str]
+) -> Float[np.ndarray, 'n t l']:
+  """Returns the losses of each step of some trainings, by name."""
+  curves = []
+  for run in runs:
+    with np.load(folder / f'{run}.npz') as file:
+      curves.append(file['losses'])
+  return np.stack(curves)
+
+
+def report(folder: pathlib.Path, *, seeds: int, window: int) -> None:
+  """Prints all comparisons and writes figures.json and curves.png.
+
+  Args:
+    folder: Folder with the files of both programs; the results go there too.
+    seeds: Number of trainings of a group.
+    window: Number of steps of a window.
+  """
+  groups = {
+    'ours': [f'ours_{i}' for i in range(seeds)],
+    'torchvision': [f'torchvision_{i}' for i in range(seeds)],
+    'control': [f'torchvision_{i}' for i in range(seeds, 2 * seeds)],
+  }
+  figures: dict[str, Any] = {
+    'sharp': {
+      name: sharp_test(folder, name) for name in ('initial', 'trained')
+    },
+    'long': long_test(folder, groups, window),
+  }
+  (folder / 'figures.json').write_text(json.dumps(figures, indent=1))
+  curves = {
+    name: read_curves(folder, runs).sum(-1) for name, runs in groups.items()
+  }
+  draw_curves(curves, window).save(folder / 'curves.png', optimize=True)
+  print('\n'.join(format_figures(figures)))
+
+
+def format_figures(figures: dict[str, Any]) -> list[str]:
+  """Returns the lines of the tables, in Markdown.
+
+  Args:
+    figures: As `report` writes them.
+  """
+  lines = []
+  for name, test in figures['sharp'].items():
+    lines += [
+      '',
+      f'{name} weights, {test["draws"]} draws of each program; '
+      f'{test["draws with other counts"]} draws with other numbers of samples',
+      '',
+      '| loss | torchvision | ours | difference | z |',
+      '|---|---|---|---|---|',
+    ]
+    lines += [
+      f'| {term} | {row["torchvision"]:.4f} | {row["ours"]:.4f} | '
+      f'{100 * row["relative"]:.3f} % | {row["z"]:.2f} |'
+      for term, row in test['losses'].items()
+    ]
+  test = figures['long']
+  for name in ('ours', 'control'):
+    part = test[name]
+    lines += [
+      '',
+      f'{name} beside torchvision: {100 * part["windows within"]:.0f} % of '
+      f'{part["windows"]} windows within {LIMIT:g} standard errors; z from '
+      f'{part["z"][0]:.2f} to {part["z"][1]:.2f}, mean |z| '
+      f'{part["mean |z|"]:.2f}',
+      '',
+      f'| mean loss of all steps | torchvision | {name} | z |',
+      '|---|---|---|---|',
+    ]
+    lines += [
+      f'| {term} | {row["mean of the other"]:.4f} ± '
+      f'{row["error of the other"]:.4f} | {row["mean"]:.4f} ± '
+      f'{row["error"]:.4f} | {row["z"]:.2f} |'
+      for term, row in part['losses'].items()
+    ]
+  lines += [
+    '',
+    '| figure | torchvision | ours | z | control | z |',
+    '|---|---|---|---|---|---|',
+  ]
+  for kind, by_group in test['ap'].items():
+    ours, control = (
+      by_group[f'{name} beside torchvision'] for name in ('ours', 'control')
+    )
+    lines.append(
+      f'| {kind} | {ours["mean of the other"]:.3f} ± '
+      f'{ours["error of the other"]:.3f} | {ours["mean"]:.3f} ± '
+      f'{ours["error"]:.3f} | {ours["z"]:.2f} | {control["mean"]:.3f} ± '
+      f'{control["error"]:.3f} | {control["z"]:.2f} |'
+    )
+  lines += [
+    '',
+    'Largest difference between the evaluations of a model by the two '
+    f'programs: {test["largest difference of an AP"]:.1e}',
+  ]
+  return lines
+
+
+COLORS = {
+  'torchvision': (214, 96, 30),
+  'control': (120, 120, 120),
+  'ours': (20, 90, 180),
+}
+NAMES = {
+  'torchvision': 'torchvision',
+  'control': 'torchvision, other seeds',
+  'ours': 'this project',
+}
+
+
+def draw_curves(curves: dict[str, Curves], window: int) -> Image.Image:
+  """Draws the mean loss of each group, and bands of two standard errors.
+
+  Args:
+    curves: {group: loss of each step of each training}.
+    window: Number of steps that each point of a curve is averaged over.
+  """
+  factor = 2  # The picture is drawn at twice its size, for smooth lines.
+  width, height = 900, 520
+  left, top, right, bottom = 70, 20, 880, 460
+  smooth = {
+    name: np.lib.stride_tricks.sliding_window_view(x, window, axis=1).mean(-1)
+    for name, x in curves.items()
+  }
+  means = {name: x.mean(axis=0) for name, x in smooth.items()}
+  errors = {
+    name: x.std(axis=0, ddof=1) / math.sqrt(len(x))
+    for name, x in smooth.items()
+  }
+  steps = np.arange(len(means['ours'])) + (window + 1) / 2
+  first, last = 0, next(iter(curves.values())).shape[1]
+  high = max((means[k] + LIMIT * errors[k]).max() for k in means)
+  low = min((means[k] - LIMIT * errors[k]).min() for k in means)
+  tick = 10 ** math.floor(math.log10(high - low))
+  tick = tick / 2 if (high - low) / tick < 4 else tick
+  low, high = tick * math.floor(low / tick), tick * math.ceil(high / tick)
+
+  def place(
+    x: Float[np.ndarray, 'n'], y: Float[np.ndarray, 'n']
+  ) -> list[tuple[float, float]]:
+    """Returns points of the picture for steps x and losses y."""
+    columns = left + (x - first) / (last - first) * (right - left)
+    rows = bottom - (y - low) / (high - low) * (bottom - top)
+    return list(
+      zip((columns * factor).tolist(), (rows * factor).tolist(), strict=True)
+    )
+
+  image = Image.new('RGB', (width * factor, height * factor), 'white')
+  draw = ImageDraw.Draw(image, 'RGBA')
+  font = ImageFont.load_default(14 * factor)
+
+  def write(x: float, y: float, text: str, anchor: str) -> None:
+    """Writes a text at a point given in pixels of the final picture."""
+    draw.text((x * factor, y * factor), text, 'black', font, anchor)
+
+  for i in range(round((high - low) / tick) + 1):
+    value = low + i * tick
+    line = place(np.array([first, last]), np.full(2, value))
+    draw.line(line, (225, 225, 225), factor)
+    write(left - 8, line[0][1] / factor, f'{value:.3g}', 'rm')
+  for i in range(7):
+    step = round(last * i / 6)
+    point = place(np.array([step]), np.array([low]))[0]
+    write(point[0] / factor, bottom + 8, str(step), 'ma')
+  write((left + right) / 2, bottom + 32, 'step', 'ma')
+  for name in ('control', 'torchvision', 'ours'):
+    margin = LIMIT * errors[name]
+    upper = place(steps, means[name] + margin)
+    lower = place(steps, means[name] - margin)
+    draw.polygon(upper + lower[::-1], (*COLORS[name], 50))
+  for i, name in enumerate(('control', 'torchvision', 'ours')):
+    draw.line(place(steps, means[name]), COLORS[name], 2 * factor)
+    row = top + 20 + 24 * (2 - i)
+    draw.line(
+      [(600 * factor, row * factor), (640 * factor, row * factor)],
+      COLORS[name],
+      3 * factor,
+    )
+    write(650, row, NAMES[name], 'lm')
+  write(
+    600,
+    top + 92,
+    f'sum of the losses, mean of {window} steps',
+    'lm',
+  )
+  write(600, top + 114, 'bands: two standard errors', 'lm')
+  return image.resize((width, height), Image.Resampling.LANCZOS)
