@@ -75,17 +75,21 @@ def test_inference_equals_maskrcnn_benchmark(golden, detector):
   @jax.jit
   def run(variables, batch, proposals, boxes):
     inputs = rcnn.prepare(batch, padded_size=padded)
-    pyramid = rcnn.extract(variables, inputs.images)
-    rpn = rcnn.rate_anchors(variables, pyramid)
+    pyramid = rcnn.extract(variables, inputs.images, inputs.image_sizes)
+    rpn = rcnn.rate_anchors(variables, pyramid, inputs.image_sizes)
     levels, fit_to = rcnn.anchors(padded, inputs.image_sizes[0])
     anchors = jax.numpy.concatenate(make_anchors(levels, fit_to=fit_to))
     visible = anchors_inside_image(anchors, inputs.image_sizes[0])
     found = rcnn.propose(
       rpn, inputs.image_sizes, rcnn.rpn.eval, padded_size=padded
     )
-    pooled = rcnn.pool(pyramid, proposals[None], side=rcnn.roi.box_side)
+    pooled = rcnn.pool(
+      pyramid, proposals[None], inputs.image_sizes, side=rcnn.roi.box_side
+    )
     heads = rcnn.classify(variables, pooled)
-    pooled = rcnn.pool(pyramid, boxes[None], side=rcnn.roi.mask_side)
+    pooled = rcnn.pool(
+      pyramid, boxes[None], inputs.image_sizes, side=rcnn.roi.mask_side
+    )
     mask_logits = rcnn.segment(variables, pooled)[0]
     # In the same program, so that the backbone is compiled and run only once.
     detections = detector.detect(batch, padded_size=padded)

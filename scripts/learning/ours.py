@@ -229,7 +229,8 @@ class Program:
     ) -> tuple[Float[Array, 'n l'], Int[Array, 'n 4']]:
       """Returns the losses and the numbers of samples of each draw."""
       inputs = rcnn.prepare(batch, padded_size=padded_size)
-      rpn = rcnn.rate_anchors(variables, rcnn.extract(variables, inputs.images))
+      pyramid = rcnn.extract(variables, inputs.images, inputs.image_sizes)
+      rpn = rcnn.rate_anchors(variables, pyramid, inputs.image_sizes)
 
       def draw(
         keys: Key[Array, 'b 2'],
