@@ -298,7 +298,7 @@ def draw_curves(curves: dict[int, list[tuple[int, float]]]) -> Image.Image:
     row = y + (i + 1) * 20 * factor
     pen.line([(x, row), (x + 30 * factor, row)], color, 3 * factor)
     pen.text((x + 40 * factor, row), f'seed {seed}', 'black', font, 'lm')
-  return image.resize((width, height), Image.Resampling.LANCZOS)
+  return image.reduce(factor)
 
 
 def write_report(
