@@ -29,6 +29,7 @@ SOURCES = (
   'configs',
   'pallas_kernels',
   'docs',
+  'notebooks',
   'scripts',
   'tests',
   '.github',
@@ -41,6 +42,8 @@ SOURCES = (
   'requirements-gpu.lock',
   '.dockerignore',
 )
+# Folders in these that programs make.
+MADE = ('__pycache__', 'notebook_files', '.ipynb_checkpoints')
 
 
 def test_setup_cfg_lists_every_package_on_disk():
@@ -180,7 +183,7 @@ def installed(tmp_path_factory):
       shutil.copytree(
         ROOT / name,
         source / name,
-        ignore=shutil.ignore_patterns('__pycache__'),
+        ignore=shutil.ignore_patterns(*MADE),
       )
     else:
       shutil.copy(ROOT / name, source / name)
@@ -277,7 +280,7 @@ def test_the_source_distribution_is_complete(installed):
     path.relative_to(ROOT).as_posix()
     for name in SOURCES
     for path in [ROOT / name, *(ROOT / name).rglob('*')]
-    if path.is_file() and '__pycache__' not in path.parts
+    if path.is_file() and not set(MADE) & set(path.parts)
   }
   assert wanted <= there
 
@@ -386,7 +389,7 @@ def test_the_wheel_trains_fine_tunes_and_predicts(installed, tmp_path):
 @pytest.mark.slow
 def test_an_editable_install_finds_package_and_command(tmp_path):
   for name in SOURCES:
-    if name not in ('docs', 'scripts', 'tests'):
+    if name not in ('docs', 'notebooks', 'scripts', 'tests'):
       copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
       copy(ROOT / name, tmp_path / name)
   subprocess.run([sys.executable, '-m', 'venv', tmp_path / 'env'], check=True)
