@@ -14,8 +14,13 @@ from maskrcnn_jax.config import (
   plain,
   stored_config,
 )
+from maskrcnn_jax.config.defaults import value_of
 from maskrcnn_jax.convert_weights import torch_files
-from maskrcnn_jax.convert_weights.peer_models import NOTES, coco_rows
+from maskrcnn_jax.convert_weights.peer_models import (
+  NOTED_KEYS,
+  NOTES,
+  coco_rows,
+)
 from maskrcnn_jax.convert_weights.weight_names import (
   NAMINGS,
   peer_names,
@@ -131,6 +136,8 @@ def export(
       'pixel_mean': geometry.input_format.mean,
       'pixel_std': geometry.input_format.std,
       'antialias': geometry.input_format.antialias,
+      **{name: value_of(config, name) for name in NOTED_KEYS},
+      'roi.sampling_ratio': geometry.sampling_ratio,
     }
   )
   content: dict[str, Any] = arrays

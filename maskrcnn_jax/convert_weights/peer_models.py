@@ -6,6 +6,9 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax.config import c4_config, c5_config, default_config
+from maskrcnn_jax.config.defaults import set_value
+from maskrcnn_jax.config.forms import problem_with
+from maskrcnn_jax.config.keys import BY_NAME
 from maskrcnn_jax.convert_weights.weight_names import (
   NAMINGS,
   Naming,
@@ -20,6 +23,17 @@ _MASKS = 'mask_head/mask_fcn_logits'
 # Key of the detectron2 files that this program writes. It holds the conventions
 # that names and shapes of arrays do not show.
 NOTES = 'maskrcnn_jax'
+
+# Keys of the recipe that the notes hold too, because nothing in the arrays
+# shows their values.
+NOTED_KEYS = (
+  'anchors.sizes',
+  'anchors.ratios',
+  'roi.sampling_ratio',
+  'data.short_side',
+  'data.long_side',
+  'data.padded_sizes',
+)
 
 # Mean and standard deviation of pixels in [0, 255], for red, green and blue: of
 # ImageNet, and of the training of Microsoft Research Asia's (MSRA) weights.
@@ -172,6 +186,8 @@ def recipe_of(
     with config.ignore_type():
       config.roi.sampling_ratio = 0
   config.model.update(sizes)
+  if source_format == 'detectron2' and isinstance(notes, dict):
+    _set_noted_keys(config, notes)
   usual = _conventions(arrays, facts, source_format, config.model)
   usual |= {
     key: value
@@ -199,6 +215,38 @@ def recipe_of(
       f'with the usual {known} can be converted.'
     )
   return config
+
+
+def _set_noted_keys(
+  config: ml_collections.ConfigDict, notes: dict[str, Any]
+) -> None:
+  """Sets the keys of a recipe that the notes of this program hold.
+
+  Args:
+    config: The recipe; it is changed.
+    notes: The notes of a file that this program has written. Files of older
+      versions lack some of `NOTED_KEYS`.
+
+  Raises:
+    InputError: If the notes have a value that the key must not have.
+  """
+
+  def nested_tuple(value: Any) -> Any:
+    """Turns lists into tuples, also within each other."""
+    if isinstance(value, list | tuple):
+      return tuple(map(nested_tuple, value))
+    return value
+
+  for name in NOTED_KEYS:
+    if name in notes:
+      value = nested_tuple(notes[name])
+      problem = problem_with(BY_NAME[name].form, value)
+      if problem:
+        raise InputError(
+          f'notes the value {value!r} for {name}, which it cannot have; '
+          f'{problem}. The notes are damaged; write the file again with --to.'
+        )
+      set_value(config, name, value)
 
 
 def naming_of(

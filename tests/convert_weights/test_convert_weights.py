@@ -472,6 +472,34 @@ def test_an_export_names_other_anchors_and_sides(run, tmp_path):
   _, out, _ = run(tmp_path / 'own', tmp_path / 'b.pth', '--to=detectron2')
   assert 'INPUT.MIN_SIZE_TEST 64, INPUT.MAX_SIZE_TEST 1333' in out
   assert 'ANCHOR_GENERATOR.SIZES [[8.0], [16.0], ' in out
+  code, _, err = run(tmp_path / 'b.pth', tmp_path / 'back')
+  assert code == 0, err
+  recipe = read_checkpoint(tmp_path / 'back')[1].recipe
+  assert recipe['anchors']['sizes'] == [[8.0], [16.0], [32.0], [64.0], [128.0]]
+  assert (recipe['data']['short_side'], recipe['data']['long_side']) == (
+    64,
+    1333,
+  )
+
+
+def test_the_samples_of_roi_align_come_back_from_detectron2(run, tmp_path):
+  save_own(tmp_path / 'own', **{'roi.sampling_ratio': 3})
+  run(tmp_path / 'own', tmp_path / 'file.pkl', '--to=detectron2')
+  code, _, err = run(tmp_path / 'file.pkl', tmp_path / 'back')
+  assert code == 0, err
+  assert (
+    read_checkpoint(tmp_path / 'back')[1].recipe['roi']['sampling_ratio'] == 3
+  )
+
+
+def test_damaged_notes_are_refused(run, refuse, tmp_path):
+  save_own(tmp_path / 'own')
+  run(tmp_path / 'own', tmp_path / 'file.pkl', '--to=detectron2')
+  content = pickle.loads((tmp_path / 'file.pkl').read_bytes())
+  content['maskrcnn_jax']['data.short_side'] = -5
+  (tmp_path / 'other.pkl').write_bytes(pickle.dumps(content))
+  line = refuse(tmp_path / 'other.pkl', tmp_path / 'back')
+  assert '-5 for data.short_side' in line
 
 
 @pytest.mark.parametrize('sizes', [GROUP, SMALL | dict(depth=50)])
