@@ -5,9 +5,7 @@ another in one namespace, as Jupyter does.
 """
 
 import ast
-import contextlib
 import importlib.util
-import io
 import json
 import os
 import pathlib
@@ -118,14 +116,13 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
   for text in CODE:
     tree = ast.parse(text)
     shown = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    with contextlib.redirect_stdout(io.StringIO()):
-      exec(compile(tree, 'cell', 'exec'), namespace)
-      if shown is not None:
-        # Jupyter shows the value of an expression at the end of a cell.
-        expression = compile(ast.Expression(shown.value), 'cell', 'eval')
-        value = eval(expression, namespace)
-        if isinstance(value, Image.Image):
-          pictures.append(value)
+    exec(compile(tree, 'cell', 'exec'), namespace)
+    if shown is not None:
+      # Jupyter shows the value of an expression at the end of a cell.
+      expression = compile(ast.Expression(shown.value), 'cell', 'eval')
+      value = eval(expression, namespace)
+      if isinstance(value, Image.Image):
+        pictures.append(value)
   assert len(pictures) == 3
   for picture in pictures:
     assert picture._repr_png_()  # Jupyter calls this function.
