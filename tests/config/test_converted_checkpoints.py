@@ -100,7 +100,10 @@ def run_mode(run, mode, model_dir, workdir, data, *arguments):
 
 
 @pytest.mark.parametrize('mode', ['predict', 'eval'])
-@pytest.mark.parametrize('model', ['torchvision18', 'detectron50'])
+@pytest.mark.parametrize(
+  'model',
+  ['torchvision18', pytest.param('detectron50', marks=pytest.mark.slow)],
+)
 def test_a_recipe_of_another_network_changes_no_result(
   run, checkpoints, tiny_data, tmp_path, caplog, model, mode
 ):

@@ -60,6 +60,7 @@ def test_the_published_aps_are_those_that_legacy_expects(table):
     )
 
 
+@pytest.mark.slow
 def test_costs_of_a_pyramid_by_hand(table):
   def costs(output):
     config = read_recipe('r50_fpn').config
