@@ -137,7 +137,6 @@ def export(
       'pixel_std': geometry.input_format.std,
       'antialias': geometry.input_format.antialias,
       **{name: value_of(config, name) for name in NOTED_KEYS},
-      'roi.sampling_ratio': geometry.sampling_ratio,
     }
   )
   content: dict[str, Any] = arrays

@@ -238,7 +238,8 @@ def _set_noted_keys(
     return value
 
   for name in NOTED_KEYS:
-    if name in notes:
+    # `None` leaves the key to the preset, which the notes name too.
+    if notes.get(name) is not None:
       value = nested_tuple(notes[name])
       problem = problem_with(BY_NAME[name].form, value)
       if problem:
