@@ -28,7 +28,7 @@ def heads_of(config: ml_collections.ConfigDict) -> Heads:
   """Returns the heads that a model needs for `model.output` of a recipe.
 
   The output 'masks' needs both heads, 'boxes' the box head only, and
-  'proposals' none of them.
+  'proposals' neither.
   """
   return {
     'masks': Heads(boxes=True, masks=True),

@@ -322,8 +322,8 @@ def _check_network(file: torch_files.WeightFile, *, is_part: bool) -> None:
 
   Args:
     file: The weight file.
-    is_part: Whether only the arrays after a prefix were asked for, so that it
-      does not matter what is around them.
+    is_part: Whether only the arrays after a prefix were asked for. The arrays
+      around them are then not looked at.
 
   Raises:
     InputError: If it is such a network.

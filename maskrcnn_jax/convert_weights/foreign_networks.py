@@ -10,7 +10,7 @@ class _Network(NamedTuple):
 
   name: str
   pattern: str  # of the name of an array that only this network has
-  instead: str  # what the user can do; a clause
+  instead: str  # advice to the user, a clause
 
 
 _RESNET = 'take a file of the same detector with a plain ResNet or ResNeXt'
@@ -123,7 +123,7 @@ def foreign_network(
 
   Returns:
     The name of the network, the name of an array that shows it, and a clause
-    that says what to do. `None` if there is no such array.
+    with the advice. `None` if there is no such array.
   """
   names = list(names)
   searches: list[tuple[tuple[_Network, ...], list[str]]]

@@ -90,8 +90,8 @@ _DETECTRON2_AUTHORS = (None, 'Detectron2 Model Zoo', 'Caffe2', NOTES)
 class Conventions(NamedTuple):
   """Conventions that the user gives. `None` stands for those of the file.
 
-  They are what names and shapes of arrays do not show: the file says it in
-  another way, or the usual conventions of the program are taken.
+  Names and shapes of arrays do not show them. Some files state them in another
+  way; for the others the usual conventions of the program are taken.
   """
 
   norm_eps: float | None = None  # epsilon of the frozen batch norm
@@ -100,7 +100,8 @@ class Conventions(NamedTuple):
   stride_in_1x1: bool | None = None
   # Channel order that the first convolution expects, 'rgb' or 'bgr'.
   pixel_order: str | None = None
-  # Of pixels in [0, 255], for red, green and blue, whatever the order is.
+  # Mean and standard deviation of pixels in [0, 255], for red, green and blue,
+  # also if `pixel_order` is 'bgr'.
   pixel_mean: tuple[float, ...] | None = None
   pixel_std: tuple[float, ...] | None = None
 

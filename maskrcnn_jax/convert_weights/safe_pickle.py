@@ -71,7 +71,8 @@ class Ignored(dict):
     """Tells whether the other object is the same one."""
     return self is other
 
-  # An object may be a key of a dict or an item of a set. A dict could not.
+  # An object may be a key of a dict or an item of a set. The base class, a
+  # dict, declares `__hash__` to be None, which the type checker would keep.
   def __hash__(self) -> int:  # type: ignore[override]
     """Returns a number that depends on the identity of the object."""
     return id(self)
@@ -194,7 +195,7 @@ def _reconstruct_object(
   Args:
     class_: Stand-in of the class.
     base: Stand-in of its built-in base class.
-    content: What the base class holds, such as the items of a dict.
+    content: Content of the base class, such as the items of a dict.
   """
   result = Ignored()
   if isinstance(class_, type) and issubclass(class_, Ignored):

@@ -178,6 +178,7 @@ class Program:
       state: TrainState, batch: Batch, seed: Int[Array, '']
     ) -> tuple[TrainState, Figures]:
       """Makes one training step with a seed for its random numbers."""
+      # The field is declared as int; here it is a traced number.
       seeded: Any = trainer._replace(seed=seed)  # type: ignore[arg-type]
       return train_step(seeded, state, batch, self.padded_size)
 
