@@ -78,11 +78,17 @@ class Fpn(nn.Module):
         x = layers.make_norm(
           f'{name}_norm', norm=self.norm, eps=self.norm_eps, dtype=self.dtype
         )(x, cells[level])
+      return x
+
+    def smooth(inner: Array, level: int) -> Array:
+      """Applies the 3x3 convolution of a level; the padding becomes 0."""
+      x = conv(inner, f'layer{level}', 3, level)
       return layers.zero_padding(x, cells[level])
 
     finest, coarsest = min(features), max(features)
     inner = conv(features[coarsest], f'inner{coarsest}', 1, coarsest)
-    pyramid = {coarsest: conv(inner, f'layer{coarsest}', 3, coarsest)}
+    inner = layers.zero_padding(inner, cells[coarsest])
+    pyramid = {coarsest: smooth(inner, coarsest)}
     for level in range(coarsest - 1, finest - 1, -1):
       lateral = conv(features[level], f'inner{level}', 1, level)
       size, half = lateral.shape[1:3], inner.shape[1:3]
@@ -92,8 +98,8 @@ class Fpn(nn.Module):
           f'columns of level {level + 1} ({half[0]}x{half[1]}); pad the '
           f'images to a multiple of {2**coarsest}.'
         )
-      # Both terms are 0 in the padding, and so is their sum.
       inner = lateral + layers.upsample_2x(inner)
-      pyramid[level] = conv(inner, f'layer{level}', 3, level)
+      inner = layers.zero_padding(inner, cells[level])
+      pyramid[level] = smooth(inner, level)
     pyramid[coarsest + 1] = pyramid[coarsest][:, ::2, ::2]
     return dict(sorted(pyramid.items()))
