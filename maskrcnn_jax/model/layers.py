@@ -324,9 +324,9 @@ class GroupNorm(nn.Module):
 
   Source:
     GroupNorm (arXiv:1803.08494). Arithmetic and parameters are those of
-    `flax.linen.GroupNorm`, whose argument `mask` gives the same result.
-    Differs: that mask must have all channels, and its sum is computed over all
-    of them.
+    `flax.linen.GroupNorm` with `use_fast_variance=False`, whose argument `mask`
+    gives the same result. Differs: that mask must have all channels, and its sum
+    is computed over all of them.
   """
 
   dtype: DTypeLike = jnp.float32
@@ -378,17 +378,18 @@ class GroupNorm(nn.Module):
         )
       return total.reshape(b, NUM_GROUPS, group_size).sum(axis=2) / count
 
-    mean = mean_of_groups(cells)
-    mean_square = mean_of_groups(jnp.square(cells))
-    # Rounding could make the difference negative.
-    variance = jnp.maximum(mean_square - jnp.square(mean), 0)
-
     def each_channel(of_groups: Float[Array, 'b groups']) -> Array:
       """Repeats the number of a group for each of its channels."""
-      return jnp.repeat(of_groups, group_size, axis=1)[:, None, None, :]
+      return jnp.repeat(of_groups, group_size, axis=1)[:, None, :]
 
+    mean = each_channel(mean_of_groups(cells))
+    # The mean of the squares less the square of the mean would lose digits where
+    # the mean is large. The derivative of the variance with respect to the mean
+    # is 0, so that it need not be computed.
+    deviation = cells - lax.stop_gradient(mean)
+    variance = mean_of_groups(jnp.square(deviation))
     factor = each_channel(lax.rsqrt(variance + GROUP_NORM_EPS)) * scale
-    y = (x.astype(jnp.float32) - each_channel(mean)) * factor + bias
+    y = ((cells - mean) * factor + bias).reshape(x.shape)
     return y.astype(self.dtype)
 
 
