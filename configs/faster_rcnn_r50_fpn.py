@@ -45,7 +45,6 @@ def get_config(arguments: str = '2017') -> ml_collections.ConfigDict:
   config.optimizer.decay_steps = (60_000, 80_000)
   if is_legacy:
     use_legacy(config)
-  if year == '2017':
-    # The published values above, with the tolerance of r50_fpn.
-    config.expected.box_ap = (0.368 if is_legacy else 0.369, 0.004)
+  # The published values above, with the tolerance of r50_fpn.
+  config.expected.box_ap = (0.368 if is_legacy else 0.369, 0.004)
   return config

@@ -4,10 +4,14 @@
       --init_from=CHECKPOINT
 
 COCO 2017 is expected in data/coco, with the folders that its archives unpack
-to; --config=configs/r50_fpn.py:2014 expects COCO 2014 there. For another place
-give --config.data.train.images=DIR and the other keys of config.data. The stem
-and layer1 are frozen, so a training needs pretrained weights, for example a
-ResNet-50 of torchvision that `convert_weights` has converted.
+to. --config=configs/r50_fpn.py:2014 expects COCO 2014 there, with the files
+instances_valminusminival2014.json and instances_minival2014.json, which are not
+in its archives: README.md says where they come from. It trains on train2014 and
+valminusminival, which are the images of train2017, and is evaluated on minival,
+which is val2017. For another place give --config.data.train.images=DIR and the
+other keys of config.data. The stem and layer1 are frozen, so a training needs
+pretrained weights, for example a ResNet-50 of torchvision that
+`convert_weights` has converted.
 
 --config=configs/r50_fpn.py:legacy trains as NVIDIA's Mask R-CNN For PyTorch
 does, with `geometry=legacy` and the stride in the 1x1 convolutions. CHECKPOINT
@@ -15,18 +19,15 @@ is then Caffe2's R-50.pkl: `convert_weights R-50.pkl CHECKPOINT`. Arguments are
 joined by a comma, :legacy,2014.
 
 Hardware: 8 GPUs. This recipe has not been run here, and no result of exactly
-this recipe is published. Expected on COCO 2017: at least box AP .378 and mask
-AP .349, which detectron2 publishes for its
+this recipe is published. Expected with either year: at least box AP .378 and
+mask AP .349, which detectron2 publishes for its
 `Detectron1-Comparisons/mask_rcnn_R_50_FPN_noaug_1x`. That recipe has the same
 schedule, image sizes and samples in a cell, but smooth L1 losses and a RoIAlign
 that is not aligned. detectron2's .386 and .352 for `mask_rcnn_R_50_FPN_1x` use
 short sides from 640 to 800.
 
 Expected with :legacy: NVIDIA's .377 and .342, plus or minus .004
-(maskrcnn-benchmark publishes .378 and .342). Both trained on COCO 2014, on
-train plus valminusminival, and evaluated on minival. Those are the images of
-train2017 and val2017. No result is published for a training on train2014 that
-is evaluated on val2014.
+(maskrcnn-benchmark publishes .378 and .342). Both trained on the sets of :2014.
 """
 
 import ml_collections
@@ -61,9 +62,8 @@ def get_config(arguments: str = '2017') -> ml_collections.ConfigDict:
   config.optimizer.decay_steps = (60_000, 80_000)
   if is_legacy:
     use_legacy(config)
-  if year == '2017':
-    # The published values above. The tolerance is four standard deviations of
-    # NVIDIA's five runs.
-    config.expected.box_ap = (0.377 if is_legacy else 0.378, 0.004)
-    config.expected.mask_ap = (0.342 if is_legacy else 0.349, 0.004)
+  # The published values above. The tolerance is four standard deviations of
+  # NVIDIA's five runs.
+  config.expected.box_ap = (0.377 if is_legacy else 0.378, 0.004)
+  config.expected.mask_ap = (0.342 if is_legacy else 0.349, 0.004)
   return config

@@ -51,7 +51,6 @@ def get_config(arguments: str = '2017') -> ml_collections.ConfigDict:
   config.optimizer.decay_steps = (210_000, 250_000)
   if is_legacy:
     use_legacy(config)
-  if is_legacy and year == '2017':
     # The published values above, with the tolerance of r50_fpn.
     config.expected.box_ap = (0.389, 0.004)
     config.expected.mask_ap = (0.351, 0.004)

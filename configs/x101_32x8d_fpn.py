@@ -53,7 +53,7 @@ def get_config(arguments: str = '2017') -> ml_collections.ConfigDict:
     # NVIDIA's program keeps the best 2000 proposals of the one image of a GPU.
     config.rpn.train.post_nms = 2000
     config.rpn.train.num_proposals = 2000
-  if is_legacy and year == '2017':
+  if is_legacy:
     # The published values above, with the tolerance of r50_fpn.
     config.expected.box_ap = (0.422, 0.004)
     config.expected.mask_ap = (0.378, 0.004)

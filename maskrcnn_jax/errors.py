@@ -163,8 +163,8 @@ CODES = {
   'A21': Code(
     'class tables differ',
     'The categories of the evaluation set are not those of the training '
-    'set, or the splits of one data set have different categories. Upper '
-    'and lower case letters differ.',
+    'set, or the splits of one data set or the sets of one training have '
+    'different categories. Upper and lower case letters differ.',
     'Make the ids and names of `categories` equal in all files; the message '
     'lists the differences.',
   ),

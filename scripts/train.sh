@@ -13,7 +13,8 @@
 # The folder $RESULTS, or else /results, gets a checkpoint every 2,500 steps and
 # at the end (checkpoints/, last_checkpoint), log.txt, and the results of the
 # evaluation at the end (inference/). The same command continues a training that
-# was stopped. Both recipes read COCO from data/coco.
+# was stopped. Both recipes read COCO from data/coco. README.md says where the
+# two files of annotations for COCO 2014 come from that its archives lack.
 #
 # A FLAG is any flag of `python -m maskrcnn_jax.main`, for example
 # --config=RECIPE, --config.data.train.images=DIR or --skip_test. YEAR=2017 bash

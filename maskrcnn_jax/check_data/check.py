@@ -35,6 +35,7 @@ from maskrcnn_jax.data.source import (
   check_images_exist,
   image_file,
   read_set,
+  set_name,
 )
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.coco_input import check_truth
@@ -90,7 +91,9 @@ def check_data(
     raise InputError(
       f'--fix={fix} repairs a COCO JSON, but {source} is not one; correct its'
       ' own files. For a tfds set, repair the JSON that it was made from, and'
-      ' build the set anew with python -m maskrcnn_jax.build_tfds.'
+      ' build the set anew with python -m maskrcnn_jax.build_tfds. Of several'
+      ' sets, repair each by itself with --images=DIR'
+      ' --annotations=FILE.json.'
     )
   config = default_config() if config is None else config
   if config.train.fine_tune:
@@ -283,7 +286,7 @@ def _check_images(
   rows = [row for row in range(len(index.file_names)) if row not in bad]
   files = [image_file(data_set.images, r, index.file_names[r]) for r in rows]
   sizes = [(int(index.heights[row]), int(index.widths[row])) for row in rows]
-  first_of_digest: dict[bytes, int] = {}
+  first_of_digest: dict[bytes, str] = {}  # the path of the first image
   for row, file, facts in zip(
     rows,
     files,
@@ -293,21 +296,22 @@ def _check_images(
     strict=True,
   ):
     where = f'image {index.image_ids[row]!r}'
+    place = set_name(data_set.images, row)
     if facts.problem:
       bad[row] = facts.problem
       code, reason = findings.split_code(facts.problem)
-      report.error(code, '', where, reason, row=row)
+      report.error(code, place, where, reason, row=row)
       continue
     for note in facts.notes:
       code, reason = findings.split_code(note)
-      report.warn(code, '', where, reason, row=row)
-    first = first_of_digest.setdefault(facts.digest, row)
-    if first != row and index.file_names[first] != index.file_names[row]:
+      report.warn(code, place, where, reason, row=row)
+    first = first_of_digest.setdefault(facts.digest, file.path)
+    if first != file.path:
       report.warn(
         'A20',
-        '',
+        place,
         where,
-        f'{file.path} has the same bytes as {index.file_names[first]}.',
+        f'{file.path} has the same bytes as {first}.',
         row=row,
       )
   return bad
@@ -397,8 +401,8 @@ def _evaluation_problem(
   # that an AP may be impossible.
   if report.error_codes or not {'A01', 'A05', 'A06'} & set(report.counts):
     return ''
-  content = source.read_content()
   try:
+    content = source.read_content()
     for kind in ('bbox',) if boxes_only else ('bbox', 'segm'):
       check_truth(content, kind=kind)
   except InputError as error:

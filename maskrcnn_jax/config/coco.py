@@ -45,13 +45,27 @@ def use_coco(config: ml_collections.ConfigDict, year: str) -> None:
   Args:
     config: The recipe; it is changed.
     year: '2014' or '2017'. The folder data/coco has the files that the archives
-      of this year unpack to.
+      of this year unpack to. For 2014 it also has the annotations of
+      valminusminival and minival, two parts of val2014: the former is trained
+      on together with train2014, and the latter is evaluated on. These are the
+      images of train2017 and val2017.
+
+  Source:
+    NVIDIA's Mask R-CNN For PyTorch, config/paths_catalog.py and
+    configs/e2e_mask_rcnn_R_50_FPN_1x.yaml, DATASETS.
   """
-  for part, name in (('train', f'train{year}'), ('eval', f'val{year}')):
-    config.data[part].images = f'data/coco/{name}'
-    config.data[
-      part
-    ].annotations = f'data/coco/annotations/instances_{name}.json'
+  folder = 'data/coco'
+  file = f'{folder}/annotations/instances_{{}}{year}.json'
+  train, evaluation = config.data.train, config.data.eval
+  evaluation.images = f'{folder}/val{year}'
+  if year == '2014':
+    train.images = (f'{folder}/train2014', f'{folder}/val2014')
+    train.annotations = tuple(map(file.format, ('train', 'valminusminival')))
+    evaluation.annotations = file.format('minival')
+  else:
+    train.images = f'{folder}/train{year}'
+    train.annotations = file.format('train')
+    evaluation.annotations = file.format('val')
   config.eval.batch_size = 8
 
 

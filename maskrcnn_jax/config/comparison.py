@@ -138,8 +138,9 @@ def _with_tuples(value: Any, name: str) -> Any:
     return {
       key: _with_tuples(item, f'{name}.{key}') for key, item in value.items()
     }
-  is_tuple = name in BY_NAME and BY_NAME[name].form.kind is tuple
-  return _nested_tuple(value) if is_tuple else value
+  form = BY_NAME[name].form if name in BY_NAME else None
+  may_be_tuple = form is not None and (form.kind is tuple or form.several)
+  return _nested_tuple(value) if may_be_tuple else value
 
 
 def _nested_tuple(value: Any) -> Any:

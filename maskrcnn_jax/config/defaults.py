@@ -13,7 +13,8 @@ def default_config() -> ml_collections.ConfigDict:
   """Returns a recipe in which every key has its default.
 
   The recipe is locked: setting a key that does not exist is an error. A key
-  whose default is `None` accepts only values of its type.
+  whose default is `None` accepts only values of its type. A key that may have a
+  text or several accepts values of all types; `check_values` checks them.
   """
   tree: dict[str, Any] = {}
   for key in KEYS:
@@ -21,11 +22,12 @@ def default_config() -> ml_collections.ConfigDict:
     group = tree
     for part in groups:
       group = group.setdefault(part, {})
-    group[name] = (
-      config_dict.placeholder(key.form.kind)
-      if key.default is None
-      else key.default
-    )
+    if key.default is None:
+      group[name] = config_dict.placeholder(key.form.kind)
+    elif key.form.several:
+      group[name] = config_dict.FieldReference(key.default, field_type=object)
+    else:
+      group[name] = key.default
   config = ml_collections.ConfigDict(tree)
   config.lock()
   return config

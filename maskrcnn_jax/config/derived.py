@@ -1,5 +1,7 @@
 """Computes the values that the rest of the package needs from a recipe."""
 
+from collections.abc import Sequence
+import os
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -7,7 +9,9 @@ import ml_collections
 from maskrcnn_jax import geometry
 from maskrcnn_jax.config.defaults import set_value, value_of
 from maskrcnn_jax.data.records import Records
+from maskrcnn_jax.data.several_sets import SeveralSets
 from maskrcnn_jax.data.source import Source, source_of_files
+from maskrcnn_jax.errors import InputError
 
 # A batch that was enlarged to this size or more has a warm-up of its own: a
 # number of steps, and the factor of the learning rate at the first step.
@@ -102,14 +106,39 @@ def source_of(config: ml_collections.ConfigDict, part: str) -> Source | None:
 
   Args:
     config: The recipe.
-    part: 'train' or 'eval'.
+    part: 'train' or 'eval'. Only the training set may consist of several sets.
+
+  Raises:
+    InputError: If there are not as many folders of images as files of
+      annotations, or if a file of annotations is named twice.
   """
   keys = config.data[part]
   if keys.tfds:
     return Records(keys.tfds, keys.split, config.data.tfds_dir)
-  if keys.annotations:
-    return source_of_files(keys.images, keys.annotations)
-  return None
+  images, annotations = map(_as_tuple, (keys.images, keys.annotations))
+  if len(images) != len(annotations):
+    raise InputError(
+      f'C05: config.data.{part}.images is {keys.images!r}, and '
+      f'config.data.{part}.annotations is {keys.annotations!r}; give both, '
+      'with a folder for each file of annotations. If sets have the same '
+      'folder, name it for each of them.'
+    )
+  if not all(annotations):
+    return None
+  files = [os.path.realpath(path) for path in annotations]
+  for path, file in zip(annotations, files, strict=True):
+    if files.count(file) > 1:
+      raise InputError(
+        f'C05: config.data.{part}.annotations names the file {path} more than '
+        'once; leave one of them out, and its folder.'
+      )
+  sources = tuple(map(source_of_files, images, annotations))
+  return sources[0] if len(sources) == 1 else SeveralSets(sources)
+
+
+def _as_tuple(value: str | Sequence[str]) -> tuple[str, ...]:
+  """Returns a text as a tuple of one, and a sequence of texts as a tuple."""
+  return (value,) if isinstance(value, str) else tuple(value)
 
 
 def scaled_to_batch(

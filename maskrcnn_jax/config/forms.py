@@ -27,6 +27,7 @@ class Form(NamedTuple):
       fine-tuning may also leave other keys open by setting them to `None`.
     wanted: The allowed values in words. Messages about a wrong value end with
       'give ' and this text. It may be empty for a number.
+    several: For a text: whether a tuple of texts is allowed too.
   """
 
   kind: type
@@ -38,11 +39,20 @@ class Form(NamedTuple):
   length: int | None = None
   may_be_none: bool = False
   wanted: str = ''
+  several: bool = False
 
 
 def text() -> Form:
   """Returns the form of a key whose value is any text."""
   return Form(str, wanted='a text')
+
+
+def texts() -> Form:
+  """Returns the form of a key whose value is a text or a tuple of texts.
+
+  The tuple must not be empty, and none of its texts may be.
+  """
+  return Form(str, wanted='a text, or a tuple of texts', several=True)
 
 
 def switch(may_be_none: bool = False) -> Form:
@@ -135,6 +145,9 @@ def problem_with(form: Form, value: Any) -> str | None:
     if value in form.choices and isinstance(value, form.kind):
       return None
     return f'choose one of {", ".join(map(repr, form.choices))}'
+  if form.several and isinstance(value, tuple | list):
+    is_allowed = value and all(isinstance(x, str) and x for x in value)
+    return None if is_allowed else request
   if form.kind in (str, bool):
     return None if isinstance(value, form.kind) else request
   if not _has_items(value, form.items if form.kind is tuple else form.kind):
@@ -164,7 +177,8 @@ def problem_with(form: Form, value: Any) -> str | None:
 def parse(form: Form, written: str) -> Any:
   """Converts a text of the command line to a value of a key.
 
-  The value has the type `form.kind`. Except for a key whose value is a text,
+  The value has the type `form.kind`, or is a tuple of texts for a key that may
+  have several. Except for a key whose value is a text,
   the text 'None' in any case of letters becomes `None`. The range of the value
   and the items of a tuple are not checked here but by `problem_with`.
 
@@ -179,7 +193,7 @@ def parse(form: Form, written: str) -> Any:
   if written.lower() == 'none' and form.kind is not str:
     return None
   if form.kind is str:
-    return written
+    return _parse_texts(written) if form.several else written
   if form.kind is bool:
     word = written.lower()
     if word not in TRUE_WORDS + FALSE_WORDS:
@@ -203,7 +217,7 @@ def describe(form: Form) -> str:
     words = form.wanted
   else:
     words = {
-      str: 'a text',
+      str: form.wanted,
       bool: '`True`, `False`',
       int: 'a whole number',
       float: 'a number',
@@ -236,6 +250,25 @@ def _parse_tuple(written: str) -> tuple[Any, ...]:
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
     value = tuple(written.split(','))
   return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _parse_texts(written: str) -> str | tuple[str, ...]:
+  """Converts '(a,b)' or "('a', 'b')" to a tuple; other texts stay as they are.
+
+  Only a text in parentheses that has a comma is converted, because the name of
+  a file may have a comma too.
+  """
+  inside = written.strip()
+  if not (inside.startswith('(') and inside.endswith(')') and ',' in inside):
+    return written
+  try:
+    value = ast.literal_eval(inside)
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    value = None
+  if isinstance(value, tuple) and all(isinstance(x, str) for x in value):
+    return value
+  items = [item.strip() for item in inside[1:-1].split(',')]
+  return tuple(items if items[-1] else items[:-1])
 
 
 def _problem_with_numbers(form: Form, values: list[numbers.Real]) -> str | None:

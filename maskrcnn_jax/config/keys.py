@@ -18,6 +18,7 @@ from maskrcnn_jax.config.forms import (
   sequence,
   switch,
   text,
+  texts,
   whole,
 )
 
@@ -227,11 +228,16 @@ KEYS: tuple[Key, ...] = (
     Key('detections.max_detections', 100, EVALUATION, whole(1),
         'Largest number of detections of an image.'),
 
-    Key('data.train.images', '', MACHINE, text(),
-        'Folder of the training images.', per_process=True),
-    Key('data.train.annotations', '', MACHINE, text(),
+    Key('data.train.images', '', MACHINE, texts(),
+        'Folder of the training images. A tuple names the folders of several '
+        'sets, which are read as one training set; on the command line it is '
+        'written (DIR,DIR). Two sets may have the same folder.',
+        per_process=True),
+    Key('data.train.annotations', '', MACHINE, texts(),
         'Path of the annotations of the training set: COCO JSON, or another '
-        'format that the program reads.', per_process=True),
+        'format that the program reads. A tuple has the annotations of as many '
+        'sets as data.train.images has, in the same order. All sets must have '
+        'the same classes.', per_process=True),
     Key('data.train.tfds', '', TRAINING, text(),
         'Name of a training set that maskrcnn_jax.build_tfds has written to '
         'data.tfds_dir. It is read instead of data.train.images and '

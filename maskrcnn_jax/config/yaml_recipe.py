@@ -18,7 +18,7 @@ import ml_collections
 
 from maskrcnn_jax.config.command_line import Override, parse_overrides
 from maskrcnn_jax.config.defaults import default_config, set_value, value_of
-from maskrcnn_jax.config.forms import parse, problem_with
+from maskrcnn_jax.config.forms import parse
 from maskrcnn_jax.config.keys import BY_NAME
 from maskrcnn_jax.config.nvidia_keys import BY_NAME as NVIDIA_KEYS
 from maskrcnn_jax.config.nvidia_keys import is_nvidia_key
@@ -120,14 +120,6 @@ def translated(
   )
   config = default_config()
   for key, value in translation.values.items():
-    if isinstance(value, tuple) and BY_NAME[key].form.kind is str:
-      if problem_with(BY_NAME[key].form, value):
-        raise InputError(
-          f'C05: {path}: DATASETS.TRAIN names several sets, but only one can '
-          'be read; give one, for example DATASETS.TRAIN coco_2017_train, '
-          'which has the images of coco_2014_train and '
-          'coco_2014_valminusminival.'
-        )
     set_value(config, key, value)
   return config, translation
 

@@ -212,6 +212,11 @@ def download_hint(path: str | pathlib.Path) -> str:
   for i in range(len(parts) - 1):
     if parts[i : i + 2] == ('data', 'coco'):
       folder = pathlib.Path(*parts[: i + 2])
+      if 'minival' in parts[-1]:
+        return (
+          "; COCO's archives do not have it, and README.md says where it comes"
+          ' from; a recipe without :2014 has the same images, of COCO 2017'
+        )
       year = ' 2014' if '2014' in parts[-1] else ''
       return (
         '; in the source repository, bash scripts/download_dataset.sh'

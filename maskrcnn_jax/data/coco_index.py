@@ -5,7 +5,7 @@ Axis letters here: n images, m objects, v outline vertices of all objects.
 
 from collections.abc import Sequence
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Int
 import numpy as np
@@ -56,6 +56,48 @@ class CocoIndex(NamedTuple):
   vertices: Float[np.ndarray, 'v 2']  # as in array_types.Outlines
   parts: Int[np.ndarray, ' v']  # as in array_types.Outlines
   dropped: dict[str, int]  # {reason: number of objects or polygons left out}
+
+
+def concatenate(indices: Sequence[CocoIndex]) -> CocoIndex:
+  """Returns one index with the images and objects of several, in their order.
+
+  Args:
+    indices: At least one index. All must have the same class table. Ids of
+      images and annotations may occur in several.
+  """
+
+  def starts(name: str) -> np.ndarray:
+    """Joins a column of starts, each of which counts from 0."""
+    columns = [getattr(index, name) for index in indices]
+    ends = np.cumsum([0, *(column[-1] for column in columns)])
+    parts = [
+      column[:-1] + end for column, end in zip(columns, ends, strict=False)
+    ]
+    return np.concatenate([*parts, ends[-1:]]).astype(columns[0].dtype)
+
+  def elements(name: str) -> list[Any]:
+    """Joins a column of Python values."""
+    return [item for index in indices for item in getattr(index, name)]
+
+  return CocoIndex(
+    categories=indices[0].categories,
+    image_ids=elements('image_ids'),
+    file_names=elements('file_names'),
+    object_starts=starts('object_starts'),
+    annotation_ids=elements('annotation_ids'),
+    outline_starts=starts('outline_starts'),
+    dropped={
+      reason: sum(index.dropped[reason] for index in indices)
+      for reason in indices[0].dropped
+    },
+    **{
+      name: np.concatenate([getattr(index, name) for index in indices])
+      for name in (
+        *('heights', 'widths', 'boxes', 'classes', 'crowd', 'areas'),
+        *('vertices', 'parts'),
+      )
+    },
+  )
 
 
 def is_background(category: Category) -> bool:

@@ -3,14 +3,16 @@
 A `Source` says where the annotations and the images of a data set are, and
 reads them. `CocoFiles` are a JSON file of annotations and a folder of images.
 `Records` are written by `build_tfds` for tensorflow-datasets and hold the
-images too. The rest of the program takes a `Source` and need not know which of
-them it is.
+images too. `SeveralSets` (in several_sets.py) are several of these, read as
+one training set. The rest of the program takes a `Source` and need not know
+which of them it is.
 
 To add another kind of annotations, write a class with the methods of `Source`
 in a file of its own beside this one, and add one line to `source_of_files`.
 CONTRIBUTING.md has an example.
 """
 
+import bisect
 import os
 import pathlib
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -22,8 +24,19 @@ from maskrcnn_jax.data.columns import StoredIndex
 from maskrcnn_jax.data.images import case_hint
 from maskrcnn_jax.data.records import RecordImage, RecordImages
 
-# The images of a data set: the folder that they are in, or the records.
-Images = str | pathlib.Path | RecordImages
+
+class SeveralImages(NamedTuple):
+  """The images of several data sets that are read as one."""
+
+  # Folder or records of each set.
+  parts: tuple[str | pathlib.Path | RecordImages, ...]
+  names: tuple[str, ...]  # name of each set, for messages
+  starts: tuple[int, ...]  # row of the first image of each set in the index
+
+
+# The images of a data set: the folder that they are in, the records, or those
+# of several sets.
+Images = str | pathlib.Path | RecordImages | SeveralImages
 
 
 @runtime_checkable
@@ -226,9 +239,29 @@ def image_file(images: Images, row: int, file_name: str) -> ImageFile:
     row: Row of the image in the index.
     file_name: File name of the image in the index.
   """
+  if isinstance(images, SeveralImages):
+    number = bisect.bisect_right(images.starts, row) - 1
+    return image_file(
+      images.parts[number], row - images.starts[number], file_name
+    )
   if isinstance(images, RecordImages):
     return ImageFile(file_name, images.image(row))
   return ImageFile(os.path.join(images, file_name))
+
+
+def set_name(images: Images, row: int) -> str:
+  """Returns the set that an image belongs to, if the data set has several.
+
+  Args:
+    images: The images of the data set.
+    row: Row of the image in the index.
+
+  Returns:
+    The name of the set for messages; '' if the data set is a single set.
+  """
+  if not isinstance(images, SeveralImages):
+    return ''
+  return images.names[bisect.bisect_right(images.starts, row) - 1]
 
 
 def check_images_exist(
@@ -251,10 +284,44 @@ def check_images_exist(
   Raises:
     InputError: If there is such an image or no folder, and no report.
   """
-  index, folder = data_set
+  report = report or findings.Report(stop=True)
+  index, images = data_set
+  if not isinstance(images, SeveralImages):
+    rows = range(len(index.file_names))
+    return _missing_images(index, images, rows, '', report)
+  ends = (*images.starts[1:], len(index.file_names))
+  return [
+    row
+    for part, name, start, end in zip(*images, ends, strict=True)
+    for row in _missing_images(index, part, range(start, end), name, report)
+  ]
+
+
+def _missing_images(
+  index: CocoIndex,
+  folder: str | pathlib.Path | RecordImages,
+  rows: range,
+  name: str,
+  report: findings.Report,
+) -> list[int]:
+  """Checks that the images of a set exist inside its folder.
+
+  Args:
+    index: The annotations.
+    folder: The folder of the images. Records are not checked.
+    rows: The rows of the images in the index.
+    name: Name of the set for messages; '' if there is only one.
+    report: Receives an error for each missing image.
+
+  Returns:
+    The rows of the images that are missing or whose file name leads out of the
+    folder, rising.
+
+  Raises:
+    InputError: If there is such an image or no folder, and the report stops.
+  """
   if isinstance(folder, RecordImages):
     return []
-  report = report or findings.Report(stop=True)
   folder = os.fspath(folder)
   if not os.path.isdir(folder):
     report.error(
@@ -263,19 +330,20 @@ def check_images_exist(
       '',
       f'there is no folder of images {folder}{coco.download_hint(folder)}.',
     )
-    return list(range(len(index.file_names)))
+    return list(rows)
   outside, missing = [], []
-  for row, name in enumerate(index.file_names):
-    if coco.is_outside(name):
+  for row in rows:
+    file_name = index.file_names[row]
+    if coco.is_outside(file_name):
       outside.append(row)
       report.error(
         'I15',
-        '',
+        name,
         f'image {index.image_ids[row]!r}',
-        f'its file_name {name!r} leads out of the folder {folder}; it must be'
-        ' relative to it.',
+        f'its file_name {file_name!r} leads out of the folder {folder}; it must'
+        ' be relative to it.',
       )
-    elif not os.path.isfile(os.path.join(folder, name)):
+    elif not os.path.isfile(os.path.join(folder, file_name)):
       missing.append(row)
   if missing:
     names = [index.file_names[row] for row in missing[:5]]
@@ -283,16 +351,16 @@ def check_images_exist(
     hint = case_hint(os.path.join(folder, names[0]))
     report.error(
       'I01',
+      name,
       '',
-      '',
-      f'{len(missing)} of {len(index.file_names)} images are not in'
+      f'{len(missing)} of {len(rows)} images are not in'
       f' {folder}: {shown}{hint}.',
       count=0,
     )
     for row in missing:
       report.error(
         'I01',
-        '',
+        name,
         f'image {index.image_ids[row]!r}',
         f'there is no {index.file_names[row]}.',
         row=row,

@@ -197,10 +197,18 @@ def test_a_recipe_for_coco_takes_a_year_and_legacy(path):
     ('2014', True, make('2014,legacy')),
   ):
     check_config(config)
-    assert config.data.train.images == f'data/coco/train{year}'
+    files = 'data/coco/annotations/instances_'
+    assert (config.data.train.images, config.data.train.annotations) == (
+      (
+        ('data/coco/train2014', 'data/coco/val2014'),
+        (f'{files}train2014.json', f'{files}valminusminival2014.json'),
+      )
+      if year == '2014'
+      else ('data/coco/train2017', f'{files}train2017.json')
+    )
     assert config.data.eval.images == f'data/coco/val{year}'
     assert config.data.eval.annotations == (
-      f'data/coco/annotations/instances_val{year}.json'
+      f'{files}{"minival" if year == "2014" else "val"}{year}.json'
     )
     assert config.geometry == ('legacy' if is_legacy else 'modern')
     # The stride of a ResNeXt is in the 3x3 convolution in NVIDIA's program too.
@@ -210,10 +218,9 @@ def test_a_recipe_for_coco_takes_a_year_and_legacy(path):
     assert config.eval.batch_size == (
       1 if path.stem == 'r50_fpn_1gpu' else 8  # TEST.IMS_PER_BATCH
     )
-    # Every published result is for the images of COCO 2017.
-    if year == '2014':
-      assert config.expected.box_ap is None
-      assert config.expected.mask_ap is None
+    # Both years train and evaluate on the same images.
+    other = make('legacy' if is_legacy else '2017')
+    assert plain(config.expected) == plain(other.expected)
 
 
 @pytest.mark.parametrize('path', FOR_COCO, ids=lambda path: path.stem)

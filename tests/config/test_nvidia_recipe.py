@@ -5,7 +5,7 @@ import re
 from nvidia_files import FILES, NAMES
 import pytest
 
-from maskrcnn_jax.config import default_config, derived
+from maskrcnn_jax.config import default_config, derived, source_of
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.config.defaults import value_of
 from maskrcnn_jax.config.keys import BY_NAME as OUR_KEYS
@@ -424,10 +424,15 @@ def test_is_nvidia_key(text, is_key):
   assert is_nvidia_key(text) is is_key
 
 
-def test_several_sets_are_refused_as_long_as_one_is_read(write):
+def test_several_sets_are_translated(write):
   path = write(FILES[NAMES['bs32']] + 'DTYPE: tf32\n')
-  if OUR_KEYS['data.train.images'].form.kind is str:
-    with pytest.raises(InputError, match='names several sets, but only one'):
-      read_recipe(path)
-  else:
-    check_config(read_recipe(path).config)
+  config = read_recipe(path).config
+  check_config(config)
+  assert config.data.train.images == (
+    'data/coco/train2014',
+    'data/coco/val2014',
+  )
+  assert str(source_of(config, 'train')) == (
+    'data/coco/annotations/instances_train2014.json, '
+    'data/coco/annotations/instances_valminusminival2014.json'
+  )

@@ -45,7 +45,7 @@ def test_without_a_file_the_given_keys_change_the_defaults():
 @pytest.mark.parametrize('name', ['r50_fpn', f'{CONFIGS}/r50_fpn.py'])
 def test_a_recipe_has_a_name_or_a_path_and_may_take_an_argument(name):
   recipe = read_recipe(f'{name}:2014')
-  assert recipe.config.data.train.images == 'data/coco/train2014'
+  assert recipe.config.data.train.images[0] == 'data/coco/train2014'
   assert recipe.path == f'{name}:2014'
 
 

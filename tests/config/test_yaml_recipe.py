@@ -211,7 +211,7 @@ def test_a_recipe_of_this_program(write):
   )
   recipe = read_recipe(path, [('seed', '3'), ('SOLVER.GAMMA', '0.2')])
   config = recipe.config
-  assert config.data.train.images == 'data/coco/train2014'
+  assert config.data.train.images[0] == 'data/coco/train2014'
   assert config.train.batch_size == 8
   assert config.optimizer.learning_rate == 0.01
   assert config.optimizer.decay_steps == (10, 20)
