@@ -324,9 +324,9 @@ class GroupNorm(nn.Module):
 
   Source:
     GroupNorm (arXiv:1803.08494). Arithmetic and parameters are those of
-    `flax.linen.GroupNorm` with `use_fast_variance=False`, whose argument `mask`
-    gives the same result. Differs: that mask must have all channels, and its sum
-    is computed over all of them.
+    `flax.linen.GroupNorm` with `use_fast_variance=False`, whose argument
+    `mask` gives the same result. Differs: that mask must have all channels, and
+    its sum is computed over all of them.
   """
 
   dtype: DTypeLike = jnp.float32
@@ -383,9 +383,9 @@ class GroupNorm(nn.Module):
       return jnp.repeat(of_groups, group_size, axis=1)[:, None, :]
 
     mean = each_channel(mean_of_groups(cells))
-    # The mean of the squares less the square of the mean would lose digits where
-    # the mean is large. The derivative of the variance with respect to the mean
-    # is 0, so that it need not be computed.
+    # The mean of the squares less the square of the mean would lose digits
+    # where the mean is large. The derivative of the variance with respect to
+    # the mean is 0, so that it need not be computed.
     deviation = cells - lax.stop_gradient(mean)
     variance = mean_of_groups(jnp.square(deviation))
     factor = each_channel(lax.rsqrt(variance + GROUP_NORM_EPS)) * scale
