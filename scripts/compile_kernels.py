@@ -5,6 +5,8 @@ r"""Compiles every kernel and the training step for GPUs, without a GPU.
   PATH=$SITE_PACKAGES/nvidia/cu13/bin:$PATH JAX_PLATFORMS=cpu \
       python scripts/compile_kernels.py [--only=WORD] [--targets=h200,a100]
 
+  python scripts/compile_kernels.py --recipes=r50_fpn,r50_c4    # whole recipes
+
 To compile for a GPU, XLA needs only its description (scripts/gpu_targets).
 Prints the memory that each program needs, with kernels and with plain JAX, and
 with NMS by jax-triton if that is installed. The programs are not run, so that
@@ -30,6 +32,7 @@ import numpy as np
 from maskrcnn_jax.array_types import Batch, Detections, GroundTruthLimits
 from maskrcnn_jax.benchmark.made_up_batch import made_up_batch
 from maskrcnn_jax.config import default_config
+from maskrcnn_jax.config.recipe import read_recipe
 from maskrcnn_jax.detector import Detector
 from maskrcnn_jax.doctor import kernel_cases
 from maskrcnn_jax.kernels import kernels_on_gpu
@@ -166,8 +169,9 @@ def compile_model(
   *,
   batch_size: int,
   padded_size: tuple[int, int],
+  implementations: tuple[str, ...] = ('pallas', 'xla'),
 ) -> None:
-  """Compiles the training step and inference, with kernels and without.
+  """Compiles the training step and inference.
 
   Args:
     config: Recipe; its key `kernels` is changed.
@@ -175,6 +179,7 @@ def compile_model(
     num_gpus: Number of GPUs, all in one machine.
     batch_size: Number of images of all GPUs together.
     padded_size: (height, width) of the images, in pixels.
+    implementations: Values of the key `kernels` to compile with.
   """
   mesh = gpu_mesh(target, num_gpus)
   dtype = set_precision(config.precision)
@@ -198,7 +203,7 @@ def compile_model(
   )
   state = None
   limits = GroundTruthLimits(config.data.max_objects, 512, 64, 1)
-  for kernels in ('pallas', 'xla'):
+  for kernels in implementations:
     config.kernels = kernels
     title = (
       f'{num_gpus} x {target}, {kernels}, {batch_size} images of '
@@ -237,6 +242,35 @@ def compile_model(
     report(f'inference, {title}', started, compiled)
 
 
+def compile_recipe(
+  name: str, target: str, padded_size: tuple[int, int]
+) -> None:
+  """Compiles the training step and inference of a recipe for one GPU, in bf16.
+
+  A GPU has an eighth of the images of the recipe's batch, or the whole batch of
+  a recipe for one GPU.
+
+  Args:
+    name: Name or file of the recipe.
+    target: Kind of GPU, the name of a file in scripts/gpu_targets.
+    padded_size: (height, width) of the images, in pixels.
+  """
+  config = read_recipe(name).config
+  config.precision = 'bf16'
+  num_images = config.train.batch_size
+  if not name.endswith('1gpu'):
+    num_images = max(num_images // 8, 1)
+  print(f'{name}:', flush=True)
+  compile_model(
+    config,
+    target,
+    1,
+    batch_size=num_images,
+    padded_size=padded_size,
+    implementations=('pallas',),
+  )
+
+
 def main() -> None:
   """Compiles the programs that the command line selects."""
   parser = argparse.ArgumentParser(
@@ -249,6 +283,11 @@ def main() -> None:
   )
   parser.add_argument(
     '--only', default='', help='only operations whose name contains this word'
+  )
+  parser.add_argument(
+    '--recipes',
+    default='',
+    help='only training step and inference of these recipes, in bf16',
   )
   parser.add_argument(
     '--no_model',
@@ -266,24 +305,28 @@ def main() -> None:
       file=sys.stderr,
     )
     sys.exit(2)
+  targets = arguments.targets.split(',')
+  padded_size = (128, 160) if arguments.quick else (800, 1344)
+  if arguments.recipes:
+    for target in targets:
+      for name in arguments.recipes.split(','):
+        compile_recipe(name, target, padded_size)
+    return
   if 'triton' not in kernels_on_gpu('nms'):
     print('NMS by jax-triton is left out: it is not installed', flush=True)
   size = kernel_cases.QUICK if arguments.quick else kernel_cases.TRAINING
-  for target in arguments.targets.split(','):
+  for target in targets:
     compile_cases(target, size, arguments.only)
   if arguments.no_model:
     return
   config = default_config()
   config.roi.sampling_ratio = 2
   config.precision = 'bf16'
-  padded_size = (800, 1344)
-  if arguments.quick:
-    padded_size = (128, 160)
-  for target in arguments.targets.split(','):
+  for target in targets:
     compile_model(config, target, 1, batch_size=8, padded_size=padded_size)
   compile_model(
     config,
-    arguments.targets.split(',')[0],
+    targets[0],
     8,
     batch_size=64,
     padded_size=padded_size,

@@ -6,7 +6,10 @@ the schedules stay those of the recipes.
 """
 
 import json
+import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -16,6 +19,7 @@ from maskrcnn_jax.config.recipe import packaged_recipes, read_recipe
 from maskrcnn_jax.data.source import CocoFiles
 from maskrcnn_jax.detector import load_detector
 from maskrcnn_jax.evaluation.evaluate import evaluate
+from maskrcnn_jax.rcnn import Rcnn
 
 FOR_COCO = [
   name
@@ -37,6 +41,38 @@ FILES = {
   'boxes': {'bbox.json'},
   'masks': {'bbox.json', 'segm.json'},
 }
+
+# Rows of the predictors that detectron2 does not have: the box (4) of the
+# background, from 1024 or 2048 features, and its mask, from 256. Each row has a
+# bias.
+BOX_OF_BACKGROUND = 4 * (1024 + 1)
+BOX_OF_BACKGROUND_C4 = 4 * (2048 + 1)
+MASK_OF_BACKGROUND = 256 + 1
+
+# Numbers of parameters of the peers' own networks for COCO's 80 classes,
+# without the frozen batch norm. The first four are torchvision's.
+PEER_PARAMETERS = {
+  'r50_fpn': 44_347_573,
+  'r101_fpn': 63_287_477,
+  'x101_32x8d_fpn': 107_432_117,
+  'faster_rcnn_r50_fpn': 41_704_036,
+  'r50_c4': 35_909_612 + BOX_OF_BACKGROUND_C4 + MASK_OF_BACKGROUND,
+  'r50_dc5': 172_353_516 + BOX_OF_BACKGROUND + MASK_OF_BACKGROUND,
+  'r50_fpn_gn': 45_711_152 + BOX_OF_BACKGROUND + MASK_OF_BACKGROUND,
+  'faster_rcnn_r50_c4': 33_791_644 + BOX_OF_BACKGROUND_C4,
+  'rpn_r50_fpn': 27_393_231,
+}
+
+
+@pytest.mark.parametrize('recipe', PEER_PARAMETERS)
+def test_the_number_of_parameters_is_that_of_the_peer(recipe):
+  rcnn = Rcnn.from_config(
+    read_recipe(recipe).config, num_classes=81, dtype=jnp.float32
+  )
+  params = jax.eval_shape(rcnn.init, jax.random.key(0))['params']
+  assert PEER_PARAMETERS[recipe] == sum(
+    math.prod(x.shape) for x in jax.tree.leaves(params)
+  )
 
 
 def reduced(recipe, data):
