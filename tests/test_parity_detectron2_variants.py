@@ -71,8 +71,7 @@ def test_a_converted_network_detects_the_same(path, tmp_path):
   golden = parity.read_golden(path)
   errors = {}
   if 'proposals' in golden:
-    # detectron2's recipe of this model keeps 2000 proposals, not 1000.
-    ours = detect(golden, tmp_path, ('rpn.eval.num_proposals', '2000'))
+    ours = detect(golden, tmp_path)
     boxes, classes = golden['proposals'], np.ones(len(golden['proposals']))
     scores = 1 / (1 + np.exp(-golden['objectness_logits'].astype(np.float64)))
   else:

@@ -181,11 +181,15 @@ def recipe_of(
       if sizes['body'] == 'c4'
       else c5_config(dilated=sizes['body'] == 'dc5')
     )
-    # From a model that ends with proposals, the other programs keep more.
-    if sizes['output'] == 'proposals':
-      config.rpn.eval.pre_nms = 12_000
     with config.ignore_type():
       config.roi.sampling_ratio = 0
+  if sizes['output'] == 'proposals':
+    # If a model ends with proposals, the other programs keep more of them.
+    # Source: detectron2, configs/COCO-Detection/rpn_R_50_FPN_1x.yaml and
+    # rpn_R_50_C4_1x.yaml; maskrcnn-benchmark, configs/rpn_R_50_FPN_1x.yaml.
+    config.rpn.eval.num_proposals = 2_000
+    if sizes['body'] != 'fpn':
+      config.rpn.eval.update(pre_nms=12_000, post_nms=2_000)
   config.model.update(sizes)
   if source_format == 'detectron2' and isinstance(notes, dict):
     _set_noted_keys(config, notes)

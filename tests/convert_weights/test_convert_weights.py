@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
+import peer_files
 import pytest
 import tiny
 from weight_files import (
@@ -111,6 +112,27 @@ def test_each_program_has_its_conventions(tmp_path, program, wanted):
     config.data.pixel_mean[0],
     config.data.pixel_std[0],
   )
+
+
+@pytest.mark.parametrize(
+  ('body', 'wanted'),
+  # Source: detectron2, configs/COCO-Detection/rpn_R_50_{FPN,C4}_1x.yaml. Its
+  # pyramid has no limit after the NMS of a level, of at most 1000 boxes.
+  [('fpn', (1000, 1000, 2000)), ('c4', (12_000, 2000, 2000))],
+)
+def test_a_model_of_proposals_only_keeps_as_many_as_detectron2(
+  tmp_path, body, wanted
+):
+  config = c4_config() if body == 'c4' else default_config()
+  config.model.update(output='proposals', depth=50, width=2, fpn_channels=4)
+  peer_files.write_weights(
+    tmp_path / 'file',
+    peer_files.peer_shapes(config, 2, 'detectron2'),
+    peer_files.draw_small,
+  )
+  convert_weights.convert(tmp_path / 'file', tmp_path / 'new')
+  limits = stored_config(read_checkpoint(tmp_path / 'new')[1].recipe).rpn.eval
+  assert wanted == (limits.pre_nms, limits.post_nms, limits.num_proposals)
 
 
 def test_old_torchvision_names_mean_norms_without_eps(tmp_path):
