@@ -70,9 +70,27 @@ def test_window_scores_compare_the_means_of_trainings():
   # (2, 4). In both windows the difference is 2, and each variance is 2.
   mine = np.array([[1.0, 3.0, 5.0], [3.0, 5.0, 7.0]])
   theirs = np.array([[-1.0, 1.0, 3.0], [1.0, 3.0, 5.0]])
-  assert_allclose(
-    figures.window_scores(mine, theirs, 2), [2 / 2**0.5, 2 / 2**0.5]
+  scores = figures.window_scores(
+    figures.window_means(mine, 2), figures.window_means(theirs, 2)
   )
+  assert_allclose(scores, [2 / 2**0.5, 2 / 2**0.5])
+  assert figures.share_within(scores) == 1
+
+
+def test_chances_tell_a_difference_from_noise():
+  rng = np.random.default_rng(0)
+  # Curves that wander, so that neighbouring windows resemble each other.
+  curves = rng.normal(0, 1, (24, 60)).cumsum(axis=1)
+  theirs, mine = curves[:16], curves[16:]
+  same = figures.chances(mine, theirs)
+  assert same['as few windows'] > 0.05
+  # A single window is within the limit or not: with 14 degrees of freedom,
+  # Student's t is beyond 2 in 6.5 % of the cases.
+  flat = np.repeat(rng.normal(0, 1, (16, 1)), 3, axis=1)
+  assert 0.02 < figures.chances(flat[:8], flat)['torchvision misses'] < 0.13
+  # Each step of the difference is four standard deviations of a training.
+  shifted = mine + 4 * theirs.std(axis=0)
+  assert figures.chances(shifted, theirs)['as few windows'] < 0.02
 
 
 def test_best_crop_shows_the_most_objects_and_drops_slivers():
