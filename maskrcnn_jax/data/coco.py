@@ -214,8 +214,9 @@ def download_hint(path: str | pathlib.Path) -> str:
       folder = pathlib.Path(*parts[: i + 2])
       if 'minival' in parts[-1]:
         return (
-          "; COCO's archives do not have it, and README.md says where it comes"
-          ' from; a recipe without :2014 has the same images, of COCO 2017'
+          "; COCO's archives do not have it, and README.md in the source"
+          ' repository says where it comes from; a recipe without :2014 has the'
+          ' same images, of COCO 2017'
         )
       year = ' 2014' if '2014' in parts[-1] else ''
       return (
