@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 from absl import flags, logging
 
 from maskrcnn_jax.errors import InputError, SaveError, print_error
+from maskrcnn_jax.runtime.status_line import keep_below, waiting
 
 if TYPE_CHECKING:
   import maskrcnn_jax.config.recipe
@@ -190,16 +191,17 @@ def main(argv: list[str]) -> int:
   if weight and _MODE.value == 'train' and not _INIT_FROM.value:
     require_weights(weight, workdir)
 
-  import jax
+  with waiting('Starting JAX'):
+    import jax
 
-  from maskrcnn_jax.runtime import cluster
-  from maskrcnn_jax.runtime.launch import (
-    plan_launch,
-    start_processes,
-    visible_gpus,
-  )
-  from maskrcnn_jax.runtime.watchdog import watchdog
-  from maskrcnn_jax.training.run import train
+    from maskrcnn_jax.runtime import cluster
+    from maskrcnn_jax.runtime.launch import (
+      plan_launch,
+      start_processes,
+      visible_gpus,
+    )
+    from maskrcnn_jax.runtime.watchdog import watchdog
+    from maskrcnn_jax.training.run import train
 
   launch = plan_launch(
     _COORDINATOR.value,
@@ -211,13 +213,16 @@ def main(argv: list[str]) -> int:
   if launch is not None:
     if _MODE.value == 'predict':
       raise InputError('predict runs in one process; give --num_processes=1.')
-    start_processes(launch, timeout=_INITIALIZATION_TIMEOUT.value)
+    with waiting('Waiting for the other processes'):
+      start_processes(launch, timeout=_INITIALIZATION_TIMEOUT.value)
     if not cluster.is_main():
       logging.set_verbosity(logging.WARNING)
+  with waiting('Looking for devices'):
+    devices = cluster.find_devices()
   logging.info(
     'JAX %s on %s; process %d of %d',
     jax.__version__,
-    ', '.join(map(str, cluster.find_devices())),
+    ', '.join(map(str, devices)),
     jax.process_index(),
     jax.process_count(),
   )
@@ -471,12 +476,15 @@ def _set_up_console() -> None:
   """Configures the log on stderr.
 
   It shows all messages of this program and only the warnings and errors of the
-  libraries, each with the time of day.
+  libraries, each with the time of day. On a terminal, all output appears above
+  the status line.
   """
+  keep_below()
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   logging.set_stderrthreshold(logging.INFO)
   handler = logging.get_absl_handler()
+  handler.python_handler.setStream(sys.stderr)
   handler.setFormatter(
     standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
   )

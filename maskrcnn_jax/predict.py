@@ -1,6 +1,7 @@
 """Finds objects in a user's pictures; writes results and draws overlays."""
 
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 from typing import Any
@@ -24,7 +25,7 @@ from maskrcnn_jax.detector import (
 from maskrcnn_jax.draw import draw_detections
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.runtime.files import make_writable, write_json
-from maskrcnn_jax.runtime.training_log import progress
+from maskrcnn_jax.runtime.status_line import progress, waiting
 
 
 def predict(
@@ -53,18 +54,20 @@ def predict(
   Raises:
     InputError: If no picture is found, or if the folder cannot be written to.
   """
-  files = image_files.list_images(pattern)
+  with waiting('Looking for pictures'):
+    files = image_files.list_images(pattern)
   directory = workdir / 'predictions'
   make_writable(directory)
   root = _common_folder(files)
 
   readable, sizes, broken = [], [], []
-  for file in files:
-    try:
-      sizes.append(image_files.image_size(file))
-      readable.append(file)
-    except InputError as error:
-      broken.append(str(error))
+  with waiting('Reading the sizes of the pictures'):
+    for file in files:
+      try:
+        sizes.append(image_files.image_size(file))
+        readable.append(file)
+      except InputError as error:
+        broken.append(str(error))
   names = [file.relative_to(root) for file in readable]
   overlays = [name.with_suffix('.png') for name in names]
   if len(set(overlays)) < len(overlays):
@@ -74,14 +77,20 @@ def predict(
     heights, widths = np.array(sizes, np.int32).T
     plan = canvases.plan_canvases(heights, widths, **canvas_arguments(config))
     pixel_range = pixel_range_of(config)
-    with concurrent.futures.ThreadPoolExecutor(1) as reader:
-      waiting = [reader.submit(_read, readable[0], plan, 0, pixel_range)]
-      for row in progress(
-        range(len(readable)), total=len(readable), description='Predicting'
-      ):
-        reading = waiting.pop()
+    with (
+      concurrent.futures.ThreadPoolExecutor(1) as reader,
+      # Closing it removes the bar if an exception ends the loop.
+      contextlib.closing(
+        progress(
+          range(len(readable)), total=len(readable), description='Predicting'
+        )
+      ) as rows,
+    ):
+      pending = [reader.submit(_read, readable[0], plan, 0, pixel_range)]
+      for row in rows:
+        reading = pending.pop()
         if row + 1 < len(readable):
-          waiting.append(
+          pending.append(
             reader.submit(_read, readable[row + 1], plan, row + 1, pixel_range)
           )
         try:
@@ -100,7 +109,8 @@ def predict(
           directory / overlays[row],
           min_score=config.predict.min_score,
         )
-  write_json(directory / 'predictions.json', results)
+  with waiting('Writing the predictions'):
+    write_json(directory / 'predictions.json', results)
   for line in broken:
     logging.error('Skipped: %s', line)
   logging.info(
