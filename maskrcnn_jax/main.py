@@ -180,8 +180,9 @@ def main(argv: list[str]) -> int:
   profile_steps = _parse_profile_steps(_PROFILE_STEPS.value)
   # The imports are here so that --help and the messages about wrong arguments
   # appear at once; importing JAX takes seconds.
-  from maskrcnn_jax.config.nvidia_flags import require_weights
-  from maskrcnn_jax.config.recipe import read_overrides, read_recipe
+  with waiting('Starting JAX'):
+    from maskrcnn_jax.config.nvidia_flags import require_weights
+    from maskrcnn_jax.config.recipe import read_overrides, read_recipe
 
   recipe = (
     read_recipe(path, overrides, for_training=_MODE.value == 'train')
@@ -484,7 +485,6 @@ def _set_up_console() -> None:
   logging.set_verbosity(logging.INFO)
   logging.set_stderrthreshold(logging.INFO)
   handler = logging.get_absl_handler()
-  handler.python_handler.setStream(sys.stderr)
   handler.setFormatter(
     standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
   )

@@ -15,6 +15,7 @@ import threading
 import time
 from typing import Any, TextIO
 
+from absl import logging
 import tqdm
 
 # Seconds between two drawings of the line.
@@ -146,9 +147,12 @@ def keep_below() -> None:
   `sys.stdout` and `sys.stderr` are replaced if they are terminals. Programs
   call this function once, when they start.
   """
-  if not is_terminal():
+  if not is_terminal() or isinstance(sys.stderr, _Above):
     return
   sys.stderr = _Above(sys.stderr)
+  # The handler has kept the stream that it found when it was made. It writes a
+  # line twice if its stream is not `sys.stderr`.
+  logging.get_absl_handler().python_handler.setStream(sys.stderr)
   if sys.stdout.isatty():
     sys.stdout = _Above(sys.stdout)
 
