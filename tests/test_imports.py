@@ -30,6 +30,7 @@ ROWS = (
   ('detector', 'draw'),
   ('rcnn', 'label_places'),
   ('config.*',),
+  ('named_weights.*',),
   # The steps of the paper, and in the same row data and runtime.
   (
     'inputs',
