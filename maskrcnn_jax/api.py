@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
+from maskrcnn_jax import named_weights
 from maskrcnn_jax.config.check import check_config
 from maskrcnn_jax.config.command_line import apply_overrides, parse_overrides
 from maskrcnn_jax.config.recipe import Recipe, read_overrides, read_recipe
@@ -69,25 +70,23 @@ class ObjectDetector:
     )
 
   @overload
-  def __call__(
-    self, pictures: Picture, *, batch_size: int | None = None
-  ) -> Result: ...
+  def __call__(self, pictures: Picture, *, batch_size: int = 1) -> Result: ...
   @overload
   def __call__(
     self,
     pictures: list[Any] | tuple[Any, ...],
     *,
-    batch_size: int | None = None,
+    batch_size: int = 1,
   ) -> list[Result]: ...
   @overload
   def __call__(
-    self, pictures: Iterator[Picture], *, batch_size: int | None = None
+    self, pictures: Iterator[Picture], *, batch_size: int = 1
   ) -> Iterator[Result]: ...
   def __call__(
     self,
     pictures: Picture | Iterable[Picture],
     *,
-    batch_size: int | None = None,
+    batch_size: int = 1,
   ) -> Result | list[Result] | Iterator[Result]:
     """Finds the objects in a picture, or in each of several pictures.
 
@@ -101,8 +100,7 @@ class ObjectDetector:
         files and images is applied.
       batch_size: Number of pictures that the device works on at once. A batch
         has pictures of one padded size, and is filled up with black pictures
-        if there are not enough. By default, the key `eval.batch_size` of the
-        recipe, and 1 for a single picture.
+        if there are not enough. Larger batches can be faster on a GPU.
 
     Returns:
       A result for a picture, and a list of results for a list or a tuple. Any
@@ -113,57 +111,65 @@ class ObjectDetector:
     Raises:
       InputError: If a picture cannot be read. An iterator raises it at the
         place of that picture, after the results of the pictures before.
+
+    Examples:
+      >>> result = detector('photo.jpg')
+      >>> result.boxes.shape == (len(result), 4)
+      True
+      >>> height, width = result.size
+      >>> result.masks.shape == (len(result), height, width)
+      True
+      >>> for result in detector(pathlib.Path('pictures').glob('*.jpg')):
+      ...   result.save(pathlib.Path('found', pathlib.Path(result.path).name))
+      >>> sorted(path.name for path in pathlib.Path('found').iterdir())
+      ['a.jpg', 'b.jpg']
     """
     if isinstance(pictures, list | tuple):
       return list(self._detect(pictures, batch_size))
     if isinstance(pictures, str | os.PathLike | np.ndarray | Image.Image):
-      return next(self._detect([pictures], batch_size or 1))
+      (result,) = self._detect([pictures], batch_size)
+      return result
     if hasattr(pictures, '__array__'):  # Such as an array of JAX.
-      return next(self._detect([np.asarray(pictures)], batch_size or 1))
+      (result,) = self._detect([np.asarray(pictures)], batch_size)
+      return result
     if isinstance(pictures, bytes | bytearray) or not isinstance(
       pictures, Iterable
     ):
       raise InputError(
-        f'A {type(pictures).__name__} is no picture; give the path of a file, a '
-        'uint8 array (height, width, 3) in RGB, an image of PIL, or a list of '
-        'these. PIL.Image.open(io.BytesIO(content)) opens the content of a '
+        f'A {type(pictures).__name__} is no picture; give the path of a file, '
+        'a uint8 array (height, width, 3) in RGB, an image of PIL, or a list '
+        'of these. PIL.Image.open(io.BytesIO(content)) opens the content of a '
         'file.'
       )
     return self._detect(pictures, batch_size)
 
   def _detect(
-    self, pictures: Iterable[Picture], batch_size: int | None
+    self, pictures: Iterable[Picture], batch_size: int
   ) -> Iterator[Result]:
     """Yields the result of each picture; the arguments are as for a call."""
-    if batch_size is None:
-      batch_size = self.config.eval.batch_size
     if batch_size < 1:
       raise InputError(f'batch_size ({batch_size}) must be at least 1.')
-    # The pictures whose results have not been made yet, by their numbers. A
-    # result reads its file again, but keeps the pixels of an array.
-    taken: dict[int, tuple[Picture | None, str]] = {}
+    # The names of the pictures that have been taken, but have no result yet.
+    names: dict[int, str] = {}
 
     def taking() -> Iterator[Picture]:
-      """Yields the pictures, and remembers the files."""
+      """Yields the pictures, and notes their names."""
       for row, picture in enumerate(pictures):
-        is_file = isinstance(picture, str | os.PathLike)
-        taken[row] = picture if is_file else None, name_of(picture, row)
+        names[row] = name_of(picture, row)
         yield picture
 
-    row = 0
-    for found in detect_pictures(
-      self._detector, taking(), config=self.config, batch_size=batch_size
+    for row, found in enumerate(
+      detect_pictures(
+        self._detector, taking(), config=self.config, batch_size=batch_size
+      )
     ):
-      picture, path = taken.pop(row)
-      row += 1
       if isinstance(found, InputError):
         raise found
+      name = names.pop(row)
+      # A file is read again when the result is drawn.
+      picture = name if found.pixels is None else found.pixels
       yield make_result(
-        self._detector,
-        found,
-        found.pixels if picture is None else picture,
-        path,
-        config=self.config,
+        self._detector, found, picture, name, config=self.config
       )
 
 
@@ -178,8 +184,10 @@ def load(
 
   Args:
     model: The workdir of a training, whose newest checkpoint is used; the
-      folder of one checkpoint, WORKDIR/checkpoints/STEP; or weights that
-      `convert_weights` has converted.
+      folder of one checkpoint, WORKDIR/checkpoints/STEP; weights that
+      `convert_weights` has converted; or the name of published weights, such as
+      'torchvision:maskrcnn_resnet50_fpn_v2', which are downloaded and converted
+      at the first use.
     overrides: {key: value} of keys of the recipe that may be changed after the
       training, for example {'detections.min_score': 0.3}.
 
@@ -188,12 +196,21 @@ def load(
 
   Raises:
     InputError: If there is no checkpoint, if it is damaged or holds only a part
-      of a model, or if a key cannot be changed.
+      of a model, if it cannot be downloaded, or if a key cannot be changed.
+
+  Examples:
+    >>> detector = load('runs/mine')
+    >>> detector  # doctest: +ELLIPSIS
+    ObjectDetector('runs/mine', step ..., ... classes: ...)
+    >>> load('runs/mine', overrides={'detections.max_detections': 3}).config[
+    ...   'detections'
+    ... ].max_detections
+    3
   """
   _keep_compiled()
   cluster.find_devices()  # It raises an error if there is none.
   detector = load_detector(
-    pathlib.Path(model), read_overrides(_as_texts(overrides))
+    _path_of(model), read_overrides(_as_texts(overrides))
   )
   return ObjectDetector(detector, os.fspath(model))
 
@@ -218,7 +235,8 @@ def train(
     config: The name of a recipe that comes with the program, such as
       'finetune'; a recipe file; or a recipe, which is not changed.
     workdir: The folder for checkpoints, logs and results.
-    init_from: Checkpoint to take the initial weights from.
+    init_from: Checkpoint or name of published weights to take the initial
+      weights from.
     overrides: {key: value} of keys of the recipe, for example
       {'train.batch_size': 8}. Their values are not adapted to the batch size or
       the data.
@@ -250,7 +268,7 @@ def train(
     train_in_workdir(
       recipe.config,
       pathlib.Path(workdir),
-      init_from=None if init_from is None else pathlib.Path(init_from),
+      init_from=None if init_from is None else _path_of(init_from),
       skip_test=skip_test,
       resume=resume,
       allow_changes=allow_changes,
@@ -286,15 +304,33 @@ def evaluate(
   Raises:
     InputError: If the checkpoint, the recipe or the evaluation set cannot be
       used.
+
+  Examples:
+    >>> figures = evaluate('runs/mine')  # doctest: +ELLIPSIS
+    Average Precision  (AP) @[ ...
+    >>> 0 <= figures['segm'].stats['AP'] <= 1
+    True
   """
   _keep_compiled()
   cluster.find_devices()
   recipe = read_overrides(_as_texts(overrides))
   with watchdog(recipe.config.train.watchdog_seconds):
-    detector = load_detector(pathlib.Path(checkpoint or workdir), recipe)
+    detector = load_detector(_path_of(checkpoint or workdir), recipe)
     return evaluate_and_report(
       detector, pathlib.Path(workdir), skip_eval=skip_eval
     )
+
+
+def _path_of(model: PathLike) -> pathlib.Path:
+  """Returns the path of a checkpoint, or of named weights in the cache.
+
+  Raises:
+    InputError: If named weights are unknown or cannot be downloaded.
+  """
+  text = os.fspath(model)
+  if named_weights.is_name(text):
+    text = named_weights.find_checkpoint(text)
+  return pathlib.Path(text)
 
 
 def _as_texts(overrides: Overrides | None) -> list[tuple[str, str | None]]:

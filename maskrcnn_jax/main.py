@@ -265,18 +265,9 @@ def _evaluate_or_predict(
     InputError: If the checkpoint, the recipe, the evaluation set or the
       pictures cannot be used.
   """
-  from maskrcnn_jax.config import source_of
-  from maskrcnn_jax.data.source import options_of
   from maskrcnn_jax.detector import load_detector
-  from maskrcnn_jax.evaluation.evaluate import evaluate
   from maskrcnn_jax.predict import predict
-  from maskrcnn_jax.runtime import cluster
-  from maskrcnn_jax.runtime.training_log import log_line
-  from maskrcnn_jax.training.evaluations import (
-    describe,
-    expected_lines,
-    summarize,
-  )
+  from maskrcnn_jax.training.evaluations import evaluate_and_report
 
   detector = load_detector(pathlib.Path(_CHECKPOINT.value or workdir), recipe)
   if _MODE.value == 'predict':
@@ -289,21 +280,7 @@ def _evaluate_or_predict(
     )
     return 2 if num_unreadable else 0
 
-  source = source_of(detector.config, 'eval')
-  if source is None:
-    raise InputError(f'No evaluation set: give {options_of("eval")}.')
-  aps = evaluate(
-    detector,
-    source=source,
-    workdir=workdir,
-    config=detector.config,
-    skip_eval=_SKIP_EVAL.value,
-  )
-  if cluster.is_main():
-    if aps:
-      log_line(workdir, describe(summarize(aps, detector.step)))
-    for line in expected_lines(aps, **detector.config.expected):
-      print(line, flush=True)
+  evaluate_and_report(detector, workdir, skip_eval=_SKIP_EVAL.value)
   return 0
 
 

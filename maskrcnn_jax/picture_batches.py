@@ -55,6 +55,7 @@ class _Decoded(NamedTuple):
   image_size: tuple[int, int]  # (height, width) after resizing
   array_size: tuple[int, int]  # (height, width) of the array for `source`
   padded: tuple[int, int]  # (height, width) of the padded image
+  keeps_pixels: bool = False  # whether the result has the pixels
 
 
 def detect_pictures(
@@ -83,7 +84,9 @@ def detect_pictures(
     batch_size: Number of pictures of a batch. It is rounded up to a multiple of
       the number of devices; the detections do not depend on it, except for
       rounding errors.
-    keeps_pixels: Whether the results have the pixels of the pictures.
+    keeps_pixels: Whether the results have the pixels of the pictures. Without
+      it, only the results of arrays and images have them, because a file can be
+      read again.
 
   Yields:
     The objects of a picture, or the error that says why it cannot be used.
@@ -113,7 +116,7 @@ def detect_pictures(
     """Waits for the batch on the device, and moves its pictures to finished."""
     nonlocal in_flight
     if in_flight is not None:
-      for found in _finish(*in_flight, config, keeps_pixels=keeps_pixels):
+      for found in _finish(*in_flight, config):
         finished[found.objects.row] = found
     in_flight = None
 
@@ -124,7 +127,9 @@ def detect_pictures(
       next_row += 1
       yield finished.pop(next_row - 1)
 
-  for row, picture in _read_all(pictures, config, ahead=batch_size):
+  for row, picture in _read_all(
+    pictures, config, ahead=batch_size, keeps_pixels=keeps_pixels
+  ):
     if isinstance(picture, InputError):
       finished[row] = picture
     else:
@@ -201,7 +206,11 @@ def name_of(picture: Picture, row: int) -> str:
 
 
 def _read_all(
-  pictures: Iterable[Picture], config: ml_collections.ConfigDict, *, ahead: int
+  pictures: Iterable[Picture],
+  config: ml_collections.ConfigDict,
+  *,
+  ahead: int,
+  keeps_pixels: bool,
 ) -> Iterator[tuple[int, _Decoded | InputError]]:
   """Yields (number from 0, picture) pairs; reads files in other threads.
 
@@ -212,6 +221,7 @@ def _read_all(
     pictures: The pictures.
     config: The recipe.
     ahead: Number of pictures that are read before they are asked for.
+    keeps_pixels: Whether the results of files have their pixels.
   """
   arguments = canvas_arguments(config)
   pixel_range = pixel_range_of(config)
@@ -221,7 +231,9 @@ def _read_all(
     name = name_of(picture, row)
     try:
       pixels = read_picture(picture, name, pixel_range=pixel_range)
-      return _decoded(row, name, pixels, arguments)
+      decoded = _decoded(row, name, pixels, arguments)
+      is_file = isinstance(picture, str | os.PathLike)
+      return decoded._replace(keeps_pixels=keeps_pixels or not is_file)
     except InputError as error:
       return error
 
@@ -299,9 +311,9 @@ def _make_batch(
     antialias: Whether shrinking averages over all old pixels that a new pixel
       covers.
   """
-  array_size = tuple(
-    _round_up(max(picture.array_size[axis] for picture in pictures))
-    for axis in (0, 1)
+  array_size = (
+    _round_up(max(picture.array_size[0] for picture in pictures)),
+    _round_up(max(picture.array_size[1] for picture in pictures)),
   )
   images = np.zeros((batch_size, *array_size, 3), np.uint8)
   # The black pictures have the sizes of the first one.
@@ -351,8 +363,6 @@ def _finish(
   detections: Detections,
   pictures: list[_Decoded],
   config: ml_collections.ConfigDict,
-  *,
-  keeps_pixels: bool,
 ) -> Iterator[Found]:
   """Waits for the detections of a batch, and yields those of each picture.
 
@@ -360,7 +370,6 @@ def _finish(
     detections: The detections of the batch, on the device.
     pictures: The pictures of the batch.
     config: The recipe.
-    keeps_pixels: Whether the results have the pixels of the pictures.
   """
   geometry = geometry_of(config)
   detections = jax.device_get(detections)
@@ -375,5 +384,7 @@ def _finish(
       paste_rule=geometry.paste_rule,
     )
     yield Found(
-      objects, (height, width), picture.pixels if keeps_pixels else None
+      objects,
+      (height, width),
+      picture.pixels if picture.keeps_pixels else None,
     )

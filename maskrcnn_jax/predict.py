@@ -62,7 +62,8 @@ def predict(
         detector,
         files,
         config=config,
-        batch_size=config.eval.batch_size,
+        # One picture needs the least memory, and no batch is filled up.
+        batch_size=1,
         keeps_pixels=True,
       ),
       total=len(files),

@@ -93,9 +93,7 @@ class Result:
     Raises:
       InputError: If the file is no longer there.
     """
-    return read_picture(
-      self._picture, self.path, pixel_range=self._pixel_range
-    )
+    return read_picture(self._picture, self.path, pixel_range=self._pixel_range)
 
   def __len__(self) -> int:
     """Returns the number of objects."""
@@ -131,6 +129,15 @@ class Result:
 
     Raises:
       InputError: If the model has no such class.
+
+    Examples:
+      >>> good = result.filter(min_score=0.25, classes=result.class_names[0])
+      >>> all(score >= 0.25 for score in good.scores)
+      True
+      >>> set(good.names) <= {result.class_names[0]}
+      True
+      >>> result.filter(min_score=1.1)
+      Result('photo.jpg', 64x64 pixels, 0 objects)
     """
     keep = np.ones(len(self), bool)
     if min_score is not None:
@@ -232,6 +239,11 @@ class Result:
       `category_name`, `score`, `bbox` (x, y, width, height) in pixels and, if
       the model has masks, `segmentation`, a compressed RLE. The json module
       can write them.
+
+    Examples:
+      >>> sorted(result.to_coco()[0])  # doctest: +NORMALIZE_WHITESPACE
+      ['bbox', 'category_id', 'category_name', 'file_name', 'image_id',
+       'score', 'segmentation']
     """
     results: list[dict[str, Any]] = [
       {
