@@ -26,6 +26,7 @@ from maskrcnn_jax.evaluation.average_recall import RecallResult
 from maskrcnn_jax.picture_batches import Picture, detect_pictures, name_of
 from maskrcnn_jax.results import Result, class_names_of, make_result
 from maskrcnn_jax.runtime import cluster
+from maskrcnn_jax.runtime.console import shown_log
 from maskrcnn_jax.runtime.watchdog import watchdog
 from maskrcnn_jax.training.evaluations import evaluate_and_report
 from maskrcnn_jax.training.run import train as train_in_workdir
@@ -126,10 +127,10 @@ class ObjectDetector:
     """
     if isinstance(pictures, list | tuple):
       return list(self._detect(pictures, batch_size))
-    if isinstance(pictures, str | os.PathLike | np.ndarray | Image.Image):
+    if isinstance(pictures, str | os.PathLike | Image.Image):
       (result,) = self._detect([pictures], batch_size)
       return result
-    if hasattr(pictures, '__array__'):  # Such as an array of JAX.
+    if hasattr(pictures, '__array__'):  # An array of NumPy, JAX or torch.
       (result,) = self._detect([np.asarray(pictures)], batch_size)
       return result
     if isinstance(pictures, bytes | bytearray) or not isinstance(
@@ -227,9 +228,11 @@ def train(
 ) -> None:
   """Trains a model, as `python -m maskrcnn_jax.main` does.
 
-  A workdir with a checkpoint is continued. SIGTERM or Ctrl-C ends the training
-  after the current step, which is saved; the file `interrupted` in the workdir
-  then says so. `load(workdir)` loads the trained model.
+  The log goes to the standard error output, unless the caller has configured
+  Python's logging. A workdir with a checkpoint is continued. SIGTERM or Ctrl-C
+  ends the training after the current step, which is saved; the file
+  `interrupted` in the workdir then says so. `load(workdir)` loads the trained
+  model.
 
   Args:
     config: The name of a recipe that comes with the program, such as
@@ -261,10 +264,10 @@ def train(
     recipe = Recipe(changed, given, None)
   else:
     recipe = read_recipe(os.fspath(config), texts)
-  for line in recipe.notes:
-    logging.info('%s', line)
-  _keep_compiled()
-  with watchdog(recipe.config.train.watchdog_seconds):
+  with shown_log(), watchdog(recipe.config.train.watchdog_seconds):
+    for line in recipe.notes:
+      logging.info('%s', line)
+    _keep_compiled()
     train_in_workdir(
       recipe.config,
       pathlib.Path(workdir),
@@ -285,8 +288,8 @@ def evaluate(
 ) -> dict[str, ApResult | RecallResult]:
   """Computes COCO's AP of a trained model, as `--mode=eval` does.
 
-  It prints the table, and writes the detections and the figures to
-  WORKDIR/inference.
+  It prints the table, logs as `train` does, and writes the detections and the
+  figures to WORKDIR/inference.
 
   Args:
     workdir: The folder to write to.
@@ -307,14 +310,14 @@ def evaluate(
 
   Examples:
     >>> figures = evaluate('runs/mine')  # doctest: +ELLIPSIS
-    Average Precision  (AP) @[ ...
+    5 images; detections: ...
     >>> 0 <= figures['segm'].stats['AP'] <= 1
     True
   """
-  _keep_compiled()
-  cluster.find_devices()
   recipe = read_overrides(_as_texts(overrides))
-  with watchdog(recipe.config.train.watchdog_seconds):
+  with shown_log(), watchdog(recipe.config.train.watchdog_seconds):
+    _keep_compiled()
+    cluster.find_devices()
     detector = load_detector(_path_of(checkpoint or workdir), recipe)
     return evaluate_and_report(
       detector, pathlib.Path(workdir), skip_eval=skip_eval

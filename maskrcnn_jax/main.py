@@ -22,7 +22,6 @@ that reached its last step does not.
 """
 
 import errno
-import logging as standard_logging
 import os
 import pathlib
 import re
@@ -34,7 +33,8 @@ from typing import TYPE_CHECKING
 from absl import flags, logging
 
 from maskrcnn_jax.errors import InputError, SaveError, print_error
-from maskrcnn_jax.runtime.status_line import keep_below, waiting
+from maskrcnn_jax.runtime.console import set_up_console
+from maskrcnn_jax.runtime.status_line import waiting
 
 if TYPE_CHECKING:
   import maskrcnn_jax.config.recipe
@@ -425,7 +425,7 @@ def run() -> None:
   gives status 130; in a training, only the second Ctrl-C does, because the
   first makes the run save a checkpoint and end with status 0.
   """
-  _set_up_console()
+  set_up_console()
   _set_up_ctrl_c()
   try:
     status = main(sys.argv)
@@ -448,30 +448,6 @@ def run() -> None:
     # and come here.
     _fail('this process failed; the traceback above gives the reason.', 1)
   sys.exit(status)
-
-
-def _set_up_console() -> None:
-  """Configures the log on stderr.
-
-  It shows all messages of this program and only the warnings and errors of the
-  libraries, each with the time of day. On a terminal, all output appears above
-  the status line.
-  """
-  keep_below()
-  logging.use_absl_handler()
-  logging.set_verbosity(logging.INFO)
-  logging.set_stderrthreshold(logging.INFO)
-  handler = logging.get_absl_handler()
-  handler.setFormatter(
-    standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
-  )
-  ours = str(pathlib.Path(__file__).parent)
-  handler.addFilter(
-    lambda record: (
-      record.levelno >= standard_logging.WARNING
-      or record.pathname.startswith(ours)
-    )
-  )
 
 
 def _set_up_ctrl_c() -> None:

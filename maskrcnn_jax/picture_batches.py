@@ -23,7 +23,7 @@ from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.runtime import cluster
 
 # A file, an RGB picture [h, w, 3] as uint8, or an image of PIL.
-Picture = str | os.PathLike[str] | np.ndarray | Image.Image
+Picture = str | os.PathLike[str] | np.ndarray | jax.Array | Image.Image
 
 # Pixels. The sides of the arrays of decoded pictures are rounded up to one of
 # these, because the device's part of the preparation is compiled for each size

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
   # The library need not be installed. Without it, mypy takes this for Any.
   import supervision
 
+# A class of a model: its name, or its number from 1 on.
+Class = str | int | np.integer
+
 # Number of objects that `repr` names.
 _NAMED = 5
 
@@ -66,7 +69,7 @@ class Result:
   path: str
   image_id: int
   class_names: tuple[str, ...]
-  drawn_score: float
+  drawn_score: float | int
   _picture: Picture  # the file, or the pixels in RGB
   _pixel_range: tuple[float, float] | None  # for `read_picture`
   _width_offset: float  # see `to_xywh`
@@ -117,8 +120,8 @@ class Result:
   def filter(
     self,
     *,
-    min_score: float | None = None,
-    classes: str | int | Iterable[str | int] | None = None,
+    min_score: float | int | None = None,
+    classes: Class | Iterable[Class] | None = None,
   ) -> 'Result':
     """Returns a result with some of the objects, in the same order.
 
@@ -137,7 +140,7 @@ class Result:
       >>> set(good.names) <= {result.class_names[0]}
       True
       >>> result.filter(min_score=1.1)
-      Result('photo.jpg', 64x64 pixels, 0 objects)
+      Result('photo.jpg', 80x64 pixels, 0 objects)
     """
     keep = np.ones(len(self), bool)
     if min_score is not None:
@@ -159,7 +162,7 @@ class Result:
       drawn_score=self.drawn_score if min_score is None else min_score,
     )
 
-  def _find(self, class_: str | int) -> list[int]:
+  def _find(self, class_: Class) -> list[int]:
     """Returns the numbers of the classes with a name, or a number itself.
 
     Raises:
@@ -183,7 +186,7 @@ class Result:
       )
     return [int(class_)]
 
-  def draw(self, *, min_score: float | None = None) -> Image.Image:
+  def draw(self, *, min_score: float | int | None = None) -> Image.Image:
     """Returns the picture with the objects drawn on it.
 
     A picture whose longer side is below 400 pixels is enlarged by a whole
@@ -203,7 +206,7 @@ class Result:
     )
 
   def save(
-    self, path: str | os.PathLike[str], *, min_score: float | None = None
+    self, path: str | os.PathLike[str], *, min_score: float | int | None = None
   ) -> None:
     """Writes the picture with the objects drawn on it to a file.
 

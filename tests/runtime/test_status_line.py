@@ -140,7 +140,7 @@ from absl import flags
 from maskrcnn_jax import main
 from maskrcnn_jax.runtime.training_log import TrainingLog
 flags.FLAGS([sys.argv[0]])
-main._set_up_console()
+main.set_up_console()
 log = TrainingLog(
   pathlib.Path({str(tmp_path)!r}), num_steps=90_000, batch_size=4
 )
