@@ -228,11 +228,12 @@ def train(
 ) -> None:
   """Trains a model, as `python -m maskrcnn_jax.main` does.
 
-  The log goes to the standard error output, unless the caller has configured
-  Python's logging. A workdir with a checkpoint is continued. SIGTERM or Ctrl-C
-  ends the training after the current step, which is saved; the file
-  `interrupted` in the workdir then says so. `load(workdir)` loads the trained
-  model.
+  The log goes to the standard error output, unless the caller has set absl's
+  verbosity: `absl.logging.set_verbosity(absl.logging.ERROR)` hides it.
+
+  A workdir with a checkpoint is continued. SIGTERM or Ctrl-C ends the training
+  after the current step, which is saved; the file `interrupted` in the workdir
+  then says so. `load(workdir)` loads the trained model.
 
   Args:
     config: The name of a recipe that comes with the program, such as

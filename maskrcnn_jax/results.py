@@ -202,7 +202,7 @@ class Result:
       self.names,
       self.scores,
       self.rle,
-      min_score=self.drawn_score if min_score is None else min_score,
+      min_score=float(self.drawn_score if min_score is None else min_score),
     )
 
   def save(

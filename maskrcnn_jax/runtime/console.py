@@ -14,6 +14,10 @@ from absl import logging
 
 from maskrcnn_jax.runtime.status_line import keep_below
 
+_FORMAT = standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
+
+_PACKAGE = str(pathlib.Path(__file__).parents[1])
+
 
 def set_up_console() -> None:
   """Configures the log on stderr.
@@ -27,39 +31,44 @@ def set_up_console() -> None:
   logging.set_verbosity(logging.INFO)
   logging.set_stderrthreshold(logging.INFO)
   handler = logging.get_absl_handler()
-  handler.setFormatter(
-    standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
-  )
-  ours = str(pathlib.Path(__file__).parents[1])
-  handler.addFilter(
-    lambda record: (
-      record.levelno >= standard_logging.WARNING
-      or record.pathname.startswith(ours)
-    )
+  handler.setFormatter(_FORMAT)
+  handler.addFilter(_is_shown)
+
+
+def _is_shown(record: standard_logging.LogRecord) -> bool:
+  """Tells whether a message is of this program, or at least a warning."""
+  return record.levelno >= standard_logging.WARNING or (
+    record.pathname.startswith(_PACKAGE)
   )
 
 
 @contextlib.contextmanager
 def shown_log() -> Iterator[None]:
-  """Context manager that shows the log as the command line does.
+  """Context manager that shows the log on stderr, as the command line does.
 
-  If the caller's program has configured logging, with a handler of the root
-  logger, nothing is changed. Otherwise, everything is as before at the end.
+  At the end, logging is as before. Nothing is changed if the caller has set
+  absl's verbosity, for example to show the log or to hide it.
   """
-  root = standard_logging.getLogger()
-  if root.handlers:
+  if logging.get_verbosity() != logging.WARNING:  # the default
     yield
     return
-  handler = logging.get_absl_handler()
-  streams, filters = (sys.stdout, sys.stderr), list(handler.filters)
-  verbosity, formatter = logging.get_verbosity(), handler.formatter
-  set_up_console()
+  streams = sys.stdout, sys.stderr
+  keep_below()
+  logger = logging.get_absl_logger()
+  level, propagates = logger.level, logger.propagate
+  # absl's own handler would print a line about flags that were not parsed.
+  handler = standard_logging.StreamHandler(sys.stderr)
+  handler.setFormatter(_FORMAT)
+  handler.addFilter(_is_shown)
+  logger.addHandler(handler)
+  logger.setLevel(standard_logging.INFO)
+  # Libraries give the root logger a handler, which would repeat the lines.
+  logger.propagate = False
   try:
     yield
   finally:
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = propagates
     sys.stdout, sys.stderr = streams
-    handler.python_handler.setStream(sys.stderr)
-    handler.filters[:] = filters
-    handler.setFormatter(formatter)
-    logging.set_verbosity(verbosity)
-    root.removeHandler(handler)
+    logging.get_absl_handler().python_handler.setStream(sys.stderr)
