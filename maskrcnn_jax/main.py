@@ -34,7 +34,7 @@ from absl import flags, logging
 
 from maskrcnn_jax.errors import InputError, SaveError, print_error
 from maskrcnn_jax.runtime.console import set_up_console
-from maskrcnn_jax.runtime.status_line import waiting
+from maskrcnn_jax.runtime.status_line import hide, waiting
 
 if TYPE_CHECKING:
   import maskrcnn_jax.config.recipe
@@ -218,6 +218,7 @@ def main(argv: list[str]) -> int:
       start_processes(launch, timeout=_INITIALIZATION_TIMEOUT.value)
     if not cluster.is_main():
       logging.set_verbosity(logging.WARNING)
+      hide()
   with waiting('Looking for devices'):
     devices = cluster.find_devices()
   logging.info(

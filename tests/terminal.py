@@ -60,11 +60,12 @@ class Screen:
         self.column += 1
 
 
-def record(command, **options) -> Recording:
+def record(command, *, timeout=900, **options) -> Recording:
   """Runs a program in a pseudo-terminal of 80 columns until it ends.
 
   Args:
     command: The program and its arguments.
+    timeout: Seconds after which the program is killed.
     **options: Options of `subprocess.Popen`, such as `cwd` and `env`.
   """
   ours, its = pty.openpty()
@@ -77,7 +78,9 @@ def record(command, **options) -> Recording:
   chunks = []
   try:
     while True:
-      if not select.select([ours], [], [], 60)[0]:
+      if time.monotonic() - started > timeout:
+        process.kill()
+      if not select.select([ours], [], [], 10)[0]:
         continue
       try:
         text = os.read(ours, 1 << 16)

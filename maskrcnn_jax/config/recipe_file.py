@@ -20,16 +20,21 @@ _HEADER = """\
 """
 
 
-def write_recipe(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
-  """Writes all keys of a recipe to a YAML file; replaces an existing file.
+def write_recipe(config: ml_collections.ConfigDict, path: pathlib.Path) -> bool:
+  """Writes all keys of a recipe to a YAML file.
 
   `read_recipe` reads the file to an equal recipe. No other file is needed for
   that: the values do not refer to the recipe that the run was started with.
 
   Args:
     config: The recipe.
-    path: The file.
+    path: The file. A file that this function has written before is replaced.
+
+  Returns:
+    Whether the file was written. Any other file of this name is kept.
   """
+  if path.exists() and not path.read_bytes().startswith(_HEADER.encode()):
+    return False
   tree: dict[str, Any] = {RECIPE_KEY: DEFAULTS}
   for key in KEYS:
     *groups, name = key.name.split('.')
@@ -47,6 +52,7 @@ def write_recipe(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
   partial = path.with_suffix('.partial')
   partial.write_text(f'{_HEADER}{text}', encoding='utf-8')
   partial.replace(path)
+  return True
 
 
 class _Dumper(yaml.SafeDumper):

@@ -40,6 +40,7 @@ class _Screen:
       line is then not drawn, because it would erase this text.
     waits: Number of `waiting` blocks that the program is inside of.
     waited: Seconds that the program has spent in such blocks.
+    is_hidden: Whether no line is shown, because another process shows its own.
   """
 
   def __init__(self) -> None:
@@ -50,6 +51,7 @@ class _Screen:
     self.is_inside = False
     self.waits = 0
     self.waited = 0.0
+    self.is_hidden = False
     self._ended = threading.Event()
 
   def push(self, line: LineText) -> None:
@@ -157,6 +159,14 @@ def keep_below() -> None:
     sys.stdout = _Above(sys.stdout)
 
 
+def hide() -> None:
+  """Shows no status line any more; for all processes of a run but the first.
+
+  Processes that share a terminal would overwrite each other's line.
+  """
+  _screen.is_hidden = True
+
+
 @contextlib.contextmanager
 def status_line(
   text: LineText, *, shown: bool = True, stays: bool = False
@@ -172,7 +182,7 @@ def status_line(
     stays: Whether the line stays on the terminal at the end, unless an
       exception ends the block.
   """
-  if not shown or not is_terminal():
+  if not shown or _screen.is_hidden or not is_terminal():
     yield
     return
   # A new function each time, so that the same text may be shown twice.

@@ -145,8 +145,8 @@ class TrainingLog:
       # The time left goes on while a step runs.
       left = datetime.timedelta(seconds=int(max(self._left - since, 0)))
       right += f'  ETA {left}'
-    else:
-      right += f'  {since:.0f} s'
+    elif self._done < self._num_steps:
+      right += f'  step {self._done + 1}: {since:.0f} s'
     return status_line.bar(
       self._done,
       self._num_steps,

@@ -243,7 +243,12 @@ def prepare_run(
   check_room(state, workdir, config)
   if cluster.is_main():
     (workdir / INTERRUPTED).unlink(missing_ok=True)
-    write_recipe(config, workdir / 'config.yaml')
+    if not write_recipe(config, workdir / 'config.yaml'):
+      logging.warning(
+        '%s is not from this program and is kept; the recipe of this training '
+        'is not written.',
+        workdir / 'config.yaml',
+      )
   evaluations = None
   if eval_source is not None and (eval_every or not skip_test):
     evaluations = TrainEvaluations(

@@ -54,6 +54,19 @@ def test_a_written_recipe_is_readable(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['config.yaml']
 
 
+def test_a_file_of_the_user_is_kept(tmp_path):
+  path = tmp_path / 'config.yaml'
+  path.write_text('maskrcnn_jax_recipe: shapes  # my own')
+  assert not write_recipe(default_config(), path)
+  assert path.read_text() == 'maskrcnn_jax_recipe: shapes  # my own'
+  path.unlink()
+  for seed in (1, 2):
+    config = default_config()
+    config.seed = seed
+    assert write_recipe(config, path)
+    assert read_recipe(str(path)).config.seed == seed
+
+
 def test_a_user_may_change_keys_of_a_written_recipe(tmp_path):
   write_recipe(default_config(), tmp_path / 'config.yaml')
   path = str(tmp_path / 'config.yaml')

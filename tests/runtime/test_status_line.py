@@ -180,3 +180,13 @@ def test_progress_that_is_not_shown_writes_nothing(capsys):
   items = progress(iter('abc'), total=3, description='Eval', shown=False)
   assert list(items) == list('abc')
   assert capsys.readouterr() == ('', '')
+
+
+def test_other_processes_show_no_line():
+  recording = on_terminal("""
+from maskrcnn_jax.runtime.status_line import hide, waiting
+hide()
+with waiting('Working'):
+  print('one')
+""")
+  assert ''.join(text for _, text in recording.chunks) == 'one\r\n'
