@@ -1,12 +1,14 @@
 """Tests of the comparison of Python with `--mode=predict`."""
 
 import copy
+import importlib.util
 import math
+import pathlib
 import re
 
 import pytest
 
-from scripts import python_speed
+PATH = pathlib.Path(__file__).parents[2] / 'scripts' / 'python_speed.py'
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
@@ -19,7 +21,15 @@ OBJECT = {
 }
 
 
-def test_both_find_the_same_objects(tiny_run, tiny_data, capsys):
+@pytest.fixture(scope='module')
+def python_speed():
+  spec = importlib.util.spec_from_file_location('python_speed', PATH)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_both_find_the_same_objects(python_speed, tiny_run, tiny_data, capsys):
   status = python_speed.main(
     [f'--checkpoint={tiny_run[0]}', f'--input={tiny_data}/images/val_0000[01]*']
   )
@@ -30,7 +40,7 @@ def test_both_find_the_same_objects(tiny_run, tiny_data, capsys):
   assert re.fullmatch(r'round 1: .* ratio \d+\.\d{3}', lines[2])
 
 
-def test_largest_difference_is_a_share_of_the_picture():
+def test_largest_difference_is_a_share_of_the_picture(python_speed):
   other = copy.deepcopy(OBJECT)
   other['bbox'][2] = 3.5
   other['score'] = 0.498
