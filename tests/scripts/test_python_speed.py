@@ -29,6 +29,7 @@ def python_speed():
   return module
 
 
+@pytest.mark.slow  # tests/test_api.py compares the results in the default tier.
 def test_both_find_the_same_objects(python_speed, tiny_run, tiny_data, capsys):
   status = python_speed.main(
     [f'--checkpoint={tiny_run[0]}', f'--input={tiny_data}/images/val_0000[01]*']
