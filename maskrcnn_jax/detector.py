@@ -15,6 +15,7 @@ import numpy as np
 from maskrcnn_jax.array_types import Batch, Detections, Inputs
 from maskrcnn_jax.config import (
   Heads,
+  compilation_facts,
   stored_config,
 )
 from maskrcnn_jax.config.check import check_config
@@ -25,7 +26,13 @@ from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.mask_paste import paste_masks
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint, cluster
+from maskrcnn_jax.runtime.compilation import compiling
 from maskrcnn_jax.runtime.precision import choose_precision, set_precision
+from maskrcnn_jax.runtime.status_line import waiting
+
+# The programs that this process has compiled: the network, the shape of the
+# decoded images and the padded size.
+_compiled: set[tuple[Rcnn, tuple[int, ...], tuple[int, int]]] = set()
 
 
 class ImageDetections(NamedTuple):
@@ -62,6 +69,7 @@ class Detector(NamedTuple):
 
     The preparation of the images is compiled separately from the network,
     because the size of the decoded images varies more than the padded size.
+    The first call for a size compiles both, and announces that.
 
     Args:
       batch: Decoded images; their ground truth is not used. The arrays may be
@@ -72,6 +80,24 @@ class Detector(NamedTuple):
       The detections of each image, in pixels of the resized image, the highest
       score first.
     """
+    key = (self.rcnn, tuple(batch.images.shape), padded_size)
+    if key in _compiled:
+      return self._detect(batch, padded_size)
+    kind, program = compilation_facts(self.config, for_training=False)
+    # The programs with and without heads, of `proposals_only`, differ.
+    heads = list(self.rcnn.heads)
+    with compiling(
+      'detector',
+      padded_size,
+      kind=[kind, heads],
+      program=[program, heads, list(batch.images.shape)],
+    ):
+      detections = self._detect(batch, padded_size)
+    _compiled.add(key)
+    return detections
+
+  def _detect(self, batch: Batch, padded_size: tuple[int, int]) -> Detections:
+    """Does the work of `detect`; has the same arguments and result."""
     inputs = _prepare(self.rcnn, batch, padded_size=padded_size)
     return _detect(self.rcnn, self.variables, inputs.images, inputs.image_sizes)
 
@@ -195,10 +221,11 @@ def load_detector(path: pathlib.Path, recipe: Recipe | None = None) -> Detector:
     dtype=set_precision(config.precision),
     mesh=local_mesh,
   )
-  shapes = jax.eval_shape(rcnn.init, jax.random.key(0))
-  target = cluster.replicated_shapes(shapes, mesh)
-  variables = checkpoint.restore_model(path, target)
-  checkpoint.check_finite(path, variables)
+  with waiting('Loading the checkpoint'):
+    shapes = jax.eval_shape(rcnn.init, jax.random.key(0))
+    target = cluster.replicated_shapes(shapes, mesh)
+    variables = checkpoint.restore_model(path, target)
+    checkpoint.check_finite(path, variables)
   logging.info('Restored step %d from %s.', metadata.step, path)
   logging.info('%s', rcnn.kernel_choice)
   return Detector(

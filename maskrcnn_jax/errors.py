@@ -346,8 +346,9 @@ CODES = {
   'C09': Code(
     'checkpoint given as an address',
     'A checkpoint was given as an address such as http://...; this program '
-    'downloads nothing.',
-    'Download the file, and convert it to a checkpoint with '
+    'downloads only weights that have a name.',
+    'Give the name, if `--list_weights` lists the weights. If it does not, '
+    'download the file, and convert it to a checkpoint with '
     '`python -m maskrcnn_jax.convert_weights`.',
   ),
   'C10': Code(
@@ -383,6 +384,26 @@ CODES = {
     'usually because the training that wrote them had diverged. A model with '
     'such weights finds nothing.',
     'Take an earlier checkpoint of that training, or download the file again.',
+  ),
+  'C15': Code(
+    'weights cannot be downloaded',
+    'Weights were given by name, and their server, or a proxy on the way to '
+    'it, cannot be reached or refuses. The message names the address, the '
+    'proxy, if there is one, and the reason. A connection that was cut is not '
+    'an error: the download goes on where it was cut.',
+    'Check the network and the variables `http_proxy`, `https_proxy` and '
+    '`no_proxy`. On a machine without a network, download the address of the '
+    'message elsewhere, convert the file with '
+    '`python -m maskrcnn_jax.convert_weights`, and give the checkpoint. The '
+    'variable `MASKRCNN_JAX_MIRROR` names a mirror.',
+  ),
+  'C16': Code(
+    'downloaded file is not the published one',
+    'The checksum of a downloaded weight file is not that of its publisher: '
+    'the file was changed or damaged on the way, or a mirror or a proxy sends '
+    'another file.',
+    'Give the same command again; the file was removed and is downloaded once '
+    'more. If that does not help, leave the mirror out.',
   ),
 }
 

@@ -22,7 +22,6 @@ that reached its last step does not.
 """
 
 import errno
-import logging as standard_logging
 import os
 import pathlib
 import re
@@ -34,6 +33,8 @@ from typing import TYPE_CHECKING
 from absl import flags, logging
 
 from maskrcnn_jax.errors import InputError, SaveError, print_error
+from maskrcnn_jax.runtime.console import set_up_console
+from maskrcnn_jax.runtime.status_line import hide, waiting
 
 if TYPE_CHECKING:
   import maskrcnn_jax.config.recipe
@@ -179,8 +180,9 @@ def main(argv: list[str]) -> int:
   profile_steps = _parse_profile_steps(_PROFILE_STEPS.value)
   # The imports are here so that --help and the messages about wrong arguments
   # appear at once; importing JAX takes seconds.
-  from maskrcnn_jax.config.nvidia_flags import require_weights
-  from maskrcnn_jax.config.recipe import read_overrides, read_recipe
+  with waiting('Starting JAX'):
+    from maskrcnn_jax.config.nvidia_flags import require_weights
+    from maskrcnn_jax.config.recipe import read_overrides, read_recipe
 
   recipe = (
     read_recipe(path, overrides, for_training=_MODE.value == 'train')
@@ -190,16 +192,17 @@ def main(argv: list[str]) -> int:
   if weight and _MODE.value == 'train' and not _INIT_FROM.value:
     require_weights(weight, workdir)
 
-  import jax
+  with waiting('Starting JAX'):
+    import jax
 
-  from maskrcnn_jax.runtime import cluster
-  from maskrcnn_jax.runtime.launch import (
-    plan_launch,
-    start_processes,
-    visible_gpus,
-  )
-  from maskrcnn_jax.runtime.watchdog import watchdog
-  from maskrcnn_jax.training.run import train
+    from maskrcnn_jax.runtime import cluster
+    from maskrcnn_jax.runtime.launch import (
+      plan_launch,
+      start_processes,
+      visible_gpus,
+    )
+    from maskrcnn_jax.runtime.watchdog import watchdog
+    from maskrcnn_jax.training.run import train
 
   launch = plan_launch(
     _COORDINATOR.value,
@@ -211,13 +214,17 @@ def main(argv: list[str]) -> int:
   if launch is not None:
     if _MODE.value == 'predict':
       raise InputError('predict runs in one process; give --num_processes=1.')
-    start_processes(launch, timeout=_INITIALIZATION_TIMEOUT.value)
+    with waiting('Waiting for the other processes'):
+      start_processes(launch, timeout=_INITIALIZATION_TIMEOUT.value)
     if not cluster.is_main():
       logging.set_verbosity(logging.WARNING)
+      hide()
+  with waiting('Looking for devices'):
+    devices = cluster.find_devices()
   logging.info(
     'JAX %s on %s; process %d of %d',
     jax.__version__,
-    ', '.join(map(str, cluster.find_devices())),
+    ', '.join(map(str, devices)),
     jax.process_index(),
     jax.process_count(),
   )
@@ -259,18 +266,9 @@ def _evaluate_or_predict(
     InputError: If the checkpoint, the recipe, the evaluation set or the
       pictures cannot be used.
   """
-  from maskrcnn_jax.config import source_of
-  from maskrcnn_jax.data.source import options_of
   from maskrcnn_jax.detector import load_detector
-  from maskrcnn_jax.evaluation.evaluate import evaluate
   from maskrcnn_jax.predict import predict
-  from maskrcnn_jax.runtime import cluster
-  from maskrcnn_jax.runtime.training_log import log_line
-  from maskrcnn_jax.training.evaluations import (
-    describe,
-    expected_lines,
-    summarize,
-  )
+  from maskrcnn_jax.training.evaluations import evaluate_and_report
 
   detector = load_detector(pathlib.Path(_CHECKPOINT.value or workdir), recipe)
   if _MODE.value == 'predict':
@@ -283,21 +281,7 @@ def _evaluate_or_predict(
     )
     return 2 if num_unreadable else 0
 
-  source = source_of(detector.config, 'eval')
-  if source is None:
-    raise InputError(f'No evaluation set: give {options_of("eval")}.')
-  aps = evaluate(
-    detector,
-    source=source,
-    workdir=workdir,
-    config=detector.config,
-    skip_eval=_SKIP_EVAL.value,
-  )
-  if cluster.is_main():
-    if aps:
-      log_line(workdir, describe(summarize(aps, detector.step)))
-    for line in expected_lines(aps, **detector.config.expected):
-      print(line, flush=True)
+  evaluate_and_report(detector, workdir, skip_eval=_SKIP_EVAL.value)
   return 0
 
 
@@ -442,7 +426,7 @@ def run() -> None:
   gives status 130; in a training, only the second Ctrl-C does, because the
   first makes the run save a checkpoint and end with status 0.
   """
-  _set_up_console()
+  set_up_console()
   _set_up_ctrl_c()
   try:
     status = main(sys.argv)
@@ -465,28 +449,6 @@ def run() -> None:
     # and come here.
     _fail('this process failed; the traceback above gives the reason.', 1)
   sys.exit(status)
-
-
-def _set_up_console() -> None:
-  """Configures the log on stderr.
-
-  It shows all messages of this program and only the warnings and errors of the
-  libraries, each with the time of day.
-  """
-  logging.use_absl_handler()
-  logging.set_verbosity(logging.INFO)
-  logging.set_stderrthreshold(logging.INFO)
-  handler = logging.get_absl_handler()
-  handler.setFormatter(
-    standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
-  )
-  ours = str(pathlib.Path(__file__).parent)
-  handler.addFilter(
-    lambda record: (
-      record.levelno >= standard_logging.WARNING
-      or record.pathname.startswith(ours)
-    )
-  )
 
 
 def _set_up_ctrl_c() -> None:

@@ -191,7 +191,7 @@ def run(monkeypatch, capsys):
   from maskrcnn_jax import main
 
   # Log and signal handlers would stay installed after the test.
-  monkeypatch.setattr(main, '_set_up_console', lambda: None)
+  monkeypatch.setattr(main, 'set_up_console', lambda: None)
   monkeypatch.setattr(main, '_set_up_ctrl_c', lambda: None)
 
   def run_with(*arguments):

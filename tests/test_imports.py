@@ -22,11 +22,15 @@ ROWS = (
     'doctor.*',
     'explain',
   ),
+  ('api',),
   ('training.*',),
   ('evaluation.*', 'predict'),
+  ('results',),
+  ('picture_batches',),
   ('detector', 'draw'),
   ('rcnn', 'label_places'),
   ('config.*',),
+  ('named_weights.*',),
   # The steps of the paper, and in the same row data and runtime.
   (
     'inputs',
@@ -45,7 +49,7 @@ ROWS = (
 # Index of the last row that may use recipes. No module of a lower row may have
 # a parameter or an attribute named `config`, except the package that defines
 # recipes.
-LAST_CONFIG_ROW = 4
+LAST_CONFIG_ROW = 7
 
 
 # This file runs in an environment of its own, in which torch is installed.

@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 import parity
 import pytest
 
-from maskrcnn_jax import predict
+from maskrcnn_jax import picture_batches, predict
 from maskrcnn_jax.config import canvas_arguments
 from maskrcnn_jax.convert_weights.convert import convert
 from maskrcnn_jax.data import canvases
@@ -81,12 +81,14 @@ def test_photographs_give_the_detections_of_detectron2(path, tmp_path):
     {tuple(-(-side // 32) * 32 for side in size) for size in final}
   )
 
-  plan = canvases.plan_canvases(*sizes.T, **canvas_arguments(config))
   pairs = 0
   for i, file in enumerate(files):
-    _, batch = predict._read(file, plan, i, None)
-    canvas = plan.canvases[plan.canvas_of_image[i]]
-    inputs = detector.rcnn.prepare(batch, padded_size=canvas.padded)
+    arguments = canvas_arguments(config)
+    decoded = picture_batches._decoded(
+      i, file.name, picture_batches.read_picture(file, ''), arguments
+    )
+    batch = picture_batches._make_batch([decoded], 1, arguments['antialias'])
+    inputs = detector.rcnn.prepare(batch, padded_size=decoded.padded)
     mean, std = detector.rcnn.geometry.input_format.rgb_255()
     height, width = final[i]
     pixels = np.asarray(inputs.images[0, :height, :width]) * std + mean

@@ -74,6 +74,7 @@ def _run(argv: list[str]) -> int:
   from maskrcnn_jax.config import source_of
   from maskrcnn_jax.config.recipe import read_recipe
   from maskrcnn_jax.data.source import choose_source
+  from maskrcnn_jax.runtime.status_line import keep_below, waiting
 
   recipe = read_recipe(path, overrides)
   config = recipe.config
@@ -83,16 +84,18 @@ def _run(argv: list[str]) -> int:
     arguments.images, arguments.annotations, source_of(config, 'train')
   )
   out = pathlib.Path(arguments.out)
-  result = check_data(
-    source,
-    config=config,
-    option=option,
-    against=pathlib.Path(arguments.against) if arguments.against else None,
-    boxes_only=arguments.boxes_only,
-    fix=pathlib.Path(arguments.fix) if arguments.fix else None,
-    num_workers=arguments.workers,
-    sheet=out / 'contact_sheet.png',
-  )
+  keep_below()
+  with waiting('Checking the data'):
+    result = check_data(
+      source,
+      config=config,
+      option=option,
+      against=pathlib.Path(arguments.against) if arguments.against else None,
+      boxes_only=arguments.boxes_only,
+      fix=pathlib.Path(arguments.fix) if arguments.fix else None,
+      num_workers=arguments.workers,
+      sheet=out / 'contact_sheet.png',
+    )
   print(format_report(result))
   report = pathlib.Path(arguments.json or out / 'report.json')
   try:

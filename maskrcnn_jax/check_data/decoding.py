@@ -8,13 +8,11 @@ import concurrent.futures
 import functools
 import multiprocessing
 import os
-import sys
-
-import tqdm
 
 from maskrcnn_jax.data import images
 from maskrcnn_jax.data.source import ImageFile
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.runtime.status_line import progress
 
 # Fewer images are decoded in this process: to start others would take longer.
 MIN_PARALLEL = 24
@@ -46,13 +44,7 @@ def look_at_images(
   """
   look = functools.partial(_look, pixel_range=pixel_range)
   num_workers = os.cpu_count() or 1 if num_workers is None else num_workers
-  bar = functools.partial(
-    tqdm.tqdm,
-    total=len(files),
-    desc='Decoding',
-    unit='image',
-    mininterval=0.1 if sys.stderr.isatty() else 30,
-  )
+  bar = functools.partial(progress, total=len(files), description='Decoding')
   if num_workers < 2 or len(files) < MIN_PARALLEL:
     yield from bar(map(look, files, sizes))
     return

@@ -7,6 +7,7 @@ how. `keys.py` is the table of all keys; begin reading there.
 from maskrcnn_jax.config.coco import coco_arguments, use_coco, use_legacy
 from maskrcnn_jax.config.comparison import (
   Difference,
+  compilation_facts,
   differences,
   facts_of,
   format_differences,
@@ -41,6 +42,7 @@ __all__ = [
   'c4_config',
   'c5_config',
   'coco_arguments',
+  'compilation_facts',
   'default_config',
   'differences',
   'drawn_sizes',

@@ -83,6 +83,39 @@ def facts_of(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return flatten(_name_preset_values(config.to_dict()))
 
 
+def compilation_facts(
+  config: ml_collections.ConfigDict, *, for_training: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the keys of a recipe that decide which programs are compiled.
+
+  Args:
+    config: The recipe.
+    for_training: Whether the program is a training step; otherwise it detects
+      objects.
+
+  Returns:
+    {key: value} of the keys that mainly decide how long the compilation takes;
+    and {key: value} of all keys on which the program may depend.
+  """
+  unused = ['data.train.', 'data.eval.', 'eval.', 'expected.', 'predict.']
+  used = ['train.micro_batches']
+  if for_training:
+    used += ['train.ema_decay', 'train.num_steps']
+  else:
+    unused += ['optimizer.', 'loss_weights.', 'seed']
+  program = {
+    key: value
+    for key, value in facts_of(config).items()
+    if key in used or not key.startswith(('train.', *unused))
+  }
+  kind = {
+    key: value
+    for key, value in program.items()
+    if key.startswith('model.') or key in ('precision', 'train.micro_batches')
+  }
+  return kind, program
+
+
 def differences(
   config: ml_collections.ConfigDict, other: dict[str, Any]
 ) -> list[Difference]:

@@ -101,8 +101,8 @@ _COMMANDS: _Pairs = (
   ),
   (
     '`--json-summary FILE`',
-    '`log.txt`, the events for TensorBoard and `inference/coco_results.json` '
-    'in the workdir',
+    '`metrics.jsonl`, the events for TensorBoard and '
+    '`inference/coco_results.json` in the workdir',
   ),
   ('`--local_rank`', '`--process_id`, which launchers set themselves'),
   (

@@ -19,6 +19,7 @@ from maskrcnn_jax.config.comparison import flatten
 from maskrcnn_jax.config.defaults import default_config
 from maskrcnn_jax.config.keys import BY_NAME
 from maskrcnn_jax.config.yaml_recipe import (
+  DEFAULTS,
   RECIPE_KEY,
   change_keys,
   given_values,
@@ -76,7 +77,9 @@ def read_recipe(
   else:
     config = default_config()
     if path:
-      config = _run(recipe_name(table, path) if table else path)
+      name = recipe_name(table, path) if table else path
+      if not (table and name == DEFAULTS):
+        config = _run(name)
       change_keys(config, table, path)
     translation = pairs_for(arguments, config)
   given = given_values(arguments, config, translation)

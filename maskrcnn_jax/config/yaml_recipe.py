@@ -6,6 +6,9 @@ or names a recipe of this program and changes keys of it:
   maskrcnn_jax_recipe: r50_fpn
   train.batch_size: 8
   optimizer: {learning_rate: 0.01}
+
+The name `defaults` stands for the defaults of all keys. A training writes its
+recipe in this form to WORKDIR/config.yaml.
 """
 
 from collections.abc import Sequence
@@ -32,6 +35,9 @@ from maskrcnn_jax.errors import InputError
 
 # The key of a YAML file that names a recipe of this program.
 RECIPE_KEY = 'maskrcnn_jax_recipe'
+
+# The value of that key that stands for the defaults of all keys.
+DEFAULTS = 'defaults'
 
 
 class Given(NamedTuple):
@@ -199,7 +205,7 @@ def change_keys(
 
 
 def recipe_name(table: dict[str, Any], path: str) -> str:
-  """Returns the recipe that a YAML file of this program names.
+  """Returns the recipe that a YAML file of this program names, or `DEFAULTS`.
 
   Raises:
     InputError: If it is no name of a recipe or of a Python file.

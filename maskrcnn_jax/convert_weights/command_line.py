@@ -28,6 +28,7 @@ from maskrcnn_jax.convert_weights.peer_models import Conventions
 from maskrcnn_jax.convert_weights.weight_names import NAMINGS
 from maskrcnn_jax.data import coco
 from maskrcnn_jax.errors import InputError, print_error
+from maskrcnn_jax.runtime.status_line import keep_below, waiting
 
 # Flags that have no meaning if a file is written for another program.
 _FLAGS_OF_READING = (
@@ -141,29 +142,33 @@ def main() -> None:
           f'--{name} is about the weights of another program; leave it out '
           'with --to'
         )
-    export(flags.source, flags.dest, to=flags.to, coco_91=flags.coco_rows == 91)
+    with waiting('Exporting the weights'):
+      export(
+        flags.source, flags.dest, to=flags.to, coco_91=flags.coco_rows == 91
+      )
     return
   names = None
   if flags.categories:
     index = coco.read_coco(flags.categories, require_masks=False)
     names = [list(category) for category in index.categories]
   stride = flags.stride_in_1x1
-  convert(
-    flags.source,
-    flags.dest,
-    source_format=flags.source_format,
-    names=names,
-    keep_91=flags.coco_rows == 91,
-    given=Conventions(
-      flags.norm_eps,
-      None if stride is None else stride == 'true',
-      flags.pixel_order,
-      flags.pixel_mean,
-      flags.pixel_std,
-    ),
-    key=flags.key,
-    prefix=flags.prefix,
-  )
+  with waiting('Converting the weights'):
+    convert(
+      flags.source,
+      flags.dest,
+      source_format=flags.source_format,
+      names=names,
+      keep_91=flags.coco_rows == 91,
+      given=Conventions(
+        flags.norm_eps,
+        None if stride is None else stride == 'true',
+        flags.pixel_order,
+        flags.pixel_mean,
+        flags.pixel_std,
+      ),
+      key=flags.key,
+      prefix=flags.prefix,
+    )
 
 
 def _three_numbers(text: str) -> tuple[float, ...]:
@@ -186,6 +191,7 @@ def _three_numbers(text: str) -> tuple[float, ...]:
 
 def run() -> NoReturn:
   """Runs the tool; an error ends it with a line of text and an exit status."""
+  keep_below()
   logging.use_absl_handler()
   logging.set_stderrthreshold(logging.WARNING)
   try:

@@ -115,50 +115,101 @@ def decode_image(
   try:
     source = path if content is None else io.BytesIO(content)
     with Image.open(source, formats=_FORMATS) as image:
-      turn = _transposition(image)
-      raw_size = image.height, image.width
-      upright_size = raw_size if turn is None else _turned(raw_size, turn)
-      if expected_size == raw_size:
-        turn = None
-      elif expected_size not in (None, upright_size):
-        raise errors.InputError(
-          f'I05: {path} is {_shown(raw_size)} pixels'
-          + (
-            f' ({_shown(upright_size)} after its EXIF orientation)'
-            if upright_size != raw_size
-            else ''
-          )
-          + f', but the annotations say {_shown(expected_size)}.'
-        )
-      if image.mode == 'F':
-        raise errors.InputError(
-          f'I10: {path} has floating-point pixels, whose range is unknown;'
-          ' convert it to 8 bits a channel.'
-        )
-      pixels: Image.Image = image
-      if image.mode.startswith('I'):
-        pixels = _in_8_bits(path, np.asarray(image), pixel_range)
-      elif pixel_range not in (None, (0, 65_535)) and _had_16_bits(image):
-        raise errors.InputError(
-          f'I09: {path} has colours of 16 bits. Only their upper 8 bits are'
-          f' read, so config.data.pixel_range ({pixel_range}) cannot be'
-          ' applied; convert the image to 8 bits a channel.'
-        )
-      if pixels.mode not in _TO_RGB:
-        raise errors.InputError(
-          f'I11: {path} has the pixel format {pixels.mode}; convert it to RGB,'
-          f' for example with ImageMagick: magick FILE -colorspace sRGB'
-          f' NEW.png. {_OR_LEAVE_OUT}'
-        )
-      # The direct conversion of a transparent palette to RGB makes Pillow warn.
-      if pixels.mode == 'P' and 'transparency' in pixels.info:
-        rgb = pixels.convert('RGBA').convert('RGB')
-      else:
-        rgb = pixels.convert('RGB')
+      return _to_rgb(image, path, expected_size, pixel_range)
   except errors.InputError:
     raise
   except _DECODE_ERRORS as error:
     raise _unreadable(path, error, content) from error
+
+
+def convert_image(
+  image: Image.Image,
+  name: str,
+  *,
+  pixel_range: tuple[float, float] | None = None,
+) -> UInt8[np.ndarray, 'h w 3']:
+  """Converts an opened PIL image to RGB, as `decode_image` does with its file.
+
+  The EXIF orientation is applied.
+
+  Args:
+    image: The image. It is not changed, but loaded if it was not.
+    name: The name of the image in messages.
+    pixel_range: As for `decode_image`.
+
+  Returns:
+    The pixels, in an array of its own.
+
+  Raises:
+    InputError: If the image is damaged, closed, or of a kind that is not
+      supported.
+  """
+  try:
+    return _to_rgb(image, name, None, pixel_range)
+  except errors.InputError:
+    raise
+  except _DECODE_ERRORS as error:
+    raise _unreadable(name, error) from error
+
+
+def _to_rgb(
+  image: Image.Image,
+  path: Path,
+  expected_size: tuple[int, int] | None,
+  pixel_range: tuple[float, float] | None,
+) -> UInt8[np.ndarray, 'h w 3']:
+  """Returns the pixels of an opened image; does the work of `decode_image`.
+
+  Args:
+    image: The image.
+    path: The file, for messages.
+    expected_size: (height, width) in the annotations, or `None`.
+    pixel_range: The values (black, white) of gray images of 16 or 32 bits.
+
+  Raises:
+    InputError: If the image has another size or an unsupported pixel format.
+      Pillow raises other errors if it is damaged.
+  """
+  turn = _transposition(image)
+  raw_size = image.height, image.width
+  upright_size = raw_size if turn is None else _turned(raw_size, turn)
+  if expected_size == raw_size:
+    turn = None
+  elif expected_size not in (None, upright_size):
+    raise errors.InputError(
+      f'I05: {path} is {_shown(raw_size)} pixels'
+      + (
+        f' ({_shown(upright_size)} after its EXIF orientation)'
+        if upright_size != raw_size
+        else ''
+      )
+      + f', but the annotations say {_shown(expected_size)}.'
+    )
+  if image.mode == 'F':
+    raise errors.InputError(
+      f'I10: {path} has floating-point pixels, whose range is unknown;'
+      ' convert it to 8 bits a channel.'
+    )
+  pixels: Image.Image = image
+  if image.mode.startswith('I'):
+    pixels = _in_8_bits(path, np.asarray(image), pixel_range)
+  elif pixel_range not in (None, (0, 65_535)) and _had_16_bits(image):
+    raise errors.InputError(
+      f'I09: {path} has colours of 16 bits. Only their upper 8 bits are'
+      f' read, so config.data.pixel_range ({pixel_range}) cannot be'
+      ' applied; convert the image to 8 bits a channel.'
+    )
+  if pixels.mode not in _TO_RGB:
+    raise errors.InputError(
+      f'I11: {path} has the pixel format {pixels.mode}; convert it to RGB,'
+      f' for example with ImageMagick: magick FILE -colorspace sRGB'
+      f' NEW.png. {_OR_LEAVE_OUT}'
+    )
+  # The direct conversion of a transparent palette to RGB makes Pillow warn.
+  if pixels.mode == 'P' and 'transparency' in pixels.info:
+    rgb = pixels.convert('RGBA').convert('RGB')
+  else:
+    rgb = pixels.convert('RGB')
   if turn is not None:
     rgb = rgb.transpose(turn)
   return np.array(rgb)

@@ -48,7 +48,8 @@ from maskrcnn_jax.evaluation.prediction_file import (
 )
 from maskrcnn_jax.runtime import cluster, watchdog
 from maskrcnn_jax.runtime.files import make_writable, write_json
-from maskrcnn_jax.runtime.training_log import log_line, progress
+from maskrcnn_jax.runtime.status_line import progress, waiting
+from maskrcnn_jax.runtime.training_log import log_line
 
 
 class _SetDetections(NamedTuple):
@@ -112,9 +113,10 @@ def evaluate(
   check_backend(config.eval.backend)
   heads = detector.rcnn.heads
   source.check_is_there('--config.data.eval.')
-  data_set = read_set(
-    source, require_masks=False, require_annotations=not skip_eval
-  )
+  with waiting('Reading the evaluation set'):
+    data_set = read_set(
+      source, require_masks=False, require_annotations=not skip_eval
+    )
   index = data_set.coco_index
   difference = coco.class_table_difference(
     index.categories, detector.categories
@@ -138,14 +140,16 @@ def evaluate(
       f'A23: {source} lists no images, so that nothing can be evaluated; give '
       'a file that lists images.'
     )
-  check_images_exist(data_set)
+  with waiting('Looking for the images'):
+    check_images_exist(data_set)
   truth = None
   if not skip_eval:
     # Every process checks the ground truth, so that all processes stop if it is
     # wrong, and none waits for another that has stopped.
-    truth = source.read_content()
-    for kind in ('bbox', 'segm')[: 2 if heads.masks else 1]:
-      check_truth(truth, kind=kind)
+    with waiting('Checking the ground truth'):
+      truth = source.read_content()
+      for kind in ('bbox', 'segm')[: 2 if heads.masks else 1]:
+        check_truth(truth, kind=kind)
   plan = canvases.plan_canvases(
     index.heights, index.widths, **canvas_arguments(config)
   )
@@ -158,17 +162,18 @@ def evaluate(
     truth = None
   found = _detect_set(detector, data_set, plan, config, workdir)
   if cluster.is_main():
-    write_predictions(
-      workdir / 'inference',
-      found.results,
-      categories=detector.categories
-      if heads.boxes
-      else [category_of(detector, 1)],
-      width_offset=geometry_of(detector.config).width_offset,
-      mask_side=found.mask_side,
-      counts=found.counts,
-      places=found.places,
-    )
+    with waiting('Writing the detections'):
+      write_predictions(
+        workdir / 'inference',
+        found.results,
+        categories=detector.categories
+        if heads.boxes
+        else [category_of(detector, 1)],
+        width_offset=geometry_of(detector.config).width_offset,
+        mask_side=found.mask_side,
+        counts=found.counts,
+        places=found.places,
+      )
   results = {}
   if heads.boxes:
     results['bbox'] = [_without(one, 'segmentation') for one in found.results]
@@ -218,29 +223,32 @@ def _score(
     `RecallResult` by 'proposals'. Empty without ground truth.
   """
   directory = workdir / 'inference'
-  for kind, detections in results.items():
-    write_json(directory / f'{kind}.json', detections)
+  with waiting('Writing the detections'):
+    for kind, detections in results.items():
+      write_json(directory / f'{kind}.json', detections)
   logging.info('Predictions are in %s.', directory)
   if truth is None:
     return {}
 
   largest = max(100, config.detections.max_detections)
-  aps = {
-    kind: evaluate_detections(
-      truth,
-      detections,
-      kind=kind,
-      max_detections=(1, 10, largest),
-      backend=config.eval.backend,
-    )
-    for kind, detections in results.items()
-    if kind != 'proposals'
-  }
+  aps = {}
+  for kind, detections in results.items():
+    if kind != 'proposals':
+      name = {'bbox': 'boxes', 'segm': 'masks'}[kind]
+      with waiting(f'Computing the AP of the {name}'):
+        aps[kind] = evaluate_detections(
+          truth,
+          detections,
+          kind=kind,
+          max_detections=(1, 10, largest),
+          backend=config.eval.backend,
+        )
   if aps:
     print(format_table(aps), flush=True)
   scores = {kind: ap._asdict() for kind, ap in aps.items()}
   if 'proposals' in results:
-    recall = evaluate_proposals(truth, results['proposals'])
+    with waiting('Computing the recall of the proposals'):
+      recall = evaluate_proposals(truth, results['proposals'])
     print(format_recalls(recall), flush=True)
     scores['proposals'] = recall._asdict()
   write_json(directory / 'coco_results.json', scores | {'step': detector.step})
@@ -300,14 +308,18 @@ def _detect_set(
   with (
     open_part(workdir / 'inference', jax.process_index())
     if detector.rcnn.heads.masks
-    else contextlib.nullcontext()
-  ) as masks_file:
-    for image in progress(
-      detect_batches(detector, batches, index, plan),
-      total=len(share),
-      description='Evaluating',
-      shown=cluster.is_main(),
-    ):
+    else contextlib.nullcontext() as masks_file,
+    # Closing it removes the bar if an exception ends the loop.
+    contextlib.closing(
+      progress(
+        detect_batches(detector, batches, index, plan),
+        total=len(share),
+        description='Evaluating',
+        shown=cluster.is_main(),
+      )
+    ) as images,
+  ):
+    for image in images:
       watchdog.progress(f'the detections of image {index.image_ids[image.row]}')
       for i, (box, class_, score) in enumerate(
         zip(image.boxes, image.classes, image.scores, strict=True)

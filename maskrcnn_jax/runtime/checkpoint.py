@@ -156,9 +156,10 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
   # pathlib shortens http://a to http:/a.
   if re.match(r'[a-z0-9]+:/', str(path)):
     raise InputError(
-      f'C09: {path} is an address, and nothing is downloaded here; give a '
-      'checkpoint on this machine. python -m maskrcnn_jax.convert_weights '
-      'makes one of a weight file.'
+      f'C09: {path} is an address, and only weights that --list_weights lists '
+      'are downloaded; give a name of that list, or a checkpoint on this '
+      'machine. python -m maskrcnn_jax.convert_weights makes one of a weight '
+      'file.'
     )
   if not path.is_dir():
     raise InputError(

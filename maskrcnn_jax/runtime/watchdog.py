@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 
+from maskrcnn_jax.runtime.status_line import is_terminal
+
 # Seconds after which faulthandler ends the process if the watchdog's own thread
 # hangs too. It hangs if another thread is in C code that holds Python's global
 # lock.
@@ -61,7 +63,8 @@ class _Watch:
       if idle < self.seconds:
         continue
       print(
-        f'error: no progress for {idle:.0f} s '
+        # On a terminal, a status line may stand in the last line.
+        '\n' * is_terminal() + f'error: no progress for {idle:.0f} s '
         f'(config.train.watchdog_seconds={self.seconds:g}); the last progress '
         f'was {self.done}. Stacks of all threads:',
         file=sys.__stderr__,

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import ml_collections
 
-from maskrcnn_jax.data.source import Source
+from maskrcnn_jax.config import source_of
+from maskrcnn_jax.data.source import Source, options_of
 from maskrcnn_jax.detector import Detector
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.average_precision import ApResult
@@ -15,6 +16,7 @@ from maskrcnn_jax.evaluation.evaluate import evaluate
 from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.files import write_json
 from maskrcnn_jax.runtime.run_checkpoints import save_best
+from maskrcnn_jax.runtime.training_log import log_line
 from maskrcnn_jax.training.state import TrainState, variables_of
 
 
@@ -136,6 +138,43 @@ class TrainEvaluations:
       step: Number of steps done.
     """
     return next((e for e in self.done if e.step == step), None)
+
+
+def evaluate_and_report(
+  detector: Detector, workdir: pathlib.Path, *, skip_eval: bool = False
+) -> dict[str, ApResult | RecallResult]:
+  """Evaluates a trained model on the set of its recipe; reports the figures.
+
+  Process 0 adds the AP to WORKDIR/log.txt and prints whether it is the AP that
+  the recipe expects. All processes must call this function.
+
+  Args:
+    detector: The model.
+    workdir: The folder to write to.
+    skip_eval: Whether the detections are only written, and no AP is computed.
+
+  Returns:
+    The results of `evaluate`.
+
+  Raises:
+    InputError: If the recipe names no evaluation set, or it cannot be used.
+  """
+  source = source_of(detector.config, 'eval')
+  if source is None:
+    raise InputError(f'No evaluation set: give {options_of("eval")}.')
+  aps = evaluate(
+    detector,
+    source=source,
+    workdir=workdir,
+    config=detector.config,
+    skip_eval=skip_eval,
+  )
+  if cluster.is_main():
+    if aps:
+      log_line(workdir, describe(summarize(aps, detector.step)))
+    for line in expected_lines(aps, **detector.config.expected):
+      print(line, flush=True)
+  return aps
 
 
 def summarize(aps: dict[str, ApResult | RecallResult], step: int) -> Evaluation:

@@ -79,6 +79,7 @@ def take_figures(
         f'from {scale:g} to {scale / 2:g}; {skipped} skipped so far'
       )
       log.add(time=step_time, data=data_time)
+      log.advance(step + 1)
       return skipped
     rate = float(schedule(np.int32(step)))
     message = (
@@ -96,6 +97,7 @@ def take_figures(
   if scales_loss:
     figures['loss_scale'] = scale
   log.add(**figures, grad_norm=norm, time=step_time, data=data_time)
+  log.advance(step + 1)
   return skipped
 
 

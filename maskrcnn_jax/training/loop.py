@@ -13,13 +13,15 @@ import ml_collections
 import numpy as np
 
 from maskrcnn_jax.array_types import Batch
-from maskrcnn_jax.config import pixel_range_of
+from maskrcnn_jax.config import compilation_facts, pixel_range_of
 from maskrcnn_jax.data import canvases, loader, train_order
 from maskrcnn_jax.data.source import DataSet
 from maskrcnn_jax.evaluation.average_precision import ApResult
 from maskrcnn_jax.evaluation.average_recall import RecallResult
 from maskrcnn_jax.runtime import checkpoint, cluster, watchdog
+from maskrcnn_jax.runtime.compilation import compiling
 from maskrcnn_jax.runtime.run_checkpoints import RunCheckpoints
+from maskrcnn_jax.runtime.status_line import waiting
 from maskrcnn_jax.runtime.stop_signal import StopSignal
 from maskrcnn_jax.runtime.training_log import TrainingLog
 from maskrcnn_jax.training.evaluations import (
@@ -121,7 +123,10 @@ def run_steps(
     evaluating += time.monotonic() - before
     last += time.monotonic() - before
 
-  with contextlib.closing(_load_batches(run, first_step)) as batches:
+  with (
+    run.log.bar(),
+    contextlib.closing(_load_batches(run, first_step)) as batches,
+  ):
     if is_due(run, done) and not is_evaluated(run, done):
       # The run was killed before this evaluation was finished.
       evaluate()
@@ -134,13 +139,14 @@ def run_steps(
     ):
       trace.begin(done)
       asked = time.monotonic()
-      batch = next(batches)
+      with waiting('Loading the first batch', shown=not compiled):
+        batch = next(batches)
       batch_rows = run.rows[order.rows(done)]
       canvas = run.plan.canvases[run.plan.canvas_of_image[batch_rows[0]]]
       batch = cluster.shard_batch(batch, mesh)
       data_time = time.monotonic() - asked
       if canvas not in compiled:
-        compiled[canvas] = _compile(train_step, state, batch, canvas, run.log)
+        compiled[canvas] = _compile(run, train_step, state, batch, canvas)
         last = time.monotonic() - data_time
       state, figures = compiled[canvas](state, batch)
       any_stops = cluster.any_process(run.stop.requested, mesh)
@@ -172,7 +178,8 @@ def run_steps(
     take_pending()
     if last_saved != done and done > first_step:
       _save(run, state, done)
-  run.checkpoints.finish()
+  with waiting('Saving the checkpoint'):
+    run.checkpoints.finish()
   watchdog.progress(f'the checkpoint of step {done}')
   if done > first_step:
     _report_total(
@@ -234,17 +241,18 @@ def evaluate_state(
   """
   assert run.evaluations is not None
   # An evaluated state must be on disk, so that the run can continue from it.
-  run.checkpoints.finish()
+  with waiting('Saving the checkpoint'):
+    run.checkpoints.finish()
   with (
     run.stop.interrupting()
     if jax.process_count() == 1
     else contextlib.nullcontext()
   ):
     aps = run.evaluations.run(state, step)
-  run.log.scalars(
+  run.log.evaluation(
     step,
     {
-      f'eval/{kind}_{name}': figure
+      f'{kind}_{name}': figure
       for kind, ap in aps.items()
       for name, figure in ap.stats.items()
       if figure is not None
@@ -393,24 +401,29 @@ class _Trace:
 
 
 def _compile(
+  run: Run,
   train_step: JittedStep,
   state: TrainState,
   batch: Batch,
   canvas: canvases.Canvas,
-  log: TrainingLog,
 ) -> _CompiledStep:
   """Compiles the training step for one canvas and logs its time and memory.
 
   Args:
+    run: The constants and open files of the run.
     train_step: The jitted training step.
     state: Any state of the run.
     batch: Any batch of this canvas.
     canvas: The sizes of the images.
-    log: Receives a line about the compilation.
   """
   height, width = canvas.padded
+  kind, program = compilation_facts(run.config, for_training=True)
+  shapes = [list(np.shape(array)) for array in jax.tree.leaves(batch)]
   started = time.monotonic()
-  step = train_step.lower(state, batch, padded_size=canvas.padded).compile()
+  with compiling(
+    'training step', canvas.padded, kind=kind, program=[program, shapes]
+  ):
+    step = train_step.lower(state, batch, padded_size=canvas.padded).compile()
   seconds = time.monotonic() - started
   watchdog.progress(f'compiling the step for {height}x{width} images')
   text = f'Compiled the step for {height}x{width} images in {seconds:.1f} s'
@@ -418,5 +431,5 @@ def _compile(
   if memory is not None:
     mib = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
     text += f'; it needs {mib:.0f} MiB a device'
-  log.line(text)
+  run.log.line(text)
   return step

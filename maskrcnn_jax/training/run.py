@@ -18,6 +18,7 @@ from maskrcnn_jax.config import (
   stored_config,
 )
 from maskrcnn_jax.config.check import check_config
+from maskrcnn_jax.config.recipe_file import write_recipe
 from maskrcnn_jax.data import canvases, image_sets
 from maskrcnn_jax.data.source import options_of
 from maskrcnn_jax.detector import Detector
@@ -26,6 +27,7 @@ from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.precision import choose_precision, set_precision
 from maskrcnn_jax.runtime.run_checkpoints import RunCheckpoints
+from maskrcnn_jax.runtime.status_line import waiting
 from maskrcnn_jax.runtime.stop_signal import Stopped, StopSignal
 from maskrcnn_jax.runtime.training_log import TrainingLog
 from maskrcnn_jax.training.checks import (
@@ -80,8 +82,9 @@ def train(
 
   Args:
     config: The recipe.
-    workdir: The folder of the run. It receives log.txt, TensorBoard events and
-      checkpoints/, and from evaluations inference/, evaluations.json and best/.
+    workdir: The folder of the run. It receives config.yaml, log.txt,
+      metrics.jsonl, TensorBoard events and checkpoints/, and from evaluations
+      inference/, evaluations.json and best/.
     init_from: Checkpoint to take the initial weights from. If its classes
       differ in number or name, layers that depend on the classes start with
       random weights.
@@ -185,7 +188,8 @@ def prepare_run(
   mesh = cluster.make_mesh()
   check_batch_size(config, mesh)
   check_device(config.precision)
-  data_set, rows = read_training_set(config)
+  with waiting('Reading the training set'):
+    data_set, rows = read_training_set(config)
   index = data_set.coco_index
   if is_fine_tuning:
     config, remark = fine_tuning.fit(
@@ -203,7 +207,8 @@ def prepare_run(
       f'give {options_of("eval")}.'
     )
   if eval_every or not skip_test:
-    check_eval_set(config, index)
+    with waiting('Checking the evaluation set'):
+      check_eval_set(config, index)
   rcnn = Rcnn.from_config(
     config,
     num_classes=len(index.categories) + 1,
@@ -224,19 +229,26 @@ def prepare_run(
     **canvas_arguments(config),
     **drawn_sizes(config),
   )
-  state = first_state(
-    initial_state(rcnn, optimizer, config),
-    workdir,
-    metadata,
-    config,
-    mesh,
-    init_from=init_from,
-    resume=resume,
-    allow_changes=allow_changes,
-  )
+  with waiting('Preparing the weights'):
+    state = first_state(
+      initial_state(rcnn, optimizer, config),
+      workdir,
+      metadata,
+      config,
+      mesh,
+      init_from=init_from,
+      resume=resume,
+      allow_changes=allow_changes,
+    )
   check_room(state, workdir, config)
   if cluster.is_main():
     (workdir / INTERRUPTED).unlink(missing_ok=True)
+    if not write_recipe(config, workdir / 'config.yaml'):
+      logging.warning(
+        '%s is not from this program and is kept; the recipe of this training '
+        'is not written.',
+        workdir / 'config.yaml',
+      )
   evaluations = None
   if eval_source is not None and (eval_every or not skip_test):
     evaluations = TrainEvaluations(
@@ -256,7 +268,11 @@ def prepare_run(
     )
   trainer = Trainer.from_config(config, rcnn, optimizer, limits)
   log = TrainingLog(
-    workdir, num_steps=config.train.num_steps, writes=cluster.is_main()
+    workdir,
+    num_steps=config.train.num_steps,
+    batch_size=config.train.batch_size,
+    first_step=int(state.step),
+    writes=cluster.is_main(),
   )
   with contextlib.ExitStack() as on_failure:
     on_failure.callback(log.close)

@@ -145,7 +145,7 @@ def test_c04_a_loss_that_is_not_finite(
 def test_c04_a_loss_that_is_not_finite_early_on(step, tmp_path):
   figures = {'loss': np.nan, 'grad_norm': 1.0}
   pending = PendingStep(step, figures, np.array([1, 0]), False, 0.5, 0.1)
-  log = TrainingLog(tmp_path, num_steps=100, writes=False)
+  log = TrainingLog(tmp_path, num_steps=100, batch_size=2, writes=False)
   with contextlib.closing(log), pytest.raises(FloatingPointError) as error:
     take_figures(
       pending,

@@ -602,7 +602,7 @@ def get_config():
     config.roi.sampling_ratio = sampling_ratio
   return config
 """)
-  monkeypatch.setattr(main, '_set_up_console', lambda: None)
+  monkeypatch.setattr(main, 'set_up_console', lambda: None)
   monkeypatch.setattr(main, '_set_up_ctrl_c', lambda: None)
   for mode in ('predict', 'eval'):
     monkeypatch.setattr(

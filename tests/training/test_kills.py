@@ -1,5 +1,6 @@
 """Tests that a run that is killed many times ends with the same result."""
 
+import json
 import os
 import pathlib
 import random
@@ -127,6 +128,13 @@ def test_thirty_kills_change_nothing(tiny_data, tmp_path):
   assert (killed / 'evaluations.json').read_text() == (
     straight / 'evaluations.json'
   ).read_text()
+  for workdir in (straight, killed):
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    reports = [json.loads(line) for line in lines]
+    # Each step has one report, also steps that were made several times.
+    assert [r['step'] for r in reports if r['kind'] == 'train'] == [
+      *range(1, NUM_STEPS + 1)
+    ]
   (best,) = checkpoint.saved_steps(straight / 'best')
   assert checkpoint.saved_steps(killed / 'best') == [best]
   tiny.assert_same_arrays(

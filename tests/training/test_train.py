@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ import pytest
 import tiny
 
 from maskrcnn_jax.config import plain
+from maskrcnn_jax.config.recipe import read_recipe
 from maskrcnn_jax.data import coco
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.rcnn import Rcnn
@@ -178,6 +180,53 @@ def test_train_writes_tensorboard_events(tiny_run):
   )
   for tag in (b'train/loss_mask', b'train/lr', b'eval/bbox_AP'):
     assert tag in events
+
+
+def read_metrics(workdir):
+  text = (workdir / 'metrics.jsonl').read_text(encoding='utf-8')
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_metrics_have_a_line_for_each_report_and_evaluation(tiny_run):
+  workdir, figures = tiny_run
+  *reports, evaluated = read_metrics(workdir)
+  assert [(r['step'], r['kind']) for r in reports] == [
+    (step, 'train') for step in (1, 2, 3, 4)
+  ]
+  # A report has the median of the losses so far.
+  assert [r['loss'] for r in reports] == [
+    statistics.median(f['loss'] for f in figures[: step + 1])
+    for step in range(4)
+  ]
+  assert (evaluated['step'], evaluated['kind']) == (4, 'eval')
+  (stored,) = json.loads((workdir / 'evaluations.json').read_text())
+  assert evaluated['bbox_AP'] == stored['box_ap']
+  assert evaluated['segm_AP'] == stored['mask_ap']
+
+
+def test_a_run_goes_on_with_the_recipe_that_it_wrote(
+  config, tmp_path, idle_step
+):
+  # The recipe is for 1 image a step, so that rate and steps are scaled.
+  config.train.reference_batch_size = 1
+  config.train.num_steps = 8
+  tiny.run_training(config, tmp_path / 'run')
+  file = tmp_path / 'run' / 'config.yaml'
+  written = read_recipe(str(file)).config
+  assert written.train.num_steps == 4
+  assert written.optimizer.learning_rate == 2 * config.optimizer.learning_rate
+  assert plain(written) == read_metadata_of(tmp_path / 'run').recipe
+  # It is not scaled again, and the values of the run are not refused.
+  written.train.num_steps = 6
+  tiny.run_training(written, tmp_path / 'run')
+  assert [line['step'] for line in read_metrics(tmp_path / 'run')] == [
+    *range(1, 7)
+  ]
+  assert read_recipe(str(file)).config.to_dict() == written.to_dict()
+
+
+def read_metadata_of(workdir):
+  return checkpoint.read_metadata(checkpoint.find_checkpoint(workdir))
 
 
 def test_train_keeps_the_newest_checkpoints(tiny_run):

@@ -610,6 +610,9 @@ class Lines(TrainingLog):
     """Keeps the figures of a step."""
     self.figures.append(figures)
 
+  def advance(self, done):
+    """Does nothing; there is no bar."""
+
 
 def figures_of_a_step(precision, **figures):
   log = Lines()

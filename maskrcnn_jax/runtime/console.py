@@ -1,0 +1,74 @@
+"""The log on the standard error output.
+
+This module must not import JAX, because programs use it before they announce
+that import.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import logging as standard_logging
+import pathlib
+import sys
+
+from absl import logging
+
+from maskrcnn_jax.runtime.status_line import keep_below
+
+_FORMAT = standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
+
+_PACKAGE = str(pathlib.Path(__file__).parents[1])
+
+
+def set_up_console() -> None:
+  """Configures the log on stderr.
+
+  It shows all messages of this program and only the warnings and errors of the
+  libraries, each with the time of day. On a terminal, all output appears above
+  the status line.
+  """
+  keep_below()
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  logging.set_stderrthreshold(logging.INFO)
+  handler = logging.get_absl_handler()
+  handler.setFormatter(_FORMAT)
+  handler.addFilter(_is_shown)
+
+
+def _is_shown(record: standard_logging.LogRecord) -> bool:
+  """Tells whether a message is of this program, or at least a warning."""
+  return record.levelno >= standard_logging.WARNING or (
+    record.pathname.startswith(_PACKAGE)
+  )
+
+
+@contextlib.contextmanager
+def shown_log() -> Iterator[None]:
+  """Context manager that shows the log on stderr, as the command line does.
+
+  At the end, logging is as before. Nothing is changed if the caller has set
+  absl's verbosity, for example to show the log or to hide it.
+  """
+  if logging.get_verbosity() != logging.WARNING:  # the default
+    yield
+    return
+  streams = sys.stdout, sys.stderr
+  keep_below()
+  logger = logging.get_absl_logger()
+  level, propagates = logger.level, logger.propagate
+  # absl's own handler would print a line about flags that were not parsed.
+  handler = standard_logging.StreamHandler(sys.stderr)
+  handler.setFormatter(_FORMAT)
+  handler.addFilter(_is_shown)
+  logger.addHandler(handler)
+  logger.setLevel(standard_logging.INFO)
+  # Libraries give the root logger a handler, which would repeat the lines.
+  logger.propagate = False
+  try:
+    yield
+  finally:
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = propagates
+    sys.stdout, sys.stderr = streams
+    logging.get_absl_handler().python_handler.setStream(sys.stderr)
