@@ -137,7 +137,9 @@ def test_other_weights_of_a_file_must_be_converted(refuse, started, file):
 
 
 def test_a_run_is_continued_without_the_first_weights(run, started, file):
-  (file.parent / 'run' / 'checkpoints').mkdir(parents=True)
+  # A saved step has these two folders.
+  for item in ('model', 'metadata'):
+    (file.parent / 'run' / 'checkpoints' / '5' / item).mkdir(parents=True)
   status, _, err = run(
     f'--config={file}',
     f'--workdir={file.parent / "run"}',

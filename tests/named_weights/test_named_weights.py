@@ -16,7 +16,7 @@ import tiny
 from maskrcnn_jax import __version__, named_weights
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.config.check import check_config
-from maskrcnn_jax.config.command_line import apply_overrides
+from maskrcnn_jax.config.command_line import apply_overrides, parse_overrides
 from maskrcnn_jax.config.fine_tuning import shrink_warning
 from maskrcnn_jax.convert_weights import command_line
 from maskrcnn_jax.convert_weights.peer_models import (
@@ -109,8 +109,8 @@ def model_of(row):
   """Returns sizes of a small model that has the conventions of a row."""
   sizes = SMALL | dict(depth=50)
   if '32x8d' in row.name:
-    sizes |= dict(groups=32, group_width=1, width=32)
-  if row.name.lower().endswith(('gn', '_gn')):
+    sizes |= dict(groups=4, group_width=32, width=32)
+  if row.name.lower().endswith('gn'):
     sizes |= dict(norm='group', width=32, fpn_channels=32, mask_channels=32)
     sizes |= dict(box_convs=1, box_fcs=1)
   return sizes
@@ -133,7 +133,9 @@ def test_conventions_are_those_that_the_converter_finds(name):
   row = table.find_row(name)
   flags = dict(flag[2:].split('=') for flag in row.conventions)
   program = flags['source_format']
-  arrays = peer_arrays(random_leaves(model_of(row)), program)
+  # The second names of Caffe2's norms are those of group norm.
+  alias = int(program == 'caffe2' and name.endswith('GN'))
+  arrays = peer_arrays(random_leaves(model_of(row)), program, alias=alias)
   assert guess_format(arrays) == program
   config = recipe_of(arrays, {}, program, Conventions())
   assert config.model.norm_eps == float(flags['norm_eps'])
@@ -483,14 +485,14 @@ def test_the_proposed_image_size_halves_the_images():
     'data.long_side',
     'data.padded_sizes',
   ]
-  larger = apply_overrides(config, flags)
-  check_config(larger, for_training=False)
-  assert larger.data.short_side == 1504  # Half of 3000, in multiples of 32.
-  assert shrink_warning(heights, widths, larger) == ''
+  apply_overrides(config, parse_overrides(flags))
+  check_config(config, for_training=False)
+  assert config.data.short_side == 1504  # Half of 3000, in multiples of 32.
+  assert shrink_warning(heights, widths, config) == ''
 
 
 def write_coco(folder, tiny_data):
-  """Writes the drawn shapes as if they were COCO val2017, and returns flags.
+  """Writes the drawn shapes as if they were COCO val2017, all of class 1.
 
   Args:
     folder: The folder to write val2017 and annotations/ to.
@@ -500,6 +502,8 @@ def write_coco(folder, tiny_data):
   content['categories'] = [
     {'id': id_, 'name': name} for id_, name in COCO_CLASSES.items()
   ]
+  for annotation in content['annotations']:
+    annotation['category_id'] = 1
   (folder / 'annotations').mkdir(parents=True)
   (folder / 'annotations' / 'instances_val2017.json').write_text(
     json.dumps(content)
