@@ -6,13 +6,14 @@
       --config.data.train.annotations=TRAIN.json \
       --config.data.eval.images=IMAGES --config.data.eval.annotations=VAL.json
 
-CHECKPOINT is the workdir of a run of this program, or the output of
-`convert_weights`. The network, its box conventions, the anchors, the numbers of
-boxes and the image sizes are taken from the checkpoint. The number of classes,
-the number of objects in an image and the schedule are computed from the
-annotations, and the log names the chosen values. A value on the command line
-replaces the chosen value; if the weights cannot be used with it, the program
-says so and ends.
+CHECKPOINT is the workdir of a run of this program, the output of
+`convert_weights`, or the name of published weights, such as
+torchvision:maskrcnn_resnet50_fpn_v2 (--list_weights lists the names). The
+network, its box conventions, the anchors, the numbers of boxes and the image
+sizes are taken from the checkpoint. The number of classes, the number of
+objects in an image and the schedule are computed from the annotations, and the
+log names the chosen values. A value on the command line replaces the chosen
+value; if the weights cannot be used with it, the program says so and ends.
 
 The reasons for the numbers:
 - Learning rate: half of the checkpoint's rate, per image of a batch. The

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
+from maskrcnn_jax import named_weights
 from maskrcnn_jax.errors import InputError, SaveError, print_error
 from maskrcnn_jax.runtime.console import set_up_console
 from maskrcnn_jax.runtime.status_line import hide, waiting
@@ -64,14 +65,24 @@ _CHECKPOINT = flags.DEFINE_string(
   'checkpoint',
   None,
   'For eval and predict: the workdir of a training, whose newest checkpoint '
-  'is used, or the folder of one checkpoint, WORKDIR/checkpoints/STEP. '
-  'Default: --workdir.',
+  'is used, the folder of one checkpoint, WORKDIR/checkpoints/STEP, or the '
+  'name of published weights, such as torchvision:maskrcnn_resnet50_fpn_v2; '
+  'see --list_weights. Default: --workdir.',
 )
 _INIT_FROM = flags.DEFINE_string(
   'init_from',
   None,
-  'For train: a checkpoint to take the initial weights from. The training '
-  'starts at step 0 with a new optimizer state.',
+  'For train: a checkpoint to take the initial weights from, or the name of '
+  'published weights, such as torchvision:resnet50; see --list_weights. The '
+  'training starts at step 0 with a new optimizer state.',
+)
+_LIST_WEIGHTS = flags.DEFINE_boolean(
+  'list_weights',
+  False,
+  'Print the names of published weights for --init_from and --checkpoint, with '
+  'their addresses, APs and licences, and end. They are downloaded at the '
+  'first use, to $MASKRCNN_JAX_WEIGHTS or ~/.cache/maskrcnn_jax/weights; '
+  '$MASKRCNN_JAX_MIRROR is the address of a mirror.',
 )
 _INPUT = flags.DEFINE_string(
   'input',
@@ -175,6 +186,9 @@ def main(argv: list[str]) -> int:
     SaveError: If a checkpoint cannot be written.
   """
   path, overrides = _parse_flags(argv)
+  if _LIST_WEIGHTS.value:
+    print(named_weights.list_weights())
+    return 0
   weight = _take_settings(path, overrides)
   workdir = _check_flags(path)
   profile_steps = _parse_profile_steps(_PROFILE_STEPS.value)
@@ -191,6 +205,12 @@ def main(argv: list[str]) -> int:
   )
   if weight and _MODE.value == 'train' and not _INIT_FROM.value:
     require_weights(weight, workdir)
+  # This comes before the start of the processes, which may take longer than
+  # they wait for each other.
+  init_from = _find_init_from(recipe.config.train.fine_tune, workdir)
+  checkpoint = _CHECKPOINT.value or str(workdir)
+  if named_weights.is_name(checkpoint):
+    checkpoint = named_weights.find_checkpoint(checkpoint)
 
   with waiting('Starting JAX'):
     import jax
@@ -235,12 +255,11 @@ def main(argv: list[str]) -> int:
   cluster.keep_compiled(_COMPILATION_CACHE.value)
   with watchdog(recipe.config.train.watchdog_seconds):
     if _MODE.value != 'train':
-      return _evaluate_or_predict(recipe, workdir)
-    init_from = _INIT_FROM.value
+      return _evaluate_or_predict(recipe, workdir, pathlib.Path(checkpoint))
     train(
       recipe.config,
       workdir,
-      init_from=pathlib.Path(init_from) if init_from else None,
+      init_from=init_from,
       skip_test=_SKIP_TEST.value,
       resume=_RESUME.value,
       allow_changes=_ALLOW_CHANGES.value,
@@ -250,14 +269,44 @@ def main(argv: list[str]) -> int:
   return 0
 
 
+def _find_init_from(
+  is_fine_tuning: bool, workdir: pathlib.Path
+) -> pathlib.Path | None:
+  """Returns the checkpoint that --init_from gives, `None` if it is not given.
+
+  Named weights are downloaded and converted, unless the training continues and
+  needs them no more.
+
+  Args:
+    is_fine_tuning: Whether the recipe takes values from the checkpoint, which
+      it needs also when the training continues.
+    workdir: The folder of the run.
+
+  Raises:
+    InputError: If named weights cannot be had.
+  """
+  init_from = _INIT_FROM.value
+  if not init_from:
+    return None
+  if named_weights.is_name(init_from):
+    from maskrcnn_jax.runtime.checkpoint import saved_steps
+
+    if is_fine_tuning or not saved_steps(workdir / 'checkpoints'):
+      init_from = named_weights.find_checkpoint(init_from)
+  return pathlib.Path(init_from)
+
+
 def _evaluate_or_predict(
-  recipe: 'maskrcnn_jax.config.recipe.Recipe', workdir: pathlib.Path
+  recipe: 'maskrcnn_jax.config.recipe.Recipe',
+  workdir: pathlib.Path,
+  checkpoint: pathlib.Path,
 ) -> int:
   """Loads a checkpoint and evaluates it or predicts with it, as --mode says.
 
   Args:
     recipe: The recipe that the user gave, or only the given keys.
     workdir: The folder that results are written to.
+    checkpoint: A workdir, its folder of checkpoints, or the folder of one step.
 
   Returns:
     The exit status: 0, or 2 if a picture could not be read.
@@ -267,10 +316,11 @@ def _evaluate_or_predict(
       pictures cannot be used.
   """
   from maskrcnn_jax.detector import load_detector
+  from maskrcnn_jax.evaluation.published_ap import expect_published_ap
   from maskrcnn_jax.predict import predict
   from maskrcnn_jax.training.evaluations import evaluate_and_report
 
-  detector = load_detector(pathlib.Path(_CHECKPOINT.value or workdir), recipe)
+  detector = load_detector(checkpoint, recipe)
   if _MODE.value == 'predict':
     assert _INPUT.value is not None  # `_check_flags` refuses this.
     num_unreadable = predict(
@@ -281,6 +331,9 @@ def _evaluate_or_predict(
     )
     return 2 if num_unreadable else 0
 
+  name = _CHECKPOINT.value or ''
+  if named_weights.is_name(name) and not _SKIP_EVAL.value:
+    logging.info('%s', expect_published_ap(detector.config, name))
   evaluate_and_report(detector, workdir, skip_eval=_SKIP_EVAL.value)
   return 0
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 import tiny
 
+from maskrcnn_jax import __version__
 from maskrcnn_jax.config.recipe import read_recipe
 from maskrcnn_jax.convert_to_coco import convert as to_coco
 
@@ -99,8 +100,15 @@ def test_flags_and_pairs_with_a_recipe_of_this_program(
   assert "DTYPE float16 -> precision = 'fp16'" in lines
 
 
-def test_the_weights_of_a_file_must_be_converted(refuse, started, file):
-  arguments = (
+def test_the_weights_of_a_file_are_those_of_the_catalog(
+  run, started, file, tmp_path, monkeypatch
+):
+  # The weights are in the cache already, so nothing is downloaded.
+  weights = 'catalog_ImageNetPretrained_MSRA_R-50'
+  converted = tmp_path / 'converted' / f'{weights}-{__version__}'
+  converted.mkdir(parents=True)
+  monkeypatch.setenv('MASKRCNN_JAX_WEIGHTS', str(tmp_path))
+  status, _, err = run(
     f'--config_file={file}',
     f'--workdir={file.parent / "run"}',
     'DATASETS.TRAIN',
@@ -108,14 +116,30 @@ def test_the_weights_of_a_file_must_be_converted(refuse, started, file):
     'DTYPE',
     'tf32',
   )
-  line = refuse(*arguments)
-  assert 'MODEL.WEIGHT is catalog://ImageNetPretrained/MSRA/R-50' in line
-  assert 'Give --init_from=weights/R-50: download https://dl.fbaipub' in line
+  assert status == 0, err
+  assert started[0][2]['init_from'] == converted
+
+
+def test_other_weights_of_a_file_must_be_converted(refuse, started, file):
+  line = refuse(
+    f'--config_file={file}',
+    f'--workdir={file.parent / "run"}',
+    'DATASETS.TRAIN',
+    'coco_2017_train',
+    'DTYPE',
+    'tf32',
+    'MODEL.WEIGHT',
+    'https://example.com/R-50.pkl',
+  )
+  assert 'MODEL.WEIGHT is https://example.com/R-50.pkl' in line
+  assert 'Give --init_from=weights/R-50: download https://example.com' in line
   assert started == []
 
 
 def test_a_run_is_continued_without_the_first_weights(run, started, file):
-  (file.parent / 'run' / 'checkpoints').mkdir(parents=True)
+  # A saved step has these two folders.
+  for item in ('model', 'metadata'):
+    (file.parent / 'run' / 'checkpoints' / '5' / item).mkdir(parents=True)
   status, _, err = run(
     f'--config={file}',
     f'--workdir={file.parent / "run"}',

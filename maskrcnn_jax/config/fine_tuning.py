@@ -6,12 +6,16 @@
 import math
 from typing import Any
 
+from jaxtyping import Int
 import ml_collections
+import numpy as np
 
 from maskrcnn_jax.config.comparison import stored_config
 from maskrcnn_jax.config.defaults import default_config, set_value, value_of
 from maskrcnn_jax.config.keys import KEYS, WEIGHTS
+from maskrcnn_jax.config.nvidia_training import padded_sizes
 from maskrcnn_jax.config.precedence import ignored_line, refuse_other_values
+from maskrcnn_jax.data.canvases import resized_size
 
 # Keys that are always taken from the checkpoint: with other values, the network
 # would differ from the network that the weights were trained for, or would get
@@ -180,4 +184,52 @@ def fit(
     f'Fine-tuning on {num_images} images of at most {most_objects} objects, '
     f'{config.train.batch_size} a step: {text}. Each value can be set, for '
     f'example --config.train.num_steps={2 * steps}'
+  )
+
+
+def shrink_warning(
+  heights: Int[np.ndarray, 'n'],
+  widths: Int[np.ndarray, 'n'],
+  config: ml_collections.ConfigDict,
+) -> str:
+  """Warns if the image size of the checkpoint is too small for the data.
+
+  It is too small if it shrinks more than half of the images to less than half
+  of their height and width.
+
+  Args:
+    heights: Heights of the n training images, in pixels.
+    widths: Widths of the n training images, in pixels.
+    config: The complete recipe.
+
+  Returns:
+    The warning in one line, with flags that halve the images; '' if the image
+    size is large enough.
+  """
+  sides = config.data.short_side, config.data.long_side
+  scales = np.array(
+    [
+      resized_size(height, width, short_side=sides[0], long_side=sides[1])[0]
+      / height
+      for height, width in zip(heights.tolist(), widths.tolist(), strict=True)
+    ]
+  )
+  median = float(np.median(scales)) if len(scales) else 1.0
+  if median >= 0.5:
+    return ''
+  middle = int(np.argsort(scales)[len(scales) // 2])
+  size = int(heights[middle]), int(widths[middle])
+  # 0.5 / median times as large, and rounded up to the stride of the network.
+  short, long = (
+    -(-math.ceil(side * 0.5 / median) // 32) * 32 for side in sides
+  )
+  padded = repr(padded_sizes(short, long)).replace(' ', '')
+  return (
+    f'THE IMAGES ARE SHRUNK to {median:.2f} of their height and width (median; '
+    f'for example from {size[0]}x{size[1]} pixels), because the checkpoint was '
+    f'trained with data.short_side {sides[0]} and data.long_side {sides[1]}. '
+    'Small objects may disappear. If yours are small, cut the images into '
+    f'pieces, or give --config.data.short_side={short} --config.data.long_side='
+    f"{long} --config.data.padded_sizes='{padded}', which halves the images "
+    'and needs more memory.'
   )

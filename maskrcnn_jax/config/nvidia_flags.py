@@ -6,45 +6,22 @@ OUTPUT_DIR is the workdir, and MODEL.WEIGHT the checkpoint to start from.
 import pathlib
 
 from maskrcnn_jax.errors import InputError
-
-# Folder of the files of Detectron, which catalog://ImageNetPretrained names.
-# Source: NVIDIA's Mask R-CNN For PyTorch, config/paths_catalog.py.
-_ADDRESS = 'https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained'
-_FILES = {
-  'MSRA/R-50': 'MSRA/R-50.pkl',
-  'MSRA/R-50-GN': '47261647/R-50-GN.pkl',
-  'MSRA/R-101': 'MSRA/R-101.pkl',
-  'MSRA/R-101-GN': '47592356/R-101-GN.pkl',
-  'FAIR/20171220/X-101-32x8d': '20171220/X-101-32x8d.pkl',
-}
+from maskrcnn_jax.named_weights import is_name
 
 
 def advice_on_weights(weight: str) -> str:
   """Returns the remark on a value of MODEL.WEIGHT.
 
   Args:
-    weight: 'catalog://...', an address, the path of a file, or a folder with a
-      checkpoint of this program.
+    weight: The name of published weights, such as 'catalog://...', an address,
+      the path of a file, or a folder with a checkpoint of this program.
 
   Returns:
     The flag to give and, if the weights must be converted first, the commands
     that make its value.
   """
-  if pathlib.Path(weight).is_dir():
+  if pathlib.Path(weight).is_dir() or is_name(weight):
     return f'--init_from={weight}'
-  name = weight.removeprefix('catalog://ImageNetPretrained/')
-  if name in _FILES:
-    file = _FILES[name]
-    stem = pathlib.PurePosixPath(file).stem
-    return (
-      f'--init_from=weights/{stem}: download {_ADDRESS}/{file}, then python -m '
-      f'maskrcnn_jax.convert_weights {stem}.pkl weights/{stem}'
-    )
-  if weight.startswith('catalog://'):
-    return (
-      '--init_from=CHECKPOINT: this entry of the catalog is not known; take a '
-      'file that python -m maskrcnn_jax.convert_weights FILE CHECKPOINT reads'
-    )
   stem = pathlib.PurePosixPath(weight.replace('\\', '/')).stem
   file = pathlib.PurePosixPath(weight).name if '://' in weight else weight
   download = f'download {weight}, then ' if '://' in weight else ''
@@ -62,10 +39,11 @@ def flags_from(
 ) -> dict[str, str]:
   """Returns the flags that OUTPUT_DIR and MODEL.WEIGHT stand for.
 
-  MODEL.WEIGHT counts only if it is a folder, which must be a checkpoint. To
-  evaluate or predict, the checkpoints of the workdir are used instead of the
-  MODEL.WEIGHT of a file, if there are any. A flag on the command line is used
-  instead of a key in a file.
+  MODEL.WEIGHT counts only if it is a folder, which must be a checkpoint, or the
+  name of published weights. To evaluate or predict, the checkpoints of the
+  workdir are used instead of the MODEL.WEIGHT of a file, if there are any; and
+  a name in a file counts only in a training, which it is meant to start. A flag
+  on the command line is used instead of a key in a file.
 
   Args:
     settings: The two keys, as `yaml_recipe.settings_of` returns them.
@@ -87,8 +65,9 @@ def flags_from(
     if key == 'MODEL.WEIGHT':
       workdir = pathlib.Path(flags['workdir'] or result.get('workdir', ''))
       is_trained = (workdir / 'checkpoints').is_dir()
-      if not pathlib.Path(value).is_dir() or (
-        mode != 'train' and is_trained and not is_pair
+      is_usable = pathlib.Path(value).is_dir() or is_name(value)
+      if not is_usable or (
+        mode != 'train' and not is_pair and (is_trained or is_name(value))
       ):
         continue
     if not flags[name]:
@@ -105,7 +84,7 @@ def require_weights(weight: str, workdir: pathlib.Path) -> None:
   """Raises an InputError if a training lacks the weights of MODEL.WEIGHT.
 
   It is called if --init_from is not given. A training that continues a run
-  needs no weights.
+  needs no weights, and MODEL.WEIGHT is not a name or a folder.
 
   Args:
     weight: The value of MODEL.WEIGHT.
@@ -113,7 +92,8 @@ def require_weights(weight: str, workdir: pathlib.Path) -> None:
   """
   if not (workdir / 'checkpoints').is_dir():
     raise InputError(
-      f'MODEL.WEIGHT is {weight}, but this program downloads nothing and reads '
-      f'only converted weights. Give {advice_on_weights(weight)}. MODEL.WEIGHT '
-      "'' trains from random weights."
+      f'MODEL.WEIGHT is {weight}, but this program downloads only weights that '
+      '--list_weights lists, and reads only converted weights. Give '
+      f"{advice_on_weights(weight)}. MODEL.WEIGHT '' trains from random "
+      'weights.'
     )

@@ -90,8 +90,9 @@ ROWS: tuple[Row, ...] = (
     # Names and folders.
     Row('OUTPUT_DIR', None, ('--workdir',)),
     Row('MODEL.WEIGHT', '', ('--init_from',),
-        note='a folder with a checkpoint is used; for a file or catalog:// the '
-        'program says which file to convert with convert_weights'),
+        note='a folder with a checkpoint is used, and the weights of a '
+        'catalog:// name are downloaded; for another file the program says how '
+        'to convert it with convert_weights'),
     Row('DATASETS.TRAIN', (), ('data.train.images', 'data.train.annotations'),
         note='`coco_2014_*` and `coco_2017_*` are expected in data/coco'),
     Row('DATASETS.TEST', (), ('data.eval.images', 'data.eval.annotations'),

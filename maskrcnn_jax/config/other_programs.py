@@ -20,7 +20,7 @@ Its YAML files, and those of maskrcnn-benchmark, can be used as they are:
 
 ```
 python -m maskrcnn_jax.main --config-file e2e_mask_rcnn_R_50_FPN_1x.yaml \\
-    --init_from weights/R-50 OUTPUT_DIR results SOLVER.BASE_LR 0.002 --amp
+    OUTPUT_DIR results SOLVER.BASE_LR 0.002 --amp
 ```
 
 - The log has a line for each key, such as `SOLVER.BASE_LR 0.002 ->
@@ -34,10 +34,11 @@ python -m maskrcnn_jax.main --config-file e2e_mask_rcnn_R_50_FPN_1x.yaml \\
   `DTYPE` an evaluation without `--config`. A pair and `--config.KEY=VALUE` that
   give a key two values are an error. `--config.KEY=VALUE` changes a value of a
   file.
-- Weights are not downloaded. For `catalog://ImageNetPretrained/MSRA/R-50` the
-  program names the file to download and the command that converts it;
-  `MODEL.WEIGHT FOLDER` with a converted checkpoint is `--init_from=FOLDER` (in
-  an evaluation `--checkpoint=FOLDER`).
+- `MODEL.WEIGHT catalog://ImageNetPretrained/MSRA/R-50` is `--init_from` with
+  the same name: the weights are downloaded and converted at the first use.
+  `--list_weights` lists all names. For another file, the program names the
+  command that converts it; `MODEL.WEIGHT FOLDER` with a converted checkpoint is
+  `--init_from=FOLDER` (in an evaluation `--checkpoint=FOLDER`).
 - `coco_2014_train`, `coco_2014_val`, `coco_2014_minival`,
   `coco_2014_valminusminival`, `coco_2017_train` and `coco_2017_val` are
   expected in `data/coco`. `coco_2014_minival` has the images of

@@ -4,11 +4,12 @@
   python -m maskrcnn_jax.convert_weights CHECKPOINT DEST --to=FORMAT
 
 In the first form, SOURCE is a .pth, .pkl or .safetensors file of torchvision,
-detectron2, maskrcnn-benchmark or Caffe2 (Detectron). DEST becomes a checkpoint
-directory for --checkpoint and --init_from. In the second form, CHECKPOINT is a
-checkpoint directory and DEST becomes a .pth file; for detectron2 it may also be
-a .pkl file. None of these programs needs to be installed. No code that a file
-contains or names is run.
+detectron2, maskrcnn-benchmark or Caffe2 (Detectron), or the name of published
+weights, which are downloaded (python -m maskrcnn_jax.main --list_weights lists
+them). DEST becomes a checkpoint directory for --checkpoint and --init_from. In
+the second form, CHECKPOINT is a checkpoint directory and DEST becomes a .pth
+file; for detectron2 it may also be a .pkl file. None of these programs needs to
+be installed. No code that a file contains or names is run.
 
 Exit status: 0 done, 1 failed while running, 2 wrong input.
 """
@@ -21,6 +22,7 @@ from typing import NoReturn
 from absl import logging
 import numpy as np
 
+from maskrcnn_jax import named_weights
 from maskrcnn_jax.config.command_line import with_underscores
 from maskrcnn_jax.convert_weights.convert import convert
 from maskrcnn_jax.convert_weights.export_weights import export
@@ -59,7 +61,8 @@ def main() -> None:
     description=__doc__.split('\n\n')[0],
   )
   parser.add_argument(
-    'source', type=pathlib.Path, help='weight file, or a checkpoint with --to'
+    'source',
+    help='weight file or name of published weights, or a checkpoint with --to',
   )
   parser.add_argument(
     'dest',
@@ -144,9 +147,22 @@ def main() -> None:
         )
     with waiting('Exporting the weights'):
       export(
-        flags.source, flags.dest, to=flags.to, coco_91=flags.coco_rows == 91
+        pathlib.Path(flags.source),
+        flags.dest,
+        to=flags.to,
+        coco_91=flags.coco_rows == 91,
       )
     return
+  source = pathlib.Path(flags.source)
+  if named_weights.is_name(flags.source):
+    source = named_weights.find_file(flags.source)
+    # The flags that the user gives come last, so that they count.
+    flags = parser.parse_args(
+      [
+        *named_weights.conventions(flags.source),
+        *with_underscores(sys.argv[1:]),
+      ]
+    )
   names = None
   if flags.categories:
     index = coco.read_coco(flags.categories, require_masks=False)
@@ -154,7 +170,7 @@ def main() -> None:
   stride = flags.stride_in_1x1
   with waiting('Converting the weights'):
     convert(
-      flags.source,
+      source,
       flags.dest,
       source_format=flags.source_format,
       names=names,

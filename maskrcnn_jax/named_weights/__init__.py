@@ -8,6 +8,7 @@ from maskrcnn_jax.named_weights.cache import find_checkpoint, find_file
 from maskrcnn_jax.named_weights.table import (
   TABLE,
   NamedWeights,
+  conventions,
   is_name,
   list_weights,
   proposal,
@@ -17,6 +18,7 @@ from maskrcnn_jax.named_weights.table import (
 __all__ = [
   'TABLE',
   'NamedWeights',
+  'conventions',
   'find_checkpoint',
   'find_file',
   'is_name',

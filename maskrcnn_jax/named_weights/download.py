@@ -129,7 +129,8 @@ def _receive(address: str, part: pathlib.Path, bar: tqdm) -> None:
     headers['Range'] = f'bytes={have}-'
   request = urllib.request.Request(address, headers=headers)
   try:
-    response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    # `urlopen` would keep the proxies that it found at its first call.
+    response = urllib.request.build_opener().open(request, timeout=_TIMEOUT)
   except urllib.error.HTTPError as error:
     with error:
       if error.code == 416 and have:

@@ -430,6 +430,15 @@ def find_row(name: str) -> NamedWeights:
   )
 
 
+def conventions(name: str) -> tuple[str, ...]:
+  """Returns the conventions of named weights, as flags of `convert_weights`.
+
+  Raises:
+    InputError: If there are no weights of this name.
+  """
+  return find_row(name).conventions
+
+
 def published_ap(name: str) -> dict[str, tuple[float, float] | None]:
   """Returns the AP on COCO val2017 that is published for named weights.
 

@@ -199,6 +199,11 @@ def prepare_run(
     )
     check_config(config)
     remarks.append(remark)
+    warning = fine_tuning.shrink_warning(
+      index.heights[rows], index.widths[rows], config
+    )
+    if warning and cluster.is_main():
+      logging.warning('%s', warning)
   eval_every = steps_between(config, len(rows))
   eval_source = source_of(config, 'eval')
   if eval_every and eval_source is None:

@@ -23,6 +23,7 @@ from maskrcnn_jax.config.keys import BY_NAME, names
 from maskrcnn_jax.data.coco_index import has_names
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.model.backbone import frozen_prefixes
+from maskrcnn_jax.named_weights import proposal
 from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.run_checkpoints import set_aside
 from maskrcnn_jax.training.state import (
@@ -66,8 +67,10 @@ def adopt_checkpoint(
   if init_from is None:
     raise InputError(
       '--init_from=CHECKPOINT is missing. A fine-tuning needs the checkpoint '
-      'that it starts from, also when it is continued. To train without a '
-      'checkpoint, use --config=nuclei.'
+      'that it starts from, also when it is continued. CHECKPOINT is a workdir '
+      'of this program, converted weights, or the name of published weights, '
+      f'which are downloaded: {proposal()}; --list_weights lists all. To train '
+      'without a checkpoint, use --config=nuclei.'
     )
   path = checkpoint.find_checkpoint(init_from)
   config, lines = fine_tuning.adopt(
@@ -277,7 +280,8 @@ def _warn_of_frozen(random_arrays: list[str], freeze_at: int) -> None:
     logging.warning(
       'FROZEN AND RANDOM: %s start with random weights, and '
       'config.freeze_at=%d keeps them random for the whole training. Give '
-      'pretrained weights with --init_from=CHECKPOINT, or train all stages '
+      'pretrained weights with --init_from=CHECKPOINT (--list_weights lists '
+      'names of some to download), or train all stages '
       'with --config.freeze_at=0 (without pretrained weights, also give '
       '--config.model.norm=group).',
       ', '.join(frozen),

@@ -227,3 +227,22 @@ def test_fine_tuning_without_a_checkpoint_is_refused(tiny_data, tmp_path):
   config = tiny.with_data(recipe(), tiny_data)
   with pytest.raises(InputError, match='--init_from=CHECKPOINT is missing'):
     tiny.run_training(config, tmp_path)
+
+
+@pytest.mark.parametrize(('short_side', 'warns'), [(24, True), (40, False)])
+def test_a_fine_tuning_warns_if_the_data_are_shrunk(
+  tiny_run, tiny_data, tmp_path, monkeypatch, caplog, short_side, warns
+):
+  def end(*_, **__):
+    """Ends the training after it has read the data."""
+    raise InputError('read')
+
+  monkeypatch.setattr('maskrcnn_jax.training.run.first_state', end)
+  config = tiny.with_data(recipe(), tiny_data)
+  # The images are of 64 x 64 pixels.
+  config.data.short_side = short_side
+  with pytest.raises(InputError, match='^read$'):
+    tiny.run_training(config, tmp_path / 'run', init_from=tiny_run[0])
+  # 24 / 64 is 0.375.
+  warnings = [text for text in caplog.messages if 'SHRUNK to 0.38' in text]
+  assert len(warnings) == warns

@@ -36,9 +36,7 @@ def write(tmp_path):
     ('SOLVER.BASE_LR 0.04 -> optimizer.learning_rate = 0.04', 1),
     (
       'MODEL.WEIGHT catalog://ImageNetPretrained/MSRA/R-50 -> '
-      '--init_from=weights/R-50: download https://dl.fbaipublicfiles.com/'
-      'detectron/ImageNetPretrained/MSRA/R-50.pkl, then python -m '
-      'maskrcnn_jax.convert_weights R-50.pkl weights/R-50',
+      '--init_from=catalog://ImageNetPretrained/MSRA/R-50',
       1,
     ),
     ("MODEL.BACKBONE.CONV_BODY R-50-FPN -> model.body = 'fpn', ", 1),
@@ -341,9 +339,10 @@ def test_a_key_must_not_be_given_twice_with_different_values(write):
 @pytest.mark.parametrize(
   ('weight', 'advice'),
   [
-    ('catalog://ImageNetPretrained/MSRA/R-101', 'MSRA/R-101.pkl, then'),
-    ('catalog://ImageNetPretrained/MSRA/R-50-GN', '47261647/R-50-GN.pkl, then'),
-    ('catalog://Caffe2Detectron/COCO/1/x', 'this entry of the catalog is not'),
+    (
+      'catalog://ImageNetPretrained/MSRA/R-101',
+      '--init_from=catalog://ImageNetPretrained/MSRA/R-101',
+    ),
     (
       '/data/R-50.pkl',
       '--init_from=weights/R-50: python -m maskrcnn_jax.convert_weights '
@@ -369,6 +368,20 @@ def test_advice_on_weights(weight, advice):
     ({'MODEL.WEIGHT': ('run', False)}, {}, 'train', {'init_from': 'run'}),
     ({'MODEL.WEIGHT': ('run', False)}, {}, 'eval', {'checkpoint': 'run'}),
     ({'MODEL.WEIGHT': ('none', False)}, {}, 'train', {}),
+    (
+      {'MODEL.WEIGHT': ('catalog://x', False)},
+      {},
+      'train',
+      {'init_from': 'catalog://x'},
+    ),
+    # A file names the weights that its training starts from.
+    ({'MODEL.WEIGHT': ('catalog://x', False)}, {}, 'eval', {}),
+    (
+      {'MODEL.WEIGHT': ('catalog://x', True)},
+      {},
+      'eval',
+      {'checkpoint': 'catalog://x'},
+    ),
     ({'MODEL.WEIGHT': ('run', False)}, {'init_from': 'x'}, 'train', {}),
     # The checkpoints of a training are used, not those that it started from.
     ({'MODEL.WEIGHT': ('run', False)}, {'workdir': 'run'}, 'eval', {}),

@@ -94,6 +94,7 @@ def calls(program):
     'download_dataset.sh',
     'verify_dataset.sh',
     'extract_dataset.sh',
+    'verify_published_ap.sh',
     'docker/build.sh',
     'docker/interactive.sh',
   ],
