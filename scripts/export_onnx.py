@@ -5,8 +5,8 @@
       --to=torchvision
   python scripts/export_onnx.py DIR/export.json DIR/model.pth DIR/model.onnx
 
-The third command needs torch, torchvision, onnx and onnxscript, but nothing of
-this project, so that it runs in an environment of its own.
+The third command needs torch, torchvision and onnx, but nothing of this
+project, so that it runs in an environment of its own.
 
 The ONNX model has the input `image`, float32 [3, height, width], RGB in [0, 1];
 height and width may vary. Its results are `boxes` [d, 4], (x1, y1, x2, y2) in
@@ -36,6 +36,7 @@ from torchvision.models.detection.mask_rcnn import (
   MaskRCNNHeads,
   MaskRCNNPredictor,
 )
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 
@@ -77,11 +78,12 @@ def why_not(about: dict[str, Any]) -> str:
     return 'the model has no box head; torchvision has no such model.'
   if model['backbone'] != 'resnet' or model['body'] != 'fpn':
     return 'the model is no ResNet with a feature pyramid.'
-  if model['norm'] == 'group' or model['box_convs'] or model['width'] != 64:
+  if model['norm'] == 'group' or model['box_convs'] or model['box_fcs'] != 2:
     return (
-      'the model has group norm, convolutions in its box head, or another '
-      'width than 64, which convert_weights cannot write for torchvision.'
+      'the model has group norm, or a box head that is not two dense layers.'
     )
+  if model['width'] != 64:
+    return f'the stem of the model has {model["width"]} channels, not 64.'
   return ''
 
 
@@ -136,9 +138,9 @@ def build_model(about: dict[str, Any]) -> nn.Module:
     'box_detections_per_img': detections['max_detections'],
   }
   if network['output'] == 'boxes':
-    return FasterRCNN(backbone, **options).eval()
+    return with_exact_sizes(FasterRCNN(backbone, **options))
   layers = (network['mask_channels'],) * network['mask_convs']
-  return MaskRCNN(
+  model = MaskRCNN(
     backbone,
     mask_roi_pool=MultiScaleRoIAlign(
       levels, roi['mask_side'], about['sampling_ratio']
@@ -146,7 +148,46 @@ def build_model(about: dict[str, Any]) -> nn.Module:
     mask_head=MaskRCNNHeads(channels, layers, 1),
     mask_predictor=MaskRCNNPredictor(layers[-1], layers[-1], classes),
     **options,
-  ).eval()
+  )
+  return with_exact_sizes(model)
+
+
+def with_exact_sizes(model: FasterRCNN) -> FasterRCNN:
+  """Replaces the transform of a detector by an `ExactTransform`."""
+  old = model.transform
+  model.transform = ExactTransform(
+    old.min_size, old.max_size, old.image_mean, old.image_std
+  )
+  return model.eval()
+
+
+class ExactTransform(GeneralizedRCNNTransform):
+  """Prepares an image as torchvision does, also when it is traced.
+
+  When torchvision's own class is traced, it computes the scale in float32, as a
+  product with a reciprocal: a picture of 200 pixels that should have 160 then
+  gets 159, and other objects are found.
+  """
+
+  def resize(
+    self, image: torch.Tensor, target: dict | None = None
+  ) -> tuple[torch.Tensor, dict | None]:
+    """Resizes an image to the size that torchvision computes in float64.
+
+    Args:
+      image: Normalised pixels, [3, height, width].
+      target: Not used; returned as it is.
+    """
+    shape = torch._shape_as_tensor(image)[1:].double()
+    scale = torch.minimum(
+      torch.div(torch.tensor(float(self.min_size[0])).double(), shape.min()),
+      torch.div(torch.tensor(float(self.max_size)).double(), shape.max()),
+    )
+    size = torch.floor(shape * scale).long().clamp(min=1)
+    image = nn.functional.interpolate(
+      image[None], size=[size[0], size[1]], mode='bilinear', align_corners=False
+    )[0]
+    return image, target
 
 
 class OneImage(nn.Module):
@@ -188,8 +229,8 @@ def write_onnx(
     OneImage(model, has_masks).eval(),
     (torch.rand(3, height, width),),
     str(path),
-    # The sizes of a detector depend on the picture. torch.export, which is the
-    # default, cannot trace that in torchvision's code.
+    # The default, torch.export, fails in torchvision's NMS: the number of boxes
+    # depends on the picture.
     dynamo=False,
     opset_version=17,
     input_names=['image'],
