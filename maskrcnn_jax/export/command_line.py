@@ -4,11 +4,12 @@ r"""Exports a trained model to a folder that needs only JAX and NumPy.
       [--platforms=cpu,cuda,tpu] [--batch=1] [--sizes=800x1344,1344x800] \
       [--config.KEY=VALUE ...]
 
-DIR gets a StableHLO program for each size, from the bytes of a picture to boxes
-in the picture; weights.npz, the weights; export.json, with the names of the
-classes, the recipe, and the arguments and results of the programs; and
-loader.py, which shows how to run them. A program takes pictures that fit into
-its size and lie the same way: wide, upright, or, if the size is a square, both.
+DIR gets a StableHLO program for each size and platform, from the bytes of a
+picture to boxes in the picture; weights.npz, the weights; export.json, with the
+names of the classes, the recipe, and the arguments and results of the programs;
+and loader.py, which shows how to run them. A program takes pictures that fit
+into its size and lie the same way: wide, upright, or both if the size is a
+square.
 
 Exit status: 0 done, 1 failed while running, 2 wrong input.
 """
