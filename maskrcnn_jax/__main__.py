@@ -27,6 +27,7 @@ TOOLS = {
     'convert_weights',
     'convert weights from and to other programs',
   ),
+  'export': ('export', 'export a model for programs without this package'),
   'benchmark': (
     'benchmark',
     'measure the speed of training, inference or data loading',

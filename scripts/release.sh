@@ -9,8 +9,7 @@
 #      "## X.Y.Z - YYYY-MM-DD", and that neither the tag vX.Y.Z is at another
 #      commit nor another version's tag at this one;
 #   2. builds the source distribution and the wheel of the last commit into dist/;
-#   3. installs the wheel into an empty environment and, in an empty folder, runs
-#      the doctor, trains a few steps with a packaged recipe, and predicts;
+#   3. tries the wheel in an empty environment: see scripts/try_wheel.sh;
 #   4. prints the SHA-256 of both files and writes them to dist/SHA256SUMS.
 # It needs git, Python 3.12 or newer, and the network for packages; it takes about
 # five minutes. Exit status: 0 all is well, 1 a step failed, 2 a check failed.
@@ -49,11 +48,10 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python=$(find_python)
 unset PYTHONPATH
-export PIP_DISABLE_PIP_VERSION_CHECK=1 JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
-export JAX_COMPILATION_CACHE_DIR=$work/compiled
+export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 tell "Building $version into dist/"
-mkdir "$work/source" "$work/folder"
+mkdir "$work/source"
 # Only committed files count: an old *.egg-info, for example, would add files.
 git archive HEAD | tar -x -C "$work/source"
 "$python" -m venv "$work/build"
@@ -67,32 +65,8 @@ sdist=$PWD/dist/maskrcnn_jax-$version.tar.gz
 wheel=$PWD/dist/maskrcnn_jax-$version-py3-none-any.whl
 [[ -f "$sdist" && -f "$wheel" ]] || { ls dist >&2; exit 1; }
 
-tell 'Installing the wheel into an empty environment'
-"$python" -m venv "$work/empty"
-"$work/empty/bin/pip" install -q "$wheel"
-maskrcnn=$work/empty/bin/maskrcnn
-cd "$work/folder"
-installed=$("$work/empty/bin/python" -c \
-  'import maskrcnn_jax; print(maskrcnn_jax.__version__)')
-[[ "$installed" == "$version" ]] || { echo "It is $installed." >&2; exit 1; }
+bash scripts/try_wheel.sh "$wheel" "$python"
 
-tell 'maskrcnn doctor'
-"$maskrcnn" doctor
-
-tell 'Training four steps on drawn shapes, evaluating and predicting'
-"$maskrcnn" shapes drawn --train=8 --val=2 --size=64 > /dev/null
-"$maskrcnn" --config=shapes --workdir=run \
-  --config.train.num_steps=4 --config.train.batch_size=2 \
-  --config.data.train.images=drawn/images \
-  --config.data.train.annotations=drawn/instances_train.json \
-  --config.data.eval.images=drawn/images \
-  --config.data.eval.annotations=drawn/instances_val.json
-"$maskrcnn" --mode=predict --workdir=run --input=drawn/samples
-for file in inference/coco_results.json predictions/predictions.json; do
-  [[ -s "run/$file" ]] || { echo "There is no $file." >&2; exit 1; }
-done
-
-cd "$OLDPWD"
 (cd dist && sha256sum "${sdist##*/}" "${wheel##*/}" > SHA256SUMS)
 if [[ -n "$makes_tag" && -z "$tagged" ]]; then
   git tag -a "$tag" -m "Version $version"
