@@ -24,15 +24,14 @@ that reached its last step does not.
 import errno
 import os
 import pathlib
-import re
 import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from absl import flags, logging
+from absl import logging
 
-from maskrcnn_jax import named_weights
+from maskrcnn_jax import main_flags, named_weights
 from maskrcnn_jax.errors import InputError, SaveError, print_error
 from maskrcnn_jax.runtime.console import set_up_console
 from maskrcnn_jax.runtime.status_line import hide, waiting
@@ -40,135 +39,8 @@ from maskrcnn_jax.runtime.status_line import hide, waiting
 if TYPE_CHECKING:
   import maskrcnn_jax.config.recipe
 
-# This definition is only for --help: `split_arguments` reads the value of
-# --config, together with the --config.KEY arguments.
-flags.DEFINE_string(
-  'config',
-  None,
-  'The recipe: the name of a recipe that comes with the '
-  'program, such as r50_fpn, or a file FILE.py or FILE.yaml. '
-  '--config.KEY=VALUE changes a key of it, for example '
-  '--config.train.batch_size=8. If --config is left out, eval and predict use '
-  'the recipe that the checkpoint stores. --config_file is the same flag.',
-)
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Directory of the run: checkpoints, logs and results.'
-)
-_MODE = flags.DEFINE_enum(
-  'mode',
-  'train',
-  ['train', 'eval', 'predict'],
-  'train: train, save checkpoints, and evaluate at the end. eval: compute '
-  "COCO's AP of a checkpoint. predict: find objects in your own pictures.",
-)
-_CHECKPOINT = flags.DEFINE_string(
-  'checkpoint',
-  None,
-  'For eval and predict: the workdir of a training, whose newest checkpoint '
-  'is used, the folder of one checkpoint, WORKDIR/checkpoints/STEP, or the '
-  'name of published weights, such as torchvision:maskrcnn_resnet50_fpn_v2; '
-  'see --list_weights. Default: --workdir.',
-)
-_INIT_FROM = flags.DEFINE_string(
-  'init_from',
-  None,
-  'For train: a checkpoint to take the initial weights from, or the name of '
-  'published weights, such as torchvision:resnet50; see --list_weights. The '
-  'training starts at step 0 with a new optimizer state.',
-)
-_LIST_WEIGHTS = flags.DEFINE_boolean(
-  'list_weights',
-  False,
-  'Print the names of published weights for --init_from and --checkpoint, with '
-  'their addresses, APs and licences, and end. They are downloaded at the '
-  'first use, to $MASKRCNN_JAX_WEIGHTS or ~/.cache/maskrcnn_jax/weights; '
-  '$MASKRCNN_JAX_MIRROR is the address of a mirror.',
-)
-_INPUT = flags.DEFINE_string(
-  'input',
-  None,
-  'For predict: a picture, a folder of pictures, or a pattern such as '
-  "'pictures/*.jpg'.",
-)
-_RESUME = flags.DEFINE_boolean(
-  'resume',
-  True,
-  'For train: continue from the newest checkpoint in --workdir, if it has '
-  'any. --noresume refuses a workdir that has a checkpoint.',
-)
-_ALLOW_CHANGES = flags.DEFINE_boolean(
-  'allow_changes',
-  False,
-  'For train: continue a run although its recipe or its training set has '
-  'changed; the log lists the changes.',
-)
-_SKIP_TEST = flags.DEFINE_boolean(
-  'skip_test', False, 'For train: do not evaluate at the end.'
-)
-_SKIP_EVAL = flags.DEFINE_boolean(
-  'skip_eval',
-  False,
-  'For eval: write the detections to files, but do not compute the AP.',
-)
-_COORDINATOR = flags.DEFINE_string(
-  'coordinator',
-  None,
-  'For a run of several processes: HOST:PORT of process 0. SLURM, Open MPI '
-  '(mpirun) and Kubernetes give --coordinator, --num_processes and '
-  '--process_id themselves.',
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes',
-  None,
-  'Number of processes of the run. 1 runs this process alone, also under '
-  'SLURM, Open MPI or Kubernetes.',
-)
-_PROCESS_ID = flags.DEFINE_integer(
-  'process_id',
-  None,
-  'Number of this process, from 0 to --num_processes minus 1.',
-)
-_INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
-  'initialization_timeout',
-  300,
-  'Seconds to wait at the start for the other processes of the run.',
-  lower_bound=1,
-)
-_COMPILATION_CACHE = flags.DEFINE_string(
-  'compilation_cache',
-  None,
-  'Folder in which compiled programs are kept, so that the next run starts '
-  "faster; '' keeps none. Default: $JAX_COMPILATION_CACHE_DIR, or "
-  '~/.cache/maskrcnn_jax if that is not set. The machines of one run should '
-  'share the folder.',
-)
-_PROFILE_STEPS = flags.DEFINE_string(
-  'profile_steps',
-  None,
-  'For train: A:B records a trace of the steps A to B-1 for TensorBoard or '
-  'Perfetto and writes it to WORKDIR/profile.',
-)
 # The exit status that shells give to a program that SIGINT ended.
 _INTERRUPTED = 130
-
-# {flag: the modes that use it}. The other modes refuse the flag. A flag that
-# is not listed is for all modes.
-_MODES_OF_FLAGS = {
-  'allow_changes': ('train',),
-  'checkpoint': ('eval', 'predict'),
-  'init_from': ('train',),
-  'input': ('predict',),
-  'profile_steps': ('train',),
-  'resume': ('train',),
-  'skip_eval': ('eval',),
-  'skip_test': ('train',),
-}
-# {flag: the end of the message if another mode is given this flag}: the flag
-# that the user probably means.
-_ADVICE = {
-  'checkpoint': '; --init_from=CHECKPOINT trains from its weights',
-  'init_from': '; give --checkpoint=CHECKPOINT instead',
-}
 
 
 def main(argv: list[str]) -> int:
@@ -185,13 +57,13 @@ def main(argv: list[str]) -> int:
     FloatingPointError: If a loss of a training is not finite.
     SaveError: If a checkpoint cannot be written.
   """
-  path, overrides = _parse_flags(argv)
-  if _LIST_WEIGHTS.value:
+  path, overrides = main_flags.parse_flags(argv, description=__doc__)
+  if main_flags.LIST_WEIGHTS.value:
     print(named_weights.list_weights())
     return 0
-  weight = _take_settings(path, overrides)
-  workdir = _check_flags(path)
-  profile_steps = _parse_profile_steps(_PROFILE_STEPS.value)
+  weight = main_flags.take_settings(path, overrides)
+  workdir = main_flags.check_flags(path)
+  profile_steps = main_flags.parse_profile_steps(main_flags.PROFILE_STEPS.value)
   # The imports are here so that --help and the messages about wrong arguments
   # appear at once; importing JAX takes seconds.
   with waiting('Starting JAX'):
@@ -199,19 +71,13 @@ def main(argv: list[str]) -> int:
     from maskrcnn_jax.config.recipe import read_overrides, read_recipe
 
   recipe = (
-    read_recipe(path, overrides, for_training=_MODE.value == 'train')
+    read_recipe(path, overrides, for_training=main_flags.MODE.value == 'train')
     if path
     else read_overrides(overrides)
   )
-  if weight and _MODE.value == 'train' and not _INIT_FROM.value:
+  is_training = main_flags.MODE.value == 'train'
+  if weight and is_training and not main_flags.INIT_FROM.value:
     require_weights(weight, workdir)
-  # This comes before the start of the processes, which may take longer than
-  # they wait for each other.
-  init_from = _find_init_from(recipe.config.train.fine_tune, workdir)
-  checkpoint = _CHECKPOINT.value or str(workdir)
-  if named_weights.is_name(checkpoint):
-    checkpoint = named_weights.find_checkpoint(checkpoint)
-
   with waiting('Starting JAX'):
     import jax
 
@@ -222,20 +88,31 @@ def main(argv: list[str]) -> int:
       visible_gpus,
     )
     from maskrcnn_jax.runtime.watchdog import watchdog
+    from maskrcnn_jax.training.initial_weights import find_weights
     from maskrcnn_jax.training.run import train
 
+  # This comes before the start of the processes, because a download may take
+  # longer than they wait for each other.
+  init_from = find_weights(
+    main_flags.INIT_FROM.value,
+    workdir,
+    is_fine_tuning=recipe.config.train.fine_tune,
+  )
+  checkpoint = main_flags.CHECKPOINT.value or str(workdir)
+  if named_weights.is_name(main_flags.CHECKPOINT.value or ''):
+    checkpoint = named_weights.find_checkpoint(checkpoint)
   launch = plan_launch(
-    _COORDINATOR.value,
-    _NUM_PROCESSES.value,
-    _PROCESS_ID.value,
+    main_flags.COORDINATOR.value,
+    main_flags.NUM_PROCESSES.value,
+    main_flags.PROCESS_ID.value,
     environment=os.environ,
     num_gpus=visible_gpus(),
   )
   if launch is not None:
-    if _MODE.value == 'predict':
+    if main_flags.MODE.value == 'predict':
       raise InputError('predict runs in one process; give --num_processes=1.')
     with waiting('Waiting for the other processes'):
-      start_processes(launch, timeout=_INITIALIZATION_TIMEOUT.value)
+      start_processes(launch, timeout=main_flags.INITIALIZATION_TIMEOUT.value)
     if not cluster.is_main():
       logging.set_verbosity(logging.WARNING)
       hide()
@@ -252,48 +129,21 @@ def main(argv: list[str]) -> int:
     logging.info('%s', line)
   # This comes after the start of the processes, because only process 0 writes
   # to the cache.
-  cluster.keep_compiled(_COMPILATION_CACHE.value)
+  cluster.keep_compiled(main_flags.COMPILATION_CACHE.value)
   with watchdog(recipe.config.train.watchdog_seconds):
-    if _MODE.value != 'train':
+    if main_flags.MODE.value != 'train':
       return _evaluate_or_predict(recipe, workdir, pathlib.Path(checkpoint))
     train(
       recipe.config,
       workdir,
       init_from=init_from,
-      skip_test=_SKIP_TEST.value,
-      resume=_RESUME.value,
-      allow_changes=_ALLOW_CHANGES.value,
+      skip_test=main_flags.SKIP_TEST.value,
+      resume=main_flags.RESUME.value,
+      allow_changes=main_flags.ALLOW_CHANGES.value,
       given_keys=frozenset(recipe.given),
       profile_steps=profile_steps,
     )
   return 0
-
-
-def _find_init_from(
-  is_fine_tuning: bool, workdir: pathlib.Path
-) -> pathlib.Path | None:
-  """Returns the checkpoint that --init_from gives, `None` if it is not given.
-
-  Named weights are downloaded and converted, unless the training continues and
-  needs them no more.
-
-  Args:
-    is_fine_tuning: Whether the recipe takes values from the checkpoint, which
-      it needs also when the training continues.
-    workdir: The folder of the run.
-
-  Raises:
-    InputError: If named weights cannot be had.
-  """
-  init_from = _INIT_FROM.value
-  if not init_from:
-    return None
-  if named_weights.is_name(init_from):
-    from maskrcnn_jax.runtime.checkpoint import saved_steps
-
-    if is_fine_tuning or not saved_steps(workdir / 'checkpoints'):
-      init_from = named_weights.find_checkpoint(init_from)
-  return pathlib.Path(init_from)
 
 
 def _evaluate_or_predict(
@@ -321,153 +171,21 @@ def _evaluate_or_predict(
   from maskrcnn_jax.training.evaluations import evaluate_and_report
 
   detector = load_detector(checkpoint, recipe)
-  if _MODE.value == 'predict':
-    assert _INPUT.value is not None  # `_check_flags` refuses this.
+  if main_flags.MODE.value == 'predict':
+    assert main_flags.INPUT.value is not None  # `check_flags` refuses this.
     num_unreadable = predict(
       detector,
-      pattern=_INPUT.value,
+      pattern=main_flags.INPUT.value,
       workdir=workdir,
       config=detector.config,
     )
     return 2 if num_unreadable else 0
 
-  name = _CHECKPOINT.value or ''
-  if named_weights.is_name(name) and not _SKIP_EVAL.value:
+  name = main_flags.CHECKPOINT.value or ''
+  if named_weights.is_name(name) and not main_flags.SKIP_EVAL.value:
     logging.info('%s', expect_published_ap(detector.config, name))
-  evaluate_and_report(detector, workdir, skip_eval=_SKIP_EVAL.value)
+  evaluate_and_report(detector, workdir, skip_eval=main_flags.SKIP_EVAL.value)
   return 0
-
-
-def _parse_flags(
-  argv: list[str],
-) -> tuple[str | None, list[tuple[str, str | None]]]:
-  """Parses the command line: fills absl's `FLAGS`, returns --config arguments.
-
-  All flags but --config get their values in `flags.FLAGS`. The recipe that
-  --config names is not read yet. With --help, -help or -h, prints the help and
-  ends the program with status 0.
-
-  Args:
-    argv: The command line; the first item is the name of the program.
-
-  Returns:
-    The value of --config, `None` if it is not given; and the (key, text) pairs
-    of the --config.KEY=TEXT arguments in their order. A text is `None` if only
-    --config.KEY was given, which means True for a boolean key.
-
-  Raises:
-    InputError: If an argument is not known or has a wrong value.
-  """
-  # absl's own --help exits with status 1.
-  if {'--help', '-help', '-h'} & set(argv):
-    module = flags.FLAGS.find_module_defining_flag('workdir')
-    # The help of a module begins with the path of its file.
-    _, _, help_text = flags.FLAGS.module_help(module).partition(':\n')
-    print(f'{__doc__}\nFlags:\n{help_text}')
-    sys.exit(0)
-  from maskrcnn_jax.config.command_line import (
-    refuse_unexpected,
-    split_arguments,
-  )
-
-  try:
-    # A file that --flagfile names may have --config arguments too.
-    argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=True)
-    path, overrides, others = split_arguments(argv[1:])
-    unexpected = flags.FLAGS([argv[0], *others])[1:]
-  except flags.UnrecognizedFlagError as error:
-    refuse_unexpected([f'--{error.flagname}'], otherwise=_in_a_line(error))
-  except (flags.Error, UnicodeDecodeError) as error:
-    raise InputError(_in_a_line(error)) from error
-  refuse_unexpected(unexpected)
-  return path, overrides
-
-
-def _take_settings(
-  path: str | None, overrides: list[tuple[str, str | None]]
-) -> str:
-  """Fills in the flags that OUTPUT_DIR and MODEL.WEIGHT of a YAML file give.
-
-  The two keys may also be in pairs on the command line.
-
-  Args:
-    path: The value of --config.
-    overrides: (key, text) pairs, as `split_arguments` returns them.
-
-  Returns:
-    The value of MODEL.WEIGHT; '' if it is not given.
-
-  Raises:
-    InputError: If the YAML file cannot be read, or a flag and a pair on the
-      command line name different folders.
-  """
-  from maskrcnn_jax.config.nvidia_flags import flags_from
-  from maskrcnn_jax.config.yaml_recipe import settings_of
-
-  settings = settings_of(path, overrides)
-  names = ('workdir', 'init_from', 'checkpoint')
-  given = {name: flags.FLAGS[name].value for name in names}
-  for name, value in flags_from(settings, given, mode=_MODE.value).items():
-    flags.FLAGS[name].value = value
-  return settings.get('MODEL.WEIGHT', ('', False))[0]
-
-
-def _in_a_line(error: Exception) -> str:
-  """Returns the message of an error in one line; its type if it has none."""
-  return ' '.join(str(error).split()) or type(error).__name__
-
-
-def _check_flags(recipe: str | None) -> pathlib.Path:
-  """Checks that the flags of the chosen mode are given, and no others.
-
-  Args:
-    recipe: The value of --config.
-
-  Returns:
-    The workdir, which need not exist.
-
-  Raises:
-    InputError: If a flag is missing, or the mode does not use a given flag.
-  """
-  _check_flags_of_mode()
-  if not _WORKDIR.value:
-    raise InputError(
-      '--workdir=DIR is missing: the directory for checkpoints, logs and '
-      'results.'
-    )
-  workdir = pathlib.Path(_WORKDIR.value)
-  if workdir.exists() and not workdir.is_dir():
-    raise InputError(f'C10: --workdir={workdir} is a file; give a directory.')
-  if _MODE.value == 'train' and not recipe:
-    from maskrcnn_jax.config.recipe import packaged_recipes
-
-    raise InputError(
-      '--config=FILE is missing; give a recipe file, or the name of a recipe '
-      f'that comes with the program: {", ".join(packaged_recipes())}.'
-    )
-  if _MODE.value == 'predict' and not _INPUT.value:
-    raise InputError(
-      '--input=FILE|DIR|GLOB is missing: the pictures to find objects in.'
-    )
-  return workdir
-
-
-def _check_flags_of_mode() -> None:
-  """Raises an InputError if a given flag has no effect in the chosen mode.
-
-  A flag that is given its default value is not refused.
-  """
-  for name, modes in _MODES_OF_FLAGS.items():
-    flag = flags.FLAGS[name]
-    if _MODE.value in modes or flag.value in (flag.default, ''):
-      continue
-    text = f'--{name}={flag.value}'
-    if isinstance(flag.value, bool):
-      text = f'--{"" if flag.value else "no"}{name}'
-    raise InputError(
-      f'{text} is for --mode={" or ".join(modes)}, not for '
-      f'{_MODE.value}{_ADVICE.get(name, "")}.'
-    )
 
 
 def run() -> None:
@@ -520,25 +238,6 @@ def _end(*_: object) -> None:
   # print is not safe here: the signal may arrive while print fills its buffer.
   os.write(2, b'\nerror: ended by Ctrl-C.\n')
   os._exit(_INTERRUPTED)
-
-
-def _parse_profile_steps(text: str | None) -> range:
-  """Parses the value of --profile_steps to the range of the steps to trace.
-
-  Args:
-    text: 'A:B' for the steps A to B - 1, or `None` for no step.
-
-  Raises:
-    InputError: If the text has another form, or A is not less than B.
-  """
-  if text is None:
-    return range(0)
-  match = re.fullmatch(r'(\d+):(\d+)', text)
-  if not match or int(match[1]) >= int(match[2]):
-    raise InputError(
-      f'--profile_steps={text}: give A:B for steps A to B-1, for example 10:13.'
-    )
-  return range(int(match[1]), int(match[2]))
 
 
 def _fail(message: str, status: int) -> None:

@@ -43,6 +43,7 @@ from maskrcnn_jax.training.evaluations import (
   expected_lines,
   steps_between,
 )
+from maskrcnn_jax.training.initial_weights import adopt_checkpoint
 from maskrcnn_jax.training.loop import (
   Run,
   evaluate_state,
@@ -52,7 +53,7 @@ from maskrcnn_jax.training.loop import (
   run_steps,
 )
 from maskrcnn_jax.training.optimizer import make_recipe_optimizer
-from maskrcnn_jax.training.start import adopt_checkpoint, first_state
+from maskrcnn_jax.training.start import first_state
 from maskrcnn_jax.training.state import TrainState, initial_state
 from maskrcnn_jax.training.step import Trainer, jit_train_step
 

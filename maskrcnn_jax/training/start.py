@@ -13,7 +13,6 @@ import ml_collections
 from maskrcnn_jax.config import (
   differences,
   facts_of,
-  fine_tuning,
   format_differences,
   plain,
   source_of,
@@ -23,7 +22,6 @@ from maskrcnn_jax.config.keys import BY_NAME, names
 from maskrcnn_jax.data.coco_index import has_names
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.model.backbone import frozen_prefixes
-from maskrcnn_jax.named_weights import proposal
 from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.run_checkpoints import set_aside
 from maskrcnn_jax.training.state import (
@@ -43,42 +41,6 @@ CLASS_HEADS = ('box_head', 'mask_head')
 # Modules that some models lack, depending on `model.output` of the recipe.
 # `layer4` is a stage of the ResNet; in a C4 model it is a part of the heads.
 HEADS = ('box_head', 'mask_head', 'layer4')
-
-
-def adopt_checkpoint(
-  config: ml_collections.ConfigDict,
-  init_from: pathlib.Path | None,
-  given: frozenset[str] = frozenset(),
-) -> ml_collections.ConfigDict:
-  """Gives a fine-tuning recipe the values that the weights were trained with.
-
-  Args:
-    config: A recipe with `train.fine_tune`.
-    init_from: The checkpoint to fine-tune. `None` is an error.
-    given: Keys of the recipe that the command line gave.
-
-  Returns:
-    The changed recipe.
-
-  Raises:
-    InputError: If there is no checkpoint, or if a key of the command line does
-      not fit it.
-  """
-  if init_from is None:
-    raise InputError(
-      '--init_from=CHECKPOINT is missing. A fine-tuning needs the checkpoint '
-      'that it starts from, also when it is continued. CHECKPOINT is a workdir '
-      'of this program, converted weights, or the name of published weights, '
-      f'which are downloaded: {proposal()}; --list_weights lists all. To train '
-      'without a checkpoint, use --config=nuclei.'
-    )
-  path = checkpoint.find_checkpoint(init_from)
-  config, lines = fine_tuning.adopt(
-    config, checkpoint.read_metadata(path).recipe, given
-  )
-  for line in lines:
-    logging.info('%s', line)
-  return config
 
 
 def first_state(
