@@ -15,10 +15,10 @@ import time
 from typing import Any, NamedTuple
 import zlib
 
-from absl import logging
 import jax
 
 from maskrcnn_jax.runtime import cluster
+from maskrcnn_jax.runtime.console import announce
 from maskrcnn_jax.runtime.status_line import waiting
 
 # Name of the file in the folder of the compilation cache.
@@ -86,7 +86,7 @@ def compiling(
     False,
   )
   text = announcement(name, wanted, _read_records())
-  logging.info('%s', text)
+  announce(text)
   before = dict(_events)
   started = time.monotonic()
   with waiting(text):

@@ -12,7 +12,7 @@ import sys
 
 from absl import logging
 
-from maskrcnn_jax.runtime.status_line import keep_below
+from maskrcnn_jax.runtime.status_line import is_terminal, keep_below
 
 _FORMAT = standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
 
@@ -42,6 +42,17 @@ def _is_shown(record: standard_logging.LogRecord) -> bool:
   )
 
 
+class _StderrHandler(standard_logging.Handler):
+  """Writes messages to the stream that `sys.stderr` is at the time.
+
+  absl's own handler would print a line about flags that were not parsed.
+  """
+
+  def emit(self, record: standard_logging.LogRecord) -> None:
+    """Writes a message."""
+    print(self.format(record), file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def shown_log() -> Iterator[None]:
   """Context manager that shows the log on stderr, as the command line does.
@@ -56,8 +67,7 @@ def shown_log() -> Iterator[None]:
   keep_below()
   logger = logging.get_absl_logger()
   level, propagates = logger.level, logger.propagate
-  # absl's own handler would print a line about flags that were not parsed.
-  handler = standard_logging.StreamHandler(sys.stderr)
+  handler = _StderrHandler()
   handler.setFormatter(_FORMAT)
   handler.addFilter(_is_shown)
   logger.addHandler(handler)
@@ -72,3 +82,17 @@ def shown_log() -> Iterator[None]:
     logger.propagate = propagates
     sys.stdout, sys.stderr = streams
     logging.get_absl_handler().python_handler.setStream(sys.stderr)
+
+
+def announce(text: str) -> None:
+  """Logs what the program is going to do, before it takes long.
+
+  In Python, where the log is not shown, the line appears nevertheless, unless a
+  status line on a terminal says the same or the caller has set absl's
+  verbosity. In a notebook there is no other sign that the program works.
+
+  Args:
+    text: The work, such as 'Compiling the detector for 800x1344'.
+  """
+  with contextlib.nullcontext() if is_terminal() else shown_log():
+    logging.info('%s', text)

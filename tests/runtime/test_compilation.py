@@ -80,11 +80,9 @@ def cache(tmp_path):
 
 @pytest.fixture
 def lines(monkeypatch):
-  """The lines that are logged."""
+  """The lines that announce a compilation."""
   lines = []
-  monkeypatch.setattr(
-    compilation.logging, 'info', lambda text, *args: lines.append(text % args)
-  )
+  monkeypatch.setattr(compilation, 'announce', lines.append)
   return lines
 
 
