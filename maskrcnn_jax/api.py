@@ -23,12 +23,14 @@ from maskrcnn_jax.detector import Detector, load_detector
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.average_precision import ApResult
 from maskrcnn_jax.evaluation.average_recall import RecallResult
+from maskrcnn_jax.evaluation.published_ap import expect_published_ap
 from maskrcnn_jax.picture_batches import Picture, detect_pictures, name_of
 from maskrcnn_jax.results import Result, class_names_of, make_result
 from maskrcnn_jax.runtime import cluster
 from maskrcnn_jax.runtime.console import shown_log
 from maskrcnn_jax.runtime.watchdog import watchdog
 from maskrcnn_jax.training.evaluations import evaluate_and_report
+from maskrcnn_jax.training.initial_weights import find_weights
 from maskrcnn_jax.training.run import train as train_in_workdir
 
 PathLike = str | os.PathLike[str]
@@ -92,7 +94,8 @@ class ObjectDetector:
     """Finds the objects in a picture, or in each of several pictures.
 
     The first picture of each padded size takes longer, because the model is
-    compiled for it, or read from the cache of compiled programs.
+    compiled for it, or read from the cache of compiled programs. A line says so
+    before, unless the caller has set absl's verbosity.
 
     Args:
       pictures: The path of a picture; an array (height, width, 3) of uint8 in
@@ -210,10 +213,10 @@ def load(
   """
   _keep_compiled()
   cluster.find_devices()  # It raises an error if there is none.
-  detector = load_detector(
-    _path_of(model), read_overrides(_as_texts(overrides))
-  )
-  return ObjectDetector(detector, os.fspath(model))
+  recipe = read_overrides(_as_texts(overrides))
+  with shown_log():
+    path = _path_of(model)
+  return ObjectDetector(load_detector(path, recipe), os.fspath(model))
 
 
 def train(
@@ -269,10 +272,15 @@ def train(
     for line in recipe.notes:
       logging.info('%s', line)
     _keep_compiled()
+    workdir = pathlib.Path(workdir)
     train_in_workdir(
       recipe.config,
-      pathlib.Path(workdir),
-      init_from=None if init_from is None else _path_of(init_from),
+      workdir,
+      init_from=find_weights(
+        None if init_from is None else os.fspath(init_from),
+        workdir,
+        is_fine_tuning=recipe.config.train.fine_tune,
+      ),
       skip_test=skip_test,
       resume=resume,
       allow_changes=allow_changes,
@@ -290,7 +298,8 @@ def evaluate(
   """Computes COCO's AP of a trained model, as `--mode=eval` does.
 
   It prints the table, logs as `train` does, and writes the detections and the
-  figures to WORKDIR/inference.
+  figures to WORKDIR/inference. The AP of published weights on COCO val2017 is
+  compared with the AP that their authors published.
 
   Args:
     workdir: The folder to write to.
@@ -319,10 +328,13 @@ def evaluate(
   with shown_log(), watchdog(recipe.config.train.watchdog_seconds):
     _keep_compiled()
     cluster.find_devices()
-    detector = load_detector(_path_of(checkpoint or workdir), recipe)
-    return evaluate_and_report(
-      detector, pathlib.Path(workdir), skip_eval=skip_eval
-    )
+    workdir = pathlib.Path(workdir)
+    path = _path_of(checkpoint) if checkpoint else workdir
+    detector = load_detector(path, recipe)
+    name = os.fspath(checkpoint or '')
+    if named_weights.is_name(name) and not skip_eval:
+      logging.info('%s', expect_published_ap(detector.config, name))
+    return evaluate_and_report(detector, workdir, skip_eval=skip_eval)
 
 
 def _path_of(model: PathLike) -> pathlib.Path:

@@ -474,6 +474,61 @@ def test_train_passes_its_arguments_on(monkeypatch, tmp_path):
     maskrcnn_jax.train(config, tmp_path, overrides={'train.num_steps': -1})
 
 
+def test_train_fetches_named_weights_only_if_they_are_needed(
+  tiny_run, monkeypatch, tmp_path
+):
+  asked, calls = [], []
+
+  def find_checkpoint(name):
+    asked.append(name)
+    return str(tiny_run[0])
+
+  monkeypatch.setattr(named_weights, 'find_checkpoint', find_checkpoint)
+  monkeypatch.setattr(
+    api,
+    'train_in_workdir',
+    lambda config, workdir, **options: calls.append(options['init_from']),
+  )
+  name = 'torchvision:resnet50'
+  maskrcnn_jax.train(tiny.get_config(), tmp_path, init_from=name)
+  assert asked == [name]
+  assert calls == [tiny_run[0]]
+  # A run that is continued needs them only if its recipe is taken from them.
+  maskrcnn_jax.train(tiny.get_config(), tiny_run[0], init_from=name)
+  assert asked == [name]
+  maskrcnn_jax.train('finetune', tiny_run[0], init_from=name)
+  assert asked == [name, name]
+
+
+def test_evaluate_compares_named_weights_with_their_published_ap(
+  tiny_run, monkeypatch, tmp_path
+):
+  expected = []
+  monkeypatch.setattr(
+    named_weights, 'find_checkpoint', lambda name: str(tiny_run[0])
+  )
+  monkeypatch.setattr(
+    api,
+    'evaluate_and_report',
+    lambda detector, workdir, skip_eval: expected.append(
+      (detector.config.expected.box_ap, detector.config.expected.mask_ap)
+    ),
+  )
+  overrides = {'data.eval.annotations': 'coco/instances_val2017.json'}
+  name = 'detectron2:mask_rcnn_R_50_FPN_3x'
+  for options in ({'checkpoint': name}, {'checkpoint': tiny_run[0]}):
+    maskrcnn_jax.evaluate(tmp_path, overrides=overrides, **options)
+  maskrcnn_jax.evaluate(
+    tmp_path, checkpoint=name, overrides=overrides, skip_eval=True
+  )
+  tolerance = named_weights.table.TOLERANCE
+  assert expected == [
+    ((0.41, tolerance), (0.372, tolerance)),
+    (None, None),
+    (None, None),
+  ]
+
+
 def test_train_shows_its_log_and_leaves_logging_as_it_was():
   # A process of its own has logging as users have it.
   code = """

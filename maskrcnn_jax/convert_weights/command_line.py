@@ -19,7 +19,6 @@ import pathlib
 import sys
 from typing import NoReturn
 
-from absl import logging
 import numpy as np
 
 from maskrcnn_jax import named_weights
@@ -30,7 +29,8 @@ from maskrcnn_jax.convert_weights.peer_models import Conventions
 from maskrcnn_jax.convert_weights.weight_names import NAMINGS
 from maskrcnn_jax.data import coco
 from maskrcnn_jax.errors import InputError, print_error
-from maskrcnn_jax.runtime.status_line import keep_below, waiting
+from maskrcnn_jax.runtime.console import shown_log
+from maskrcnn_jax.runtime.status_line import waiting
 
 # Flags that have no meaning if a file is written for another program.
 _FLAGS_OF_READING = (
@@ -207,11 +207,9 @@ def _three_numbers(text: str) -> tuple[float, ...]:
 
 def run() -> NoReturn:
   """Runs the tool; an error ends it with a line of text and an exit status."""
-  keep_below()
-  logging.use_absl_handler()
-  logging.set_stderrthreshold(logging.WARNING)
   try:
-    main()
+    with shown_log():
+      main()
     sys.exit(0)
   except InputError as error:
     _fail(str(error), 2)

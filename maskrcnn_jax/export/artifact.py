@@ -14,6 +14,7 @@ from maskrcnn_jax.export import loader
 from maskrcnn_jax.export.program import Program, default_sizes, make_program
 from maskrcnn_jax.runtime.checkpoint import named_leaves
 from maskrcnn_jax.runtime.files import make_writable, write_json
+from maskrcnn_jax.runtime.status_line import waiting
 
 # Number of the layout of the folder, which export.json stores.
 FORMAT = 1
@@ -55,9 +56,10 @@ def write_artifact(
       '(height x width); this can take a minute.',
       flush=True,
     )
-    program = make_program(
-      detector, size, batch_size=batch_size, platforms=platforms
-    )
+    with waiting('Exporting the program'):
+      program = make_program(
+        detector, size, batch_size=batch_size, platforms=platforms
+      )
     for platform, exported in program.exported.items():
       file = folder / file_name(program, platform)
       file.write_bytes(exported.mlir_module_serialized)

@@ -21,9 +21,10 @@ import re
 import sys
 from typing import NoReturn
 
-from absl import logging
-
+from maskrcnn_jax import named_weights
 from maskrcnn_jax.errors import InputError, print_error
+from maskrcnn_jax.runtime.console import shown_log
+from maskrcnn_jax.runtime.status_line import waiting
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -67,9 +68,10 @@ def main(argv: list[str]) -> None:
   # A GPU is not needed. On a CPU, precision 'auto' is fp32, whichever machine
   # exports the model.
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  from maskrcnn_jax.config.recipe import read_overrides, read_recipe
-  from maskrcnn_jax.detector import load_detector
-  from maskrcnn_jax.export.artifact import write_artifact
+  with waiting('Starting JAX'):
+    from maskrcnn_jax.config.recipe import read_overrides, read_recipe
+    from maskrcnn_jax.detector import load_detector
+    from maskrcnn_jax.export.artifact import write_artifact
 
   recipe = (
     read_recipe(path, overrides, for_training=False)
@@ -78,8 +80,11 @@ def main(argv: list[str]) -> None:
   )
   for line in recipe.notes:
     print(line)
+  checkpoint = arguments.checkpoint
+  if named_weights.is_name(checkpoint):
+    checkpoint = named_weights.find_checkpoint(checkpoint)
   write_artifact(
-    load_detector(arguments.checkpoint, recipe),
+    load_detector(pathlib.Path(checkpoint), recipe),
     arguments.out,
     sizes=sizes,
     batch_size=arguments.batch,
@@ -144,9 +149,9 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     '--checkpoint',
-    type=pathlib.Path,
     required=True,
-    help='the model: a workdir, a checkpoint or a converted model',
+    help='the model: a workdir, a checkpoint, a converted model, or the name\n'
+    'of published weights, such as torchvision:maskrcnn_resnet50_fpn_v2',
   )
   parser.add_argument(
     '--out',
@@ -189,10 +194,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def run() -> NoReturn:
   """Runs the tool; an error ends it with a line of text and an exit status."""
-  logging.use_absl_handler()
-  logging.set_stderrthreshold(logging.WARNING)
   try:
-    main(sys.argv[1:])
+    with shown_log():
+      main(sys.argv[1:])
     sys.exit(0)
   except InputError as error:
     print_error(str(error))

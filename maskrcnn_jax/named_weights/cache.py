@@ -22,6 +22,7 @@ from maskrcnn_jax import __version__
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.named_weights.download import check, download
 from maskrcnn_jax.named_weights.table import NamedWeights, find_row
+from maskrcnn_jax.runtime.status_line import waiting
 
 
 def find_checkpoint(text: str) -> str:
@@ -161,20 +162,21 @@ def _convert(
   logging.info('Converting %s to %s (once).', file, destination)
   root = str(pathlib.Path(__file__).parents[2])
   path = os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH'))))
-  done = subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'maskrcnn_jax.convert_weights',
-      str(file),
-      str(partial),
-      *row.conventions,
-    ],
-    env=os.environ | {'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  with waiting('Converting the weights'):
+    done = subprocess.run(
+      [
+        sys.executable,
+        '-m',
+        'maskrcnn_jax.convert_weights',
+        str(file),
+        str(partial),
+        *row.conventions,
+      ],
+      env=os.environ | {'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu'},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
   for line in done.stdout.splitlines():
     logging.info('%s', line)
   if done.returncode:

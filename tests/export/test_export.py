@@ -302,6 +302,22 @@ def test_wrong_arguments_are_refused(arguments, words, tmp_path, tiny_run):
   assert not (tmp_path / 'out').exists()
 
 
+def test_published_weights_are_exported_by_name(
+  tiny_run, monkeypatch, tmp_path
+):
+  exported = []
+  monkeypatch.setattr(
+    'maskrcnn_jax.named_weights.find_checkpoint',
+    lambda name: {'torchvision:any': str(tiny_run[0])}[name],
+  )
+  monkeypatch.setattr(
+    'maskrcnn_jax.export.artifact.write_artifact',
+    lambda detector, folder, **options: exported.append(detector.step),
+  )
+  command_line.main(['--checkpoint=torchvision:any', f'--out={tmp_path}'])
+  assert exported == [4]
+
+
 def test_a_folder_with_files_is_refused(tmp_path, tiny_run):
   (tmp_path / 'file').touch()
   with pytest.raises(InputError, match='not empty'):
