@@ -10,12 +10,11 @@ in its archives: README.md says where they come from. It trains on train2014 and
 valminusminival, which are the images of train2017, and is evaluated on minival,
 which is val2017. For another place give --config.data.train.images=DIR and the
 other keys of config.data. The stem and layer1 are frozen, so a training needs
-pretrained weights, for example a ResNet-50 of torchvision that
-`convert_weights` has converted.
+pretrained weights, for example --init_from=torchvision:resnet50.
 
 --config=configs/r50_fpn.py:legacy trains as NVIDIA's Mask R-CNN For PyTorch
 does, with `geometry=legacy` and the stride in the 1x1 convolutions. CHECKPOINT
-is then Caffe2's R-50.pkl: `convert_weights R-50.pkl CHECKPOINT`. Arguments are
+is then Caffe2's R-50.pkl, catalog://ImageNetPretrained/MSRA/R-50. Arguments are
 joined by a comma, :legacy,2014.
 
 Hardware: 8 GPUs. This recipe has not been run here, and no result of exactly

@@ -23,7 +23,7 @@ ROWS = (
     'explain',
     'export.*',
   ),
-  ('api',),
+  ('api', 'main_flags'),
   ('training.*',),
   ('evaluation.*', 'predict'),
   ('results',),
