@@ -484,7 +484,9 @@ def _set_up_console() -> None:
   keep_below()
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
-  logging.set_stderrthreshold(logging.INFO)
+  # It must write to the stream that `sys.stderr` is at the time, not when absl
+  # was imported, because a status line replaces `sys.stderr`.
+  flags.FLAGS.set_default('logtostderr', True)
   handler = logging.get_absl_handler()
   handler.setFormatter(
     standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
