@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -30,8 +31,10 @@ class Recording(NamedTuple):
 class Screen:
   """The lines of a terminal, as far as this program uses it.
 
-  It knows the line feed, the carriage return and the sequence that erases the
-  rest of a line. It does not wrap long lines.
+  It knows the line feed, the carriage return, and the sequences that erase the
+  line and that move the cursor up to the line above an empty last line. It
+  ignores colors, and sequences that show or hide the cursor. It does not wrap
+  long lines.
 
   Attributes:
     lines: The lines so far; the cursor is in the last line.
@@ -45,16 +48,21 @@ class Screen:
 
   def write(self, text):
     """Shows text that a program has written."""
-    for part in text.replace('\x1b[K', '\0'):
+    for part in re.findall(r'\x1b\[[?\d;]*[A-Za-z]|.', text, re.DOTALL):
       line = self.lines[-1]
+      if re.fullmatch(r'\x1b.+[mhl]', part):
+        continue
       if part == '\n':
         self.lines.append('')
         self.column = 0
       elif part == '\r':
         self.column = 0
-      elif part == '\0':
-        self.lines[-1] = line[: self.column]
+      elif part == '\x1b[2K':
+        self.lines[-1] = ''
+      elif part == '\x1b[1A':
+        assert self.lines.pop() == ''
       else:
+        assert len(part) == 1, f'an unknown sequence: {part!r}'
         line = line.ljust(self.column)
         self.lines[-1] = line[: self.column] + part + line[self.column + 1 :]
         self.column += 1

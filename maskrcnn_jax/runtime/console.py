@@ -10,7 +10,7 @@ import logging as standard_logging
 import pathlib
 import sys
 
-from absl import logging
+from absl import flags, logging
 
 from maskrcnn_jax.runtime.status_line import is_terminal, keep_below
 
@@ -29,7 +29,9 @@ def set_up_console() -> None:
   keep_below()
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
-  logging.set_stderrthreshold(logging.INFO)
+  # absl's handler must write to the stream that `sys.stderr` is at the time, and
+  # not when absl was imported, because a status line replaces `sys.stderr`.
+  flags.FLAGS.set_default('logtostderr', True)
   handler = logging.get_absl_handler()
   handler.setFormatter(_FORMAT)
   handler.addFilter(_is_shown)
@@ -49,8 +51,9 @@ class _StderrHandler(standard_logging.Handler):
   """
 
   def emit(self, record: standard_logging.LogRecord) -> None:
-    """Writes a message."""
-    print(self.format(record), file=sys.stderr, flush=True)
+    """Writes a message; if the stream has been closed, does nothing."""
+    with contextlib.suppress(OSError, ValueError):
+      print(self.format(record), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -63,7 +66,6 @@ def shown_log() -> Iterator[None]:
   if logging.get_verbosity() != logging.WARNING:  # the default
     yield
     return
-  streams = sys.stdout, sys.stderr
   keep_below()
   logger = logging.get_absl_logger()
   level, propagates = logger.level, logger.propagate
@@ -80,8 +82,6 @@ def shown_log() -> Iterator[None]:
     logger.removeHandler(handler)
     logger.setLevel(level)
     logger.propagate = propagates
-    sys.stdout, sys.stderr = streams
-    logging.get_absl_handler().python_handler.setStream(sys.stderr)
 
 
 def announce(text: str) -> None:

@@ -9,35 +9,39 @@ This module must not import JAX, whose own import it announces.
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 import contextlib
+import datetime
 import os
 import sys
 import threading
 import time
-from typing import Any, TextIO
+from typing import Any
 
-from absl import logging
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
 import tqdm
 
-# Seconds between two drawings of the line.
-_INTERVAL = 0.5
+# Largest number of columns of a line.
+_WIDEST = 100
 
-# Moves the cursor to the start of the line, and erases from the cursor to the
-# end of the line.
-_START, _ERASE = '\r', '\x1b[K'
-
-# Makes the text of a line, given the number of columns that it may have.
-LineText = Callable[[int], str]
+# Text is shown as it is: names of files and classes may contain brackets, and a
+# long line that is wrapped by the terminal can be copied.
+_console = Console(
+  stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True
+)
 
 
 class _Screen:
   """The lines that are in use, of which the newest is drawn.
 
   Attributes:
-    lock: Held while the terminal is written to.
+    lock: Held while the lines change.
     lines: The lines, the newest last.
-    drawn: The text that stands in the last line of the terminal now.
-    is_inside: Whether the last text of the program did not end its line. The
-      line is then not drawn, because it would erase this text.
+    live: Draws the newest line; None if there is no line.
+    redirects: Whether all that is printed appears above the line.
     waits: Number of `waiting` blocks that the program is inside of.
     waited: Seconds that the program has spent in such blocks.
     is_hidden: Whether no line is shown, because another process shows its own.
@@ -46,93 +50,45 @@ class _Screen:
   def __init__(self) -> None:
     """Begins without a line."""
     self.lock = threading.RLock()
-    self.lines: list[LineText] = []
-    self.drawn = ''
-    self.is_inside = False
+    self.lines: list[Callable[[], RenderableType]] = []
+    self.live: Live | None = None
+    self.redirects = False
     self.waits = 0
     self.waited = 0.0
     self.is_hidden = False
-    self._ended = threading.Event()
 
-  def push(self, line: LineText) -> None:
-    """Draws a new line over the others; starts to redraw it regularly."""
+  def push(self, line: Callable[[], RenderableType]) -> None:
+    """Draws a new line in the place of the others."""
     with self.lock:
       self.lines.append(line)
-      self.draw()
-      if len(self.lines) == 1:
-        self._ended = threading.Event()
-        threading.Thread(
-          target=self._redraw, args=(self._ended,), daemon=True
-        ).start()
+      if self.live is None:
+        self.live = Live(
+          get_renderable=self.newest,
+          console=_console,
+          refresh_per_second=2,
+          transient=True,
+          redirect_stdout=self.redirects and sys.stdout.isatty(),
+          redirect_stderr=self.redirects,
+        )
+        self.live.start()
+        # A process that is killed could not show the cursor again.
+        _console.show_cursor()
+      self.live.refresh()
 
-  def remove(self, line: LineText) -> None:
-    """Removes a line, and draws the line below it, if there is one."""
+  def remove(self, line: Callable[[], RenderableType]) -> None:
+    """Removes a line, and draws the line before it, if there is one."""
     with self.lock:
       self.lines.remove(line)
-      self.erase()
-      self.draw()
-      if not self.lines:
-        self._ended.set()
+      if self.live and self.lines:
+        self.live.refresh()
+      elif self.live:
+        self.live.stop()
+        self.live = None
 
-  def draw(self) -> None:
-    """Draws the newest line, if its text has changed."""
-    with self.lock:
-      if not self.lines or self.is_inside:
-        return
-      columns = _columns()
-      text = self.lines[-1](columns)[:columns]
-      if text != self.drawn:
-        self._put(f'{_START}{text}{_ERASE}')
-        self.drawn = text
-
-  def erase(self) -> None:
-    """Erases the line that is drawn."""
-    with self.lock:
-      if self.drawn:
-        self._put(_START + _ERASE)
-        self.drawn = ''
-
-  def _put(self, text: str) -> None:
-    """Writes to the terminal; if it has been closed, does nothing."""
-    stream = sys.stderr
-    if isinstance(stream, _Above):
-      stream = stream.stream
-    with contextlib.suppress(OSError, ValueError):
-      stream.write(text)
-      stream.flush()
-
-  def _redraw(self, ended: threading.Event) -> None:
-    """Redraws the newest line until `ended` is set; runs in a thread."""
-    while not ended.wait(_INTERVAL):
-      self.draw()
-
-
-class _Above:
-  """A stream that writes to a terminal above the status line.
-
-  Attributes:
-    stream: The stream of the terminal.
-  """
-
-  def __init__(self, stream: TextIO):
-    """Wraps `sys.stdout` or `sys.stderr`."""
-    self.stream = stream
-
-  def write(self, text: str) -> int:
-    """Writes text, and then draws the status line below it."""
-    with _screen.lock:
-      _screen.erase()
-      length = self.stream.write(text)
-      if text:
-        _screen.is_inside = not text.endswith('\n')
-      # Both streams may go to the same terminal, so the order matters.
-      self.stream.flush()
-      _screen.draw()
-    return length
-
-  def __getattr__(self, name: str) -> Any:
-    """Returns any other attribute of the stream."""
-    return getattr(self.stream, name)
+  def newest(self) -> RenderableType:
+    """Returns the newest line."""
+    lines = self.lines[-1:]
+    return _fitted(lines[0]()) if lines else ''
 
 
 _screen = _Screen()
@@ -140,23 +96,17 @@ _screen = _Screen()
 
 def is_terminal() -> bool:
   """Tells whether the standard error output is a terminal with a cursor."""
-  return sys.stderr.isatty() and os.environ.get('TERM') != 'dumb'
+  # It is not `sys.stderr`, which is replaced while a line is shown.
+  return _console.file.isatty() and os.environ.get('TERM') != 'dumb'
 
 
 def keep_below() -> None:
   """Makes all that is printed appear above the status line.
 
-  `sys.stdout` and `sys.stderr` are replaced if they are terminals. Programs
-  call this function once, when they start.
+  `sys.stdout` and `sys.stderr` are replaced while a line is shown, if they are
+  terminals. Programs call this function once, when they start.
   """
-  if not is_terminal() or isinstance(sys.stderr, _Above):
-    return
-  sys.stderr = _Above(sys.stderr)
-  # The handler has kept the stream that it found when it was made. It writes a
-  # line twice if its stream is not `sys.stderr`.
-  logging.get_absl_handler().python_handler.setStream(sys.stderr)
-  if sys.stdout.isatty():
-    sys.stdout = _Above(sys.stdout)
+  _screen.redirects = True
 
 
 def hide() -> None:
@@ -169,15 +119,17 @@ def hide() -> None:
 
 @contextlib.contextmanager
 def status_line(
-  text: LineText, *, shown: bool = True, stays: bool = False
+  line: Callable[[], RenderableType],
+  *,
+  shown: bool = True,
+  stays: bool = False,
 ) -> Iterator[None]:
   """Context manager that shows a line at the bottom of the terminal.
 
   Lines may be nested; the innermost is shown.
 
   Args:
-    text: Returns the current text of the line. It is called in another thread
-      too.
+    line: Returns the current line. It is called in another thread too.
     shown: Whether the line is shown, if there is a terminal.
     stays: Whether the line stays on the terminal at the end, unless an
       exception ends the block.
@@ -185,15 +137,13 @@ def status_line(
   if not shown or _screen.is_hidden or not is_terminal():
     yield
     return
-  # A new function each time, so that the same text may be shown twice.
-  line: LineText = lambda columns: text(columns)  # noqa: E731
   _screen.push(line)
   try:
     yield
   finally:
     _screen.remove(line)
   if stays:
-    print(text(_columns()), file=sys.stderr)
+    _console.print(_fitted(line()))
 
 
 @contextlib.contextmanager
@@ -210,10 +160,14 @@ def waiting(text: str, *, shown: bool = True) -> Iterator[None]:
   """
   started = time.monotonic()
 
-  def line(columns: int) -> str:
+  def line() -> RenderableType:
     """Returns the text with the seconds, cut off if there is no room."""
-    seconds = f' ... {time.monotonic() - started:.0f} s'
-    return text[: max(columns - len(seconds), 0)] + seconds
+    grid = Table.grid(Column(), Column(no_wrap=True))
+    grid.add_row(
+      Text(text, no_wrap=True, overflow='ellipsis'),
+      f' ... {time.monotonic() - started:.0f} s',
+    )
+    return grid
 
   with status_line(line, shown=shown):
     _screen.waits += 1
@@ -253,20 +207,15 @@ def progress(
   done = 0
   started, waited = time.monotonic(), _screen.waited
 
-  def line(columns: int) -> str:
+  def line() -> RenderableType:
     """Returns the bar; compiling does not count for the speed."""
-    seconds = time.monotonic() - started
-    working = max(seconds - (_screen.waited - waited), 1e-9)
-    return tqdm.tqdm.format_meter(
-      done,
-      total,
-      seconds,
-      rate=done / working if done else None,
-      ncols=columns,
-      prefix=description,
-      unit='image',
-      ascii=not shows_blocks(),
-    )
+    seconds = time.monotonic() - started - (_screen.waited - waited)
+    right = f'{done}/{total}'
+    if done:
+      left = datetime.timedelta(seconds=int(seconds / done * (total - done)))
+      speed = done / max(seconds, 1e-9)
+      right += f'  {format_speed(speed)} images/s  ETA {left}'
+    return bar(done, total, left=f'{description}:', right=right)
 
   with status_line(line, stays=True):
     for item in items:
@@ -274,7 +223,7 @@ def progress(
       done += 1
 
 
-def bar(done: int, total: int, *, left: str, right: str, columns: int) -> str:
+def bar(done: int, total: int, *, left: str, right: str) -> RenderableType:
   """Returns a progress bar that fills the room between two texts.
 
   Args:
@@ -282,35 +231,32 @@ def bar(done: int, total: int, *, left: str, right: str, columns: int) -> str:
     total: Number of all items.
     left: Text in front of the bar.
     right: Text after the bar.
-    columns: Number of characters of the result. It is shorter if `columns` is
-      more than is good for a bar, and without a bar if there is no room.
   """
-  percent = f'{100 * done // max(total, 1):3d}%'
-  room = min(columns - len(left) - len(percent) - len(right) - 4, 30)
-  blocks = ''
-  if room >= 3:
-    blocks = tqdm.std.Bar(
-      min(done / max(total, 1), 1),
-      default_len=room,
-      charset=tqdm.std.Bar.UTF if shows_blocks() else tqdm.std.Bar.ASCII,
-    )
-    blocks = f'|{blocks}|'
-  return f'{left} {percent}{blocks} {right}'
+  grid = Table.grid(
+    Column(no_wrap=True), Column(), Column(no_wrap=True), padding=(0, 1)
+  )
+  grid.add_row(
+    Text(f'{left} {100 * done // max(total, 1):3d}%'),
+    ProgressBar(
+      total=max(total, 1),
+      completed=done,
+      style='bright_black',
+      complete_style='cyan',
+      finished_style='cyan',
+    ),
+    Text(right),
+  )
+  return grid
 
 
-def shows_blocks() -> bool:
-  """Tells whether the terminal can show the Unicode blocks of a bar."""
-  return (sys.stderr.encoding or '').lower().startswith('utf')
+def format_speed(speed: float) -> str:
+  """Returns a speed with about three digits."""
+  return f'{speed:.{2 if speed < 10 else 1 if speed < 100 else 0}f}'
 
 
-def _columns() -> int:
-  """Returns the number of columns that a line may have.
+def _fitted(line: RenderableType) -> RenderableType:
+  """Makes a line one column shorter than the terminal, or shorter.
 
-  It is one less than the terminal has, because some terminals begin a new line
-  as soon as the last column is filled.
+  Some terminals begin a new line as soon as the last column is filled.
   """
-  try:
-    columns = os.get_terminal_size(sys.stderr.fileno()).columns
-  except (OSError, ValueError):
-    columns = 0
-  return (columns or 80) - 1
+  return Constrain(line, min(_console.width - 1, _WIDEST))

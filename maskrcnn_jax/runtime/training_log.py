@@ -17,6 +17,7 @@ import time
 
 from absl import logging
 import jax
+from rich.console import RenderableType
 import tensorboardX
 
 from maskrcnn_jax.runtime import status_line
@@ -122,7 +123,7 @@ class TrainingLog:
       self._left = self._timed / num_timed * (self._num_steps - done)
       seconds = statistics.median(times[-num_timed:])
       speed = self._batch_size / max(seconds, 1e-9)
-      self._speed = f'  {_short(speed)} images/s'
+      self._speed = f'  {status_line.format_speed(speed)} images/s'
     self._done = done
     self._changed = time.monotonic()
 
@@ -137,8 +138,8 @@ class TrainingLog:
     self._file.write(text + '\n')
     self._file.flush()
 
-  def _bar(self, columns: int) -> str:
-    """Returns the bar of the training, at most about `columns` long."""
+  def _bar(self) -> RenderableType:
+    """Returns the bar of the training."""
     since = time.monotonic() - self._changed
     right = f'{self._done}/{self._num_steps}{self._loss}{self._speed}'
     if self._speed:
@@ -148,11 +149,7 @@ class TrainingLog:
     elif self._done < self._num_steps:
       right += f'  step {self._done + 1}: {since:.0f} s'
     return status_line.bar(
-      self._done,
-      self._num_steps,
-      left='Training',
-      right=right,
-      columns=columns,
+      self._done, self._num_steps, left='Training', right=right
     )
 
   def report(
@@ -255,8 +252,3 @@ def peak_memory() -> float:
   if statistics_ and 'peak_bytes_in_use' in statistics_:
     return statistics_['peak_bytes_in_use'] / 2**20
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def _short(speed: float) -> str:
-  """Returns a speed with about three digits."""
-  return f'{speed:.{2 if speed < 10 else 1 if speed < 100 else 0}f}'

@@ -124,13 +124,13 @@ def test_no_mode_is_silent_on_a_terminal(tiny_data, tmp_path):
   # One bar remains of the training.
   (bar,) = (line for line in lines if line.startswith('Training '))
   assert re.fullmatch(
-    r'Training 100%\|.+\| 60/60  loss [\d.]+  [\d.]+ images/s  ETA 0:00:00',
+    r'Training 100% ━+ 60/60  loss [\d.]+  [\d.]+ images/s  ETA 0:00:00',
     bar,
   )
   shown = [
     int(number)
     for _, text in training.chunks
-    for number in re.findall(r'\rTraining .*? (\d+)/60', text)
+    for number in re.findall(r'Training .*? (\d+)/60', text)
   ]
   # The steps take a twentieth of a second, and the bar is drawn twice a second.
   assert shown[0] == 0
