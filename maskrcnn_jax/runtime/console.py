@@ -29,7 +29,7 @@ def set_up_console() -> None:
   keep_below()
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
-  # absl's handler must write to the stream that `sys.stderr` is at the time, and
+  # The handler must write to the stream that `sys.stderr` is at the time, and
   # not when absl was imported, because a status line replaces `sys.stderr`.
   flags.FLAGS.set_default('logtostderr', True)
   handler = logging.get_absl_handler()
