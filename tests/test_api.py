@@ -507,13 +507,13 @@ def test_evaluate_compares_named_weights_with_their_published_ap(
   monkeypatch.setattr(
     named_weights, 'find_checkpoint', lambda name: str(tiny_run[0])
   )
-  monkeypatch.setattr(
-    api,
-    'evaluate_and_report',
-    lambda detector, workdir, skip_eval: expected.append(
-      (detector.config.expected.box_ap, detector.config.expected.mask_ap)
-    ),
-  )
+
+  def evaluate_and_report(detector, workdir, *, skip_eval):
+    config = detector.config.expected
+    expected.append((config.box_ap, config.mask_ap))
+    return {}
+
+  monkeypatch.setattr(api, 'evaluate_and_report', evaluate_and_report)
   overrides = {'data.eval.annotations': 'coco/instances_val2017.json'}
   name = 'detectron2:mask_rcnn_R_50_FPN_3x'
   for options in ({'checkpoint': name}, {'checkpoint': tiny_run[0]}):
