@@ -214,7 +214,7 @@ def test_names_of_other_programs_are_answered_with_a_remedy(name, answer):
 
 
 def test_answers_name_keys_and_flags_that_exist():
-  flags = (ROOT / 'maskrcnn_jax' / 'main.py').read_text()
+  flags = (ROOT / 'maskrcnn_jax' / 'main_flags.py').read_text()
   for text in (*_ANSWERS.values(), *_ANSWER_OF_PREFIX.values()):
     for name in re.findall(r'config\.([a-z_0-9.]+[a-z_0-9])(?![.*a-z])', text):
       assert name in BY_NAME or name.isupper(), text

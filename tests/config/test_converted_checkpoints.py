@@ -133,7 +133,7 @@ def used(monkeypatch):
     return {}
 
   monkeypatch.setattr('maskrcnn_jax.predict.predict', predict)
-  monkeypatch.setattr('maskrcnn_jax.evaluation.evaluate.evaluate', evaluate)
+  monkeypatch.setattr('maskrcnn_jax.training.evaluations.evaluate', evaluate)
   return configs
 
 

@@ -32,7 +32,7 @@ def test_each_key_of_nvidia_has_a_line():
 )
 def test_the_counterparts_exist(pairs):
   last_parts = {name.split('.')[-1] for name in BY_NAME}
-  flags = (ROOT / 'maskrcnn_jax' / 'main.py').read_text()
+  flags = (ROOT / 'maskrcnn_jax' / 'main_flags.py').read_text()
   for there, here in pairs:
     words = re.findall(r'`([^`]+)`', here)
     assert words or 'categories' in here or 'no counterpart' in here, there
