@@ -36,10 +36,9 @@ def overfitting(recipe, data, size, num_steps):
   tiny.narrow(config, 32)
   # The pyramid and the heads need some channels to remember eight images.
   config.model.update(fpn_channels=64, mask_channels=64)
-  if config.model.groups == 1:
-    config.model.depth = 18
-  else:
-    config.model.depth = 50  # Basic blocks have no groups.
+  # Basic blocks have no groups and cannot be dilated.
+  has_bottlenecks = config.model.groups > 1 or config.model.body == 'dc5'
+  config.model.depth = 50 if has_bottlenecks else 18
   config.freeze_at = 0
   config.data.update(
     short_side=size,
@@ -77,11 +76,11 @@ def overfitting(recipe, data, size, num_steps):
     ('faster_rcnn_r50_fpn', 64, 500),
     ('rpn_r50_fpn', 64, 500),
     # A cell of the only level is 16 pixels wide.
-    ('r50_c4', 128, 500),
-    ('r50_dc5', 128, 500),
+    ('r50_c4', 128, 1000),
+    ('r50_dc5', 128, 1000),
     # A cell is 32 pixels wide.
-    ('r50_c5', 256, 500),
-    ('faster_rcnn_r50_c4', 128, 500),
+    ('r50_c5', 256, 800),
+    ('faster_rcnn_r50_c4', 128, 800),
   ],
 )
 def test_a_narrow_model_learns_eight_images(
