@@ -258,7 +258,7 @@ def compile_recipe(
   config = read_recipe(name).config
   config.precision = 'bf16'
   num_images = config.train.batch_size
-  if not name.endswith('1gpu'):
+  if '1gpu' not in name:
     num_images = max(num_images // 8, 1)
   print(f'{name}:', flush=True)
   compile_model(

@@ -178,9 +178,9 @@ def parse(form: Form, written: str) -> Any:
   """Converts a text of the command line to a value of a key.
 
   The value has the type `form.kind`, or is a tuple of texts for a key that may
-  have several. Except for a key whose value is a text,
-  the text 'None' in any case of letters becomes `None`. The range of the value
-  and the items of a tuple are not checked here but by `problem_with`.
+  have several. Except for a key whose value is a text, the text 'None' in any
+  case of letters becomes `None`. The range of the value and the items of a
+  tuple are not checked here but by `problem_with`.
 
   Args:
     form: The values that the key may have.

@@ -116,7 +116,7 @@ def guess_format(arrays: dict[str, np.ndarray]) -> str:
     The program, a key of `NAMINGS`.
 
   Raises:
-    InputError: If the names are of none of these programs.
+    InputError: If no program in `NAMINGS` uses these names.
   """
   required = (
     'params/backbone/conv1/kernel',

@@ -2,7 +2,7 @@
 
 A pickle may name any function, and the usual reader calls it. This reader
 imports nothing. It has a table of the few names that make up arrays and
-containers, and uses a stand-in of its own for each of them. Any other name
+containers, and calls its own function in place of each. Any other name
 becomes an empty class, so that no function of another program is ever called.
 Most such names belong to harmless objects that were saved beside the weights,
 such as a path. Names by which files attack, such as os.system, are refused

@@ -188,7 +188,7 @@ def check_set_is_there(images: str, annotations: str, option: str) -> None:
     option: The beginning of the options that give the two, for messages.
 
   Raises:
-    InputError: If one of them is missing.
+    InputError: If no folder was given, or if the annotations do not exist.
   """
   if not images:
     raise errors.InputError(

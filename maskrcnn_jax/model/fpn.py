@@ -46,8 +46,8 @@ class Fpn(nn.Module):
     Args:
       features: Feature maps by level. The levels are consecutive numbers, and
         each has exactly half the rows and columns of the next finer level.
-      valid: Which cells of each of these levels are not padding; `None` if none
-        is.
+      valid: Which cells of each level are not padding; `None` if the images
+        have no padding.
 
     Returns:
       Feature maps by level, finest first, each with `channels` channels. They

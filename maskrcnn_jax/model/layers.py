@@ -326,7 +326,7 @@ class GroupNorm(nn.Module):
     GroupNorm (arXiv:1803.08494). Arithmetic and parameters are those of
     `flax.linen.GroupNorm` with `use_fast_variance=False`, whose argument
     `mask` gives the same result. Differs: that mask must have all channels, and
-    its sum is computed over all of them.
+    flax counts its cells in each channel.
   """
 
   dtype: DTypeLike = jnp.float32

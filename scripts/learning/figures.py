@@ -117,8 +117,8 @@ def chances(
   """Returns how often chance alone gives results like those of the long test.
 
   Neighbouring windows share most of their steps, and a training that is ahead
-  stays ahead for a while. So the windows are not independent, and only random
-  groups of the trainings themselves show what chance does.
+  stays ahead for a while. So the windows are not independent. How much chance
+  alone changes is therefore counted for random groups of the same trainings.
 
   Args:
     ours: Mean loss of each training of this program in each window.

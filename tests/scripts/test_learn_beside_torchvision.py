@@ -96,7 +96,7 @@ def test_chances_tell_a_difference_from_noise():
 def test_best_crop_shows_the_most_objects_and_drops_slivers():
   masks = np.zeros((4, 160, 192), np.uint8)
   masks[0, 40:50, 100:110] = 1
-  # The crop of the columns 0 to 127 shows none of these two.
+  # A crop of the columns 0 to 127 shows neither of the next two objects.
   masks[1, 10:20, 130:140] = 1
   masks[2, 60:70, 150:160] = 1
   # The crop of the columns 64 to 191 shows two columns of this object.
