@@ -79,7 +79,10 @@ make_environment() {
   if [[ "$(cat "$stamp" 2>/dev/null)" == "$(wanted_state)" ]]; then
     return
   fi
-  local pip=(.venv/bin/python -m pip --disable-pip-version-check install -q)
+  # Python compiles the modules that it imports. Compiling all modules of all
+  # packages would take as long as the rest of the installation.
+  local pip=(.venv/bin/python -m pip --disable-pip-version-check install -q
+    --no-compile)
   if [[ -n "${JAX_VERSION:-}" ]]; then
     tell "Installing JAX $JAX_VERSION and, by the ranges of setup.cfg, all else" \
       'into .venv (about 1 minute)'

@@ -112,13 +112,8 @@ def test_the_guide_has_an_example_of_each_kind():
   }
 
 
-@pytest.mark.parametrize(
-  'titles',
-  [
-    ('backbone', 'loss', 'data source'),
-    pytest.param(TITLES[3:], marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('titles', [TITLES[:3], TITLES[3:]])
 def test_the_tests_of_the_examples_pass(project, titles):
   tests = [
     f'{edit.path}::{name}'

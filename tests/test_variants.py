@@ -119,7 +119,7 @@ def run_all(config, workdir, data):
       },
       True,
     ),
-    (
+    pytest.param(
       dict(backbone='convnext_tiny', depth=50, width=64),
       {
         'loss_box_reg',
@@ -129,6 +129,7 @@ def run_all(config, workdir, data):
         'loss_rpn_box_reg',
       },
       True,
+      marks=pytest.mark.slow,
     ),
   ],
 )

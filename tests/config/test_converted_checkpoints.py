@@ -99,11 +99,9 @@ def run_mode(run, mode, model_dir, workdir, data, *arguments):
   return [json.loads((workdir / name).read_text()) for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['predict', 'eval'])
-@pytest.mark.parametrize(
-  'model',
-  ['torchvision18', pytest.param('detectron50', marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize('model', ['torchvision18', 'detectron50'])
 def test_a_recipe_of_another_network_changes_no_result(
   run, checkpoints, tiny_data, tmp_path, caplog, model, mode
 ):
@@ -138,7 +136,15 @@ def used(monkeypatch):
 
 
 @pytest.mark.parametrize('mode', ['predict', 'eval'])
-@pytest.mark.parametrize('model', MODELS)
+@pytest.mark.parametrize(
+  'model',
+  [
+    'torchvision18',
+    pytest.param('detectron50', marks=pytest.mark.slow),
+    pytest.param('benchmark101', marks=pytest.mark.slow),
+    'c4',
+  ],
+)
 def test_one_line_names_the_keys_that_the_checkpoint_decides(
   run, used, checkpoints, tiny_data, tmp_path, caplog, model, mode
 ):

@@ -56,7 +56,13 @@ DATA = pathlib.Path(__file__).parent / 'data'
 SHARED = pathlib.Path(__file__).parents[3] / 'shared'
 
 
-@pytest.mark.parametrize('sizes', [SMALL, GROUP], ids=['batch', 'group'])
+@pytest.mark.parametrize(
+  'sizes',
+  [
+    pytest.param(SMALL, id='batch'),
+    pytest.param(GROUP, id='group', marks=pytest.mark.slow),
+  ],
+)
 @pytest.mark.parametrize('program', NAMINGS)
 def test_weights_of_each_program_arrive_to_the_bit(
   run, tmp_path, program, sizes
@@ -372,7 +378,14 @@ def test_weights_trained_here_arrive_there_and_come_back(
   )
 
 
-@pytest.mark.parametrize('body', ['c4', 'c5', 'dc5'])
+@pytest.mark.parametrize(
+  'body',
+  [
+    'c4',
+    pytest.param('c5', marks=pytest.mark.slow),
+    pytest.param('dc5', marks=pytest.mark.slow),
+  ],
+)
 def test_a_model_without_pyramid_arrives_in_detectron2_and_comes_back(
   run, refuse, tmp_path, body
 ):
@@ -635,7 +648,10 @@ def get_config():
 @pytest.mark.skipif(
   not SHARED.exists(), reason='needs ../shared/golden: not in this checkout'
 )
-@pytest.mark.parametrize('program', ['torchvision', 'detectron2'])
+@pytest.mark.parametrize(
+  'program',
+  [pytest.param('torchvision', marks=pytest.mark.slow), 'detectron2'],
+)
 def test_converted_weights_compute_what_the_program_computes(tmp_path, program):
   folder = SHARED / 'golden'
   spec = importlib.util.spec_from_file_location('seeded', folder / 'seeded.py')

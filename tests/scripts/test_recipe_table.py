@@ -18,6 +18,7 @@ def table():
   return module
 
 
+@pytest.mark.slow
 def test_the_table_in_the_readme_is_current(table):
   def split(text):
     """Splits the table into its FLOPs and all its other cells."""

@@ -177,6 +177,7 @@ def test_state_and_figures_are_float32_in_every_precision(config, precision):
   assert wide == []
 
 
+@pytest.mark.slow
 def test_micro_batches_give_the_losses_and_the_gradients_of_the_batch(config):
   batch = make_batch(2)
   # An image without objects has fewer samples, so a plain mean of the two
