@@ -112,10 +112,10 @@ def read_weights(
         free_bytes=_FREE_BYTES + _MAX_GROWTH * file_size,
       )
   except InputError as error:
-    raise InputError(f'C08: {path} {_printable(str(error))}') from error
+    raise InputError(f'C08: {path} {error}') from error
   # A damaged or hostile pickle can make the unpickler raise any exception.
   except Exception as error:
-    reason = _printable(str(error) or type(error).__name__)[:200]
+    reason = (str(error) or type(error).__name__)[:200]
     raise InputError(
       f'C08: {path} cannot be read as a weight file ({reason}); is it whole, '
       'and a .pth, .pkl or .safetensors file?'
@@ -147,15 +147,6 @@ def _read_content(
     return _read_safetensors(file, file_size), _load_nothing, []
   unpickler = Unpickler(file, file_size)
   return unpickler.load(), _load_nothing, list(unpickler.ignored)
-
-
-def _printable(text: str) -> str:
-  """Replaces unprintable characters, such as line ends, by question marks.
-
-  A message may quote a hostile file, whose control characters could change the
-  user's terminal.
-  """
-  return ''.join(c if c.isprintable() else '?' for c in text)
 
 
 def _load_nothing(storage: Storage) -> np.ndarray:
@@ -376,9 +367,9 @@ def _find_weights(
       free_bytes -= array.nbytes
       _require_free(free_bytes)
       arrays[name] = array
-  notes = [_printable(note) for note in chosen.notes]
+  notes = list(chosen.notes)
   if ignored:
-    notes.append(_printable(f'The file {_ignored_line(ignored)}'))
+    notes.append(f'The file {_ignored_line(ignored)}')
   return WeightFile(
     arrays, chosen.prefix, chosen.facts, chosen.outside, chosen.backbone, notes
   )
