@@ -19,6 +19,9 @@ def test_check_data_survives_a_hundred_damaged_files(tmp_path, seed):
     [sys.executable, str(PROGRAM), str(seed), str(folder)],
     capture_output=True,
     text=True,
+    # A program that waits computes nothing, so the limit of the program itself
+    # does not end it.
+    timeout=600,
   )
   assert done.returncode == 0, done.stderr[-3000:]
   assert done.stdout == 'done\n'
