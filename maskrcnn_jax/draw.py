@@ -16,6 +16,8 @@ from maskrcnn_jax.label_places import Plate, area, overlap, place_labels
 # In pixels. A picture whose longer side is shorter is enlarged, so that labels
 # are legible and do not cover it.
 LEGIBLE_SIDE = 400
+# Characters of a name or a caption that are drawn.
+_MAX_NAME = 300
 MIN_FONT_SIZE = 12  # height of the font, in pixels
 FILL_OPACITY = 0.4  # of the color inside of a mask; [0, 1]
 HALO = (0, 0, 0)  # color of the thin border around lines, RGB
@@ -212,9 +214,10 @@ def _oklch_to_linear_rgb(
 def printable(text: str) -> str:
   """Replaces the characters of a name that Pillow's default font lacks.
 
-  Accents are dropped; every other character outside of ASCII becomes '?'.
+  Accents are dropped; every other character outside of ASCII becomes '?'. The
+  end of a name that is longer than any picture is cut off.
   """
-  plain = unicodedata.normalize('NFKD', text)
+  plain = unicodedata.normalize('NFKD', text[:_MAX_NAME])
   plain = ''.join(c for c in plain if not unicodedata.combining(c))
   return ''.join(c if c.isascii() and c.isprintable() else '?' for c in plain)
 

@@ -8,6 +8,44 @@ docs/error_codes.md is generated from the table:
 import re
 import sys
 from typing import NamedTuple
+import unicodedata
+
+# Characters without a picture of their own that names in some scripts need: the
+# joiner and the non-joiner of Persian, Indic scripts and emoji.
+_JOINERS = '\u200c\u200d'
+# Characters of the longest line that is printed. Names of a hostile file may
+# have millions.
+_LONGEST = 10_000
+
+
+def printable(text: str) -> str:
+  r"""Returns a text as one line that is safe to print.
+
+  Names of classes and files come from other people. A control character in them
+  could clear the terminal, change its title or colour, or begin a line that
+  looks like one of this program. Such characters, line breaks, and those that
+  reverse the direction of the text appear as escapes, such as '\x1b'. The end
+  of a text that is far too long for a line is cut off.
+
+  Args:
+    text: Any text.
+  """
+  if len(text) > _LONGEST:
+    text = text[: _LONGEST - 3] + '...'
+  if text.isprintable():
+    return text
+  return ''.join(
+    c
+    if c.isprintable() or c in _JOINERS or unicodedata.category(c) == 'Zs'
+    else c.encode('unicode_escape').decode()
+    for c in text
+  )
+
+
+def print_lines(*lines: object) -> None:
+  """Prints texts on stdout, each as one line that is safe to print."""
+  for line in lines:
+    print(printable(str(line)), flush=True)
 
 
 class InputError(ValueError):
@@ -16,6 +54,10 @@ class InputError(ValueError):
   `main` prints the message without a traceback and exits with status 2. Any
   other exception is a failure while running and exits with status 1.
   """
+
+  def __init__(self, message: object = ''):
+    """Makes one line of the message that is safe to print: see `printable`."""
+    super().__init__(printable(str(message)))
 
 
 class SaveError(RuntimeError):
@@ -421,7 +463,7 @@ def print_error(message: str) -> None:
   Args:
     message: One line, with a code such as 'A07: ' in it or without.
   """
-  print(f'error: {message}', file=sys.stderr)
+  print(f'error: {printable(message)}', file=sys.stderr)
   code = next(
     (code for code in re.findall(r'\b([AIC]\d\d): ', message) if code in CODES),
     None,

@@ -30,6 +30,9 @@ import sys
 
 from maskrcnn_jax.errors import InputError, print_error
 
+# A report of more classes than this is written without line breaks.
+_MANY_CLASSES = 10_000
+
 
 def main(argv: list[str] | None = None) -> int:
   """Checks a data set, prints the report and writes it to files.
@@ -100,7 +103,10 @@ def _run(argv: list[str]) -> int:
   report = pathlib.Path(arguments.json or out / 'report.json')
   try:
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(result, indent=1), encoding='utf-8')
+    # With `indent`, Python's slow encoder is used.
+    is_long = len(result.get('classes', ())) > _MANY_CLASSES
+    text = json.dumps(result, indent=None if is_long else 1)
+    report.write_text(text, encoding='utf-8')
   except OSError as error:
     raise InputError(
       f'Cannot write {report}: {error.strerror or error}.'

@@ -4,7 +4,7 @@ from typing import Any
 
 from maskrcnn_jax.data import findings
 from maskrcnn_jax.data.repair import Change
-from maskrcnn_jax.errors import command_for
+from maskrcnn_jax.errors import command_for, printable
 
 # Largest number of findings of one code that the JSON lists.
 KEEP = 1000
@@ -77,7 +77,7 @@ def format_report(result: dict[str, Any]) -> str:
   lines.append(f'Errors: {", ".join(codes)}.' if codes else 'No errors.')
   if codes:
     lines.append(f'For more about {codes[0]}: {command_for(codes[0])}')
-  return '\n'.join(lines)
+  return '\n'.join(map(printable, lines))
 
 
 def _format_figures(result: dict[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ from maskrcnn_jax.convert_weights.weight_names import (
   rows_per_class,
   to_peer,
 )
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import InputError, print_lines
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint
 from maskrcnn_jax.runtime.files import make_writable
@@ -112,11 +112,11 @@ def convert(
     # download even if reading fails.
     with source.open('rb') as opened:
       checksum = hashlib.file_digest(opened, 'sha256').hexdigest()
-    print(f'{source}: sha256 {checksum}')
+    print_lines(f'{source}: sha256 {checksum}')
   file = torch_files.read_weights(source, key=key, prefix=prefix)
   arrays, facts = file.arrays, file.facts
   for note in file.notes:
-    print(note)
+    print_lines(note)
   try:
     _check_network(file, is_part=prefix is not None)
     guessed = guess_format(arrays)
@@ -157,14 +157,14 @@ def convert(
     manager.wait_until_finished()
     manager.check_for_errors()
   if guessed == 'detectron2' and is_converted(arrays, facts):
-    print(
+    print_lines(
       f'The author is {facts.get("__author__")!r}, so the weights are taken to '
       "be torchvision's ResNet in detectron2's names, with its conventions. "
       '--pixel_order, --pixel_mean, --pixel_std, --stride_in_1x1 and '
       '--norm_eps change them.'
     )
   if rows is not None:
-    print(
+    print_lines(
       'left out: the rows of the 10 ids that COCO never used, of 91. Scores '
       'become a little higher, because these rows had a share in the softmax; '
       '--coco_rows=91 keeps them.'
@@ -172,7 +172,7 @@ def convert(
   order = 'bgr' if naming.is_bgr else 'rgb'
   unused += _summary(file.outside)
   _report(guessed, config, order, categories, model, unused, missing)
-  print(
+  print_lines(
     f'{destination} is '
     + (
       'a part of a model: for --init_from.'
@@ -387,7 +387,7 @@ def _report(
   network = f'ResNet-{sizes.depth}'
   if sizes.groups > 1:
     network = f'ResNeXt-{sizes.depth} {sizes.groups}x{sizes.group_width}d'
-  print(
+  print_lines(
     f'{source_format}: {network}, {sizes.body}, for {sizes.output}, norm '
     f'{sizes.norm}, {len(categories)} classes; taken to be of '
     f'geometry {config.geometry}, norm_eps {config.model.norm_eps:g}, '
@@ -402,7 +402,7 @@ def _report(
   if counters:
     unused.append(f'*.num_batches_tracked ({len(counters)})')
   for title, listed in (('left out', unused), ('not found', missing)):
-    print(f'{title}: {", ".join(listed) or "none"}')
+    print_lines(f'{title}: {", ".join(listed) or "none"}')
   parts = collections.Counter(name.split('/')[1] for name in model)
   counts = ', '.join(f'{part} {n}' for part, n in sorted(parts.items()))
-  print(f'loaded: {len(model)} arrays ({counts})')
+  print_lines(f'loaded: {len(model)} arrays ({counts})')

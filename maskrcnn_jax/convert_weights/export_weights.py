@@ -28,7 +28,7 @@ from maskrcnn_jax.convert_weights.weight_names import (
   to_peer,
 )
 from maskrcnn_jax.data.coco_classes import COCO_CLASSES
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import InputError, print_lines
 from maskrcnn_jax.geometry import PRESETS, Geometry
 from maskrcnn_jax.runtime import checkpoint
 from maskrcnn_jax.runtime.files import make_writable
@@ -151,13 +151,13 @@ def export(
     destination.suffix
   ]
   write(destination, content)
-  print(f'{destination}: {len(arrays)} arrays for {to}')
+  print_lines(f'{destination}: {len(arrays)} arrays for {to}')
   num_classes = max(COCO_CLASSES) if coco_91 else len(ids)
   settings = _settings(to, config, geometry, num_classes)
-  print(f'It expects {", ".join(settings)}.')
+  print_lines(f'It expects {", ".join(settings)}.')
   differences = _differences(to, geometry)
   if differences:
-    print(
+    print_lines(
       f'{to} computes otherwise than geometry {geometry.name}, and no setting '
       f'changes that: {"; ".join(differences)}. The AP may be lower.'
     )

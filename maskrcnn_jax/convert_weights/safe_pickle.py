@@ -15,13 +15,17 @@ import _compat_pickle
 import builtins
 from collections.abc import Callable
 import io
-import pickle
 import sys
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from maskrcnn_jax.convert_weights.bounded_pickle import (
+  BoundedUnpickler,
+  brief,
+  require_keys,
+)
 from maskrcnn_jax.errors import InputError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -29,6 +33,13 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 class _Mapping(dict):
   """Replaces OrderedDict and Counter: a dict whose attributes are not set."""
+
+  def __init__(self, items: Any = ()):
+    """Copies a dict, or makes one of pairs (key, value)."""
+    if not isinstance(items, dict):
+      items = [(key, value) for key, value in items]
+      require_keys([key for key, _ in items])
+    super().__init__(items)
 
   def __setstate__(self, state: object) -> None:
     """Ignores the attributes that torch adds to a state_dict."""
@@ -83,7 +94,7 @@ class Storage(NamedTuple):
 
   dtype: np.dtype
   key: str  # name of the buffer in the file
-  size: int  # number of elements
+  size: Any  # number of elements
 
 
 class Tensor(NamedTuple):
@@ -93,9 +104,13 @@ class Tensor(NamedTuple):
   """
 
   storage: Any  # a `Storage`, or any object in a damaged or hostile file
-  offset: int  # index of the first element in the storage
+  offset: Any  # index of the first element in the storage
   shape: tuple
   strides: tuple  # in elements
+
+
+# Characters of a type code, such as 'f4' or 'M8[ns]'.
+_MAX_CODE = 100
 
 
 class _Dtype:
@@ -107,14 +122,29 @@ class _Dtype:
   """
 
   def __init__(self, code: object, *arguments: object):
-    self.code = str(code)
+    if not isinstance(code, str) or len(code) > _MAX_CODE:
+      raise InputError(f'has elements of the unknown type {brief(code)}.')
+    self.code = code
     dtype = np.dtype(self.code)
     self.dtype = dtype if dtype.kind in 'fiub' else None
 
-  def __setstate__(self, state: tuple) -> None:
+  def __setstate__(self, state: Any) -> None:
     """Takes over the byte order from the state that NumPy pickles."""
     if state[1] == '>' and self.dtype is not None:
       self.dtype = self.dtype.newbyteorder('>')
+
+
+def _buffer(data: object) -> bytes | bytearray:
+  """Returns the bytes of an array or a scalar; strings are of Python 2.
+
+  Raises:
+    InputError: If they are anything else, such as a number.
+  """
+  if isinstance(data, str):
+    return data.encode('latin1')
+  if not isinstance(data, bytes | bytearray):
+    raise InputError(f'has {brief(data)} where the bytes of an array belong.')
+  return data
 
 
 class StoredArray:
@@ -129,36 +159,32 @@ class StoredArray:
   array: np.ndarray | None = None
   code = ''
 
-  def __setstate__(self, state: tuple) -> None:
+  def __setstate__(self, state: Any) -> None:
     """Makes the array from the state that NumPy pickles."""
     _, shape, dtype, is_fortran, data = state
     self.code = dtype.code
     if dtype.dtype is None:
       return
-    if isinstance(data, str):  # a Python 2 string
-      data = data.encode('latin1')
-    flat = np.frombuffer(bytes(data), dtype.dtype)
+    flat = np.frombuffer(_buffer(data), dtype.dtype)
     self.array = flat.reshape(shape, order='F' if is_fortran else 'C')
 
 
-def _rebuild_scalar(dtype: _Dtype, data: Any) -> int | float | bool | None:
+def _rebuild_scalar(dtype: Any, data: Any) -> int | float | bool | None:
   """Replaces the function that rebuilds a scalar of NumPy from its bytes.
 
   A scalar that is not a number, such as a date, becomes `None`.
   """
   if dtype.dtype is None:
     return None
-  if isinstance(data, str):
-    data = data.encode('latin1')
-  return np.frombuffer(bytes(data), dtype.dtype)[0].item()
+  return np.frombuffer(_buffer(data), dtype.dtype)[0].item()
 
 
 def _rebuild_from_buffer(
   data: Any,
-  dtype: _Dtype,
-  shape: tuple,
-  order: str,
-  axis_order: tuple[int, ...] | None = None,
+  dtype: Any,
+  shape: Any,
+  order: Any,
+  axis_order: Any = None,
 ) -> StoredArray:
   """Replaces the function that rebuilds a NumPy array from its bytes.
 
@@ -181,7 +207,7 @@ def _rebuild_from_buffer(
 
 
 def _rebuild_tensor(
-  storage: Any, offset: int, shape: Any, strides: Any, *rest: object
+  storage: Any, offset: Any, shape: Any, strides: Any, *rest: object
 ) -> Tensor:
   """Replaces the function of torch that makes a tensor of a storage."""
   return Tensor(storage, offset, tuple(shape), tuple(strides))
@@ -205,7 +231,7 @@ def _reconstruct_object(
   return result
 
 
-def _encode(text: str, encoding: str) -> bytes:
+def _encode(text: Any, encoding: Any) -> bytes:
   """Replaces codecs.encode, by which Python 3 stores bytes in old pickles.
 
   Args:
@@ -213,10 +239,12 @@ def _encode(text: str, encoding: str) -> bytes:
     encoding: The encoding that the pickle names.
 
   Raises:
-    InputError: If the encoding is not Latin-1.
+    InputError: If there is no text, or if the encoding is not Latin-1.
   """
-  if encoding not in ('latin1', 'latin-1'):
-    raise InputError(f'holds bytes as {encoding!r}, which is not expected.')
+  if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
+    raise InputError(
+      f'holds bytes as {brief(encoding)}, which is not expected.'
+    )
   return text.encode('latin1')
 
 
@@ -227,6 +255,12 @@ def _ignored_class(name: str) -> type[Ignored]:
     name: Module and name of the class or the function in the file.
   """
   return type('Ignored', (Ignored,), {'name': name})
+
+
+def _make_set(items: Any = ()) -> set:
+  """Replaces the class of sets, by which protocols below 4 store sets."""
+  require_keys(items)
+  return set(items)
 
 
 class _StorageType(NamedTuple):
@@ -249,12 +283,13 @@ _STORAGES = {
 }
 
 # (module, name) as it appears in a file -> the stand-in that is used instead.
+# Their arguments are anything that a file gives, so the types are not declared.
 _KNOWN: dict[tuple[str, str], Callable[..., Any] | _StorageType] = {
   ('collections', 'OrderedDict'): _Mapping,
   ('collections', 'Counter'): _Mapping,
   # The argument, if there is one, makes the values of missing keys.
   ('collections', 'defaultdict'): lambda *arguments: _Mapping(),
-  ('builtins', 'set'): set,
+  ('builtins', 'set'): _make_set,
   ('copyreg', '_reconstructor'): _reconstruct_object,
   ('_codecs', 'encode'): _encode,
   ('numpy', 'ndarray'): StoredArray,
@@ -305,6 +340,8 @@ _DATA_NAMES = frozenset(
 # A file may name this many classes that are ignored. Without a limit, a file
 # could fill the memory with classes.
 _MAX_IGNORED = 1000
+# Characters of the name of a class, or of its module.
+_MAX_NAME = 1000
 
 
 def _is_sign_of_attack(module: str, name: str) -> bool:
@@ -329,7 +366,7 @@ def _is_sign_of_attack(module: str, name: str) -> bool:
   return not is_data or '.' in name
 
 
-class Unpickler(pickle.Unpickler):
+class Unpickler(BoundedUnpickler):
   """Reads a pickle, with stand-ins for the names in it.
 
   Attributes:
@@ -338,10 +375,13 @@ class Unpickler(pickle.Unpickler):
       `_KNOWN`, in the order of the file.
   """
 
-  def __init__(self, file: io.BufferedIOBase):
+  # Objects of these classes take over a state. Functions and classes must not:
+  # the state would change them for all later files.
+  stateful = (Ignored, _Mapping, StoredArray, _Dtype)
+
+  def __init__(self, file: io.BufferedIOBase, file_size: int):
     """Prepares to read one pickle from the current position of the file."""
-    # Python 2 wrote the bytes of arrays as strings.
-    super().__init__(file, encoding='latin1')
+    super().__init__(file, file_size)
     self.storages: dict[str, Storage] = {}
     self.ignored: dict[str, type[Ignored]] = {}
 
@@ -351,9 +391,13 @@ class Unpickler(pickle.Unpickler):
     """Returns the stand-in for a name in the pickle; `load` calls this.
 
     Raises:
-      InputError: If the name is one by which files attack, or if there are too
-        many names.
+      InputError: If the name is one by which files attack or is very long, or
+        if there are too many names.
     """
+    if max(len(module), len(name)) > _MAX_NAME:
+      raise InputError(
+        f'names a class by more than {_MAX_NAME} characters, so it is not read.'
+      )
     if (module, name) in _KNOWN:
       return _KNOWN[module, name]
     # Old pickles have the names of Python 2.
@@ -377,7 +421,7 @@ class Unpickler(pickle.Unpickler):
       self.ignored[full_name] = _ignored_class(full_name)
     return self.ignored[full_name]
 
-  def persistent_load(self, pid: tuple) -> Any:
+  def persistent_load(self, pid: Any) -> Any:
     """Returns a storage, which torch keeps outside of the pickle.
 
     `load` calls this for each reference to a storage.
@@ -394,10 +438,14 @@ class Unpickler(pickle.Unpickler):
       InputError: If the reference is not to a plain storage.
     """
     kind, type_, key, _, size, *view = pid
+    if kind != 'storage' or not isinstance(key, str | int):
+      raise InputError(
+        f'refers to {brief(kind)} {brief(key)}, which is not a plain tensor.'
+      )
     is_ignored = isinstance(type_, type) and issubclass(type_, Ignored)
-    if kind == 'storage' and is_ignored and not any(view):
+    if is_ignored and not any(view):
       return type_
-    if kind != 'storage' or not isinstance(type_, _StorageType) or any(view):
-      raise InputError(f'refers to {kind!r}, which is not a plain tensor.')
+    if not isinstance(type_, _StorageType) or any(view):
+      raise InputError('refers to a part of a storage or to another object.')
     storage = Storage(type_.dtype, str(key), size)
     return self.storages.setdefault(storage.key, storage)

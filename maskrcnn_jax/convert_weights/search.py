@@ -47,6 +47,12 @@ RULE = (
 _MAX_WRAPPERS = 300
 # Dictionaries are searched to this depth.
 _MAX_DEPTH = 20
+# Characters of the name of an array with its path. Longer names are no names of
+# weights, and many dictionaries may share one long key.
+_MAX_NAME = 1000
+# Arrays and ignored objects in a file. A detector and its optimizer have about
+# 2,000 arrays.
+_MAX_LEAVES = 50_000
 
 # Leaf of the content that is an array or stands where one is expected.
 _Leaf = Tensor | StoredArray | np.ndarray | Ignored | type
@@ -304,7 +310,8 @@ def _flatten(content: Any) -> _Content:
   that a file can neither contain itself nor grow by repetition.
 
   Raises:
-    InputError: If two arrays have the same path.
+    InputError: If two arrays have the same path, or if there are more than
+      `_MAX_LEAVES`.
   """
   flat = _Content({}, {}, {})
   seen: set[int] = set()
@@ -327,16 +334,28 @@ def _flatten(content: Any) -> _Content:
     flat.tables.setdefault(home, value)
     # If the state of an optimizer refers to the weights, they are listed where
     # they are else.
+    pairs = [
+      pair
+      for pair in _items(value)
+      if isinstance(pair[1], dict | list | tuple) or _is_leaf(pair[1])
+    ]
     for key, item in sorted(
-      _items(value), key=lambda pair: bool(_NO_MODEL.search(pair[0]))
+      pairs, key=lambda pair: bool(_NO_MODEL.search(pair[0]))
     ):
       if _is_leaf(item):
         name = _join(here) + key
         if name in flat.leaves:
           raise InputError(f'has two arrays at {name}.')
+        if len(name) > _MAX_NAME:
+          continue
+        if len(flat.leaves) == _MAX_LEAVES:
+          raise InputError(
+            f'has more than {_MAX_LEAVES:,} arrays and other objects; save the '
+            'weights of the model alone (state_dict).'
+          )
         flat.leaves[name] = item
         flat.homes[name] = home
-      elif isinstance(item, dict | list | tuple):
+      else:
         visit(item, (*path, key), home if is_module else None)
 
   if isinstance(content, dict | list | tuple) and not _is_leaf(content):
@@ -348,7 +367,7 @@ def _items(table: dict | list | tuple) -> Iterator[tuple[str, Any]]:
   """Yields the keys, as text, and the values of a dictionary or a list."""
   pairs = table.items() if isinstance(table, dict) else enumerate(table)
   for key, value in pairs:
-    if isinstance(key, str | int):
+    if isinstance(key, int) or (isinstance(key, str) and len(key) <= _MAX_NAME):
       yield str(key), value
 
 
@@ -397,13 +416,7 @@ def _fits(flat: _Content) -> dict[Found, frozenset[str]]:
   longest = max(map(len, vocabulary))
   names: dict[tuple[str, str], set[str]] = {}
   for full_name in flat.leaves:
-    has_wrapper = _TRANSPARENT.search(full_name)
-    limit = longest + (_MAX_WRAPPERS if has_wrapper else 0)
-    first = max(0, len(full_name) - limit)
-    for i in range(first, len(full_name)):
-      rest = full_name[i:]
-      if has_wrapper:
-        rest = _TRANSPARENT.sub('', rest)
+    for i, rest in _endings(full_name, longest):
       for program in vocabulary.get(rest, ()):
         names.setdefault((full_name[:i], program), set()).add(full_name)
   best: dict[str, set[str]] = {}
@@ -423,6 +436,31 @@ def _fits(flat: _Content) -> dict[Found, frozenset[str]]:
       place = Found(key, start.removeprefix(_join(key)), len(best[start]))
       found[place] = frozenset(best[start])
   return found
+
+
+def _endings(full_name: str, longest: int) -> Iterator[tuple[int, str]]:
+  """Yields the ends of a name that may be names of a model.
+
+  Args:
+    full_name: The name.
+    longest: Number of characters of the longest name of a model.
+
+  Yields:
+    Where the end begins in the full name, and the end without the attributes
+    that `_TRANSPARENT` matches. The shortest end comes first.
+  """
+  starts = {
+    match.end(): match.start() for match in _TRANSPARENT.finditer(full_name)
+  }
+  rest, i = '', len(full_name)
+  while i > max(0, len(full_name) - longest - _MAX_WRAPPERS):
+    start = starts.get(i, i - 1)
+    if i not in starts:
+      rest = full_name[start] + rest
+    i = start
+    if len(rest) > longest:
+      return
+    yield i, rest
 
 
 def _is_resnet(full_names: Iterable[str], start: str) -> bool:
@@ -445,13 +483,16 @@ def _key_of(flat: _Content, start: str, full_names: Iterable[str]) -> str:
     full_names: Full names of the arrays.
   """
   homes = {_join(flat.homes[name]) for name in full_names}
-  paths = [
-    path
-    for path in flat.tables
-    if start.startswith(_join(path))
-    and all(home.startswith(_join(path)) for home in homes)
-  ]
-  return max(paths, key=len)
+  paths = ['', *(start[:i] for i, c in enumerate(start) if c == '.')]
+  return max(
+    (
+      path
+      for path in paths
+      if path in flat.tables
+      and all(home.startswith(_join(path)) for home in homes)
+    ),
+    key=len,
+  )
 
 
 def _models(fits: dict[Found, frozenset[str]]) -> list[Found]:

@@ -23,9 +23,18 @@ from maskrcnn_jax.convert_weights.safe_pickle import (
 )
 from maskrcnn_jax.errors import InputError
 
-# Largest number of elements of a view that repeats elements of its storage.
-# Without a limit, a small file could fill the memory.
-MAX_REPEATED = 2**24
+# The arrays of a file may have this many times as many bytes as the file,
+# because several tensors may share a storage.
+_MAX_GROWTH = 4
+# Bytes of arrays that any file may have, however small it is. A view may repeat
+# one element, and without a limit, a small file could fill the memory.
+_FREE_BYTES = 2**26
+# Axes of an array; those of weights have at most 4.
+_MAX_AXES = 32
+
+# Bytes of the header of a .safetensors file. The header of a detector has about
+# 100,000. JSON needs up to 30 times as much memory as its text has bytes.
+_MAX_HEADER = 2_000_000
 
 _SAFETENSORS = {
   'F64': np.dtype('<f8'),
@@ -43,6 +52,9 @@ _SAFETENSORS = {
 # number.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_START = pickle.dumps(_LEGACY_MAGIC, 2)
+# Bytes of the list of the entries of a zip archive, of about 100 each. torch
+# makes an entry for each tensor.
+_MAX_DIRECTORY = 2**23
 # As in torch, the data of each tensor begins at a multiple of this many bytes.
 _ALIGNMENT = 64
 
@@ -89,13 +101,21 @@ def read_weights(
     )
   try:
     with path.open('rb') as file:
-      content, load, ignored = _read_content(file, path.stat().st_size)
-      return _find_weights(content, load, ignored, key=key, prefix=prefix)
+      file_size = path.stat().st_size
+      content, load, ignored = _read_content(file, file_size)
+      return _find_weights(
+        content,
+        load,
+        ignored,
+        key=key,
+        prefix=prefix,
+        free_bytes=_FREE_BYTES + _MAX_GROWTH * file_size,
+      )
   except InputError as error:
-    raise InputError(f'C08: {path} {_printable(str(error))}') from error
+    raise InputError(f'C08: {path} {error}') from error
   # A damaged or hostile pickle can make the unpickler raise any exception.
   except Exception as error:
-    reason = _printable(str(error) or type(error).__name__)[:200]
+    reason = (str(error) or type(error).__name__)[:200]
     raise InputError(
       f'C08: {path} cannot be read as a weight file ({reason}); is it whole, '
       'and a .pth, .pkl or .safetensors file?'
@@ -103,7 +123,7 @@ def read_weights(
 
 
 def _read_content(
-  file: io.BufferedIOBase, file_size: int
+  file: io.BufferedReader, file_size: int
 ) -> tuple[Any, _LoadStorage, list[str]]:
   """Reads a weight file of any format.
 
@@ -120,22 +140,13 @@ def _read_content(
   start = file.read(len(_LEGACY_START))
   file.seek(0)
   if start.startswith(b'PK'):
-    return _read_zip(file)
+    return _read_zip(file, file_size)
   if start == _LEGACY_START:
-    return _read_legacy(file)
+    return _read_legacy(file, file_size)
   if start[8:9] == b'{':
     return _read_safetensors(file, file_size), _load_nothing, []
-  unpickler = Unpickler(file)
+  unpickler = Unpickler(file, file_size)
   return unpickler.load(), _load_nothing, list(unpickler.ignored)
-
-
-def _printable(text: str) -> str:
-  """Replaces unprintable characters, such as line ends, by question marks.
-
-  A message may quote a hostile file, whose control characters could change the
-  user's terminal.
-  """
-  return ''.join(c if c.isprintable() else '?' for c in text)
 
 
 def _load_nothing(storage: Storage) -> np.ndarray:
@@ -147,8 +158,41 @@ def _load_nothing(storage: Storage) -> np.ndarray:
   raise InputError(f'refers to the data {storage.key!r}, but has none.')
 
 
-def _read_zip(file: io.BufferedIOBase) -> tuple[Any, _LoadStorage, list[str]]:
+class _LimitedFile(io.BufferedReader):
+  """A file that is read in pieces up to a length, for `zipfile`.
+
+  `zipfile` reads the list of entries in one piece, and makes an object of some
+  hundred bytes for each entry.
+
+  Attributes:
+    limit: Length of the longest piece in bytes.
+  """
+
+  limit = _MAX_DIRECTORY
+
+  def __init__(self, file: io.BufferedReader):
+    """Reads the same file as an open one."""
+    super().__init__(file.raw)
+
+  def read(self, size: int | None = -1, /) -> bytes:
+    """Reads bytes.
+
+    Raises:
+      InputError: If the piece is longer than the limit.
+    """
+    if size is not None and size > self.limit:
+      raise InputError('is a zip archive, but not one of torch.save.')
+    return super().read(size)
+
+
+def _read_zip(
+  file: io.BufferedReader, file_size: int
+) -> tuple[Any, _LoadStorage, list[str]]:
   """Reads a file that torch.save wrote since version 1.6: a zip archive.
+
+  Args:
+    file: The file.
+    file_size: Length of the file in bytes.
 
   Returns:
     content: The saved object, with `Tensor`s.
@@ -157,29 +201,38 @@ def _read_zip(file: io.BufferedIOBase) -> tuple[Any, _LoadStorage, list[str]]:
     ignored: Names of the classes whose objects were ignored.
 
   Raises:
-    InputError: If torch.save has not written the archive, or if an entry is
-      compressed.
+    InputError: If torch.save has not written the archive, if it lists very many
+      entries, or if an entry is compressed or longer than the file.
   """
-  archive = zipfile.ZipFile(file)
+  reader = _LimitedFile(file)
+  archive = zipfile.ZipFile(reader)
+  reader.limit = file_size
   names = archive.namelist()
   pickles = [name for name in names if name.endswith('/data.pkl')]
   if len(pickles) != 1:
     raise InputError('is a zip archive, but not one of torch.save.')
   folder = pickles[0].removesuffix('data.pkl')
+  num_left = file_size  # bytes that may still be read
 
   def read(name: str) -> bytes:
     """Returns the bytes of an entry of the archive.
 
     Raises:
-      InputError: If the entry is compressed.
+      InputError: If the entry is compressed, or if it and the entries before
+        it are longer than the file, because they overlap.
     """
+    nonlocal num_left
     entry = archive.getinfo(name)
     # torch.save never compresses. A compressed entry could fill the memory.
     if entry.compress_type != zipfile.ZIP_STORED:
       raise InputError(f'has {name} compressed, as torch.save never does.')
+    num_left -= max(entry.file_size, entry.compress_size)
+    if num_left < 0:
+      raise InputError('is damaged: its entries are longer than the file.')
     return archive.read(entry)
 
-  unpickler = Unpickler(io.BytesIO(read(pickles[0])))
+  code = read(pickles[0])
+  unpickler = Unpickler(io.BytesIO(code), len(code))
   content = unpickler.load()
   order = folder + 'byteorder'
   is_big_endian = order in names and read(order) == b'big'
@@ -194,31 +247,42 @@ def _read_zip(file: io.BufferedIOBase) -> tuple[Any, _LoadStorage, list[str]]:
 
 
 def _read_legacy(
-  file: io.BufferedIOBase,
+  file: io.BufferedReader, file_size: int
 ) -> tuple[Any, _LoadStorage, list[str]]:
   """Reads a file that torch.save wrote before version 1.6.
 
   It is a sequence of pickles, followed by the storages.
 
+  Args:
+    file: The file, at its start.
+    file_size: Length of the file in bytes.
+
   Returns:
     content: The saved object, with `Tensor`s.
     load: Function that returns the elements of a storage.
     ignored: Names of the classes whose objects were ignored.
+
+  Raises:
+    InputError: If a storage is longer than the file.
   """
   for _ in range(3):  # magic number, protocol version, system
-    Unpickler(file).load()
-  unpickler = Unpickler(file)
+    Unpickler(file, file_size).load()
+  unpickler = Unpickler(file, file_size)
   content = unpickler.load()
   data = {}
-  for key in Unpickler(file).load():
+  for key in Unpickler(file, file_size).load():
+    if not isinstance(key, str):
+      raise InputError('is damaged: a key of its data is not a string.')
     (size,) = struct.unpack('<q', file.read(8))
     dtype = unpickler.storages[key].dtype
+    if not 0 <= size * dtype.itemsize <= file_size:
+      raise InputError(f'is damaged: the data {key!r} lies outside of it.')
     data[key] = np.frombuffer(file.read(size * dtype.itemsize), dtype)
   return content, lambda storage: data[storage.key], list(unpickler.ignored)
 
 
 def _read_safetensors(
-  file: io.BufferedIOBase, file_size: int
+  file: io.BufferedReader, file_size: int
 ) -> dict[str, np.ndarray]:
   """Reads the arrays of a .safetensors file by name.
 
@@ -233,9 +297,12 @@ def _read_safetensors(
   (header_size,) = struct.unpack('<Q', file.read(8))
   if header_size > file_size:
     raise InputError('is shorter than its header says.')
+  if header_size > _MAX_HEADER:
+    raise InputError(f'has a header of more than {_MAX_HEADER:,} bytes.')
   header = json.loads(file.read(header_size))
   header.pop('__metadata__', None)
-  body = file.read()
+  body = memoryview(file.read())
+  num_left = len(body)  # arrays do not overlap
   arrays = {}
   for name, entry in header.items():
     if entry['dtype'] not in _SAFETENSORS:
@@ -243,6 +310,9 @@ def _read_safetensors(
     begin, end = entry['data_offsets']
     if not 0 <= begin <= end <= len(body):
       raise InputError(f'is damaged: {name} lies outside of it.')
+    num_left -= end - begin
+    if num_left < 0:
+      raise InputError('is damaged: its arrays overlap.')
     dtype = _SAFETENSORS[entry['dtype']]
     arrays[name] = np.frombuffer(body[begin:end], dtype).reshape(entry['shape'])
   return arrays
@@ -255,6 +325,7 @@ def _find_weights(
   *,
   key: str | None,
   prefix: str | None,
+  free_bytes: int,
 ) -> WeightFile:
   """Finds the weights in the content of a file and converts them to arrays.
 
@@ -265,10 +336,11 @@ def _find_weights(
     ignored: Names of the classes whose objects were ignored.
     key: See `read_weights`.
     prefix: See `read_weights`.
+    free_bytes: Number of bytes that the arrays may have.
 
   Raises:
-    InputError: If there are no weights, if one is damaged, or if the flags are
-      of no model in the file.
+    InputError: If there are no weights, if one is damaged, if they are larger
+      than allowed, or if the flags are of no model in the file.
   """
   try:
     chosen = search.choose(content, key=key, prefix=prefix)
@@ -283,19 +355,34 @@ def _find_weights(
       storage = value.storage
       if storage.key not in loaded:
         loaded[storage.key] = load(storage)
-      if len(loaded[storage.key]) != storage.size:
+      flat = loaded[storage.key]
+      if len(flat) != storage.size:
         raise InputError(f'is damaged: the data of {name} is incomplete.')
-      arrays[name] = _view(loaded[storage.key], value, name)
+      free_bytes -= _check_view(flat, value, name) * flat.itemsize
+      _require_free(free_bytes)
+      arrays[name] = _view(flat, value)
     else:
       array = value.array if isinstance(value, StoredArray) else value
       assert isinstance(array, np.ndarray)  # `choose` returns nothing else.
+      free_bytes -= array.nbytes
+      _require_free(free_bytes)
       arrays[name] = array
-  notes = [_printable(note) for note in chosen.notes]
+  notes = list(chosen.notes)
   if ignored:
-    notes.append(_printable(f'The file {_ignored_line(ignored)}'))
+    notes.append(f'The file {_ignored_line(ignored)}')
   return WeightFile(
     arrays, chosen.prefix, chosen.facts, chosen.outside, chosen.backbone, notes
   )
+
+
+def _require_free(free_bytes: int) -> None:
+  """Refuses a file that has used up more bytes than its arrays may have."""
+  if free_bytes < 0:
+    raise InputError(
+      'has arrays that are much larger than the file, because they share or '
+      'repeat their data, so it is not read; save the weights alone '
+      '(state_dict).'
+    )
 
 
 def _ignored_line(ignored: list[str]) -> str:
@@ -304,8 +391,8 @@ def _ignored_line(ignored: list[str]) -> str:
   return f'has objects that were ignored: {", ".join(ignored[:5])}{more}'
 
 
-def _view(flat: np.ndarray, tensor: Tensor, name: str) -> np.ndarray:
-  """Returns a copy of a tensor, after checking that it is inside its storage.
+def _check_view(flat: np.ndarray, tensor: Tensor, name: str) -> int:
+  """Checks that a tensor is inside its storage.
 
   Without the check, NumPy would read any memory address that the offset and
   the strides lead to.
@@ -315,29 +402,42 @@ def _view(flat: np.ndarray, tensor: Tensor, name: str) -> np.ndarray:
     tensor: The tensor as the file describes it, unchecked.
     name: Name of the tensor, for the message.
 
+  Returns:
+    The number of elements of the tensor.
+
   Raises:
-    InputError: If an element of the tensor is not in the storage, or if the
-      tensor has more elements than the storage and than `MAX_REPEATED`.
+    InputError: If an element of the tensor is not in the storage.
   """
   _, offset, shape, strides = tensor
   numbers = (offset, *shape, *strides)
-  count = math.prod(shape)
-  is_sound = (
-    all(type(number) is int and number >= 0 for number in numbers)
-    and len(shape) == len(strides)
-    and count <= max(len(flat), MAX_REPEATED)
-    and (
-      count == 0
-      or offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-      < len(flat)
-    )
+  # The number of axes comes first: the product of many numbers takes long.
+  is_sound = len(shape) == len(strides) <= _MAX_AXES and all(
+    type(number) is int and 0 <= number < 2**63 for number in numbers
   )
+  count = math.prod(shape) if is_sound else 0
+  if count:
+    last = offset + sum(
+      (n - 1) * s for n, s in zip(shape, strides, strict=True)
+    )
+    is_sound = last < len(flat)
   if not is_sound:
     raise InputError(f'is damaged: {name} lies outside of its storage.')
-  if count == 0:
-    return np.zeros(shape, flat.dtype)
+  return count
+
+
+def _view(flat: np.ndarray, tensor: Tensor) -> np.ndarray:
+  """Returns a copy of a tensor, which `_check_view` has checked.
+
+  Args:
+    flat: [n] elements of the storage.
+    tensor: The tensor as the file describes it.
+  """
+  if math.prod(tensor.shape) == 0:
+    return np.zeros(tensor.shape, flat.dtype)
   return np.lib.stride_tricks.as_strided(
-    flat[offset:], shape, [s * flat.itemsize for s in strides]
+    flat[tensor.offset :],
+    tensor.shape,
+    [s * flat.itemsize for s in tensor.strides],
   ).copy()
 
 

@@ -113,6 +113,8 @@ def decode_image(
       its size is not the expected one.
   """
   try:
+    if content is None:
+      _refuse_special(path)
     source = path if content is None else io.BytesIO(content)
     with Image.open(source, formats=_FORMATS) as image:
       return _to_rgb(image, path, expected_size, pixel_range)
@@ -150,6 +152,16 @@ def convert_image(
     raise
   except _DECODE_ERRORS as error:
     raise _unreadable(name, error) from error
+
+
+def _refuse_special(path: Path) -> None:
+  """Refuses a pipe or a device, which could be waited for without end.
+
+  Raises:
+    InputError: If there is such a thing at the path.
+  """
+  if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+    raise errors.InputError(f'I01: {path} is not a file.')
 
 
 def _to_rgb(
@@ -257,10 +269,13 @@ def image_size(path: Path) -> tuple[int, int]:
     InputError: If the file is missing or not a supported image.
   """
   try:
+    _refuse_special(path)
     with Image.open(path, formats=_FORMATS) as image:
       turn = _transposition(image)
       size = image.height, image.width
       return size if turn is None else _turned(size, turn)
+  except errors.InputError:
+    raise
   except _DECODE_ERRORS as error:
     raise _unreadable(path, error) from error
 
@@ -349,9 +364,12 @@ def _notes(
           f'I07: {path} is transparent in places; the colours behind are used.'
         )
     # An MPO file of a phone holds the same picture twice, the second smaller.
-    count = getattr(image, 'n_frames', 1)
-    if count > 1 and image.format != 'MPO':
-      notes.append(f'I14: {path} holds {count} pictures; the first is used.')
+    # The pictures are not counted: a TIFF may have a hundred thousand pages,
+    # and each would be looked for.
+    if getattr(image, 'is_animated', False) and image.format != 'MPO':
+      notes.append(
+        f'I14: {path} holds more than one picture; the first is used.'
+      )
   if min(height, width) < _TINY_SIDE:
     notes.append(f'I13: {path} is only {_shown((height, width))} pixels.')
   elif max(height, width) > _MAX_ASPECT * min(height, width):

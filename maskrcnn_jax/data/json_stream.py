@@ -55,6 +55,11 @@ def walk(path: pathlib.Path) -> Iterator[_Item]:
     InputError: If the file cannot be read, or is not valid JSON.
   """
   try:
+    # A pipe that nobody writes to would be waited for without end.
+    if path.exists() and not path.is_file():
+      raise errors.InputError(
+        f'A25: {path} is not a file; give annotations as a regular JSON file.'
+      )
     with open(path, 'rb') as file:
       yield from _Window(path, file).document()
   except OSError as error:

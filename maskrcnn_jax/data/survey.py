@@ -31,20 +31,26 @@ def class_table(index: coco_index.CocoIndex) -> list[dict[str, Any]]:
     is the number of objects, 'crowd' that of crowd regions, and 'images' that
     of images with an object or a crowd region of the class.
   """
-  rows = object_rows(index)
-  table = []
-  for number, category in enumerate(index.categories, start=1):
-    here = index.classes == number
-    table.append(
-      {
-        'id': category.id,
-        'name': category.name,
-        'objects': int(np.sum(here & ~index.crowd)),
-        'crowd': int(np.sum(here & index.crowd)),
-        'images': len(np.unique(rows[here])),
-      }
+  num_images = max(len(index.heights), 1)
+  pairs = index.classes.astype(np.int64) * num_images + object_rows(index)
+  objects, crowd, images = (
+    np.bincount(classes, minlength=len(index.categories) + 1).tolist()[1:]
+    for classes in (
+      index.classes[~index.crowd],
+      index.classes[index.crowd],
+      np.unique(pairs) // num_images,
     )
-  return table
+  )
+  return [
+    {
+      'id': category.id,
+      'name': category.name,
+      'objects': objects[i],
+      'crowd': crowd[i],
+      'images': images[i],
+    }
+    for i, category in enumerate(index.categories)
+  ]
 
 
 def histogram(values: np.ndarray, bins: Sequence[int]) -> dict[str, int]:

@@ -12,11 +12,30 @@ import sys
 
 from absl import flags, logging
 
+from maskrcnn_jax.errors import printable
 from maskrcnn_jax.runtime.status_line import is_terminal, keep_below
 
-_FORMAT = standard_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S')
-
 _PACKAGE = str(pathlib.Path(__file__).parents[1])
+
+
+class _Formatter(standard_logging.Formatter):
+  """Puts the time of day before a message.
+
+  The messages of this program are single lines. They may have names of a
+  stranger's file in them, so they are made safe here, where no caller can
+  forget it. Messages of libraries may have several lines.
+  """
+
+  def formatMessage(self, record: standard_logging.LogRecord) -> str:  # noqa: N802
+    """Returns the line of a record."""
+    lines = [record.message]
+    if not _is_own(record):
+      lines = record.message.split('\n')
+    record.message = '\n'.join(map(printable, lines))
+    return super().formatMessage(record)
+
+
+_FORMAT = _Formatter('%(asctime)s %(message)s', '%H:%M:%S')
 
 
 def set_up_console() -> None:
@@ -39,9 +58,12 @@ def set_up_console() -> None:
 
 def _is_shown(record: standard_logging.LogRecord) -> bool:
   """Tells whether a message is of this program, or at least a warning."""
-  return record.levelno >= standard_logging.WARNING or (
-    record.pathname.startswith(_PACKAGE)
-  )
+  return record.levelno >= standard_logging.WARNING or _is_own(record)
+
+
+def _is_own(record: standard_logging.LogRecord) -> bool:
+  """Tells whether a message is of this program, not of a library."""
+  return record.pathname.startswith(_PACKAGE)
 
 
 class _StderrHandler(standard_logging.Handler):

@@ -20,6 +20,7 @@ import jax
 from rich.console import RenderableType
 import tensorboardX
 
+from maskrcnn_jax.errors import printable
 from maskrcnn_jax.runtime import status_line
 from maskrcnn_jax.runtime.metrics_file import MetricsFile
 
@@ -135,7 +136,7 @@ class TrainingLog:
     """Writes a line to the file, and to the console if asked to."""
     if to_console:
       logging.info(text)
-    self._file.write(text + '\n')
+    self._file.write(printable(text) + '\n')
     self._file.flush()
 
   def _bar(self) -> RenderableType:
@@ -239,7 +240,7 @@ def log_line(directory: pathlib.Path, text: str) -> None:
   """
   logging.info(text)
   with open(directory / 'log.txt', 'a', encoding='utf-8') as file:
-    file.write(text + '\n')
+    file.write(printable(text) + '\n')
 
 
 def peak_memory() -> float:

@@ -222,7 +222,7 @@ def test_stand_ins_stay_the_same_for_other_files(tmp_path):
   # BUILD gives a state to a class itself, here to the stand-in.
   code = name_code('module', 'Name')[:-2] + b'}\x8c\x01xK\x01sbu.'
   (tmp_path / 'file').write_bytes(code)
-  with pytest.raises(InputError, match='cannot be read'):
+  with pytest.raises(InputError, match='sets attributes'):
     read_weights(tmp_path / 'file')
 
 
