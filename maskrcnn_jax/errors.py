@@ -231,6 +231,15 @@ CODES = {
     'Download it again (`git lfs pull` for a pointer of git-lfs), or leave '
     'the image out with `--fix`.',
   ),
+  'I04': Code(
+    'EXIF orientation that the size does not confirm',
+    'An image has an EXIF orientation that keeps its size: it is mirrored, '
+    'turned upside down, or square. The size in the annotations does not tell '
+    'whether the labels were drawn on the turned picture, which viewers show, '
+    'or on the pixels as stored. The orientation is applied.',
+    'Look at the contact sheet of check_data. If the labels of these images '
+    'are turned or mirrored there, give `--config.data.apply_exif=False`.',
+  ),
   'I05': Code(
     'size of an image wrong',
     'The height and width in the annotations are not those of the image, '
@@ -246,11 +255,11 @@ CODES = {
   ),
   'I09': Code(
     'more than 8 bits a channel',
-    'A gray image has 16 or 32 bits a pixel, or a color image has 16 bits a '
+    'An image, in gray or in color, has more than 8 bits a channel, usually '
+    '16. Its values for black and white are not known.',
+    'Give the values that become black and white, for example '
+    '`--config.data.pixel_range=(0,4095)`, or convert the images to 8 bits a '
     'channel.',
-    'For gray images, give the values that become black and white, for '
-    'example `--config.data.pixel_range=(0,4095)`. Convert color images to '
-    '8 bits a channel.',
   ),
   'I10': Code(
     'floating-point pixels',
@@ -260,8 +269,11 @@ CODES = {
   ),
   'I11': Code(
     'channels that are not RGB',
-    'The image has a color space such as LAB, or more than four channels.',
-    'Convert it to RGB or gray, or leave it out with `--fix`.',
+    'The image has a color space such as LAB, or more channels than colors '
+    'and transparency. If the colors can be told from the other channels, '
+    'these are left out with a warning; otherwise it is an error.',
+    'If it is an error, convert the image to RGB or gray, or leave it out with '
+    '`--fix`.',
   ),
   'I12': Code(
     'image too large',

@@ -18,6 +18,7 @@ from maskrcnn_jax.data import coco, coco_index, findings, image_sets
 from maskrcnn_jax.data.source import (
   DataSet,
   check_images_exist,
+  header_warnings,
   options_of,
   read_set,
 )
@@ -146,6 +147,8 @@ def read_training_set(
   for line in image_sets.format_waterfall(waterfall).splitlines():
     logging.info('%s', line)
   check_images_exist(data_set)
+  for line in header_warnings(data_set, apply_exif=config.data.apply_exif):
+    logging.warning('%s', line)
   return data_set, rows
 
 

@@ -354,10 +354,72 @@ def rotated(turn_json):
   return spoil
 
 
+def square_with_exif(data):
+  """Stores the first image, made square, with an EXIF orientation."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  with Image.open(data.images_dir / '0.png') as image:
+    image.crop((0, 0, HEIGHT, HEIGHT)).save(data.file(), exif=exif)
+  data.images[0].update(width=HEIGHT)
+  # The third object is in the part that is cut off.
+  del data.objects[2]
+
+
+def mirrored(data):
+  """Stores the first image mirrored, with an EXIF orientation that says so."""
+  exif = Image.Exif()
+  exif[0x0112] = 2
+  with Image.open(data.images_dir / '0.png') as image:
+    stored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+  stored.save(data.file(), exif=exif)
+
+
 def gray():
   """Returns a gray image with a ramp of values."""
   ramp = np.arange(HEIGHT * WIDTH) % 256
   return Image.fromarray(ramp.reshape(HEIGHT, WIDTH).astype(np.uint8))
+
+
+def png(chunks):
+  """Returns the bytes of a PNG of (name, content) of its chunks."""
+  return b'\x89PNG\r\n\x1a\n' + b''.join(
+    struct.pack('>I', len(content))
+    + name
+    + content
+    + struct.pack('>I', zlib.crc32(name + content))
+    for name, content in chunks.items()
+  )
+
+
+def wide_png():
+  """Returns the bytes of a PNG in colour with 16 bits a channel."""
+  rows = b'\0' + struct.pack('>3H', 900, 9_000, 60_000) * WIDTH
+  chunks = {
+    b'IHDR': struct.pack('>II5B', WIDTH, HEIGHT, 16, 2, 0, 0, 0),
+    b'IDAT': zlib.compress(rows * HEIGHT),
+    b'IEND': b'',
+  }
+  return png(chunks)
+
+
+def infrared():
+  """Returns the bytes of a TIFF file with RGB and a fourth channel."""
+  entries = [
+    (256, 3, 1, WIDTH),
+    (257, 3, 1, HEIGHT),
+    (258, 3, 4, 150),
+    (259, 3, 1, 1),
+    (262, 3, 1, 2),
+    (273, 4, 1, 200),
+    (277, 3, 1, 4),
+    (278, 3, 1, HEIGHT),
+    (279, 4, 1, HEIGHT * WIDTH * 4),
+    (338, 3, 1, 0),
+  ]
+  head = b'II*\0' + struct.pack('<IH', 8, len(entries))
+  head += b''.join(struct.pack('<HHII', *entry) for entry in entries)
+  head = head.ljust(150, b'\0') + struct.pack('<4H', 8, 8, 8, 8)
+  return head.ljust(200, b'\0') + bytes(HEIGHT * WIDTH * 4)
 
 
 def five_channels():
@@ -398,13 +460,7 @@ def huge_png():
     b'IDAT': zlib.compress(bytes(10**7)),
     b'IEND': b'',
   }
-  return b'\x89PNG\r\n\x1a\n' + b''.join(
-    struct.pack('>I', len(content))
-    + name
-    + content
-    + struct.pack('>I', zlib.crc32(name + content))
-    for name, content in chunks.items()
-  )
+  return png(chunks)
 
 
 def image_of(height, width):
@@ -685,6 +741,8 @@ CASES = [
   ),
   Case('jpeg_called_png', '', False, save(gray, format='JPEG')),
   Case('turned_by_exif', '', False, rotated(False)),
+  Case('square_with_exif', 'I04', False, square_with_exif),
+  Case('mirrored_by_exif', 'I04', False, mirrored),
   Case('turned_as_stored', '', False, rotated(True)),
   Case(
     'size_wrong', 'I05', True, set_image(height=HEIGHT + 9), found_at='load'
@@ -718,6 +776,9 @@ CASES = [
     found_at='load',
   ),
   Case(
+    'image_16_bit_colour', 'I09', True, write(wide_png()), True, found_at='load'
+  ),
+  Case(
     'image_float',
     'I10',
     True,
@@ -733,6 +794,7 @@ CASES = [
     True,
     found_at='load',
   ),
+  Case('image_infrared', 'I11', False, write(infrared(), '0.tif')),
   Case(
     'image_5_channels',
     'I11',
