@@ -239,7 +239,8 @@ def _compare(
       'A21',
       other.path,
       '',
-      f'it has other classes: {"; ".join(difference[:10])}.',
+      f'it has other classes than {name}:'
+      f' {coco.format_difference(difference)}.',
       count=len(difference),
     )
   shared = coco.shared_images(index, other.coco_index)
@@ -347,7 +348,10 @@ def _check_objects(
     image_sets.filter_images(index, keep_empty=config.data.keep_empty)
     image_sets.find_limits(index, max_objects=config.data.max_objects)
   except InputError as error:
-    report.error_from_exception(name, '', error)
+    # If objects were left out because of errors, it follows from these that
+    # nothing is left.
+    if findings.split_code(str(error))[0] != 'A23' or not report.error_codes:
+      report.error_from_exception(name, '', error)
   over = image_sets.count_objects_over(index, config.data.max_objects)
   if over and 'A24' not in report.error_codes:
     report.warn(

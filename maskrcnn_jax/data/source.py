@@ -14,6 +14,7 @@ CONTRIBUTING.md has an example.
 
 import bisect
 import concurrent.futures
+import filecmp
 import os
 import pathlib
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -22,7 +23,7 @@ import numpy as np
 
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import coco, findings
-from maskrcnn_jax.data.coco_index import CocoIndex
+from maskrcnn_jax.data.coco_index import CocoIndex, normal_file_name
 from maskrcnn_jax.data.columns import StoredIndex
 from maskrcnn_jax.data.images import case_hint, header_notes
 from maskrcnn_jax.data.records import RecordImage, RecordImages
@@ -303,6 +304,56 @@ def check_images_exist(
     for part, name, start, end in zip(*images, ends, strict=True)
     for row in _missing_images(index, part, range(start, end), name, report)
   ]
+
+
+def shared_images(one: DataSet, other: DataSet) -> list[str]:
+  """Returns the file names of images that two data sets have in common.
+
+  These are images of the same name that are the same file, or that have the
+  same bytes. Different folders often have different images of the same name.
+
+  Args:
+    one: A data set.
+    other: Another data set, whose file names are returned, sorted.
+  """
+  rows: dict[str, list[int]] = {}
+  for row, name in enumerate(one.coco_index.file_names):
+    rows.setdefault(normal_file_name(name), []).append(row)
+  shared = set()
+  for row, name in enumerate(other.coco_index.file_names):
+    file = image_file(other.images, row, name)
+    for there in rows.get(normal_file_name(name), ()):
+      other_name = one.coco_index.file_names[there]
+      if _are_same(file, image_file(one.images, there, other_name)):
+        shared.add(name)
+        break
+  return sorted(shared)
+
+
+def _are_same(one: ImageFile, other: ImageFile) -> bool:
+  """Tells whether two image files are the same or have the same bytes.
+
+  A file that cannot be read is not the same as any other.
+
+  Args:
+    one: An image file.
+    other: Another image file.
+  """
+  try:
+    if one.record is None and other.record is None:
+      # Files of different sizes are not read.
+      return os.path.samefile(one.path, other.path) or filecmp.cmp(
+        one.path, other.path, shallow=False
+      )
+    contents = [
+      pathlib.Path(file.path).read_bytes()
+      if file.record is None
+      else file.content()
+      for file in (one, other)
+    ]
+  except (OSError, ValueError):
+    return False
+  return contents[0] == contents[1]
 
 
 def header_warnings(data_set: DataSet, *, apply_exif: bool) -> list[str]:

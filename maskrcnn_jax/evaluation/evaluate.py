@@ -119,6 +119,10 @@ def evaluate(
       source, require_masks=False, require_annotations=not skip_eval
     )
   index = data_set.coco_index
+  if skip_eval and not index.categories:
+    # A list of images that has no annotations need not have classes.
+    index = index._replace(categories=detector.categories)
+    data_set = data_set._replace(coco_index=index)
   difference = coco.class_table_difference(
     index.categories, detector.categories
   )
@@ -134,7 +138,7 @@ def evaluate(
       )
     raise InputError(
       f'C01: {source} has other classes than the checkpoint: '
-      f'{"; ".join(difference[:10])}. {advice}'
+      f'{coco.format_difference(difference)}. {advice}'
     )
   if not index.image_ids:
     raise InputError(

@@ -215,9 +215,105 @@ def write(content, name='0.png'):
 def as_corners(data):
   # The boxes are right of the middle. Taken for (x, y, width, height), their
   # corners reach over the edge of the image.
+  for i, entry in enumerate(data.objects):
+    y = 38 + i % 3
+    entry['bbox'] = [50, y, 70, 60]
+    entry['segmentation'] = [[50, y, 70, y, 70, 60, 50, 60]]
+
+
+def points_in_all(data):
+  """Adds a polygon of two points to each mask."""
   for entry in data.objects:
-    entry['bbox'] = [50, 40, 70, 60]
-    entry['segmentation'] = [[50, 40, 70, 40, 70, 60, 50, 60]]
+    entry['segmentation'].append([1, 2, 3, 4])
+
+
+def as_fractions(data):
+  """Divides all coordinates by the size of the image."""
+  for entry in data.objects:
+    x, y, w, h = entry['bbox']
+    entry['bbox'] = [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT]
+    masks_as_fractions_of(entry)
+
+
+def masks_as_fractions_of(entry):
+  """Divides the coordinates of a polygon by the size of the image."""
+  (polygon,) = entry['segmentation']
+  entry['segmentation'] = [
+    [n / (HEIGHT if i % 2 else WIDTH) for i, n in enumerate(polygon)]
+  ]
+
+
+def masks_as_fractions(data):
+  """Divides the coordinates of all masks by the size of the image."""
+  for entry in data.objects:
+    masks_as_fractions_of(entry)
+
+
+def tiny_object(data):
+  """Makes one of many boxes lie in the first pixel of its image."""
+  data.first.update(
+    bbox=[0.2, 0.1, 0.7, 0.8],
+    segmentation=[[0.2, 0.1, 0.9, 0.1, 0.9, 0.9, 0.2, 0.9]],
+    area=0.56,
+  )
+
+
+def half_crowd(data):
+  """Makes every second annotation a crowd region."""
+  for entry in data.objects[::2]:
+    entry['iscrowd'] = 1
+
+
+def twice(data):
+  """Adds some annotations once more, under other ids."""
+  data.objects.extend(
+    entry | {'id': 1000 + i} for i, entry in enumerate(data.objects[:4])
+  )
+
+
+def roboflow_root(data):
+  """Adds a category that groups the others and has the name of one."""
+  for category in data.content['categories']:
+    category['supercategory'] = 'rect'
+  data.content['categories'].insert(
+    0, {'id': 0, 'name': 'rect', 'supercategory': 'none'}
+  )
+
+
+def bow_ties(data):
+  """Crosses the outlines, so that their areas by the shoelace formula are 0."""
+  for entry in data.objects:
+    x, y, w, h = entry['bbox']
+    entry['segmentation'] = [[x, y, x + w, y + h, x + w, y, x, y + h]]
+    entry['area'] = w * h / 2
+
+
+def beyond_the_image(data):
+  """Makes masks reach far beyond the image, with the areas inside of it."""
+  for entry in data.objects:
+    x, y, w, h = entry['bbox']
+    entry['bbox'] = [0, y, x + w, h]
+    entry['segmentation'] = [[-90, y, x + w, y, x + w, y + h, -90, y + h]]
+    entry['area'] = (x + w) * h
+
+
+def lines(data):
+  """Makes the masks lines, which cover no pixel, although their boxes do."""
+  for entry in data.objects:
+    x, y, w, h = entry['bbox']
+    entry['segmentation'] = [[x, y, x + w, y + h, x, y]]
+
+
+def annotations_by_id(data):
+  """Writes the annotations as an object whose names are the ids."""
+  data.content['annotations'] = {str(a['id']): a for a in data.objects}
+
+
+def as_lvis(data):
+  """Gives the images an address instead of a file name."""
+  for image in data.images:
+    name = image.pop('file_name')
+    image['coco_url'] = f'http://images.cocodataset.org/val2017/{name}'
 
 
 def all_apart(data):
@@ -348,6 +444,7 @@ def rotated(turn_json):
       data.images[0].update(height=WIDTH, width=HEIGHT)
       x, y, w, h = data.first['bbox']
       for entry in data.objects[:3]:
+        y += 4
         entry['bbox'] = [x, y, w, h]
         entry['segmentation'] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
@@ -521,6 +618,17 @@ CASES = [
     True,
   ),
   Case('boxes_as_corners', 'A03', True, as_corners, True),
+  Case('coordinates_as_fractions', 'A28', True, as_fractions),
+  Case('masks_as_fractions', 'A28', True, masks_as_fractions),
+  Case('box_in_the_first_pixel', 'A28', False, tiny_object, size=MANY),
+  Case('half_crowd', 'A29', False, half_crowd),
+  Case('annotations_twice', 'A30', False, twice),
+  Case('category_groups_others', 'A15', False, roboflow_root),
+  Case('bow_ties', '', False, bow_ties),
+  Case('masks_beyond_the_image', '', False, beyond_the_image),
+  Case('masks_are_lines', 'A10', False, lines),
+  Case('annotations_by_id', '', False, annotations_by_id),
+  Case('lvis', '', False, as_lvis),
   Case('box_nan', 'A04', True, set_first(bbox=[6, 8, NAN, 9]), True),
   Case('box_inf', 'A04', True, set_first(bbox=[6, 8, math.inf, 9]), True),
   Case('box_text', 'A04', True, set_first(bbox=['6', 8, 9, 9]), True),
@@ -553,8 +661,15 @@ CASES = [
   Case(
     'polygon_of_4',
     'A05',
-    True,
+    False,
     set_first(segmentation=[SQUARE, [1, 2, 3, 4]]),
+    True,
+  ),
+  Case(
+    'polygons_of_4',
+    'A05',
+    False,
+    points_in_all,
     True,
   ),
   Case(
