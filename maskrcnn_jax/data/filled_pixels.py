@@ -68,23 +68,22 @@ def have_pixels(
     middle = ((top + bottom) / 2).astype(np.int64)
     rows = np.zeros(last - first, np.int64)
     rows[there - first] = np.minimum(middle, heights[there] - 1)
-    row = np.repeat(rows, lengths[first:last])
-    is_above = y <= row + 0.5
+    # float32 holds half a row of any image exactly.
+    center = np.repeat((rows + 0.5).astype(np.float32), lengths[first:last])
+    is_above = y <= center
     crosses = np.append(is_above[1:] != is_above[:-1], False)
     where = np.flatnonzero(crosses & (parts[begin:end] >= 0))
-    owner = np.repeat(np.arange(first, last), lengths[first:last])[where]
+    numbers = np.arange(first, last, dtype=np.int32)
+    owner = np.repeat(numbers, lengths[first:last])[where]
     edges = _Edges(
       owner,
       parts[begin + where],
       vertices[begin + where].astype(np.float64),
       vertices[begin + where + 1].astype(np.float64),
     )
-    found[first:last] = (
-      _areas(
-        edges, row[where], np.arange(len(where)), widths, first, last - first
-      )
-      > 0
-    )
+    row, edge = rows[owner - first], np.arange(len(where))
+    areas = _areas(edges, row, edge, widths, first, last - first)
+    found[first:last] = areas > 0
   rest = np.flatnonzero(~found & (np.diff(starts) > 0))
   found[rest] = filled_areas(starts, vertices, parts, heights, widths, rest) > 0
   return found
