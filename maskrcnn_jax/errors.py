@@ -230,8 +230,9 @@ CODES = {
   ),
   'A29': Code(
     'many crowd regions',
-    'More than 20 % of the annotations have `iscrowd` 1, which means a group '
-    'of objects that are not drawn one by one. They are not trained on. Some '
+    'More than 20 % of the annotations, and more than 2, have `iscrowd` 1, '
+    'which means a group of objects that are not drawn one by one. They are '
+    'not trained on. Some '
     'programs write 1 for each mask that is an RLE.',
     'If each of these annotations is one object, set its `iscrowd` to 0.',
   ),

@@ -31,8 +31,9 @@ from maskrcnn_jax.data.coco_tables import Classes, ImageTable
 _MAX_BEYOND = 0.2
 
 # Above this share of crowd regions, `iscrowd` is suspected to be wrong. COCO's
-# own files have 1.2 %.
+# own files have 1.2 %. One or two crowd regions of a tiny set prove nothing.
 _MAX_CROWD = 0.2
+_FEW_CROWDS = 2
 
 # Number of objects whose outlines are joined or moved at a time. It bounds the
 # memory for temporary arrays.
@@ -276,7 +277,7 @@ class ObjectColumns:
   def _check_crowd(self) -> None:
     """Warns if a large share of the annotations are crowd regions."""
     count, total = sum(self._crowd), len(self._crowd)
-    if count > _MAX_CROWD * total:
+    if count > _FEW_CROWDS and count > _MAX_CROWD * total:
       self._report.warn(
         'A29',
         self._images.name,
