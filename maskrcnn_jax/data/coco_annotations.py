@@ -164,11 +164,13 @@ class AnnotationReader:
 
     if mask.num_bad_polygons:
       self.dropped[BAD_POLYGON] += mask.num_bad_polygons
+      bad = next(p for p in entry['segmentation'] if not _is_polygon(p))
       notes.append(
         (
           'A05',
           f'{mask.num_bad_polygons} of its {len(entry["segmentation"])}'
-          ' polygons have fewer than 6 numbers or an odd count.',
+          ' polygons have fewer than 6 numbers or an odd count, such as'
+          f' {_short(bad)}.',
         )
       )
     if not (box[2] > box[0] and box[3] > box[1]):
@@ -350,7 +352,7 @@ def _read_segmentation(
   for polygon in segmentation:
     if type(polygon) is not list or (polygon and type(polygon[0]) is list):
       raise errors.InputError(f'A07: {_not_polygons(segmentation)}')
-  good = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
+  good = [polygon for polygon in segmentation if _is_polygon(polygon)]
   num_bad = len(segmentation) - len(good)
   if not good:
     if num_bad >= 3 and all(len(polygon) == 2 for polygon in segmentation):
@@ -361,9 +363,15 @@ def _read_segmentation(
   vertices, parts = outlines.polygons_to_outline(good)
   if is_crowd:
     area = filled_pixels.filled_area(vertices, parts, height, width)
-    return _Segmentation(*NO_OUTLINE, float(area), True, num_bad)
+    known = math.nan if area == filled_pixels.UNKNOWN_AREA else float(area)
+    return _Segmentation(*NO_OUTLINE, known, True, num_bad)
   _check_length(parts)
   return _Segmentation(vertices, parts, math.nan, True, num_bad)
+
+
+def _is_polygon(numbers: list[Any]) -> bool:
+  """Tells whether a list has as many numbers as a polygon may have."""
+  return len(numbers) >= 6 and len(numbers) % 2 == 0
 
 
 def _not_polygons(elements: list[Any]) -> str:

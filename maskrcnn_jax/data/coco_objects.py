@@ -201,7 +201,10 @@ class ObjectColumns:
     suspects = np.flatnonzero(
       has_mask & is_quick & object_checks.areas_disagree(areas, mask_areas)
     )
-    mask_areas[suspects] = filled_pixels.filled_areas(*outlined, suspects)
+    exact = filled_pixels.filled_areas(*outlined, suspects)
+    mask_areas[suspects] = np.where(
+      exact == filled_pixels.UNKNOWN_AREA, areas[suspects], exact
+    )
     # A missing area becomes that of the mask, else that of the box.
     sides = boxes[:, 2:] - boxes[:, :2] + self._reader.width_offset
     computed = np.where(
