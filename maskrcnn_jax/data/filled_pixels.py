@@ -80,8 +80,8 @@ def have_pixels(
     is_above = y <= center
     crosses = np.append(is_above[1:] != is_above[:-1], False)
     where = np.flatnonzero(crosses & (parts[begin:end] >= 0))
-    numbers = np.arange(first, last, dtype=np.int32)
-    owner = np.repeat(numbers, lengths[first:last])[where]
+    # Few vertices are left, so their owners are searched for.
+    owner = np.searchsorted(starts, begin + where, side='right') - 1
     edges = _Edges(
       owner,
       parts[begin + where],

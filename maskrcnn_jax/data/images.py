@@ -289,13 +289,15 @@ def _to_rgb(
       f'I10: {path} has floating-point pixels, whose range is unknown;'
       ' convert it to 8 bits a channel.'
     )
-  turn = _transposition(image)
+  # Pillow turns a TIFF by itself when it loads it, and removes the orientation.
+  turns_itself = image.format == 'TIFF'
+  applied = _transposition(image) if turns_itself else None
   pixels: Image.Image = image
   if wide_pixels.is_wide(image):
     pixels = wide_pixels.to_8_bits(image, path, reopen, pixel_range)
   image.load()
-  # Pillow turns a TIFF by itself when it loads it, and removes the orientation.
-  applied = None if _transposition(image) == turn else turn
+  if turns_itself and applied == _transposition(image):
+    applied = None
   if pixels.mode not in _TO_RGB:
     raise errors.InputError(
       f'I11: {path} has the pixel format {pixels.mode}; convert it to RGB,'
