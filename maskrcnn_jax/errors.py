@@ -37,16 +37,16 @@ CODES = {
   'A01': Code(
     'box without area',
     'A box has a width or height of 0 or less. Up to 1 % of such objects, or '
-    '5 objects that are at most 5 %, are left out with a warning; more of '
-    'them are an error.',
+    'up to 5 if they are at most 5 %, are left out with a warning; more are '
+    'an error.',
     'Draw the box again, or leave the object out with `--fix`.',
   ),
   'A02': Code(
     'box outside of its image',
     'A box that reaches over the edge of its image is clipped, with a '
     'warning. An object whose box lies completely outside is left out; more '
-    'than 1 % of such objects, and not only 5 objects that are at most 5 %, '
-    'are an error.',
+    'than 1 % of such objects are an error, unless they are at most 5 objects '
+    'and 5 %.',
     'Check that the annotations belong to these images. `--fix` clips the '
     'boxes and leaves out the objects that are outside.',
   ),
@@ -65,16 +65,15 @@ CODES = {
     'polygon with fewer than 6 numbers or an odd count',
     'A polygon is a list of at least three (x, y) pairs: an even count of at '
     'least 6 numbers. Any other polygon is left out with a warning, and the '
-    'object is left out too if it has no other polygon. If more than 1 % of '
-    'the objects are left out, and not only 5 objects that are at most 5 %, '
-    'it is an error.',
+    'object is left out too if it has no other polygon. More than 1 % of '
+    'such objects are an error, unless they are at most 5 objects and 5 %.',
     'Draw the outline again, or leave the polygon out with `--fix`.',
   ),
   'A06': Code(
     'object without a mask',
-    '`segmentation` is missing or empty. Up to 1 % of such objects, or 5 '
-    'objects that are at most 5 %, are left out with a warning; more of them '
-    'are an error.',
+    '`segmentation` is missing or empty. Up to 1 % of such objects, or up '
+    'to 5 if they are at most 5 %, are left out with a warning; more are an '
+    'error.',
     'Add the masks, or leave the objects out with `--fix`. To train a model '
     'without masks, give `--config.model.output=boxes`.',
   ),

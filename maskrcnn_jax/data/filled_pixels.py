@@ -91,8 +91,10 @@ def have_pixels(
     row, edge = rows[owner - first], np.arange(len(where))
     areas = _areas(edges, row, edge, widths, first, last - first)
     found[first:last] = areas > 0
-  rest = np.flatnonzero(~found & (np.diff(starts) > 0))
-  found[rest] = filled_areas(starts, vertices, parts, heights, widths, rest) > 0
+  rest = np.flatnonzero(~found & (lengths > 0))
+  areas = filled_areas(starts, vertices, parts, heights, widths, rest)
+  # An outline that is too long to be filled is a mask too.
+  found[rest] = areas != 0
   return found
 
 

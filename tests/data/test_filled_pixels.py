@@ -77,10 +77,11 @@ def test_filled_area_by_hand():
 
 
 def test_an_outline_that_is_too_long_is_not_filled():
-  # A zigzag that crosses each of 100,000 rows 60 times.
+  # A zigzag that crosses each of 100,000 rows 60 times, between the centres of
+  # two columns of pixels.
   height, width = 100_000, 200
   x = np.arange(60)
-  zigzag = np.stack([x * 3.0, np.where(x % 2, height, 0)], axis=1)
+  zigzag = np.stack([0.6 + x / 1000, np.where(x % 2, height, 0)], axis=1)
   outline = outlines.polygons_to_outline([zigzag.ravel().tolist()])
   arguments = *outline, height, width
   unknown = filled_pixels.UNKNOWN_AREA
