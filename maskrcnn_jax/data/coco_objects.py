@@ -297,6 +297,7 @@ class ObjectColumns:
   def _check_missing_fields(self) -> None:
     """Gives one warning for each field that annotations lack."""
     for code, field, instead in (
+      ('A04', 'bbox', 'computed from the mask'),
       ('A12', 'iscrowd', 'taken to be 0'),
       ('A26', 'area', 'computed from the mask'),
     ):

@@ -11,6 +11,7 @@ from maskrcnn_jax.data.coco_index import (
   Category,
   Scalar,
   normal_file_name,
+  plain_id,
 )
 
 # Pillow refuses to decode larger images; this many pixels take 537 MB as RGB.
@@ -43,8 +44,13 @@ def read_categories(
     if not isinstance(entry, dict):
       report.error('A13', name, where, 'it is not an object.')
       continue
-    id_: Any = entry.get('id')
+    id_: Any = plain_id(entry.get('id'))
     category_name = entry.get('name')
+    if type(category_name) in NUMBERS:
+      category_name = str(category_name)
+      report.warn(
+        'A13', name, where, f'its name is a number; taken as {category_name!r}.'
+      )
     if type(id_) not in (int, str) or not isinstance(category_name, str):
       report.error(
         'A13',
