@@ -221,9 +221,12 @@ def look_up_id(field: str, id_: Any, table: dict[Any, int]) -> int:
   # A million wrong ids in a table of a million ids would take hours to search.
   candidates = () if len(table) > 10_000 else table
   similar = next((k for k in candidates if str(k) == str(id_)), None)
-  hint = (
-    '' if similar is None else f' (there is {similar!r}; write both the same)'
-  )
+  hint = ''
+  if similar is not None:
+    hint = (
+      f' (there is {similar!r}; write both the same, as python -m'
+      ' maskrcnn_jax.check_data --fix=OUT.json does)'
+    )
   kind = 'image' if field == 'image_id' else 'category'
   raise errors.InputError(
     f'A14: {field} {id_!r} is no {kind} of the file{hint}.'

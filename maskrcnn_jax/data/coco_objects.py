@@ -228,7 +228,7 @@ class ObjectColumns:
           '',
           f'{count} of {total} objects: {findings.MEANINGS[code]}. That is more'
           f' than {findings.MAX_SHARE:.0%}; python -m maskrcnn_jax.check_data'
-          f' lists them, and with --fix=OUT.json leaves them out.{advice}',
+          f' lists them, and says what --fix=OUT.json would keep.{advice}',
           count=0,
         )
 

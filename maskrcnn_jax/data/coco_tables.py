@@ -187,6 +187,7 @@ class ImageTable:
       raise errors.InputError(
         f'I12: {name} has {height}x{width} pixels, more than the {MAX_PIXELS}'
         ' that can be decoded; cut or shrink it together with its annotations.'
-        ' python -m maskrcnn_jax.check_data --fix=OUT.json leaves it out.'
+        ' python -m maskrcnn_jax.check_data says what --fix=OUT.json would'
+        ' keep without such images.'
       )
     return name, height, width

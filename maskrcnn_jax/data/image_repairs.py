@@ -232,7 +232,7 @@ def _fits(extent: tuple[Number, Number], size: tuple[int, int]) -> bool:
 def _is_stored_size(path: pathlib.Path, size: tuple[int, int]) -> bool:
   """Tells whether an image can be read with the size of its stored pixels."""
   try:
-    images.decode_image(path, expected_size=size, pixel_range=(0, 65_535))
+    images.decode_image(path, expected_size=size, pixel_range=(0.0, 65_535.0))
   except errors.InputError:
     return False
   return True
