@@ -1,14 +1,11 @@
 """Writes a repaired copy of a COCO file, and lists every change."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import json
-import math
 import os
 import pathlib
 import sys
 from typing import Any, NamedTuple, TextIO
-
-import numpy as np
 
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import (
@@ -20,8 +17,6 @@ from maskrcnn_jax.data import (
   ids,
   json_stream,
   mask_values,
-  object_checks,
-  outlines,
 )
 from maskrcnn_jax.data.image_repairs import ImageRepair
 
@@ -188,7 +183,7 @@ class _RepairedCopy:
         ):
           image_names.append((entry['id'], str(entry.get('file_name'))))
       elif key == 'categories' and isinstance(entry, dict):
-        entry, _ = _repair_category(entry)
+        entry, _ = annotation_repairs.repair_category(entry)
         id_: Any = entry.get('id')
         name = entry.get('name')
         if type(id_) in (int, str) and isinstance(name, str):
@@ -302,15 +297,13 @@ class _RepairedCopy:
       yield from self._repaired_image(position, entry)
     elif key == 'categories' and isinstance(entry, dict):
       where = f'category {position} of the list (id {entry.get("id")!r})'
-      entry, changes = _repair_category(entry)
+      entry, changes = annotation_repairs.repair_category(entry)
       id_ = entry.get('id')
       if type(id_) in (int, str) and id_ in self._background_ids:
-        self._note_change(
-          'A16', where, f'left out: its name is {entry["name"]!r}'
-        )
+        what = f'left out: its name is {entry["name"]!r}'
+        self._note_changes(where, [('A16', what)])
         return
-      for change in changes:
-        self._note_change('A13', where, change)
+      self._note_changes(where, changes)
       yield entry
     elif key == 'annotations':
       yield from self._repaired_annotation(position, entry)
@@ -329,12 +322,11 @@ class _RepairedCopy:
       where += f' (id {entry.get("id")!r})'
     if position in self._left_out:
       code, why = findings.split_code(self._left_out[position])
-      self._note_change(code, where, f'left out: {why}')
+      self._note_changes(where, [(code, f'left out: {why}')])
       return
     if position in self._image_repairs:
       entry, changes = self._image_repairs[position]
-      for code, what in changes:
-        self._note_change(code, where, what)
+      self._note_changes(where, changes)
     yield entry
 
   def _repaired_annotation(self, position: int, entry: Any) -> Iterator[Any]:
@@ -346,68 +338,84 @@ class _RepairedCopy:
     """
     where = f'annotation {position} of the list'
     if not isinstance(entry, dict):
-      self._note_change('A25', where, 'left out: it is not an object.')
+      self._note_changes(where, [('A25', 'left out: it is not an object.')])
       return
     where += f' (id {entry.get("id")!r})'
     entry = dict(entry)
     changes = [
-      *_repair_id(entry, 'image_id', self._image_ids),
-      *_repair_id(entry, 'category_id', self._category_ids),
+      *annotation_repairs.repair_id(entry, 'image_id', self._image_ids),
+      *annotation_repairs.repair_id(entry, 'category_id', self._category_ids),
     ]
     image_id = entry.get('image_id')
-    if (
-      type(image_id) in coco_index.SCALARS
-      and image_id in self._undecided_images
-    ):
-      # The annotation cannot be checked without the right image.
-      for code, what in changes:
-        self._note_change(code, where, what)
-      yield entry
-      return
-    changes += self._repair_values(entry)
+    is_id = type(image_id) in coco_index.SCALARS
+    # An annotation cannot be checked without the right image.
+    if not (is_id and image_id in self._undecided_images):
+      changes += self._repair_values(entry)
+      try:
+        changes += self._checked(entry)
+      except errors.InputError as error:
+        code, why = findings.split_code(str(error))
+        self._note_changes(where, [(code, f'left out: {why}')])
+        return
+    self._note_changes(where, changes)
+    yield entry
+
+  def _checked(self, entry: dict[str, Any]) -> annotation_repairs.Changes:
+    """Checks a repaired annotation, and repairs the faults that this finds.
+
+    Args:
+      entry: The annotation. It is changed in place.
+
+    Returns:
+      The changes.
+
+    Raises:
+      InputError: If the annotation must be left out. The message begins with
+        the code.
+    """
     area_code = 'A26'
     if coco_annotations.is_invalid_area(entry.get('area')):
       area_code = 'A04'
       entry['area'] = None
-    try:
-      found, notes = self._reader.read(entry)
-      self._check_category(entry.get('category_id'))
-    except errors.InputError as error:
-      code, why = findings.split_code(str(error))
-      self._note_change(code, where, f'left out: {why}')
-      return
+    found, notes = self._reader.read(entry)
+    self._check_category(entry.get('category_id'))
     if found is None:
       code, why = next(
         (note for note in notes if note[0] in ('A01', 'A02', 'A05', 'A06')),
         ('I01', 'its image is left out'),
       )
-      self._note_change(code, where, f'left out: {why}')
-      return
-    for code, what in changes:
-      self._note_change(code, where, what)
+      raise errors.InputError(f'{code}: {why}')
+    changes: annotation_repairs.Changes = []
     for code, why in notes:
       match code:
         case 'A05':
           entry['segmentation'] = mask_values.usable_polygons(
             entry['segmentation']
           )
-          self._note_change(code, where, f'polygons left out: {why}')
+          changes.append((code, f'polygons left out: {why}'))
         case 'A02' if self._are_boxes_right:
           x1, y1, x2, y2 = found.box
           offset = self._reader.width_offset
           entry['bbox'] = [x1, y1, x2 - x1 + offset, y2 - y1 + offset]
-          self._note_change(code, where, f'{why[:-1]}: {entry["bbox"]}.')
+          changes.append((code, f'{why[:-1]}: {entry["bbox"]}.'))
         case 'A12':
           entry['iscrowd'] = 0
-          self._note_change(code, where, 'iscrowd set to 0.')
-    self._repair_area(entry, found, where, area_code)
-    id_ = entry.get('id')
+          changes.append((code, 'iscrowd set to 0.'))
+    changes += annotation_repairs.repair_area(
+      entry,
+      found,
+      self._images.heights[found.row],
+      self._images.widths[found.row],
+      code=area_code,
+      may_use_box=self._are_boxes_right,
+    )
+    id_: Any = entry.get('id')
     if type(id_) not in coco_index.SCALARS or id_ in self._used_ids:
       entry['id'] = self._next_id
       self._next_id += 1
-      self._note_change('A18', where, f'id set to {entry["id"]}.')
+      changes.append(('A18', f'id set to {entry["id"]}.'))
     self._used_ids.add(entry['id'])
-    yield entry
+    return changes
 
   def _check_category(self, id_: Any) -> None:
     """Checks that the category of an annotation stays in the copy.
@@ -428,204 +436,38 @@ class _RepairedCopy:
         f'A14: category_id {id_!r} is no category of the file.'
       )
 
-  def _repair_values(self, entry: dict[str, Any]) -> list[tuple[str, str]]:
+  def _repair_values(self, entry: dict[str, Any]) -> annotation_repairs.Changes:
     """Repairs the crowd flag, the mask and the box of an annotation.
 
     Args:
       entry: The annotation. It is changed in place.
 
     Returns:
-      (code, description) of each change.
+      The changes.
     """
-    changes = []
-    flag = annotation_repairs.repair_crowd_flag(entry.get('iscrowd'))
-    if flag is not entry.get('iscrowd'):
-      changes.append(
-        ('A12', f'iscrowd {entry["iscrowd"]!r} written as {flag}.')
-      )
-      entry['iscrowd'] = flag
-    box = annotation_repairs.repair_box(entry.get('bbox'))
-    if box != entry.get('bbox'):
-      changes.append(('A04', f'bbox {entry["bbox"]!r} written as {box}.'))
-      entry['bbox'] = box
-    row = self._image_row(entry)
+    changes = annotation_repairs.repair_plain_values(entry)
+    id_: Any = entry.get('image_id')
+    is_id = type(id_) in coco_index.SCALARS
+    row = self._images.rows.get(id_, -1) if is_id else -1
     if row < 0:
       return changes
-    height, width = self._images.heights[row], self._images.widths[row]
-    if self._converts_corners and coco_annotations.has_box(entry):
-      x1, y1, x2, y2 = entry['bbox']
-      box = [x1, y1, x2 - x1, y2 - y1]
-      changes.append(
-        (
-          'A03',
-          f'its box {entry["bbox"]}, taken for (x1, y1, x2, y2), written as'
-          f' (x, y, width, height): {box}.',
-        )
-      )
-      entry['bbox'] = box
-    mask, code, what = annotation_repairs.repair_segmentation(
-      entry.get('segmentation'), entry.get('bbox'), height, width
-    )
-    if code:
-      changes.append((code, what))
-      entry['segmentation'] = mask
+    size = self._images.heights[row], self._images.widths[row]
+    if self._converts_corners:
+      changes += annotation_repairs.convert_corners(entry)
+    changes += annotation_repairs.repair_mask(entry, *size)
     if self._are_boxes_right:
-      changes += self._repair_empty_box(entry, height, width)
+      changes += annotation_repairs.repair_empty_box(
+        entry, *size, self._reader.width_offset
+      )
     return changes
 
-  def _image_row(self, entry: dict[str, Any]) -> int:
-    """Returns the row of the image of an annotation; -1 if it has none."""
-    id_: Any = entry.get('image_id')
-    if type(id_) not in coco_index.SCALARS:
-      return -1
-    return self._images.rows.get(id_, -1)
-
-  def _repair_empty_box(
-    self, entry: dict[str, Any], height: int, width: int
-  ) -> list[tuple[str, str]]:
-    """Replaces a box that cannot be used by the box around the mask.
-
-    Args:
-      entry: The annotation. It is changed in place.
-      height: Height of the image in pixels.
-      width: Width of the image in pixels.
-
-    Returns:
-      The change, as (code, description). It is empty if the box has an area in
-      the image, or if there is no mask.
-    """
-    code = 'A04'
-    old = entry.get('bbox')
-    if coco_annotations.has_box(entry):
-      x, y, w, h = entry['bbox']
-      least = self._reader.width_offset
-      code = 'A01' if min(w, h) <= least else 'A02'
-      ends = min(x + w, width) - max(x, 0), min(y + h, height) - max(y, 0)
-      if code == 'A02' and min(ends) > least:
-        return []
-    try:
-      box = mask_values.mask_box(entry.get('segmentation'), height, width)
-    except errors.InputError:
-      return []
-    if box is None:
-      return []
-    entry['bbox'] = box
-    what = 'missing bbox' if old is None else f'bbox {old!r}'
-    return [(code, f'{what} written as {box}, the box around its mask.')]
-
-  def _repair_area(
-    self,
-    entry: dict[str, Any],
-    found: coco_annotations.Annotation,
-    where: str,
-    code: str,
+  def _note_changes(
+    self, where: str, changes: Iterable[tuple[str, str]]
   ) -> None:
-    """Sets `area` if it is missing or differs much from that of the mask.
-
-    The area of a mask is its number of pixels inside of the image. An object
-    without a mask gets the area of its box.
+    """Appends changes of one element to the list of changes.
 
     Args:
-      entry: The annotation. It is changed in place.
-      found: The same annotation, checked.
-      where: Name of the annotation, for the list of changes.
-      code: Code of the fault, for the list of changes.
-    """
-    is_missing = math.isnan(found.area)
-    height = self._images.heights[found.row]
-    width = self._images.widths[found.row]
-    mask = entry.get('segmentation')
-    if not is_missing:
-      if not found.has_mask or not self._may_disagree(found):
-        return
-      area = mask_values.mask_area(mask, height, width)
-      if not area or not _disagree(found.area, area):
-        return
-    else:
-      area = mask_values.mask_area(mask, height, width)
-      if not area:
-        if not self._are_boxes_right:
-          return
-        area = entry['bbox'][2] * entry['bbox'][3]
-    entry['area'] = area
-    self._note_change(code, where, f'area set to {area:g}.')
-
-  def _may_disagree(self, found: coco_annotations.Annotation) -> bool:
-    """Tells by a quick measure whether an area may differ from the mask's.
-
-    Args:
-      found: The annotation.
-    """
-    area = found.mask_area
-    if math.isnan(area):
-      if not len(found.parts):
-        return True
-      starts = np.array([0, len(found.parts)])
-      areas, _ = outlines.measure_outlines(starts, found.vertices, found.parts)
-      area = float(areas[0])
-    return _disagree(found.area, area)
-
-  def _note_change(self, code: str, where: str, what: str) -> None:
-    """Appends a change to the list of changes.
-
-    Args:
-      code: Code of the fault that was repaired.
       where: Name of the image, category or annotation.
-      what: Description of the change.
+      changes: (code of the fault, description) of each change.
     """
-    self.changes.append(Change(code, where, what))
-
-
-def _repair_id(
-  entry: dict[str, Any], field: str, table: ids.IdTable
-) -> list[tuple[str, str]]:
-  """Writes an id of an annotation as the list of images or categories does.
-
-  Args:
-    entry: The annotation. It is changed in place.
-    field: 'image_id' or 'category_id'.
-    table: The ids of the list.
-
-  Returns:
-    The change, as (code, description). It is empty if the id is right, or if
-    the table has no such id.
-  """
-  id_ = entry.get(field)
-  found = table.find(id_)
-  if found is None or (type(found), found) == (type(id_), id_):
-    return []
-  entry[field] = found
-  return [('A14', f'{field} {id_!r} written as {found!r}.')]
-
-
-def _repair_category(
-  entry: dict[str, Any],
-) -> tuple[dict[str, Any], list[str]]:
-  """Returns a category with an id that is no float and a name that is text.
-
-  Args:
-    entry: The category as the JSON parser returned it.
-
-  Returns:
-    The repaired category, and a description of each change.
-  """
-  changes = []
-  repaired = dict(entry)
-  id_ = coco_index.plain_id(entry.get('id'))
-  if type(id_) is not type(entry.get('id')):
-    repaired['id'] = id_
-    changes.append(f'its id {entry["id"]!r} written as {id_!r}.')
-  name = entry.get('name')
-  if type(name) in coco_index.NUMBERS:
-    repaired['name'] = str(name)
-    changes.append(f'its name {name!r} written as {str(name)!r}.')
-  return repaired, changes
-
-
-def _disagree(area: float, mask_area: int | float) -> bool:
-  """Tells whether an area differs much from that of the mask, in pixels."""
-  return bool(
-    object_checks.areas_disagree(
-      np.array([area], np.float64), np.array([mask_area], np.float64)
-    )[0]
-  )
+    self.changes += [Change(code, where, what) for code, what in changes]

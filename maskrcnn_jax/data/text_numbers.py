@@ -1,5 +1,6 @@
-"""Reads numbers that a JSON file holds as text."""
+"""Reads numbers and lists that a JSON file holds as text."""
 
+import json
 import math
 import re
 from typing import Any
@@ -29,3 +30,17 @@ def to_number(value: Any) -> int | float | None:
   if type(value) is int:
     return value
   return value if type(value) is float and math.isfinite(value) else None
+
+
+def parsed_text(value: Any) -> Any:
+  """Returns the list or object that a text holds as JSON.
+
+  Args:
+    value: Any JSON value. It is returned as it is if it is not such a text.
+  """
+  if isinstance(value, str) and value.strip()[:1] in ('[', '{'):
+    try:
+      return json.loads(value)
+    except (ValueError, RecursionError):
+      pass
+  return value

@@ -15,11 +15,11 @@ import pytest
 
 from maskrcnn_jax.check_data import command_line, contact_sheet
 from maskrcnn_jax.data import (
-  annotation_repairs,
   file_names,
   ids,
   mask_values,
   outlines,
+  segmentation_repairs,
 )
 from maskrcnn_jax.data.coco_annotations import MAX_OBJECT_VERTICES
 
@@ -230,7 +230,7 @@ def test_python_text_of_bytes_has_each_backslash_twice():
   rle = compressed(pixels.reshape((31, 17), order='F'))
   wrong = rle | {'counts': str(rle['counts'].encode())}
   assert '\\\\' in wrong['counts']
-  repaired, code, _ = annotation_repairs.repair_segmentation(
+  repaired, code, _ = segmentation_repairs.repair_segmentation(
     wrong, None, 31, 17
   )
   assert (repaired, code) == (rle, 'A09')
@@ -407,7 +407,7 @@ def test_areas_and_boxes_are_those_of_the_filled_mask():
 def test_a_polygon_with_a_hole_is_not_filled():
   outer, inner = [[0, 0], [9, 0], [9, 9]], [[4, 1], [8, 1], [8, 4]]
   wrong = [[outer, inner]]
-  assert annotation_repairs.repair_segmentation(wrong, None, 10, 10) == (
+  assert segmentation_repairs.repair_segmentation(wrong, None, 10, 10) == (
     wrong,
     '',
     '',
