@@ -132,6 +132,7 @@ def _bad_images(
     [(e['height'], e['width']) for e in entries],
     num_workers=num_workers,
     pixel_range=pixel_range_of(config),
+    apply_exif=config.data.apply_exif,
   )
   return {
     entry['file_name']: fact.problem

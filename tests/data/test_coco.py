@@ -19,6 +19,7 @@ from maskrcnn_jax.data import coco, coco_index, findings
 SHARED = pathlib.Path(__file__).parents[3] / 'shared'
 
 SQUARE = [2, 3, 6, 3, 6, 7, 2, 7]
+RLE = {'size': [10, 12], 'counts': [20, 100]}
 
 
 def example():
@@ -265,7 +266,12 @@ ANNS, IMGS, CATS = 'annotations', 'images', 'categories'
     ((ANNS, 0, 'segmentation', 0, 3), float('nan'), '501: A04: .* is nan'),
     ((ANNS, 0, 'segmentation', 0, 3), '3', "501: A04: .*'3'.*not a number"),
     ((ANNS, 0, 'segmentation'), SQUARE, '501: A07: .*flat'),
-    ((ANNS, 0, 'segmentation'), [[[2, 3], [4, 5]] * 3], '501: A04'),
+    ((ANNS, 0, 'segmentation'), [[[2, 3], [4, 5]] * 3], '501: A07: .*pairs'),
+    ((ANNS, 0, 'segmentation'), [[[2, 3], [4, 5], [6, 9]]], 'A07: .*pairs'),
+    ((ANNS, 0, 'segmentation'), [[2, 3], [4, 5], [6, 9]], 'A07: .*pairs'),
+    ((ANNS, 0, 'segmentation'), [RLE, RLE], 'A07: .*a list of 2 RLEs'),
+    ((ANNS, 0, 'segmentation'), [SQUARE, None], 'A07: .* holds None'),
+    ((ANNS, 1, 'segmentation', 'counts'), "b'3a0'", 'A09: .*counts.decode'),
     ((ANNS, 0, 'segmentation'), 'x', '501: A07: segmentation is a str'),
     ((ANNS, 1, 'segmentation', 'size'), [9, 9], r'502: A09: .*\[10, 12\]'),
     ((ANNS, 1, 'segmentation', 'counts'), [9], '502: A09: .* sum to 9'),
@@ -287,7 +293,9 @@ ANNS, IMGS, CATS = 'annotations', 'images', 'categories'
     ((CATS, 0), 'dog', 'category 0 of the list: A13: it is not'),
     ((CATS,), [], "A23: 'categories' is empty"),
     ((ANNS,), ..., "A25: .*no list 'annotations'"),
-    ((ANNS,), {}, "A25: .*no list 'annotations'"),
+    ((ANNS,), {}, "A25: .*no list 'annotations' in it: .* is an object"),
+    ((ANNS,), 'a.json', "A25: .*no list 'annotations' in it: .* is a text"),
+    ((IMGS,), {'count': 2}, "A25: .*no list 'images' in it: .* is an object"),
   ],
 )
 def test_read_coco_refuses_what_contradicts_itself(
@@ -436,18 +444,42 @@ def test_class_table_difference_says_what_differs():
   there = coco_index.Category(1, 'dog'), coco_index.Category(7, 'Cat')
   assert coco.class_table_difference(here, here) == []
   assert coco.class_table_difference(here, there) == [
-    "class 2: id 7 'cat' here, id 7 'Cat' in the checkpoint"
+    "7 is 'cat' here and 'Cat' in the checkpoint"
   ]
   assert coco.class_table_difference(here, there[:1], there_name='b.json') == [
-    "class 2: id 7 'cat' here, nothing in b.json"
+    "b.json lacks 7 'cat'"
   ]
-  assert coco.class_table_difference(here[:1], here) == [
-    "class 2: nothing here, id 7 'cat' in the checkpoint"
-  ]
+  assert coco.class_table_difference(here[:1], here) == ["it lacks 7 'cat'"]
   assert coco.class_table_difference(here, (here[1], here[0])) == [
-    "class 1: id 1 'dog' here, id 7 'cat' in the checkpoint",
-    "class 2: id 7 'cat' here, id 1 'dog' in the checkpoint",
+    "the order differs: class 1 is 'dog' here and 'cat' in the checkpoint"
   ]
+  moved = coco_index.Category(0, 'dog'), coco_index.Category(7, 'cat')
+  assert coco.class_table_difference(here, moved) == [
+    "'dog' has the id 1 here and 0 in the checkpoint"
+  ]
+
+
+def test_class_table_difference_is_empty_for_equal_tables_only():
+  rng = np.random.default_rng(0)
+  for _ in range(500):
+    one, other = (
+      tuple(
+        coco_index.Category(int(id_), 'abcd'[name])
+        for id_, name in zip(
+          rng.permutation(4)[:count], rng.permutation(4)[:count], strict=True
+        )
+      )
+      for count in rng.integers(0, 4, 2)
+    )
+    assert bool(coco.class_table_difference(one, other)) == (one != other)
+
+
+def test_one_class_more_in_front_of_many_is_one_difference():
+  table = tuple(coco_index.Category(i, f'c{i}') for i in range(1, 200))
+  assert coco.class_table_difference(table[1:], table) == ["it lacks 1 'c1'"]
+  lines = coco.class_table_difference(table, table[:100])
+  assert len(lines) == 99
+  assert coco.format_difference(lines).endswith("110 'c110'; and 89 more")
 
 
 @pytest.mark.parametrize(
