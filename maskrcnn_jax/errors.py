@@ -237,7 +237,8 @@ CODES = {
     'Boxes or masks lie within 0..1 in x and in y: their coordinates are '
     'fractions of the size of the image, as YOLO has them. COCO has pixels.',
     'Multiply x by the width and y by the height of the image, in `bbox` and '
-    'in `segmentation`.',
+    'in `segmentation`. `--fix` does it for masks if many coordinates are '
+    'such, and writes the boxes around them.',
   ),
   'A29': Code(
     'many crowd regions',

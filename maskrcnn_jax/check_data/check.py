@@ -120,6 +120,7 @@ def check_data(
   # This must come before --against is read: an A03 of the other file says
   # nothing about the boxes of this one.
   has_corner_boxes = 'A03' in report.error_codes
+  has_fractions = 'A28' in report.error_codes
   if config.train.fine_tune:
     config, _ = fine_tuning.fit(
       config,
@@ -176,6 +177,7 @@ def check_data(
       {index.file_names[row]: why for row, why in bad_images.items()},
       error_codes=report.error_codes,
       has_corner_boxes=has_corner_boxes,
+      has_fractions=has_fractions,
       config=config,
       read_options=options,
       num_workers=num_workers,

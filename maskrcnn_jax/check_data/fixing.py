@@ -24,6 +24,7 @@ def fix(
   *,
   error_codes: list[str],
   has_corner_boxes: bool,
+  has_fractions: bool,
   config: ml_collections.ConfigDict,
   read_options: dict[str, Any],
   num_workers: int | None,
@@ -39,6 +40,8 @@ def fix(
       begins with a code.
     error_codes: Codes of the errors of the data set.
     has_corner_boxes: Whether its boxes look like (x1, y1, x2, y2).
+    has_fractions: Whether its coordinates look like fractions of the image
+      size.
     config: The recipe to train with.
     read_options: Options of `coco.read_coco`.
     num_workers: Number of processes that decode images. `None` means one for
@@ -78,6 +81,7 @@ def fix(
     image_repairs=repairs,
     bad_images=bad_images,
     has_corner_boxes=has_corner_boxes,
+    has_fractions=has_fractions,
     **read_options,
   )
   result: dict[str, Any] = {

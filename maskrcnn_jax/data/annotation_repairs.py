@@ -125,6 +125,53 @@ def repair_mask(entry: dict[str, Any], height: int, width: int) -> Changes:
   return [(code, what)]
 
 
+def scale_fractions(entry: dict[str, Any], height: int, width: int) -> Changes:
+  """Writes polygons in fractions of the image's size in pixels.
+
+  The box becomes that around the mask, because a box in fractions may begin
+  with the centre of the object, as YOLO's do, and nothing shows that. So an
+  object without a mask is not changed.
+
+  Args:
+    entry: The annotation. It is changed in place.
+    height: Height of the image in pixels.
+    width: Width of the image in pixels.
+
+  Returns:
+    The changes. There are none if neither the box nor the mask is in fractions.
+  """
+  changes = []
+  mask = entry.get('segmentation')
+  polygons = mask_values.usable_polygons(mask)
+  if (
+    isinstance(mask, list)
+    and len(polygons) == len(mask)
+    and _are_fractions([x for polygon in polygons for x in polygon])
+  ):
+    entry['segmentation'] = [
+      # Rounding removes only the error of the multiplication.
+      [
+        round(x * (height if i % 2 else width), 6)
+        for i, x in enumerate(polygon)
+      ]
+      for polygon in polygons
+    ]
+    entry['area'] = None
+    changes.append(('A28', 'its mask, given in fractions, written in pixels.'))
+  old = entry.get('bbox')
+  if changes or (coco_annotations.has_box(entry) and _are_fractions(old)):
+    try:
+      box = mask_values.mask_box(entry.get('segmentation'), height, width)
+    except errors.InputError:
+      box = None
+    if box is not None:
+      entry['bbox'] = box
+      changes.append(
+        ('A28', f'bbox {old!r} written as {box}, the box around its mask.')
+      )
+  return changes
+
+
 def repair_empty_box(
   entry: dict[str, Any], height: int, width: int, width_offset: float
 ) -> Changes:
@@ -211,6 +258,13 @@ def _box_numbers(box: Any) -> Any:
     return box
   numbers = [to_number(value) for value in values]
   return box if None in numbers else numbers
+
+
+def _are_fractions(numbers: Any) -> bool:
+  """Tells whether numbers lie in 0..1, and are not all 0 or 1."""
+  return all(
+    type(x) in coco_index.NUMBERS and 0 <= x <= 1 for x in numbers
+  ) and any(x not in (0, 1) for x in numbers)
 
 
 def _crowd_flag(flag: Any) -> Any:

@@ -129,6 +129,9 @@ class AnnotationReader:
     if is_crowd not in (0, 1):
       raise errors.InputError(f'A12: iscrowd is {is_crowd!r}, not 0 or 1.')
     height, width = self._images.heights[row], self._images.widths[row]
+    mask = _read_segmentation(
+      entry.get('segmentation'), height, width, bool(is_crowd)
+    )
     bbox = entry.get('bbox')
     if bbox is None or bbox == []:
       bbox = mask_values.mask_box(entry.get('segmentation'), height, width)
@@ -149,9 +152,6 @@ class AnnotationReader:
       max(y, 0.0),
       min(x + max(w - offset, 0), width - offset),
       min(y + max(h - offset, 0), height - offset),
-    )
-    mask = _read_segmentation(
-      entry.get('segmentation'), height, width, bool(is_crowd)
     )
     area = entry.get('area')
     if is_invalid_area(area):

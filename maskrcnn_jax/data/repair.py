@@ -63,6 +63,7 @@ def repair(
   require_masks: bool,
   width_offset: float = 0.0,
   has_corner_boxes: bool = False,
+  has_fractions: bool = False,
 ) -> Outcome:
   """Writes a copy of a COCO file in which faults are repaired or left out.
 
@@ -84,6 +85,8 @@ def repair(
     has_corner_boxes: Whether the boxes look like (x1, y1, x2, y2). If every box
       of the file can be read in this form, all boxes are converted to (x, y,
       width, height). Otherwise no box is changed.
+    has_fractions: Whether many coordinates look like fractions of the size of
+      the image. Masks in 0..1 are then multiplied by this size.
 
   Returns:
     Every change, and the numbers of elements that are left.
@@ -99,6 +102,7 @@ def repair(
     require_masks,
     width_offset,
     has_corner_boxes,
+    has_fractions,
   )
   if destination is None:
     with open(os.devnull, 'w', encoding='utf-8') as file:
@@ -139,6 +143,7 @@ class _RepairedCopy:
     require_masks: bool,
     width_offset: float,
     has_corner_boxes: bool,
+    has_fractions: bool,
   ):
     """Reads the file, and decides which images stay and how boxes are repaired.
 
@@ -151,11 +156,12 @@ class _RepairedCopy:
       width_offset: Number added to x2 - x1 to get the width of a box, and to
         y2 - y1 to get its height, in pixels: 0 or 1.
       has_corner_boxes: Whether the boxes look like (x1, y1, x2, y2).
+      has_fractions: Whether coordinates look like fractions of the image size.
     """
     self._source = source
     self._image_repairs = image_repairs
     self._bad_images = bad_images
-    self._require_masks = require_masks
+    self._has_fractions = has_fractions
     self.changes: list[Change] = []
     # {name of a list: number of elements}, in the original and in the copy
     self._totals = {'images': 0, 'annotations': 0}
@@ -455,6 +461,8 @@ class _RepairedCopy:
     if self._converts_corners:
       changes += annotation_repairs.convert_corners(entry)
     changes += annotation_repairs.repair_mask(entry, *size)
+    if self._has_fractions:
+      changes += annotation_repairs.scale_fractions(entry, *size)
     if self._are_boxes_right:
       changes += annotation_repairs.repair_empty_box(
         entry, *size, self._reader.width_offset

@@ -87,6 +87,23 @@ def pairs(polygon):
   return [list(point) for point in zip(*[iter(polygon)] * 2, strict=True)]
 
 
+def in_fractions(*keys):
+  """Divides the coordinates of boxes or masks by the size of the image."""
+
+  def divided(values):
+    return [x / (64 if i % 2 else 80) for i, x in enumerate(values)]
+
+  def spoil(data):
+    for entry in data.objects:
+      if 'bbox' in keys:
+        entry['bbox'] = divided(entry['bbox'])
+      if 'segmentation' in keys:
+        entry['segmentation'] = [divided(entry['segmentation'][0])]
+        entry['area'] = entry['area'] / (64 * 80)
+
+  return spoil
+
+
 def float_ids(data):
   for entry in data.content['categories']:
     entry['id'] = float(entry['id'])
@@ -139,6 +156,7 @@ CASES = {
     'A07',
     each_polygon(lambda p: [{'x': x, 'y': y} for x, y in pairs(p)]),
   ),
+  'box_in_fractions': ('A28', in_fractions('bbox')),
   'polygon_text': ('A07', each('segmentation', str)),
   'polygon_of_text': ('A04', each_polygon(lambda p: [list(map(str, p))])),
 }
@@ -152,6 +170,15 @@ def test_fix_restores_the_data_set(data, name):
   report, fixed = fix(data)
   assert {change['code'] for change in report['changes']} == {code}
   assert report['kept'] == {'images': [6, 6], 'annotations': [18, 18]}
+  assert fixed == clean
+
+
+@pytest.mark.parametrize('keys', [('segmentation',), ('segmentation', 'bbox')])
+def test_fix_writes_masks_in_fractions_in_pixels(data, keys):
+  clean = copy.deepcopy(data.content)
+  in_fractions(*keys)(data)
+  report, fixed = fix(data)
+  assert {change['code'] for change in report['changes']} == {'A28', 'A26'}
   assert fixed == clean
 
 
