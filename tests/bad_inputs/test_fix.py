@@ -6,6 +6,7 @@ repaired copy must be the clean data set again.
 
 import copy
 import json
+import pathlib
 
 import cases
 from cases import compressed, mask, set_all, set_first, set_image
@@ -439,3 +440,44 @@ def test_a_polygon_with_a_hole_is_not_filled():
     '',
     '',
   )
+
+
+FIELD_CASES = pathlib.Path(__file__).parents[3] / 'shared/field_cases/check'
+
+
+@pytest.mark.skipif(
+  not FIELD_CASES.exists(), reason='needs ../shared/field_cases'
+)
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('03_ls_backslash', '03d_absolute', '03g_percent', '05_no_bbox'),
+    *('06_no_size', '07_string_image_id_in_ann', '07e_category_id_float_table'),
+    *('08_counts_str_of_bytes', '08c_list_of_rle', '08d_pairs'),
+    *('09_normalised', '13_polygons_beyond_tile', '42_unequal_eight'),
+    '95_category_id_list',
+  ],
+)
+def test_fix_repairs_a_case_of_the_field(name, tmp_path):
+  arguments = [
+    f'--images={FIELD_CASES / name / "images"}',
+    f'--out={tmp_path / "out"}',
+    '--workers=1',
+  ]
+  before = json.loads((FIELD_CASES / name / 'a.json').read_text())
+  fixed = tmp_path / 'fixed.json'
+  file = FIELD_CASES / name / 'a.json'
+  status = command_line.main(
+    [*arguments, f'--annotations={file}', f'--fix={fixed}']
+  )
+  assert status == 0
+  after = json.loads(fixed.read_text())
+  for key in ('images', 'annotations', 'categories'):
+    assert len(after[key]) == len(before[key])
+  report = json.loads((tmp_path / 'out/report.json').read_text())
+  assert (
+    bool(report['fix']['changes']) == (after != before) or name[:3] == '07e'
+  )
+  assert command_line.main([*arguments, f'--annotations={fixed}']) == 0
+  again = json.loads((tmp_path / 'out/report.json').read_text())
+  assert not [f for f in again['findings'] if f['level'] == 'error']
