@@ -28,6 +28,9 @@ _IMAGE_CODES = frozenset(
 )
 
 
+_SAME_ENTRY = 'an equal entry comes before it.'
+
+
 class Change(NamedTuple):
   """One difference between the copy and the original file."""
 
@@ -169,6 +172,8 @@ class _RepairedCopy:
     # All lines are kept, because `_note_image` takes the reasons from them.
     report = findings.Report(stop=False, keep=sys.maxsize)
     self._images = coco_tables.ImageTable(str(source), report)
+    # {name of a list: {id: hash of the first entry with this id}}
+    self._contents: dict[str, dict[Any, int]] = {'images': {}, 'categories': {}}
     # {position of an image in the list: why it is left out}
     self._left_out: dict[int, str] = {}
     # Ids of images and of categories that have a fault that cannot be repaired.
@@ -241,6 +246,9 @@ class _RepairedCopy:
     """
     if position in self._image_repairs:
       entry = self._image_repairs[position].entry
+    if self._is_repeated('images', entry):
+      self._left_out[position] = f'A17: {_SAME_ENTRY}'
+      return entry
     before = len(self._images.report.kept)
     name = entry.get('file_name') if isinstance(entry, dict) else None
     why = self._bad_images.get(name, '') if isinstance(name, str) else ''
@@ -255,6 +263,23 @@ class _RepairedCopy:
     elif why:
       self._undecided_images.add(entry['id'])
     return entry
+
+  def _is_repeated(self, key: str, entry: Any) -> bool:
+    """Tells whether an equal entry with the same id has come before.
+
+    Args:
+      key: Name of the list: 'images' or 'categories'.
+      entry: The entry. It is remembered.
+    """
+    id_: Any = entry.get('id') if isinstance(entry, dict) else None
+    if type(id_) not in coco_index.SCALARS:
+      return False
+    # The hash takes less memory than the entry.
+    content = hash(json.dumps(entry, sort_keys=True))
+    is_first = id_ not in self._contents[key]
+    return self._contents[key].setdefault(id_, content) == content and (
+      not is_first
+    )
 
   def write(self, file: TextIO) -> None:
     """Writes the copy.
@@ -308,6 +333,9 @@ class _RepairedCopy:
       if type(id_) in (int, str) and id_ in self._background_ids:
         what = f'left out: its name is {entry["name"]!r}'
         self._note_changes(where, [('A16', what)])
+        return
+      if self._is_repeated('categories', entry):
+        self._note_changes(where, [('A15', f'left out: {_SAME_ENTRY}')])
         return
       self._note_changes(where, changes)
       yield entry
@@ -478,4 +506,8 @@ class _RepairedCopy:
       where: Name of the image, category or annotation.
       changes: (code of the fault, description) of each change.
     """
-    self.changes += [Change(code, where, what) for code, what in changes]
+    # A description may quote a long value of the file.
+    where = findings.printable(where)
+    self.changes += [
+      Change(code, where, findings.printable(what)) for code, what in changes
+    ]

@@ -204,6 +204,17 @@ def test_a_number_is_the_name_of_a_class(data):
   assert fixed['categories'][0] == {'id': 1, 'name': '5'}
 
 
+@pytest.mark.parametrize(
+  ('key', 'code'), [('images', 'A17'), ('categories', 'A15')]
+)
+def test_fix_leaves_out_an_entry_that_comes_twice(data, key, code):
+  clean = copy.deepcopy(data.content)
+  data.content[key].append(copy.deepcopy(data.content[key][0]))
+  report, fixed = fix(data)
+  assert [change['code'] for change in report['changes']] == [code]
+  assert fixed == clean
+
+
 def rle_cases():
   """Returns forms of an RLE that mean the mask of a rectangle of 14 x 18."""
   rle = compressed(mask())
