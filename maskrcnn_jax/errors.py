@@ -37,8 +37,8 @@ CODES = {
   'A01': Code(
     'box without area',
     'A box has a width or height of 0 or less. Up to 1 % of such objects, or '
-    '5 objects that are at most 5 %, are left out with a warning; more of '
-    'them are an error.',
+    'up to 5 if they are at most 5 %, are left out with a warning; more are '
+    'an error.',
     'Draw the box again. `--fix` writes the box around the mask, or leaves out '
     'an object without a mask.',
   ),
@@ -46,8 +46,8 @@ CODES = {
     'box outside of its image',
     'A box that reaches over the edge of its image is clipped, with a '
     'warning. An object whose box lies completely outside is left out; more '
-    'than 1 % of such objects, and not only 5 objects that are at most 5 %, '
-    'are an error.',
+    'than 1 % of such objects are an error, unless they are at most 5 objects '
+    'and 5 %.',
     'Check that the annotations belong to these images. `--fix` clips the '
     'boxes, writes the box around the mask for a box that is outside, and '
     'leaves out the objects that are outside with their masks.',
@@ -70,17 +70,16 @@ CODES = {
     'polygon with fewer than 6 numbers or an odd count',
     'A polygon is a list of at least three (x, y) pairs: an even count of at '
     'least 6 numbers. Any other polygon is left out with a warning, and the '
-    'object is left out too if it has no other polygon. If more than 1 % of '
-    'the objects are left out, and not only 5 objects that are at most 5 %, '
-    'it is an error.',
+    'object is left out too if it has no other polygon. More than 1 % of '
+    'such objects are an error, unless they are at most 5 objects and 5 %.',
     'Draw the outline again. `--fix` leaves the polygon out, or the object if '
     'it has no other polygon.',
   ),
   'A06': Code(
     'object without a mask',
-    '`segmentation` is missing or empty. Up to 1 % of such objects, or 5 '
-    'objects that are at most 5 %, are left out with a warning; more of them '
-    'are an error.',
+    '`segmentation` is missing or empty. Up to 1 % of such objects, or up '
+    'to 5 if they are at most 5 %, are left out with a warning; more are an '
+    'error.',
     'Add the masks, or leave the objects out with `--fix`. To train a model '
     'without masks, give `--config.model.output=boxes`.',
   ),
@@ -242,8 +241,9 @@ CODES = {
   ),
   'A29': Code(
     'many crowd regions',
-    'More than 20 % of the annotations have `iscrowd` 1, which means a group '
-    'of objects that are not drawn one by one. They are not trained on. Some '
+    'More than 20 % of the annotations, and more than 2, have `iscrowd` 1, '
+    'which means a group of objects that are not drawn one by one. They are '
+    'not trained on. Some '
     'programs write 1 for each mask that is an RLE.',
     'If each of these annotations is one object, set its `iscrowd` to 0.',
   ),

@@ -490,7 +490,7 @@ def _index(
       categories,
       name,
       report,
-      used_ids=objects.used_category_ids,
+      used_ids=objects.used_category_ids(),
       may_be_empty=not require_annotations,
     )
   )

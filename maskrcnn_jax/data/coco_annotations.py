@@ -30,6 +30,11 @@ _ROUNDING = 1.0
 _MAX_SIDE = 1e9
 _MAX_AREA = 1e18
 
+_PAIRS = (
+  'segmentation holds pairs [x, y], or other lists of lists; write each polygon'
+  ' as one flat list of numbers: [[x1, y1, x2, y2, ...]].'
+)
+
 # The outline of an object without a mask: no vertices and no parts.
 NO_OUTLINE = np.zeros((0, 2), np.float32), np.zeros(0, np.int16)
 
@@ -143,7 +148,7 @@ class AnnotationReader:
     self.num_not_corners += (
       w > width + _ROUNDING or h > height + _ROUNDING or w <= x or h <= y
     )
-    if x >= 0 and y >= 0 and x + w <= 1 and y + h <= 1:
+    if x + w <= 1 and y + h <= 1 and x >= 0 and y >= 0:
       # A box of whole numbers is the first pixel of the image.
       self.num_fractions += any(side != int(side) for side in (x, y, w, h))
     offset = self.width_offset
@@ -164,11 +169,13 @@ class AnnotationReader:
 
     if mask.num_bad_polygons:
       self.dropped[BAD_POLYGON] += mask.num_bad_polygons
+      bad = next(p for p in entry['segmentation'] if not _is_polygon(p))
       notes.append(
         (
           'A05',
           f'{mask.num_bad_polygons} of its {len(entry["segmentation"])}'
-          ' polygons have fewer than 6 numbers or an odd count.',
+          ' polygons have fewer than 6 numbers or an odd count, such as'
+          f' {_short(bad)}.',
         )
       )
     if not (box[2] > box[0] and box[3] > box[1]):
@@ -352,31 +359,37 @@ def _read_segmentation(
       f'A07: segmentation is a {type(segmentation).__name__}, neither a list'
       ' of polygons nor an RLE.'
     )
-  problem = _not_polygons(segmentation)
-  if problem:
-    raise errors.InputError(f'A07: {problem}')
-  good = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
+  for polygon in segmentation:
+    if type(polygon) is not list or (polygon and type(polygon[0]) is list):
+      raise errors.InputError(f'A07: {_not_polygons(segmentation)}')
+  good = [polygon for polygon in segmentation if _is_polygon(polygon)]
   num_bad = len(segmentation) - len(good)
   if not good:
+    if num_bad >= 3 and all(len(polygon) == 2 for polygon in segmentation):
+      raise errors.InputError(f'A07: {_PAIRS}')
     # [[]] is another way to write that there is no mask.
     num_bad = num_bad if any(segmentation) else 0
     return _Segmentation(*NO_OUTLINE, math.nan, False, num_bad)
   vertices, parts = outlines.polygons_to_outline(good)
   if is_crowd:
     area = filled_pixels.filled_area(vertices, parts, height, width)
-    return _Segmentation(*NO_OUTLINE, float(area), True, num_bad)
+    known = math.nan if area == filled_pixels.UNKNOWN_AREA else float(area)
+    return _Segmentation(*NO_OUTLINE, known, True, num_bad)
   _check_length(parts)
   return _Segmentation(vertices, parts, math.nan, True, num_bad)
+
+
+def _is_polygon(numbers: list[Any]) -> bool:
+  """Tells whether a list has as many numbers as a polygon may have."""
+  return len(numbers) >= 6 and len(numbers) % 2 == 0
 
 
 def _not_polygons(elements: list[Any]) -> str:
   """Says what the elements of a segmentation are if they are no polygons.
 
   Args:
-    elements: The elements of the list, at least one.
-
-  Returns:
-    The reason; '' if all elements are lists that may be polygons.
+    elements: The elements of the list. One of them is not a list, or is a list
+      of lists.
   """
   if all(type(x) in NUMBERS for x in elements):
     return (
@@ -388,26 +401,13 @@ def _not_polygons(elements: list[Any]) -> str:
       f'segmentation is a list of {len(elements)} RLEs; write the RLE without a'
       ' list around it, and several RLEs as one of their union.'
     )
-  odd = next((x for x in elements if not isinstance(x, list)), None)
-  if odd is not None or not all(isinstance(x, list) for x in elements):
-    return (
-      f'segmentation holds {_short(odd)}, which is neither a polygon, a list of'
-      ' numbers, nor an RLE.'
-    )
-  if len(elements) >= 3 and all(
-    len(x) == 2 and type(x[0]) in NUMBERS and type(x[1]) in NUMBERS
-    for x in elements
-  ):
-    return (
-      'segmentation is a list of pairs [x, y]; write each polygon as one flat'
-      ' list of numbers: [[x1, y1, x2, y2, ...]].'
-    )
-  if any(x and isinstance(x[0], list) for x in elements):
-    return (
-      'segmentation has lists inside its polygons, such as pairs [x, y]; write'
-      ' each polygon as one flat list of numbers: [[x1, y1, x2, y2, ...]].'
-    )
-  return ''
+  for element in elements:
+    if not isinstance(element, list):
+      return (
+        f'segmentation holds {_short(element)}, which is neither a polygon, a'
+        ' list of numbers, nor an RLE.'
+      )
+  return _PAIRS
 
 
 def _check_length(parts: np.ndarray) -> None:

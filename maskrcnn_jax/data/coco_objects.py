@@ -31,8 +31,9 @@ from maskrcnn_jax.data.coco_tables import Classes, ImageTable
 _MAX_BEYOND = 0.2
 
 # Above this share of crowd regions, `iscrowd` is suspected to be wrong. COCO's
-# own files have 1.2 %.
+# own files have 1.2 %. One or two crowd regions of a tiny set prove nothing.
 _MAX_CROWD = 0.2
+_FEW_CROWDS = 2
 
 # Number of objects whose outlines are joined or moved at a time. It bounds the
 # memory for temporary arrays.
@@ -44,9 +45,6 @@ class ObjectColumns:
 
   If the report of the images raises errors instead of collecting them, the
   methods raise an `InputError` where they would report an error.
-
-  Attributes:
-    used_category_ids: The category ids of all entries so far.
   """
 
   def __init__(
@@ -67,7 +65,8 @@ class ObjectColumns:
       images, require_masks=require_masks, width_offset=width_offset
     )
     self._num_entries = 0
-    self.used_category_ids: set[Any] = set()
+    # Category ids of entries that were left out.
+    self._lost_category_ids: set[Any] = set()
     # {code: number of objects that were left out}. These codes are warnings
     # while such objects are few, and errors if `findings.are_many` says so.
     self._num_left_out = dict.fromkeys(('A01', 'A02', 'A05', 'A06'), 0)
@@ -103,12 +102,10 @@ class ObjectColumns:
     id_ = entry.get('id') if isinstance(entry, dict) else None
     if type(id_) not in SCALARS:
       id_ = None
-    category_id = entry.get('category_id') if isinstance(entry, dict) else None
-    if type(category_id) in SCALARS:
-      self.used_category_ids.add(category_id)
     try:
       found, notes = self._reader.read(entry)
     except errors.InputError as error:
+      self._note_category(entry)
       self._report.error_from_exception(
         self._images.name, name_annotation(id_, position), error
       )
@@ -128,6 +125,7 @@ class ObjectColumns:
         count, first = self._tally.get(code, (0, ''))
         self._tally[code] = count + 1, first or name
     if found is None:
+      self._note_category(entry)
       return
     self._rows.append(found.row)
     self._boxes.extend(found.box)
@@ -143,6 +141,21 @@ class ObjectColumns:
     self._parts.append(found.parts)
     if len(self._parts) >= _BLOCK:
       self._close_block()
+
+  def used_category_ids(self) -> set[Any]:
+    """Returns the category ids of all entries, before `finish`."""
+    ids = {id_ for id_ in self._category_ids if type(id_) in SCALARS}
+    return ids | self._lost_category_ids
+
+  def _note_category(self, entry: Any) -> None:
+    """Remembers the category id of an entry that is left out.
+
+    Args:
+      entry: The element of the list of annotations, any JSON value.
+    """
+    id_ = entry.get('category_id') if isinstance(entry, dict) else None
+    if type(id_) in SCALARS:
+      self._lost_category_ids.add(id_)
 
   def finish(self, table: Classes) -> CocoIndex:
     """Makes the index, and reports faults that only all objects together show.
@@ -160,6 +173,7 @@ class ObjectColumns:
     self._check_shares()
     self._check_corners()
     categories = table.categories
+    used_ids = self.used_category_ids()
     classes = self._find_classes(table)
     self._check_ids()
 
@@ -187,7 +201,10 @@ class ObjectColumns:
     suspects = np.flatnonzero(
       has_mask & is_quick & object_checks.areas_disagree(areas, mask_areas)
     )
-    mask_areas[suspects] = filled_pixels.filled_areas(*outlined, suspects)
+    exact = filled_pixels.filled_areas(*outlined, suspects)
+    mask_areas[suspects] = np.where(
+      exact == filled_pixels.UNKNOWN_AREA, areas[suspects], exact
+    )
     # A missing area becomes that of the mask, else that of the box.
     sides = boxes[:, 2:] - boxes[:, :2] + self._reader.width_offset
     computed = np.where(
@@ -234,7 +251,7 @@ class ObjectColumns:
       name_object,
     )
     object_checks.check_repeats(index, rows, report, name, name_object)
-    object_checks.check_classes(index, self.used_category_ids, report, name)
+    object_checks.check_classes(index, used_ids, report, name)
     return _without_outlines(index, is_empty)
 
   def _check_fractions(self) -> None:
@@ -263,7 +280,7 @@ class ObjectColumns:
   def _check_crowd(self) -> None:
     """Warns if a large share of the annotations are crowd regions."""
     count, total = sum(self._crowd), len(self._crowd)
-    if count > _MAX_CROWD * total:
+    if count > _FEW_CROWDS and count > _MAX_CROWD * total:
       self._report.warn(
         'A29',
         self._images.name,

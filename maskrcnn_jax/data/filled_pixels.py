@@ -12,9 +12,16 @@ from jaxtyping import Bool, Float, Int
 import numpy as np
 
 # Number of crossings of edges and rows that are computed at a time, and of
-# objects whose middle rows are looked at. They bound the memory.
+# objects whose edges are. They bound the memory.
 _MAX_CROSSINGS = 1 << 21
 _BLOCK = 1 << 14
+
+# An outline that crosses more rows is not filled: it would take gigabytes. No
+# picture has an object whose outline goes up and down so far, in pixels.
+_MAX_OBJECT_CROSSINGS = 1 << 22
+
+# The area of an outline that is not filled.
+UNKNOWN_AREA = -1
 
 Starts = Int[np.ndarray, ' m1']
 Vertices = Float[np.ndarray, 'v 2']
@@ -68,25 +75,26 @@ def have_pixels(
     middle = ((top + bottom) / 2).astype(np.int64)
     rows = np.zeros(last - first, np.int64)
     rows[there - first] = np.minimum(middle, heights[there] - 1)
-    row = np.repeat(rows, lengths[first:last])
-    is_above = y <= row + 0.5
+    # float32 holds half a row of any image exactly.
+    center = np.repeat((rows + 0.5).astype(np.float32), lengths[first:last])
+    is_above = y <= center
     crosses = np.append(is_above[1:] != is_above[:-1], False)
     where = np.flatnonzero(crosses & (parts[begin:end] >= 0))
-    owner = np.repeat(np.arange(first, last), lengths[first:last])[where]
+    # Few vertices are left, so their owners are searched for.
+    owner = np.searchsorted(starts, begin + where, side='right') - 1
     edges = _Edges(
       owner,
       parts[begin + where],
       vertices[begin + where].astype(np.float64),
       vertices[begin + where + 1].astype(np.float64),
     )
-    found[first:last] = (
-      _areas(
-        edges, row[where], np.arange(len(where)), widths, first, last - first
-      )
-      > 0
-    )
-  rest = np.flatnonzero(~found & (np.diff(starts) > 0))
-  found[rest] = filled_areas(starts, vertices, parts, heights, widths, rest) > 0
+    row, edge = rows[owner - first], np.arange(len(where))
+    areas = _areas(edges, row, edge, widths, first, last - first)
+    found[first:last] = areas > 0
+  rest = np.flatnonzero(~found & (lengths > 0))
+  areas = filled_areas(starts, vertices, parts, heights, widths, rest)
+  # An outline that is too long to be filled is a mask too.
+  found[rest] = areas != 0
   return found
 
 
@@ -111,27 +119,36 @@ def filled_areas(
     chosen: Numbers of the objects to measure, rising.
 
   Returns:
-    Numbers of pixels; 0 for an object without vertices.
+    Numbers of pixels; 0 for an object without vertices. `UNKNOWN_AREA` for an
+    outline that is too long to be filled.
   """
   areas = np.zeros(len(chosen), np.int64)
-  # Objects are measured in groups of bounded total height and length.
-  weight = np.diff(starts)[chosen] * np.maximum(heights[chosen], 1)
-  group = np.cumsum(weight) // _MAX_CROSSINGS
-  bounds = np.flatnonzero(np.diff(group, prepend=-1, append=-1)).tolist()
-  for low, high in zip(bounds[:-1], bounds[1:], strict=True):
-    edges, first, last = _edges(
-      starts, vertices, parts, heights, chosen[low:high]
-    )
-    counts = last - first
-    edge = np.repeat(np.arange(len(counts)), counts)
-    before = np.repeat(np.cumsum(counts) - counts, counts)
-    row = first[edge] + np.arange(len(edge)) - before
-    numbered = edges._replace(
-      owner=np.searchsorted(chosen[low:high], edges.owner)
-    )
-    areas[low:high] = _areas(
-      numbered, row, edge, widths[chosen[low:high]], 0, high - low
-    )
+  for block in range(0, len(chosen), _BLOCK):
+    numbers = chosen[block : block + _BLOCK]
+    edges, first, last = _edges(starts, vertices, parts, heights, numbers)
+    edges = edges._replace(owner=np.searchsorted(numbers, edges.owner))
+    count = len(numbers)
+    crossings = np.bincount(edges.owner, last - first, count).astype(np.int64)
+    too_long = crossings > _MAX_OBJECT_CROSSINGS
+    last = np.where(too_long[edges.owner], first, last)
+    # Objects are filled in groups of a bounded number of crossings.
+    group = np.cumsum(np.where(too_long, 0, crossings)) // _MAX_CROSSINGS
+    bounds = np.flatnonzero(np.diff(group, prepend=-1)).tolist()
+    for low, high in zip(bounds, [*bounds[1:], count], strict=True):
+      here = slice(*np.searchsorted(edges.owner, [low, high]).tolist())
+      counts = (last - first)[here]
+      edge = np.repeat(np.arange(len(counts)), counts)
+      before = np.repeat(np.cumsum(counts) - counts, counts)
+      row = first[here][edge] + np.arange(len(edge)) - before
+      areas[block + low : block + high] = _areas(
+        _Edges(*(column[here] for column in edges)),
+        row,
+        edge,
+        widths[numbers],
+        low,
+        high - low,
+      )
+    areas[block : block + count][too_long] = UNKNOWN_AREA
   return areas
 
 
@@ -139,6 +156,8 @@ def filled_area(
   vertices: Vertices, parts: Parts, height: int, width: int
 ) -> int:
   """Counts the pixels inside the image that the mask of one object covers.
+
+  The result is `UNKNOWN_AREA` if the outline is too long to be filled.
 
   Args:
     vertices: Vertices of its outline, (x, y) in pixels.
@@ -212,7 +231,8 @@ def _areas(
     edges: The edges.
     row: Row of each crossing. Of a row of an object, all crossings are given.
     edge: Number of the edge of each crossing.
-    widths: Width of the image of each object, in pixels.
+    widths: Width of the image of each object that an edge may belong to, in
+      pixels.
     first: Number of the first object that is counted.
     count: Number of objects that are counted.
 

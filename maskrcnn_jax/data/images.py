@@ -289,13 +289,15 @@ def _to_rgb(
       f'I10: {path} has floating-point pixels, whose range is unknown;'
       ' convert it to 8 bits a channel.'
     )
-  turn = _transposition(image)
+  # Pillow turns a TIFF by itself when it loads it, and removes the orientation.
+  turns_itself = image.format == 'TIFF'
+  applied = _transposition(image) if turns_itself else None
   pixels: Image.Image = image
   if wide_pixels.is_wide(image):
     pixels = wide_pixels.to_8_bits(image, path, reopen, pixel_range)
   image.load()
-  # Pillow turns a TIFF by itself when it loads it, and removes the orientation.
-  applied = None if _transposition(image) == turn else turn
+  if turns_itself and applied == _transposition(image):
+    applied = None
   if pixels.mode not in _TO_RGB:
     raise errors.InputError(
       f'I11: {path} has the pixel format {pixels.mode}; convert it to RGB,'
@@ -368,9 +370,7 @@ def look_at_image(
         content=content,
         apply_exif=apply_exif,
       ).shape
-      notes = _notes(path, content, height, width) + header_notes(
-        path, expected_size, apply_exif=apply_exif, content=content
-      )
+      notes = _notes(path, content, height, width, expected_size, apply_exif)
       with _opened(path, content) as file:
         digest = hashlib.file_digest(file, 'blake2b').digest()
       return ImageFacts('', notes, digest)
@@ -409,18 +409,38 @@ def header_notes(
     The warnings. There are none if the file cannot be used; decoding it says
     why.
   """
-  notes = []
   try:
     with (
       _opened(path, content) as file,
       Image.open(file, formats=_FORMATS) as image,
     ):
-      orientation = orientation_of(
-        image, path, expected_size, apply_exif=apply_exif
-      )
-      bands = _unused_bands(image)
+      return tuple(_notes_of_header(image, path, expected_size, apply_exif))
   except (errors.InputError, *_DECODE_ERRORS):
     return ()
+
+
+def _notes_of_header(
+  image: Image.Image,
+  path: Path,
+  expected_size: tuple[int, int] | None,
+  apply_exif: bool,
+) -> list[str]:
+  """Returns the warnings of `header_notes` about an opened image.
+
+  Args:
+    image: The image, not decoded yet.
+    path: The file, for messages.
+    expected_size: (height, width) in the annotations; `None` if unknown.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      expected size with it and without it.
+
+  Raises:
+    InputError: If the image has another size, however it is turned.
+  """
+  notes = []
+  orientation = orientation_of(
+    image, path, expected_size, apply_exif=apply_exif
+  )
   if orientation.is_in_doubt:
     fate = 'applied' if orientation.transpose else 'not applied'
     notes.append(
@@ -429,12 +449,13 @@ def header_notes(
       ' turned picture or on the pixels as stored. The orientation is'
       f' {fate}; config.data.apply_exif decides.'
     )
+  bands = _unused_bands(image)
   if bands:
     notes.append(
       f'I11: {path} has {bands} more channels than are used: only its colours'
       ' are read.'
     )
-  return tuple(notes)
+  return notes
 
 
 def _unused_bands(image: Image.Image) -> int:
@@ -455,7 +476,12 @@ def _opened(
 
 
 def _notes(
-  path: Path, content: bytes | None, height: int, width: int
+  path: Path,
+  content: bytes | None,
+  height: int,
+  width: int,
+  expected_size: tuple[int, int] | None,
+  apply_exif: bool,
 ) -> tuple[str, ...]:
   """Returns the warnings about an image that can be decoded, code first.
 
@@ -464,12 +490,15 @@ def _notes(
     content: The bytes of the file, if it is not on disk.
     height: Height of the decoded image in pixels.
     width: Width of the decoded image in pixels.
+    expected_size: (height, width) in the annotations; `None` if unknown.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      expected size with it and without it.
   """
-  notes = []
   with (
     _opened(path, content) as file,
     Image.open(file, formats=_FORMATS) as image,
   ):
+    notes = _notes_of_header(image, path, expected_size, apply_exif)
     has_alpha = 'A' in image.mode or 'transparency' in image.info
     if has_alpha:
       alpha = np.asarray(image.convert('RGBA').getchannel('A'))

@@ -398,7 +398,7 @@ def header_warnings(data_set: DataSet, *, apply_exif: bool) -> list[str]:
   more = ''
   if len(rows) < total:
     more = (
-      f' {len(rows)} of {total} images were looked at; python -m'
+      f' Only {len(rows)} of {total} images were looked at; python -m'
       ' maskrcnn_jax.check_data looks at all.'
     )
   return [line + more for line in report.warnings()]

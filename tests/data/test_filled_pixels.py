@@ -74,3 +74,28 @@ def test_filled_area_by_hand():
   line = outlines.polygons_to_outline([[0, 1, 9, 1, 9, 1.4, 0, 1.4]])
   assert filled_pixels.filled_area(*line, 10, 10) == 0
   assert filled_pixels.filled_area(outline[0][:0], outline[1][:0], 9, 9) == 0
+
+
+def test_an_outline_that_is_too_long_is_not_filled():
+  # A zigzag that crosses each of 100,000 rows 60 times, between the centres of
+  # two columns of pixels.
+  height, width = 100_000, 200
+  x = np.arange(60)
+  zigzag = np.stack([0.6 + x / 1000, np.where(x % 2, height, 0)], axis=1)
+  outline = outlines.polygons_to_outline([zigzag.ravel().tolist()])
+  arguments = *outline, height, width
+  unknown = filled_pixels.UNKNOWN_AREA
+  assert filled_pixels.filled_area(*arguments) == unknown
+  # Its neighbours are filled, and it counts as an object with a mask.
+  small = outlines.polygons_to_outline([[0, 0, 4, 0, 4, 4, 0, 4]])
+  lengths = [len(small[1]), len(outline[1]), len(small[1])]
+  arguments = (
+    np.cumsum([0, *lengths]),
+    np.concatenate([small[0], outline[0], small[0]]),
+    np.concatenate([small[1], outline[1], small[1]]),
+    np.full(3, height),
+    np.full(3, width),
+  )
+  areas = filled_pixels.filled_areas(*arguments, np.arange(3))
+  assert areas.tolist() == [16, unknown, 16]
+  assert filled_pixels.have_pixels(*arguments).all()

@@ -9,8 +9,8 @@ import pytest
 from maskrcnn_jax.check_data import command_line, contact_sheet
 from maskrcnn_jax.config import default_config
 from maskrcnn_jax.data import canvases as canvas_plans
-from maskrcnn_jax.data import coco, image_sets, loader, outlines
-from maskrcnn_jax.data.source import DataSet, header_warnings
+from maskrcnn_jax.data import coco, image_sets, loader, outlines, source
+from maskrcnn_jax.data.source import DataSet
 from maskrcnn_jax.picture_batches import read_picture
 from maskrcnn_jax.training import checks
 
@@ -138,7 +138,7 @@ def test_labels_are_on_the_object_in_every_command(
 
   # The size tells in all cases but these.
   in_doubt = orientation > 1 and (width == 64 or orientation < 5)
-  lines = header_warnings(data_set, apply_exif=True)
+  lines = source.header_warnings(data_set, apply_exif=True)
   assert [line[:5] for line in lines] == ['I04: '] * in_doubt
   status = command_line.main(
     [
@@ -168,7 +168,20 @@ def test_labels_on_unturned_pixels_are_seen_by_their_size(tmp_path):
   folder, annotations = write_set(tmp_path, 8, 96, unturned=True)
   data_set = DataSet(coco.read_coco(annotations), folder)
   assert share_on_object(data_set) > 0.95
-  assert header_warnings(data_set, apply_exif=True) == []
+  assert source.header_warnings(data_set, apply_exif=True) == []
+
+
+def test_a_training_looks_at_a_sample_of_many_images(tmp_path, monkeypatch):
+  monkeypatch.setattr(source, '_NUM_HEADERS', 3)
+  folder, annotations = write_set(tmp_path, 3, 64)
+  content = json.loads(annotations.read_text())
+  first = content['images'][0]
+  content['images'] += [first | {'id': i} for i in range(2, 8)]
+  annotations.write_text(json.dumps(content))
+  index = coco.read_coco(annotations)
+  (line,) = source.header_warnings(DataSet(index, folder), apply_exif=False)
+  assert 'is not applied; config.data.apply_exif decides' in line
+  assert '(3 such cases) Only 3 of 7 images were looked at' in line
 
 
 def test_a_training_counts_the_images_in_doubt(tmp_path, caplog):
