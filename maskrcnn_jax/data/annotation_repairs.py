@@ -1,6 +1,7 @@
 """Repairs values of one annotation of a COCO file without losing its object."""
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from maskrcnn_jax.data import (
   ids,
   mask_values,
   object_checks,
-  outlines,
 )
 from maskrcnn_jax.data.segmentation_repairs import repair_segmentation
 from maskrcnn_jax.data.text_numbers import parsed_text, to_number
@@ -233,9 +233,10 @@ def repair_area(
     The change.
   """
   is_missing = math.isnan(found.area)
-  if not is_missing and not (found.has_mask and _may_disagree(found)):
+  mask = entry.get('segmentation')
+  if not is_missing and not (found.has_mask and _may_disagree(found, mask)):
     return []
-  area: Any = mask_values.mask_area(entry.get('segmentation'), height, width)
+  area: Any = mask_values.mask_area(mask, height, width)
   if is_missing and not area and may_use_box:
     area = entry['bbox'][2] * entry['bbox'][3]
   if not area or not (is_missing or _disagree(found.area, area)):
@@ -275,15 +276,28 @@ def _crowd_flag(flag: Any) -> Any:
   return flag
 
 
-def _may_disagree(found: coco_annotations.Annotation) -> bool:
-  """Tells by a quick measure whether an area may differ from the mask's."""
+def _shoelace(polygon: list[Any]) -> int | float:
+  """Returns the area of a flat polygon by the shoelace formula, in pixels.
+
+  NumPy would take ten times as long for a usual polygon.
+  """
+  x, y = polygon[0::2], polygon[1::2]
+  positive = sum(map(operator.mul, x, y[1:] + y[:1]))
+  negative = sum(map(operator.mul, y, x[1:] + x[:1]))
+  return abs(positive - negative) / 2
+
+
+def _may_disagree(found: coco_annotations.Annotation, mask: Any) -> bool:
+  """Tells by a quick measure whether an area may differ from the mask's.
+
+  Args:
+    found: The annotation, checked.
+    mask: Its segmentation in the JSON.
+  """
   area = found.mask_area
   if math.isnan(area):
-    if not len(found.parts):
-      return True
-    starts = np.array([0, len(found.parts)])
-    areas, _ = outlines.measure_outlines(starts, found.vertices, found.parts)
-    area = float(areas[0])
+    polygons = mask_values.usable_polygons(mask)
+    area = float(sum(map(_shoelace, polygons)))
   return _disagree(found.area, area)
 
 

@@ -324,12 +324,6 @@ def rle_counts(
         ' object of Python; write counts.decode() instead of str(counts).'
       )
     case str():
-      if counts.startswith(("b'", 'b"')):
-        raise errors.InputError(
-          f"A09: the RLE has counts {_shown(counts)}, the text of Python's"
-          ' bytes; write counts.decode() instead of str(counts), or let python'
-          ' -m maskrcnn_jax.check_data --fix=OUT.json do it.'
-        )
       counts = _uncompress(counts.encode('utf-8', 'surrogatepass'))
     case bytes():
       counts = _uncompress(counts)

@@ -15,14 +15,20 @@ from PIL import Image
 import pytest
 
 from maskrcnn_jax.check_data import command_line, contact_sheet
+from maskrcnn_jax.config import default_config
 from maskrcnn_jax.data import (
+  coco,
   file_names,
+  findings,
   ids,
   mask_values,
   outlines,
   segmentation_repairs,
 )
 from maskrcnn_jax.data.coco_annotations import MAX_OBJECT_VERTICES
+from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.evaluation import coco_input
+from maskrcnn_jax.training import checks as train_start
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +41,12 @@ def no_contact_sheet(monkeypatch):
 def data(tmp_path):
   """A clean data set."""
   return cases.Set(tmp_path / 'set')
+
+
+def write(data):
+  """Writes the annotations of a data set, and returns their path."""
+  data.write()
+  return data.annotations
 
 
 def run(data, *options):
@@ -392,6 +404,53 @@ def test_a_category_that_only_its_owner_can_repair_keeps_its_objects(data):
   assert status == 2
   assert 'A13' in report['fix']['left']
   assert json.loads(fixed.read_text()) == clean
+
+
+def test_objects_without_boxes_are_trained_and_evaluated_on(data):
+  with_boxes = coco.read_json(write(data))
+  expected = coco.read_coco(data.annotations)
+  set_all(bbox=...)(data)
+  data.first['segmentation'] = compressed(mask())
+  report = findings.Report(stop=False)
+  index = coco.read_coco(write(data), report=report)
+  assert not report.error_codes
+  assert report.counts == {'A04': 18}
+  assert (index.boxes == expected.boxes).all()
+  # The evaluation takes the boxes from the whole content.
+  content = coco.read_json(data.annotations)
+  coco_input.check_truth(content, kind='bbox')
+  assert [entry['bbox'] for entry in content['annotations']] == [
+    entry['bbox'] for entry in with_boxes['annotations']
+  ]
+
+
+def test_an_object_without_box_and_mask_is_an_error(data):
+  set_all(bbox=None, segmentation=[])(data)
+  with pytest.raises(InputError, match=r'annotation 1: A04: bbox is None'):
+    coco.read_coco(write(data))
+
+
+@pytest.mark.parametrize(
+  ('name', 'hint'),
+  [
+    ('images\\0.png', r'I01: .*\(there is 0.png; python -m .*--fix=OUT.json'),
+    ('/home/me/0.png', r'I15: .*\(there is 0.png; python -m .*--fix=OUT.json'),
+  ],
+)
+def test_a_training_names_the_file_with_the_base_name(data, name, hint):
+  data.images[0]['file_name'] = name
+  config = default_config()
+  config.data.train.images = str(data.images_dir)
+  config.data.train.annotations = str(write(data))
+  with pytest.raises(InputError, match=hint):
+    train_start.read_training_set(config)
+
+
+def test_counts_that_are_the_text_of_bytes_are_called_that(data):
+  rle = compressed(mask())
+  data.first['segmentation'] = rle | {'counts': str(rle['counts'].encode())}
+  with pytest.raises(InputError, match=r'A09: .*the text of a bytes object'):
+    coco.read_coco(write(data))
 
 
 @pytest.mark.parametrize(
