@@ -233,7 +233,7 @@ CODES = {
   ),
   'A28': Code(
     'coordinates given as fractions',
-    'Boxes or masks lie within 0..1 in x and in y: their coordinates are '
+    'Boxes or masks have no coordinate above 1: their coordinates are '
     'fractions of the size of the image, as YOLO has them. COCO has pixels.',
     'Multiply x by the width and y by the height of the image, in `bbox` and '
     'in `segmentation`. `--fix` does it for masks if many coordinates are '

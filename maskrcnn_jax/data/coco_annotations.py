@@ -75,8 +75,8 @@ class AnnotationReader:
       far}, for each reason in `coco_index.REASONS`.
     num_beyond: Number of boxes so far that reach beyond the right or the lower
       edge of their image.
-    num_fractions: Number of boxes so far that lie within 0..1 in x and y, as
-      boxes do that are given in fractions of the size of the image.
+    num_fractions: Number of boxes so far whose four numbers are in 0..1, as
+      those of boxes that are given in fractions of the size of the image.
     num_not_corners: Number of boxes so far whose four numbers cannot be
       (x1, y1, x2, y2), because a side would be empty or the box would reach
       beyond its image.
@@ -148,7 +148,7 @@ class AnnotationReader:
     self.num_not_corners += (
       w > width + _ROUNDING or h > height + _ROUNDING or w <= x or h <= y
     )
-    if x + w <= 1 and y + h <= 1 and x >= 0 and y >= 0:
+    if x <= 1 and y <= 1 and w <= 1 and h <= 1 and x >= 0 and y >= 0:
       # A box of whole numbers is the first pixel of the image.
       self.num_fractions += any(side != int(side) for side in (x, y, w, h))
     offset = self.width_offset

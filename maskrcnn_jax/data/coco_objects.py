@@ -270,10 +270,9 @@ class ObjectColumns:
       'A28',
       self._images.name,
       '',
-      f'{count} of {total} boxes lie within 0..1 in x and in y, so they look'
-      ' like fractions of the size of the image; COCO has pixels: multiply x by'
-      ' the width of the image and y by its height, in the boxes and the'
-      ' masks.',
+      f'{count} of {total} boxes have no number above 1, so they look like'
+      ' fractions of the size of the image; COCO has pixels: multiply x by the'
+      ' width of the image and y by its height, in the boxes and the masks.',
       count=count,
     )
 

@@ -62,6 +62,10 @@ _TO_RGB = frozenset(
   ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
 )
 
+# Number of chunks of a PNG that are looked through for EXIF data. A chunk of
+# pixels has at least 8 KiB in usual files.
+_MAX_CHUNKS = 100_000
+
 _OR_LEAVE_OUT = (
   'python -m maskrcnn_jax.check_data lists such images of a data set, and says'
   ' what --fix=OUT.json would keep without them.'
@@ -614,9 +618,42 @@ def _transposition(image: Image.Image) -> Image.Transpose | None:
 
   The pixels are not decoded.
   """
-  # PngImageFile.getexif would decode the pixels to find EXIF data behind them.
-  exif = Image.Image.getexif(image)
-  return _TRANSPOSITIONS.get(exif.get(ExifTags.Base.Orientation, 1))
+  try:
+    # PngImageFile.getexif would decode the pixels to find EXIF data behind
+    # them.
+    exif = Image.Image.getexif(image)
+    if image.format == 'PNG' and 'exif' not in image.info:
+      exif.load(_late_exif(image))
+    return _TRANSPOSITIONS.get(exif.get(ExifTags.Base.Orientation, 1))
+  except _DECODE_ERRORS:
+    # The EXIF data are damaged. Viewers show the pixels as they are stored.
+    return None
+
+
+def _late_exif(image: Image.Image) -> bytes:
+  """Returns the EXIF data behind the pixels of a PNG; b'' if there are none.
+
+  ExifTool writes them there. Pillow finds them only by decoding the pixels.
+
+  Args:
+    image: A PNG that is not decoded yet.
+  """
+  file = getattr(image, 'fp', None)
+  if file is None or not getattr(image, 'tile', None):
+    return b''
+  place = file.tell()
+  found = b''
+  file.seek(8)
+  for _ in range(_MAX_CHUNKS):
+    head = file.read(8)
+    length, name = int.from_bytes(head[:4]), head[4:]
+    if name == b'eXIf':
+      found = file.read(length)
+    if found or len(name) < 4 or name == b'IEND':
+      break
+    file.seek(length + 4, os.SEEK_CUR)
+  file.seek(place)
+  return found
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:

@@ -159,6 +159,8 @@ class _Window:
         raise self._error(
           'it looks like XML, which Pascal VOC and CVAT use; convert it to COCO'
         )
+      case '':
+        raise self._error('it is empty')
       case _:
         yield None, OTHER, self._value()
     if self._peek():

@@ -135,9 +135,9 @@ def check_fractions(
       'A28',
       file,
       '',
-      f'{count} of {len(bounds)} masks lie within 0..1 in x and in y, so they'
-      ' look like fractions of the size of the image; COCO has pixels: multiply'
-      ' x by the width of the image and y by its height.',
+      f'{count} of {len(bounds)} masks have no coordinate above 1, so they look'
+      ' like fractions of the size of the image; COCO has pixels: multiply x by'
+      ' the width of the image and y by its height.',
       count=count,
     )
   return in_unit

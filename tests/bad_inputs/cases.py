@@ -235,6 +235,15 @@ def as_fractions(data):
     masks_as_fractions_of(entry)
 
 
+def as_yolo(data):
+  """Writes boxes as YOLO does: fractions, with the centre of the box."""
+  for entry in data.objects:
+    x, y, w, h = entry['bbox']
+    x, y = x + w / 2, y + h / 2
+    entry['bbox'] = [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT]
+    masks_as_fractions_of(entry)
+
+
 def masks_as_fractions_of(entry):
   """Divides the coordinates of a polygon by the size of the image."""
   (polygon,) = entry['segmentation']
@@ -619,6 +628,7 @@ CASES = [
   ),
   Case('boxes_as_corners', 'A03', True, as_corners, True),
   Case('coordinates_as_fractions', 'A28', True, as_fractions),
+  Case('boxes_as_yolo', 'A28', True, as_yolo),
   Case('masks_as_fractions', 'A28', True, masks_as_fractions),
   Case('box_in_the_first_pixel', 'A28', False, tiny_object, size=MANY),
   Case('half_crowd', 'A29', False, half_crowd),

@@ -136,6 +136,39 @@ def test_orientations_follow_the_size_and_are_applied_in_doubt(
     assert_array_equal(images.convert_image(image, 'a'), upright)
 
 
+@pytest.mark.parametrize('orientation', [3, 6])
+def test_orientations_behind_the_pixels_of_a_png_are_found(
+  tmp_path, orientation
+):
+  stored = picture(4, 6)
+  path = save_turned(tmp_path / 'a.png', stored, orientation)
+  content = path.read_bytes()
+  start = content.index(b'eXIf') - 4
+  end = start + 12 + int.from_bytes(content[start : start + 4])
+  chunk, rest = content[start:end], content[:start] + content[end:]
+  # The last chunk, IEND, has 12 bytes.
+  path.write_bytes(rest[:-12] + chunk + rest[-12:])
+  upright = UPRIGHT[orientation](stored)
+  assert images.image_size(path) == upright.shape[:2]
+  assert_array_equal(images.decode_image(path), upright)
+  for is_loaded in (False, True):
+    with Image.open(path) as image:
+      if is_loaded:
+        image.load()
+      assert_array_equal(images.convert_image(image, 'a'), upright)
+
+
+@pytest.mark.parametrize('data', [b'', b'MM', b'\xff' * 50])
+def test_an_image_with_damaged_exif_data_is_shown_as_it_is_stored(
+  tmp_path, data
+):
+  stored = picture(4, 6)
+  path = save(tmp_path / 'a.png', stored, exif=b'Exif\0\0' + data)
+  assert b'eXIf' in path.read_bytes()
+  assert_array_equal(images.decode_image(path), stored)
+  assert images.image_size(path) == (4, 6)
+
+
 def test_decode_image_refuses_another_size_and_names_all_three(tmp_path):
   path = save_turned(tmp_path / 'a.png', picture(4, 6), 6)
   with pytest.raises(errors.InputError, match='I05: .*4x6.*6x4.*say 8x8'):
