@@ -98,6 +98,10 @@ def repair(
     InputError: If the copy exists already or cannot be written, or if the file
       is not JSON.
   """
+  if destination is not None and os.path.lexists(destination):
+    raise errors.InputError(
+      f'{destination} exists already; give a new file to --fix.'
+    )
   copy = _RepairedCopy(
     source,
     image_repairs,
@@ -111,10 +115,6 @@ def repair(
     with open(os.devnull, 'w', encoding='utf-8') as file:
       copy.write(file)
     return copy.outcome()
-  if os.path.lexists(destination):
-    raise errors.InputError(
-      f'{destination} exists already; give a new file to --fix.'
-    )
   partial = destination.with_name(f'{destination.name}.partial')
   try:
     destination.parent.mkdir(parents=True, exist_ok=True)
