@@ -72,7 +72,7 @@ def fix(
   # The check could not decode images without the right name or size.
   entries = [repaired.entry for repaired in repairs.values()]
   for entry in entries:
-    bad_images.pop(entry.get('file_name', ''), None)
+    bad_images.pop(str(entry.get('file_name')), None)
   if destination is not None:
     bad_images |= _bad_images(entries, folder, config, num_workers)
   outcome = repair(

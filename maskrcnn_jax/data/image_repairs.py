@@ -86,7 +86,7 @@ def repair_images(
     sides: list[Any] = [entry.get('height'), entry.get('width')]
     size = None
     if not all(type(side) in NUMBERS and side > 0 for side in sides) or (
-      repaired.get('file_name') in wrong_sizes
+      str(repaired.get('file_name')) in wrong_sizes
     ):
       size = _size_of_file(repaired, folder)
     if size is not None and tuple(sides) != size:

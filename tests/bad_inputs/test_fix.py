@@ -424,6 +424,13 @@ def test_objects_without_boxes_are_trained_and_evaluated_on(data):
   ]
 
 
+def test_fix_leaves_out_an_image_whose_name_is_a_list(data):
+  data.images[0].update(file_name=[1], height=None)
+  status, report = run(data, f'--fix={data.folder / "fixed.json"}')
+  assert status == 0
+  assert report['fix']['kept'] == {'images': [5, 6], 'annotations': [15, 18]}
+
+
 def test_an_object_without_box_and_mask_is_an_error(data):
   set_all(bbox=None, segmentation=[])(data)
   with pytest.raises(InputError, match=r'annotation 1: A04: bbox is None'):
