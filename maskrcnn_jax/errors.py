@@ -81,7 +81,8 @@ CODES = {
     'A box has a width or height of 0 or less. Up to 1 % of such objects, or '
     'up to 5 if they are at most 5 %, are left out with a warning; more are '
     'an error.',
-    'Draw the box again, or leave the object out with `--fix`.',
+    'Draw the box again. `--fix` writes the box around the mask, or leaves out '
+    'an object without a mask.',
   ),
   'A02': Code(
     'box outside of its image',
@@ -90,7 +91,8 @@ CODES = {
     'than 1 % of such objects are an error, unless they are at most 5 objects '
     'and 5 %.',
     'Check that the annotations belong to these images. `--fix` clips the '
-    'boxes and leaves out the objects that are outside.',
+    'boxes, writes the box around the mask for a box that is outside, and '
+    'leaves out the objects that are outside with their masks.',
   ),
   'A03': Code(
     'boxes given by their corners',
@@ -100,8 +102,11 @@ CODES = {
   ),
   'A04': Code(
     'value that is not a finite number',
-    'A coordinate, an area or a score is text, NaN or infinite.',
-    'Correct the number, or leave the object out with `--fix`.',
+    'A coordinate, an area or a score is text, NaN or infinite; or an object '
+    'has no box. An object without a box gets that around its mask, with a '
+    'warning.',
+    'Correct the number. `--fix` reads numbers from text and computes boxes '
+    'and areas from masks; it leaves out an object that needs another number.',
   ),
   'A05': Code(
     'polygon with fewer than 6 numbers or an odd count',
@@ -109,7 +114,8 @@ CODES = {
     'least 6 numbers. Any other polygon is left out with a warning, and the '
     'object is left out too if it has no other polygon. More than 1 % of '
     'such objects are an error, unless they are at most 5 objects and 5 %.',
-    'Draw the outline again, or leave the polygon out with `--fix`.',
+    'Draw the outline again. `--fix` leaves the polygon out, or the object if '
+    'it has no other polygon.',
   ),
   'A06': Code(
     'object without a mask',
@@ -124,16 +130,17 @@ CODES = {
     '`segmentation` is neither a list of polygons nor an RLE (run-length '
     'encoded mask). Often it is one flat list of numbers, a list of pairs '
     '`[x, y]`, or a list of RLEs.',
-    'Put each polygon into a list of its own, `[[x1, y1, x2, y2, ...]]`; '
-    '`--fix` does.',
+    'Put each polygon into a list of its own, `[[x1, y1, x2, y2, ...]]`, or '
+    'write an RLE without a list around it; `--fix` does.',
   ),
   'A09': Code(
     'RLE that does not fit its image',
     'The size of a run-length encoded mask is not (height, width) of the '
     'image, or its counts do not add up to the number of pixels of the '
     'image. Often height and width are exchanged.',
-    'Encode the mask again at the size of the image, or leave the object '
-    'out with `--fix`.',
+    'Encode the mask again at the size of the image. `--fix` exchanges height '
+    'and width if the box shows that they are exchanged, and decodes counts '
+    "that are the text of Python's bytes; it leaves out other objects.",
   ),
   'A10': Code(
     'mask without a pixel',
@@ -160,15 +167,18 @@ CODES = {
   'A13': Code(
     'category without id or name',
     'An entry of `categories` lacks an `id` (an integer or a string) or a '
-    '`name` (a string).',
-    'Complete the entry.',
+    '`name` (a string). A name that is a number is taken as text, with a '
+    'warning.',
+    'Complete the entry. `--fix` writes 1 for 1.0, and a number as text if it '
+    'is the name.',
   ),
   'A14': Code(
     'annotation of an unknown image or category',
     'The `image_id` of an annotation or a result is not in `images`, or its '
     '`category_id` is not in `categories`. Often one id is a string and the '
     'other a number.',
-    'Correct the id, or leave the annotation out with `--fix`.',
+    'Correct the id. `--fix` writes an id of the other type, such as "7" for '
+    '7, as the lists do, and leaves out other annotations.',
   ),
   'A15': Code(
     'category twice',
@@ -260,14 +270,16 @@ CODES = {
     'outline too long',
     'The outline of an object has more than 32,768 vertices, or the '
     'object has more than 32,767 polygons.',
-    'Simplify the outline, or leave the object out with `--fix`.',
+    'Simplify the outline. `--fix` writes the mask as an RLE, or leaves the '
+    'object out if even that is too long.',
   ),
   'A28': Code(
     'coordinates given as fractions',
     'Boxes or masks have no coordinate above 1: their coordinates are '
     'fractions of the size of the image, as YOLO has them. COCO has pixels.',
     'Multiply x by the width and y by the height of the image, in `bbox` and '
-    'in `segmentation`.',
+    'in `segmentation`. `--fix` does it for masks if many coordinates are '
+    'such, and writes the boxes around them.',
   ),
   'A29': Code(
     'many crowd regions',
@@ -289,7 +301,8 @@ CODES = {
     'A file or folder does not exist or cannot be read. Often the folder of '
     'the images is wrong, or a name differs in upper and lower case letters '
     '(.JPG, .jpg).',
-    'Correct the folder or the names, or leave these images out with `--fix`.',
+    'Correct the folder or the names. `--fix` writes the name of the only file '
+    'with the same base name, and leaves out images without such a file.',
   ),
   'I02': Code(
     'image file damaged',
@@ -317,7 +330,8 @@ CODES = {
     'The height and width in the annotations are not those of the image, '
     'neither as it is stored nor as its EXIF orientation turns it.',
     'Correct the size in the annotations. If the image was resized after it '
-    'had been annotated, use the original image.',
+    'had been annotated, use the original image. `--fix` reads a missing size '
+    'from the file.',
   ),
   'I07': Code(
     'transparency dropped',
@@ -369,8 +383,9 @@ CODES = {
     'file name leads out of the folder',
     'A `file_name` is an absolute path, or `..` in it leads out of the '
     'folder of the images.',
-    'Make the names relative to the folder, or leave these images out with '
-    '`--fix`.',
+    'Make the names relative to the folder. `--fix` writes the name of the '
+    'only file with the same base name, and leaves out images without such a '
+    'file.',
   ),
   'C01': Code(
     'classes of the checkpoint differ',

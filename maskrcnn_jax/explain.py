@@ -13,7 +13,8 @@ from maskrcnn_jax.errors import CODES, print_error
 _FIX = (
   '`--fix` is `python -m maskrcnn_jax.check_data --images=DIR '
   '--annotations=FILE.json --fix=OUT.json`. It writes a repaired copy of the '
-  'annotations and lists every change.'
+  'annotations and lists every change. Without `--fix`, the report says how '
+  'much of the data set such a copy would keep.'
 )
 
 

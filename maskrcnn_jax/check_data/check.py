@@ -1,5 +1,6 @@
 """The checks of a data set: annotations, images, and a recipe's limits."""
 
+import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ from jaxtyping import Int
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax.check_data import contact_sheet, decoding
+from maskrcnn_jax.check_data import contact_sheet, decoding, fixing
 from maskrcnn_jax.check_data.figures import best_anchor_ious, figures_of
 from maskrcnn_jax.check_data.report import KEEP, findings_of
 from maskrcnn_jax.config import (
@@ -27,7 +28,6 @@ from maskrcnn_jax.data import (
   image_sets,
   survey,
 )
-from maskrcnn_jax.data.repair import repair
 from maskrcnn_jax.data.source import (
   CocoFiles,
   DataSet,
@@ -120,6 +120,7 @@ def check_data(
   # This must come before --against is read: an A03 of the other file says
   # nothing about the boxes of this one.
   has_corner_boxes = 'A03' in report.error_codes
+  has_fractions = 'A28' in report.error_codes
   if config.train.fine_tune:
     config, _ = fine_tuning.fit(
       config,
@@ -169,24 +170,26 @@ def check_data(
       apply_exif=config.data.apply_exif,
     )
     result['contact_sheet'] = str(sheet)
-  if fix is not None:
-    assert isinstance(source, CocoFiles)  # It was checked above.
-    changes = repair(
-      pathlib.Path(source.annotations),
+  if isinstance(source, CocoFiles) and (fix is not None or report.error_codes):
+    outcome = fixing.fix(
+      source,
       fix,
-      bad_images={index.file_names[r]: why for r, why in bad_images.items()},
+      {index.file_names[row]: why for row, why in bad_images.items()},
+      error_codes=report.error_codes,
       has_corner_boxes=has_corner_boxes,
-      **options,
+      has_fractions=has_fractions,
+      config=config,
+      read_options=options,
+      num_workers=num_workers,
+      find_errors=functools.partial(_errors_of_copy, config, options, other),
     )
-    left = _errors_left(fix, bad_images, index, config, options, other)
-    # A copy with fewer images may no longer show that its boxes are corners.
-    if has_corner_boxes and all(change.code != 'A03' for change in changes):
-      left.add('A03')
-    result['fix'] = {
-      'file': str(fix),
-      'changes': [change._asdict() for change in changes],
-      'left': sorted(left),
-    }
+    if fix is not None:
+      result['fix'] = outcome
+    else:
+      result['fix_preview'] = {
+        'num_changes': len(outcome['changes']),
+        'kept': outcome['kept'],
+      }
   return result
 
 
@@ -423,40 +426,27 @@ def _evaluation_problem(
   return ''
 
 
-def _errors_left(
-  fix: pathlib.Path,
-  bad_images: dict[int, str],
-  index: coco_index.CocoIndex,
+def _errors_of_copy(
   config: ml_collections.ConfigDict,
   options: dict[str, Any],
   other: _OtherSplit | None,
-) -> set[str]:
-  """Returns the codes of the errors that the repaired copy still has.
-
-  The annotations of the copy are read and checked again. Its images are not
-  decoded again: an image of the copy has the error of the original image with
-  the same file name.
+  copy: pathlib.Path,
+) -> tuple[list[str], list[str]]:
+  """Reads and checks a repaired copy; its images are not decoded.
 
   Args:
-    fix: The repaired copy, a COCO JSON.
-    bad_images: The images of the original file that cannot be used: row in
-      `index`, and the reason, which begins with a code.
-    index: The annotations of the original file, which give the file name of
-      each row.
     config: The recipe to train with.
     options: Options of `coco.read_coco`.
     other: Another split, which must have the same classes and other images.
       `None` if there is no other split.
+    copy: The copy, a COCO JSON.
+
+  Returns:
+    The codes of its errors, and the file names of its images.
   """
   left = findings.Report(stop=False, keep=KEEP)
-  copy = coco.read_coco(fix, report=left, **options)
-  _check_objects(copy, fix, config, left)
+  index = coco.read_coco(copy, report=left, **options)
+  _check_objects(index, copy, config, left)
   if other is not None:
-    _compare(copy, str(fix), other, left)
-  # The repair could not leave out all images that cannot be used.
-  names = set(copy.file_names)
-  return {*left.error_codes} | {
-    findings.split_code(why)[0]
-    for row, why in bad_images.items()
-    if index.file_names[row] in names
-  }
+    _compare(index, str(copy), other, left)
+  return left.error_codes, list(index.file_names)

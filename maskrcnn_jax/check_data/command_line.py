@@ -17,7 +17,8 @@ Without --images and --annotations the training set of the recipe is checked:
 
 Exit status: 0 no errors; 1 the check itself failed; 2 the data set has errors,
 or the arguments are wrong. With --fix, 0 means that the repaired copy has no
-errors, and 2 means that it has errors.
+errors, and 2 means that it has errors, or that it was not written because no
+object or no image would be left.
 """
 
 # The processes that decode import this module, so everything that is slow to
@@ -116,7 +117,7 @@ def _run(argv: list[str]) -> int:
     line += f', and the contact sheet is {result["contact_sheet"]}'
   print(f'{line}.')
   if 'fix' in result:
-    return 2 if result['fix']['left'] else 0
+    return 0 if result['fix']['file'] and not result['fix']['left'] else 2
   return 0 if result['is_ok'] else 2
 
 
@@ -153,7 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     '--config.model.output=boxes does',
   )
   parser.add_argument(
-    '--fix', help='write a repaired copy of the annotations to this file'
+    '--fix',
+    help='write a copy of the annotations to this file, in which\n'
+    'faults are repaired, or left out if they cannot be',
   )
   parser.add_argument(
     '--out',

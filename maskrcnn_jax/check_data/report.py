@@ -73,6 +73,8 @@ def format_report(result: dict[str, Any]) -> str:
     )
   if 'fix' in result:
     lines += _format_fix(result['fix'])
+  if 'fix_preview' in result:
+    lines.append(_format_preview(result['fix_preview']))
   codes = [f['code'] for f in result['findings'] if f['level'] == 'error']
   lines.append(f'Errors: {", ".join(codes)}.' if codes else 'No errors.')
   if codes:
@@ -153,12 +155,56 @@ def _format_fix(fix: dict[str, Any]) -> list[str]:
   """Returns the lines of the report about the repaired copy.
 
   Args:
-    fix: The report's entry about the copy: `file`, `changes`, and `left`, the
-      codes of the errors that are left.
+    fix: The report's entry about the copy, as `fixing.fix` returns it.
   """
   changes = [Change(**change) for change in fix['changes']]
+  kept = _format_kept(fix['kept'])
+  if not fix['file']:
+    return [
+      f'No repaired copy was written, because it would keep {kept}. These are'
+      ' the changes that it would have:',
+      *(f'  {change}' for change in changes),
+      'Correct the data set by hand, or at its source.',
+    ]
   return [
-    f'The repaired copy {fix["file"]} has {len(changes)} changes:',
+    f'The repaired copy {fix["file"]} keeps {kept}, and has'
+    f' {_format_count(len(changes))}:',
     *(f'  {change}' for change in changes),
     f'Errors left in the copy: {", ".join(fix["left"]) or "none"}.',
   ]
+
+
+def _format_preview(preview: dict[str, Any]) -> str:
+  """Returns the line of the report that says how much `--fix` would keep.
+
+  Args:
+    preview: The report's entry: `num_changes` and `kept`.
+  """
+  kept = _format_kept(preview['kept'])
+  if any(total and not left for left, total in preview['kept'].values()):
+    return (
+      f'--fix=OUT.json is no remedy: a copy would keep {kept}. Correct the'
+      ' data set by hand, or at its source.'
+    )
+  if not preview['num_changes']:
+    return '--fix=OUT.json cannot repair anything here.'
+  return (
+    '--fix=OUT.json would write a copy with'
+    f' {_format_count(preview["num_changes"])}, which keeps {kept}.'
+  )
+
+
+def _format_count(num_changes: int) -> str:
+  """Returns text such as '1 change' or '2 changes'."""
+  return f'{num_changes:,} change{"" if num_changes == 1 else "s"}'
+
+
+def _format_kept(kept: dict[str, tuple[int, int]]) -> str:
+  """Returns text such as '5 of 6 images and 17 of 18 annotations'.
+
+  Args:
+    kept: {name of a list: (number of elements left, number before)}.
+  """
+  return ' and '.join(
+    f'{left:,} of {total:,} {name}' for name, (left, total) in kept.items()
+  )

@@ -8,7 +8,7 @@ import shlex
 from typing import Any
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import findings, json_stream
+from maskrcnn_jax.data import findings, json_stream, mask_values
 from maskrcnn_jax.data.coco_index import Category, CocoIndex, normal_file_name
 from maskrcnn_jax.data.coco_objects import ObjectColumns
 from maskrcnn_jax.data.coco_tables import ImageTable, read_categories
@@ -196,6 +196,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   problem = clues.why_not_coco(str(path))
   if problem:
     raise errors.InputError(f'{path}: A25: {problem}')
+  mask_values.add_missing_boxes(content)
   # A document of COCO is an object, so each of its values has a name.
   return {key: value for key, value in content.items() if key is not None}
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import filled_pixels, outlines
+from maskrcnn_jax.data import filled_pixels, mask_values, outlines
 from maskrcnn_jax.data.coco_index import (
   BAD_POLYGON,
   NO_AREA,
@@ -134,7 +134,15 @@ class AnnotationReader:
     if is_crowd not in (0, 1):
       raise errors.InputError(f'A12: iscrowd is {is_crowd!r}, not 0 or 1.')
     height, width = self._images.heights[row], self._images.widths[row]
-    x, y, w, h = _read_box(entry)
+    mask = _read_segmentation(
+      entry.get('segmentation'), height, width, bool(is_crowd)
+    )
+    bbox = entry.get('bbox')
+    if bbox is None or bbox == []:
+      bbox = mask_values.mask_box(entry.get('segmentation'), height, width)
+      if bbox is not None:
+        notes.append(('A04', 'bbox is missing'))
+    x, y, w, h = _read_box(bbox)
     is_beyond = x + w > width + _ROUNDING or y + h > height + _ROUNDING
     self.num_beyond += is_beyond
     self.num_not_corners += (
@@ -149,9 +157,6 @@ class AnnotationReader:
       max(y, 0.0),
       min(x + max(w - offset, 0), width - offset),
       min(y + max(h - offset, 0), height - offset),
-    )
-    mask = _read_segmentation(
-      entry.get('segmentation'), height, width, bool(is_crowd)
     )
     area = entry.get('area')
     if is_invalid_area(area):
@@ -176,13 +181,13 @@ class AnnotationReader:
     if not (box[2] > box[0] and box[3] > box[1]):
       self.dropped[NO_AREA] += 1
       notes.append(
-        ('A01', f'its box {entry["bbox"]} has no area.')
+        ('A01', f'its box {bbox} has no area.')
         if min(w, h) <= offset
-        else ('A02', f'its box {entry["bbox"]} is outside of the image.')
+        else ('A02', f'its box {bbox} is outside of the image.')
       )
       return None, notes
     if is_beyond or x < -_ROUNDING or y < -_ROUNDING:
-      notes.append(('A02', f'clipped its box {entry["bbox"]} to the image.'))
+      notes.append(('A02', f'clipped its box {bbox} to the image.'))
     if not mask.has_mask and not is_crowd and self._require_masks:
       has_bad = mask.num_bad_polygons > 0
       self.dropped[NO_POLYGON if has_bad else NO_SEGMENTATION] += 1
@@ -234,9 +239,12 @@ def look_up_id(field: str, id_: Any, table: dict[Any, int]) -> int:
   # A million wrong ids in a table of a million ids would take hours to search.
   candidates = () if len(table) > 10_000 else table
   similar = next((k for k in candidates if str(k) == str(id_)), None)
-  hint = (
-    '' if similar is None else f' (there is {similar!r}; write both the same)'
-  )
+  hint = ''
+  if similar is not None:
+    hint = (
+      f' (there is {similar!r}; write both the same, as python -m'
+      ' maskrcnn_jax.check_data --fix=OUT.json does)'
+    )
   kind = 'image' if field == 'image_id' else 'category'
   raise errors.InputError(
     f'A14: {field} {id_!r} is no {kind} of the file{hint}.'
@@ -293,13 +301,15 @@ def can_be_corners(entry: Any, images: ImageTable) -> bool:
   )
 
 
-def _read_box(entry: dict[str, Any]) -> tuple[float, float, float, float]:
+def _read_box(box: Any) -> tuple[float, float, float, float]:
   """Returns (x, y, width, height) of an annotation, in pixels, not clipped.
 
+  Args:
+    box: The `bbox` of the annotation, any JSON value.
+
   Raises:
-    InputError: If `bbox` is not a list of four finite numbers.
+    InputError: If it is not a list of four finite numbers.
   """
-  box = entry.get('bbox')
   if not isinstance(box, list) or len(box) != 4:
     raise errors.InputError(
       f'A04: bbox is {_short(box)}; there must be [x, y, width, height].'

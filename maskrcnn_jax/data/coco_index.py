@@ -120,6 +120,16 @@ def has_names(names: Sequence[str]) -> bool:
   return list(names) != [f'class {i + 1}' for i in range(len(names))]
 
 
+def plain_id(id_: Any) -> Any:
+  """Returns 1 for the id 1.0, because JSON does not tell the two apart.
+
+  Args:
+    id_: Any JSON value. Values other than a float without a fraction are
+      returned as they are.
+  """
+  return int(id_) if type(id_) is float and id_.is_integer() else id_
+
+
 def normal_file_name(name: str) -> str:
   """Returns the normal form of a file name, such as 'a.jpg' for './a.jpg'.
 

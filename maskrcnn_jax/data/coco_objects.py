@@ -314,7 +314,7 @@ class ObjectColumns:
           '',
           f'{count} of {total} objects are left out: {findings.MEANINGS[code]}.'
           ' So many are no accident; python -m maskrcnn_jax.check_data lists'
-          f' them, and with --fix=OUT.json leaves them out.{advice}',
+          f' them, and says what --fix=OUT.json would keep.{advice}',
           count=0,
         )
 
@@ -391,6 +391,7 @@ class ObjectColumns:
   def _check_missing_fields(self) -> None:
     """Gives one warning for each field that annotations lack."""
     for code, field, instead in (
+      ('A04', 'bbox', 'computed from the mask'),
       ('A12', 'iscrowd', 'taken to be 0'),
       ('A26', 'area', 'computed from the mask'),
     ):

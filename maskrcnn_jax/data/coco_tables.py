@@ -12,6 +12,7 @@ from maskrcnn_jax.data.coco_index import (
   Category,
   Scalar,
   normal_file_name,
+  plain_id,
 )
 
 # Pillow refuses to decode larger images; this many pixels take 537 MB as RGB.
@@ -63,8 +64,13 @@ def read_categories(
       report.error('A13', name, where, 'it is not an object.')
       has_lost_ids = True
       continue
-    id_: Any = entry.get('id')
+    id_: Any = plain_id(entry.get('id'))
     category_name = entry.get('name')
+    if type(category_name) in NUMBERS:
+      category_name = str(category_name)
+      report.warn(
+        'A13', name, where, f'its name is a number; taken as {category_name!r}.'
+      )
     if type(id_) not in (int, str) or not isinstance(category_name, str):
       report.error(
         'A13',
@@ -278,6 +284,7 @@ class ImageTable:
       raise errors.InputError(
         f'I12: {name} has {height}x{width} pixels, more than the {MAX_PIXELS}'
         ' that can be decoded; cut or shrink it together with its annotations.'
-        ' python -m maskrcnn_jax.check_data --fix=OUT.json leaves it out.'
+        ' python -m maskrcnn_jax.check_data says what --fix=OUT.json would'
+        ' keep without such images.'
       )
     return name, height, width

@@ -67,8 +67,8 @@ _TO_RGB = frozenset(
 _MAX_CHUNKS = 100_000
 
 _OR_LEAVE_OUT = (
-  'To leave such images out of a data set, run python -m'
-  ' maskrcnn_jax.check_data --fix=OUT.json.'
+  'python -m maskrcnn_jax.check_data lists such images of a data set, and says'
+  ' what --fix=OUT.json would keep without them.'
 )
 
 # {EXIF orientation: how the stored pixels become upright}. Other values mean

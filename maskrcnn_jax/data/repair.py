@@ -1,24 +1,24 @@
 """Writes a repaired copy of a COCO file, and lists every change."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import json
-import math
+import os
 import pathlib
 import sys
 from typing import Any, NamedTuple, TextIO
 
-import numpy as np
-
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import (
+  annotation_repairs,
   coco_annotations,
   coco_index,
   coco_tables,
   findings,
+  ids,
   json_stream,
-  object_checks,
-  outlines,
+  mask_values,
 )
+from maskrcnn_jax.data.image_repairs import ImageRepair
 
 # Codes of the faults of images that are repaired by leaving the image out. Only
 # the owner of the file can repair the others, such as an id that two images
@@ -26,6 +26,9 @@ from maskrcnn_jax.data import (
 _IMAGE_CODES = frozenset(
   ('A19', 'I01', 'I02', 'I03', 'I09', 'I10', 'I11', 'I12', 'I15')
 )
+
+
+_SAME_ENTRY = 'an equal entry comes before it.'
 
 
 class Change(NamedTuple):
@@ -40,22 +43,44 @@ class Change(NamedTuple):
     return findings.printable(f'{self.code}: {self.where}: {self.what}')
 
 
+class Outcome(NamedTuple):
+  """The changes of a repair, and how much of the file is left after it."""
+
+  changes: list[Change]  # in the order of the file
+  # {name of a list: (number of elements in the copy, number in the original)}
+  # of 'images' and 'annotations'
+  kept: dict[str, tuple[int, int]]
+
+  @property
+  def is_empty(self) -> bool:
+    """Whether no image or no annotation of the original file is left."""
+    return any(total and not left for left, total in self.kept.values())
+
+
 def repair(
   source: pathlib.Path,
-  destination: pathlib.Path,
+  destination: pathlib.Path | None,
   *,
+  image_repairs: dict[int, ImageRepair],
   bad_images: dict[str, str],
   require_masks: bool,
   width_offset: float = 0.0,
   has_corner_boxes: bool = False,
-) -> list[Change]:
+  has_fractions: bool = False,
+) -> Outcome:
   """Writes a copy of a COCO file in which faults are repaired or left out.
+
+  An element is left out only if it cannot be repaired. If no image or no
+  annotation would be left, no copy is written.
 
   Args:
     source: The file to repair.
-    destination: The file to write. It must not exist yet.
-    bad_images: {file_name: reason} of the images that cannot be used. A reason
-      begins with its code.
+    destination: The file to write. It must not exist yet. With `None` no copy
+      is written, only the changes are found.
+    image_repairs: The entries of images that change, by their positions in the
+      list, as `image_repairs.repair_images` returns them.
+    bad_images: {file_name: reason} of the images that cannot be used, with the
+      file names after `image_repairs`. A reason begins with its code.
     require_masks: Whether to leave out objects without a mask.
     width_offset: Number added to x2 - x1 to get the width of a box, and to
       y2 - y1 to get its height, in pixels: 0, or 1 if (x2, y2) is the last
@@ -63,34 +88,47 @@ def repair(
     has_corner_boxes: Whether the boxes look like (x1, y1, x2, y2). If every box
       of the file can be read in this form, all boxes are converted to (x, y,
       width, height). Otherwise no box is changed.
+    has_fractions: Whether many coordinates look like fractions of the size of
+      the image. Masks in 0..1 are then multiplied by this size.
 
   Returns:
-    Every change, in the order of the file.
+    Every change, and the numbers of elements that are left.
 
   Raises:
     InputError: If the copy exists already or cannot be written, or if the file
       is not JSON.
   """
-  if destination.exists():
+  if destination is not None and os.path.lexists(destination):
     raise errors.InputError(
       f'{destination} exists already; give a new file to --fix.'
     )
+  copy = _RepairedCopy(
+    source,
+    image_repairs,
+    bad_images,
+    require_masks,
+    width_offset,
+    has_corner_boxes,
+    has_fractions,
+  )
+  if destination is None:
+    with open(os.devnull, 'w', encoding='utf-8') as file:
+      copy.write(file)
+    return copy.outcome()
   partial = destination.with_name(f'{destination.name}.partial')
   try:
     destination.parent.mkdir(parents=True, exist_ok=True)
     with open(partial, 'w', encoding='utf-8') as file:
-      copy = _RepairedCopy(
-        source, bad_images, require_masks, width_offset, has_corner_boxes
-      )
       copy.write(file)
-    partial.replace(destination)
+    if not copy.outcome().is_empty:
+      partial.replace(destination)
   except OSError as error:
     raise errors.InputError(
       f'Cannot write {destination}: {error.strerror or error}.'
     ) from error
   finally:
     partial.unlink(missing_ok=True)
-  return copy.changes
+  return copy.outcome()
 
 
 class _RepairedCopy:
@@ -103,51 +141,74 @@ class _RepairedCopy:
   def __init__(
     self,
     source: pathlib.Path,
+    image_repairs: dict[int, ImageRepair],
     bad_images: dict[str, str],
     require_masks: bool,
     width_offset: float,
     has_corner_boxes: bool,
+    has_fractions: bool,
   ):
     """Reads the file, and decides which images stay and how boxes are repaired.
 
     Args:
       source: The file to repair.
+      image_repairs: The entries of images that change, by their positions.
       bad_images: {file_name: reason} of the images that cannot be used. A
         reason begins with its code.
       require_masks: Whether to leave out objects without a mask.
       width_offset: Number added to x2 - x1 to get the width of a box, and to
         y2 - y1 to get its height, in pixels: 0 or 1.
       has_corner_boxes: Whether the boxes look like (x1, y1, x2, y2).
+      has_fractions: Whether coordinates look like fractions of the image size.
     """
     self._source = source
+    self._image_repairs = image_repairs
     self._bad_images = bad_images
+    self._has_fractions = has_fractions
     self.changes: list[Change] = []
+    # {name of a list: number of elements}, in the original and in the copy
+    self._totals = {'images': 0, 'annotations': 0}
+    self._kept = {'images': 0, 'annotations': 0}
     # All lines are kept, because `_note_image` takes the reasons from them.
     report = findings.Report(stop=False, keep=sys.maxsize)
     self._images = coco_tables.ImageTable(str(source), report)
-    self._category_ids: set[Any] = set()
-    self._background_ids: set[Any] = set()
+    # {name of a list: {id: hash of the first entry with this id}}
+    self._contents: dict[str, dict[Any, int]] = {'images': {}, 'categories': {}}
     # {position of an image in the list: why it is left out}
     self._left_out: dict[int, str] = {}
-    # Ids of images that have a fault that cannot be repaired. They stay.
-    self._undecided_ids: set[Any] = set()
+    # Ids of images and of categories that have a fault that cannot be repaired.
+    # They stay, and so do their annotations.
+    self._undecided_images: set[Any] = set()
+    self._undecided_categories: set[Any] = set()
+    image_names: list[tuple[Any, str]] = []
+    categories: list[tuple[Any, str]] = []
+    self._background_ids: set[Any] = set()
     highest_id = 0
     for key, position, entry in json_stream.walk(source):
       if position < 0:
         continue
       if key == 'images':
-        self._note_image(position, entry)
+        entry = self._note_image(position, entry)
+        if isinstance(entry, dict) and type(entry.get('id')) in (
+          coco_index.SCALARS
+        ):
+          image_names.append((entry['id'], str(entry.get('file_name'))))
       elif key == 'categories' and isinstance(entry, dict):
+        entry, _ = annotation_repairs.repair_category(entry)
         id_: Any = entry.get('id')
         name = entry.get('name')
         if type(id_) in (int, str) and isinstance(name, str):
-          self._category_ids.add(id_)
+          categories.append((id_, name))
           if coco_index.is_background(coco_index.Category(id_, name)):
             self._background_ids.add(id_)
+        elif type(id_) in coco_index.SCALARS:
+          self._undecided_categories.add(id_)
       elif key == 'annotations' and isinstance(entry, dict):
         id_ = entry.get('id')
         if type(id_) is int:
           highest_id = max(highest_id, id_)
+    self._image_ids = ids.IdTable(image_names)
+    self._category_ids = ids.IdTable(categories)
     self._next_id = highest_id + 1
     # Annotation ids that are taken. pycocotools takes 0 for "no match".
     self._used_ids: set[coco_index.Scalar] = {0}
@@ -163,7 +224,14 @@ class _RepairedCopy:
     # clipped, and no area is computed from a box.
     self._are_boxes_right = self._converts_corners or not has_corner_boxes
 
-  def _note_image(self, position: int, entry: Any) -> None:
+  def outcome(self) -> Outcome:
+    """Returns the changes so far, and the numbers of elements left."""
+    return Outcome(
+      self.changes,
+      {key: (self._kept[key], total) for key, total in self._totals.items()},
+    )
+
+  def _note_image(self, position: int, entry: Any) -> Any:
     """Decides whether an image is left out of the copy, and stores the reason.
 
     An image with a fault that nobody but the owner of the file can repair
@@ -172,7 +240,15 @@ class _RepairedCopy:
     Args:
       position: Index of the image in the list of images.
       entry: The image as the JSON parser returned it.
+
+    Returns:
+      The entry after its repairs.
     """
+    if position in self._image_repairs:
+      entry = self._image_repairs[position].entry
+    if self._is_repeated('images', entry):
+      self._left_out[position] = f'A17: {_SAME_ENTRY}'
+      return entry
     before = len(self._images.report.kept)
     name = entry.get('file_name') if isinstance(entry, dict) else None
     why = self._bad_images.get(name, '') if isinstance(name, str) else ''
@@ -185,7 +261,25 @@ class _RepairedCopy:
       if is_usable:
         self._images.rows[entry['id']] = -1
     elif why:
-      self._undecided_ids.add(entry['id'])
+      self._undecided_images.add(entry['id'])
+    return entry
+
+  def _is_repeated(self, key: str, entry: Any) -> bool:
+    """Tells whether an equal entry with the same id has come before.
+
+    Args:
+      key: Name of the list: 'images' or 'categories'.
+      entry: The entry. It is remembered.
+    """
+    id_: Any = entry.get('id') if isinstance(entry, dict) else None
+    if type(id_) not in coco_index.SCALARS:
+      return False
+    # The hash takes less memory than the entry.
+    content = hash(json.dumps(entry, sort_keys=True))
+    is_first = id_ not in self._contents[key]
+    return self._contents[key].setdefault(id_, content) == content and (
+      not is_first
+    )
 
   def write(self, file: TextIO) -> None:
     """Writes the copy.
@@ -211,7 +305,11 @@ class _RepairedCopy:
           file.write(json.dumps(entry))
         continue
 
+      if key in self._totals:
+        self._totals[key] += 1
       for kept in self._repaired(key, position, entry):
+        if key in self._kept:
+          self._kept[key] += 1
         file.write(comma + json.dumps(kept))
         comma = ',\n'
     file.write(open_list + '}\n')
@@ -226,26 +324,44 @@ class _RepairedCopy:
       position: Index of the element in the list.
       entry: The element.
     """
-    if key == 'images' and position in self._left_out:
-      code, why = findings.split_code(self._left_out[position])
-      self._note_change(
-        code, f'image {position} of the list', f'left out: {why}'
-      )
-    elif (
-      key == 'categories'
-      and isinstance(entry, dict)
-      and type(entry.get('id')) in (int, str)
-      and entry['id'] in self._background_ids
-    ):
-      self._note_change(
-        'A16',
-        f'category {entry["id"]!r}',
-        f'left out: its name is {entry["name"]!r}',
-      )
+    if key == 'images':
+      yield from self._repaired_image(position, entry)
+    elif key == 'categories' and isinstance(entry, dict):
+      where = f'category {position} of the list (id {entry.get("id")!r})'
+      entry, changes = annotation_repairs.repair_category(entry)
+      id_ = entry.get('id')
+      if type(id_) in (int, str) and id_ in self._background_ids:
+        what = f'left out: its name is {entry["name"]!r}'
+        self._note_changes(where, [('A16', what)])
+        return
+      if self._is_repeated('categories', entry):
+        self._note_changes(where, [('A15', f'left out: {_SAME_ENTRY}')])
+        return
+      self._note_changes(where, changes)
+      yield entry
     elif key == 'annotations':
       yield from self._repaired_annotation(position, entry)
     else:
       yield entry
+
+  def _repaired_image(self, position: int, entry: Any) -> Iterator[Any]:
+    """Yields the repaired image, or nothing if it is left out.
+
+    Args:
+      position: Index of the image in the list of images.
+      entry: The image as the JSON parser returned it.
+    """
+    where = f'image {position} of the list'
+    if isinstance(entry, dict):
+      where += f' (id {entry.get("id")!r})'
+    if position in self._left_out:
+      code, why = findings.split_code(self._left_out[position])
+      self._note_changes(where, [(code, f'left out: {why}')])
+      return
+    if position in self._image_repairs:
+      entry, changes = self._image_repairs[position]
+      self._note_changes(where, changes)
+    yield entry
 
   def _repaired_annotation(self, position: int, entry: Any) -> Iterator[Any]:
     """Yields the repaired annotation, or nothing if it is left out.
@@ -255,148 +371,143 @@ class _RepairedCopy:
       entry: The annotation as the JSON parser returned it.
     """
     where = f'annotation {position} of the list'
-    area_code = 'A26'
-    if isinstance(entry, dict):
-      where += f' (id {entry.get("id")!r})'
-      image_id = entry.get('image_id')
-      if (
-        type(image_id) in coco_index.SCALARS and image_id in self._undecided_ids
-      ):
-        # The annotation cannot be checked without the right image.
-        yield entry
-        return
-      entry = self._nest_polygon(entry, where)
-      if self._converts_corners:
-        entry = self._convert_corners(entry, where)
-      if coco_annotations.is_invalid_area(entry.get('area')):
-        area_code = 'A04'
-        entry = entry | {'area': None}
-    try:
-      found, notes = self._reader.read(entry)
-      category_id = entry.get('category_id')
-      # A list or an object, which the file may have by mistake, cannot be
-      # looked up in a set.
-      is_id = type(category_id) in coco_index.SCALARS
-      if is_id and category_id in self._background_ids:
-        raise errors.InputError('A16: its category is background.')
-      if not is_id or category_id not in self._category_ids:
-        raise errors.InputError(
-          f'A14: category_id {category_id!r} is no category of the file.'
-        )
-    except errors.InputError as error:
-      code, why = findings.split_code(str(error))
-      self._note_change(code, where, f'left out: {why}')
+    if not isinstance(entry, dict):
+      self._note_changes(where, [('A25', 'left out: it is not an object.')])
       return
+    where += f' (id {entry.get("id")!r})'
+    entry = dict(entry)
+    changes = [
+      *annotation_repairs.repair_id(entry, 'image_id', self._image_ids),
+      *annotation_repairs.repair_id(entry, 'category_id', self._category_ids),
+    ]
+    image_id = entry.get('image_id')
+    is_id = type(image_id) in coco_index.SCALARS
+    # An annotation cannot be checked without the right image.
+    if not (is_id and image_id in self._undecided_images):
+      changes += self._repair_values(entry)
+      try:
+        changes += self._checked(entry)
+      except errors.InputError as error:
+        code, why = findings.split_code(str(error))
+        self._note_changes(where, [(code, f'left out: {why}')])
+        return
+    self._note_changes(where, changes)
+    yield entry
+
+  def _checked(self, entry: dict[str, Any]) -> annotation_repairs.Changes:
+    """Checks a repaired annotation, and repairs the faults that this finds.
+
+    Args:
+      entry: The annotation. It is changed in place.
+
+    Returns:
+      The changes.
+
+    Raises:
+      InputError: If the annotation must be left out. The message begins with
+        the code.
+    """
+    area_code = 'A26'
+    if coco_annotations.is_invalid_area(entry.get('area')):
+      area_code = 'A04'
+      entry['area'] = None
+    found, notes = self._reader.read(entry)
+    self._check_category(entry.get('category_id'))
     if found is None:
       code, why = next(
         (note for note in notes if note[0] in ('A01', 'A02', 'A05', 'A06')),
         ('I01', 'its image is left out'),
       )
-      self._note_change(code, where, f'left out: {why}')
-      return
-    entry = dict(entry)
+      raise errors.InputError(f'{code}: {why}')
+    changes: annotation_repairs.Changes = []
     for code, why in notes:
       match code:
         case 'A05':
-          entry['segmentation'] = [
-            p for p in entry['segmentation'] if len(p) >= 6 and len(p) % 2 == 0
-          ]
-          self._note_change(code, where, f'polygons left out: {why}')
+          entry['segmentation'] = mask_values.usable_polygons(
+            entry['segmentation']
+          )
+          changes.append((code, f'polygons left out: {why}'))
         case 'A02' if self._are_boxes_right:
           x1, y1, x2, y2 = found.box
           offset = self._reader.width_offset
           entry['bbox'] = [x1, y1, x2 - x1 + offset, y2 - y1 + offset]
-          self._note_change(code, where, f'{why[:-1]}: {entry["bbox"]}.')
+          changes.append((code, f'{why[:-1]}: {entry["bbox"]}.'))
         case 'A12':
           entry['iscrowd'] = 0
-          self._note_change(code, where, 'iscrowd set to 0.')
-    if self._are_boxes_right or found.has_mask:
-      self._fix_area(entry, found, where, area_code)
-    id_ = entry.get('id')
+          changes.append((code, 'iscrowd set to 0.'))
+    changes += annotation_repairs.repair_area(
+      entry,
+      found,
+      self._images.heights[found.row],
+      self._images.widths[found.row],
+      code=area_code,
+      may_use_box=self._are_boxes_right,
+    )
+    id_: Any = entry.get('id')
     if type(id_) not in coco_index.SCALARS or id_ in self._used_ids:
       entry['id'] = self._next_id
       self._next_id += 1
-      self._note_change('A18', where, f'id set to {entry["id"]}.')
+      changes.append(('A18', f'id set to {entry["id"]}.'))
     self._used_ids.add(entry['id'])
-    yield entry
+    return changes
 
-  def _nest_polygon(self, entry: dict[str, Any], where: str) -> dict[str, Any]:
-    """Returns the annotation with its flat polygon put into a list.
-
-    Args:
-      entry: The annotation. It is returned as it is if its segmentation is not
-        a flat list of numbers.
-      where: Name of the annotation, for the list of changes.
-    """
-    flat = entry.get('segmentation')
-    if (
-      isinstance(flat, list)
-      and len(flat) >= 6
-      and len(flat) % 2 == 0
-      and all(type(x) in (int, float) for x in flat)
-    ):
-      self._note_change('A07', where, 'its flat polygon put into a list.')
-      return entry | {'segmentation': [flat]}
-    return entry
-
-  def _convert_corners(
-    self, entry: dict[str, Any], where: str
-  ) -> dict[str, Any]:
-    """Returns the annotation with its box converted from corners.
+  def _check_category(self, id_: Any) -> None:
+    """Checks that the category of an annotation stays in the copy.
 
     Args:
-      entry: The annotation. It is returned as it is if it has no valid box.
-      where: Name of the annotation, for the list of changes.
+      id_: The category_id of the annotation, any JSON value.
+
+    Raises:
+      InputError: If it does not.
     """
-    if not coco_annotations.has_box(entry):
-      return entry
-    x1, y1, x2, y2 = entry['bbox']
-    box = [x1, y1, x2 - x1, y2 - y1]
-    self._note_change(
-      'A03',
-      where,
-      f'its box {entry["bbox"]}, taken for (x1, y1, x2, y2), written as (x, y,'
-      f' width, height): {box}.',
-    )
-    return entry | {'bbox': box}
+    is_id = type(id_) in coco_index.SCALARS
+    if is_id and id_ in self._background_ids:
+      raise errors.InputError('A16: its category is background.')
+    if is_id and id_ in self._undecided_categories:
+      return
+    if self._category_ids.find(id_) is None:
+      raise errors.InputError(
+        f'A14: category_id {id_!r} is no category of the file.'
+      )
 
-  def _fix_area(
-    self,
-    entry: dict[str, Any],
-    found: coco_annotations.Annotation,
-    where: str,
-    code: str,
-  ) -> None:
-    """Sets `area` if it is missing or differs much from the area of the mask.
-
-    An object without a mask gets the area of its box.
+  def _repair_values(self, entry: dict[str, Any]) -> annotation_repairs.Changes:
+    """Repairs the crowd flag, the mask and the box of an annotation.
 
     Args:
       entry: The annotation. It is changed in place.
-      found: The same annotation, checked.
-      where: Name of the annotation, for the list of changes.
-      code: Code of the fault, for the list of changes.
-    """
-    area = found.mask_area
-    if math.isnan(area) and len(found.parts):
-      starts = np.array([0, len(found.parts)])
-      areas, _ = outlines.measure_outlines(starts, found.vertices, found.parts)
-      area = float(areas[0])
-    if math.isnan(area) or not area:
-      area = entry['bbox'][2] * entry['bbox'][3]
-    disagrees = object_checks.areas_disagree(
-      np.array([found.area]), np.array([float(area)])
-    )[0]
-    if math.isnan(found.area) or (found.has_mask and disagrees):
-      entry['area'] = float(area)
-      self._note_change(code, where, f'area set to {area:g}.')
 
-  def _note_change(self, code: str, where: str, what: str) -> None:
-    """Appends a change to the list of changes.
+    Returns:
+      The changes.
+    """
+    changes = annotation_repairs.repair_plain_values(entry)
+    id_: Any = entry.get('image_id')
+    is_id = type(id_) in coco_index.SCALARS
+    row = self._images.rows.get(id_, -1) if is_id else -1
+    if row < 0:
+      return changes
+    size = self._images.heights[row], self._images.widths[row]
+    if self._converts_corners:
+      changes += annotation_repairs.convert_corners(entry)
+    changes += annotation_repairs.repair_mask(entry, *size)
+    if self._has_fractions:
+      changes += annotation_repairs.scale_fractions(entry, *size)
+    if self._are_boxes_right:
+      changes += annotation_repairs.repair_empty_box(
+        entry, *size, self._reader.width_offset
+      )
+    return changes
+
+  def _note_changes(
+    self, where: str, changes: Iterable[tuple[str, str]]
+  ) -> None:
+    """Appends changes of one element to the list of changes.
 
     Args:
-      code: Code of the fault that was repaired.
       where: Name of the image, category or annotation.
-      what: Description of the change.
+      changes: (code of the fault, description) of each change.
     """
-    self.changes.append(Change(code, where, what))
+    # A description may quote a long value of the file.
+    where = findings.printable(where)
+    self.changes += [
+      Change(code, where, findings.printable(what)) for code, what in changes
+    ]

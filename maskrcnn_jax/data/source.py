@@ -25,6 +25,7 @@ from maskrcnn_jax import errors
 from maskrcnn_jax.data import coco, findings
 from maskrcnn_jax.data.coco_index import CocoIndex, normal_file_name
 from maskrcnn_jax.data.columns import StoredIndex
+from maskrcnn_jax.data.file_names import FileFinder
 from maskrcnn_jax.data.images import case_hint, header_notes
 from maskrcnn_jax.data.records import RecordImage, RecordImages
 
@@ -438,6 +439,7 @@ def _missing_images(
     )
     return list(rows)
   outside, missing = [], []
+  finder = FileFinder(folder)
   for row in rows:
     file_name = index.file_names[row]
     if coco.is_outside(file_name):
@@ -447,14 +449,16 @@ def _missing_images(
         name,
         f'image {index.image_ids[row]!r}',
         f'its file_name {file_name!r} leads out of the folder {folder}; it must'
-        ' be relative to it.',
+        f' be relative to it{_found_hint(finder.find(file_name))}.',
       )
     elif not os.path.isfile(os.path.join(folder, file_name)):
       missing.append(row)
   if missing:
     names = [index.file_names[row] for row in missing[:5]]
     shown = ', '.join(names) + (', ...' if len(missing) > 5 else '')
-    hint = case_hint(os.path.join(folder, names[0]))
+    hint = case_hint(os.path.join(folder, names[0])) or _found_hint(
+      finder.find(names[0])
+    )
     report.error(
       'I01',
       name,
@@ -464,11 +468,31 @@ def _missing_images(
       count=0,
     )
     for row in missing:
+      file_name = index.file_names[row]
+      found = finder.find(file_name)
       report.error(
         'I01',
         name,
         f'image {index.image_ids[row]!r}',
-        f'there is no {index.file_names[row]}.',
+        f'there is no {file_name}{f", but {found}" if found else ""}.',
         row=row,
       )
   return sorted(outside + missing)
+
+
+def _found_hint(file: str) -> str:
+  """Returns a hint about a file with the base name of a wrong file name.
+
+  Args:
+    file: Path of the file relative to the folder of images; '' if there is no
+      such file.
+
+  Returns:
+    The hint, which can be added to a message; '' if there is no file.
+  """
+  if not file:
+    return ''
+  return (
+    f' (there is {file}; python -m maskrcnn_jax.check_data --fix=OUT.json'
+    ' writes such names)'
+  )

@@ -21,7 +21,7 @@ MAX_COORDINATE = 1e6
 
 _ADVICE = (
   'python -m maskrcnn_jax.check_data lists such objects, and with '
-  '--fix=OUT.json leaves them out.'
+  '--fix=OUT.json repairs them or leaves them out.'
 )
 
 # The id of an image or a category in a COCO JSON.

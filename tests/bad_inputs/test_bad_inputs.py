@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 import warnings
 
 import cases
@@ -144,7 +145,6 @@ def test_fix_leaves_boxes_alone_that_cannot_all_be_corners(make):
     ('crowds_only', 'A23'),
     ('many_beyond_slots', 'A24'),
     ('size_wrong', 'I05'),
-    ('size_0', 'I05'),
     ('image_id_twice', 'A17'),
     ('image_in_both_splits', 'A20'),
     ('other_classes', 'A21'),
@@ -157,11 +157,35 @@ def test_fix_names_the_errors_that_are_left(make, name, code):
   assert report['left'] == [code]
 
 
-def test_fix_of_objects_without_masks_leaves_nothing_to_train_on(make):
-  data = make(BY_NAME['boxes_only'])
-  status, report, _ = fix(data)
+@pytest.mark.parametrize(
+  ('name', 'code', 'kept'),
+  [
+    ('boxes_only', 'A06', '6 of 6 images and 0 of 18 annotations'),
+    ('all_16_bit', 'I09', '0 of 6 images and 0 of 18 annotations'),
+  ],
+)
+def test_fix_writes_no_copy_that_is_empty(make, capsys, name, code, kept):
+  if name == 'all_16_bit':
+    data = make(BY_NAME['clean'])
+    for i in range(6):
+      cases.save(np.full((64, 80), 40_000, np.uint16), f'{i}.png')(
+        types.SimpleNamespace(rename=lambda name: data.images_dir / name)
+      )
+  else:
+    data = make(BY_NAME[name])
+  fixed = data.folder / 'fixed.json'
+  status, report = run(data, f'--fix={fixed}')
+  out = capsys.readouterr().out
   assert status == 2
-  assert report['left'] == ['A23']
+  assert not fixed.exists()
+  assert report['fix']['file'] == ''
+  assert code in report['fix']['left']
+  assert f'No repaired copy was written, because it would keep {kept}' in out
+  # Without --fix the report does not advise to use it.
+  run(data)
+  assert f'--fix=OUT.json is no remedy: a copy would keep {kept}' in (
+    capsys.readouterr().out
+  )
 
 
 def test_fix_leaves_out_all_of_many_images(make):

@@ -257,7 +257,7 @@ ANNS, IMGS, CATS = 'annotations', 'images', 'categories'
     ((ANNS, 0, 'category_id'), 0, 'A14: category_id 0 is no category'),
     ((ANNS, 0, 'iscrowd'), 2, 'annotation 501: A12: iscrowd is 2'),
     ((ANNS, 0, 'iscrowd'), [], r'iscrowd is \[\]'),
-    ((ANNS, 0, 'bbox'), ..., 'annotation 501: A04: bbox is None'),
+    ((ANNS, 0, 'bbox'), {}, 'annotation 501: A04: bbox is {}'),
     ((ANNS, 0, 'bbox'), [1, 2, 3], r'A04: bbox is \[1, 2, 3\]'),
     ((ANNS, 0, 'bbox', 2), float('nan'), 'annotation 501: A04: .*nan'),
     ((ANNS, 0, 'bbox', 2), float('inf'), 'A04: .*inf'),
