@@ -133,12 +133,8 @@ def from_ellipse(
       axis.
 
   Raises:
-    TypeError: If a value is no number.
-    ValueError: If a value or a corner is not finite.
+    ValueError: If a corner is not finite.
   """
-  x, y, radius_x, radius_y, theta = map(
-    number, (x, y, radius_x, radius_y, theta)
-  )
   angles = np.arange(_CORNERS) * (2 * np.pi / _CORNERS)
   # A corner that is not finite is an error below.
   with np.errstate(over='ignore', invalid='ignore'):

@@ -148,29 +148,26 @@ def _polygon_of(shape: Any, found: Annotations) -> list[float]:
     TypeError: If a value is of the wrong type.
     ValueError: If a number is not finite.
   """
+
+  def numbers(*keys: str) -> list[float]:
+    return [polygons.number(shape[key]) for key in keys]
+
   match shape['name']:
     case 'polygon':
       polygon = polygons.from_points(
         zip(shape['all_points_x'], shape['all_points_y'], strict=True)
       )
     case 'rect':
-      x, y, width, height = (
-        polygons.number(shape[key]) for key in ('x', 'y', 'width', 'height')
-      )
+      x, y, width, height = numbers('x', 'y', 'width', 'height')
       found.notes[polygons.RECTANGLES] += 1
       return polygons.from_rectangle(x, y, x + width, y + height)
     case 'circle':
-      return polygons.from_ellipse(
-        shape['cx'], shape['cy'], shape['r'], shape['r']
-      )
+      x, y, radius = numbers('cx', 'cy', 'r')
+      return polygons.from_ellipse(x, y, radius, radius)
     case 'ellipse':
-      return polygons.from_ellipse(
-        shape['cx'],
-        shape['cy'],
-        shape['rx'],
-        shape['ry'],
-        shape.get('theta', 0),
-      )
+      x, y, radius_x, radius_y = numbers('cx', 'cy', 'rx', 'ry')
+      theta = polygons.number(shape.get('theta') or 0)
+      return polygons.from_ellipse(x, y, radius_x, radius_y, theta)
     case kind:
       found.left_out[f'regions of the kind {kind}'] += 1
       return []
