@@ -158,7 +158,7 @@ class Annotations:
     if declared_size != frame.stored_size:
       (height, width), declared = frame.shown_size, declared_size
       raise InputError(
-        f'I05: {source} is for {declared[0]}x{declared[1]} pixels'
+        f'I05: {source} is for {shown(declared[0])}x{shown(declared[1])} pixels'
         f' (height x width), but {image} has {height}x{width}.'
       )
     return frame.turn
@@ -253,7 +253,7 @@ def find_image(
   """
   if not isinstance(name, str):
     raise InputError(
-      f'A25: {source} names an image {name!r}; it must be a file name.'
+      f'A25: {source} names an image {shown(name)}; it must be a file name.'
     )
   count = 0
   for text in dict.fromkeys((name, urllib.parse.unquote(name))):
@@ -269,7 +269,7 @@ def find_image(
       return found[0]
     count = max(count, len(found))
   raise InputError(
-    f'I01: {source} is about the image {name}; {count} images of the'
+    f'I01: {source} is about the image {name[:200]}; {count} images of the'
     ' folder have this name, but it must be exactly one.'
   )
 
@@ -314,6 +314,31 @@ def read_json(path: pathlib.Path) -> Any:
     return json_stream.loads(text)
   except (ValueError, RecursionError) as error:
     raise InputError(f'A25: {path} is not JSON: {error}.') from error
+
+
+def shown(value: Any) -> str:
+  """Formats a value of a file for a message, in at most 60 characters."""
+  try:
+    text = repr(value)
+  except ValueError:  # An integer of thousands of digits has no text.
+    return 'a very large number'
+  return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def reason(error: Exception) -> str:
+  """Describes an error that reading a damaged entry raised.
+
+  Args:
+    error: A KeyError is a missing part. Other errors have a message, and the
+      messages of Python itself are about wrong types.
+  """
+  match error:
+    case KeyError():
+      return f'it has no {error}'
+    case AttributeError():
+      return 'it is no object'
+  text = str(error)
+  return text if len(text) <= 200 else f'{text[:197]}...'
 
 
 def class_text(label: Any) -> str | None:

@@ -25,6 +25,7 @@ from maskrcnn_jax.convert_to_coco.annotated_images import (
   class_text,
   find_image,
   read_bytes,
+  reason,
 )
 from maskrcnn_jax.convert_to_coco.drawn import Drawn, from_mask, merged
 from maskrcnn_jax.errors import InputError
@@ -244,7 +245,8 @@ def _objects_of(
       if isinstance(error, InputError):
         raise
       raise InputError(
-        f'A25: {where}: shape {position} ({shape.tag}) is damaged: {error!r}.'
+        f'A25: {where}: shape {position} ({shape.tag}) is damaged:'
+        f' {reason(error)}.'
       ) from error
     if drawn is not None:
       group = shape.get('group_id')
@@ -280,7 +282,7 @@ def _draw(
   match shape.tag:
     case 'polygon':
       polygon = polygons.from_points(
-        pair.split(',') for pair in attributes['points'].split(';')
+        pair.split(',') for pair in attributes['points'].split(';') if pair
       )
       if not polygon:
         found.left_out['shapes of the kind polygon with too few points'] += 1

@@ -23,6 +23,8 @@ from maskrcnn_jax.convert_to_coco.annotated_images import (
   class_text,
   find_image,
   read_json,
+  reason,
+  shown,
 )
 from maskrcnn_jax.convert_to_coco.drawn import Drawn, from_mask
 from maskrcnn_jax.errors import InputError
@@ -121,8 +123,11 @@ def _image_of(task: Any, pictures: Pictures, entry: str) -> str:
     name = texts[0]
   if isinstance(name, str):
     try:
-      query = urllib.parse.urlsplit(name).query
-      name = urllib.parse.parse_qs(query).get('d', [name])[0]
+      url = urllib.parse.urlsplit(name)
+      if 'd' in (query := urllib.parse.parse_qs(url.query)):
+        name = query['d'][0]
+      elif url.scheme in ('http', 'https'):
+        name = url.path
     except ValueError:  # It is no URL, so it is a file name.
       pass
     base = re.split(r'[/\\]', name)[-1]
@@ -252,16 +257,17 @@ def _add_task(
         names = [names]
       if not isinstance(names, list) or len(names) != 1:
         raise InputError(
-          f'A25: {where} has the labels {names!r}; it must have exactly one.'
+          f'A25: {where} has the labels {shown(names)}; it must have exactly'
+          ' one.'
         )
       label = class_text(names[0])
       if label is None:
-        raise InputError(f'A25: {where} has the label {names[0]!r}.')
+        raise InputError(f'A25: {where} has the label {shown(names[0])}.')
       object_ = _draw(kind, value, label, size, found)
     except InputError:  # It is a ValueError too, but it names the fault.
       raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-      raise InputError(f'A25: {where} is damaged: {error!r}.') from error
+      raise InputError(f'A25: {where} is damaged: {reason(error)}.') from error
     if object_ is not None:
       drawn.append(object_)
   found.add(image, drawn, declared, entry)
@@ -300,8 +306,8 @@ def _draw(
     return from_mask(label, decode_brush(value['rle'], size))
   if kind.startswith('polygon'):
     polygon = polygons.from_points(
-      (polygons.number(x) * width / 100, polygons.number(y) * height / 100)
-      for x, y in value['points']
+      (x * width / 100, y * height / 100)
+      for x, y in polygons.pairs(value['points'])
     )
     if not polygon:
       found.left_out['regions of the kind polygon with too few points'] += 1

@@ -26,6 +26,8 @@ from maskrcnn_jax.convert_to_coco.annotated_images import (
   class_text,
   find_image,
   read_json,
+  reason,
+  shown,
 )
 from maskrcnn_jax.convert_to_coco.drawn import Drawn, from_mask, merged
 from maskrcnn_jax.errors import InputError
@@ -107,14 +109,14 @@ def _add_file(
     except InputError:  # It is a ValueError too, but it names the fault.
       raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-      raise InputError(f'A25: {where} is damaged: {error!r}.') from error
+      raise InputError(f'A25: {where} is damaged: {reason(error)}.') from error
     if drawn is None:
       continue
     if label is None:
       raise InputError(f'{where} has no label.')
     if isinstance(group, list | dict):
       raise InputError(
-        f'A25: {where} is damaged: its group_id is {group!r}; '
+        f'A25: {where} is damaged: its group_id is {shown(group)}; '
         'it must be a number, a text or null.'
       )
     key = (label, group) if group is not None else position
@@ -156,7 +158,7 @@ def _draw(
       polygon = polygons.from_corners(points)
       found.notes[polygons.RECTANGLES] += bool(polygon)
     case 'circle':
-      (x, y), (edge_x, edge_y) = (map(polygons.number, p) for p in points)
+      (x, y), (edge_x, edge_y) = polygons.pairs(points, 2)
       radius = math.hypot(edge_x - x, edge_y - y)
       polygon = polygons.from_ellipse(x, y, radius, radius)
     case 'mask':

@@ -4,7 +4,7 @@ Each function raises a ValueError or a TypeError if the shape is damaged. The
 readers catch them and name the file and the shape.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 import math
 from typing import Any
 
@@ -22,19 +22,43 @@ def number(value: Any) -> float:
   """Returns a number of a file as a float.
 
   Raises:
-    TypeError: If the value is no number. A text of digits is one.
-    ValueError: If the text is no number, or the number is not finite or too
-      large for a float.
+    ValueError: If the value is no number, or it is not finite or too large for
+      a float. A text of digits is a number.
   """
-  if isinstance(value, bool):
-    raise TypeError(f'{value!r} is no number')
+  if isinstance(value, bool) or not isinstance(value, int | float | str):
+    raise ValueError(
+      f'a value is of the type {type(value).__name__}, no number'
+    )
   try:
     result = float(value)
-  except OverflowError as error:
-    raise ValueError('a number is too large') from error
+  except (OverflowError, ValueError) as error:
+    text = str(value)[:40] if isinstance(value, str) else 'a number'
+    raise ValueError(f'{text!r} is no number or too large') from error
   if not math.isfinite(result):
     raise ValueError('a coordinate is not finite')
   return result
+
+
+def pairs(points: Any, count: int | None = None) -> list[tuple[float, float]]:
+  """Returns the points of a file as pairs of floats.
+
+  Args:
+    points: Any value; only pairs (x, y) of finite numbers are correct.
+    count: The number of points that there must be. `None` means any number.
+
+  Raises:
+    ValueError: If the value is something else.
+  """
+  if isinstance(points, str | dict) or not isinstance(points, Iterable):
+    raise ValueError('its points are no list')
+  found = []
+  for point in points:
+    if not isinstance(point, list | tuple) or len(point) != 2:
+      raise ValueError('one of its points is no pair of numbers')
+    found.append((number(point[0]), number(point[1])))
+  if count not in (None, len(found)):
+    raise ValueError(f'it has {len(found)} points instead of {count}')
+  return found
 
 
 def from_points(points: Iterable[Any]) -> list[float]:
@@ -48,10 +72,9 @@ def from_points(points: Iterable[Any]) -> list[float]:
     The polygon. It is empty if there are fewer than three points.
 
   Raises:
-    TypeError: If an item of a pair is no number.
-    ValueError: If an item is no pair, or a number is not finite.
+    ValueError: If an item is no pair of finite numbers.
   """
-  flat = [number(value) for x, y in points for value in (x, y)]
+  flat = [value for pair in pairs(points) for value in pair]
   return flat if len(flat) >= 6 else []
 
 
@@ -89,7 +112,7 @@ def rotated(
   return turned.ravel().tolist()
 
 
-def from_corners(points: Sequence[Any]) -> list[float]:
+def from_corners(points: Any) -> list[float]:
   """Returns a rectangle that is given by 2 opposite or by all 4 corners.
 
   Args:
@@ -101,11 +124,10 @@ def from_corners(points: Sequence[Any]) -> list[float]:
     The polygon. It is empty if there is only one point.
 
   Raises:
-    TypeError: If an item of a pair is no number.
-    ValueError: If an item is no pair, a number is not finite, or the number of
-      points is another.
+    ValueError: If an item is no pair of finite numbers, or the number of points
+      is another.
   """
-  corners = [(number(x), number(y)) for x, y in points]
+  corners = pairs(points)
   if len(corners) == 1:
     return []
   if len(corners) not in (2, 4):

@@ -128,14 +128,19 @@ def _of_folder(folder: pathlib.Path, images: pathlib.Path) -> set[str]:
   Args:
     folder: The folder.
     images: The folder of the images.
+
+  Raises:
+    InputError: If no format fits and a file is damaged.
   """
   if folder.name in (OBJECTS, CLASSES) or (folder / OBJECTS).is_dir():
     return {'voc'}
   found = set()
+  faults = []
   for path in itertools.islice(sorted(folder.rglob('*.json')), _MAX_FILES):
     try:
       kind = _of_json(read_json(path), path)
-    except InputError:  # It may be one damaged file of many.
+    except InputError as error:  # It may be one damaged file of many.
+      faults.append(error)
       continue
     if kind is not None:
       found.add(kind)
@@ -146,13 +151,18 @@ def _of_folder(folder: pathlib.Path, images: pathlib.Path) -> set[str]:
   for path in itertools.islice(sorted(folder.glob('*.xml')), _MAX_FILES):
     try:
       root = parse_xml(path)
-    except InputError:  # It may be one damaged file of many.
+    except InputError as error:  # It may be one damaged file of many.
+      faults.append(error)
       continue
     if root.tag == 'annotations':
       found.add('cvat')
-  if found or folder.resolve() == images.resolve():
+  if found:
     return found
-  return {'masks'} if find_pictures(folder) else set()
+  if folder.resolve() != images.resolve() and find_pictures(folder):
+    return {'masks'}
+  if faults:
+    raise faults[0]
+  return set()
 
 
 def _is_yolo(path: pathlib.Path) -> bool:

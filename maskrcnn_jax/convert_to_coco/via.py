@@ -15,6 +15,8 @@ from maskrcnn_jax.convert_to_coco.annotated_images import (
   class_text,
   find_image,
   read_json,
+  reason,
+  shown,
 )
 from maskrcnn_jax.convert_to_coco.drawn import Drawn
 from maskrcnn_jax.errors import InputError
@@ -114,8 +116,8 @@ def _read_regions(
     regions = list(regions.values())
   if not isinstance(regions, list):
     raise InputError(
-      f'A25: {path}: the regions of {name} are {regions!r}; they must be a list'
-      ' or an object.'
+      f'A25: {path}: the regions of {name} are {shown(regions)}; they must be'
+      ' a list or an object.'
     )
   shapes = []
   for region in regions:
@@ -125,11 +127,11 @@ def _read_regions(
       polygon = _polygon_of(shape, found)
       attributes = region.get('region_attributes') or {}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-      raise InputError(f'A25: {where} is damaged: {error!r}.') from error
+      raise InputError(f'A25: {where} is damaged: {reason(error)}.') from error
     if not isinstance(attributes, dict):
       raise InputError(
         f'A25: {where} is damaged: its region_attributes are '
-        f'{attributes!r}; they must be an object {{name: value}}.'
+        f'{shown(attributes)}; they must be an object {{name: value}}.'
       )
     if polygon:
       shapes.append((polygon, attributes))
@@ -235,7 +237,8 @@ def _class_of(
   class_ = class_text(value) or class_name
   if class_ is None:
     raise InputError(
-      f'{where} has no class: its attribute {attribute!r} is {value!r}; give it'
-      ' one in VIA, or give --class_name=NAME for the regions without a class.'
+      f'{where} has no class: its attribute {attribute!r} is {shown(value)};'
+      ' give it one in VIA, or give --class_name=NAME for the regions without'
+      ' a class.'
     )
   return class_
