@@ -34,10 +34,39 @@ class Pictures(NamedTuple):
   by_base: dict[str, list[str]]
   by_stem: dict[str, list[str]]
 
-  def of_stem(self, stem: str) -> str | None:
-    """Returns the only image with this name without extension, else `None`."""
-    found = self.by_stem.get(stem.lower(), ())
-    return found[0] if len(found) == 1 else None
+  def of_stem(self, path: pathlib.PurePath) -> str | None:
+    """Returns the image that has the name of a file of annotations.
+
+    Among several images, it is the one whose last folders are those of the
+    file. Folders named `images` and `labels` do not count.
+
+    Args:
+      path: The file of annotations. Its extension does not count.
+
+    Returns:
+      The image, or `None` if not exactly one fits best.
+    """
+    found = self.by_stem.get(path.stem.lower(), [])
+    if len(found) < 2:
+      return found[0] if found else None
+    scores = [_num_equal(path, pathlib.PurePath(name)) for name in found]
+    if scores.count(max(scores)) > 1:
+      return None
+    return found[scores.index(max(scores))]
+
+
+def _num_equal(path: pathlib.PurePath, other: pathlib.PurePath) -> int:
+  """Counts the last folders that two paths have in common."""
+  folders = (
+    [part for part in p.parent.parts if part not in ('images', 'labels')]
+    for p in (path, other)
+  )
+  count = 0
+  for one, two in zip(*(reversed(names) for names in folders), strict=False):
+    if one != two:
+      break
+    count += 1
+  return count
 
 
 @dataclasses.dataclass

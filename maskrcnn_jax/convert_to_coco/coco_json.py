@@ -5,7 +5,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as mask_api
 
-from maskrcnn_jax.convert_to_coco.drawn import Drawn, filled
+from maskrcnn_jax.convert_to_coco.drawn import Drawn, filled, from_mask
+
+# A polygon with more vertices is written as a mask, because the training
+# refuses outlines of more than 32,768 vertices (A27), and repeats some.
+_MAX_VERTICES = 30_000
 
 
 class Instance(NamedTuple):
@@ -41,9 +45,14 @@ def make_instance(drawn: Drawn, size: tuple[int, int]) -> Instance | None:
     return Instance(drawn.name, outline)
   if not drawn.polygons:
     return None
-  area = float(filled(drawn.polygons, size)[0].sum())
+  part, (top, left) = filled(drawn.polygons, size)
+  area = float(part.sum())
   if not area:
     return None
+  if sum(map(len, drawn.polygons)) // 2 > _MAX_VERTICES:
+    mask = np.zeros(size, bool)
+    mask[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return make_instance(from_mask(drawn.name, mask), size)
   corners = np.concatenate(drawn.polygons).reshape(-1, 2)
   low, high = (
     np.clip(ends, 0, size[::-1])

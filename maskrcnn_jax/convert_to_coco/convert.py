@@ -199,6 +199,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     InputError: If the input is wrong, or a file cannot be read or written.
   """
   source = arguments.annotations
+  if arguments.out.resolve() == source.resolve():
+    raise InputError('--out is the file of --annotations; give another name.')
   pictures = find_images(arguments.images, source)
   kind = arguments.kind or recognise(source, arguments.images)
   found, known = _read(arguments, kind, pictures)
@@ -271,7 +273,7 @@ def _read(
     case 'voc':
       return read_voc(path, pictures, classes)
     case 'yolo':
-      return read_yolo(path, pictures, classes)
+      return read_yolo(path, arguments.images, pictures, classes)
     case 'cvat':
       return read_cvat(path, pictures)
     case 'label_studio':
@@ -292,6 +294,8 @@ def _report(path: pathlib.Path) -> None:
   """
   index = coco.read_coco(path)
   counts = collections.Counter(index.classes.tolist())
+  names = collections.Counter(c.name.casefold() for c in index.categories)
+  similar = [c.name for c in index.categories if names[c.name.casefold()] > 1]
   print(
     _printable(
       f'Wrote {path}: {len(index.file_names)} images, '
@@ -300,6 +304,8 @@ def _report(path: pathlib.Path) -> None:
   )
   for number, category in enumerate(index.categories, start=1):
     print(f'{counts[number]:>9,} {_printable(category.name)}')
+  if similar:
+    print(_printable(f'Names that differ in case only: {", ".join(similar)}'))
   for reason, count in index.dropped.items():
     _count(count, f'{reason}, left out')
 

@@ -1,15 +1,13 @@
 """Reads the annotations of LabelMe: one JSON file for each image.
 
 Source:
-  The files that LabelMe (github.com/wkentaro/labelme, its README and
-  examples/) and X-AnyLabeling (github.com/CVHub520/X-AnyLabeling, its docs/)
-  write.
+  The files that LabelMe (github.com/wkentaro/labelme, its examples) and
+  X-AnyLabeling (github.com/CVHub520/X-AnyLabeling, its user guide) write.
   A shape of the kind `mask` has a base64 PNG and two points: its first and its
   last column and row, both inside the mask.
 """
 
 import base64
-import binascii
 from collections.abc import Hashable
 import io
 import math
@@ -30,6 +28,7 @@ from maskrcnn_jax.convert_to_coco.annotated_images import (
   shown,
 )
 from maskrcnn_jax.convert_to_coco.drawn import Drawn, from_mask, merged
+from maskrcnn_jax.convert_to_coco.mask_pictures import DECODE_ERRORS
 from maskrcnn_jax.errors import InputError
 
 # Labels that LabelMe's own converters do not read as classes.
@@ -56,8 +55,14 @@ def read_labelme(path: pathlib.Path, pictures: Pictures) -> Annotations:
     raise InputError(f'I01: there are no *.json in {path}.')
   found = Annotations(pictures)
   for file in paths:
-    with found.tolerating(str(file), pictures.of_stem(file.stem)):
+    with found.tolerating(str(file), pictures.of_stem(file)):
       content = read_json(file)
+      if isinstance(content, dict) and {'images', 'annotations'} <= set(
+        content
+      ):
+        # The result of an earlier conversion is often beside its sources.
+        found.left_out['files of COCO'] += 1
+        continue
       if (
         not isinstance(content, dict)
         or not isinstance(content.get('shapes'), list)
@@ -197,8 +202,10 @@ def _paste(shape: dict[str, Any], canvas: tuple[int, int]) -> np.ndarray:
           f' but its points span {x2 - x1 + 1}x{y2 - y1 + 1}'
         )
       pixels = np.array(image.convert('L')) > 0
-  except (OSError, SyntaxError, binascii.Error) as error:
-    raise ValueError(f'its mask is no base64 PNG: {error}') from error
+  except DECODE_ERRORS as error:
+    if isinstance(error, KeyError):  # The shape has no mask.
+      raise
+    raise ValueError(f'its mask cannot be read: {error}') from error
   mask = np.zeros(canvas, bool)
   top, left = max(y1, 0), max(x1, 0)
   inside = pixels[top - y1 : canvas[0] - y1, left - x1 : canvas[1] - x1]

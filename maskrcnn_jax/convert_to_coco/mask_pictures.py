@@ -4,12 +4,15 @@ Axis letters here: h w rows and columns of the picture.
 """
 
 import pathlib
+import struct
 from typing import NamedTuple
+import zlib
 
 from jaxtyping import Bool, Int
 import numpy as np
 from PIL import Image
 
+from maskrcnn_jax.data.images import ImageFrame
 from maskrcnn_jax.errors import InputError
 
 # Formats that keep every pixel as it was. JPEG changes the values of a mask.
@@ -30,6 +33,22 @@ _SOLID = 0.5
 # This many values of smoothed edges, and as many as all other values, say that
 # the picture is smoothed.
 _MIN_SMOOTHED = 3
+
+
+# Errors that Pillow's decoders raise on damaged files.
+DECODE_ERRORS = (
+  OSError,
+  SyntaxError,
+  ValueError,
+  EOFError,
+  IndexError,
+  KeyError,
+  TypeError,
+  AssertionError,
+  struct.error,
+  zlib.error,
+  Image.DecompressionBombError,
+)
 
 
 class MaskPicture(NamedTuple):
@@ -54,31 +73,38 @@ def find_pictures(folder: pathlib.Path) -> list[pathlib.Path]:
   )
 
 
-def read_picture(path: pathlib.Path) -> MaskPicture:
+def read_picture(path: pathlib.Path, frame: ImageFrame) -> MaskPicture:
   """Reads a mask picture.
 
   In a palette picture, the indices mark the objects; the colors do not, because
   several indices may have the same color. Index 255 is void, and so is the
   color of void in Pascal VOC.
 
+  Args:
+    path: The file.
+    frame: The frame of the image. The mask has the size of the stored or of the
+      upright image.
+
   Raises:
-    InputError: If the picture cannot be read, or has floating-point pixels.
+    InputError: If the picture cannot be read, has another size, or has
+      floating-point pixels.
   """
   try:
     with Image.open(path, formats=_FORMATS) as image:
       mode = image.mode
+      size = image.height, image.width
+      if size not in (frame.shown_size, frame.stored_size):
+        # This is checked before the pixels take any memory.
+        height, width = frame.shown_size
+        raise InputError(
+          f'A09: {path} has {size[0]}x{size[1]} pixels (height x width), but'
+          f' its image has {height}x{width}.'
+        )
       values = np.array(image)
       palette = image.getpalette('RGB') if mode == 'P' else None
-  except (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    KeyError,
-    TypeError,
-    IndexError,
-    Image.DecompressionBombError,
-  ) as error:
+  except InputError:  # It is a ValueError too, but it names the fault.
+    raise
+  except DECODE_ERRORS as error:
     raise InputError(
       f'I02: {path} is no mask, because it cannot be read: {error}.'
     ) from error
@@ -138,12 +164,13 @@ def count_smoothed(picture: MaskPicture) -> tuple[int, int]:
   # Smallest and largest level among the 3x3 pixels around each pixel.
   padded = np.pad(level, 1, mode='edge')
   height, width = level.shape
-  shifted = [
-    padded[y : y + height, x : x + width] for y in range(3) for x in range(3)
-  ]
-  between = (np.minimum.reduce(shifted) < level) & (
-    np.maximum.reduce(shifted) > level
-  )
+  least, most = level.copy(), level.copy()
+  for y in range(3):
+    for x in range(3):
+      shifted = padded[y : y + height, x : x + width]
+      np.minimum(least, shifted, out=least)
+      np.maximum(most, shifted, out=most)
+  between = (least < level) & (most > level)
   rows, columns = np.nonzero(picture.numbers)
   values, owner, counts = np.unique(
     picture.numbers[rows, columns], return_inverse=True, return_counts=True

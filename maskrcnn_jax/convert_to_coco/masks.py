@@ -106,36 +106,47 @@ def _add_masks(
     InputError: If a mask cannot be read, has another size than the image or
       than another mask, or is smoothed.
   """
+  if name in found.pictures.unreadable:
+    return
   drawn: list[Drawn] = []
   size: tuple[int, int] | None = None
   for class_, paths, is_whole in of_class:
     for path in paths:
-      picture = read_picture(path)
-      if name in found.pictures.unreadable:
-        continue
-      frame = found.pictures.frames[name]
+      picture = read_picture(path, found.pictures.frames[name])
       shape = picture.numbers.shape
-      if shape not in (frame.shown_size, frame.stored_size) or (
-        size not in (None, shape)
-      ):
-        height, width = frame.shown_size
-        raise InputError(
-          f'A09: {path} has {shape[0]}x{shape[1]} pixels (height x'
-          f' width), but its image has {height}x{width}.'
-        )
+      if size not in (None, shape):
+        raise InputError(f'A09: {path} has another size than other masks.')
       size = shape
       if picture.void.any():
         found.notes['masks have void pixels, which belong to no object'] += 1
       numbers = np.unique(picture.numbers[picture.numbers > 0])
       if not is_whole:
         if len(numbers):
-          drawn.append(from_mask(class_, picture.numbers > 0))
+          drawn.append(
+            from_mask(class_, picture.numbers > _level(picture, found))
+          )
         else:
           found.left_out['masks without a pixel'] += 1
         continue
       _check_values(picture, path, found)
       drawn += [from_mask(class_, picture.numbers == n) for n in numbers]
   found.add(name, drawn, size, str(of_class[0][1][0]))
+
+
+def _level(picture: MaskPicture, found: Annotations) -> int:
+  """Returns the value above which pixels belong to the object of a picture.
+
+  Args:
+    picture: The picture, of a single object.
+    found: Gets a note if the picture is smoothed.
+  """
+  if not picture.is_gray or not is_smoothed(*count_smoothed(picture)):
+    return 0
+  found.notes[
+    'masks of one object have smoothed edges; pixels above half of the largest'
+    ' value were taken'
+  ] += 1
+  return int(picture.numbers.max()) // 2
 
 
 def _check_values(

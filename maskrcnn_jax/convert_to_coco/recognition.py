@@ -6,14 +6,13 @@ from typing import Any
 
 from maskrcnn_jax.convert_to_coco.annotated_images import (
   read_json,
-  read_text,
 )
 from maskrcnn_jax.convert_to_coco.cvat import parse_xml
 from maskrcnn_jax.convert_to_coco.label_studio import is_label_studio
 from maskrcnn_jax.convert_to_coco.mask_pictures import find_pictures
 from maskrcnn_jax.convert_to_coco.via import is_via
 from maskrcnn_jax.convert_to_coco.voc import CLASSES, OBJECTS
-from maskrcnn_jax.convert_to_coco.yolo import NO_LABELS
+from maskrcnn_jax.convert_to_coco.yolo import NO_LABELS, is_label_file
 from maskrcnn_jax.errors import InputError
 
 # {name on the command line: (annotations to give, program or layout)}
@@ -145,7 +144,7 @@ def _of_folder(folder: pathlib.Path, images: pathlib.Path) -> set[str]:
     if kind is not None:
       found.add(kind)
   for path in itertools.islice(sorted(folder.rglob('*.txt')), _MAX_FILES):
-    if path.name.lower() not in NO_LABELS and _is_yolo(path):
+    if path.name.lower() not in NO_LABELS and is_label_file(path):
       found.add('yolo')
       break
   for path in itertools.islice(sorted(folder.glob('*.xml')), _MAX_FILES):
@@ -163,13 +162,3 @@ def _of_folder(folder: pathlib.Path, images: pathlib.Path) -> set[str]:
   if faults:
     raise faults[0]
   return set()
-
-
-def _is_yolo(path: pathlib.Path) -> bool:
-  """Tells whether a text file has lines of at least five numbers."""
-  try:
-    lines = read_text(path).splitlines()
-    rows = [[float(word) for word in line.split()] for line in lines]
-  except ValueError:
-    return False
-  return any(rows) and all(len(row) >= 5 for row in rows if row)

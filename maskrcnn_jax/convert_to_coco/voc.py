@@ -84,7 +84,7 @@ def read_voc(
   found = Annotations(pictures)
   unused: dict[str, str] = {}
   for path in masks:
-    image = pictures.of_stem(path.stem)
+    image = pictures.of_stem(path)
     if image is None:
       unused[str(path)] = f'I01: {path} belongs to no image of the folder.'
       continue
@@ -124,14 +124,15 @@ def _add_image(
     InputError: If a picture cannot be read or has another size, or an object
       has no class.
   """
-  objects = read_picture(path)
+  frame = found.pictures.frames[image]
+  objects = read_picture(path, frame)
   size = objects.numbers.shape
   found.check_size(image, size, str(path))
   relative = path.relative_to(folder / OBJECTS)
   class_path = folder / CLASSES / relative
   if not class_path.is_file():
     raise InputError(f'I01: there is no {class_path} beside {path}.')
-  classes = read_picture(class_path)
+  classes = read_picture(class_path, frame)
   if classes.numbers.shape != size:
     raise InputError(
       f'A09: {class_path} and {path} have different sizes; both must have that'

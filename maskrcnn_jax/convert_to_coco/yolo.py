@@ -32,13 +32,19 @@ _MAX_SHARE = 2.0
 
 
 def read_yolo(
-  folder: pathlib.Path, pictures: Pictures, classes: list[str] | None
+  folder: pathlib.Path,
+  images: pathlib.Path,
+  pictures: Pictures,
+  classes: list[str] | None,
 ) -> tuple[Annotations, list[str]]:
   """Reads the objects from the label files of YOLO.
 
   Args:
     folder: Folder of the label files, which have the names of the images, or a
-      data.yaml beside a folder `labels`.
+      data.yaml. With a data.yaml, the labels are in the folder of the images,
+      in which `labels` replaces the last `images`, or in a folder `labels`
+      beside the data.yaml.
+    images: Folder of the images.
     pictures: The images.
     classes: Names of the class indices. `None` takes them from a data.yaml or a
       classes.txt in the folder or up to three folders above.
@@ -53,7 +59,12 @@ def read_yolo(
   """
   if folder.suffix.lower() in ('.yaml', '.yml'):
     classes = classes or _names_in_yaml(folder)
-    folder = folder.parent / 'labels'
+    parts = list(images.resolve().parts)
+    if 'images' in parts:
+      parts[-1 - parts[::-1].index('images')] = 'labels'
+    labels = pathlib.Path(*parts)
+    is_beside = labels.is_dir() and labels != images.resolve()
+    folder = labels if is_beside else folder.parent / 'labels'
   if not folder.is_dir():
     raise InputError(f'I01: there is no folder of label files {folder}.')
   files = sorted(
@@ -65,9 +76,11 @@ def read_yolo(
   found = Annotations(pictures)
   unused: list[pathlib.Path] = []
   for path in files:
-    name = _image_of(path, folder, pictures)
+    name = pictures.of_stem(path)
     if name is None:
-      unused.append(path)
+      # Another text file, such as a list of images, is no label file.
+      if is_label_file(path):
+        unused.append(path)
       continue
     with found.tolerating(str(path), name):
       if name in pictures.frames:
@@ -90,31 +103,6 @@ def read_yolo(
   if unused:
     found.left_out['label files that belong to no image'] += len(unused)
   return found, classes
-
-
-def _image_of(
-  path: pathlib.Path, folder: pathlib.Path, pictures: Pictures
-) -> str | None:
-  """Returns the image of a label file; `None` if there is not exactly one.
-
-  The image has the same path without the extension, below the folder of the
-  images. Otherwise folders are ignored.
-
-  Args:
-    path: The label file.
-    folder: Folder of the label files.
-    pictures: The images.
-  """
-  same = pictures.by_stem.get(path.stem.lower(), [])
-  wanted = path.relative_to(folder).with_suffix('').as_posix()
-  exact = [
-    name
-    for name in same
-    if pathlib.PurePath(name).with_suffix('').as_posix() == wanted
-  ]
-  if len(exact) == 1:
-    return exact[0]
-  return pictures.of_stem(path.stem)
 
 
 def _read_file(
@@ -178,6 +166,16 @@ def _read_file(
       polygon = polygons.from_points((x * width, y * height) for x, y in pairs)
     drawn.append(Drawn(classes[int(index)], [polygon]))
   return drawn
+
+
+def is_label_file(path: pathlib.Path) -> bool:
+  """Tells whether a text file has lines of at least five numbers."""
+  try:
+    lines = read_text(path).splitlines()
+    rows = [[float(word) for word in line.split()] for line in lines]
+  except ValueError:
+    return False
+  return any(rows) and all(len(row) >= 5 for row in rows if row)
 
 
 def _find_names(folder: pathlib.Path) -> list[str]:

@@ -6,6 +6,7 @@ Each test writes its own small files.
 import base64
 import io
 import json
+import os
 import pathlib
 
 from conversion import convert_folder, run
@@ -517,3 +518,118 @@ def test_reported_files(case, status, printed, tmp_path):
   )
   assert done.returncode == status
   assert printed in done.stdout + done.stderr
+
+
+def test_a_smoothed_mask_of_one_object_is_cut_at_half(folder):
+  (folder / 'notes' / 'a').mkdir()
+  soft = Image.fromarray(disk(soft=4).astype(np.uint8))
+  soft.save(folder / 'notes' / 'a' / '0.png')
+  content, printed = convert_folder(folder, folder / 'notes')
+  assert_array_equal(masks_of(content), [disk() > 0])
+  assert '1 masks of one object have smoothed edges' in printed
+
+
+@pytest.mark.parametrize('drawn_on', ['upright', 'stored'])
+def test_masks_of_a_turned_image(folder, drawn_on):
+  upright = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+  upright[4:12, 25:35] = 255
+  (folder / 'images' / 'a.jpg').unlink()
+  stored = save_turned(folder / 'images' / 'a.png', upright, 6)
+  save_mask(folder, (upright if drawn_on == 'upright' else stored)[..., 0])
+  content, _ = convert_folder(folder, folder / 'notes')
+  assert_array_equal(masks_of(content), [upright[..., 0] > 0])
+
+
+def test_an_outline_of_very_many_vertices_becomes_a_mask(folder):
+  angles = np.linspace(0, 2 * np.pi, 40_000, endpoint=False)
+  points = np.stack([30 + 9 * np.cos(angles), 20 + 9 * np.sin(angles)], axis=1)
+  (folder / 'notes' / 'a.json').write_text(labelme(shape(points.tolist())))
+  content, _ = convert_folder(folder, folder / 'notes')
+  (mask,) = masks_of(content)
+  y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+  assert_array_equal(mask, np.hypot(x - 30, y - 20) < 9)
+  assert content['annotations'][0]['area'] == mask.sum()
+
+
+def test_no_text_of_a_file_controls_the_terminal(folder):
+  (folder / 'notes' / 'a.json').write_text(
+    labelme(
+      shape(SQUARE, label='\x1b[31mred\nblue'),
+      shape(SQUARE, label='\ud800'),
+      shape(SQUARE, 'line\x1b[2J'),
+    )
+  )
+  content, printed = convert_folder(folder, folder / 'notes')
+  assert '\x1b' not in printed
+  assert '\\x1b[31mred\\nblue' in printed
+  assert 'line\\x1b[2J' in printed
+  # The names in the JSON are those of the annotations.
+  assert content['categories'][0]['name'] == '\x1b[31mred\nblue'
+
+
+def test_classes_that_differ_in_case_only_are_named(folder):
+  (folder / 'notes' / 'a.json').write_text(
+    labelme(shape(SQUARE, label='Cell'), shape(SQUARE))
+  )
+  _, printed = convert_folder(folder, folder / 'notes')
+  assert 'Names that differ in case only: Cell, cell' in printed
+
+
+def test_the_result_of_an_earlier_run_beside_the_annotations(folder):
+  (folder / 'notes' / 'a.json').write_text(labelme(shape(SQUARE)))
+  first, _ = convert_folder(folder, folder / 'notes')
+  (folder / 'notes' / 'coco.json').write_text(json.dumps(first))
+  second, printed = convert_folder(folder, folder / 'notes')
+  assert second == first
+  assert '1 files of COCO, left out' in printed
+
+
+def bomb():
+  """Returns a PNG of a gigapixel, in base64."""
+  file = io.BytesIO()
+  Image.new('1', (32_000, 32_000)).save(file, 'PNG')
+  return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda path: os.mkfifo(path), 'is no regular file'),
+    (lambda path: path.mkdir(), 'is no regular file'),
+    (
+      lambda path: path.write_text(
+        labelme(shape([[0, 0], [31_999, 31_999]], 'mask', mask=bomb()))
+      ),
+      'its mask cannot be read',
+    ),
+    (
+      lambda path: path.write_text(labelme(height=10**9, width=10**9)),
+      'I05: ',
+    ),
+    (lambda path: path.write_bytes(b'\xff\xfe'), 'is no text in UTF-8'),
+    (lambda path: path.write_text('[' * 100_000), 'is not JSON'),
+  ],
+)
+def test_hostile_files_are_named(folder, make, message):
+  make(folder / 'notes' / 'a.json')
+  done = run(
+    'labelme',
+    f'--images={folder / "images"}',
+    f'--annotations={folder / "notes"}',
+    f'--out={folder / "x.json"}',
+  )
+  assert done.returncode == 2
+  assert message in done.stderr
+  assert len(done.stderr) < 600
+
+
+def test_out_is_not_the_annotations(folder):
+  path = folder / 'v.json'
+  path.write_text(via(region(name='cat')))
+  before = path.read_bytes()
+  done = run(
+    f'--images={folder / "images"}', f'--annotations={path}', f'--out={path}'
+  )
+  assert done.returncode == 2
+  assert '--out is the file of --annotations' in done.stderr
+  assert path.read_bytes() == before

@@ -168,6 +168,24 @@ def test_a_label_file_under_another_name_than_its_image(folder):
   fails(folder, source, 'b_1.txt, and 1 images have no label file, such as b.j')
 
 
+@pytest.mark.parametrize('source', ['.', 'data.yaml'])
+def test_the_layout_of_ultralytics(folder, source):
+  for part, left in (('train', 0.1), ('val', 0.5)):
+    (folder / 'images' / part).mkdir()
+    (folder / 'labels' / part).mkdir(parents=True)
+    add_image(folder, f'{part}/x.jpg')
+    (folder / 'labels' / part / 'x.txt').write_text(
+      f'0 {left} .25 {left + 0.25} .25 {left + 0.25} .5 {left} .5\n'
+    )
+  (folder / 'train.txt').write_text('./images/train/x.jpg\n')
+  (folder / 'data.yaml').write_text('names: [cat]\n')
+  content, printed = convert_folder(folder, folder / source)
+  names = {i['id']: i['file_name'] for i in content['images']}
+  lefts = {names[a['image_id']]: a['bbox'][0] for a in content['annotations']}
+  assert lefts == {'train/x.jpg': 6, 'val/x.jpg': 30}
+  assert 'left out' not in printed
+
+
 # Pascal VOC.
 
 
