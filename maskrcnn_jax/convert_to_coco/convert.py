@@ -139,7 +139,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     '--classes',
     help='the classes in the order of their ids 1, 2, ...: NAME,NAME,... or a '
     'text file with one name on each line; any other class is an error. For '
-    'yolo and voc these are also the names of the class numbers',
+    'yolo and voc these are also the names of the class numbers, if no file '
+    'names them',
   )
   parser.add_argument(
     '--split',

@@ -55,8 +55,8 @@ def read_voc(
   Args:
     folder: The folder with SegmentationObject and SegmentationClass.
     pictures: The images.
-    classes: Names of the class numbers 1, 2, ... `None` takes them from
-      labelmap.txt, or else the 20 classes of VOC.
+    classes: Names of the class numbers 1, 2, ..., if there is no labelmap.txt.
+      `None` means the 20 classes of VOC.
 
   Returns:
     The objects, and the names of all classes.
@@ -73,7 +73,7 @@ def read_voc(
       )
   of_color: dict[Color, str] = {}
   label_map = folder / 'labelmap.txt'
-  if classes is None and label_map.is_file():
+  if label_map.is_file():
     of_color = _read_label_map(label_map)
     names = list(of_color.values())
   else:

@@ -46,8 +46,8 @@ def read_yolo(
       beside the data.yaml.
     images: Folder of the images.
     pictures: The images.
-    classes: Names of the class indices. `None` takes them from a data.yaml or a
-      classes.txt in the folder or up to three folders above.
+    classes: Names of the class indices, if there is no data.yaml or classes.txt
+      in the folder or up to three folders above.
 
   Returns:
     The objects, and the names of all classes in the order of their indices. A
@@ -57,8 +57,9 @@ def read_yolo(
     InputError: If there are no label files or no class names, or if label files
       belong to no image while images have no label file.
   """
+  names: list[str] = []
   if folder.suffix.lower() in ('.yaml', '.yml'):
-    classes = classes or _names_in_yaml(folder)
+    names, source = _names_in_yaml(folder), folder
     parts = list(images.resolve().parts)
     if 'images' in parts:
       parts[-1 - parts[::-1].index('images')] = 'labels'
@@ -72,8 +73,19 @@ def read_yolo(
   )
   if not files:
     raise InputError(f'I01: there are no *.txt in {folder}.')
-  classes = classes or _find_names(folder)
+  if not names:
+    names, source = _find_names(folder)
   found = Annotations(pictures)
+  if names:
+    found.notes[f'class names were read from {source}'] = len(names)
+  elif classes:
+    names = classes
+  else:
+    raise InputError(
+      f'A13: there is no data.yaml and no classes.txt in {folder} or above;'
+      ' give the names of the classes 0, 1, ... with --classes=NAME,NAME,... or'
+      ' in a classes.txt.'
+    )
   unused: list[pathlib.Path] = []
   for path in files:
     name = pictures.of_stem(path)
@@ -84,9 +96,7 @@ def read_yolo(
       continue
     with found.tolerating(str(path), name):
       if name in pictures.frames:
-        drawn = _read_file(
-          path, pictures.frames[name].shown_size, classes, found
-        )
+        drawn = _read_file(path, pictures.frames[name].shown_size, names, found)
         found.add(name, drawn, None, str(path))
   without = [
     name
@@ -102,7 +112,7 @@ def read_yolo(
     )
   if unused:
     found.left_out['label files that belong to no image'] += len(unused)
-  return found, classes
+  return found, names
 
 
 def _read_file(
@@ -149,8 +159,7 @@ def _read_file(
     if index >= len(classes):
       raise WholeSetError(
         f'A14: {where} has the class {index:.0f}, but there are names of the'
-        f' classes 0 to {len(classes) - 1} only; give all with'
-        ' --classes=NAME,NAME,...'
+        f' classes 0 to {len(classes) - 1} only; give the names of all.'
       )
     if len(values) == 4:
       x, y, w, h = values
@@ -178,29 +187,30 @@ def is_label_file(path: pathlib.Path) -> bool:
   return any(rows) and all(len(row) >= 5 for row in rows if row)
 
 
-def _find_names(folder: pathlib.Path) -> list[str]:
+def _find_names(folder: pathlib.Path) -> tuple[list[str], pathlib.Path]:
   """Finds the names of the classes in or above the folder of the label files.
 
+  Returns:
+    The names, and the file that has them. Without such a file, there are no
+    names.
+
   Raises:
-    InputError: If there is no file of names, or it is damaged.
+    InputError: If the file is damaged.
   """
   for place in (folder, *folder.resolve().parents[:3]):
     for path in sorted(place.glob('*.y*ml')):
       if path.suffix.lower() in ('.yaml', '.yml'):
         names = _names_in_yaml(path, required=False)
         if names:
-          return names
+          return names, path
     for name in ('classes.txt', 'obj.names', 'labels.txt'):
       path = place / name
       if path.is_file():
         lines = [line.strip() for line in read_text(path).splitlines()]
         while lines and not lines[-1]:
           lines.pop()
-        return _checked(lines, path)
-  raise InputError(
-    f'A13: there is no data.yaml and no classes.txt in {folder} or above; give'
-    ' the names of the classes 0, 1, ... with --classes=NAME,NAME,...'
-  )
+        return _checked(lines, path), path
+  return [], folder
 
 
 def _names_in_yaml(path: pathlib.Path, required: bool = True) -> list[str]:

@@ -151,6 +151,14 @@ def test_bad_names_of_yolo(folder, yaml, message):
   fails(folder, source, message)
 
 
+def test_classes_does_not_rename_the_classes_of_yolo(folder):
+  source = write_yolo(folder)
+  content, printed = convert_folder(folder, source, '--classes=dog,cat')
+  assert [c['name'] for c in content['categories']] == ['dog', 'cat']
+  assert names_of(content) == ['cat']
+  assert f'2 class names were read from {source / "classes.txt"}' in printed
+
+
 def test_yolo_without_names(folder):
   fails(folder, write_yolo(folder, names=None), 'give the names of the classes')
 
