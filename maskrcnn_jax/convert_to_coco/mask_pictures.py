@@ -77,8 +77,8 @@ def read_picture(path: pathlib.Path, frame: ImageFrame) -> MaskPicture:
   """Reads a mask picture.
 
   In a palette picture, the indices mark the objects; the colors do not, because
-  several indices may have the same color. Index 255 is void, and so is the
-  color of void in Pascal VOC.
+  several indices may have the same color. Index 255 is void, unless it is the
+  only one besides the background. The color of void in Pascal VOC is void, too.
 
   Args:
     path: The file.
@@ -132,7 +132,8 @@ def read_picture(path: pathlib.Path, frame: ImageFrame) -> MaskPicture:
     numbers = values
     void = np.zeros(numbers.shape, bool)
     if palette is not None:
-      void = numbers == _VOID
+      if ((numbers > 0) & (numbers != _VOID)).any():
+        void = numbers == _VOID
       colors = {
         n: (palette[3 * n], palette[3 * n + 1], palette[3 * n + 2])
         for n in np.unique(numbers).tolist()

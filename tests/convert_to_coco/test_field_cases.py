@@ -391,10 +391,11 @@ def test_the_color_of_void_is_void(folder):
   assert '1 masks have void pixels' in printed
 
 
-def test_255_of_a_gray_mask_is_an_object(folder):
+@pytest.mark.parametrize('mode', ['L', 'P'])
+def test_255_as_the_only_value_is_an_object(folder, mode):
   values = np.zeros((HEIGHT, WIDTH), int)
   values[5:15, 5:15] = 255
-  save_mask(folder, values)
+  save_mask(folder, values, mode)
   content, printed = convert_folder(folder, folder / 'notes')
   assert_array_equal(masks_of(content), [values == 255])
   assert 'void' not in printed
