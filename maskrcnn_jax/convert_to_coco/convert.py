@@ -16,8 +16,8 @@ The format is recognised by the files. If it is not, give it first:
   masks --images=DIR --annotations=FOLDER_OF_PNG: for the image a.jpg either the
   picture a.png, in which each value or color except 0 (black) is an object, or
   a folder a/ of PNGs, in each of which all pixels except 0 are one object. In
-  palette pictures, 255 besides other values is void. With --class_folders the pictures are in one
-  folder for each class.
+  palette pictures, 255 besides other values is void. With --class_folders the
+  pictures are in one folder for each class.
 
   voc --images=DIR --annotations=FOLDER: the folders SegmentationObject and
   SegmentationClass of Pascal VOC, or of CVAT's "Segmentation mask".
