@@ -36,15 +36,17 @@ class Code(NamedTuple):
 CODES = {
   'A01': Code(
     'box without area',
-    'A box has a width or height of 0 or less. Up to 1 % of such objects '
-    'are left out with a warning; more of them are an error.',
+    'A box has a width or height of 0 or less. Up to 1 % of such objects, or '
+    '5 objects that are at most 5 %, are left out with a warning; more of '
+    'them are an error.',
     'Draw the box again, or leave the object out with `--fix`.',
   ),
   'A02': Code(
     'box outside of its image',
     'A box that reaches over the edge of its image is clipped, with a '
     'warning. An object whose box lies completely outside is left out; more '
-    'than 1 % of such objects are an error.',
+    'than 1 % of such objects, and not only 5 objects that are at most 5 %, '
+    'are an error.',
     'Check that the annotations belong to these images. `--fix` clips the '
     'boxes and leaves out the objects that are outside.',
   ),
@@ -63,21 +65,24 @@ CODES = {
     'polygon with fewer than 6 numbers or an odd count',
     'A polygon is a list of at least three (x, y) pairs: an even count of at '
     'least 6 numbers. Any other polygon is left out with a warning, and the '
-    'object is left out too if it has no other polygon. More than 1 % of such '
-    'objects are an error.',
+    'object is left out too if it has no other polygon. If more than 1 % of '
+    'the objects are left out, and not only 5 objects that are at most 5 %, '
+    'it is an error.',
     'Draw the outline again, or leave the polygon out with `--fix`.',
   ),
   'A06': Code(
     'object without a mask',
-    '`segmentation` is missing or empty. Up to 1 % of such objects are '
-    'left out with a warning; more of them are an error.',
+    '`segmentation` is missing or empty. Up to 1 % of such objects, or 5 '
+    'objects that are at most 5 %, are left out with a warning; more of them '
+    'are an error.',
     'Add the masks, or leave the objects out with `--fix`. To train a model '
     'without masks, give `--config.model.output=boxes`.',
   ),
   'A07': Code(
     'segmentation of another form',
     '`segmentation` is neither a list of polygons nor an RLE (run-length '
-    'encoded mask). Often it is one flat list of numbers.',
+    'encoded mask). Often it is one flat list of numbers, a list of pairs '
+    '`[x, y]`, or a list of RLEs.',
     'Put each polygon into a list of its own, `[[x1, y1, x2, y2, ...]]`; '
     '`--fix` does.',
   ),
@@ -91,8 +96,9 @@ CODES = {
   ),
   'A10': Code(
     'mask without a pixel',
-    'A mask covers no pixel, usually because the object is smaller than a '
-    'pixel. The object is used for training, but only with its box.',
+    'A mask covers the centre of no pixel of the image: it is a line or a '
+    'point, the object is smaller than a pixel, or the mask lies outside of '
+    'the image. The object is used for training, but only with its box.',
     'Nothing needs to be done, unless these objects should have masks.',
   ),
   'A11': Code(
@@ -125,7 +131,9 @@ CODES = {
   ),
   'A15': Code(
     'category twice',
-    'Two categories have the same id or the same name.',
+    'Two categories have the same id or the same name. A category without '
+    'annotations that only groups others, as Roboflow writes it, is left out '
+    'with a warning.',
     'Rename one of the two, or merge them in your annotation program.',
   ),
   'A16': Code(
@@ -202,8 +210,9 @@ CODES = {
   'A26': Code(
     'area missing or wrong',
     'The `area` of an annotation is missing, or it is less than half or '
-    'more than twice the area of the mask. A missing area is computed from '
-    'the mask. The AP of small, medium and large objects depends on it.',
+    'more than twice the number of pixels of the mask. A missing area is '
+    'computed from the mask. The AP of small, medium and large objects depends '
+    'on it.',
     'Correct the area; `--fix` does.',
   ),
   'A27': Code(
@@ -211,6 +220,28 @@ CODES = {
     'The outline of an object has more than 32,768 vertices, or the '
     'object has more than 32,767 polygons.',
     'Simplify the outline, or leave the object out with `--fix`.',
+  ),
+  'A28': Code(
+    'coordinates given as fractions',
+    'Boxes or masks lie within 0..1 in x and in y: their coordinates are '
+    'fractions of the size of the image, as YOLO has them. COCO has pixels.',
+    'Multiply x by the width and y by the height of the image, in `bbox` and '
+    'in `segmentation`.',
+  ),
+  'A29': Code(
+    'many crowd regions',
+    'More than 20 % of the annotations, and more than 2, have `iscrowd` 1, '
+    'which means a group of objects that are not drawn one by one. They are '
+    'not trained on. Some '
+    'programs write 1 for each mask that is an RLE.',
+    'If each of these annotations is one object, set its `iscrowd` to 0.',
+  ),
+  'A30': Code(
+    'same object several times',
+    'Annotations of an image have the same class, box and mask, usually '
+    'because files were merged twice or an annotation program saved an object '
+    'again. Each is trained on as an object of its own.',
+    'Leave all but one out.',
   ),
   'I01': Code(
     'image file missing',
@@ -231,6 +262,15 @@ CODES = {
     'Download it again (`git lfs pull` for a pointer of git-lfs), or leave '
     'the image out with `--fix`.',
   ),
+  'I04': Code(
+    'EXIF orientation that the size does not confirm',
+    'An image has an EXIF orientation that keeps its size: it is mirrored, '
+    'turned upside down, or square. The size in the annotations does not tell '
+    'whether the labels were drawn on the turned picture, which viewers show, '
+    'or on the pixels as stored. The orientation is applied.',
+    'Look at the contact sheet of check_data. If the labels of these images '
+    'are turned or mirrored there, give `--config.data.apply_exif=False`.',
+  ),
   'I05': Code(
     'size of an image wrong',
     'The height and width in the annotations are not those of the image, '
@@ -246,11 +286,11 @@ CODES = {
   ),
   'I09': Code(
     'more than 8 bits a channel',
-    'A gray image has 16 or 32 bits a pixel, or a color image has 16 bits a '
+    'An image, in gray or in color, has more than 8 bits a channel, usually '
+    '16. Its values for black and white are not known.',
+    'Give the values that become black and white, for example '
+    '`--config.data.pixel_range=(0,4095)`, or convert the images to 8 bits a '
     'channel.',
-    'For gray images, give the values that become black and white, for '
-    'example `--config.data.pixel_range=(0,4095)`. Convert color images to '
-    '8 bits a channel.',
   ),
   'I10': Code(
     'floating-point pixels',
@@ -260,8 +300,11 @@ CODES = {
   ),
   'I11': Code(
     'channels that are not RGB',
-    'The image has a color space such as LAB, or more than four channels.',
-    'Convert it to RGB or gray, or leave it out with `--fix`.',
+    'The image has a color space such as LAB, or more channels than colors '
+    'and transparency. If the colors can be told from the other channels, '
+    'these are left out with a warning; otherwise it is an error.',
+    'If it is an error, convert the image to RGB or gray, or leave it out with '
+    '`--fix`.',
   ),
   'I12': Code(
     'image too large',

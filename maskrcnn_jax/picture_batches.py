@@ -163,7 +163,7 @@ def read_picture(
     picture: A file, an array or an image. The EXIF orientation of a file and of
       an image is applied.
     name: The name of an array or an image in messages.
-    pixel_range: (black, white) for gray pictures of 16 or 32 bits: the pixel
+    pixel_range: (black, white) for pictures of more than 8 bits: the pixel
       values that are mapped to 0 and to 255. `None` refuses such pictures.
 
   Raises:

@@ -134,6 +134,7 @@ def benchmark_loader(
     start_step=0,
     batch_size=batch_size,
     pixel_range=pixel_range_of(config),
+    apply_exif=config.data.apply_exif,
   )
   return {
     'mode': 'loader',

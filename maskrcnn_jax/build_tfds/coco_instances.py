@@ -37,6 +37,7 @@ import tensorflow_datasets as tfds
 
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import coco
+from maskrcnn_jax.data.coco_tables import file_name_of
 from maskrcnn_jax.data.records import MISSING_AREA
 from maskrcnn_jax.data.source import CocoFiles, check_images_exist, read_set
 
@@ -116,8 +117,8 @@ def _images_of(
     InputError: If the file lists no image, or no folder has its first image.
   """
   images = coco.read_json(file)['images']
-  first = images[0].get('file_name') if images else None
-  if not isinstance(first, str):
+  first = file_name_of(images[0]) if images else ''
+  if not first:
     raise errors.InputError(
       f'{file} lists no image, or its first image has no file_name; give a COCO'
       ' instances JSON.'
@@ -230,7 +231,8 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
       )
       if difference:
         raise errors.InputError(
-          f'A21: {file} has other classes: {"; ".join(difference[:10])}.'
+          f'A21: {file} has other classes:'
+          f' {coco.format_difference(difference)}.'
         )
     categories = next(iter(tables.values()))
     self.info.metadata['categories'] = [list(c) for c in categories]
@@ -264,9 +266,9 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
       yield (
         index,
         {
-          'image': os.fspath(images / image['file_name']),
+          'image': os.fspath(images / file_name_of(image)),
           'image/index': index,
-          'image/filename': image['file_name'],
+          'image/filename': file_name_of(image),
           'image/id': json.dumps(image['id']),
           'image/height': int(image['height']),
           'image/width': int(image['width']),

@@ -140,6 +140,7 @@ def check_data(
     report,
     num_workers=num_workers,
     pixel_range=pixel_range_of(config),
+    apply_exif=config.data.apply_exif,
   )
   _check_objects(index, str(source), config, report)
   image_sizes = _resized_sizes(index, config)
@@ -165,6 +166,7 @@ def check_data(
       ious,
       sheet,
       pixel_range=pixel_range_of(config),
+      apply_exif=config.data.apply_exif,
     )
     result['contact_sheet'] = str(sheet)
   if fix is not None:
@@ -237,7 +239,8 @@ def _compare(
       'A21',
       other.path,
       '',
-      f'it has other classes: {"; ".join(difference[:10])}.',
+      f'it has other classes than {name}:'
+      f' {coco.format_difference(difference)}.',
       count=len(difference),
     )
   shared = coco.shared_images(index, other.coco_index)
@@ -258,6 +261,7 @@ def _check_images(
   *,
   num_workers: int | None,
   pixel_range: tuple[float, float] | None,
+  apply_exif: bool,
 ) -> dict[int, str]:
   """Decodes all images and reports their faults.
 
@@ -266,9 +270,11 @@ def _check_images(
     report: Gets the findings.
     num_workers: Number of processes that decode. `None` means one for each
       core.
-    pixel_range: (black, white) for gray images of 16 or 32 bits: the pixel
-      values that are mapped to 0 and to 255. With `None`, such an image is a
-      fault.
+    pixel_range: (black, white) for images of more than 8 bits a channel: the
+      pixel values that are mapped to 0 and to 255. With `None`, such an image
+      is a fault.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      size in the annotations with it and without it.
 
   Returns:
     For each image that cannot be used, its row in the index and the reason,
@@ -291,7 +297,11 @@ def _check_images(
     rows,
     files,
     decoding.look_at_images(
-      files, sizes, num_workers=num_workers, pixel_range=pixel_range
+      files,
+      sizes,
+      num_workers=num_workers,
+      pixel_range=pixel_range,
+      apply_exif=apply_exif,
     ),
     strict=True,
   ):
@@ -338,7 +348,10 @@ def _check_objects(
     image_sets.filter_images(index, keep_empty=config.data.keep_empty)
     image_sets.find_limits(index, max_objects=config.data.max_objects)
   except InputError as error:
-    report.error_from_exception(name, '', error)
+    # If objects were left out because of errors, it follows from these that
+    # nothing is left.
+    if findings.split_code(str(error))[0] != 'A23' or not report.error_codes:
+      report.error_from_exception(name, '', error)
   over = image_sets.count_objects_over(index, config.data.max_objects)
   if over and 'A24' not in report.error_codes:
     report.warn(

@@ -54,6 +54,7 @@ def write_sheet(
   path: pathlib.Path,
   *,
   pixel_range: tuple[float, float] | None,
+  apply_exif: bool,
 ) -> None:
   """Writes a sheet of random images and of images with faults.
 
@@ -63,9 +64,11 @@ def write_sheet(
     bad_images: Rows of images that cannot be decoded.
     ious: The IoU of each object with its best anchor.
     path: The PNG file to write.
-    pixel_range: (black, white) for gray images of 16 or 32 bits: the pixel
-      values that are mapped to 0 and to 255. With `None`, such an image cannot
-      be drawn.
+    pixel_range: (black, white) for images of more than 8 bits a channel: the
+      pixel values that are mapped to 0 and to 255. With `None`, such an image
+      cannot be drawn.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      size in the annotations with it and without it.
 
   Raises:
     InputError: If the file cannot be written.
@@ -84,6 +87,7 @@ def write_sheet(
         'Worst examples': _worst_examples(data_set, report, good, ious),
       },
       pixel_range=pixel_range,
+      apply_exif=apply_exif,
     ).save(path)
   except OSError as error:
     raise InputError(
@@ -166,6 +170,7 @@ def draw_sheet(
   groups: dict[str, list[Example]],
   *,
   pixel_range: tuple[float, float] | None = None,
+  apply_exif: bool = True,
 ) -> Image.Image:
   """Draws groups of examples, each group under its title.
 
@@ -173,9 +178,11 @@ def draw_sheet(
     data_set: The data set.
     groups: The examples of each group by its title. It must be possible to
       decode all of their images.
-    pixel_range: (black, white) for gray images of 16 or 32 bits: the pixel
-      values that are mapped to 0 and to 255. With `None`, such an image cannot
-      be drawn.
+    pixel_range: (black, white) for images of more than 8 bits a channel: the
+      pixel values that are mapped to 0 and to 255. With `None`, such an image
+      cannot be drawn.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      size in the annotations with it and without it.
   """
   font = ImageFont.load_default(14)
   title_font = ImageFont.load_default(20)
@@ -208,6 +215,7 @@ def draw_sheet(
           side=_SIDE,
           framed=example.framed,
           pixel_range=pixel_range,
+          apply_exif=apply_exif,
         )
         sheet.paste(picture, (x, y))
         text = _wrap(draw.printable(example.caption), font, _SIDE)
@@ -224,6 +232,7 @@ def draw_truth(
   side: int,
   framed: int = -1,
   pixel_range: tuple[float, float] | None = None,
+  apply_exif: bool = True,
 ) -> Image.Image:
   """Draws an image with the boxes, masks and names of its objects.
 
@@ -236,9 +245,11 @@ def draw_truth(
     framed: Number of the object that gets a second, yellow frame. It counts
       the objects of the whole index from 0, not those of the image; -1 means
       that no object does.
-    pixel_range: (black, white) for gray images of 16 or 32 bits: the pixel
-      values that are mapped to 0 and to 255. With `None`, such an image cannot
-      be drawn.
+    pixel_range: (black, white) for images of more than 8 bits a channel: the
+      pixel values that are mapped to 0 and to 255. With `None`, such an image
+      cannot be drawn.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      size in the annotations with it and without it.
   """
   index = data_set.coco_index
   file = image_file(data_set.images, row, index.file_names[row])
@@ -248,6 +259,7 @@ def draw_truth(
     expected_size=size,
     content=file.content(),
     pixel_range=pixel_range,
+    apply_exif=apply_exif,
   )
   scale = side / max(size)
   height, width = (max(1, round(x * scale)) for x in size)

@@ -24,6 +24,7 @@ def look_at_images(
   *,
   num_workers: int | None,
   pixel_range: tuple[float, float] | None,
+  apply_exif: bool,
 ) -> Iterator[images.ImageFacts]:
   """Decodes images and finds their faults, while it shows a progress bar.
 
@@ -32,9 +33,11 @@ def look_at_images(
     sizes: (height, width) of each image according to its annotations.
     num_workers: Number of processes that decode. `None` means one for each
       core.
-    pixel_range: (black, white) for gray images of 16 or 32 bits: the pixel
-      values that are mapped to 0 and to 255. With `None`, such an image is a
-      fault.
+    pixel_range: (black, white) for images of more than 8 bits a channel: the
+      pixel values that are mapped to 0 and to 255. With `None`, such an image
+      is a fault.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      size in the annotations with it and without it.
 
   Yields:
     The facts of each image, in the order of `files`.
@@ -42,7 +45,9 @@ def look_at_images(
   Raises:
     InputError: If one of the processes is killed.
   """
-  look = functools.partial(_look, pixel_range=pixel_range)
+  look = functools.partial(
+    _look, pixel_range=pixel_range, apply_exif=apply_exif
+  )
   num_workers = os.cpu_count() or 1 if num_workers is None else num_workers
   bar = functools.partial(progress, total=len(files), description='Decoding')
   if num_workers < 2 or len(files) < MIN_PARALLEL:
@@ -67,15 +72,18 @@ def _look(
   size: tuple[int, int],
   *,
   pixel_range: tuple[float, float] | None,
+  apply_exif: bool,
 ) -> images.ImageFacts:
   """Decodes one image to find out whether it can be used.
 
   Args:
     file: The image.
     size: (height, width) according to the annotations.
-    pixel_range: (black, white) for gray images of 16 or 32 bits: the pixel
-      values that are mapped to 0 and to 255. With `None`, such an image is a
-      fault.
+    pixel_range: (black, white) for images of more than 8 bits a channel: the
+      pixel values that are mapped to 0 and to 255. With `None`, such an image
+      is a fault.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      size in the annotations with it and without it.
 
   Returns:
     The fault of the image, '' if it can be used; warnings about it; and a
@@ -84,5 +92,9 @@ def _look(
     raised.
   """
   return images.look_at_image(
-    file.path, size, pixel_range=pixel_range, content=file.content()
+    file.path,
+    size,
+    pixel_range=pixel_range,
+    apply_exif=apply_exif,
+    content=file.content(),
   )

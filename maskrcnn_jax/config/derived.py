@@ -83,8 +83,8 @@ def pixel_range_of(
 ) -> tuple[float, float] | None:
   """Returns `data.pixel_range`: the pixel values that become black and white.
 
-  They are for gray images of 16 or 32 bits. `None` means that the recipe has no
-  range, so that such images are refused.
+  They are for images of more than 8 bits a channel. `None` means that the
+  recipe has no range, so that such images are refused.
   """
   if config.data.pixel_range is None:
     return None

@@ -295,8 +295,13 @@ KEYS: tuple[Key, ...] = (
         sequence([float], 'the values that become black and white, the lower '
                  'value first, for example (0, 4095)', -1e10, 1e10, length=2,
                  may_be_none=True),
-        'The values of gray images of 16 or 32 bits that become 0 and 255; '
-        'None refuses images of this kind.'),
+        'The values of images of more than 8 bits a channel that become 0 and '
+        '255; None refuses images of this kind.'),
+    Key('data.apply_exif', True, TRAINING, switch(),
+        'Whether the EXIF orientation of an image is applied if the size in '
+        'the annotations does not tell: if the image has this size with the '
+        'orientation and without it. Images without annotations are always '
+        'shown upright.'),
     Key('data.short_sides', (), TRAINING,
         sequence([int], 'whole numbers, for example (640, 800)', 1),
         'In training, the length of the shorter side of an image is chosen at '

@@ -16,6 +16,14 @@ from maskrcnn_jax.data.images import case_hint
 
 _LISTS = 'images', 'annotations', 'categories'
 
+# {Python type of a JSON value: its name in messages}; other types are numbers.
+_JSON_TYPES = {
+  'dict': 'an object whose values are no objects',
+  'str': 'a text',
+  'NoneType': 'null',
+  'bool': 'a truth value',
+}
+
 # Yields the elements of a JSON document as `json_stream.walk` does. It can be
 # called more than once.
 Walk = Callable[[], Iterable[tuple[str | None, int, Any]]]
@@ -35,9 +43,9 @@ def read_coco(
     path: The JSON file.
     require_masks: Whether to leave out objects without a segmentation. Crowd
       regions may lack it, because they are not trained on.
-    require_annotations: Whether to refuse a file without the list
-      `annotations`. The list may be empty. Images in which objects are only
-      detected need none.
+    require_annotations: Whether to refuse a file without the lists
+      `annotations` and `categories`. Images in which objects are only detected
+      need none.
     width_offset: Number added to x2 - x1 to get the width of a box, and to
       y2 - y1 to get its height, in pixels: 0, or 1 if (x2, y2) is the last
       pixel inside of the box. With 1, a box that is only one pixel wide or high
@@ -53,8 +61,8 @@ def read_coco(
 
   Raises:
     InputError: If the file is not COCO. Without a report also if the file
-      contradicts itself, or if more than 1 % of the objects have the same one
-      of the faults A01, A02, A05 and A06, for which objects are left out.
+      contradicts itself, or if too many objects have the same one of the
+      faults A01, A02, A05 and A06, for which objects are left out.
   """
   path = pathlib.Path(path)
   return _index(
@@ -83,8 +91,8 @@ def index_coco(
       replaced by None while they are read, to save memory.
     name: Name of the document, for messages.
     require_masks: Whether to leave out objects without a segmentation.
-    require_annotations: Whether to refuse a document without the list
-      `annotations`. The list may be empty.
+    require_annotations: Whether to refuse a document without the lists
+      `annotations` and `categories`.
     width_offset: Number added to x2 - x1 to get the width of a box, and to
       y2 - y1 to get its height, in pixels: 0, or 1 if (x2, y2) is the last
       pixel inside of the box.
@@ -97,9 +105,8 @@ def index_coco(
 
   Raises:
     InputError: If the document is not COCO. Without a report also if the
-      document contradicts itself, or if more than 1 % of the objects have the
-      same one of the faults A01, A02, A05 and A06, for which objects are left
-      out.
+      document contradicts itself, or if too many objects have the same one of
+      the faults A01, A02, A05 and A06, for which objects are left out.
   """
   return _index(
     functools.partial(_walk_loaded, content),
@@ -119,6 +126,8 @@ def class_table_difference(
 ) -> list[str]:
   """Describes the classes that differ in two class tables, one line for each.
 
+  Classes are compared by id and name, not by their places in the tables.
+
   Args:
     here: The table of the data at hand.
     there: The table that it must be equal to.
@@ -128,14 +137,43 @@ def class_table_difference(
     The lines. The list is empty if the tables are equal.
   """
   lines = []
-  for i in range(max(len(here), len(there))):
-    a, b = (
-      f'id {table[i].id!r} {table[i].name!r}' if i < len(table) else 'nothing'
-      for table in (here, there)
+  names_here = {category.id: category.name for category in here}
+  names_there = {category.id: category.name for category in there}
+  ids_here = {category.name: category.id for category in here}
+  ids_there = {category.name: category.id for category in there}
+  for id_, name in there:
+    if id_ in names_here and names_here[id_] != name:
+      lines.append(
+        f'{id_!r} is {names_here[id_]!r} here and {name!r} in {there_name}'
+      )
+    elif id_ not in names_here and name in ids_here:
+      lines.append(
+        f'{name!r} has the id {ids_here[name]!r} here and {id_!r} in'
+        f' {there_name}'
+      )
+    elif id_ not in names_here:
+      lines.append(f'it lacks {id_!r} {name!r}')
+  for id_, name in here:
+    if id_ not in names_there and name not in ids_there:
+      lines.append(f'{there_name} lacks {id_!r} {name!r}')
+  if not lines and here != there:
+    # Ids that are text have the order of the file.
+    i = next(i for i, category in enumerate(here) if category != there[i])
+    lines.append(
+      f'the order differs: class {i + 1} is {here[i].name!r} here and'
+      f' {there[i].name!r} in {there_name}'
     )
-    if a != b:
-      lines.append(f'class {i + 1}: {a} here, {b} in {there_name}')
   return lines
+
+
+def format_difference(lines: list[str]) -> str:
+  """Joins the lines of `class_table_difference` for a message.
+
+  Args:
+    lines: At least one line. If there are more than 10, the rest is counted.
+  """
+  more = f'; and {len(lines) - 10} more' if len(lines) > 10 else ''
+  return '; '.join(lines[:10]) + more
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -311,6 +349,10 @@ class _Clues:
       return 'it is a list, not an object with images and annotations'
     if None in self._other_types:
       return f'it holds a {self._other_types[None]}, not an object'
+    for key in self._needed:
+      if key in self._other_types and not self._is_via:
+        kind = _JSON_TYPES.get(self._other_types[key], 'a number')
+        return f"no list '{key}' in it: '{key}' is {kind}"
     missing = [
       f"'{key}'" for key in self._needed if key not in self._first_elements
     ]
@@ -324,7 +366,7 @@ class _Clues:
         problem += _convert_hint(
           'a LabelMe file', 'labelme', pathlib.Path(name).parent
         )
-      elif missing == ["'annotations'"]:
+      elif 'images' in self._first_elements and "'annotations'" in missing:
         problem += (
           '; without annotations, only --mode=eval --skip_eval is possible,'
           ' which detects objects in the images'
@@ -402,19 +444,15 @@ def _index(
     name: Name of the document, for messages.
     report: Receives the errors and warnings.
     require_masks: Whether to leave out objects without a segmentation.
-    require_annotations: Whether to refuse a document without the list
-      `annotations`.
+    require_annotations: Whether to refuse a document without the lists
+      `annotations` and `categories`.
     width_offset: Number added to x2 - x1 to get the width of a box, and to
       y2 - y1 to get its height, in pixels: 0 or 1.
 
   Raises:
     InputError: If the document is not COCO, or if the report raises an error.
   """
-  clues = _Clues(
-    _LISTS
-    if require_annotations
-    else tuple(key for key in _LISTS if key != 'annotations')
-  )
+  clues = _Clues(_LISTS if require_annotations else ('images',))
   images = ImageTable(name, report)
   categories: list[Any] = []
   objects = ObjectColumns(
@@ -441,10 +479,17 @@ def _index(
   problem = clues.why_not_coco(name)
   if problem:
     raise errors.InputError(f'{name}: A25: {problem}')
-  table = read_categories(categories, name, report)
   images.finish()
   if postponed:
     for key, position, entry in walk():
       if key == 'annotations' and position >= 0:
         objects.add(position, entry)
-  return objects.finish(table)
+  return objects.finish(
+    read_categories(
+      categories,
+      name,
+      report,
+      used_ids=objects.used_category_ids(),
+      may_be_empty=not require_annotations,
+    )
+  )

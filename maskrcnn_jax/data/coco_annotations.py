@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import outlines
+from maskrcnn_jax.data import filled_pixels, outlines
 from maskrcnn_jax.data.coco_index import (
   BAD_POLYGON,
   NO_AREA,
@@ -29,6 +29,11 @@ _ROUNDING = 1.0
 # is as large.
 _MAX_SIDE = 1e9
 _MAX_AREA = 1e18
+
+_PAIRS = (
+  'segmentation holds pairs [x, y], or other lists of lists; write each polygon'
+  ' as one flat list of numbers: [[x1, y1, x2, y2, ...]].'
+)
 
 # The outline of an object without a mask: no vertices and no parts.
 NO_OUTLINE = np.zeros((0, 2), np.float32), np.zeros(0, np.int16)
@@ -70,6 +75,8 @@ class AnnotationReader:
       far}, for each reason in `coco_index.REASONS`.
     num_beyond: Number of boxes so far that reach beyond the right or the lower
       edge of their image.
+    num_fractions: Number of boxes so far that lie within 0..1 in x and y, as
+      boxes do that are given in fractions of the size of the image.
     num_not_corners: Number of boxes so far whose four numbers cannot be
       (x1, y1, x2, y2), because a side would be empty or the box would reach
       beyond its image.
@@ -91,7 +98,7 @@ class AnnotationReader:
     self._require_masks = require_masks
     self.width_offset = width_offset
     self.dropped = dict.fromkeys(REASONS, 0)
-    self.num_beyond = self.num_not_corners = 0
+    self.num_beyond = self.num_not_corners = self.num_fractions = 0
 
   def read(self, entry: Any) -> tuple[Annotation | None, list[tuple[str, str]]]:
     """Checks one element of the list of annotations and clips its box.
@@ -102,7 +109,8 @@ class AnnotationReader:
     Returns:
       The annotation, or `None` if the object is left out, and a list of
       (code, reason): the faults that a user should know about. An annotation
-      of an image that was left out gives `None` and an empty list.
+      of an image that was left out gives `None` and an empty list. So does one
+      of an unknown image if the id of an image was lost (A17, A19).
 
     Raises:
       InputError: If a value is wrong. The message begins with the code.
@@ -110,7 +118,12 @@ class AnnotationReader:
     if not isinstance(entry, dict):
       raise errors.InputError('A25: it is not an object.')
     notes: list[tuple[str, str]] = []
-    row = look_up_id('image_id', entry.get('image_id'), self._images.rows)
+    try:
+      row = look_up_id('image_id', entry.get('image_id'), self._images.rows)
+    except errors.InputError:
+      if not self._images.has_lost_ids:
+        raise
+      row = -1
     if row < 0:
       return None, notes
     category_id = entry.get('category_id')
@@ -127,6 +140,9 @@ class AnnotationReader:
     self.num_not_corners += (
       w > width + _ROUNDING or h > height + _ROUNDING or w <= x or h <= y
     )
+    if x + w <= 1 and y + h <= 1 and x >= 0 and y >= 0:
+      # A box of whole numbers is the first pixel of the image.
+      self.num_fractions += any(side != int(side) for side in (x, y, w, h))
     offset = self.width_offset
     box = (
       max(x, 0.0),
@@ -148,11 +164,13 @@ class AnnotationReader:
 
     if mask.num_bad_polygons:
       self.dropped[BAD_POLYGON] += mask.num_bad_polygons
+      bad = next(p for p in entry['segmentation'] if not _is_polygon(p))
       notes.append(
         (
           'A05',
           f'{mask.num_bad_polygons} of its {len(entry["segmentation"])}'
-          ' polygons have fewer than 6 numbers or an odd count.',
+          ' polygons have fewer than 6 numbers or an odd count, such as'
+          f' {_short(bad)}.',
         )
       )
     if not (box[2] > box[0] and box[3] > box[1]):
@@ -331,24 +349,55 @@ def _read_segmentation(
       f'A07: segmentation is a {type(segmentation).__name__}, neither a list'
       ' of polygons nor an RLE.'
     )
-  if not all(isinstance(polygon, list) for polygon in segmentation):
-    raise errors.InputError(
-      'A07: segmentation is a flat list of numbers; put each polygon into a'
-      ' list of its own: [[x1, y1, x2, y2, ...]].'
-    )
-  good = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
+  for polygon in segmentation:
+    if type(polygon) is not list or (polygon and type(polygon[0]) is list):
+      raise errors.InputError(f'A07: {_not_polygons(segmentation)}')
+  good = [polygon for polygon in segmentation if _is_polygon(polygon)]
   num_bad = len(segmentation) - len(good)
   if not good:
+    if num_bad >= 3 and all(len(polygon) == 2 for polygon in segmentation):
+      raise errors.InputError(f'A07: {_PAIRS}')
     # [[]] is another way to write that there is no mask.
     num_bad = num_bad if any(segmentation) else 0
     return _Segmentation(*NO_OUTLINE, math.nan, False, num_bad)
   vertices, parts = outlines.polygons_to_outline(good)
   if is_crowd:
-    starts = np.array([0, len(parts)])
-    areas, _ = outlines.measure_outlines(starts, vertices, parts)
-    return _Segmentation(*NO_OUTLINE, float(areas[0]), True, num_bad)
+    area = filled_pixels.filled_area(vertices, parts, height, width)
+    known = math.nan if area == filled_pixels.UNKNOWN_AREA else float(area)
+    return _Segmentation(*NO_OUTLINE, known, True, num_bad)
   _check_length(parts)
   return _Segmentation(vertices, parts, math.nan, True, num_bad)
+
+
+def _is_polygon(numbers: list[Any]) -> bool:
+  """Tells whether a list has as many numbers as a polygon may have."""
+  return len(numbers) >= 6 and len(numbers) % 2 == 0
+
+
+def _not_polygons(elements: list[Any]) -> str:
+  """Says what the elements of a segmentation are if they are no polygons.
+
+  Args:
+    elements: The elements of the list. One of them is not a list, or is a list
+      of lists.
+  """
+  if all(type(x) in NUMBERS for x in elements):
+    return (
+      'segmentation is a flat list of numbers; put each polygon into a list of'
+      ' its own: [[x1, y1, x2, y2, ...]].'
+    )
+  if all(isinstance(x, dict) and 'counts' in x for x in elements):
+    return (
+      f'segmentation is a list of {len(elements)} RLEs; write the RLE without a'
+      ' list around it, and several RLEs as one of their union.'
+    )
+  for element in elements:
+    if not isinstance(element, list):
+      return (
+        f'segmentation holds {_short(element)}, which is neither a polygon, a'
+        ' list of numbers, nor an RLE.'
+      )
+  return _PAIRS
 
 
 def _check_length(parts: np.ndarray) -> None:

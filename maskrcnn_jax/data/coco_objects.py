@@ -7,23 +7,33 @@ import array
 import functools
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 import numpy as np
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import findings, object_checks, outlines
+from maskrcnn_jax.data import (
+  filled_pixels,
+  findings,
+  object_checks,
+  outlines,
+)
 from maskrcnn_jax.data.coco_annotations import (
   NO_OUTLINE,
   AnnotationReader,
   look_up_id,
   name_annotation,
 )
-from maskrcnn_jax.data.coco_index import SCALARS, Category, CocoIndex, Scalar
-from maskrcnn_jax.data.coco_tables import ImageTable
+from maskrcnn_jax.data.coco_index import SCALARS, CocoIndex, Scalar
+from maskrcnn_jax.data.coco_tables import Classes, ImageTable
 
 # Above this share of boxes that reach beyond their image, boxes are suspected
 # to be given by their corners.
 _MAX_BEYOND = 0.2
+
+# Above this share of crowd regions, `iscrowd` is suspected to be wrong. COCO's
+# own files have 1.2 %. One or two crowd regions of a tiny set prove nothing.
+_MAX_CROWD = 0.2
+_FEW_CROWDS = 2
 
 # Number of objects whose outlines are joined or moved at a time. It bounds the
 # memory for temporary arrays.
@@ -55,9 +65,10 @@ class ObjectColumns:
       images, require_masks=require_masks, width_offset=width_offset
     )
     self._num_entries = 0
-    # {code: number of objects that were left out, or of which a polygon was
-    # left out (A05)}. These codes are warnings while such objects are few, and
-    # errors beyond `findings.MAX_SHARE`.
+    # Category ids of entries that were left out.
+    self._lost_category_ids: set[Any] = set()
+    # {code: number of objects that were left out}. These codes are warnings
+    # while such objects are few, and errors if `findings.are_many` says so.
     self._num_left_out = dict.fromkeys(('A01', 'A02', 'A05', 'A06'), 0)
     # {code: (number of cases, name of the first)} of codes that get one warning
     # for all cases together.
@@ -94,6 +105,7 @@ class ObjectColumns:
     try:
       found, notes = self._reader.read(entry)
     except errors.InputError as error:
+      self._note_category(entry)
       self._report.error_from_exception(
         self._images.name, name_annotation(id_, position), error
       )
@@ -101,7 +113,7 @@ class ObjectColumns:
     for code, reason in notes:
       name = name_annotation(id_, position)
       if code in self._num_left_out:
-        self._num_left_out[code] += not reason.startswith('clipped')
+        self._num_left_out[code] += found is None
         self._report.warn(
           code,
           self._images.name,
@@ -113,6 +125,7 @@ class ObjectColumns:
         count, first = self._tally.get(code, (0, ''))
         self._tally[code] = count + 1, first or name
     if found is None:
+      self._note_category(entry)
       return
     self._rows.append(found.row)
     self._boxes.extend(found.box)
@@ -129,11 +142,26 @@ class ObjectColumns:
     if len(self._parts) >= _BLOCK:
       self._close_block()
 
-  def finish(self, categories: tuple[Category, ...]) -> CocoIndex:
+  def used_category_ids(self) -> set[Any]:
+    """Returns the category ids of all entries, before `finish`."""
+    ids = {id_ for id_ in self._category_ids if type(id_) in SCALARS}
+    return ids | self._lost_category_ids
+
+  def _note_category(self, entry: Any) -> None:
+    """Remembers the category id of an entry that is left out.
+
+    Args:
+      entry: The element of the list of annotations, any JSON value.
+    """
+    id_ = entry.get('category_id') if isinstance(entry, dict) else None
+    if type(id_) in SCALARS:
+      self._lost_category_ids.add(id_)
+
+  def finish(self, table: Classes) -> CocoIndex:
     """Makes the index, and reports faults that only all objects together show.
 
     Args:
-      categories: The class table of the file.
+      table: The class table of the file.
 
     Returns:
       The images of the table and the objects, sorted by image; the objects of
@@ -141,9 +169,12 @@ class ObjectColumns:
       out and reported.
     """
     name, report, images = self._images.name, self._report, self._images
+    self._check_fractions()
     self._check_shares()
     self._check_corners()
-    classes = self._find_classes(categories)
+    categories = table.categories
+    used_ids = self.used_category_ids()
+    classes = self._find_classes(table)
     self._check_ids()
 
     rows = np.array(self._rows, np.int64)
@@ -154,11 +185,27 @@ class ObjectColumns:
     crowd = np.array(self._crowd, bool)[order]
     has_mask = np.array(self._has_mask, bool)[order] & ~crowd
     starts, vertices, parts = self._sorted_outlines(order)
-    outline_areas, bounds = outlines.measure_outlines(starts, vertices, parts)
-    mask_areas = np.array(self._mask_areas)[order]
-    mask_areas = np.where(np.isnan(mask_areas), outline_areas, mask_areas)
-    # A missing area becomes that of the mask, else that of the box.
+    heights = np.array(images.heights, np.int32)
+    widths = np.array(images.widths, np.int32)
+    # An object has a mask if its filled mask has a pixel.
+    outlined = starts, vertices, parts, heights[rows], widths[rows]
+    is_empty = has_mask & ~filled_pixels.have_pixels(*outlined)
+    has_mask &= ~is_empty
     areas = np.array(self._areas)[order]
+    mask_areas = np.array(self._mask_areas)[order]
+    quick_areas, bounds = outlines.measure_outlines(starts, vertices, parts)
+    is_quick = np.isnan(mask_areas)
+    mask_areas = np.where(is_quick, quick_areas, mask_areas)
+    # The quick areas are wrong for some outlines. So the pixels are counted
+    # before an area of the file is called wrong.
+    suspects = np.flatnonzero(
+      has_mask & is_quick & object_checks.areas_disagree(areas, mask_areas)
+    )
+    exact = filled_pixels.filled_areas(*outlined, suspects)
+    mask_areas[suspects] = np.where(
+      exact == filled_pixels.UNKNOWN_AREA, areas[suspects], exact
+    )
+    # A missing area becomes that of the mask, else that of the box.
     sides = boxes[:, 2:] - boxes[:, :2] + self._reader.width_offset
     computed = np.where(
       has_mask | crowd & (mask_areas > 0), mask_areas, sides.prod(axis=1)
@@ -167,8 +214,8 @@ class ObjectColumns:
       categories=categories,
       image_ids=images.ids,
       file_names=images.file_names,
-      heights=np.array(images.heights, np.int32),
-      widths=np.array(images.widths, np.int32),
+      heights=heights,
+      widths=widths,
       object_starts=_starts(np.bincount(rows, minlength=len(images.ids))),
       boxes=boxes,
       classes=classes[order].astype(np.int32),
@@ -183,39 +230,79 @@ class ObjectColumns:
       },
     )
     name_object = functools.partial(self._name_object, order)
+    # Other findings about masks in fractions would follow from that.
+    in_fractions = object_checks.check_fractions(bounds, report, name)
+    is_right = has_mask & ~in_fractions
     object_checks.check_masks(
-      has_mask, mask_areas, rows, report, name, name_object
+      is_empty & ~in_fractions, rows, report, name, name_object
     )
     overlaps = object_checks.box_mask_iou(
       index, rows, bounds, self._reader.width_offset
     )
     object_checks.check_boxes(
-      overlaps, has_mask, rows, report, name, name_object
+      overlaps, is_right, rows, report, name, name_object
     )
     self._check_missing_fields()
+    self._check_crowd()
     object_checks.check_areas(
-      has_mask & object_checks.areas_disagree(areas, mask_areas),
+      is_right & object_checks.areas_disagree(areas, mask_areas),
       report,
       name,
       name_object,
     )
-    object_checks.check_classes(index, report, name)
-    return index
+    object_checks.check_repeats(index, rows, report, name, name_object)
+    object_checks.check_classes(index, used_ids, report, name)
+    return _without_outlines(index, is_empty)
+
+  def _check_fractions(self) -> None:
+    """Reports boxes that look like fractions of the size of the image.
+
+    Raises:
+      InputError: If there are many and the report raises errors.
+    """
+    count, total = self._reader.num_fractions, self._num_entries
+    if not count:
+      return
+    add = self._report.warn
+    if findings.are_many(count, total):
+      add = self._report.error
+    add(
+      'A28',
+      self._images.name,
+      '',
+      f'{count} of {total} boxes lie within 0..1 in x and in y, so they look'
+      ' like fractions of the size of the image; COCO has pixels: multiply x by'
+      ' the width of the image and y by its height, in the boxes and the'
+      ' masks.',
+      count=count,
+    )
+
+  def _check_crowd(self) -> None:
+    """Warns if a large share of the annotations are crowd regions."""
+    count, total = sum(self._crowd), len(self._crowd)
+    if count > _FEW_CROWDS and count > _MAX_CROWD * total:
+      self._report.warn(
+        'A29',
+        self._images.name,
+        '',
+        f'{count} of {total} annotations are crowd regions (iscrowd 1), which'
+        ' are not trained on; if each is one object, set its iscrowd to 0.',
+        count=count,
+      )
 
   def _check_shares(self) -> None:
     """Reports an error for each of four faults that too many objects have.
 
-    The faults are A01, A02, A05 and A06, for which an object, or one of its
-    polygons (A05), is left out with a warning. An error is reported for each
-    fault that more than `findings.MAX_SHARE` (1 %) of the objects of the file
-    have. Boxes that were only clipped (A02) do not count.
+    The faults are A01, A02, A05 and A06, for which an object is left out with a
+    warning. Objects of which only a polygon was left out (A05), and boxes that
+    were only clipped (A02), do not count.
 
     Raises:
       InputError: If there is such a fault and the report raises errors.
     """
     total = self._num_entries
     for code, count in self._num_left_out.items():
-      if count > findings.MAX_SHARE * total:
+      if findings.are_many(count, total):
         advice = ''
         if code == 'A06':
           advice = (
@@ -226,9 +313,9 @@ class ObjectColumns:
           code,
           self._images.name,
           '',
-          f'{count} of {total} objects: {findings.MEANINGS[code]}. That is more'
-          f' than {findings.MAX_SHARE:.0%}; python -m maskrcnn_jax.check_data'
-          f' lists them, and with --fix=OUT.json leaves them out.{advice}',
+          f'{count} of {total} objects are left out: {findings.MEANINGS[code]}.'
+          ' So many are no accident; python -m maskrcnn_jax.check_data lists'
+          f' them, and with --fix=OUT.json leaves them out.{advice}',
           count=0,
         )
 
@@ -254,25 +341,33 @@ class ObjectColumns:
         count=num_beyond,
       )
 
-  def _find_classes(
-    self, categories: tuple[Category, ...]
-  ) -> Int[np.ndarray, 'm']:
+  def _find_classes(self, table: Classes) -> Int[np.ndarray, 'm']:
     """Returns the class of each object and reports unknown category ids.
+
+    Objects of a category that was left out are not reported again. Neither is
+    any object if the table is empty, or has an entry without an id to which the
+    object may belong.
+
+    Args:
+      table: The class table of the file.
 
     Returns:
       Classes 1..len(categories); 0 for objects of an unknown class.
     """
-    numbers = {c.id: i for i, c in enumerate(categories, start=1)}
+    numbers = {c.id: i for i, c in enumerate(table.categories, start=1)}
+    is_complete = bool(numbers) and not table.has_lost_ids
     classes = np.zeros(len(self._category_ids), np.int64)
     for i, id_ in enumerate(self._category_ids):
       try:
         classes[i] = look_up_id('category_id', id_, numbers)
       except errors.InputError as error:
-        self._report.error_from_exception(
-          self._images.name,
-          name_annotation(self._ids[i], self._positions[i]),
-          error,
-        )
+        is_known = type(id_) in SCALARS and id_ in table.left_out
+        if is_complete and not is_known:
+          self._report.error_from_exception(
+            self._images.name,
+            name_annotation(self._ids[i], self._positions[i]),
+            error,
+          )
     self._category_ids = []
     return classes
 
@@ -362,6 +457,26 @@ class ObjectColumns:
       sorted_vertices[begin:end] = vertices[where]
       sorted_parts[begin:end] = parts[where]
     return starts, sorted_vertices, sorted_parts
+
+
+def _without_outlines(
+  index: CocoIndex, chosen: Bool[np.ndarray, 'm']
+) -> CocoIndex:
+  """Returns an index without the outlines of some objects.
+
+  Args:
+    index: The index.
+    chosen: Whether an object loses its outline.
+  """
+  lengths = np.diff(index.outline_starts)
+  if not (chosen & (lengths > 0)).any():
+    return index
+  stays = np.repeat(~chosen, lengths)
+  return index._replace(
+    outline_starts=_starts(np.where(chosen, 0, lengths)),
+    vertices=index.vertices[stays],
+    parts=index.parts[stays],
+  )
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:

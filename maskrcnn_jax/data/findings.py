@@ -19,6 +19,8 @@ MEANINGS = {
 # files have this fault too: the objects, or their wrong polygons, are then left
 # out with a warning. If more objects have the fault, it is an error.
 MAX_SHARE = 0.01
+_FEW = 5
+_FEW_SHARE = 0.05
 
 _CODE = re.compile(r'([AIC]\d\d): ', re.ASCII)
 
@@ -167,6 +169,18 @@ class Report:
     if num_kept < self._keep:
       self._num_kept[found.code] = num_kept + 1
       self.kept.append(found)
+
+
+def are_many(count: int, total: int) -> bool:
+  """Tells whether so many objects have a fault that it is no accident.
+
+  Args:
+    count: Number of objects that have the fault.
+    total: Number of all objects of the file.
+  """
+  if count <= _FEW and count <= _FEW_SHARE * total:
+    return False
+  return count > MAX_SHARE * total
 
 
 def split_code(message: str) -> tuple[str, str]:

@@ -6,15 +6,16 @@ import io
 import os
 import pathlib
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import warnings
 import zlib
 
 from jaxtyping import UInt8
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from maskrcnn_jax import errors
+from maskrcnn_jax.data import wide_pixels
 
 Path = str | pathlib.Path
 
@@ -78,6 +79,96 @@ _TRANSPOSITIONS = {
   8: Image.Transpose.ROTATE_90,
 }
 
+# The transpositions that do not undo themselves, and those that undo them.
+_INVERSE = {
+  Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+  Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+}
+
+
+class Orientation(NamedTuple):
+  """How the stored pixels of an image become the picture that was labelled."""
+
+  # Makes the labelled picture of the stored pixels. `None` if they are it.
+  transpose: Image.Transpose | None
+  size: tuple[int, int]  # (height, width) of the labelled picture
+  # Whether the EXIF orientation turns the image, and the size in the
+  # annotations fits before and after, so that it does not tell which of the two
+  # was labelled.
+  is_in_doubt: bool
+
+
+def orientation_of(
+  image: Image.Image,
+  path: Path,
+  labelled_size: tuple[int, int] | None = None,
+  *,
+  apply_exif: bool = True,
+) -> Orientation:
+  """Decides whether the EXIF orientation of an image is applied.
+
+  Annotations may describe the pixels as stored or the picture that a viewer
+  shows after it applied the EXIF orientation. If only one of the two has the
+  size in the annotations, this one was labelled. If turning keeps the size
+  (orientations 2, 3, 4, and 5 to 8 of a square), `apply_exif` decides.
+
+  Args:
+    image: The image, not decoded yet.
+    path: The file, for messages.
+    labelled_size: (height, width) in the annotations. `None` means that the
+      picture is the one that a viewer shows.
+    apply_exif: Whether the orientation is applied if the size does not tell.
+
+  Raises:
+    InputError: If the image has another size, however it is turned.
+  """
+  turn = _transposition(image)
+  stored = _stored_size(image)
+  upright = stored if turn is None else _turned(stored, turn)
+  if labelled_size not in (None, stored, upright):
+    raise errors.InputError(
+      f'I05: {path} is {_shown(stored)} pixels'
+      + (
+        f' ({_shown(upright)} after its EXIF orientation)'
+        if upright != stored
+        else ''
+      )
+      + f', but the annotations say {_shown(labelled_size)}.'
+    )
+  if labelled_size is None or turn is None:
+    return Orientation(turn, upright, False)
+  in_doubt = stored == upright
+  if apply_exif if in_doubt else labelled_size == upright:
+    return Orientation(turn, upright, in_doubt)
+  return Orientation(None, stored, in_doubt)
+
+
+def read_orientation(
+  path: Path,
+  labelled_size: tuple[int, int] | None = None,
+  *,
+  apply_exif: bool = True,
+) -> Orientation:
+  """Returns `orientation_of` an image file, without decoding the pixels.
+
+  Args:
+    path: The file.
+    labelled_size: (height, width) in the annotations. `None` means that the
+      picture is the one that a viewer shows.
+    apply_exif: Whether the orientation is applied if the size does not tell.
+
+  Raises:
+    InputError: If the file is missing or not a supported image, or if it has
+      another size, however it is turned.
+  """
+  try:
+    with Image.open(path, formats=_FORMATS) as image:
+      return orientation_of(image, path, labelled_size, apply_exif=apply_exif)
+  except errors.InputError:
+    raise
+  except _DECODE_ERRORS as error:
+    raise _unreadable(path, error) from error
+
 
 def decode_image(
   path: Path,
@@ -85,25 +176,26 @@ def decode_image(
   expected_size: tuple[int, int] | None = None,
   content: bytes | None = None,
   pixel_range: tuple[float, float] | None = None,
+  apply_exif: bool = True,
 ) -> UInt8[np.ndarray, 'h w 3']:
   """Decodes an image file to RGB.
 
-  Annotations may describe the pixels as stored or the picture that a viewer
-  shows after it applied the EXIF orientation. Only their image size tells
-  which.
+  `orientation_of` says whether the EXIF orientation is applied.
 
   Args:
     path: The file. Gray, palette and CMYK images become RGB; an alpha channel
       is dropped.
-    expected_size: (height, width) in the annotations. If the stored pixels have
-      this size, the EXIF orientation is not applied. Otherwise it is applied,
-      and the image must then have this size. `None` applies the orientation and
+    expected_size: (height, width) in the annotations, which the image must have
+      with or without its EXIF orientation. `None` applies the orientation and
       accepts any size.
     content: The bytes of the file, if it is not on disk. `path` is then only
       its name in messages.
-    pixel_range: For gray images of 16 or 32 bits, the values (black, white)
-      that become 0 and 255. Values in between are mapped linearly, others are
-      clipped. `None` refuses such images. Images of 8 bits are not changed.
+    pixel_range: For images of more than 8 bits a channel, the values (black,
+      white) that become 0 and 255. Values in between are mapped linearly,
+      others are clipped. `None` refuses such images. Images of 8 bits are not
+      changed.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      expected size with it and without it.
 
   Returns:
     The pixels, in an array that may be written to.
@@ -112,10 +204,18 @@ def decode_image(
     InputError: If the file is missing, damaged or not a supported image, or if
       its size is not the expected one.
   """
-  try:
+
+  def reopen() -> ImageFile.ImageFile:
+    """Opens the image."""
     source = path if content is None else io.BytesIO(content)
-    with Image.open(source, formats=_FORMATS) as image:
-      return _to_rgb(image, path, expected_size, pixel_range)
+    return Image.open(source, formats=_FORMATS)
+
+  try:
+    with reopen() as image:
+      orientation = orientation_of(
+        image, path, expected_size, apply_exif=apply_exif
+      )
+      return _to_rgb(image, path, orientation.transpose, pixel_range, reopen)
   except errors.InputError:
     raise
   except _DECODE_ERRORS as error:
@@ -133,7 +233,8 @@ def convert_image(
   The EXIF orientation is applied.
 
   Args:
-    image: The image. It is not changed, but loaded if it was not.
+    image: The image. It is not changed, but loaded if it was not. If it is in
+      colour and was loaded before, PIL has reduced it to 8 bits already.
     name: The name of the image in messages.
     pixel_range: As for `decode_image`.
 
@@ -144,8 +245,19 @@ def convert_image(
     InputError: If the image is damaged, closed, or of a kind that is not
       supported.
   """
+  file: Any = getattr(image, 'fp', None)
+
+  def reopen() -> ImageFile.ImageFile:
+    """Opens the image again, from the file that it is read from."""
+    place = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(place)
+    return Image.open(io.BytesIO(content), formats=_FORMATS)
+
   try:
-    return _to_rgb(image, name, None, pixel_range)
+    turn = orientation_of(image, name).transpose
+    return _to_rgb(image, name, turn, pixel_range, reopen)
   except errors.InputError:
     raise
   except _DECODE_ERRORS as error:
@@ -155,50 +267,35 @@ def convert_image(
 def _to_rgb(
   image: Image.Image,
   path: Path,
-  expected_size: tuple[int, int] | None,
+  wanted: Image.Transpose | None,
   pixel_range: tuple[float, float] | None,
+  reopen: wide_pixels.Reopen,
 ) -> UInt8[np.ndarray, 'h w 3']:
   """Returns the pixels of an opened image; does the work of `decode_image`.
 
   Args:
     image: The image.
     path: The file, for messages.
-    expected_size: (height, width) in the annotations, or `None`.
-    pixel_range: The values (black, white) of gray images of 16 or 32 bits.
+    wanted: The transposition to apply to the stored pixels, or `None`.
+    pixel_range: The values (black, white) of images of more than 8 bits.
+    reopen: Opens the same image again.
 
   Raises:
-    InputError: If the image has another size or an unsupported pixel format.
-      Pillow raises other errors if it is damaged.
+    InputError: If the image has an unsupported pixel format. Pillow raises
+      other errors if it is damaged.
   """
-  turn = _transposition(image)
-  raw_size = image.height, image.width
-  upright_size = raw_size if turn is None else _turned(raw_size, turn)
-  if expected_size == raw_size:
-    turn = None
-  elif expected_size not in (None, upright_size):
-    raise errors.InputError(
-      f'I05: {path} is {_shown(raw_size)} pixels'
-      + (
-        f' ({_shown(upright_size)} after its EXIF orientation)'
-        if upright_size != raw_size
-        else ''
-      )
-      + f', but the annotations say {_shown(expected_size)}.'
-    )
   if image.mode == 'F':
     raise errors.InputError(
       f'I10: {path} has floating-point pixels, whose range is unknown;'
       ' convert it to 8 bits a channel.'
     )
+  turn = _transposition(image)
   pixels: Image.Image = image
-  if image.mode.startswith('I'):
-    pixels = _in_8_bits(path, np.asarray(image), pixel_range)
-  elif pixel_range not in (None, (0, 65_535)) and _had_16_bits(image):
-    raise errors.InputError(
-      f'I09: {path} has colours of 16 bits. Only their upper 8 bits are'
-      f' read, so config.data.pixel_range ({pixel_range}) cannot be'
-      ' applied; convert the image to 8 bits a channel.'
-    )
+  if wide_pixels.is_wide(image):
+    pixels = wide_pixels.to_8_bits(image, path, reopen, pixel_range)
+  image.load()
+  # Pillow turns a TIFF by itself when it loads it, and removes the orientation.
+  applied = None if _transposition(image) == turn else turn
   if pixels.mode not in _TO_RGB:
     raise errors.InputError(
       f'I11: {path} has the pixel format {pixels.mode}; convert it to RGB,'
@@ -210,41 +307,12 @@ def _to_rgb(
     rgb = pixels.convert('RGBA').convert('RGB')
   else:
     rgb = pixels.convert('RGB')
-  if turn is not None:
-    rgb = rgb.transpose(turn)
+  if applied != wanted:
+    if applied is not None:
+      rgb = rgb.transpose(_INVERSE.get(applied, applied))
+    if wanted is not None:
+      rgb = rgb.transpose(wanted)
   return np.array(rgb)
-
-
-def _in_8_bits(
-  path: Path, values: np.ndarray, pixel_range: tuple[float, float] | None
-) -> Image.Image:
-  """Maps the values of a gray image of 16 or 32 bits to 0..255.
-
-  Args:
-    path: The file, for messages.
-    values: The gray values.
-    pixel_range: The values (black, white) that become 0 and 255.
-
-  Raises:
-    InputError: If `pixel_range` is `None`. The message suggests a range.
-  """
-  if pixel_range is None:
-    least, most = int(values.min()), int(values.max())
-    example = f'({least},{most})' if least < most else '(0,65535)'
-    raise errors.InputError(
-      f'I09: {path} has pixels of 16 or 32 bits, here from {least} to {most};'
-      ' give the values that are black and white in all images, for example'
-      f" --config.data.pixel_range='{example}', or convert the images to"
-      ' 8 bits a channel.'
-    )
-  low, high = pixel_range
-  share = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
-  return Image.fromarray(np.rint(255 * share).astype(np.uint8))
-
-
-def _had_16_bits(image: Image.Image) -> bool:
-  """Tells whether the file has 16 bits a channel, of which Pillow drops 8."""
-  return any(';16' in str(tile.args) for tile in getattr(image, 'tile', ()))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -256,13 +324,7 @@ def image_size(path: Path) -> tuple[int, int]:
   Raises:
     InputError: If the file is missing or not a supported image.
   """
-  try:
-    with Image.open(path, formats=_FORMATS) as image:
-      turn = _transposition(image)
-      size = image.height, image.width
-      return size if turn is None else _turned(size, turn)
-  except _DECODE_ERRORS as error:
-    raise _unreadable(path, error) from error
+  return read_orientation(path).size
 
 
 class ImageFrame(NamedTuple):
@@ -303,16 +365,19 @@ def look_at_image(
   expected_size: tuple[int, int] | None = None,
   pixel_range: tuple[float, float] | None = None,
   content: bytes | None = None,
+  apply_exif: bool = True,
 ) -> ImageFacts:
   """Decodes an image file to find out whether it can be used.
 
   Args:
     path: The file.
     expected_size: (height, width) in the annotations; `None` if unknown.
-    pixel_range: (black, white) for gray images of 16 or 32 bits: the pixel
-      values that are mapped to 0 and to 255. With `None`, such an image is a
-      fault.
+    pixel_range: (black, white) for images of more than 8 bits a channel: the
+      pixel values that are mapped to 0 and to 255. With `None`, such an image
+      is a fault.
     content: The bytes of the file, if it is not on disk.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      expected size with it and without it.
 
   Returns:
     The facts about the file. A fault is described there, not raised.
@@ -326,8 +391,9 @@ def look_at_image(
         expected_size=expected_size,
         pixel_range=pixel_range,
         content=content,
+        apply_exif=apply_exif,
       ).shape
-      notes = _notes(path, content, height, width)
+      notes = _notes(path, content, height, width, expected_size, apply_exif)
       with _opened(path, content) as file:
         digest = hashlib.file_digest(file, 'blake2b').digest()
       return ImageFacts('', notes, digest)
@@ -343,6 +409,88 @@ def look_at_image(
       )
 
 
+def header_notes(
+  path: Path,
+  expected_size: tuple[int, int] | None,
+  *,
+  apply_exif: bool = True,
+  content: bytes | None = None,
+) -> tuple[str, ...]:
+  """Returns the warnings that the header of an image file shows, code first.
+
+  The pixels are not decoded, and the training, which does not decode all images
+  first, can afford to call this.
+
+  Args:
+    path: The file.
+    expected_size: (height, width) in the annotations; `None` if unknown.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      expected size with it and without it.
+    content: The bytes of the file, if it is not on disk.
+
+  Returns:
+    The warnings. There are none if the file cannot be used; decoding it says
+    why.
+  """
+  try:
+    with (
+      _opened(path, content) as file,
+      Image.open(file, formats=_FORMATS) as image,
+    ):
+      return tuple(_notes_of_header(image, path, expected_size, apply_exif))
+  except (errors.InputError, *_DECODE_ERRORS):
+    return ()
+
+
+def _notes_of_header(
+  image: Image.Image,
+  path: Path,
+  expected_size: tuple[int, int] | None,
+  apply_exif: bool,
+) -> list[str]:
+  """Returns the warnings of `header_notes` about an opened image.
+
+  Args:
+    image: The image, not decoded yet.
+    path: The file, for messages.
+    expected_size: (height, width) in the annotations; `None` if unknown.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      expected size with it and without it.
+
+  Raises:
+    InputError: If the image has another size, however it is turned.
+  """
+  notes = []
+  orientation = orientation_of(
+    image, path, expected_size, apply_exif=apply_exif
+  )
+  if orientation.is_in_doubt:
+    fate = 'applied' if orientation.transpose else 'not applied'
+    notes.append(
+      f'I04: {path} has an EXIF orientation that keeps its size, so the size'
+      ' in the annotations does not tell whether its labels were drawn on the'
+      ' turned picture or on the pixels as stored. The orientation is'
+      f' {fate}; config.data.apply_exif decides.'
+    )
+  bands = _unused_bands(image)
+  if bands:
+    notes.append(
+      f'I11: {path} has {bands} more channels than are used: only its colours'
+      ' are read.'
+    )
+  return notes
+
+
+def _unused_bands(image: Image.Image) -> int:
+  """Returns how many channels of a TIFF, besides alpha, Pillow leaves out."""
+  if image.format != 'TIFF':
+    return 0
+  # An X in the name of the stored format, such as RGBXX, is such a channel.
+  args = image.tile[0].args  # type: ignore[attr-defined]
+  name = args if isinstance(args, str) else args[0]
+  return name.count('X')
+
+
 def _opened(
   path: Path, content: bytes | None
 ) -> io.BufferedReader | io.BytesIO:
@@ -351,7 +499,12 @@ def _opened(
 
 
 def _notes(
-  path: Path, content: bytes | None, height: int, width: int
+  path: Path,
+  content: bytes | None,
+  height: int,
+  width: int,
+  expected_size: tuple[int, int] | None,
+  apply_exif: bool,
 ) -> tuple[str, ...]:
   """Returns the warnings about an image that can be decoded, code first.
 
@@ -360,12 +513,15 @@ def _notes(
     content: The bytes of the file, if it is not on disk.
     height: Height of the decoded image in pixels.
     width: Width of the decoded image in pixels.
+    expected_size: (height, width) in the annotations; `None` if unknown.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      expected size with it and without it.
   """
-  notes = []
   with (
     _opened(path, content) as file,
     Image.open(file, formats=_FORMATS) as image,
   ):
+    notes = _notes_of_header(image, path, expected_size, apply_exif)
     has_alpha = 'A' in image.mode or 'transparency' in image.info
     if has_alpha:
       alpha = np.asarray(image.convert('RGBA').getchannel('A'))
@@ -484,6 +640,19 @@ def _transposition(image: Image.Image) -> Image.Transpose | None:
   # PngImageFile.getexif would decode the pixels to find EXIF data behind them.
   exif = Image.Image.getexif(image)
   return _TRANSPOSITIONS.get(exif.get(ExifTags.Base.Orientation, 1))
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+  """Returns (height, width) of the pixels as they are in the file.
+
+  Args:
+    image: The image. If it is a TIFF that is not decoded yet, Pillow says the
+      size after its orientation.
+  """
+  if image.format == 'TIFF' and _transposition(image) is not None:
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    return tags[ExifTags.Base.ImageLength], tags[ExifTags.Base.ImageWidth]
+  return image.height, image.width
 
 
 def _turned(size: tuple[int, int], turn: Image.Transpose) -> tuple[int, int]:

@@ -28,6 +28,10 @@ _MAX_ELEMENT = 1 << 26
 # these are shorter.
 _MARGIN = 32
 
+# Lists of COCO. Some programs write an object instead, whose names are the ids
+# of its elements, which have them too.
+_TABLES = frozenset(('images', 'annotations', 'categories'))
+
 # Values that `walk` yields instead of the position of a list element.
 LIST = -1  # a list begins
 OTHER = -2  # the element is a value that is not a list
@@ -46,8 +50,9 @@ def walk(path: pathlib.Path) -> Iterator[_Item]:
 
   Yields:
     (key, position, element), where the key is the name of the value. For a
-    list: (key, LIST, None), then (key, i, element) for each element i. For any
-    other value: (key, OTHER, value). If the document is a list instead of an
+    list: (key, LIST, None), then (key, i, element) for each element i. The
+    lists of COCO may also be objects, whose names are dropped. For any other
+    value: (key, OTHER, value). If the document is a list instead of an
     object, the key is None. If it is neither, only (None, OTHER, document) is
     yielded.
 
@@ -142,6 +147,8 @@ class _Window:
             yield key, LIST, None
             for position, element in enumerate(self._elements()):
               yield key, position, element
+          elif key in _TABLES and self._peek() == '{':
+            yield from self._table(key)
           else:
             yield key, OTHER, self._value()
       case '[':
@@ -156,6 +163,35 @@ class _Window:
         yield None, OTHER, self._value()
     if self._peek():
       raise self._error('more text follows after the end of the document')
+
+  def _table(self, key: str) -> Iterator[_Item]:
+    """Yields the values of an object as those of a list, one at a time.
+
+    Before, the next character is the opening brace. If the object is empty, or
+    its first value is not an object itself, it is yielded as a whole.
+
+    Args:
+      key: The name of the object.
+
+    Raises:
+      InputError: If the text is not valid JSON, or a name occurs twice.
+    """
+    whole: dict[str, Any] = {}
+    names: set[str] = set()
+    for name in self._names():
+      if name in names:
+        raise self._error(f'the name {name!r} comes twice in one object')
+      is_first = not names
+      names.add(name)
+      value = self._value()
+      if whole or (is_first and not isinstance(value, dict)):
+        whole[name] = value
+        continue
+      if is_first:
+        yield key, LIST, None
+      yield key, len(names) - 1, value
+    if whole or not names:
+      yield key, OTHER, whole
 
   def _names(self) -> Iterator[str]:
     """Yields the names of an object; the caller parses each value in between.

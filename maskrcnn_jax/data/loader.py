@@ -38,6 +38,7 @@ def load_row(
   *,
   with_truth: bool = True,
   pixel_range: tuple[float, float] | None = None,
+  apply_exif: bool = True,
 ) -> array_types.Batch:
   """Decodes an image of a data set and makes a batch of it alone.
 
@@ -50,8 +51,10 @@ def load_row(
       file.
     with_truth: Whether to fill in the objects. If False, all slots of objects
       are padding.
-    pixel_range: For gray images of 16 or 32 bits, the values (black, white)
-      that become 0 and 255. `None` refuses such images.
+    pixel_range: For images of more than 8 bits a channel, the values (black,
+      white) that become 0 and 255. `None` refuses such images.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      size in the annotations with it and without it.
 
   Raises:
     InputError: If the image cannot be decoded, or if its size is not the one in
@@ -66,6 +69,7 @@ def load_row(
       expected_size=size,
       content=file.content(),
       pixel_range=pixel_range,
+      apply_exif=apply_exif,
     )
     if image.shape[:2] != size:
       raise errors.InputError(
@@ -114,6 +118,7 @@ def train_batches(
   num_workers: int = 0,
   num_threads: int = 2,
   pixel_range: tuple[float, float] | None = None,
+  apply_exif: bool = True,
   scratch_dir: str | pathlib.Path | None = None,
 ) -> Generator[tuple[array_types.Batch, Int[np.ndarray, 'b']], None, None]:
   """Loads the training batches of `num_steps` steps, in order.
@@ -136,8 +141,10 @@ def train_batches(
       process load. Workers are spawned, so the main module must be guarded by
       `if __name__ == '__main__'`.
     num_threads: Number of batches that each worker loads at the same time.
-    pixel_range: For gray images of 16 or 32 bits, the values (black, white)
-      that become 0 and 255. `None` refuses such images.
+    pixel_range: For images of more than 8 bits a channel, the values (black,
+      white) that become 0 and 255. `None` refuses such images.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      size in the annotations with it and without it.
     scratch_dir: Folder in which the index is stored for the workers while they
       load. It needs as much space as the index takes memory. `None` means the
       system's folder for temporary files.
@@ -156,6 +163,7 @@ def train_batches(
     plan=plan,
     limits=limits,
     pixel_range=pixel_range,
+    apply_exif=apply_exif,
     rows=rows,
     order=train_order.make_order(
       plan.canvas_of_image[rows], seed=seed, batch_size=batch_size
@@ -230,6 +238,7 @@ def eval_batches(
   rows: Int[np.ndarray, 'm'] | None = None,
   num_threads: int = 2,
   pixel_range: tuple[float, float] | None = None,
+  apply_exif: bool = True,
 ) -> Generator[tuple[array_types.Batch, Int[np.ndarray, 'b']], None, None]:
   """Loads each image once, without its objects, one canvas after the other.
 
@@ -239,8 +248,10 @@ def eval_batches(
     batch_size: Number of images of a batch, in this process.
     rows: The images to load, as rows of the index. `None` loads all images.
     num_threads: Number of batches that are loaded at the same time.
-    pixel_range: For gray images of 16 or 32 bits, the values (black, white)
-      that become 0 and 255. `None` refuses such images.
+    pixel_range: For images of more than 8 bits a channel, the values (black,
+      white) that become 0 and 255. `None` refuses such images.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      size in the annotations with it and without it.
 
   Yields:
     A batch, and the row of the index of each of its images. The last batch of
@@ -265,6 +276,7 @@ def eval_batches(
     data_set=data_set,
     plan=plan,
     pixel_range=pixel_range,
+    apply_exif=apply_exif,
   )
   return prefetch.load_ahead(load, len(steps), num_threads=num_threads)
 
@@ -276,6 +288,7 @@ def _load_train_step(
   plan: canvases.CanvasPlan,
   limits: GroundTruthLimits,
   pixel_range: tuple[float, float] | None,
+  apply_exif: bool,
   rows: np.ndarray,
   order: train_order.TrainOrder,
   start_step: int,
@@ -288,8 +301,10 @@ def _load_train_step(
     data_set: The data set.
     plan: The canvases (static sizes) of the images of the data set.
     limits: Static sizes of the ground truth.
-    pixel_range: The values (black, white) that become 0 and 255 in gray images
-      of 16 or 32 bits; `None` refuses such images.
+    pixel_range: The values (black, white) that become 0 and 255 in images of
+      more than 8 bits a channel; `None` refuses such images.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      size in the annotations with it and without it.
     rows: The images to train on, as rows of the index.
     order: Chooses the positions in `rows` of the images of a step.
     start_step: The first step.
@@ -303,7 +318,14 @@ def _load_train_step(
   """
   chosen = rows[order.rows(start_step + i)[part]].astype(np.int64)
   batches = [
-    load_row(data_set, plan, int(row), limits, pixel_range=pixel_range)
+    load_row(
+      data_set,
+      plan,
+      int(row),
+      limits,
+      pixel_range=pixel_range,
+      apply_exif=apply_exif,
+    )
     for row in chosen
   ]
   return _concatenate(batches), chosen
@@ -316,6 +338,7 @@ def _load_eval_step(
   data_set: DataSet,
   plan: canvases.CanvasPlan,
   pixel_range: tuple[float, float] | None,
+  apply_exif: bool,
 ) -> _BatchAndRows:
   """Loads batch i of an evaluation, without objects.
 
@@ -326,8 +349,10 @@ def _load_eval_step(
       the batch.
     data_set: The data set.
     plan: The canvases (static sizes) of the images of the data set.
-    pixel_range: The values (black, white) that become 0 and 255 in gray images
-      of 16 or 32 bits; `None` refuses such images.
+    pixel_range: The values (black, white) that become 0 and 255 in images of
+      more than 8 bits a channel; `None` refuses such images.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      size in the annotations with it and without it.
 
   Returns:
     The batch, and the rows of its images as `steps` has them.
@@ -346,6 +371,7 @@ def _load_eval_step(
       image_sets.NO_TRUTH,
       with_truth=False,
       pixel_range=pixel_range,
+      apply_exif=apply_exif,
     )
     for row in chosen
   ]

@@ -4,6 +4,8 @@ Axis letters here: m objects.
 """
 
 from collections.abc import Callable
+import hashlib
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 import numpy as np
@@ -17,6 +19,9 @@ MIN_BOX_IOU = 0.5
 # Share of the objects that may have a box that disagrees with the mask. More
 # are an error.
 _MAX_DISAGREE = 0.2
+
+# Weights of the columns whose sum is a key by which repeated objects are found.
+_WEIGHTS = np.random.default_rng(0).random(8).tolist()
 
 # Returns the name of an object in messages, given its number in the index.
 NameObject = Callable[[int], str]
@@ -78,32 +83,116 @@ def areas_disagree(
 
 
 def check_masks(
-  has_mask: Bool[np.ndarray, 'm'],
-  mask_areas: Float[np.ndarray, 'm'],
+  is_empty: Bool[np.ndarray, 'm'],
   rows: Int[np.ndarray, 'm'],
   report: findings.Report,
   file: str,
   name_object: NameObject,
 ) -> None:
-  """Warns of each mask whose area is zero.
+  """Warns of each mask without a pixel.
 
   Args:
-    has_mask: Whether the object has a mask to be trained on.
-    mask_areas: Areas of the masks, in square pixels. The area of polygons is
-      geometric: a mask that is too thin to contain the centre of a pixel still
-      has an area.
+    is_empty: Whether the object has a mask that covers no pixel of the image.
     rows: Row in the index of the image of each object.
     report: Receives the warnings.
     file: Name of the COCO file, for messages.
     name_object: Returns the name of an object, for messages.
   """
-  for j in np.flatnonzero(has_mask & (mask_areas == 0)).tolist():
+  for j in np.flatnonzero(is_empty).tolist():
     report.warn(
       'A10',
       file,
       name_object(j),
-      'its mask contains no pixel; only its box is trained on.',
+      'its mask contains no pixel of the image; only its box is trained on.',
       row=int(rows[j]),
+    )
+
+
+def check_fractions(
+  bounds: Float[np.ndarray, 'm 4'], report: findings.Report, file: str
+) -> Bool[np.ndarray, 'm']:
+  """Reports masks that look like fractions of the size of the image.
+
+  Args:
+    bounds: Boxes (x1, y1, x2, y2) around the outlines, in pixels. NaN for
+      objects without an outline.
+    report: Receives the error, unless the boxes have given it already.
+    file: Name of the COCO file, for messages.
+
+  Returns:
+    Whether an object has such a mask; all False if they are too few to be an
+    error.
+  """
+  # Comparisons with NaN are False. A mask whose corners are whole numbers is
+  # the first pixel of the image.
+  in_unit = ((bounds >= 0) & (bounds <= 1)).all(axis=1)
+  in_unit &= (bounds != np.floor(bounds)).any(axis=1)
+  count = int(in_unit.sum())
+  if not findings.are_many(count, len(bounds)):
+    return np.zeros(len(bounds), bool)
+  if 'A28' not in report.error_codes:
+    report.error(
+      'A28',
+      file,
+      '',
+      f'{count} of {len(bounds)} masks lie within 0..1 in x and in y, so they'
+      ' look like fractions of the size of the image; COCO has pixels: multiply'
+      ' x by the width of the image and y by its height.',
+      count=count,
+    )
+  return in_unit
+
+
+def check_repeats(
+  index: CocoIndex,
+  rows: Int[np.ndarray, 'm'],
+  report: findings.Report,
+  file: str,
+  name_object: NameObject,
+) -> None:
+  """Warns of objects that occur more than once.
+
+  Such objects have the same image, class, box and outline. If they have no
+  outline, they also have the same area. Crowd regions do not count.
+
+  Args:
+    index: The objects.
+    rows: Row in the index of the image of each object.
+    report: Receives the warnings.
+    file: Name of the COCO file, for messages.
+    name_object: Returns the name of an object, for messages.
+  """
+  if not len(rows):
+    return
+  lengths = np.diff(index.outline_starts)
+  columns = [*index.boxes.T, index.classes, lengths, index.crowd, rows]
+  # Repeated objects have the same key, and few others do.
+  key = sum(c * w for c, w in zip(columns, _WEIGHTS, strict=True))
+  order = np.argsort(key, kind='stable')
+  is_like_last = np.diff(key[order]) == 0
+  is_alike = np.append(is_like_last, False) | np.append(False, is_like_last)
+  groups: dict[bytes, list[int]] = {}
+  for j in order[is_alike & ~index.crowd[order]].tolist():
+    outline = slice(*index.outline_starts[j : j + 2].tolist())
+    digest = hashlib.blake2b(index.vertices[outline].tobytes())
+    digest.update(index.parts[outline].tobytes())
+    if not lengths[j]:
+      digest.update(index.areas[j].tobytes())
+    for column in columns:
+      digest.update(column[j].tobytes())
+    groups.setdefault(digest.digest(), []).append(j)
+  repeated = [group for group in groups.values() if len(group) > 1]
+  if repeated:
+    count = sum(len(group) - 1 for group in repeated)
+    first = min(repeated)
+    report.warn(
+      'A30',
+      file,
+      '',
+      f'{count} annotations repeat another one of the same image, with the same'
+      f' class, box and mask; first: {name_object(first[0])} occurs'
+      f' {len(first)} times. Each is trained on as an object of its own.',
+      count=count,
     )
 
 
@@ -179,14 +268,21 @@ def check_areas(
     )
 
 
-def check_classes(index: CocoIndex, report: findings.Report, file: str) -> None:
+def check_classes(
+  index: CocoIndex,
+  used_ids: set[Any],
+  report: findings.Report,
+  file: str,
+) -> None:
   """Reports classes without objects, and classes named background.
 
   A class named background is an error if it has objects, otherwise a warning.
-  Crowd regions do not count as objects.
+  Crowd regions do not count as objects. A class whose objects may have been
+  left out because of an error is not reported.
 
   Args:
     index: The class table and all objects.
+    used_ids: The category ids of all annotations of the file.
     report: Receives the errors and warnings.
     file: Name of the COCO file, for messages.
   """
@@ -206,7 +302,9 @@ def check_classes(index: CocoIndex, report: findings.Report, file: str) -> None:
   empty = [
     category.name
     for category, count in zip(index.categories, counts, strict=True)
-    if not count and not is_background(category)
+    if not count
+    and not is_background(category)
+    and not (report.error_codes and category.id in used_ids)
   ]
   if empty and len(index.classes):
     shown = ', '.join(empty[:10]) + (', ...' if len(empty) > 10 else '')

@@ -317,6 +317,12 @@ def rle_counts(
     )
   counts = segmentation.get('counts')
   match counts:
+    case str() if counts.startswith(("b'", 'b"')):
+      # The quotation mark cannot be a part of an RLE.
+      raise errors.InputError(
+        f'A09: the counts of the RLE are {_shown(counts)}, the text of a bytes'
+        ' object of Python; write counts.decode() instead of str(counts).'
+      )
     case str():
       counts = _uncompress(counts.encode('utf-8', 'surrogatepass'))
     case bytes():

@@ -74,7 +74,7 @@ class SeveralSets(NamedTuple):
       if difference:
         raise errors.InputError(
           f'{name}: A21: it has other classes than {self.sets[0]}, but both are'
-          f' read as one training set: {"; ".join(difference[:10])}.'
+          f' read as one training set: {coco.format_difference(difference)}.'
         )
       if isinstance(part, str | pathlib.Path):
         _warn_of_shared_images(index, part, name, set_of_file, report)

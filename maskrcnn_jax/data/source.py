@@ -13,16 +13,25 @@ CONTRIBUTING.md has an example.
 """
 
 import bisect
+import concurrent.futures
+import filecmp
 import os
 import pathlib
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import coco, findings
-from maskrcnn_jax.data.coco_index import CocoIndex
+from maskrcnn_jax.data.coco_index import CocoIndex, normal_file_name
 from maskrcnn_jax.data.columns import StoredIndex
-from maskrcnn_jax.data.images import case_hint
+from maskrcnn_jax.data.images import case_hint, header_notes
 from maskrcnn_jax.data.records import RecordImage, RecordImages
+
+# Largest number of image files of which a training looks at the header before
+# it starts, and the number of threads that do.
+_NUM_HEADERS = 2_000
+_HEADER_THREADS = 8
 
 
 class SeveralImages(NamedTuple):
@@ -295,6 +304,103 @@ def check_images_exist(
     for part, name, start, end in zip(*images, ends, strict=True)
     for row in _missing_images(index, part, range(start, end), name, report)
   ]
+
+
+def shared_images(one: DataSet, other: DataSet) -> list[str]:
+  """Returns the file names of images that two data sets have in common.
+
+  These are images of the same name that are the same file, or that have the
+  same bytes. Different folders often have different images of the same name.
+
+  Args:
+    one: A data set.
+    other: Another data set, whose file names are returned, sorted.
+  """
+  rows: dict[str, list[int]] = {}
+  for row, name in enumerate(one.coco_index.file_names):
+    rows.setdefault(normal_file_name(name), []).append(row)
+  shared = set()
+  for row, name in enumerate(other.coco_index.file_names):
+    file = image_file(other.images, row, name)
+    for there in rows.get(normal_file_name(name), ()):
+      other_name = one.coco_index.file_names[there]
+      if _are_same(file, image_file(one.images, there, other_name)):
+        shared.add(name)
+        break
+  return sorted(shared)
+
+
+def _are_same(one: ImageFile, other: ImageFile) -> bool:
+  """Tells whether two image files are the same or have the same bytes.
+
+  A file that cannot be read is not the same as any other.
+
+  Args:
+    one: An image file.
+    other: Another image file.
+  """
+  try:
+    if one.record is None and other.record is None:
+      # Files of different sizes are not read.
+      return os.path.samefile(one.path, other.path) or filecmp.cmp(
+        one.path, other.path, shallow=False
+      )
+    contents = [
+      pathlib.Path(file.path).read_bytes()
+      if file.record is None
+      else file.content()
+      for file in (one, other)
+    ]
+  except (OSError, ValueError):
+    return False
+  return contents[0] == contents[1]
+
+
+def header_warnings(data_set: DataSet, *, apply_exif: bool) -> list[str]:
+  """Returns the warnings that the headers of the image files show.
+
+  `check_data` gives the same warnings, of all images. Here at most
+  `_NUM_HEADERS` images, evenly spread over the data set, are looked at, because
+  a training cannot wait until millions of files are opened.
+
+  Args:
+    data_set: The data set. All of its image files must exist.
+    apply_exif: Whether the EXIF orientation is applied if the image has the
+      size in the annotations with it and without it.
+
+  Returns:
+    A line for each code: the first warning, and the number of cases.
+  """
+  index = data_set.coco_index
+  total = len(index.file_names)
+  rows = np.unique(
+    np.linspace(0, max(total - 1, 0), min(total, _NUM_HEADERS)).astype(int)
+  ).tolist()
+
+  def look(row: int) -> tuple[str, ...]:
+    """Returns the warnings about the image of a row."""
+    file = image_file(data_set.images, row, index.file_names[row])
+    return header_notes(
+      file.path,
+      (int(index.heights[row]), int(index.widths[row])),
+      apply_exif=apply_exif,
+      content=file.content(),
+    )
+
+  report = findings.Report(stop=False, keep=1)
+  # Threads hide the latency of a network disk.
+  with concurrent.futures.ThreadPoolExecutor(_HEADER_THREADS) as pool:
+    for row, notes in zip(rows, pool.map(look, rows), strict=True):
+      for note in notes:
+        code, reason = findings.split_code(note)
+        report.warn(code, set_name(data_set.images, row), '', reason, row=row)
+  more = ''
+  if len(rows) < total:
+    more = (
+      f' Only {len(rows)} of {total} images were looked at; python -m'
+      ' maskrcnn_jax.check_data looks at all.'
+    )
+  return [line + more for line in report.warnings()]
 
 
 def _missing_images(

@@ -19,6 +19,7 @@ from maskrcnn_jax.data.source import (
   DataSet,
   Source,
   check_images_exist,
+  header_warnings,
   read_set,
 )
 from maskrcnn_jax.detector import (
@@ -118,6 +119,10 @@ def evaluate(
       source, require_masks=False, require_annotations=not skip_eval
     )
   index = data_set.coco_index
+  if skip_eval and not index.categories:
+    # A list of images that has no annotations need not have classes.
+    index = index._replace(categories=detector.categories)
+    data_set = data_set._replace(coco_index=index)
   difference = coco.class_table_difference(
     index.categories, detector.categories
   )
@@ -133,7 +138,7 @@ def evaluate(
       )
     raise InputError(
       f'C01: {source} has other classes than the checkpoint: '
-      f'{"; ".join(difference[:10])}. {advice}'
+      f'{coco.format_difference(difference)}. {advice}'
     )
   if not index.image_ids:
     raise InputError(
@@ -142,6 +147,9 @@ def evaluate(
     )
   with waiting('Looking for the images'):
     check_images_exist(data_set)
+    warnings = header_warnings(data_set, apply_exif=config.data.apply_exif)
+  for line in warnings:
+    logging.warning('%s', line)
   truth = None
   if not skip_eval:
     # Every process checks the ground truth, so that all processes stop if it is
@@ -279,7 +287,8 @@ def _detect_set(
     plan: The canvas (static padded size) of each image.
     config: The recipe. Its `eval.batch_size` is the number of images that a
       process detects in at once, rounded up to a multiple of the number of
-      its devices. `data.num_threads` and `data.pixel_range` are used too.
+      its devices. `data.num_threads`, `data.pixel_range` and
+      `data.apply_exif` are used too.
     workdir: Process 0 writes time and speed to its log.txt.
 
   Returns:
@@ -300,6 +309,7 @@ def _detect_set(
     rows=share,
     num_threads=config.data.num_threads,
     pixel_range=pixel_range_of(config),
+    apply_exif=config.data.apply_exif,
   )
   started = time.monotonic()
   width_offset = geometry_of(detector.config).width_offset

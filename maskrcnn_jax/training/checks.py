@@ -18,8 +18,10 @@ from maskrcnn_jax.data import coco, coco_index, findings, image_sets
 from maskrcnn_jax.data.source import (
   DataSet,
   check_images_exist,
+  header_warnings,
   options_of,
   read_set,
+  shared_images,
 )
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.average_precision import check_backend
@@ -146,19 +148,22 @@ def read_training_set(
   for line in image_sets.format_waterfall(waterfall).splitlines():
     logging.info('%s', line)
   check_images_exist(data_set)
+  for line in header_warnings(data_set, apply_exif=config.data.apply_exif):
+    logging.warning('%s', line)
   return data_set, rows
 
 
 def check_eval_set(
-  config: ml_collections.ConfigDict, index: coco_index.CocoIndex
+  config: ml_collections.ConfigDict, training_set: DataSet
 ) -> None:
   """Checks, before the training, that evaluations of the model can run.
 
-  If the recipe names no evaluation set, this is only logged.
+  If the recipe names no evaluation set, this is only logged. A warning is
+  logged if images of the evaluation set are in the training set too.
 
   Args:
     config: The recipe.
-    index: Index of the training set, which must have the same classes.
+    training_set: The training set, which must have the same classes.
 
   Raises:
     InputError: If the evaluation set is missing or has errors or other classes,
@@ -175,14 +180,27 @@ def check_eval_set(
   source.check_is_there('--config.data.eval.')
   data_set = read_set(source, require_masks=False)
   difference = coco.class_table_difference(
-    data_set.coco_index.categories, index.categories
+    data_set.coco_index.categories,
+    training_set.coco_index.categories,
+    there_name='the training set',
   )
   if difference:
     raise InputError(
       f'A21: {source} has other classes than the training set: '
-      f'{"; ".join(difference[:10])}.'
+      f'{coco.format_difference(difference)}.'
     )
   check_images_exist(data_set)
+  shared = shared_images(training_set, data_set)
+  if shared:
+    shown = ', '.join(shared[:5]) + (', ...' if len(shared) > 5 else '')
+    logging.warning(
+      'A20: %d of the %d images of %s are in the training set too, so its AP '
+      'says nothing about new images: %s.',
+      len(shared),
+      len(data_set.coco_index.file_names),
+      source,
+      findings.printable(shown),
+    )
   content = source.read_content()
   for kind in ('bbox', 'segm')[: 2 if heads_of(config).masks else 1]:
     check_truth(content, kind=kind)

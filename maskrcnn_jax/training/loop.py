@@ -292,6 +292,7 @@ def _load_batches(run: Run, first_step: int) -> Generator[Batch, None, None]:
       num_workers=num_workers,
       num_threads=run.config.data.num_threads,
       pixel_range=pixel_range_of(run.config),
+      apply_exif=run.config.data.apply_exif,
       scratch_dir=run.workdir,
     )
     try:

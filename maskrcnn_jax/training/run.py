@@ -214,7 +214,7 @@ def prepare_run(
     )
   if eval_every or not skip_test:
     with waiting('Checking the evaluation set'):
-      check_eval_set(config, index)
+      check_eval_set(config, data_set)
   rcnn = Rcnn.from_config(
     config,
     num_classes=len(index.categories) + 1,

@@ -215,9 +215,105 @@ def write(content, name='0.png'):
 def as_corners(data):
   # The boxes are right of the middle. Taken for (x, y, width, height), their
   # corners reach over the edge of the image.
+  for i, entry in enumerate(data.objects):
+    y = 38 + i % 3
+    entry['bbox'] = [50, y, 70, 60]
+    entry['segmentation'] = [[50, y, 70, y, 70, 60, 50, 60]]
+
+
+def points_in_all(data):
+  """Adds a polygon of two points to each mask."""
   for entry in data.objects:
-    entry['bbox'] = [50, 40, 70, 60]
-    entry['segmentation'] = [[50, 40, 70, 40, 70, 60, 50, 60]]
+    entry['segmentation'].append([1, 2, 3, 4])
+
+
+def as_fractions(data):
+  """Divides all coordinates by the size of the image."""
+  for entry in data.objects:
+    x, y, w, h = entry['bbox']
+    entry['bbox'] = [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT]
+    masks_as_fractions_of(entry)
+
+
+def masks_as_fractions_of(entry):
+  """Divides the coordinates of a polygon by the size of the image."""
+  (polygon,) = entry['segmentation']
+  entry['segmentation'] = [
+    [n / (HEIGHT if i % 2 else WIDTH) for i, n in enumerate(polygon)]
+  ]
+
+
+def masks_as_fractions(data):
+  """Divides the coordinates of all masks by the size of the image."""
+  for entry in data.objects:
+    masks_as_fractions_of(entry)
+
+
+def tiny_object(data):
+  """Makes one of many boxes lie in the first pixel of its image."""
+  data.first.update(
+    bbox=[0.2, 0.1, 0.7, 0.8],
+    segmentation=[[0.2, 0.1, 0.9, 0.1, 0.9, 0.9, 0.2, 0.9]],
+    area=0.56,
+  )
+
+
+def half_crowd(data):
+  """Makes every second annotation a crowd region."""
+  for entry in data.objects[::2]:
+    entry['iscrowd'] = 1
+
+
+def twice(data):
+  """Adds some annotations once more, under other ids."""
+  data.objects.extend(
+    entry | {'id': 1000 + i} for i, entry in enumerate(data.objects[:4])
+  )
+
+
+def roboflow_root(data):
+  """Adds a category that groups the others and has the name of one."""
+  for category in data.content['categories']:
+    category['supercategory'] = 'rect'
+  data.content['categories'].insert(
+    0, {'id': 0, 'name': 'rect', 'supercategory': 'none'}
+  )
+
+
+def bow_ties(data):
+  """Crosses the outlines, so that their areas by the shoelace formula are 0."""
+  for entry in data.objects:
+    x, y, w, h = entry['bbox']
+    entry['segmentation'] = [[x, y, x + w, y + h, x + w, y, x, y + h]]
+    entry['area'] = w * h / 2
+
+
+def beyond_the_image(data):
+  """Makes masks reach far beyond the image, with the areas inside of it."""
+  for entry in data.objects:
+    x, y, w, h = entry['bbox']
+    entry['bbox'] = [0, y, x + w, h]
+    entry['segmentation'] = [[-90, y, x + w, y, x + w, y + h, -90, y + h]]
+    entry['area'] = (x + w) * h
+
+
+def lines(data):
+  """Makes the masks lines, which cover no pixel, although their boxes do."""
+  for entry in data.objects:
+    x, y, w, h = entry['bbox']
+    entry['segmentation'] = [[x, y, x + w, y + h, x, y]]
+
+
+def annotations_by_id(data):
+  """Writes the annotations as an object whose names are the ids."""
+  data.content['annotations'] = {str(a['id']): a for a in data.objects}
+
+
+def as_lvis(data):
+  """Gives the images an address instead of a file name."""
+  for image in data.images:
+    name = image.pop('file_name')
+    image['coco_url'] = f'http://images.cocodataset.org/val2017/{name}'
 
 
 def all_apart(data):
@@ -348,16 +444,79 @@ def rotated(turn_json):
       data.images[0].update(height=WIDTH, width=HEIGHT)
       x, y, w, h = data.first['bbox']
       for entry in data.objects[:3]:
+        y += 4
         entry['bbox'] = [x, y, w, h]
         entry['segmentation'] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
   return spoil
 
 
+def square_with_exif(data):
+  """Stores the first image, made square, with an EXIF orientation."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  with Image.open(data.images_dir / '0.png') as image:
+    image.crop((0, 0, HEIGHT, HEIGHT)).save(data.file(), exif=exif)
+  data.images[0].update(width=HEIGHT)
+  # The third object is in the part that is cut off.
+  del data.objects[2]
+
+
+def mirrored(data):
+  """Stores the first image mirrored, with an EXIF orientation that says so."""
+  exif = Image.Exif()
+  exif[0x0112] = 2
+  with Image.open(data.images_dir / '0.png') as image:
+    stored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+  stored.save(data.file(), exif=exif)
+
+
 def gray():
   """Returns a gray image with a ramp of values."""
   ramp = np.arange(HEIGHT * WIDTH) % 256
   return Image.fromarray(ramp.reshape(HEIGHT, WIDTH).astype(np.uint8))
+
+
+def png(chunks):
+  """Returns the bytes of a PNG of (name, content) of its chunks."""
+  return b'\x89PNG\r\n\x1a\n' + b''.join(
+    struct.pack('>I', len(content))
+    + name
+    + content
+    + struct.pack('>I', zlib.crc32(name + content))
+    for name, content in chunks.items()
+  )
+
+
+def wide_png():
+  """Returns the bytes of a PNG in colour with 16 bits a channel."""
+  rows = b'\0' + struct.pack('>3H', 900, 9_000, 60_000) * WIDTH
+  chunks = {
+    b'IHDR': struct.pack('>II5B', WIDTH, HEIGHT, 16, 2, 0, 0, 0),
+    b'IDAT': zlib.compress(rows * HEIGHT),
+    b'IEND': b'',
+  }
+  return png(chunks)
+
+
+def infrared():
+  """Returns the bytes of a TIFF file with RGB and a fourth channel."""
+  entries = [
+    (256, 3, 1, WIDTH),
+    (257, 3, 1, HEIGHT),
+    (258, 3, 4, 150),
+    (259, 3, 1, 1),
+    (262, 3, 1, 2),
+    (273, 4, 1, 200),
+    (277, 3, 1, 4),
+    (278, 3, 1, HEIGHT),
+    (279, 4, 1, HEIGHT * WIDTH * 4),
+    (338, 3, 1, 0),
+  ]
+  head = b'II*\0' + struct.pack('<IH', 8, len(entries))
+  head += b''.join(struct.pack('<HHII', *entry) for entry in entries)
+  head = head.ljust(150, b'\0') + struct.pack('<4H', 8, 8, 8, 8)
+  return head.ljust(200, b'\0') + bytes(HEIGHT * WIDTH * 4)
 
 
 def five_channels():
@@ -398,13 +557,7 @@ def huge_png():
     b'IDAT': zlib.compress(bytes(10**7)),
     b'IEND': b'',
   }
-  return b'\x89PNG\r\n\x1a\n' + b''.join(
-    struct.pack('>I', len(content))
-    + name
-    + content
-    + struct.pack('>I', zlib.crc32(name + content))
-    for name, content in chunks.items()
-  )
+  return png(chunks)
 
 
 def image_of(height, width):
@@ -465,6 +618,17 @@ CASES = [
     True,
   ),
   Case('boxes_as_corners', 'A03', True, as_corners, True),
+  Case('coordinates_as_fractions', 'A28', True, as_fractions),
+  Case('masks_as_fractions', 'A28', True, masks_as_fractions),
+  Case('box_in_the_first_pixel', 'A28', False, tiny_object, size=MANY),
+  Case('half_crowd', 'A29', False, half_crowd),
+  Case('annotations_twice', 'A30', False, twice),
+  Case('category_groups_others', 'A15', False, roboflow_root),
+  Case('bow_ties', '', False, bow_ties),
+  Case('masks_beyond_the_image', '', False, beyond_the_image),
+  Case('masks_are_lines', 'A10', False, lines),
+  Case('annotations_by_id', '', False, annotations_by_id),
+  Case('lvis', '', False, as_lvis),
   Case('box_nan', 'A04', True, set_first(bbox=[6, 8, NAN, 9]), True),
   Case('box_inf', 'A04', True, set_first(bbox=[6, 8, math.inf, 9]), True),
   Case('box_text', 'A04', True, set_first(bbox=['6', 8, 9, 9]), True),
@@ -497,8 +661,15 @@ CASES = [
   Case(
     'polygon_of_4',
     'A05',
-    True,
+    False,
     set_first(segmentation=[SQUARE, [1, 2, 3, 4]]),
+    True,
+  ),
+  Case(
+    'polygons_of_4',
+    'A05',
+    False,
+    points_in_all,
     True,
   ),
   Case(
@@ -685,6 +856,8 @@ CASES = [
   ),
   Case('jpeg_called_png', '', False, save(gray, format='JPEG')),
   Case('turned_by_exif', '', False, rotated(False)),
+  Case('square_with_exif', 'I04', False, square_with_exif),
+  Case('mirrored_by_exif', 'I04', False, mirrored),
   Case('turned_as_stored', '', False, rotated(True)),
   Case(
     'size_wrong', 'I05', True, set_image(height=HEIGHT + 9), found_at='load'
@@ -718,6 +891,9 @@ CASES = [
     found_at='load',
   ),
   Case(
+    'image_16_bit_colour', 'I09', True, write(wide_png()), True, found_at='load'
+  ),
+  Case(
     'image_float',
     'I10',
     True,
@@ -733,6 +909,7 @@ CASES = [
     True,
     found_at='load',
   ),
+  Case('image_infrared', 'I11', False, write(infrared(), '0.tif')),
   Case(
     'image_5_channels',
     'I11',

@@ -15,10 +15,12 @@ import pytest
 
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import coco, coco_index, findings
+from maskrcnn_jax.data.outlines import fill_outline, polygons_to_outline
 
 SHARED = pathlib.Path(__file__).parents[3] / 'shared'
 
 SQUARE = [2, 3, 6, 3, 6, 7, 2, 7]
+RLE = {'size': [10, 12], 'counts': [20, 100]}
 
 
 def example():
@@ -265,7 +267,12 @@ ANNS, IMGS, CATS = 'annotations', 'images', 'categories'
     ((ANNS, 0, 'segmentation', 0, 3), float('nan'), '501: A04: .* is nan'),
     ((ANNS, 0, 'segmentation', 0, 3), '3', "501: A04: .*'3'.*not a number"),
     ((ANNS, 0, 'segmentation'), SQUARE, '501: A07: .*flat'),
-    ((ANNS, 0, 'segmentation'), [[[2, 3], [4, 5]] * 3], '501: A04'),
+    ((ANNS, 0, 'segmentation'), [[[2, 3], [4, 5]] * 3], '501: A07: .*pairs'),
+    ((ANNS, 0, 'segmentation'), [[[2, 3], [4, 5], [6, 9]]], 'A07: .*pairs'),
+    ((ANNS, 0, 'segmentation'), [[2, 3], [4, 5], [6, 9]], 'A07: .*pairs'),
+    ((ANNS, 0, 'segmentation'), [RLE, RLE], 'A07: .*a list of 2 RLEs'),
+    ((ANNS, 0, 'segmentation'), [SQUARE, None], 'A07: .* holds None'),
+    ((ANNS, 1, 'segmentation', 'counts'), "b'3a0'", 'A09: .*counts.decode'),
     ((ANNS, 0, 'segmentation'), 'x', '501: A07: segmentation is a str'),
     ((ANNS, 1, 'segmentation', 'size'), [9, 9], r'502: A09: .*\[10, 12\]'),
     ((ANNS, 1, 'segmentation', 'counts'), [9], '502: A09: .* sum to 9'),
@@ -287,7 +294,9 @@ ANNS, IMGS, CATS = 'annotations', 'images', 'categories'
     ((CATS, 0), 'dog', 'category 0 of the list: A13: it is not'),
     ((CATS,), [], "A23: 'categories' is empty"),
     ((ANNS,), ..., "A25: .*no list 'annotations'"),
-    ((ANNS,), {}, "A25: .*no list 'annotations'"),
+    ((ANNS,), {}, "A25: .*no list 'annotations' in it: .* is an object"),
+    ((ANNS,), 'a.json', "A25: .*no list 'annotations' in it: .* is a text"),
+    ((IMGS,), {'count': 2}, "A25: .*no list 'images' in it: .* is an object"),
   ],
 )
 def test_read_coco_refuses_what_contradicts_itself(
@@ -436,18 +445,209 @@ def test_class_table_difference_says_what_differs():
   there = coco_index.Category(1, 'dog'), coco_index.Category(7, 'Cat')
   assert coco.class_table_difference(here, here) == []
   assert coco.class_table_difference(here, there) == [
-    "class 2: id 7 'cat' here, id 7 'Cat' in the checkpoint"
+    "7 is 'cat' here and 'Cat' in the checkpoint"
   ]
   assert coco.class_table_difference(here, there[:1], there_name='b.json') == [
-    "class 2: id 7 'cat' here, nothing in b.json"
+    "b.json lacks 7 'cat'"
   ]
-  assert coco.class_table_difference(here[:1], here) == [
-    "class 2: nothing here, id 7 'cat' in the checkpoint"
-  ]
+  assert coco.class_table_difference(here[:1], here) == ["it lacks 7 'cat'"]
   assert coco.class_table_difference(here, (here[1], here[0])) == [
-    "class 1: id 1 'dog' here, id 7 'cat' in the checkpoint",
-    "class 2: id 7 'cat' here, id 1 'dog' in the checkpoint",
+    "the order differs: class 1 is 'dog' here and 'cat' in the checkpoint"
   ]
+  moved = coco_index.Category(0, 'dog'), coco_index.Category(7, 'cat')
+  assert coco.class_table_difference(here, moved) == [
+    "'dog' has the id 1 here and 0 in the checkpoint"
+  ]
+
+
+def test_class_table_difference_is_empty_for_equal_tables_only():
+  rng = np.random.default_rng(0)
+  for _ in range(500):
+    one, other = (
+      tuple(
+        coco_index.Category(int(id_), 'abcd'[name])
+        for id_, name in zip(
+          rng.permutation(4)[:count], rng.permutation(4)[:count], strict=True
+        )
+      )
+      for count in rng.integers(0, 4, 2)
+    )
+    assert bool(coco.class_table_difference(one, other)) == (one != other)
+
+
+def test_one_class_more_in_front_of_many_is_one_difference():
+  table = tuple(coco_index.Category(i, f'c{i}') for i in range(1, 200))
+  assert coco.class_table_difference(table[1:], table) == ["it lacks 1 'c1'"]
+  lines = coco.class_table_difference(table, table[:100])
+  assert len(lines) == 99
+  assert coco.format_difference(lines).endswith("110 'c110'; and 89 more")
+
+
+def report_of(content, tmp_path, **options):
+  """Reads a document and returns its index and {code: reasons}."""
+  path = tmp_path / 'instances.json'
+  path.write_text(json.dumps(content))
+  report = findings.Report(stop=False)
+  index = coco.read_coco(path, report=report, **options)
+  reasons = {}
+  for found in report.kept:
+    reasons.setdefault(found.code, []).append(found.reason)
+  return index, reasons
+
+
+def roboflow():
+  """Returns a document with a category that groups all others."""
+  content = example()
+  content['categories'] = [
+    {'id': 0, 'name': 'dog', 'supercategory': 'none'},
+    {'id': 18, 'name': 'dog', 'supercategory': 'dog'},
+    {'id': 3, 'name': 'car', 'supercategory': 'dog'},
+  ]
+  return content
+
+
+def names_of(index):
+  return [(category.id, category.name) for category in index.categories]
+
+
+def test_a_category_that_groups_others_is_left_out_for_a_class(tmp_path):
+  content = roboflow()
+  index, reasons = report_of(content, tmp_path)
+  assert names_of(index) == [(3, 'car'), (18, 'dog')]
+  assert list(reasons) == ['A15', 'A12', 'A26']
+  # In any order, and in a split without annotations, the class stays.
+  content['categories'].reverse()
+  assert names_of(report_of(content, tmp_path)[0]) == names_of(index)
+  content['annotations'] = []
+  other, reasons = report_of(content, tmp_path)
+  assert names_of(other) == names_of(index)
+  assert list(reasons) == ['A15']
+
+
+def test_two_categories_of_a_name_are_an_error_if_none_only_groups(tmp_path):
+  content = roboflow()
+  content['annotations'][1]['category_id'] = 0
+  _, reasons = report_of(content, tmp_path)
+  assert 'two categories have the name' in reasons['A15'][0]
+  assert 'A14' not in reasons
+  # A group of another name is a class without objects.
+  content = roboflow()
+  content['categories'][0]['name'] = 'animals'
+  for category in content['categories'][1:]:
+    category['supercategory'] = 'animals'
+  index, reasons = report_of(content, tmp_path)
+  assert len(index.categories) == 3
+  assert 'A15' not in reasons
+  assert 'animals' in reasons['A22'][0]
+
+
+@pytest.mark.parametrize(
+  ('key', 'entry', 'code'),
+  [
+    (CATS, {'id': 18}, 'A13'),
+    (CATS, {'id': None, 'name': 'dog'}, 'A13'),
+    (CATS, {'id': 3, 'name': 'dog'}, 'A15'),
+    (CATS, {'id': 18, 'name': 'car'}, 'A15'),
+    (IMGS, {'id': None, 'file_name': 'a', 'height': 9, 'width': 9}, 'A19'),
+    (IMGS, {'id': 7, 'file_name': 'a', 'height': 9, 'width': 9}, 'A17'),
+    (IMGS, {'id': 30, 'file_name': 'a', 'height': 0, 'width': 9}, 'I05'),
+  ],
+)
+def test_no_finding_follows_from_a_rejected_entry(tmp_path, key, entry, code):
+  content = example()
+  for annotation_ in content[ANNS]:
+    annotation_.update(area=20, iscrowd=annotation_.get('iscrowd', 0))
+  # The entry comes in place of that of the id 18 or 30.
+  content[key] = [e for e in content[key] if e['id'] not in (18, 30)]
+  content[key].append(entry)
+  _, reasons = report_of(content, tmp_path)
+  assert list(reasons) == [code]
+
+
+def test_lines_have_no_mask_and_bow_ties_have_one(tmp_path):
+  content = example()
+  lines = [[1, 3, 6, 3, 1, 3], [2, 2, 5, 5, 2, 2]]
+  tie = [1, 2, 7, 8, 7, 2, 1, 8]
+  content['annotations'] = [
+    annotation(1, 3, [1, 2, 6, 6], [lines[0]], area=18, iscrowd=0),
+    annotation(2, 18, [1, 2, 6, 6], [tie], area=18, iscrowd=0),
+    annotation(3, 3, [2, 2, 3, 3], [lines[1]], area=9, iscrowd=0),
+  ]
+  index, reasons = report_of(content, tmp_path)
+  assert list(reasons) == ['A10']
+  assert len(reasons['A10']) == 2
+  # The training step sees a mask where the outline has vertices.
+  assert np.diff(index.outline_starts).tolist() == [0, 5, 0]
+  assert_array_equal(index.vertices[0], tie[:2])
+  assert len(index.boxes) == 3
+
+
+def test_areas_are_wrong_by_the_number_of_pixels(tmp_path):
+  content = example()
+  tie = [1, 1, 11, 9, 11, 1, 1, 9]
+  mask = fill_outline(*polygons_to_outline([tie]), 10, 12)
+  content['annotations'] = [
+    # The shoelace formula gives 0, and 1240 for the one beyond the image.
+    annotation(1, 3, [1, 1, 10, 8], [tie], area=int(mask.sum()), iscrowd=0),
+    annotation(
+      2,
+      3,
+      [0, 2, 9, 6],
+      [[-190, 2, 9, 2, 9, 8, -190, 8]],
+      area=54,
+      iscrowd=0,
+    ),
+    annotation(3, 18, [1, 1, 10, 8], [tie], area=400, iscrowd=0),
+  ]
+  _, reasons = report_of(content, tmp_path)
+  assert [line[:8] for line in reasons['A26']] == ['1 areas ']
+  assert 'annotation 3' in reasons['A26'][0]
+
+
+def test_the_end_of_an_address_is_the_file_name(tmp_path):
+  content = example()
+  del content['images'][0]['file_name']
+  content['images'][0]['coco_url'] = 'http://x.org/val2017/my%20b.jpg?size=9'
+  index, _ = report_of(content, tmp_path)
+  assert index.file_names == ['my b.jpg', 'a.jpg']
+  content['images'][0]['coco_url'] = 'http://x.org/val2017/'
+  _, reasons = report_of(content, tmp_path)
+  assert reasons['I01'] == ["it has no 'file_name'."]
+
+
+@pytest.mark.parametrize(
+  ('count', 'total', 'many'),
+  [
+    (1, 1, True),
+    (1, 19, True),
+    (1, 20, False),
+    (5, 100, False),
+    (6, 100, True),
+    (6, 600, False),
+    (7, 600, True),
+    (0, 5, False),
+  ],
+)
+def test_few_objects_of_a_small_set_are_no_error(count, total, many):
+  assert findings.are_many(count, total) == many
+
+
+def test_repeated_objects_are_counted(tmp_path):
+  content = example()
+  square = annotation(1, 3, [2, 3, 4, 4], [SQUARE], area=16, iscrowd=0)
+  moved = [[x + 0.5 for x in SQUARE]]
+  content['annotations'] = [
+    square | {'id': 9, 'category_id': 18},
+    *(square | {'id': i} for i in (1, 2, 3)),
+    square | {'id': 4, 'segmentation': moved},
+    square | {'id': 5, 'image_id': 30},
+    square | {'id': 6, 'image_id': 30, 'iscrowd': 1},
+    square | {'id': 7, 'image_id': 30, 'iscrowd': 1},
+  ]
+  _, reasons = report_of(content, tmp_path)
+  (line,) = reasons['A30']
+  assert line.startswith('2 annotations repeat')
+  assert 'annotation 1 occurs 3 times' in line
 
 
 @pytest.mark.parametrize(

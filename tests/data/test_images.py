@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 from numpy.testing import assert_array_equal
-from PIL import Image, ImageOps
+from PIL import Image
 import pytest
 
 from maskrcnn_jax import errors
@@ -81,27 +81,59 @@ def test_decode_image_reads_a_cmyk_jpeg(tmp_path):
   assert_array_equal(decoded, np.full((8, 8, 3), 255))
 
 
-@pytest.mark.parametrize('orientation', range(1, 9))
-def test_decode_image_applies_the_exif_orientation(tmp_path, orientation):
-  path = save_turned(tmp_path / 'a.png', picture(), orientation)
+# For each EXIF orientation, the upright picture of the stored pixels, by the
+# table of the EXIF standard: the sides of the picture at which the first row
+# and the first column of the stored pixels are.
+UPRIGHT = {
+  1: lambda a: a,
+  2: lambda a: a[:, ::-1],
+  3: lambda a: a[::-1, ::-1],
+  4: lambda a: a[::-1],
+  5: lambda a: a.swapaxes(0, 1),
+  6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+  7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+  8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+
+
+@pytest.mark.parametrize('ending', ['png', 'tif', 'webp'])
+@pytest.mark.parametrize('width', [4, 6])
+@pytest.mark.parametrize('orientation', UPRIGHT)
+def test_orientations_follow_the_size_and_are_applied_in_doubt(
+  tmp_path, ending, width, orientation
+):
+  stored = picture(4, width)
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  options = {'lossless': True} if ending == 'webp' else {}
+  path = save(tmp_path / f'a.{ending}', stored, exif=exif, **options)
+  upright = UPRIGHT[orientation](stored)
+  sizes = stored.shape[:2], upright.shape[:2]
+  in_doubt = orientation > 1 and sizes[0] == sizes[1]
+  cases = [
+    (None, True, upright),
+    (None, False, upright),
+    (sizes[1], True, upright),
+    (sizes[1], False, stored if in_doubt else upright),
+    (sizes[0], True, upright if in_doubt else stored),
+    (sizes[0], False, stored),
+  ]
+  for size, apply_exif, expected in cases:
+    decoded = images.decode_image(
+      path, expected_size=size, apply_exif=apply_exif
+    )
+    assert_array_equal(decoded, expected)
+    found = images.read_orientation(path, size, apply_exif=apply_exif)
+    assert found.size == expected.shape[:2]
+    assert found.is_in_doubt == (in_doubt and size is not None)
+    notes = images.header_notes(path, size, apply_exif=apply_exif)
+    assert len(notes) == found.is_in_doubt
+    assert all(note.startswith('I04: ') for note in notes)
+  assert images.image_size(path) == sizes[1]
   with Image.open(path) as image:
-    upright = np.asarray(ImageOps.exif_transpose(image))
-  assert_array_equal(images.decode_image(path), upright)
-  assert images.image_size(path) == upright.shape[:2]
-
-
-def test_decode_image_leaves_pixels_alone_that_have_the_expected_size(tmp_path):
-  array = picture(4, 6)
-  path = save_turned(tmp_path / 'a.png', array, 6)
-  decoded = images.decode_image(path, expected_size=(4, 6))
-  assert_array_equal(decoded, array)
-
-
-def test_decode_image_turns_pixels_to_the_expected_size(tmp_path):
-  array = picture(4, 6)
-  path = save_turned(tmp_path / 'a.png', array, 6)
-  decoded = images.decode_image(path, expected_size=(6, 4))
-  assert_array_equal(decoded, np.rot90(array, -1))
+    assert_array_equal(images.convert_image(image, 'a'), upright)
+    # The image is loaded now.
+    assert_array_equal(images.convert_image(image, 'a'), upright)
 
 
 def test_decode_image_refuses_another_size_and_names_all_three(tmp_path):
@@ -181,11 +213,13 @@ def test_decode_image_names_the_range_of_an_image(tmp_path):
     images.decode_image(path)
 
 
-def colours_of_16_bits():
-  """Returns a PNG of one pixel with 16 bits a channel."""
+def png_of_16_bits(values, colour_type):
+  """Returns a PNG of values [h w c] with 16 bits a channel."""
+  height, width = values.shape[:2]
+  rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in values)
   chunks = (
-    (b'IHDR', struct.pack('>II5B', 1, 1, 16, 2, 0, 0, 0)),
-    (b'IDAT', zlib.compress(b'\0' + struct.pack('>3H', 1000, 2000, 60_000))),
+    (b'IHDR', struct.pack('>II5B', width, height, 16, colour_type, 0, 0, 0)),
+    (b'IDAT', zlib.compress(rows)),
     (b'IEND', b''),
   )
   return b'\x89PNG\r\n\x1a\n' + b''.join(
@@ -197,13 +231,130 @@ def colours_of_16_bits():
   )
 
 
-def test_decode_image_refuses_a_pixel_range_for_colours_of_16_bits(tmp_path):
-  path = tmp_path / 'a.png'
-  path.write_bytes(colours_of_16_bits())
-  assert_array_equal(images.decode_image(path), [[[3, 7, 234]]])
-  images.decode_image(path, pixel_range=(0.0, 65_535.0))
-  with pytest.raises(errors.InputError, match='I09: .*colours of 16 bits'):
-    images.decode_image(path, pixel_range=(0.0, 4095.0))
+def tiff(values, *, order='<', extra=None, deflate=False, more=()):
+  """Returns a TIFF of one strip, with values [h w c] of 8 or 16 bits.
+
+  Args:
+    values: The values. Their type gives the number of bits.
+    order: '<' for the lower byte first, '>' for the upper byte first.
+    extra: Meaning of the channels behind the colours: 0 none, 1 alpha that the
+      colours are multiplied by, 2 alpha.
+    deflate: Whether the strip is compressed, which libtiff then unpacks.
+    more: Further tags, (number, value).
+  """
+  height, width, channels = values.shape
+  strip = values.astype(values.dtype.newbyteorder(order)).tobytes()
+  strip = zlib.compress(strip) if deflate else strip
+  tags = {
+    256: [width],
+    257: [height],
+    258: [8 * values.itemsize] * channels,
+    259: [8 if deflate else 1],
+    262: [2],
+    273: [400],
+    277: [channels],
+    278: [height],
+    279: [len(strip)],
+    **({} if extra is None else {338: extra}),
+    **{tag: [value] for tag, value in more},
+  }
+  directory, long_values = b'', b''
+  for tag, numbers in sorted(tags.items()):
+    # The type SHORT has 2 bytes, so that two numbers fit into the entry.
+    text = struct.pack(f'{order}{len(numbers)}H', *numbers)
+    if len(text) > 4:
+      place = struct.pack(f'{order}I', 250 + len(long_values))
+      long_values += text
+    else:
+      place = text.ljust(4, b'\0')
+    directory += struct.pack(f'{order}HHI', tag, 3, len(numbers)) + place
+  head = b'II*\0' if order == '<' else b'MM\0*'
+  head += struct.pack(f'{order}IH', 8, len(tags)) + directory
+  return head.ljust(250, b'\0') + long_values.ljust(150, b'\0') + strip
+
+
+def wide_colours():
+  """Returns (name, file, values [h w 3]) of images with 16 bits a channel."""
+  values = np.random.default_rng(0).integers(0, 65_536, (5, 7, 4), np.uint16)
+  values[0, 0] = 0, 1, 256, 65_535
+  rgb = values[..., :3]
+  yield 'RGB', png_of_16_bits(rgb, 2), rgb
+  yield 'RGBA', png_of_16_bits(values, 6), rgb
+  yield 'LA', png_of_16_bits(values[..., :2], 4), values[..., [0, 0, 0]]
+  for order in '<>':
+    for deflate in (False, True):
+      name = f'TIFF {order} {"deflate" if deflate else ""}'
+      form = dict(order=order, deflate=deflate)
+      yield name, tiff(rgb, **form), rgb
+      yield f'{name} RGBX', tiff(values, extra=[0], **form), rgb
+      yield f'{name} RGBA', tiff(values, extra=[2], **form), rgb
+  yield 'PPM', b'P6\n7 5\n65535\n' + rgb.astype('>u2').tobytes(), rgb
+  low = rgb >> 4
+  yield 'PPM of 12', b'P6\n7 5\n4095\n' + low.astype('>u2').tobytes(), low
+  gray = low[..., [0, 0, 0]]
+  text = b'P5\n7 5\n4095\n' + gray[..., 0].astype('>u2').tobytes()
+  yield 'PGM of 12', text, gray
+  buffer = io.BytesIO()
+  Image.fromarray(values[..., 0]).save(buffer, 'JPEG2000')
+  yield 'JPEG 2000', buffer.getvalue(), values[..., [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+  ('content', 'values'),
+  [pytest.param(*case[1:], id=case[0]) for case in wide_colours()],
+)
+def test_decode_image_maps_more_than_8_bits_in_colour_too(content, values):
+  for low, high in ((0.0, 65_535.0), (0.0, 4_095.0), (1_000.0, 30_000.0)):
+    share = (values.astype(np.float64) - low) / (high - low)
+    mapped = np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8)
+    options = dict(pixel_range=(low, high))
+    assert_array_equal(
+      images.decode_image('a', content=content, **options), mapped
+    )
+    with Image.open(io.BytesIO(content)) as image:
+      assert_array_equal(images.convert_image(image, 'a', **options), mapped)
+  range_ = rf'from {values.min()} to {values.max()}; .*data\.pixel_range'
+  with pytest.raises(errors.InputError, match=f'I09: .*{range_}'):
+    images.decode_image('a', content=content)
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    tiff(np.ones((4, 4, 4), np.uint16), extra=[1]),
+    tiff(np.ones((4, 4, 3), np.uint16), more=[(284, 2)]),
+    b'P3\n1 1\n4095\n1 2 3\n',
+  ],
+  ids=['multiplied alpha', 'planes', 'text'],
+)
+def test_decode_image_refuses_wide_colours_that_it_cannot_read(content):
+  for range_ in (None, (0.0, 65_535.0)):
+    with pytest.raises(errors.InputError, match='I09: .*convert'):
+      images.decode_image('a', content=content, pixel_range=range_)
+
+
+def test_decode_image_takes_16_bits_a_pixel_for_8_bits_a_channel():
+  # A BMP whose colours have 5, 6 and 5 bits, of a single red pixel.
+  masks = struct.pack('<3I', 0xF800, 0x07E0, 0x001F)
+  info = struct.pack('<IiiHHIIiiII', 40, 1, 1, 1, 16, 3, 4, 0, 0, 0, 0)
+  content = b'BM' + struct.pack('<IHHI', 70, 0, 0, 66) + info + masks
+  content += struct.pack('<HH', 0xF800, 0)
+  for range_ in (None, (0.0, 100.0)):
+    pixels = images.decode_image('a', content=content, pixel_range=range_)
+    assert_array_equal(pixels, [[[255, 0, 0]]])
+
+
+@pytest.mark.parametrize('order', ['<', '>'])
+def test_look_at_image_names_channels_that_are_not_used(order):
+  values = np.random.default_rng(0).integers(0, 256, (40, 40, 4), np.uint8)
+  content = tiff(values, extra=[0], order=order)
+  assert_array_equal(images.decode_image('a', content=content), values[..., :3])
+  facts = images.look_at_image('a', content=content)
+  assert not facts.problem
+  assert [note[:31] for note in facts.notes] == [
+    'I11: a has 1 more channels than'
+  ]
+  assert images.look_at_image('a', content=tiff(values[..., :3])).notes == ()
 
 
 def test_decode_image_refuses_unknown_channels(tmp_path):

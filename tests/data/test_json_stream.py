@@ -113,3 +113,25 @@ def test_walk_stops_at_the_first_fault_and_reads_no_further(read, monkeypatch):
 def test_walk_reads_a_list_and_a_number(read):
   assert read('[1, {"a": 2}]') == {None: [1, {'a': 2}]}
   assert read(' 3 ') == {None: 3}
+
+
+@pytest.mark.parametrize('window', [1, 7, 1000])
+def test_walk_reads_an_object_of_annotations_as_a_list(
+  read, monkeypatch, window
+):
+  monkeypatch.setattr(json_stream, '_WINDOW', window)
+  entries = [{'id': i, 'x': list(range(i))} for i in range(4)]
+  table = {str(entry['id']): entry for entry in entries}
+  content = {'annotations': table, 'images': entries, 'info': table}
+  assert read(json.dumps(content)) == content | {'annotations': entries}
+  # An object of other values is no list of elements.
+  for other in ({}, {'count': 3, 'a': {}}):
+    assert read(json.dumps({'annotations': other})) == {'annotations': other}
+  # An element that is no object is left to the caller, who names it.
+  mixed = {'annotations': {'a': {}, 'b': 3}}
+  assert read(json.dumps(mixed)) == {'annotations': [{}, 3]}
+
+
+def test_walk_refuses_an_annotation_that_comes_twice(read):
+  with pytest.raises(errors.InputError, match="the name '1' comes twice"):
+    read('{"annotations": {"1": {}, "2": {}, "1": {}}}')

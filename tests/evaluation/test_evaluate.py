@@ -380,9 +380,13 @@ def test_evaluate_decodes_with_the_pixel_range(
   assert pixel_ranges == [(0, 4095)] * tiny.NUM_VAL
 
 
-def test_skip_eval_needs_no_annotations(detector, tiny_data, tmp_path):
+@pytest.mark.parametrize(
+  'missing', [['annotations'], ['annotations', 'categories']]
+)
+def test_skip_eval_needs_images_only(detector, tiny_data, tmp_path, missing):
   content = read_json(tiny_data / 'instances_val.json')
-  del content['annotations']
+  for key in missing:
+    del content[key]
   path = tmp_path / 'images_alone.json'
   path.write_text(json.dumps(content))
   options = dict(
