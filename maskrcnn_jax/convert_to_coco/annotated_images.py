@@ -25,6 +25,7 @@ class WholeSetError(InputError):
 class Pictures(NamedTuple):
   """The image files of a folder."""
 
+  folder: pathlib.Path
   # Sizes of each readable image, by its file name relative to the folder.
   frames: dict[str, ImageFrame]
   # The message about each image that cannot be read, by its file name.
@@ -190,7 +191,10 @@ class Annotations:
         f'I05: {source} is for {shown(declared[0])}x{shown(declared[1])} pixels'
         f' (height x width), but {image} has {height}x{width}.'
       )
-    return frame.turn
+    # The rule is that of the training.
+    path = self.pictures.folder / image
+    labelled = images.read_orientation(path, frame.stored_size)
+    return None if labelled.transpose is frame.turn else frame.turn
 
 
 def find_images(folder: pathlib.Path, annotations: pathlib.Path) -> Pictures:
@@ -227,7 +231,7 @@ def find_images(folder: pathlib.Path, annotations: pathlib.Path) -> Pictures:
   check_share(unreadable, len(frames), 'images')
   if not frames:
     raise InputError(f'I01: there are no images in {folder}.')
-  return Pictures(frames, unreadable, by_base, by_stem)
+  return Pictures(folder, frames, unreadable, by_base, by_stem)
 
 
 def check_share(faults: dict[str, str], num_good: int, things: str) -> None:

@@ -343,11 +343,10 @@ def image_frame(path: Path) -> ImageFrame:
   """
   try:
     with Image.open(path, formats=_FORMATS) as image:
-      turn = _transposition(image)
-      size = image.height, image.width
-      return ImageFrame(
-        size, size if turn is None else _turned(size, turn), turn
-      )
+      shown = orientation_of(image, path)
+      return ImageFrame(_stored_size(image), shown.size, shown.transpose)
+  except errors.InputError:
+    raise
   except _DECODE_ERRORS as error:
     raise _unreadable(path, error) from error
 

@@ -5,7 +5,7 @@ import json
 
 from conversion import convert_folder, run
 import pytest
-from test_field_cases import SQUARE, add_image, labelme, shape
+from test_converter_cases import SQUARE, add_image, labelme, shape
 
 from maskrcnn_jax.convert_to_coco.coco_json import Instance
 from maskrcnn_jax.convert_to_coco.split import split_images

@@ -1,6 +1,6 @@
 """Damages annotations of every format and converts them, for a test.
 
-  python tests/convert_to_coco/fuzzing.py FOLDER FIRST COUNT
+  python tests/convert_to_coco/converter_fuzzing.py FOLDER FIRST COUNT
 
 Each number gives the same file. The process ends with status 0 if every run
 ended with status 0 or 2 and printed one error at most.

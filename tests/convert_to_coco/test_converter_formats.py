@@ -6,12 +6,12 @@ The expected masks are written by hand or drawn by PIL.
 import json
 
 from conversion import convert_folder, run
-import fuzzing
+import converter_fuzzing as fuzzing
 import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image, ImageDraw
 import pytest
-from test_field_cases import HEIGHT, WIDTH, add_image, masks_of
+from test_converter_cases import HEIGHT, WIDTH, add_image, masks_of
 
 from maskrcnn_jax.convert_to_coco import label_studio, recognition, voc
 

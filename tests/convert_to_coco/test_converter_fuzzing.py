@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-WORKER = pathlib.Path(__file__).with_name('fuzzing.py')
+WORKER = pathlib.Path(__file__).with_name('converter_fuzzing.py')
 
 # Files for each process.
 COUNT = 100
