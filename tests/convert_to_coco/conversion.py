@@ -25,6 +25,8 @@ def run(*arguments):
       convert.main(list(map(str, arguments)))
     except SystemExit as error:
       status = error.code
+  # A wrong type annotation would otherwise look like a damaged file.
+  assert 'Type-check error' not in stdout.getvalue() + stderr.getvalue()
   return Done(status, stdout.getvalue(), stderr.getvalue())
 
 
