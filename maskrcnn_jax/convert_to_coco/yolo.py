@@ -26,6 +26,9 @@ from maskrcnn_jax.errors import InputError
 # Text files beside the labels that are no labels.
 NO_LABELS = ('classes.txt', 'obj.names', 'labels.txt', 'readme.txt')
 
+# Bytes. A YAML file of class names is small, and the parser is slow.
+_MAX_YAML = 1 << 20
+
 # Polygons may reach a little over the edges. A larger share of the width or the
 # height is a sign that the numbers are pixels.
 _MAX_SHARE = 2.0
@@ -199,10 +202,14 @@ def _find_names(folder: pathlib.Path) -> tuple[list[str], pathlib.Path]:
   """
   for place in (folder, *folder.resolve().parents[:3]):
     for path in sorted(place.glob('*.y*ml')):
-      if path.suffix.lower() in ('.yaml', '.yml'):
+      try:
         names = _names_in_yaml(path, required=False)
-        if names:
-          return names, path
+      except InputError:
+        if path.name.lower() in ('data.yaml', 'data.yml'):
+          raise
+        continue  # It is of another program.
+      if names:
+        return names, path
     for name in ('classes.txt', 'obj.names', 'labels.txt'):
       path = place / name
       if path.is_file():
@@ -224,6 +231,8 @@ def _names_in_yaml(path: pathlib.Path, required: bool = True) -> list[str]:
   Raises:
     InputError: If the file is damaged.
   """
+  if path.is_file() and path.stat().st_size > _MAX_YAML:
+    raise InputError(f'A25: {path} is too large for a file of class names.')
   try:
     # This loader makes no other types than text, lists and dicts, so a class
     # named `no` stays a text.
@@ -265,7 +274,9 @@ def _checked(names: Any, path: pathlib.Path) -> list[str]:
     raise InputError(f'A13: {path} has no list of class names.')
   for name in names:
     if not isinstance(name, str) or not name.strip():
-      raise InputError(f'A13: {path}: the class name {name!r} is no name.')
+      # A list is not shown: with aliases, YAML can write one that has no end.
+      text = repr(name[:60]) if isinstance(name, str) else 'a list'
+      raise InputError(f'A13: {path}: the class name {text} is no name.')
   names = [name.strip() for name in names]
   if len(set(names)) < len(names):
     twice = next(name for name in names if names.count(name) > 1)

@@ -3,6 +3,7 @@
 The expected masks are written by hand or drawn by PIL.
 """
 
+import itertools
 import json
 
 from conversion import convert_folder, run
@@ -142,6 +143,16 @@ def test_bad_lines_of_yolo(folder, text, message):
     ('names: {0: cat, 2: dog}', 'must be 0, 1, 2 and so on'),
     ('names: {a: cat}', 'must be whole numbers'),
     ('names: [[cat]]', 'is no name'),
+    (
+      'a: &a [x, x, x, x, x, x, x, x, x, x]\n'
+      + ''.join(
+        f'{n}: &{n} [{", ".join([f"*{m}"] * 10)}]\n'
+        for m, n in itertools.pairwise('abcdefghijkl')
+      )
+      + 'names: [*l]',
+      'is no name',
+    ),
+    ('#' * (2 << 20) + '\nnames: [cat]', 'is too large'),
     ('names: [cat', 'is no YAML'),
   ],
 )
@@ -157,6 +168,14 @@ def test_classes_does_not_rename_the_classes_of_yolo(folder):
   assert [c['name'] for c in content['categories']] == ['dog', 'cat']
   assert names_of(content) == ['cat']
   assert f'2 class names were read from {source / "classes.txt"}' in printed
+
+
+def test_yaml_files_of_other_programs_are_skipped(folder):
+  source = write_yolo(folder, names='list')
+  (folder / 'compose.yaml').write_text('services: [')
+  (folder / 'notes' / 'other.yaml').write_text('a: 1')
+  content, _ = convert_folder(folder, source)
+  assert names_of(content) == ['cat']
 
 
 def test_yolo_without_names(folder):
