@@ -16,7 +16,7 @@ TOOLS = {
   'check_data': ('check_data', 'find the errors in a data set'),
   'convert_to_coco': (
     'convert_to_coco',
-    'convert VIA, LabelMe or mask pictures to COCO JSON',
+    'convert annotations of other programs to COCO JSON',
   ),
   'build_tfds': (
     'build_tfds',

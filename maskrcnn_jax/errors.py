@@ -255,8 +255,8 @@ CODES = {
     'JSON), or is of another kind: VIA, LabelMe, panoptic, captions, detection '
     'results.',
     'Correct the place that the message names, or give the instances file of '
-    'COCO. `python -m maskrcnn_jax.convert_to_coco` converts VIA, LabelMe and '
-    'mask pictures.',
+    'COCO. `python -m maskrcnn_jax.convert_to_coco` converts VIA, LabelMe, '
+    'CVAT, Label Studio, YOLO, Pascal VOC masks and other mask pictures.',
   ),
   'A26': Code(
     'area missing or wrong',

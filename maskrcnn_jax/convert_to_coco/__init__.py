@@ -1,1 +1,1 @@
-"""Tool: converts annotations of VIA, LabelMe or mask PNGs to COCO JSON."""
+"""Tool: converts annotations of other programs to COCO JSON."""

@@ -1,70 +1,105 @@
-"""Makes a COCO instances JSON from objects that any reader has read."""
+"""Makes COCO instances JSON from objects that any reader has read."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as mask_api
 
-from maskrcnn_jax.convert_to_coco.annotated_images import ImageSizes, Object
-from maskrcnn_jax.data.outlines import polygons_to_coco
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.convert_to_coco.drawn import Drawn, filled, from_mask
+
+# A polygon with more vertices is written as a mask, because the training
+# refuses outlines of more than 32,768 vertices (A27), and repeats some.
+_MAX_VERTICES = 30_000
+
+
+class Instance(NamedTuple):
+  """An object as COCO stores it."""
+
+  name: str  # name of its class
+  outline: dict[str, Any]  # COCO's `bbox`, `area` and `segmentation`
+
+
+def make_instance(drawn: Drawn, size: tuple[int, int]) -> Instance | None:
+  """Makes COCO's fields of an object; `None` if it has no pixel in its image.
+
+  Polygons stay polygons, and a mask becomes a compressed RLE. The area is the
+  number of pixels that the filled outline has inside of the image. The box is
+  clipped to the image.
+
+  Args:
+    drawn: The object in pixels of its image, with either polygons or a mask.
+    size: (height, width) of the image in pixels.
+
+  Raises:
+    InputError: If a coordinate is too large.
+  """
+  if drawn.rle is not None:
+    area = float(mask_api.area(drawn.rle))
+    if not area:
+      return None
+    outline = {
+      'bbox': mask_api.toBbox(drawn.rle).tolist(),
+      'area': area,
+      'segmentation': {**drawn.rle, 'counts': drawn.rle['counts'].decode()},
+    }
+    return Instance(drawn.name, outline)
+  if not drawn.polygons:
+    return None
+  part, (top, left) = filled(drawn.polygons, size)
+  area = float(part.sum())
+  if not area:
+    return None
+  if sum(map(len, drawn.polygons)) // 2 > _MAX_VERTICES:
+    mask = np.zeros(size, bool)
+    mask[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return make_instance(from_mask(drawn.name, mask), size)
+  corners = np.concatenate(drawn.polygons).reshape(-1, 2)
+  low, high = (
+    np.clip(ends, 0, size[::-1])
+    for ends in (corners.min(axis=0), corners.max(axis=0))
+  )
+  outline = {
+    'bbox': [*low.tolist(), *(high - low).tolist()],
+    'area': area,
+    'segmentation': drawn.polygons,
+  }
+  return Instance(drawn.name, outline)
 
 
 def to_coco(
-  sizes: ImageSizes, objects: dict[str, list[Object]]
+  sizes: dict[str, tuple[int, int]],
+  objects: dict[str, list[Instance]],
+  categories: list[dict[str, Any]],
 ) -> dict[str, list[dict[str, Any]]]:
   """Makes the content of a COCO JSON.
 
   Args:
-    sizes: All images. An image without objects becomes a background image.
+    sizes: (height, width) in pixels of each image, by its file name. An image
+      without objects becomes a background image.
     objects: The objects of an image, by its file name.
+    categories: COCO's `categories`. They have the class of each object.
 
   Returns:
-    Images, annotations and categories. Category ids start at 1, in the order
-    of the sorted class names.
-
-  Raises:
-    InputError: If there is no object at all.
+    Images, annotations and categories.
   """
-  names = sorted({o.name for found in objects.values() for o in found})
-  if not names:
-    raise InputError(
-      'A23: there is not a single object in the annotations; check that you'
-      ' gave the right ones.'
-    )
-  category_ids = {name: i for i, name in enumerate(names, start=1)}
+  category_ids = {entry['name']: entry['id'] for entry in categories}
   content: dict[str, list[dict[str, Any]]] = {
     'images': [],
     'annotations': [],
-    'categories': [{'id': i, 'name': n} for n, i in category_ids.items()],
+    'categories': categories,
   }
   for image_id, (name, (height, width)) in enumerate(sizes.items(), start=1):
     content['images'].append(
       {'id': image_id, 'file_name': name, 'height': height, 'width': width}
     )
-    for object_ in objects.get(name, ()):
+    for instance in objects.get(name, ()):
       content['annotations'].append(
         {
           'id': len(content['annotations']) + 1,
           'image_id': image_id,
-          'category_id': category_ids[object_.name],
+          'category_id': category_ids[instance.name],
           'iscrowd': 0,
-          **_outline_of(object_),
+          **instance.outline,
         }
       )
   return content
-
-
-def _outline_of(object_: Object) -> dict[str, Any]:
-  """Returns the `bbox`, `area` and `segmentation` of an object for COCO.
-
-  Polygons stay polygons, and a mask becomes a compressed RLE.
-  """
-  if object_.mask is None:
-    return polygons_to_coco(object_.polygons)
-  rle = mask_api.encode(np.asfortranarray(object_.mask.astype(np.uint8)))
-  return {
-    'bbox': mask_api.toBbox(rle).tolist(),
-    'area': float(object_.mask.sum()),
-    'segmentation': {**rle, 'counts': rle['counts'].decode()},
-  }

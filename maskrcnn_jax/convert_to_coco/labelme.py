@@ -1,127 +1,214 @@
-"""Reads the annotations of LabelMe: one JSON file for each image."""
+"""Reads the annotations of LabelMe: one JSON file for each image.
 
-import collections
+Source:
+  The files that LabelMe (github.com/wkentaro/labelme, its examples) and
+  X-AnyLabeling (github.com/CVHub520/X-AnyLabeling, its user guide) write.
+  A shape of the kind `mask` has a base64 PNG and two points: its first and its
+  last column and row, both inside the mask.
+"""
+
+import base64
 from collections.abc import Hashable
+import io
 import math
 import pathlib
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from maskrcnn_jax.convert_to_coco import polygons
 from maskrcnn_jax.convert_to_coco.annotated_images import (
   Annotations,
-  ImageSizes,
-  Object,
+  Pictures,
+  class_text,
   find_image,
   read_json,
+  reason,
+  shown,
 )
+from maskrcnn_jax.convert_to_coco.drawn import Drawn, from_mask, merged
+from maskrcnn_jax.convert_to_coco.mask_pictures import DECODE_ERRORS
 from maskrcnn_jax.errors import InputError
 
+# Labels that LabelMe's own converters do not read as classes.
+_NO_CLASS = ('__ignore__', '_background_')
 
-def read_labelme(path: pathlib.Path, sizes: ImageSizes) -> Annotations:
+
+def read_labelme(path: pathlib.Path, pictures: Pictures) -> Annotations:
   """Reads the objects from LabelMe files.
 
   Args:
     path: One JSON file, or a folder that has JSON files in it or in its
       sub-folders.
-    sizes: The images that the files may name.
+    pictures: The images that the files may name.
+
+  Returns:
+    The objects. A file that is damaged or does not fit its image, or whose
+    image is not found, is a fault, and its image is set aside.
 
   Raises:
-    InputError: If there are no files, if a file is damaged or does not fit its
-      image, if its image is not found, or if an image has two files.
+    InputError: If there are no files, or if an image has two files.
   """
   paths = sorted(path.rglob('*.json')) if path.is_dir() else [path]
   if not paths:
     raise InputError(f'I01: there are no *.json in {path}.')
-  objects: dict[str, list[Object]] = {}
-  left_out: collections.Counter[str] = collections.Counter()
+  found = Annotations(pictures)
   for file in paths:
-    content = read_json(file)
-    if not isinstance(content.get('shapes'), list) or not isinstance(
-      content.get('imagePath'), str
-    ):
-      raise InputError(
-        f'A25: {file} is no LabelMe file: it has no shapes or no imagePath.'
-      )
-    name = find_image(content['imagePath'], sizes, file)
-    if name in objects:
-      raise InputError(
-        f'A20: {file} is the second file for the image {name}; remove one of'
-        ' the two.'
-      )
-    size = content.get('imageHeight'), content.get('imageWidth')
-    if None not in size and size != sizes[name]:
-      raise InputError(
-        f'I05: {file} is for {size[0]}x{size[1]} pixels (height x width), '
-        f'but {name} has {sizes[name][0]}x{sizes[name][1]}.'
-      )
-    objects[name] = _objects_of(content['shapes'], file, left_out)
-  return Annotations(objects, left_out)
+    with found.tolerating(str(file), pictures.of_stem(file)):
+      content = read_json(file)
+      if isinstance(content, dict) and {'images', 'annotations'} <= set(
+        content
+      ):
+        # The result of an earlier conversion is often beside its sources.
+        found.left_out['files of COCO'] += 1
+        continue
+      if (
+        not isinstance(content, dict)
+        or not isinstance(content.get('shapes'), list)
+        or not isinstance(content.get('imagePath'), str)
+      ):
+        raise InputError(
+          f'A25: {file} is no LabelMe file: it has no shapes or no imagePath.'
+        )
+      folder = '' if file == path else file.parent.relative_to(path).as_posix()
+      name = find_image(content['imagePath'], pictures, str(file), folder)
+      with found.tolerating(str(file), name):
+        _add_file(content, name, file, found)
+  return found
 
 
-def _objects_of(
-  shapes: list[Any], file: pathlib.Path, left_out: collections.Counter[str]
-) -> list[Object]:
-  """Returns the objects of one LabelMe file.
+def _add_file(
+  content: dict[str, Any], name: str, file: pathlib.Path, found: Annotations
+) -> None:
+  """Adds the objects of one LabelMe file.
 
   Shapes with the same label and the same group_id are one object. A shape
   without a group_id is an object by itself.
 
   Args:
-    shapes: The shapes as the file has them.
+    content: The content of the file.
+    name: The file name of the image.
     file: The file, for error messages.
-    left_out: Counts the shapes that are left out (lines and points), by their
-      kind. It is changed.
+    found: Gets the objects.
 
   Raises:
     InputError: If a shape is damaged or has no label.
   """
-  objects: dict[Hashable, Object] = {}
-  for position, shape in enumerate(shapes):
+  if name in found.pictures.unreadable:
+    return
+  size: Any = content.get('imageHeight'), content.get('imageWidth')
+  declared = None if None in size else size
+  found.check_size(name, declared, str(file))
+  canvas = declared or found.pictures.frames[name].shown_size
+  objects: dict[Hashable, list[Drawn]] = {}
+  for position, shape in enumerate(content['shapes']):
+    where = f'{file}: shape {position}'
     try:
-      label, group = shape['label'], shape.get('group_id')
+      label, group = class_text(shape['label']), shape.get('group_id')
       kind = shape.get('shape_type') or 'polygon'
-      polygon = _polygon_of(kind, shape['points'])
+      if label in _NO_CLASS:
+        found.left_out[f'shapes with the label {label}'] += 1
+        continue
+      drawn = _draw(kind, shape, label or '', canvas, found)
+    except InputError:  # It is a ValueError too, but it names the fault.
+      raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-      raise InputError(
-        f'A25: {file}: shape {position} is damaged: {error!r}.'
-      ) from error
-    if not isinstance(label, str) or not label.strip():
-      raise InputError(f'{file}: shape {position} has no label.')
-    if polygon is None:
-      left_out[f'shapes of the kind {kind}'] += 1
+      raise InputError(f'A25: {where} is damaged: {reason(error)}.') from error
+    if drawn is None:
       continue
+    if label is None:
+      raise InputError(f'{where} has no label.')
     if isinstance(group, list | dict):
       raise InputError(
-        f'A25: {file}: shape {position} is damaged: its group_id is {group!r}; '
+        f'A25: {where} is damaged: its group_id is {shown(group)}; '
         'it must be a number, a text or null.'
       )
     key = (label, group) if group is not None else position
-    object_ = objects.setdefault(key, Object(label.strip(), []))
-    object_.polygons.append(polygon)
-  return list(objects.values())
+    objects.setdefault(key, []).append(drawn)
+  found.add(
+    name,
+    [merged(parts, canvas) for parts in objects.values()],
+    declared,
+    str(file),
+  )
 
 
-def _polygon_of(kind: str, points: Any) -> list[float] | None:
-  """Returns the polygon of a LabelMe shape; `None` for lines and points.
+def _draw(
+  kind: Any,
+  shape: dict[str, Any],
+  label: str,
+  canvas: tuple[int, int],
+  found: Annotations,
+) -> Drawn | None:
+  """Returns the object of a LabelMe shape; `None` if the shape is left out.
 
   Args:
     kind: The `shape_type`, such as 'rectangle'.
-    points: The `points` of the shape, a list of (x, y) in pixels.
+    shape: The shape as the file has it.
+    label: The class.
+    canvas: (height, width) in pixels of the annotated picture.
+    found: Counts the shapes that are left out, and the rectangles.
 
   Raises:
+    KeyError: If the shape lacks an entry.
     TypeError: If the points are not lists of numbers.
     ValueError: If the number of the points does not fit the kind.
   """
+  points = shape['points']
   match kind:
-    case 'polygon':
-      return polygons.from_points(points)
-    case 'rectangle':
-      (x1, y1), (x2, y2) = points
-      return polygons.from_rectangle(
-        min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
-      )
+    case 'polygon' | 'quadrilateral':
+      polygon = polygons.from_points(points)
+    case 'rectangle' | 'rotation' | 'oriented_rectangle':
+      polygon = polygons.from_corners(points)
+      found.notes[polygons.RECTANGLES] += bool(polygon)
     case 'circle':
-      (x, y), (edge_x, edge_y) = points
+      (x, y), (edge_x, edge_y) = polygons.pairs(points, 2)
       radius = math.hypot(edge_x - x, edge_y - y)
-      return polygons.from_ellipse(x, y, radius, radius)
-  return None
+      polygon = polygons.from_ellipse(x, y, radius, radius)
+    case 'mask':
+      return from_mask(label, _paste(shape, canvas))
+    case _:
+      found.left_out[f'shapes of the kind {kind}'] += 1
+      return None
+  if not polygon:
+    found.left_out[f'shapes of the kind {kind} with too few points'] += 1
+    return None
+  return Drawn(label, [polygon])
+
+
+def _paste(shape: dict[str, Any], canvas: tuple[int, int]) -> np.ndarray:
+  """Returns the mask of a shape of the kind `mask`, at the size of the picture.
+
+  Args:
+    shape: The shape as the file has it.
+    canvas: (height, width) in pixels of the annotated picture.
+
+  Raises:
+    KeyError: If the shape has no mask.
+    TypeError: If the mask is no text, or a point has something but numbers.
+    ValueError: If the mask is no PNG, or its size does not fit the points.
+  """
+  (x1, y1), (x2, y2) = (
+    [int(polygons.number(value)) for value in point]
+    for point in shape['points']
+  )
+  try:
+    content = base64.b64decode(shape['mask'], validate=True)
+    with Image.open(io.BytesIO(content), formats=['PNG']) as image:
+      if image.size != (x2 - x1 + 1, y2 - y1 + 1):
+        raise ValueError(
+          f'its mask has {image.width}x{image.height} pixels (width x height),'
+          f' but its points span {x2 - x1 + 1}x{y2 - y1 + 1}'
+        )
+      pixels = np.array(image.convert('L')) > 0
+  except DECODE_ERRORS as error:
+    if isinstance(error, KeyError):  # The shape has no mask.
+      raise
+    raise ValueError(f'its mask cannot be read: {error}') from error
+  mask = np.zeros(canvas, bool)
+  top, left = max(y1, 0), max(x1, 0)
+  inside = pixels[top - y1 : canvas[0] - y1, left - x1 : canvas[1] - x1]
+  height, width = inside.shape
+  mask[top : top + height, left : left + width] = inside
+  return mask

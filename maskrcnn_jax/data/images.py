@@ -346,6 +346,30 @@ def image_size(path: Path) -> tuple[int, int]:
   return read_orientation(path).size
 
 
+class ImageFrame(NamedTuple):
+  """The size of an image before and after its EXIF orientation is applied."""
+
+  stored_size: tuple[int, int]  # (height, width) of the pixels in the file
+  shown_size: tuple[int, int]  # (height, width) of the picture in a viewer
+  turn: Image.Transpose | None  # makes the stored pixels upright; None: nothing
+
+
+def image_frame(path: Path) -> ImageFrame:
+  """Reads the frame of an image from its header, without decoding the pixels.
+
+  Raises:
+    InputError: If the file is missing or not a supported image.
+  """
+  try:
+    with Image.open(path, formats=_FORMATS) as image:
+      shown = orientation_of(image, path)
+      return ImageFrame(_stored_size(image), shown.size, shown.transpose)
+  except errors.InputError:
+    raise
+  except _DECODE_ERRORS as error:
+    raise _unreadable(path, error) from error
+
+
 class ImageFacts(NamedTuple):
   """The result of inspecting an image file, for `check_data`."""
 
