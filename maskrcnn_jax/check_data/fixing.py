@@ -9,8 +9,9 @@ import ml_collections
 
 from maskrcnn_jax.check_data import decoding
 from maskrcnn_jax.config import pixel_range_of
-from maskrcnn_jax.data import findings, image_repairs
-from maskrcnn_jax.data.repair import repair
+from maskrcnn_jax.data import findings
+from maskrcnn_jax.data.repair import image_repairs
+from maskrcnn_jax.data.repair.write_copy import repair
 from maskrcnn_jax.data.source import CocoFiles, ImageFile
 
 # Reads a copy, and returns the codes of its errors and its file names.

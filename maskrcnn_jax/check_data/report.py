@@ -3,7 +3,7 @@
 from typing import Any
 
 from maskrcnn_jax.data import findings
-from maskrcnn_jax.data.repair import Change
+from maskrcnn_jax.data.repair.write_copy import Change
 from maskrcnn_jax.errors import command_for, printable
 
 # Largest number of findings of one code that the JSON lists.

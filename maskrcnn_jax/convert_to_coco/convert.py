@@ -76,7 +76,7 @@ from maskrcnn_jax.convert_to_coco.via import read_via
 from maskrcnn_jax.convert_to_coco.voc import read_voc
 from maskrcnn_jax.convert_to_coco.yolo import read_yolo
 from maskrcnn_jax.data import coco
-from maskrcnn_jax.errors import InputError, print_error
+from maskrcnn_jax.errors import InputError, print_error, printable
 
 # Number of faulty files that are named; the others are only counted.
 _MAX_NAMED = 10
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
   try:
     _convert(arguments)
   except InputError as error:
-    print_error(_printable(str(error)))
+    print_error(str(error))
     sys.exit(2)
 
 
@@ -298,15 +298,15 @@ def _report(path: pathlib.Path) -> None:
   names = collections.Counter(c.name.casefold() for c in index.categories)
   similar = [c.name for c in index.categories if names[c.name.casefold()] > 1]
   print(
-    _printable(
+    printable(
       f'Wrote {path}: {len(index.file_names)} images, '
       f'{len(index.classes)} objects'
     )
   )
   for number, category in enumerate(index.categories, start=1):
-    print(f'{counts[number]:>9,} {_printable(category.name)}')
+    print(f'{counts[number]:>9,} {printable(category.name)}')
   if similar:
-    print(_printable(f'Names that differ in case only: {", ".join(similar)}'))
+    print(printable(f'Names that differ in case only: {", ".join(similar)}'))
   for reason, count in index.dropped.items():
     _count(count, f'{reason}, left out')
 
@@ -332,7 +332,7 @@ def _report_faults(pictures: Pictures, found: Annotations) -> None:
     ' images',
   )
   for message in faults[:_MAX_NAMED]:
-    print(f'  {_printable(message)}')
+    print(f'  {printable(message)}')
   if len(faults) > _MAX_NAMED:
     print(f'  and {len(faults) - _MAX_NAMED} more')
 
@@ -345,7 +345,7 @@ def _count(count: int, text: str) -> None:
     text: The things in words.
   """
   if count:
-    print(f'{count:>9,} {_printable(text)}')
+    print(f'{count:>9,} {printable(text)}')
 
 
 def _left_out_in_words(found: Annotations) -> str:
@@ -354,13 +354,6 @@ def _left_out_in_words(found: Annotations) -> str:
     return ''
   reasons = ', '.join(f'{n} {text}' for text, n in found.left_out.items())
   return f' These were left out: {reasons}.'
-
-
-def _printable(text: str) -> str:
-  """Returns a text of a file without the characters that control a terminal."""
-  return ''.join(
-    c if c.isprintable() else c.encode('unicode_escape').decode() for c in text
-  )
 
 
 def _write(path: pathlib.Path, content: Any) -> None:

@@ -32,6 +32,12 @@ _MARGIN = 32
 # of its elements, which have them too.
 _TABLES = frozenset(('images', 'annotations', 'categories'))
 
+# Fields whose values are kept in sets and dictionaries.
+_IDS = ('id', 'image_id', 'category_id')
+
+# Number of ids beyond 64 bits that may have the same hash.
+_MAX_EQUAL_HASHES = 100
+
 # Values that `walk` yields instead of the position of a list element.
 LIST = -1  # a list begins
 OTHER = -2  # the element is a value that is not a list
@@ -57,8 +63,10 @@ def walk(path: pathlib.Path) -> Iterator[_Item]:
     yielded.
 
   Raises:
-    InputError: If the file cannot be read, or is not valid JSON.
+    InputError: If the file cannot be read, or is not valid JSON, or if its ids
+      would make dictionaries slow.
   """
+  large_ids: dict[int, set[int]] = {}
   try:
     # A pipe that nobody writes to would be waited for without end.
     if path.exists() and not path.is_file():
@@ -66,11 +74,46 @@ def walk(path: pathlib.Path) -> Iterator[_Item]:
         f'A25: {path} is not a file; give annotations as a regular JSON file.'
       )
     with open(path, 'rb') as file:
-      yield from _Window(path, file).document()
+      for item in _Window(path, file).document():
+        if isinstance(item[2], dict):
+          _note_large_ids(item[2], large_ids, path)
+        yield item
   except OSError as error:
     raise errors.InputError(
       f'A25: Cannot read the annotations {path}: {error.strerror or error}.'
     ) from error
+
+
+def _note_large_ids(
+  entry: dict[str, Any], seen: dict[int, set[int]], path: pathlib.Path
+) -> None:
+  """Refuses ids that were chosen so that their hashes are equal.
+
+  Python's hash of an integer is its remainder modulo 2**61 - 1, and n keys with
+  equal hashes take n**2 steps in a dictionary. Up to 64 bits there are at most
+  nine such numbers. Source: docs.python.org, "Hashing of numeric types".
+
+  Args:
+    entry: An object of the file.
+    seen: {hash: the ids beyond 64 bits that have it}. The ids of the entry are
+      added.
+    path: The file, for the message.
+
+  Raises:
+    InputError: If more than 100 ids have the same hash.
+  """
+  for field in _IDS:
+    id_ = entry.get(field)
+    if type(id_) is int and id_.bit_length() > 64:
+      ids = seen.setdefault(hash(id_), set())
+      ids.add(id_)
+      if len(ids) > _MAX_EQUAL_HASHES:
+        raise errors.InputError(
+          f'A19: {path}: more than {_MAX_EQUAL_HASHES} ids beyond 64 bits have'
+          ' the same remainder when divided by 2^61 - 1. No numbering does'
+          ' that by chance, and it would make the program very slow; number'
+          ' the entries anew, or write the ids as strings.'
+        )
 
 
 def loads(text: str) -> Any:

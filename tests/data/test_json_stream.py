@@ -135,3 +135,19 @@ def test_walk_reads_an_object_of_annotations_as_a_list(
 def test_walk_refuses_an_annotation_that_comes_twice(read):
   with pytest.raises(errors.InputError, match="the name '1' comes twice"):
     read('{"annotations": {"1": {}, "2": {}, "1": {}}}')
+
+
+@pytest.mark.parametrize('field', ['id', 'image_id', 'category_id'])
+def test_walk_refuses_ids_that_have_one_hash(read, field):
+  # Python's hash of an integer is its remainder modulo 2**61 - 1.
+  ids = [7 + i * (2**61 - 1) for i in range(2000)]
+  text = json.dumps({'annotations': [{field: id_} for id_ in ids]})
+  with pytest.raises(errors.InputError, match='A19: .*same remainder'):
+    read(text)
+
+
+def test_walk_accepts_large_ids_of_other_kinds(read):
+  rng = random.Random(0)
+  ids = [rng.getrandbits(128) for _ in range(2000)] + [2**61 - 1] * 2000
+  content = {'annotations': [{'id': id_} for id_ in ids]}
+  assert read(json.dumps(content)) == content

@@ -10,12 +10,12 @@ from maskrcnn_jax import errors
 from maskrcnn_jax.data import (
   coco_annotations,
   coco_index,
-  ids,
   mask_values,
   object_checks,
 )
-from maskrcnn_jax.data.segmentation_repairs import repair_segmentation
-from maskrcnn_jax.data.text_numbers import parsed_text, to_number
+from maskrcnn_jax.data.repair import ids
+from maskrcnn_jax.data.repair.segmentation_repairs import repair_segmentation
+from maskrcnn_jax.data.repair.text_numbers import parsed_text, to_number
 
 # (code of the fault, description) of each change of an annotation or a category
 Changes = list[tuple[str, str]]

@@ -15,8 +15,8 @@ from maskrcnn_jax.data.coco_index import (
   plain_id,
 )
 from maskrcnn_jax.data.file_names import FileFinder
-from maskrcnn_jax.data.ids import id_text
-from maskrcnn_jax.data.text_numbers import to_number
+from maskrcnn_jax.data.repair.ids import id_text
+from maskrcnn_jax.data.repair.text_numbers import to_number
 
 # Pixels. A label that reaches less far beyond a size was only rounded.
 _ROUNDING = 1.0

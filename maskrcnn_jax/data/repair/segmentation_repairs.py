@@ -8,7 +8,7 @@ from typing import Any
 
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import coco_annotations, mask_values, outlines
-from maskrcnn_jax.data.text_numbers import parsed_text, to_number
+from maskrcnn_jax.data.repair.text_numbers import parsed_text, to_number
 
 # A box and a mask that overlap by at least this (IoU) belong together.
 _MIN_IOU = 0.8

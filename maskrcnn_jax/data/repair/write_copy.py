@@ -9,16 +9,15 @@ from typing import Any, NamedTuple, TextIO
 
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import (
-  annotation_repairs,
   coco_annotations,
   coco_index,
   coco_tables,
   findings,
-  ids,
   json_stream,
   mask_values,
 )
-from maskrcnn_jax.data.image_repairs import ImageRepair
+from maskrcnn_jax.data.repair import annotation_repairs, ids
+from maskrcnn_jax.data.repair.image_repairs import ImageRepair
 
 # Codes of the faults of images that are repaired by leaving the image out. Only
 # the owner of the file can repair the others, such as an id that two images
@@ -192,7 +191,7 @@ class _RepairedCopy:
         if isinstance(entry, dict) and type(entry.get('id')) in (
           coco_index.SCALARS
         ):
-          image_names.append((entry['id'], str(entry.get('file_name'))))
+          image_names.append((entry['id'], coco_tables.file_name_of(entry)))
       elif key == 'categories' and isinstance(entry, dict):
         entry, _ = annotation_repairs.repair_category(entry)
         id_: Any = entry.get('id')
@@ -250,8 +249,8 @@ class _RepairedCopy:
       self._left_out[position] = f'A17: {_SAME_ENTRY}'
       return entry
     before = len(self._images.report.kept)
-    name = entry.get('file_name') if isinstance(entry, dict) else None
-    why = self._bad_images.get(name, '') if isinstance(name, str) else ''
+    name = coco_tables.file_name_of(entry) if isinstance(entry, dict) else ''
+    why = self._bad_images.get(name, '')
     is_usable = self._images.add(position, entry)
     if not is_usable and len(self._images.report.kept) > before:
       found = self._images.report.kept[-1]

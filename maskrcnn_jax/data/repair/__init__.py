@@ -1,0 +1,1 @@
+"""Repairs the annotations of a COCO file, for `check_data --fix`."""
