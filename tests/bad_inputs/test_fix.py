@@ -16,16 +16,9 @@ import pytest
 
 from maskrcnn_jax.check_data import command_line, contact_sheet
 from maskrcnn_jax.config import default_config
-from maskrcnn_jax.data import (
-  coco,
-  file_names,
-  findings,
-  ids,
-  mask_values,
-  outlines,
-  segmentation_repairs,
-)
+from maskrcnn_jax.data import coco, file_names, findings, mask_values, outlines
 from maskrcnn_jax.data.coco_annotations import MAX_OBJECT_VERTICES
+from maskrcnn_jax.data.repair import ids, segmentation_repairs
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation import coco_input
 from maskrcnn_jax.training import checks as train_start
