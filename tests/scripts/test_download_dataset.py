@@ -177,8 +177,8 @@ def test_half_unpacked_annotations_are_unpacked_again(
   assert done.returncode == 0, done.stderr
   assert path.read_text() == whole
   # The user may have made the other file, so that it is kept.
-  assert path.with_name(path.name + '.old').read_text() == (
-    whole[: len(whole) // 2]
+  assert (
+    path.with_name(path.name + '.old').read_text() == (whole[: len(whole) // 2])
   )
   assert not (folder / '.unpacking').exists()
   assert ('/zips/val2017.zip', None) in server.requests
