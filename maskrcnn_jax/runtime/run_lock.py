@@ -84,14 +84,6 @@ class _Lock:
         be written.
     """
     self._path = workdir / LOCK_FILE
-    try:
-      workdir.mkdir(parents=True, exist_ok=True)
-      self._file = _take(self._path)
-    except OSError as error:
-      raise InputError(
-        f'C10: {workdir} cannot be written ({error.strerror}); give another '
-        '--workdir.'
-      ) from error
     self._record: dict[str, Any] = {
       'host': socket.gethostname(),
       'pid': os.getpid(),
@@ -99,7 +91,18 @@ class _Lock:
       'start': time.time_ns(),
       'heartbeats': 0,
     }
-    self._write()
+    self._file = -1
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+      self._file = _take(self._path)
+      self._write()
+    except OSError as error:
+      if self._file >= 0:
+        os.close(self._file)
+      raise InputError(
+        f'C10: {workdir} cannot be written ({error.strerror}); make room, or '
+        'give another --workdir.'
+      ) from error
     self._released = threading.Event()
     self._thread = threading.Thread(
       target=self._beat, name='lock of the workdir', daemon=True
@@ -128,9 +131,8 @@ class _Lock:
       with contextlib.suppress(OSError):
         if self._is_lost():
           print_error(
-            f'C17: another training has taken over {self._path.parent}, '
-            f'because the heartbeat of this one could not be seen: '
-            f'{_read(self._path)}.'
+            f'C17: another training{_name(_read(self._path))} has taken over '
+            f'{self._path.parent}, because it saw no heartbeat of this one.'
           )
           os._exit(1)
         self._record['heartbeats'] += 1
@@ -189,6 +191,8 @@ def _take(path: pathlib.Path) -> int:
           path.unlink(missing_ok=True)
         if not _is_same_file(file, path):
           continue
+      # Another start must not name a holder that has ended.
+      os.ftruncate(file, 0)
       kept, file = file, -1
       return kept
     finally:
@@ -241,11 +245,15 @@ def _refusal(path: pathlib.Path, holder: dict[str, Any] | None) -> InputError:
     path: The file.
     holder: Its record; `None` if it could not be read.
   """
-  who = f', process {holder["pid"]} on {holder["host"]}' if holder else ''
   return InputError(
-    f'C17: {path.parent} is in use by another training{who}; stop that '
-    'training, wait for its end, or give another --workdir.'
+    f'C17: {path.parent} is in use by another training{_name(holder)}; stop '
+    'that training, wait for its end, or give another --workdir.'
   )
+
+
+def _name(holder: dict[str, Any] | None) -> str:
+  """Returns ' (process PID on HOST)' for a record; '' if there is none."""
+  return f' (process {holder["pid"]} on {holder["host"]})' if holder else ''
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:

@@ -39,7 +39,7 @@ def test_a_second_training_is_refused_and_the_first_goes_on(tmp_path):
         pytest.raises(
           InputError,
           match=f'C17: {tmp_path} is in use .*process {os.getpid()} on '
-          f'{socket.gethostname()};',
+          f'{socket.gethostname()}\\)',
         ),
         only_training(tmp_path),
       ):
@@ -126,3 +126,25 @@ def test_a_lock_file_that_names_nobody_is_no_obstacle(tmp_path, content):
   (tmp_path / LOCK_FILE).write_text(content)
   with only_training(tmp_path):
     pass
+
+
+def test_a_holder_whose_lock_was_taken_over_ends(tmp_path):
+  code = HOLD.replace(
+    'with only',
+    'from maskrcnn_jax.runtime import run_lock\n'
+    'run_lock.HEARTBEAT = 0.1\n'
+    'with only',
+  )
+  with subprocess.Popen(
+    [sys.executable, '-c', code, tmp_path],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=pathlib.Path(__file__).parents[2],
+  ) as process:
+    assert process.stdout.readline() == 'held\n'
+    write_record(tmp_path)
+    _, err = process.communicate(timeout=60)
+  assert process.returncode == 1
+  assert 'error: C17: another training (process 7 on far) has taken' in err
+  assert json.loads((tmp_path / LOCK_FILE).read_text())['pid'] == 7

@@ -110,8 +110,8 @@ def test_of_two_starts_in_one_workdir_the_second_is_refused(
     first, second = second, first
   line, status = error_of(second)
   assert status == 2
-  assert f'C17: {workdir} is in use by another training, ' in line
-  assert f'process {first.pid} on {socket.gethostname()};' in line
+  assert f'C17: {workdir} is in use by another training (' in line
+  assert f'process {first.pid} on {socket.gethostname()});' in line
   wait_for_steps(workdir, num_steps_logged(workdir) + 3)
 
   # An evaluation beside the training is allowed.
