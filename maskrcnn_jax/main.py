@@ -224,7 +224,11 @@ def run() -> None:
         f'same command again ({error}).',
         1,
       )
-    if isinstance(error, MemoryError) or 'Out of memory' in str(error):
+    # The texts are those of XLA and of Python's threads, whose stacks need
+    # memory.
+    if isinstance(error, MemoryError) or any(
+      text in str(error) for text in ('Out of memory', "can't start new thread")
+    ):
       _fail(
         'there is not enough memory '
         f'({" ".join(str(error).split())[:300] or "MemoryError"}). Lower '

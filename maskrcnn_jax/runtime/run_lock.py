@@ -100,8 +100,8 @@ class _Lock:
       if self._file >= 0:
         os.close(self._file)
       raise InputError(
-        f'C10: {workdir} cannot be written ({error.strerror}); make room, or '
-        'give another --workdir.'
+        f'C10: {workdir} cannot be written ({error.strerror}); give another '
+        '--workdir.'
       ) from error
     self._released = threading.Event()
     self._thread = threading.Thread(
