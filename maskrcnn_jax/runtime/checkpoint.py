@@ -26,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.runtime.orbax_errors import hide_orbax_errors
 
 # Number of the layout of a checkpoint, which is stored in it.
 FORMAT = 1
@@ -92,6 +93,7 @@ def open_manager(directory: pathlib.Path) -> ocp.CheckpointManager:
   Returns:
     A manager that writes in the background.
   """
+  hide_orbax_errors()
   return ocp.CheckpointManager(
     directory.absolute(),
     options=ocp.CheckpointManagerOptions(
@@ -500,6 +502,7 @@ def _restore_item(path: pathlib.Path, item: str, target: PyTree) -> PyTree:
     InputError: If names, shapes or dtypes differ from those of the target.
     DamagedCheckpoint: If the arrays cannot be read.
   """
+  hide_orbax_errors()
   saved = _saved_checksums(path, item)
   stored = _signature(_stored_leaves(path, item))
   if saved is not None and stored != {

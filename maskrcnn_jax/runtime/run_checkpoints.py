@@ -3,12 +3,10 @@
 from collections.abc import Collection, Iterator
 import contextlib
 import errno
-import logging as standard_logging
 import os
 import pathlib
 import shutil
 
-from absl import logging
 import jax
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
@@ -49,8 +47,6 @@ class RunCheckpoints:
     self._keep = keep
     self._started: int | None = None  # step whose save has not been finished
     self._has_failed = False
-    # A logger has a filter only once, however often it is added.
-    logging.get_absl_logger().addFilter(_is_kept)
     self._manager = checkpoint.open_checkpoints(self.directory)
     # Process 0 removes old steps only after all processes have read the
     # directory.
@@ -282,15 +278,6 @@ def _remedy(directory: pathlib.Path, error: Exception) -> str:
   if any(text in str(error) for text in full):
     return 'Make room'
   return f'Make sure that {directory} can be written'
-
-
-def _is_kept(record: standard_logging.LogRecord) -> bool:
-  """Returns False for a record of orbax that has a stack.
-
-  Orbax logs the errors of its threads so, and it also raises them. A SaveError
-  then tells them in one line, which the stacks would bury.
-  """
-  return not (record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname)
 
 
 def tree_bytes(tree: PyTree) -> int:
