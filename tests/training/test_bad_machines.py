@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compilation_cache')]
 
 ENDLESS = ('--config.train.num_steps=100000', '--config.train.log_every=1')
 
-# The command line with a clock that is a year back from the second step on.
+# The command line with a clock that is a day back from the first step on.
 CLOCK_SET_BACK = """
 import time
 from maskrcnn_jax import main
@@ -31,7 +31,7 @@ if __name__ == '__main__':
   seconds, add = time.time, TrainingLog.add
 
   def set_back(log, **step):
-    time.time = lambda: seconds() - 365 * 86400
+    time.time = lambda: seconds() - 86400
     time.time_ns = lambda: int(time.time() * 1e9)
     add(log, **step)
 
@@ -162,11 +162,10 @@ def test_a_save_that_fails_is_told_in_one_line(start, tmp_path):
   assert 'Make room' not in line
 
 
-@pytest.mark.parametrize('kilobytes', [1_000_000, 1_300_000, 1_600_000])
-def test_too_little_memory_is_told_in_one_line(start, kilobytes):
-  # With these limits, a thread cannot start, C++ code aborts, or Python raises
-  # a MemoryError.
-  limit = f'ulimit -v {kilobytes}; exec "$@"'
+def test_too_little_memory_is_told_in_one_line(start):
+  # With this limit, in KiB, Python raises a MemoryError. With a lower one, C++
+  # code may end the process in any way.
+  limit = 'ulimit -v 1600000; exec "$@"'
   process = start('--skip_test', before=['sh', '-c', limit, 'sh'])
   line, status = error_of(process)
   assert status == 1
