@@ -504,6 +504,17 @@ CODES = {
     'Give the same command again; the file was removed and is downloaded once '
     'more. If that does not help, leave the mirror out.',
   ),
+  'C17': Code(
+    'workdir in use',
+    'Another training runs in this workdir; the message names its host and '
+    'process. Two trainings would destroy the checkpoints of each other. '
+    'Evaluation and prediction may run beside a training. The file '
+    '`training.lock` in the workdir names the training. One that has crashed '
+    'is no obstacle: on the same machine, a new start goes on at once, and on '
+    'another machine after a minute without a heartbeat.',
+    'Wait for the end of the other training, stop it, or give another '
+    '`--workdir`.',
+  ),
 }
 
 

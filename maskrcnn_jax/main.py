@@ -29,10 +29,11 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from absl import logging
+from absl import flags, logging
 
 from maskrcnn_jax import main_flags, named_weights
 from maskrcnn_jax.errors import InputError, SaveError, print_error
+from maskrcnn_jax.runtime.aborts import set_status_of_aborts
 from maskrcnn_jax.runtime.console import set_up_console
 from maskrcnn_jax.runtime.status_line import hide, waiting
 
@@ -215,6 +216,26 @@ def run() -> None:
         f'({" ".join(str(error).split())[:300]}).',
         1,
       )
+    workdir = main_flags.WORKDIR.value if flags.FLAGS.is_parsed() else None
+    if isinstance(error, OSError) and workdir and not os.path.isdir(workdir):
+      _fail(
+        f'C10: the workdir {workdir} no longer exists: it was removed or '
+        'moved, or its disk is no longer there. Bring it back and give the '
+        f'same command again ({error}).',
+        1,
+      )
+    # The texts are those of XLA and of Python's threads, whose stacks need
+    # memory.
+    if isinstance(error, MemoryError) or any(
+      text in str(error) for text in ('Out of memory', "can't start new thread")
+    ):
+      _fail(
+        'there is not enough memory '
+        f'({" ".join(str(error).split())[:300] or "MemoryError"}). Lower '
+        '--config.train.batch_size, --config.eval.batch_size or '
+        '--config.data.num_workers, or give the program more memory.',
+        1,
+      )
     traceback.print_exc()
     # If one process of a run fails, all other processes of the run fail too
     # and come here.
@@ -256,4 +277,5 @@ def _leave(status: int) -> None:
 
 
 if __name__ == '__main__':
+  set_status_of_aborts()
   run()

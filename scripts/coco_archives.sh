@@ -34,16 +34,41 @@ read_arguments() {
 # Prints the number of bytes of file $1; 0 if it does not exist.
 size_of() { if [[ -f $1 ]]; then wc -c < "$1" | tr -d ' '; else echo 0; fi; }
 
-# Succeeds if archive number $1 of the table is completely unpacked, by the
-# number of its files.
+# Prints a line "size name" for each file in archive $1, in order of these lines.
+# No name in COCO's archives has a space.
+list_archive() {
+  if command -v unzip > /dev/null; then
+    unzip -l "$1" | awk 'NF == 4 && $1 ~ /^[0-9]+$/ && $4 !~ /\/$/ {
+      print $1, $4 }'
+  else
+    "${PYTHON:-python3}" -m zipfile -l "$1" |
+      awk 'NR > 1 && $1 !~ /\/$/ { print $NF, $1 }'
+  fi | LC_ALL=C sort
+}
+
+# Does the same for the files of folder $2 in directory $1.
+list_folder() {
+  ls -ln "$1/$2" | awk -v folder="$2" '/^-/ { print $5, folder "/" $NF }' |
+    LC_ALL=C sort
+}
+
+# Succeeds if archive number $1 of the table is completely unpacked. As long as
+# the archive is there, the sizes of all files must be those in the archive.
+# Later, the number of the images must be right, and the annotations must not
+# end too early.
 is_unpacked() {
-  local folder=$dir/${folders[$1]} split
-  if [[ ${counts[$1]} == - ]]; then
+  local folder=${folders[$1]} archive=$dir/${paths[$1]##*/} split file
+  [[ -d $dir/$folder ]] || return 1
+  if [[ -f $archive ]]; then
+    [[ -z $(LC_ALL=C comm -23 <(list_archive "$archive") \
+      <(list_folder "$dir" "$folder")) ]]
+  elif [[ ${counts[$1]} == - ]]; then
     for split in train val; do
-      [[ -s $folder/instances_$split$year.json ]] || return 1
+      file=$dir/$folder/instances_$split$year.json
+      [[ -s $file && $(tail -c 9 "$file" | tr -d '[:space:]') == *'}' ]] ||
+        return 1
     done
   else
-    [[ -d $folder ]] || return 1
-    (( $(find "$folder" -type f -size +0 | wc -l) == counts[$1] ))
+    (( $(find "$dir/$folder" -type f -size +0 | wc -l) == counts[$1] ))
   fi
 }

@@ -8,6 +8,7 @@ import ml_collections
 from maskrcnn_jax import geometry
 from maskrcnn_jax.config.defaults import default_config
 from maskrcnn_jax.config.keys import BY_NAME, REMOVED_KEYS
+from maskrcnn_jax.errors import InputError
 
 # The value that a message shows for a key that only the other recipe has.
 NOTHING = 'nothing'
@@ -61,6 +62,9 @@ def stored_config(stored: dict[str, Any]) -> ml_collections.ConfigDict:
 
   Args:
     stored: A nested dict, as `plain` returns it.
+
+  Raises:
+    InputError: If there is a value in the place of a group of keys.
   """
   tree = _fill(stored, default_config().to_dict())
   config = ml_collections.ConfigDict(
@@ -151,7 +155,16 @@ def _fill(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
   Args:
     tree: The dict whose values are used for all keys that it has.
     defaults: The dict whose values are used for all other keys, at every depth.
+
+  Raises:
+    InputError: If `tree` has a value where `defaults` has a dict.
   """
+  for key, value in tree.items():
+    if isinstance(defaults.get(key), dict) and not isinstance(value, dict):
+      raise InputError(
+        f'C08: the recipe of the checkpoint is damaged: {key} is '
+        f'{value!r:.50}, not a group of keys. Try an earlier checkpoint.'
+      )
   return defaults | {
     key: _fill(value, defaults.get(key, {}))
     if isinstance(value, dict)

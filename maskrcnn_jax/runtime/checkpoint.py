@@ -6,22 +6,27 @@ Such a folder holds three items, which orbax writes:
 - `model`: params and constants;
 - `optimizer`: the state of the optimizer, the loss scale, and, if `model` holds
   averaged params, the params themselves;
-- `metadata`: the step, the recipe and the classes.
+- `metadata`: the step, the recipe and the classes, and checksums of all arrays
+  and of the metadata itself.
 
 A model can be used without the item `optimizer`.
 """
 
 from collections.abc import Iterable, Mapping
+import json
 import pathlib
 import re
 from typing import Any, NamedTuple
+import zlib
 
+from absl import logging
 import jax
 from jaxtyping import PyTree
 import numpy as np
 import orbax.checkpoint as ocp
 
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.runtime.orbax_errors import hide_orbax_errors
 
 # Number of the layout of a checkpoint, which is stored in it.
 FORMAT = 1
@@ -41,10 +46,17 @@ class Metadata(NamedTuple):
   # True if layers are missing, so that the checkpoint can only give a training
   # its initial weights.
   is_partial: bool = False
+  # Fingerprint of the files of the training images; '' if there is none.
+  images: str = ''
 
 
 # {field of `Metadata`: its name in the stored file}, where they differ.
 _STORED_NAMES = {'recipe': 'config'}
+
+# Names in the stored file: {item: {array: checksum}}, and the checksum of all
+# other content of the file.
+_ARRAY_CHECKSUMS = 'array_checksums'
+_OWN_CHECKSUM = 'checksum'
 
 
 def open_checkpoints(directory: pathlib.Path) -> ocp.CheckpointManager:
@@ -81,6 +93,7 @@ def open_manager(directory: pathlib.Path) -> ocp.CheckpointManager:
   Returns:
     A manager that writes in the background.
   """
+  hide_orbax_errors()
   return ocp.CheckpointManager(
     directory.absolute(),
     options=ocp.CheckpointManagerOptions(
@@ -116,12 +129,17 @@ def save_checkpoint(
   """
   manager.wait_until_finished()
   manager.check_for_errors()
-  items = {
-    'model': ocp.args.StandardSave(model),
-    'metadata': ocp.args.JsonSave(_stored_metadata(metadata)),
-  }
+  arrays: dict[str, PyTree] = {'model': model}
   if optimizer is not None:
-    items['optimizer'] = ocp.args.StandardSave(optimizer)
+    arrays['optimizer'] = optimizer
+  items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+  # Only process 0 writes the metadata.
+  checksums = (
+    {name: array_checksums(tree) for name, tree in arrays.items()}
+    if jax.process_index() == 0
+    else {}
+  )
+  items['metadata'] = ocp.args.JsonSave(_stored_metadata(metadata, checksums))
   is_saved = manager.save(
     metadata.step, args=ocp.args.Composite(**items), force=force
   )
@@ -132,12 +150,58 @@ def save_checkpoint(
     )
 
 
-def _stored_metadata(metadata: Metadata) -> dict:
-  """Returns the content of the stored file: format number and all fields."""
-  fields = metadata._asdict().items()
-  return {'format': FORMAT} | {
-    _STORED_NAMES.get(name, name): value for name, value in fields
-  }
+def _stored_metadata(
+  metadata: Metadata, checksums: dict[str, dict[str, str]]
+) -> dict:
+  """Returns the content of the stored file.
+
+  Args:
+    metadata: The fields to store.
+    checksums: {item: {array: checksum}}.
+  """
+  stored = {
+    _STORED_NAMES.get(name, name): value
+    for name, value in metadata._asdict().items()
+  } | {'format': FORMAT, _ARRAY_CHECKSUMS: checksums}
+  return stored | {_OWN_CHECKSUM: _metadata_checksum(stored)}
+
+
+def _metadata_checksum(stored: dict) -> str:
+  """Returns the checksum of the stored metadata, without the checksum itself.
+
+  Args:
+    stored: The content of the file, before it is written or after it was read.
+  """
+  # Writing and reading turns tuples into lists and all keys into strings.
+  content = json.loads(json.dumps(stored))
+  content.pop(_OWN_CHECKSUM, None)
+  return _checksum(json.dumps(content, sort_keys=True).encode())
+
+
+def array_checksums(tree: PyTree) -> dict[str, str]:
+  """Describes each array of a tree by its dtype, shape and CRC-32.
+
+  Args:
+    tree: NumPy arrays, or JAX arrays of which each device has a whole copy.
+
+  Returns:
+    {path of an array: text such as 'float32 (3,) 30c8bc70'}.
+  """
+  leaves = named_leaves(tree)
+  signatures = _signature(leaves)
+  checksums = {}
+  for name, leaf in leaves.items():
+    array = np.ascontiguousarray(
+      leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+    )
+    checksum = _checksum(array.reshape(-1).view(np.uint8))
+    checksums[name] = f'{signatures[name]} {checksum}'
+  return checksums
+
+
+def _checksum(data: bytes | np.ndarray) -> str:
+  """Returns the CRC-32 of bytes, as eight hexadecimal digits."""
+  return f'{zlib.crc32(data):08x}'
 
 
 def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
@@ -202,29 +266,72 @@ def read_metadata(path: pathlib.Path) -> Metadata:
     DamagedCheckpoint: If the metadata cannot be read.
     InputError: If the checkpoint has another format.
   """
+  # Older checkpoints lack these fields.
+  older: dict[str, Any] = {'is_partial': False, 'images': ''}
+  stored = older | _read_stored(path)
   try:
-    # Orbax's Checkpointer would wait until all processes read the file.
-    stored = ocp.JsonCheckpointHandler().restore(
-      (path / 'metadata').absolute(), args=ocp.args.JsonRestore()
-    )
-  except (ValueError, OSError, KeyError) as error:
-    raise _damaged(path, 'metadata', error) from error
-  found = stored.get('format') if isinstance(stored, dict) else None
-  if found != FORMAT:
-    raise InputError(
-      f'C08: {path} is not a checkpoint of this program (format {found}, '
-      f'expected {FORMAT}).'
-    )
-  try:
-    # Checkpoints of complete models may lack this field.
-    stored = {'is_partial': False} | stored
-    return Metadata(
+    metadata = Metadata(
       **{
         name: stored[_STORED_NAMES.get(name, name)] for name in Metadata._fields
       }
     )
   except KeyError as error:
     raise _damaged(path, 'metadata', error) from error
+  fault = _wrong_type(metadata)
+  if fault:
+    raise _damaged(path, 'metadata', TypeError(fault))
+  return metadata
+
+
+def _wrong_type(metadata: Metadata) -> str:
+  """Names the first field of metadata that has a wrong type; '' if none has."""
+  for name, value, type_ in (
+    ('step', metadata.step, int),
+    ('config', metadata.recipe, dict),
+    ('categories', metadata.categories, list),
+    ('training_set', metadata.training_set, str),
+    ('is_partial', metadata.is_partial, bool),
+    ('images', metadata.images, str),
+  ):
+    if type(value) is not type_:
+      return f'{name} is {value!r:.50}, not of the type {type_.__name__}'
+  for entry in metadata.categories:
+    match entry:
+      case [int() | str(), str()]:
+        continue
+    return f'categories has {entry!r:.50}, which is not an id and a name'
+  return ''
+
+
+def _read_stored(path: pathlib.Path) -> dict[str, Any]:
+  """Reads the file of the metadata and checks its checksum, if it has one.
+
+  Args:
+    path: Folder of one saved step.
+
+  Raises:
+    DamagedCheckpoint: If the file cannot be read or its checksum is wrong.
+    InputError: If the checkpoint has another format.
+  """
+  try:
+    # Orbax's Checkpointer would wait until all processes read the file.
+    stored = ocp.JsonCheckpointHandler().restore(
+      (path / 'metadata').absolute(), args=ocp.args.JsonRestore()
+    )
+  except (ValueError, OSError, RecursionError) as error:
+    raise _damaged(path, 'metadata', error) from error
+  if not isinstance(stored, dict):
+    stored = {'format': type(stored).__name__}
+  # If one of the two names were damaged, the other would still be there.
+  if _ARRAY_CHECKSUMS in stored or _OWN_CHECKSUM in stored:
+    if stored.get(_OWN_CHECKSUM) != _metadata_checksum(stored):
+      raise _damaged(path, 'metadata', ValueError('its checksum is wrong'))
+  if stored.get('format') != FORMAT:
+    raise InputError(
+      f'C08: {path} is not a checkpoint of this program (format '
+      f'{stored.get("format")}, expected {FORMAT}).'
+    )
+  return stored
 
 
 def restore_model(path: pathlib.Path, target: dict) -> dict:
@@ -374,8 +481,13 @@ def step_directories(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def first_line(error: Exception) -> str:
-  """Returns the first line of an error's message, of at most 200 characters."""
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+  """Returns the first line of an error's message, of at most 200 characters.
+
+  A longer line loses its middle, because the messages of tensorstore begin with
+  the place of the error, which is long, and end with the reason.
+  """
+  line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+  return line if len(line) <= 200 else f'{line[:75]} ... {line[-120:]}'
 
 
 def _restore_item(path: pathlib.Path, item: str, target: PyTree) -> PyTree:
@@ -390,24 +502,60 @@ def _restore_item(path: pathlib.Path, item: str, target: PyTree) -> PyTree:
     InputError: If names, shapes or dtypes differ from those of the target.
     DamagedCheckpoint: If the arrays cannot be read.
   """
+  hide_orbax_errors()
+  saved = _saved_checksums(path, item)
+  stored = _signature(_stored_leaves(path, item))
+  if saved is not None and stored != {
+    name: text.rpartition(' ')[0] for name, text in saved.items()
+  }:
+    raise _damaged(path, item, ValueError('the list of its arrays is wrong'))
   # Orbax would silently cast arrays of another dtype, and its errors do not say
   # which array is wrong.
-  difference = compare_trees(
-    _signature(_stored_leaves(path, item)), _signature(named_leaves(target))
-  )
+  difference = compare_trees(stored, _signature(named_leaves(target)))
   if difference:
     raise InputError(f'C02: {path} does not fit this model: {difference}.')
   try:
     with _reader(item, ocp.StandardCheckpointHandler()) as reader:
-      return reader.restore(
+      restored = reader.restore(
         path.absolute(),
         args=ocp.args.Composite(
           **{item: ocp.args.StandardRestore(_abstract(target))}
         ),
       )[item]
-  # Orbax raises a bare Exception if the data of an array is damaged.
+  # Orbax raises an exception of any type if one of its files is damaged.
   except Exception as error:
     raise _damaged(path, item, error) from error
+  if saved is not None:
+    found = array_checksums(restored)
+    changed = [name for name in found if found[name] != saved[name]]
+    if changed:
+      raise _damaged(
+        path, item, ValueError(f'the checksum of {changed[0]} is wrong')
+      )
+  return restored
+
+
+def _saved_checksums(path: pathlib.Path, item: str) -> dict[str, str] | None:
+  """Returns the checksums of an item as `array_checksums` does, or `None`.
+
+  Args:
+    path: Folder of one saved step. If it was saved without checksums, the
+      result is `None`, and a line is logged for the item 'model'.
+    item: 'model' or 'optimizer'.
+
+  Raises:
+    DamagedCheckpoint: If the metadata cannot be read.
+  """
+  stored = _read_stored(path)
+  if _ARRAY_CHECKSUMS in stored:
+    return stored[_ARRAY_CHECKSUMS].get(item, {})
+  if item == 'model':
+    logging.info(
+      '%s was saved without checksums, so that damage to its arrays may not be '
+      'noticed.',
+      path,
+    )
+  return None
 
 
 def _stored_leaves(path: pathlib.Path, item: str) -> dict[str, Any]:
@@ -426,7 +574,8 @@ def _stored_leaves(path: pathlib.Path, item: str) -> dict[str, Any]:
   handler = ocp.StandardCheckpointHandler()
   try:
     tree = handler.metadata((path / item).absolute())
-  except (ValueError, OSError, KeyError) as error:
+  # Orbax raises an exception of any type if one of its files is damaged.
+  except Exception as error:
     raise _damaged(path, item, error) from error
   finally:
     handler.close()

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import sys
+import threading
 from typing import Any, NoReturn
 import zlib
 
@@ -76,7 +77,13 @@ def leave(status: int) -> NoReturn:
   """
   sys.stdout.flush()
   sys.stderr.flush()
-  if jax.distributed.is_initialized():
+  # After a failed save, threads of orbax wait minutes for each other, and
+  # `sys.exit` would wait for them.
+  is_saving = any(
+    type(thread).__module__.startswith('orbax')
+    for thread in threading.enumerate()
+  )
+  if jax.distributed.is_initialized() or is_saving:
     os._exit(status)
   sys.exit(status)
 

@@ -1,6 +1,7 @@
 """The start of several processes that train or evaluate together."""
 
 from collections.abc import Mapping, Sequence
+import errno
 import os
 import pathlib
 import re
@@ -13,6 +14,7 @@ from absl import logging
 import jax
 
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.runtime.aborts import set_status_of_aborts
 
 # The launchers that JAX can ask for the processes of a run. A launcher is
 # recognised by these environment variables, which it sets for each process.
@@ -155,9 +157,12 @@ def start_processes(launch: Launch, *, timeout: int) -> None:
 
   Raises:
     InputError: If JAX cannot connect the processes, if they have different
-      numbers of devices, or if process 0 runs on another machine, but the
-      coordinator is a loopback address, which means this machine.
+      numbers of devices, if the port of the coordinator is in use, or if
+      process 0 runs on another machine, but the coordinator is a loopback
+      address, which means this machine.
   """
+  if launch.coordinator is not None and launch.process_id == 0:
+    _check_port(launch.coordinator)
   is_local = False
   if launch.coordinator is not None and is_loopback(launch.coordinator):
     is_local = True
@@ -177,6 +182,7 @@ def start_processes(launch: Launch, *, timeout: int) -> None:
       'machines cannot reach it.',
       launch.coordinator,
     )
+  set_status_of_aborts()
   # JAX would end the process too, but with a stack trace of its own code. The
   # timer comes first and prints a message for the user.
   timer = threading.Timer(timeout, _give_up, [launch, timeout, is_local])
@@ -232,6 +238,39 @@ def visible_gpus() -> int:
   if chosen is not None:
     return len([part for part in chosen.split(',') if part.strip()])
   return len(list(pathlib.Path('/dev').glob('nvidia[0-9]*')))
+
+
+def _check_port(coordinator: str) -> None:
+  """Checks that process 0 can listen on the port of the coordinator.
+
+  JAX would share the port with another run, or end with an error that does not
+  name the port.
+
+  Args:
+    coordinator: HOST:PORT, of which this process uses the port.
+
+  Raises:
+    InputError: If the port is in use or cannot be used.
+  """
+  port = int(coordinator.rpartition(':')[2])
+  family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+  try:
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+      # The closed connections of an earlier run may be on the port.
+      listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      listener.bind(('', port))
+      listener.listen()
+  except (OSError, OverflowError) as error:
+    is_used = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+    reason = (
+      'is in use by another program of this machine'
+      if is_used
+      else f'cannot be used ({error})'
+    )
+    raise InputError(
+      f'--coordinator={coordinator}: port {port} {reason}; give another port '
+      'to all processes.'
+    ) from error
 
 
 def _give_up(launch: Launch, timeout: int, is_local: bool) -> NoReturn:

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Iterator
 import contextlib
+import errno
+import os
 import pathlib
 import shutil
 
@@ -136,8 +138,8 @@ class RunCheckpoints:
       kept = f'step {whole[-1]} is whole' if whole else 'no step was saved yet'
       raise SaveError(
         f'C10: Saving step {self._started} in {self.directory} failed '
-        f'({checkpoint.first_line(error)}); {kept}. Make room, then give the '
-        'same command again.'
+        f'({checkpoint.first_line(error)}); {kept}. '
+        f'{_remedy(self.directory, error)}, then give the same command again.'
       ) from error
 
   def _remove_old(self) -> None:
@@ -184,8 +186,8 @@ def save_best(
   except Exception as error:
     raise SaveError(
       f'C10: Saving the best model in {path} failed '
-      f'({checkpoint.first_line(error)}). Make room, then give the same '
-      'command again.'
+      f'({checkpoint.first_line(error)}). {_remedy(directory, error)}, then '
+      'give the same command again.'
     ) from error
   if jax.process_index() == 0:
     _remove_other_steps(directory, [metadata.step])
@@ -258,6 +260,24 @@ def set_aside(directory: pathlib.Path, *, after: int) -> list[pathlib.Path]:
       target.parent.mkdir(exist_ok=True)
       moved.append(path.rename(target))
   return moved
+
+
+def _remedy(directory: pathlib.Path, error: Exception) -> str:
+  """Returns the first half of a sentence: the remedy after a failed save.
+
+  Args:
+    directory: The directory that the save was to write to.
+    error: The error of the save.
+  """
+  if not directory.is_dir():
+    return (
+      f'{directory} no longer exists: it was removed or moved, or its disk is '
+      'no longer there. Bring it back'
+    )
+  full = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+  if any(text in str(error) for text in full):
+    return 'Make room'
+  return f'Make sure that {directory} can be written'
 
 
 def tree_bytes(tree: PyTree) -> int:

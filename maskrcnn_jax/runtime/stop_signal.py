@@ -20,8 +20,12 @@ _CTRL_C = (
 )
 
 
-class Stopped(Exception):
-  """Raised inside `StopSignal.interrupting` when a signal comes."""
+class Stopped(BaseException):
+  """Raised inside `StopSignal.interrupting` when a signal comes.
+
+  It is no `Exception`, like KeyboardInterrupt: code that turns any exception
+  into an error message must let it pass.
+  """
 
 
 class StopSignal:

@@ -84,7 +84,7 @@ class TrainEvaluations:
   def run(
     self, state: TrainState, step: int
   ) -> dict[str, ApResult | RecallResult]:
-    """Evaluates a model, prints its AP and saves the model if it is the best.
+    """Evaluates a model and prints its AP; `keep` remembers the results.
 
     Args:
       state: State of the training. If it has averaged weights, these are
@@ -96,29 +96,43 @@ class TrainEvaluations:
 
     Raises:
       InputError: If the evaluation set cannot be used.
-      SaveError: If the best model cannot be saved.
     """
-    variables = variables_of(state)
-    aps = evaluate(
+    return evaluate(
       self._detector._replace(
-        variables=cluster.to_mesh(variables, self._detector.mesh),
+        variables=cluster.to_mesh(variables_of(state), self._detector.mesh),
         step=step,
       ),
       source=self._source,
       workdir=self._workdir,
       config=self._config,
     )
+
+  def keep(
+    self,
+    aps: dict[str, ApResult | RecallResult],
+    state: TrainState,
+    step: int,
+  ) -> None:
+    """Remembers an evaluation, and saves the model if it is the best so far.
+
+    Args:
+      aps: The results that `run` has returned for this state.
+      state: State of the training.
+      step: Number of steps done.
+
+    Raises:
+      SaveError: If the best model cannot be saved.
+    """
     now = summarize(aps, step)
     self.done = [e for e in self.done if e.step != step] + [now]
     if self._keep_best and self.best() == now:
       save_best(
         self._workdir / 'best',
-        model=variables,
+        model=variables_of(state),
         metadata=self._metadata._replace(step=step),
       )
     if cluster.is_main():
       write_json(self._file, [e._asdict() for e in self.done])
-    return aps
 
   def best(self) -> Evaluation:
     """Returns the evaluation with the highest mask AP; there must be one.

@@ -235,9 +235,9 @@ def evaluate_state(
     Results by kind: 'bbox', 'segm' or 'proposals'.
 
   Raises:
-    Stopped: If a signal comes and the run has a single process. Several
-      processes finish the evaluation first, because if one stopped, the others
-      would wait for it.
+    Stopped: If a signal comes while the AP is computed, and the run has a
+      single process. Several processes finish the evaluation first, because if
+      one stopped, the others would wait for it.
   """
   assert run.evaluations is not None
   # An evaluated state must be on disk, so that the run can continue from it.
@@ -249,6 +249,9 @@ def evaluate_state(
     else contextlib.nullcontext()
   ):
     aps = run.evaluations.run(state, step)
+  # Writing the best model and the list takes a moment, so that a signal waits
+  # for it.
+  run.evaluations.keep(aps, state, step)
   run.log.evaluation(
     step,
     {

@@ -27,6 +27,7 @@ from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.precision import choose_precision, set_precision
 from maskrcnn_jax.runtime.run_checkpoints import RunCheckpoints
+from maskrcnn_jax.runtime.run_lock import only_training
 from maskrcnn_jax.runtime.status_line import waiting
 from maskrcnn_jax.runtime.stop_signal import Stopped, StopSignal
 from maskrcnn_jax.runtime.training_log import TrainingLog
@@ -43,6 +44,7 @@ from maskrcnn_jax.training.evaluations import (
   expected_lines,
   steps_between,
 )
+from maskrcnn_jax.training.image_fingerprint import fingerprint_images
 from maskrcnn_jax.training.initial_weights import adopt_checkpoint
 from maskrcnn_jax.training.loop import (
   Run,
@@ -100,48 +102,49 @@ def train(
 
   Raises:
     InputError: If the recipe, the data, the checkpoint or the device cannot be
-      used.
+      used, or if another training runs in the workdir.
     FloatingPointError: If a loss or gradient is not finite. In float16, such a
       step is skipped, and it is an error only at the smallest loss scale.
     SaveError: If a checkpoint cannot be written.
   """
-  is_done = False
-  with StopSignal() as stop, contextlib.suppress(Stopped):
-    run, state, remarks = prepare_run(
-      config,
-      workdir,
-      stop,
-      init_from=init_from,
-      skip_test=skip_test,
-      resume=resume,
-      allow_changes=allow_changes,
-      given_keys=given_keys,
-      profile_steps=profile_steps,
-    )
-    # An error also closes both, so that no pending save or log line is lost.
-    with contextlib.closing(run.log), contextlib.closing(run.checkpoints):
-      for line in remarks:
-        run.log.line(line)
-      first_step = int(state.step)
-      if is_over(run, first_step):
-        logging.info(
-          'The run in %s is at its end, step %d.', workdir, first_step
-        )
-      else:
-        _describe(run, first_step)
-        state = run_steps(run, state, jit_train_step(run.trainer))
-      if is_over(run, int(state.step)):
-        # A signal may interrupt the evaluation at the end.
-        _finish(run, state, skip_test)
-        is_done = True
-  if not is_done:
-    text = (
-      f'Stopped by {stop.name}; all finished steps are saved. The same '
-      'command continues from there.'
-    )
-    logging.info(text)
-    if cluster.is_main():
-      (workdir / INTERRUPTED).write_text(text + '\n', encoding='utf-8')
+  with only_training(workdir):
+    is_done = False
+    with StopSignal() as stop, contextlib.suppress(Stopped):
+      run, state, remarks = prepare_run(
+        config,
+        workdir,
+        stop,
+        init_from=init_from,
+        skip_test=skip_test,
+        resume=resume,
+        allow_changes=allow_changes,
+        given_keys=given_keys,
+        profile_steps=profile_steps,
+      )
+      # An error also closes both, so that no pending save or log line is lost.
+      with contextlib.closing(run.log), contextlib.closing(run.checkpoints):
+        for line in remarks:
+          run.log.line(line)
+        first_step = int(state.step)
+        if is_over(run, first_step):
+          logging.info(
+            'The run in %s is at its end, step %d.', workdir, first_step
+          )
+        else:
+          _describe(run, first_step)
+          state = run_steps(run, state, jit_train_step(run.trainer))
+        if is_over(run, int(state.step)):
+          # A signal may interrupt the evaluation at the end.
+          _finish(run, state, skip_test)
+          is_done = True
+    if not is_done:
+      text = (
+        f'Stopped by {stop.name}; all finished steps are saved. The same '
+        'command continues from there.'
+      )
+      logging.info(text)
+      if cluster.is_main():
+        (workdir / INTERRUPTED).write_text(text + '\n', encoding='utf-8')
 
 
 def prepare_run(
@@ -222,11 +225,18 @@ def prepare_run(
     mesh=mesh,
   )
   schedule, optimizer = make_recipe_optimizer(config)
+  # Each process may have the images on a disk of its own; those of process 0
+  # are looked at.
+  with waiting('Looking at the image files'):
+    images = (
+      str(fingerprint_images(data_set, rows)) if cluster.is_main() else ''
+    )
   metadata = checkpoint.Metadata(
     0,
     plain(config),
     [list(category) for category in index.categories],
     describe_training_set(index, rows),
+    images=images,
   )
   limits = image_sets.find_limits(index, max_objects=config.data.max_objects)
   plan = canvases.plan_canvases(

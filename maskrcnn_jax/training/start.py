@@ -24,6 +24,7 @@ from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.run_checkpoints import set_aside
+from maskrcnn_jax.training.image_fingerprint import image_change
 from maskrcnn_jax.training.state import (
   TrainState,
   restored_state,
@@ -124,7 +125,7 @@ def first_state(
     # If one process cannot read the checkpoint, all of them skip it.
     damages = [text for text in cluster.gather(damage) if text]
     if damages:
-      logging.warning('C08: %s', damages[0])
+      logging.warning('%s', damages[0])
       continue
     # A process without damage has restored a state.
     assert restored is not None
@@ -207,6 +208,14 @@ def _resume(
         '--allow_changes.'
       )
     logging.warning('%s', text)
+  change = image_change(stored.images, metadata.images)
+  if change:
+    logging.warning(
+      'C07: Image files of the training set have changed since %s was saved: '
+      '%s.',
+      path,
+      change,
+    )
   if stored.step > config.train.num_steps:
     raise InputError(
       f'C07: {path} has {stored.step} steps, more than '

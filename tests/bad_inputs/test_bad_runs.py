@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from maskrcnn_jax.convert_weights import convert as convert_weights
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.average_precision import evaluate_detections
 from maskrcnn_jax.runtime import checkpoint, cluster
+from maskrcnn_jax.runtime.run_lock import only_training
 from maskrcnn_jax.runtime.training_log import TrainingLog
 from maskrcnn_jax.training import run as train
 from maskrcnn_jax.training.figures import PendingStep, take_figures
@@ -70,6 +72,8 @@ def test_c01_tells_how_to_name_the_classes_of_converted_weights(
   content['categories'] = [
     [i + 1, f'class {i + 1}'] for i in range(len(content['categories']))
   ]
+  # A changed file with checksums would be a damaged one.
+  del content['checksum'], content['array_checksums']
   path.write_text(json.dumps(content))
   more = (
     []
@@ -290,6 +294,16 @@ def cut_the_arrays(workdir):
   os.truncate(largest, largest.stat().st_size // 2)
 
 
+def flip_a_bit(workdir):
+  largest = max(
+    (p for p in workdir.rglob('checkpoints/4/model/**/*') if p.is_file()),
+    key=lambda p: p.stat().st_size,
+  )
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 8
+  largest.write_bytes(content)
+
+
 def damage_metadata(workdir):
   for path in workdir.rglob('checkpoints/4/metadata/*'):
     path.write_text('{')
@@ -314,6 +328,22 @@ def test_c08_a_checkpoint_that_is_not_whole(
 ):
   spoil(workdir)
   assert 'C08: ' in refuse(*flags_of_run, '--mode=eval')
+
+
+@pytest.mark.parametrize(
+  'options',
+  ['--mode=eval', '--mode=predict --input={images}', '--init_from={run}'],
+)
+def test_c08_a_flipped_bit_is_found_before_the_weights_are_used(
+  refuse, flags_of_run, workdir, tiny_data, tmp_path, options
+):
+  flip_a_bit(workdir)
+  options = options.format(images=tiny_data / 'images', run=workdir)
+  if 'init_from' in options:
+    options += f' --skip_test --workdir={tmp_path / "new"}'
+  line = refuse(*flags_of_run, *options.split())
+  assert 'C08: ' in line
+  assert 'checksum' in line
 
 
 def test_c08_c09_weights_that_are_damaged_or_not_there(tmp_path):
@@ -481,3 +511,12 @@ def test_c14_a_checkpoint_that_is_not_finite(
   line = refuse(*flags_of_run, *f'{options}={tmp_path / "bad"}'.split())
   assert 'C14: ' in line
   assert 'in params/box_head/fc6/bias and 1 more arrays' in line
+
+
+def test_c17_a_workdir_in_which_another_training_runs(
+  refuse, flags_of_run, workdir
+):
+  with only_training(workdir):
+    line = refuse(*flags_of_run, '--skip_test')
+    assert 'C17: ' in line
+    assert f'process {os.getpid()} on {socket.gethostname()}' in line

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from maskrcnn_jax.config import (
   Difference,
   default_config,
@@ -11,6 +13,7 @@ from maskrcnn_jax.config import (
   plain,
   stored_config,
 )
+from maskrcnn_jax.errors import InputError
 
 
 def stored_defaults():
@@ -50,6 +53,14 @@ def test_stored_config_is_the_recipe_that_was_stored():
   stored = json.loads(json.dumps(plain(config)))
   assert differences(stored_config(stored), stored) == []
   assert stored_config(stored).anchors.sizes == config.anchors.sizes
+
+
+@pytest.mark.parametrize('value', [5, None, [], 'abc'])
+def test_stored_config_refuses_a_value_in_the_place_of_a_group(value):
+  stored = plain(default_config())
+  stored['rpn']['train'] = value
+  with pytest.raises(InputError, match='C08: .*: train is '):
+    stored_config(stored)
 
 
 def test_stored_config_gives_later_keys_their_default():

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import random
 import shutil
 
 import jax
@@ -12,7 +13,7 @@ from numpy.testing import assert_array_equal
 import optax
 import pytest
 
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import InputError, SaveError
 from maskrcnn_jax.runtime import checkpoint, run_checkpoints
 from maskrcnn_jax.runtime.checkpoint import Metadata
 
@@ -249,6 +250,18 @@ def save_run(workdir, *steps, keep=2):
       )
 
 
+def test_a_directory_that_vanished_is_named(tmp_path, monkeypatch):
+  def fail(*_, **__):
+    shutil.rmtree(tmp_path / 'run')
+    raise FileNotFoundError(2, 'No such file or directory')
+
+  monkeypatch.setattr(checkpoint, 'save_checkpoint', fail)
+  with pytest.raises(SaveError) as error:
+    save_run(tmp_path / 'run', 1)
+  assert f'{tmp_path}/run/checkpoints no longer exists' in str(error.value)
+  assert 'Make room' not in str(error.value)
+
+
 def test_only_the_newest_steps_are_kept(tmp_path):
   save_run(tmp_path, 1, 2, 3)
   assert checkpoint.saved_steps(tmp_path / 'checkpoints') == [2, 3]
@@ -276,6 +289,76 @@ def test_a_damaged_array_is_an_input_error(workdir, damage):
   with pytest.raises(InputError, match='may be damaged'):
     checkpoint.restore_model(path, make_model())
   gc.collect()
+
+
+@leaves_tasks_behind
+@pytest.mark.filterwarnings('ignore::ResourceWarning')
+def test_a_flipped_bit_is_found_or_changes_nothing(workdir):
+  path = checkpoint.find_checkpoint(workdir)
+  files = sorted(p for p in path.rglob('*') if p.is_file())
+  sizes = [file.stat().st_size for file in files]
+  draw = random.Random(0)
+  found = 0
+  for _ in range(60):
+    (file,) = draw.choices(files, sizes)
+    content = bytearray(file.read_bytes())
+    before = bytes(content)
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    file.write_bytes(content)
+    try:
+      metadata = checkpoint.read_metadata(path)
+      model = checkpoint.restore_model(path, make_model())
+      optimizer = checkpoint.restore_optimizer(path, make_optimizer_state())
+    except checkpoint.DamagedCheckpoint:
+      found += 1
+    else:
+      # Orbax leaves files behind that it does not read, such as
+      # commit_success.txt.
+      assert metadata == Metadata(20, CONFIG, CATEGORIES)
+      assert_trees_equal(model, make_model())
+      assert_trees_equal(optimizer, make_optimizer_state())
+    file.write_bytes(before)
+  # More than half of the bytes are those of the arrays.
+  assert found > 30
+  gc.collect()
+
+
+def rewrite_metadata(path, **changes):
+  """Changes the stored metadata as a program without checksums would."""
+  file = path / 'metadata' / 'metadata'
+  content = json.loads(file.read_text()) | changes
+  del content['checksum'], content['array_checksums']
+  file.write_text(json.dumps(content))
+
+
+def test_a_checkpoint_without_checksums_is_loaded_and_named(workdir, caplog):
+  path = checkpoint.find_checkpoint(workdir)
+  rewrite_metadata(path)
+  with caplog.at_level('INFO', 'absl'):
+    model = checkpoint.restore_model(path, make_model())
+    checkpoint.restore_optimizer(path, make_optimizer_state())
+  assert_trees_equal(model, make_model())
+  assert caplog.text.count('was saved without checksums') == 1
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'step': '20'},
+    {'step': None},
+    {'config': []},
+    {'categories': 'cat'},
+    {'categories': [5]},
+    {'categories': [[1, 2]]},
+    {'training_set': 3},
+    {'is_partial': 0},
+  ],
+)
+def test_read_metadata_refuses_a_wrong_type(workdir, changes):
+  path = checkpoint.find_checkpoint(workdir)
+  rewrite_metadata(path, **changes)
+  with pytest.raises(checkpoint.DamagedCheckpoint, match=f'{[*changes][0]}'):
+    checkpoint.read_metadata(path)
 
 
 @leaves_tasks_behind

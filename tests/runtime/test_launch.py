@@ -187,3 +187,34 @@ def test_processes_that_do_not_all_come_are_given_up():
     done.stderr
   )
   assert address in done.stderr
+
+
+def test_start_processes_names_a_port_that_is_in_use():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    port = server.getsockname()[1]
+    planned = launch.Launch(f'127.0.0.1:{port}', 2, 0, None, None)
+    with pytest.raises(InputError, match=f'port {port} is in use'):
+      launch.start_processes(planned, timeout=1)
+
+
+def test_start_processes_refuses_a_port_that_does_not_exist():
+  planned = launch.Launch('127.0.0.1:70000', 2, 0, None, None)
+  with pytest.raises(InputError, match='port 70000 cannot be used'):
+    launch.start_processes(planned, timeout=1)
+
+
+def test_an_abort_by_jax_ends_a_process_with_status_1():
+  code = (
+    'import os, threading\n'
+    'from maskrcnn_jax.runtime import aborts\n'
+    'aborts.set_status_of_aborts()\n'
+    'threading.Thread(target=os.abort).start()\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=pathlib.Path(__file__).parents[2],
+  )
+  assert done.returncode == 1, done.stderr
+  assert 'error: JAX has ended this process' in done.stderr

@@ -162,6 +162,50 @@ def test_download_dataset_goes_on_with_what_an_earlier_run_got(
   assert_complete(folder)
 
 
+@pytest.mark.parametrize('has_archives', [True, False])
+def test_half_unpacked_annotations_are_unpacked_again(
+  server, tmp_path, has_archives
+):
+  folder = tmp_path / 'coco'
+  assert run('download', folder, server=server).returncode == 0
+  for archive in () if has_archives else folder.glob('*.zip'):
+    archive.unlink()
+  path = folder / 'annotations' / 'instances_val2017.json'
+  whole = path.read_text()
+  path.write_text(whole[: len(whole) // 2])
+  done = run('download', folder, server=server)
+  assert done.returncode == 0, done.stderr
+  assert path.read_text() == whole
+  # The user may have made the other file, so that it is kept.
+  assert (
+    path.with_name(path.name + '.old').read_text() == (whole[: len(whole) // 2])
+  )
+  assert not (folder / '.unpacking').exists()
+  assert ('/zips/val2017.zip', None) in server.requests
+  assert len(server.requests) == (3 if has_archives else 4)
+
+
+def test_a_truncated_image_is_unpacked_again(server, tmp_path):
+  folder = tmp_path / 'coco'
+  assert run('download', folder, server=server).returncode == 0
+  path = folder / 'train2017' / '2.jpg'
+  whole = path.read_bytes()
+  path.write_bytes(whole[:100])
+  assert run('download', folder, server=server).returncode == 0
+  assert path.read_bytes() == whole
+  assert_complete(folder)
+
+
+def test_an_unpacking_that_was_cut_off_leaves_no_folder(server, tmp_path):
+  folder = tmp_path / 'coco'
+  (folder / '.unpacking' / 'annotations').mkdir(parents=True)
+  (folder / '.unpacking' / 'annotations' / 'a.json').write_text('{')
+  assert run('download', folder, server=server).returncode == 0
+  assert_complete(folder)
+  assert not (folder / 'annotations' / 'a.json').exists()
+  assert not (folder / '.unpacking').exists()
+
+
 def test_download_dataset_gives_up_where_nothing_comes(server, tmp_path):
   del server.files['/zips/val2017.zip']
   done = run('download', tmp_path / 'coco', server=server)

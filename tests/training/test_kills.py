@@ -16,8 +16,18 @@ import tiny
 from maskrcnn_jax.runtime import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
-NUM_KILLS = 30
-NUM_STEPS = 240
+NUM_KILLS = 40
+NUM_STEPS = 320
+# The command line, but every evaluation counts as the best one, so that there
+# are many moments at which the best model is written.
+PROGRAM = """
+from maskrcnn_jax import main
+from maskrcnn_jax.training.evaluations import TrainEvaluations
+
+if __name__ == '__main__':
+  TrainEvaluations.best = lambda self: self.done[-1]
+  main.run()
+"""
 OPTIONS = [
   f'--config.train.num_steps={NUM_STEPS}',
   '--config.train.log_every=1',
@@ -36,8 +46,8 @@ def start(workdir, data, log):
   return subprocess.Popen(
     [
       sys.executable,
-      '-m',
-      'maskrcnn_jax.main',
+      '-c',
+      PROGRAM,
       '--config=tests/tiny.py',
       f'--workdir={workdir}',
       '--skip_test',
@@ -60,6 +70,10 @@ def steps_logged(workdir):
 
 def is_saving(workdir):
   return any((workdir / 'checkpoints').glob('*tmp*'))
+
+
+def is_saving_the_best(workdir):
+  return any((workdir / 'best').glob('*tmp*'))
 
 
 def is_evaluating(workdir):
@@ -89,7 +103,7 @@ def kill_when(process, signal_, condition, delay):
   return process.wait()
 
 
-def test_thirty_kills_change_nothing(tiny_data, tmp_path):
+def test_forty_kills_change_nothing(tiny_data, tmp_path):
   straight, killed = tmp_path / 'straight', tmp_path / 'killed'
   draw = random.Random(0)
   seen = []
@@ -99,7 +113,7 @@ def test_thirty_kills_change_nothing(tiny_data, tmp_path):
       process = start(killed, tiny_data, log)
       before = steps_logged(killed)
       wanted = before + draw.randint(1, 5)
-      moment = ('step', 'save', 'evaluation')[i % 3]
+      moment = ('step', 'save', 'evaluation', 'best')[i % 4]
       signal_ = draw.choice([signal.SIGKILL, signal.SIGTERM])
 
       def holds(moment=moment, before=before, wanted=wanted):
@@ -112,9 +126,11 @@ def test_thirty_kills_change_nothing(tiny_data, tmp_path):
             return steps_logged(killed) >= wanted
           case 'save':
             return is_saving(killed)
+          case 'best':
+            return is_saving_the_best(killed)
         return is_evaluating(killed)
 
-      delay = draw.uniform(0, 0.02 if moment == 'save' else 0.3)
+      delay = draw.uniform(0, 0.02 if moment in ('save', 'best') else 0.3)
       status = kill_when(process, signal_, holds, delay)
       # After SIGTERM, the process ends by itself with status 0.
       assert status == (0 if signal_ == signal.SIGTERM else -signal_)
@@ -123,7 +139,7 @@ def test_thirty_kills_change_nothing(tiny_data, tmp_path):
     # The last kill came before the end of the run.
     assert checkpoint.saved_steps(killed / 'checkpoints')[-1] < NUM_STEPS
     assert start(killed, tiny_data, log).wait() == 0
-  assert len(set(seen)) == 6, seen
+  assert len(set(seen)) == 8, seen
   assert not (killed / 'interrupted').exists()
   assert (killed / 'evaluations.json').read_text() == (
     straight / 'evaluations.json'

@@ -238,20 +238,22 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('victim', [0, 1])
+@pytest.mark.parametrize(('count', 'victim'), [(2, 0), (2, 1), (4, 2)])
 def test_a_killed_process_ends_all_and_the_run_goes_on(
-  straight, data, tmp_path, victim
+  straight, data, tmp_path, count, victim
 ):
   workdir = tmp_path / 'run'
   # So many steps that the run cannot end before the kill.
-  endless = Run(2, workdir, data, *OPTIONS, '--config.train.num_steps=100000')
+  endless = Run(
+    count, workdir, data, *OPTIONS, '--config.train.num_steps=100000'
+  )
   endless.wait_for(workdir / 'checkpoints' / '2')
   endless.processes[victim].send_signal(signal.SIGKILL)
   started = time.monotonic()
   statuses = endless.wait()
   assert time.monotonic() - started < 100
-  assert statuses[victim] == -signal.SIGKILL
-  assert statuses[1 - victim] not in (0, -signal.SIGKILL)
+  assert statuses.pop(victim) == -signal.SIGKILL
+  assert statuses == [1] * (count - 1)
 
   done = checkpoint.saved_steps(workdir / 'checkpoints')[-1]
   num_steps = f'--config.train.num_steps={done + 2}'
@@ -290,6 +292,19 @@ def test_a_stuck_process_ends_the_others_by_the_watchdog(data, tmp_path):
   assert (
     'maskrcnn_jax/training/loop.py", line' in text.partition('no progress')[2]
   )
+
+
+@pytest.mark.slow
+def test_a_stopped_process_ends_the_others_with_status_1(data, tmp_path):
+  workdir = tmp_path / 'run'
+  run = Run(2, workdir, data, '--config.train.num_steps=100000', '--skip_test')
+  run.wait_for(workdir / 'checkpoints' / '2')
+  run.processes[1].send_signal(signal.SIGSTOP)
+  # JAX waits 100 s for a heartbeat.
+  assert run.processes[0].wait(300) == 1
+  run.processes[1].kill()
+  run.wait()
+  assert 'error: JAX has ended this process' in run.logs[0].read_text()
 
 
 @pytest.mark.slow

@@ -447,6 +447,35 @@ def test_sigterm_ends_an_evaluation_at_once(config, tmp_path, evaluation):
   assert (tmp_path / 'interrupted').exists()
 
 
+@pytest.mark.usefixtures('idle_step')
+def test_sigterm_while_the_best_model_is_written_waits_for_it(
+  config, tmp_path, evaluation, monkeypatch
+):
+  config.train.eval_every = 2
+  save = checkpoint.save_checkpoint
+
+  def interrupted_save(manager, **options):
+    save(manager, **options)
+    if options['optimizer'] is None:  # the best model
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(checkpoint, 'save_checkpoint', interrupted_save)
+  tiny.run_training(config, tmp_path)
+  assert evaluation.steps == [2]
+  assert steps_of(tmp_path) == [2]
+  assert checkpoint.saved_steps(tmp_path / 'best') == [2]
+  assert json.loads((tmp_path / 'evaluations.json').read_text())
+  assert (tmp_path / 'interrupted').exists()
+
+
+def test_stopped_passes_code_that_catches_every_exception():
+  with StopSignal() as stop, pytest.raises(Stopped), stop.interrupting():
+    try:
+      os.kill(os.getpid(), signal.SIGTERM)
+    except Exception as error:
+      raise AssertionError from error
+
+
 def test_sigterm_in_the_last_evaluation_is_no_finished_run(
   config, tmp_path, evaluation
 ):
@@ -463,17 +492,24 @@ def test_sigterm_in_the_last_evaluation_is_no_finished_run(
 
 
 @leaves_tasks_behind
-def test_a_truncated_newest_checkpoint_is_set_aside(
-  workdir, config, tiny_run, caplog
+@pytest.mark.parametrize('damage', ['truncated', 'flipped'])
+def test_a_damaged_newest_checkpoint_is_set_aside(
+  workdir, config, tiny_run, caplog, damage
 ):
   largest = max(
     (p for p in (workdir / 'checkpoints' / '4').rglob('*') if p.is_file()),
     key=lambda p: p.stat().st_size,
   )
-  largest.write_bytes(largest.read_bytes()[:1000])
+  content = bytearray(largest.read_bytes())
+  if damage == 'flipped':
+    content[len(content) // 2] ^= 8
+  else:
+    del content[1000:]
+  largest.write_bytes(content)
   with caplog.at_level('WARNING', 'absl'):
     figures = tiny.run_training(config, workdir)
   assert 'may be damaged' in caplog.text
+  assert 'C08: C08: ' not in caplog.text
   assert 'going on from step 2' in caplog.text
   assert figures == tiny_run[1][2:]
   assert (workdir / 'damaged' / '4').is_dir()
@@ -519,7 +555,7 @@ def test_a_cosine_may_not_end_elsewhere(config, tmp_path, idle_step):
 
 
 def test_a_workdir_that_cannot_be_written_is_found_at_the_start(config):
-  with pytest.raises(InputError, match='C10: /proc/run/checkpoints cannot be'):
+  with pytest.raises(InputError, match='C10: /proc/run cannot be written'):
     tiny.run_training(config, pathlib.Path('/proc/run'))
 
 
