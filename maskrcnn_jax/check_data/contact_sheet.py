@@ -13,6 +13,7 @@ from maskrcnn_jax import draw
 from maskrcnn_jax.data import findings, images, outlines, survey
 from maskrcnn_jax.data.source import DataSet, image_file
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.fonts import choose_font, open_font
 
 # Largest number of pictures of each group.
 NUM_EXAMPLES = 12
@@ -177,7 +178,6 @@ def draw_sheet(
       values that are mapped to 0 and to 255. With `None`, such an image cannot
       be drawn.
   """
-  font = ImageFont.load_default(14)
   title_font = ImageFont.load_default(20)
   cell_width = _SIDE + _MARGIN
   # A row is only as high as its highest picture. The sheet is therefore cut at
@@ -210,7 +210,9 @@ def draw_sheet(
           pixel_range=pixel_range,
         )
         sheet.paste(picture, (x, y))
-        text = _wrap(draw.printable(example.caption), font, _SIDE)
+        text, font_file = choose_font(example.caption)
+        font = open_font(font_file, 14)
+        text = _wrap(text, font, _SIDE)
         pen.text((x, y + picture.height + 2), text, fill=_INK, font=font)
         highest = max(highest, picture.height)
       y += highest + _STRIP + _MARGIN
