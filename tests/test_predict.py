@@ -13,7 +13,8 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 import pytest
 
-from maskrcnn_jax import prediction_lines
+from maskrcnn_jax import picture_batches, prediction_lines
+from maskrcnn_jax.config import canvas_arguments, default_config
 from maskrcnn_jax.detector import load_detector
 from maskrcnn_jax.errors import InputError, SaveError
 from maskrcnn_jax.picture_batches import read_picture
@@ -478,17 +479,50 @@ def test_predict_does_not_take_its_overlays_for_pictures(
     )
 
 
-@pytest.mark.parametrize('size', [(64, 90), (40, 160), (8, 160)])
+LANDSCAPES = {
+  'padded_sizes': ((64, 96),),
+  'short_side': 64,
+  'long_side': 160,
+  'max_source_side': 300,
+}
+
+
+@pytest.mark.parametrize(
+  ('size', 'padded'),
+  [
+    ((64, 90), (64, 96)),
+    ((90, 64), (96, 64)),  # a size of the recipe, turned
+    ((40, 160), (64, 160)),
+    ((160, 8), (160, 32)),
+    ((80, 100), (64, 96)),
+  ],
+)
+def test_a_picture_that_fits_nowhere_has_a_padded_size_of_its_own(size, padded):
+  arguments = LANDSCAPES | {'resize_rule': 'nearest', 'antialias': True}
+  pixels = np.zeros((*size, 3), np.uint8)
+  decoded = picture_batches._decoded(0, 'a.png', pixels, arguments)
+  assert decoded.padded == padded
+  assert np.all(np.array(decoded.image_size) <= padded)
+
+
+@pytest.mark.parametrize('ratio', [24.4, 24.6, 25, 300, 889, 1300])
+def test_long_pictures_have_a_padded_size_with_the_conventions_legacy(ratio):
+  config = default_config()
+  config.geometry = 'legacy'
+  pixels = np.zeros((10, int(10 * ratio), 3), np.uint8)
+  decoded = picture_batches._decoded(
+    0, 'a.png', pixels, canvas_arguments(config)
+  )
+  assert np.all(np.array(decoded.image_size) <= decoded.padded)
+
+
+@pytest.mark.slow
 def test_predict_gives_a_picture_that_fits_nowhere_a_size_of_its_own(
-  run, detector, pictures, tmp_path, size
+  run, detector, pictures
 ):
   config = detector.config.copy_and_resolve_references()
-  # Landscapes only; all pictures keep their sizes.
-  config.data.update(
-    padded_sizes=((64, 96),), short_side=64, long_side=160, max_source_side=300
-  )
-  shape = (size[1], size[0], 3)
-  pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  config.data.update(LANDSCAPES)
+  pixels = np.random.default_rng(0).integers(0, 256, (160, 40, 3), np.uint8)
   Image.fromarray(pixels).save(pictures / 'long.png')
   results, broken = run(pictures, config=config)
   assert broken == 0
