@@ -22,7 +22,7 @@ Color = tuple[int, int, int]  # RGB, 0 to 255
 Window = tuple[int, int, UInt8[np.ndarray, 'h w']]
 
 # Pixels. The picture is changed in pieces of at most this height and width.
-_PIECE = 1024
+_PIECE = 512
 # Pixels. If all windows together have fewer, they are decoded only once.
 _KEPT_PIXELS = 64_000_000
 

@@ -35,7 +35,11 @@ class PictureList(NamedTuple):
 
 
 def list_pictures(
-  pattern: str, *, output: pathlib.Path, annotations: str | None = None
+  pattern: str,
+  *,
+  output: pathlib.Path,
+  draws: bool,
+  annotations: str | None = None,
 ) -> PictureList:
   """Lists the pictures of a prediction.
 
@@ -45,12 +49,13 @@ def list_pictures(
   Args:
     pattern: A file, a folder, or a glob pattern such as 'pictures/*.jpg'.
     output: The folder of the results.
+    draws: Whether overlays are written.
     annotations: A file of annotations in COCO's format. Pictures that it does
       not name are left out, and the log says so.
 
   Raises:
     InputError: If no picture is found, if the annotations cannot be read, or if
-      an overlay would replace a picture.
+      an overlay would replace a file of the user.
   """
   files = _find_pictures(pattern, output)
   ids = None
@@ -60,12 +65,22 @@ def list_pictures(
   names = [str(file.relative_to(root)) for file in files]
   stems = {os.path.splitext(name)[0] for name in names}
   pictures = PictureList(root, names, ids, len(stems) < len(names))
-  _check_overlays(pictures, output)
+  if draws:
+    _check_overlays(pictures, output)
   return pictures
 
 
 def _check_overlays(pictures: PictureList, output: pathlib.Path) -> None:
-  """Raises an InputError if an overlay would replace a picture."""
+  """Raises an InputError if an overlay would replace a file of the user."""
+  is_result = any(output.glob('predictions*.json*'))
+  if output.is_dir() and not is_result:
+    for row in range(len(pictures.names)):
+      if (output / pictures.overlay(row)).exists():
+        raise InputError(
+          f'{output / pictures.overlay(row)} exists already and would be '
+          'replaced by an overlay; give --output=DIR, the folder for the '
+          'results.'
+        )
   root, folder = pictures.root.resolve(), output.resolve()
   if folder != root and folder not in root.parents:
     return

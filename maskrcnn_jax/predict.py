@@ -81,7 +81,7 @@ def predict(
   """
   with waiting('Looking for pictures'):
     pictures = picture_list.list_pictures(
-      pattern, output=output, annotations=annotations
+      pattern, output=output, draws=draws, annotations=annotations
     )
   if draws:
     # It raises an error if the font cannot be read.

@@ -13,7 +13,7 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 import pytest
 
-from maskrcnn_jax import picture_batches, prediction_lines
+from maskrcnn_jax import draw, fonts, picture_batches, prediction_lines
 from maskrcnn_jax.config import canvas_arguments, default_config
 from maskrcnn_jax.detector import load_detector
 from maskrcnn_jax.errors import InputError, SaveError
@@ -580,6 +580,8 @@ def test_predict_does_not_replace_pictures_by_overlays(run, pictures):
   for pattern in (picture, pictures, pictures / '*.png'):
     with pytest.raises(InputError, match='--output=DIR|no pictures in'):
       run(pattern, output=pictures)
+  with pytest.raises(InputError, match='a.png exists already'):
+    run(pictures / 'a.jpg', output=pictures)
   # Here the overlay of pictures/pictures/a.jpg would be pictures/a.png.
   (pictures / 'pictures').mkdir()
   (pictures / 'a.jpg').rename(pictures / 'pictures' / 'a.jpg')
@@ -602,3 +604,43 @@ def test_predict_skips_a_picture_whose_overlay_has_too_long_a_name(
     'sub/deep/b.png',
   }
   assert any('xxx.jpg is too long; rename it' in line for line in log)
+
+
+def test_predict_draws_names_of_any_script(
+  run, detector, pictures, tmp_path, monkeypatch, log
+):
+  names = ['手术钳', 'nożyczki chirurgiczne', 'مشبك جراحي']
+  named = detector._replace(
+    categories=tuple(
+      category._replace(name=name)
+      for category, name in zip(detector.categories, names, strict=True)
+    )
+  )
+  drawn = []
+  monkeypatch.setattr(
+    draw,
+    '_draw_plate',
+    lambda pen, plate, text, color, font: drawn.append(text),
+  )
+  monkeypatch.setattr(fonts, '_named', set())
+  monkeypatch.setattr(fonts, '_font_files', lambda: [])
+  fonts._choose.cache_clear()
+  output = tmp_path / 'run'
+  arguments = {'pattern': str(pictures), 'output': output}
+  predict(named, config=detector.config, **arguments)
+  results = json.loads((output / 'predictions.json').read_text())
+  assert {r['category_name'] for r in results} <= set(names)
+  # Without fonts, one line names the characters of all classes.
+  assert {text.rsplit(' ', 1)[0] for text in drawn} <= {
+    '???',
+    'nozyczki chirurgiczne',
+    '????? ??????',
+  }
+  (line,) = [x for x in log if 'predict.font=FILE' in x]
+  assert all(character in line for character in '手术钳żمشبكجراحي')
+
+  config = detector.config.copy_and_resolve_references()
+  config.predict.font = str(pictures / 'notes.txt')
+  with pytest.raises(InputError, match=r'C05: .*notes\.txt'):
+    predict(named, config=config, **arguments)
+  fonts._choose.cache_clear()
