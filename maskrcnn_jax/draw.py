@@ -2,35 +2,24 @@
 
 import collections
 import math
-import statistics
 from typing import Any
-import unicodedata
 
 from jaxtyping import Float, UInt8
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from pycocotools import mask as mask_api
+from PIL import Image, ImageDraw, ImageFont
 
+from maskrcnn_jax.draw_masks import HALO, HALO_OPACITY, Color, draw_masks
+from maskrcnn_jax.fonts import choose_font, open_font, warn_of_missing
 from maskrcnn_jax.label_places import Plate, area, overlap, place_labels
 
 # In pixels. A picture whose longer side is shorter is enlarged, so that labels
 # are legible and do not cover it.
 LEGIBLE_SIDE = 400
-# Characters of a name or a caption that are drawn.
-_MAX_NAME = 300
 MIN_FONT_SIZE = 12  # height of the font, in pixels
-FILL_OPACITY = 0.4  # of the color inside of a mask; [0, 1]
-HALO = (0, 0, 0)  # color of the thin border around lines, RGB
-HALO_OPACITY = 0.55  # [0, 1]
 
 # With at least this number of objects, labels that would cover their object are
 # omitted.
 CROWD = 15
-
-Color = tuple[int, int, int]  # RGB, 0 to 255
-# A mask, cut to its bounding box: left and top edge of the box in pixels of the
-# picture, and the mask inside of the box, 0 or 255.
-Window = tuple[int, int, Image.Image]
 
 
 def draw_detections(
@@ -42,6 +31,7 @@ def draw_detections(
   *,
   min_score: float = 0.5,
   line_width: int | None = None,
+  font_file: str = '',
 ) -> Image.Image:
   """Draws detections over the image.
 
@@ -54,8 +44,7 @@ def draw_detections(
     image: The image, RGB.
     boxes: (x1, y1, x2, y2) of each detection, in pixels of the image. They may
       reach out of the image.
-    class_names: Name of the class of each detection. The font has ASCII only:
-      accents are dropped, and other letters become question marks.
+    class_names: Name of the class of each detection.
     scores: Probabilities of the detections. `None` if the boxes are ground
       truth, whose labels show the class name without a score.
     masks: Mask of each detection as COCO RLE, with the size of the image.
@@ -64,6 +53,8 @@ def draw_detections(
       is always drawn.
     line_width: Width of lines, in pixels of the picture. By default it grows
       with the size of the picture.
+    font_file: The font of labels; '' chooses one that has their characters, see
+      `choose_font`.
 
   Returns:
     If there is nothing to draw, the image, unchanged and not enlarged.
@@ -74,6 +65,7 @@ def draw_detections(
   Raises:
     ValueError: If the numbers of boxes, names, scores and masks differ, or if a
       mask has another size than the image.
+    InputError: If the font cannot be read.
   """
   count = len(boxes)
   is_truth = scores is None
@@ -104,18 +96,20 @@ def draw_detections(
   side = math.sqrt(picture.width * picture.height)
   if line_width is None:
     line_width = max(2, round(side / 320))
-  font = ImageFont.load_default(max(MIN_FONT_SIZE, round(side / 42)))
-  # load_default returns this type whenever it gets a size.
-  assert isinstance(font, ImageFont.FreeTypeFont)
+  font_size = max(MIN_FONT_SIZE, round(side / 42))
 
   limits = np.array([width, height] * 2)
   shown = {i: np.clip(boxes[i], 0, limits) * factor for i in chosen}
   colors = {i: instance_color(i) for i in chosen}
-  names = {i: printable(class_names[i]) for i in chosen}
+  warn_of_missing((class_names[i] for i in chosen), font_file)
+  names, fonts = {}, {}
+  for i in chosen:
+    names[i], path = choose_font(class_names[i], font_file)
+    fonts[i] = open_font(path, font_size)
   texts = {
     i: names[i] if is_truth else f'{names[i]} {scores[i]:.2f}' for i in chosen
   }
-  plates = {i: _plate_size(texts[i], font) for i in chosen}
+  plates = {i: _plate_size(texts[i], fonts[i]) for i in chosen}
   crowded = len(chosen) >= CROWD
   tiny = {i for i in chosen if crowded and _hides(plates[i], shown[i])}
   if len(set(names.values())) == 1 and 2 * len(tiny) >= len(chosen):
@@ -129,12 +123,8 @@ def draw_detections(
   thin = max(1, line_width // 2)
   widths = {i: thin if i in tiny else line_width for i in chosen}
   if masks is not None:
-    windows = {
-      i: window
-      for i in order
-      if (window := _mask_window(masks[i], image.shape[:2], factor))
-    }
-    picture = _draw_masks(picture, windows, colors, widths)
+    rles = {i: masks[i] for i in order}
+    draw_masks(picture, rles, colors, widths, factor=factor)
   pen = ImageDraw.Draw(picture, 'RGBA')
   for i in order:
     # A box around a tiny mask would hide it.
@@ -146,10 +136,12 @@ def draw_detections(
   for i, plate in placed.items():
     _draw_leader(pen, plate, shown[i], colors[i], line_width)
   for i, plate in placed.items():
-    _draw_plate(pen, plate, texts[i], colors[i], font)
+    _draw_plate(pen, plate, texts[i], colors[i], fonts[i])
   if crowded and len(placed) < len(chosen):
-    counts = collections.Counter(names.values())
-    _draw_caption(pen, counts, list(placed.values()), picture.size, font)
+    counts = collections.Counter(class_names[i] for i in chosen)
+    _draw_caption(
+      pen, counts, list(placed.values()), picture.size, font_file, font_size
+    )
   return picture
 
 
@@ -211,17 +203,6 @@ def _oklch_to_linear_rgb(
   return to_rgb @ cones**3
 
 
-def printable(text: str) -> str:
-  """Replaces the characters of a name that Pillow's default font lacks.
-
-  Accents are dropped; every other character outside of ASCII becomes '?'. The
-  end of a name that is longer than any picture is cut off.
-  """
-  plain = unicodedata.normalize('NFKD', text[:_MAX_NAME])
-  plain = ''.join(c for c in plain if not unicodedata.combining(c))
-  return ''.join(c if c.isascii() and c.isprintable() else '?' for c in plain)
-
-
 def _hides(plate_size: tuple[int, int], box: np.ndarray) -> bool:
   """Tells whether a label of this size covers more than half of a box.
 
@@ -230,127 +211,6 @@ def _hides(plate_size: tuple[int, int], box: np.ndarray) -> bool:
     box: (x1, y1, x2, y2) in pixels.
   """
   return 2 * plate_size[0] * plate_size[1] > area(box)
-
-
-def _mask_window(
-  rle: dict[str, Any], size: tuple[int, ...], factor: int
-) -> Window | None:
-  """Cuts the bounding box of an object out of its mask and enlarges it.
-
-  Args:
-    rle: Mask of the object, COCO RLE.
-    size: (height, width) of the image, in pixels.
-    factor: Size of the picture divided by the size of the image.
-
-  Returns:
-    The left and the top edge of the bounding box in the picture, and the mask
-    inside the box. `None` if the mask is empty.
-
-  Raises:
-    ValueError: If the mask has another size than the image.
-  """
-  if tuple(rle['size']) != tuple(size):
-    raise ValueError(
-      f'A mask has the size {rle["size"]} (height, width), but its image has '
-      f'the size {list(size)}; they must agree.'
-    )
-  left, top, width, height = (int(v) for v in mask_api.toBbox(rle))
-  if not width or not height:
-    return None
-  mask = mask_api.decode(rle)[top : top + height, left : left + width]
-  mask = Image.fromarray(mask * np.uint8(255))
-  enlarged = (width * factor, height * factor)
-  mask = mask.resize(enlarged, Image.Resampling.NEAREST)
-  return left * factor, top * factor, mask
-
-
-def _draw_masks(
-  picture: Image.Image,
-  windows: dict[int, Window],
-  colors: dict[int, Color],
-  widths: dict[int, int],
-) -> Image.Image:
-  """Fills the masks, then draws their outlines over all fills.
-
-  Args:
-    picture: The picture to draw on; it is not changed.
-    windows: {index of a detection: its mask}. Later masks cover earlier masks.
-    colors: {index: color of the mask}.
-    widths: {index: width of the outline in pixels}.
-  """
-  plain = np.asarray(picture)
-  canvas = plain.copy()
-  opacity = np.full((1, 1), FILL_OPACITY, np.float32)
-  for i, (left, top, mask) in windows.items():
-    inside = np.asarray(mask)[..., None] > 0
-    where = np.s_[top : top + mask.height, left : left + mask.width]
-    # The color is mixed with the original picture, not with other fills. Where
-    # fills overlap, only the topmost shows.
-    mixed = _mix(plain[where], colors[i], opacity)
-    canvas[where] = np.where(inside, mixed, canvas[where])
-  for i, (left, top, mask) in windows.items():
-    # The margin makes room for the halo and for the blur of the edge.
-    margin = 2 * widths[i] + 3
-    grown = Image.new('L', (mask.width + 2 * margin, mask.height + 2 * margin))
-    grown.paste(mask, (margin, margin))
-    line, halo = _outline(grown, widths[i])
-    x, y = max(left - margin, 0), max(top - margin, 0)
-    right = min(left + mask.width + margin, picture.width)
-    bottom = min(top + mask.height + margin, picture.height)
-    cut = np.s_[
-      y - top + margin : bottom - top + margin,
-      x - left + margin : right - left + margin,
-    ]
-    where = np.s_[y:bottom, x:right]
-    canvas[where] = _mix(canvas[where], HALO, halo[cut])
-    canvas[where] = _mix(canvas[where], colors[i], line[cut])
-  return Image.fromarray(canvas)
-
-
-# Index: value of a blurred mask, 0..255. Element: distance from a straight edge
-# at which the blurred mask has this value, in standard deviations of the blur;
-# positive inside the mask.
-_EDGE_DISTANCE = np.array(
-  [-3.0]
-  + [statistics.NormalDist().inv_cdf(v / 255) for v in range(1, 255)]
-  + [3.0],
-  np.float32,
-)
-
-
-def _outline(
-  mask: Image.Image, width: int
-) -> tuple[Float[np.ndarray, 'h w'], Float[np.ndarray, 'h w']]:
-  """Computes where the outline of a mask is drawn, with smooth edges.
-
-  Args:
-    mask: The mask, 0 or 255, with a margin around the object.
-    width: Width of the line, in pixels.
-
-  Returns:
-    The opacity, [0, 1], of each pixel of a line along the inside of the edge;
-    and the opacity of a halo along the outside.
-  """
-  soft = np.asarray(mask.filter(ImageFilter.GaussianBlur(0.6)))
-  soft = soft / np.float32(255)
-  blurred = np.asarray(mask.filter(ImageFilter.GaussianBlur(width)))
-  distance = width * _EDGE_DISTANCE[blurred]
-  line = soft * np.clip(width + 0.5 - distance, 0, 1)
-  halo = (1 - soft) * np.clip(1.5 + distance, 0, 1) * HALO_OPACITY
-  return line, halo
-
-
-def _mix(pixels: np.ndarray, color: Color, opacity: np.ndarray) -> np.ndarray:
-  """Mixes a color into pixels; an opacity of 1 replaces the pixel.
-
-  Args:
-    pixels: RGB, 0 to 255, `[h, w, 3]`.
-    color: The color to mix in.
-    opacity: In [0, 1], of each pixel or, with sides of 1, of all pixels.
-  """
-  opacity = opacity[..., None]
-  mixed = pixels + (np.array(color, np.float32) - pixels) * opacity
-  return np.round(mixed).astype(np.uint8)
 
 
 def _draw_box(
@@ -446,7 +306,8 @@ def _draw_caption(
   counts: collections.Counter[str],
   taken: list[Plate],
   picture_size: tuple[int, int],
-  font: ImageFont.FreeTypeFont,
+  font_file: str,
+  font_size: int,
 ) -> None:
   """Writes the number of objects of each class into the emptiest corner.
 
@@ -457,13 +318,16 @@ def _draw_caption(
     counts: {name of a class: number of objects}.
     taken: The labels that are already drawn.
     picture_size: (width, height) of the picture, in pixels.
-    font: The font of the caption.
+    font_file: As for `draw_detections`.
+    font_size: Height of the font, in pixels.
   """
   common = counts.most_common()
   while common:
     rest = len(counts) - len(common)
     text = ', '.join(f'{name}: {count}' for name, count in common)
     text += f', {rest} more' if rest else ''
+    text, path = choose_font(text, font_file)
+    font = open_font(path, font_size)
     width, height = _plate_size(text, font)
     if width <= picture_size[0] and height <= picture_size[1]:
       break

@@ -5,7 +5,8 @@
   python -m maskrcnn_jax.main --mode=eval --workdir=DIR
       [--checkpoint=CHECKPOINT] [--config.KEY=VALUE ...]
   python -m maskrcnn_jax.main --mode=predict --workdir=DIR --input=PICTURES
-      [--checkpoint=CHECKPOINT] [--config.KEY=VALUE ...]
+      [--checkpoint=CHECKPOINT] [--output=DIR] [--overlays=none]
+      [--annotations=FILE] [--config.KEY=VALUE ...]
 
 RECIPE says which model is trained and how. It is the name of a recipe that
 comes with the program, such as r50_fpn, or a file of your own, my_recipe.py.
@@ -39,6 +40,7 @@ from maskrcnn_jax.runtime.status_line import hide, waiting
 
 if TYPE_CHECKING:
   import maskrcnn_jax.config.recipe
+  import maskrcnn_jax.prediction_lines
 
 # The exit status that shells give to a program that SIGINT ended.
 _INTERRUPTED = 130
@@ -51,7 +53,7 @@ def main(argv: list[str]) -> int:
     argv: The command line; the first item is the name of the program.
 
   Returns:
-    The exit status: 0, or 2 if a picture could not be read.
+    The exit status: 0, or 2 if a picture cannot be used.
 
   Raises:
     InputError: If the arguments or the files that they name are wrong.
@@ -82,6 +84,8 @@ def main(argv: list[str]) -> int:
   with waiting('Starting JAX'):
     import jax
 
+    from maskrcnn_jax.prediction_lines import Share
+    from maskrcnn_jax.prediction_share import plan_share
     from maskrcnn_jax.runtime import cluster
     from maskrcnn_jax.runtime.launch import (
       plan_launch,
@@ -102,16 +106,31 @@ def main(argv: list[str]) -> int:
   checkpoint = main_flags.CHECKPOINT.value or str(workdir)
   if named_weights.is_name(main_flags.CHECKPOINT.value or ''):
     checkpoint = named_weights.find_checkpoint(checkpoint)
-  launch = plan_launch(
-    main_flags.COORDINATOR.value,
-    main_flags.NUM_PROCESSES.value,
-    main_flags.PROCESS_ID.value,
-    environment=os.environ,
-    num_gpus=visible_gpus(),
-  )
+  if main_flags.MODE.value == 'predict':
+    launch = None
+    share = plan_share(
+      main_flags.NUM_PROCESSES.value,
+      main_flags.PROCESS_ID.value,
+      environment=os.environ,
+      num_gpus=visible_gpus(),
+    )
+    if share.number:
+      hide()
+    if main_flags.COORDINATOR.value:
+      logging.info(
+        '--coordinator is not needed: the processes of a prediction meet in '
+        'the folder of the results.'
+      )
+  else:
+    share = Share()
+    launch = plan_launch(
+      main_flags.COORDINATOR.value,
+      main_flags.NUM_PROCESSES.value,
+      main_flags.PROCESS_ID.value,
+      environment=os.environ,
+      num_gpus=visible_gpus(),
+    )
   if launch is not None:
-    if main_flags.MODE.value == 'predict':
-      raise InputError('predict runs in one process; give --num_processes=1.')
     with waiting('Waiting for the other processes'):
       start_processes(launch, timeout=main_flags.INITIALIZATION_TIMEOUT.value)
     if not cluster.is_main():
@@ -123,8 +142,8 @@ def main(argv: list[str]) -> int:
     'JAX %s on %s; process %d of %d',
     jax.__version__,
     ', '.join(map(str, devices)),
-    jax.process_index(),
-    jax.process_count(),
+    share.number or jax.process_index(),
+    max(share.processes, jax.process_count()),
   )
   for line in recipe.notes:
     logging.info('%s', line)
@@ -133,7 +152,9 @@ def main(argv: list[str]) -> int:
   cluster.keep_compiled(main_flags.COMPILATION_CACHE.value)
   with watchdog(recipe.config.train.watchdog_seconds):
     if main_flags.MODE.value != 'train':
-      return _evaluate_or_predict(recipe, workdir, pathlib.Path(checkpoint))
+      return _evaluate_or_predict(
+        recipe, workdir, pathlib.Path(checkpoint), share
+      )
     train(
       recipe.config,
       workdir,
@@ -151,6 +172,7 @@ def _evaluate_or_predict(
   recipe: 'maskrcnn_jax.config.recipe.Recipe',
   workdir: pathlib.Path,
   checkpoint: pathlib.Path,
+  share: 'maskrcnn_jax.prediction_lines.Share',
 ) -> int:
   """Loads a checkpoint and evaluates it or predicts with it, as --mode says.
 
@@ -158,9 +180,10 @@ def _evaluate_or_predict(
     recipe: The recipe that the user gave, or only the given keys.
     workdir: The folder that results are written to.
     checkpoint: A workdir, its folder of checkpoints, or the folder of one step.
+    share: The share of the pictures that this process predicts on.
 
   Returns:
-    The exit status: 0, or 2 if a picture could not be read.
+    The exit status: 0, or 2 if a picture cannot be used.
 
   Raises:
     InputError: If the checkpoint, the recipe, the evaluation set or the
@@ -174,13 +197,16 @@ def _evaluate_or_predict(
   detector = load_detector(checkpoint, recipe)
   if main_flags.MODE.value == 'predict':
     assert main_flags.INPUT.value is not None  # `check_flags` refuses this.
-    num_unreadable = predict(
+    num_unusable = predict(
       detector,
       pattern=main_flags.INPUT.value,
-      workdir=workdir,
+      output=pathlib.Path(main_flags.OUTPUT.value or workdir / 'predictions'),
       config=detector.config,
+      annotations=main_flags.ANNOTATIONS.value,
+      draws=main_flags.OVERLAYS.value != 'none',
+      share=share,
     )
-    return 2 if num_unreadable else 0
+    return 2 if num_unusable else 0
 
   name = main_flags.CHECKPOINT.value or ''
   if named_weights.is_name(name) and not main_flags.SKIP_EVAL.value:

@@ -62,6 +62,26 @@ INPUT = flags.DEFINE_string(
   'For predict: a picture, a folder of pictures, or a pattern such as '
   "'pictures/*.jpg'.",
 )
+OUTPUT = flags.DEFINE_string(
+  'output',
+  None,
+  'For predict: the folder to write the results to. An unfinished result in it '
+  'is continued, and a finished one is replaced. Default: WORKDIR/predictions.',
+)
+OVERLAYS = flags.DEFINE_enum(
+  'overlays',
+  'png',
+  ['png', 'none'],
+  'For predict: png writes a copy of each picture with its objects drawn on '
+  'it; none writes only the JSON files, which is faster.',
+)
+ANNOTATIONS = flags.DEFINE_string(
+  'annotations',
+  None,
+  "For predict: a JSON file in COCO's format, whose image ids the results get. "
+  'Pictures that it does not name are left out. Without it, the results have '
+  'no image_id.',
+)
 RESUME = flags.DEFINE_boolean(
   'resume',
   True,
@@ -93,7 +113,8 @@ NUM_PROCESSES = flags.DEFINE_integer(
   'num_processes',
   None,
   'Number of processes of the run. 1 runs this process alone, also under '
-  'SLURM, Open MPI or Kubernetes.',
+  'SLURM, Open MPI or Kubernetes. For predict, each process takes its share of '
+  'the pictures; it needs no --coordinator, and may be started again alone.',
 )
 PROCESS_ID = flags.DEFINE_integer(
   'process_id',
@@ -125,9 +146,12 @@ PROFILE_STEPS = flags.DEFINE_string(
 # is not listed is for all modes.
 _MODES_OF_FLAGS = {
   'allow_changes': ('train',),
+  'annotations': ('predict',),
   'checkpoint': ('eval', 'predict'),
   'init_from': ('train',),
   'input': ('predict',),
+  'output': ('predict',),
+  'overlays': ('predict',),
   'profile_steps': ('train',),
   'resume': ('train',),
   'skip_eval': ('eval',),

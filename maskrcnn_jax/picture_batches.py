@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
+from absl import logging
 import jax
 from jaxtyping import UInt8
 import ml_collections
@@ -30,6 +31,11 @@ Picture = str | os.PathLike[str] | np.ndarray | jax.Array | Image.Image
 # of the array. Neighbours differ by about a third; 640 is the longer side of
 # most pictures of COCO.
 _ARRAY_SIDES = (64, 96, 128, 192, 256, 384, 512, 640, 832, 1088, 1440, 1920)
+
+# A picture that fits in no padded size of the recipe gets one of its own,
+# unless this has more than so many times the
+# pixels of the largest size of the recipe.
+_MOST_ROOM = 2
 
 # How many batches of pictures may be held back, because an earlier picture
 # waits for others of its padded size.
@@ -205,6 +211,14 @@ def name_of(picture: Picture, row: int) -> str:
   return getattr(picture, 'filename', '') or f'picture {row + 1}'
 
 
+def too_large(name: str) -> InputError:
+  """Returns the error for a picture that the memory is too small for."""
+  return InputError(
+    f'I12: {name} is too large for the available memory. Cut it into tiles or '
+    'shrink it.'
+  )
+
+
 def _read_all(
   pictures: Iterable[Picture],
   config: ml_collections.ConfigDict,
@@ -229,13 +243,18 @@ def _read_all(
   def read(row: int, picture: Picture) -> _Decoded | InputError:
     """Reads a picture; returns the error if that fails."""
     name = name_of(picture, row)
+    is_file = isinstance(picture, str | os.PathLike)
     try:
       pixels = read_picture(picture, name, pixel_range=pixel_range)
       decoded = _decoded(row, name, pixels, arguments)
-      is_file = isinstance(picture, str | os.PathLike)
-      return decoded._replace(keeps_pixels=keeps_pixels or not is_file)
     except InputError as error:
       return error
+    except MemoryError:
+      return too_large(name)
+    if is_file:
+      for note in image_files.frame_notes(name):
+        logging.warning('%s', note)
+    return decoded._replace(keeps_pixels=keeps_pixels or not is_file)
 
   num_threads = min(ahead, config.data.num_threads)
   with concurrent.futures.ThreadPoolExecutor(num_threads) as reader:
@@ -273,12 +292,16 @@ def _decoded(
     InputError: If the picture fits in none of the padded sizes.
   """
   height, width, _ = pixels.shape
+  size = np.array([height], np.int32), np.array([width], np.int32)
   try:
-    plan = canvases.plan_canvases(
-      np.array([height], np.int32), np.array([width], np.int32), **arguments
-    )
+    plan = canvases.plan_canvases(*size, **arguments)
   except InputError as error:
-    raise InputError(f'{name}: {error}') from error
+    padded_sizes = _padded_sizes_for(height, width, arguments)
+    if not padded_sizes:
+      raise InputError(f'{name}: {error}') from error
+    plan = canvases.plan_canvases(
+      *size, **arguments | {'padded_sizes': padded_sizes}
+    )
   (canvas,) = plan.canvases
   source_size = tuple(plan.source_sizes[0].tolist())
   image_size = tuple(plan.image_sizes[0].tolist())
@@ -297,6 +320,40 @@ def _decoded(
     canvas.source,
     canvas.padded,
   )
+
+
+def _padded_sizes_for(
+  height: int, width: int, arguments: dict[str, Any]
+) -> tuple[tuple[int, int], ...]:
+  """Returns padded sizes for a picture that fits in none of the recipe.
+
+  These are the sizes of the recipe with height and width exchanged, for example
+  for a portrait if the recipe is for landscapes, and the smallest size that
+  holds the picture. The model is compiled for each size that is used.
+
+  Args:
+    height: Height of the picture, in pixels.
+    width: Width of the picture, in pixels.
+    arguments: The keyword arguments of `plan_canvases`.
+
+  Returns:
+    The sizes, (height, width) in pixels. None if the picture needs more than
+    `_MOST_ROOM` times the pixels of the largest size of the recipe.
+  """
+  given = arguments['padded_sizes']
+  resized = canvases.resized_size(
+    height,
+    width,
+    short_side=arguments['short_side'],
+    long_side=arguments['long_side'],
+    rule=arguments['resize_rule'],
+  )
+  turned = tuple((w, h) for h, w in given)
+  if any(resized[0] <= h and resized[1] <= w for h, w in turned):
+    return turned
+  smallest = (-(-resized[0] // 32) * 32, -(-resized[1] // 32) * 32)
+  most = _MOST_ROOM * max(h * w for h, w in given)
+  return (smallest,) if smallest[0] * smallest[1] <= most else ()
 
 
 def _make_batch(

@@ -84,10 +84,10 @@ def run_predict(
   detector = load_detector(pathlib.Path(checkpoint))
   started = time.monotonic()
   predict(
-    detector, pattern=pattern, workdir=out / 'predict', config=detector.config
+    detector, pattern=pattern, output=out / 'predict', config=detector.config
   )
   seconds = time.monotonic() - started
-  path = out / 'predict' / 'predictions' / 'predictions.json'
+  path = out / 'predict' / 'predictions.json'
   return json.loads(path.read_text(encoding='utf-8')), seconds
 
 
@@ -116,10 +116,12 @@ def largest_difference(
   or the numbers of objects differ, the difference is infinite. The objects of a
   picture are in the order of their scores.
   """
-  keys = ('image_id', 'category_id')
-  if [[one[key] for key in keys] for one in ours] != [
-    [one[key] for key in keys] for one in theirs
-  ]:
+
+  def object_of(one: dict[str, Any]) -> tuple[str, Any]:
+    """Returns the picture and the class of an object."""
+    return pathlib.PurePath(one['file_name']).name, one['category_id']
+
+  if list(map(object_of, ours)) != list(map(object_of, theirs)):
     return float('inf')
   largest = 0.0
   for one, other in zip(ours, theirs, strict=True):

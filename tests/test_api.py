@@ -113,14 +113,15 @@ def test_a_detector_finds_what_predict_finds(detector, pictures, tmp_path):
   predict(
     detector._detector,
     pattern=str(pictures),
-    workdir=tmp_path / 'run',
+    output=tmp_path / 'run',
     config=detector.config,
   )
-  folder = tmp_path / 'run' / 'predictions'
+  folder = tmp_path / 'run'
   theirs = json.loads((folder / 'predictions.json').read_text())
-  assert len({r['image_id'] for r in theirs}) == len(files)
-  assert theirs == [
-    coco | {'file_name': pathlib.Path(coco['file_name']).name}
+  assert len({r['file_name'] for r in theirs}) == len(files)
+  # The numbers of the pictures are not ids of a data set.
+  assert [r | {'image_id': 0} for r in theirs] == [
+    coco | {'file_name': pathlib.Path(coco['file_name']).name, 'image_id': 0}
     for result in ours
     for coco in result.to_coco()
   ]
@@ -255,12 +256,12 @@ def test_an_item_that_is_no_picture_is_refused():
     read(None, 'picture 1')
 
 
-def test_a_picture_that_fits_on_no_canvas_is_named(tiny_run):
-  # The only canvas has 64 x 64 pixels, and the longer side becomes 96.
-  overrides = {'data.long_side': 96}
+def test_a_picture_that_is_too_long_for_a_canvas_of_its_own_is_named(tiny_run):
+  # The only canvas has 64 x 64 pixels, and this one would have 32 x 1024.
+  overrides = {'data.long_side': 1000}
   detector = maskrcnn_jax.load(tiny_run[0], overrides=overrides)
   with pytest.raises(InputError, match='picture 1: .*padded sizes'):
-    detector(np.zeros((40, 60, 3), np.uint8))
+    detector(np.zeros((8, 900, 3), np.uint8))
 
 
 def test_batch_size_must_be_positive(detector, arrays):

@@ -6,7 +6,7 @@ import numpy as np
 from pycocotools import mask as mask_api
 import pytest
 
-from maskrcnn_jax import draw
+from maskrcnn_jax import draw, draw_masks
 
 # pycocotools 2.0.11 decodes with an `__array__` method written for NumPy 1.
 pytestmark = pytest.mark.filterwarnings(
@@ -194,10 +194,37 @@ def test_draw_detections_labels_a_few_small_objects(monkeypatch):
   assert [text for text, _ in labels] == ['a 0.90', 'b 0.90']
 
 
-def test_draw_detections_spells_names_in_ascii(monkeypatch):
+def test_draw_detections_spells_names_that_no_font_has_in_ascii(monkeypatch):
+  monkeypatch.setattr(
+    draw, 'choose_font', lambda text, font_file: ('creme ?', None)
+  )
   labels = _placed(monkeypatch)
   _draw(_gray(), [[50, 50, 200, 200]], names=['crème 猫'])
   assert labels[0][0] == 'creme ? 0.90'
+
+
+@pytest.mark.parametrize('kept_pixels', [0, 10**9])
+def test_draw_detections_is_the_same_in_pieces(monkeypatch, kept_pixels):
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (430, 510, 3), np.uint8)
+  y, x = np.mgrid[:430, :510]
+  masks = [
+    mask_api.encode(np.asfortranarray(mask.astype(np.uint8)))
+    for mask in (
+      (y - 200) ** 2 + (x - 240) ** 2 < 180**2,
+      (y + x) % 150 < 70,
+      y > 400,  # It touches the edges of the picture.
+      x < 0,  # It is empty.
+    )
+  ]
+  boxes = np.full((4, 4), [5, 5, 400, 300], np.float32)
+  args = image, boxes, ['a'] * 4, np.full(4, 0.9, np.float32), masks
+  whole = draw.draw_detections(*args, line_width=9)
+  # The pieces of the picture and of each mask have edges inside of them.
+  monkeypatch.setattr(draw_masks, '_PIECE', 97)
+  monkeypatch.setattr(draw_masks, '_KEPT_PIXELS', kept_pixels)
+  pieces = draw.draw_detections(*args, line_width=9)
+  np.testing.assert_array_equal(np.asarray(whole), np.asarray(pieces))
 
 
 @pytest.mark.parametrize('value', [0, 255])

@@ -384,7 +384,9 @@ def test_predict_without_a_recipe_into_another_workdir(
   assert code == 0
   folder = tmp_path / 'new' / 'predictions'
   assert {path.name for path in folder.iterdir()} == {
+    '.lock',
     'predictions.json',
+    'predictions.jsonl',
     'val_00000.png',
   }
 

@@ -13,6 +13,7 @@ from maskrcnn_jax import draw
 from maskrcnn_jax.data import findings, images, outlines, survey
 from maskrcnn_jax.data.source import DataSet, image_file
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.fonts import choose_font, open_font
 
 # Largest number of pictures of each group.
 NUM_EXAMPLES = 12
@@ -184,7 +185,6 @@ def draw_sheet(
     apply_exif: Whether the EXIF orientation is applied if the image has the
       size in the annotations with it and without it.
   """
-  font = ImageFont.load_default(14)
   title_font = ImageFont.load_default(20)
   cell_width = _SIDE + _MARGIN
   # A row is only as high as its highest picture. The sheet is therefore cut at
@@ -218,7 +218,9 @@ def draw_sheet(
           apply_exif=apply_exif,
         )
         sheet.paste(picture, (x, y))
-        text = _wrap(draw.printable(example.caption), font, _SIDE)
+        text, font_file = choose_font(example.caption)
+        font = open_font(font_file, 14)
+        text = _wrap(text, font, _SIDE)
         pen.text((x, y + picture.height + 2), text, fill=_INK, font=font)
         highest = max(highest, picture.height)
       y += highest + _STRIP + _MARGIN

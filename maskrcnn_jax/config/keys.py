@@ -448,6 +448,9 @@ KEYS: tuple[Key, ...] = (
     Key('predict.min_score', 0.5, EVALUATION, number(0, 1),
         'Detections with a lower score are not drawn; all detections are '
         'written to predictions.json.'),
+    Key('predict.font', '', EVALUATION, text(),
+        'Font file for the labels of pictures, such as FONT.ttf. Empty chooses '
+        'a font of this system that has all characters of a label.'),
 )
 # fmt: on
 

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import importlib.util
 import io
 import os
 import pathlib
@@ -21,19 +22,31 @@ Path = str | pathlib.Path
 
 # When a folder is searched, only files with these extensions are images.
 EXTENSIONS = frozenset(
-  ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+  '.apng .avif .bmp .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .mpo .pbm .pgm .png'
+  ' .pnm .ppm .tif .tiff .webp'.split()
 )
+# Extensions of pictures that cannot be decoded; the error message tells how to
+# convert them.
+FOREIGN_EXTENSIONS = frozenset(('.heic', '.heif'))
 
 # The formats that Pillow may try. It knows more, but each further parser is one
 # that a hostile file can attack, and EPS runs Ghostscript. The formats of
 # Pillow's `preinit` come first, because for any other Pillow imports all of its
 # parsers.
-_FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP', 'JPEG2000')
+_FORMATS: tuple[str, ...] = (
+  'JPEG', 'PNG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP', 'JPEG2000'
+)  # fmt: skip
+# Pillow has it since 11.3, and fails if it is asked for a format it lacks.
+if importlib.util.find_spec('PIL._avif'):
+  _FORMATS += ('AVIF',)
 
 # If an image has more than 2 * MAX_IMAGE_PIXELS pixels, Pillow raises an error,
 # which becomes an InputError here. Above MAX_IMAGE_PIXELS it only warns, which
 # is not needed, because images of this size can be decoded.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+
+# Number of rows of an image that are copied at once.
+_STRIP = 256
 
 # Pixels. An image with a shorter side has few cells in the feature maps.
 _TINY_SIDE = 32
@@ -65,6 +78,9 @@ _TO_RGB = frozenset(
 # Number of chunks of a PNG that are looked through for EXIF data. A chunk of
 # pixels has at least 8 KiB in usual files.
 _MAX_CHUNKS = 100_000
+
+# The kinds of HEIC files, which the photographs of many phones are.
+_HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'mif1', b'msf1')
 
 _OR_LEAVE_OUT = (
   'python -m maskrcnn_jax.check_data lists such images of a data set, and says'
@@ -325,13 +341,23 @@ def _to_rgb(
   if pixels.mode == 'P' and 'transparency' in pixels.info:
     rgb = pixels.convert('RGBA').convert('RGB')
   else:
-    rgb = pixels.convert('RGB')
+    rgb = pixels if pixels.mode == 'RGB' else pixels.convert('RGB')
   if applied != wanted:
     if applied is not None:
       rgb = rgb.transpose(_INVERSE.get(applied, applied))
     if wanted is not None:
       rgb = rgb.transpose(wanted)
-  return np.array(rgb)
+  return _to_array(rgb)
+
+
+def _to_array(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
+  """Copies the pixels of an RGB image to an array, in strips to save memory."""
+  pixels = np.empty((image.height, image.width, 3), np.uint8)
+  for top in range(0, image.height, _STRIP):
+    bottom = min(top + _STRIP, image.height)
+    strip = image.crop((0, top, image.width, bottom))
+    pixels[top:bottom] = np.asarray(strip)
+  return pixels
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -554,13 +580,7 @@ def _notes(
         notes.append(
           f'I07: {path} is transparent in places; the colours behind are used.'
         )
-    # An MPO file of a phone holds the same picture twice, the second smaller.
-    # The pictures are not counted: a TIFF may have a hundred thousand pages,
-    # and each would be looked for.
-    if getattr(image, 'is_animated', False) and image.format != 'MPO':
-      notes.append(
-        f'I14: {path} holds more than one picture; the first is used.'
-      )
+    notes += _frame_notes(path, image)
   if min(height, width) < _TINY_SIDE:
     notes.append(f'I13: {path} is only {_shown((height, width))} pixels.')
   elif max(height, width) > _MAX_ASPECT * min(height, width):
@@ -569,6 +589,29 @@ def _notes(
       ' will be padding.'
     )
   return tuple(notes)
+
+
+def frame_notes(path: Path) -> list[str]:
+  """Returns a warning if an image file holds several pictures, code first.
+
+  The pixels are not decoded. A file that cannot be opened has no warning.
+  """
+  try:
+    _refuse_special(path)
+    with Image.open(path, formats=_FORMATS) as image:
+      return _frame_notes(path, image)
+  except (errors.InputError, *_DECODE_ERRORS):
+    return []
+
+
+def _frame_notes(path: Path, image: Image.Image) -> list[str]:
+  """Does the work of `frame_notes` for an opened image."""
+  # An MPO file of a phone holds the same picture twice, the second smaller.
+  # The pictures are not counted: a TIFF may have a hundred thousand pages, and
+  # each would be looked for.
+  if not getattr(image, 'is_animated', False) or image.format == 'MPO':
+    return []
+  return [f'I14: {path} holds more than one picture; the first is used.']
 
 
 def _describe_unknown_file(path: Path, content: bytes | None = None) -> str:
@@ -590,6 +633,18 @@ def _describe_unknown_file(path: Path, content: bytes | None = None) -> str:
       f'I11: {path} is a TIFF of an unusual kind, for example with more than 4'
       ' channels; write three channels as RGB or one as gray, with 8 bits a'
       f' channel. {_OR_LEAVE_OUT}'
+    )
+  # Files in the container format of MP4 name their kind here.
+  brand = content[8:12] if content[4:8] == b'ftyp' else b''
+  if brand in _HEIC_BRANDS:
+    return (
+      f'I03: {path} is a HEIC picture, a format that is not decoded; convert it'
+      f' to JPEG, for example with ImageMagick: magick {path}'
+      f' {pathlib.Path(path).with_suffix(".jpg")}'
+    )
+  if brand in (b'avif', b'avis'):
+    return (
+      f'I03: {path} is an AVIF picture, which Pillow 11.3 or newer decodes.'
     )
   description = 'no image of a known format'
   if not head:
@@ -616,21 +671,8 @@ def list_images(pattern: Path) -> list[pathlib.Path]:
   path = pathlib.Path(pattern)
   if path.is_file():
     return [path]
-  if path.is_dir():
-    found = [
-      pathlib.Path(folder, name)
-      for folder, _, names in os.walk(path)
-      for name in names
-    ]
-  else:
-    found = [pathlib.Path(f) for f in glob.glob(str(pattern), recursive=True)]
-    if not found:
-      raise errors.InputError(
-        f'I01: there is no file, folder or pattern {pattern} to read images'
-        f' from{case_hint(path)}.'
-      )
   images = sorted(
-    f for f in found if f.suffix.lower() in EXTENSIONS and f.is_file()
+    f for f in find_files(pattern) if f.suffix.lower() in EXTENSIONS
   )
   if not images:
     raise errors.InputError(
@@ -638,6 +680,36 @@ def list_images(pattern: Path) -> list[pathlib.Path]:
       f' {", ".join(sorted(EXTENSIONS))}.'
     )
   return images
+
+
+def find_files(pattern: Path) -> list[pathlib.Path]:
+  """Lists the files, images or not, that a path or a pattern stands for.
+
+  Args:
+    pattern: A file, a folder, which is searched with its sub-folders, or a
+      glob, in which `**` stands for any sub-folders.
+
+  Raises:
+    InputError: If there is no such file or folder.
+  """
+  path = pathlib.Path(pattern)
+  if path.is_file():
+    return [path]
+  if path.is_dir():
+    return [
+      pathlib.Path(folder, name)
+      for folder, _, names in os.walk(path)
+      for name in names
+      # A link to a missing file is no file.
+      if os.path.isfile(os.path.join(folder, name))
+    ]
+  found = [pathlib.Path(f) for f in glob.glob(str(pattern), recursive=True)]
+  if not found:
+    raise errors.InputError(
+      f'I01: there is no file, folder or pattern {pattern} to read images'
+      f' from{case_hint(path)}.'
+    )
+  return [file for file in found if file.is_file()]
 
 
 def case_hint(path: Path) -> str:
