@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from maskrcnn_jax.api import ObjectDetector, evaluate, load, train
-  from maskrcnn_jax.results import Result
+  from maskrcnn_jax.prediction.results import Result
 
 __version__ = '0.1.0'
 
@@ -31,7 +31,8 @@ def __getattr__(name: str) -> Any:
   """
   if name not in __all__:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  from maskrcnn_jax import api, results
+  from maskrcnn_jax import api
+  from maskrcnn_jax.prediction import results
 
   value = results.Result if name == 'Result' else vars(api)[name]
   globals()[name] = value

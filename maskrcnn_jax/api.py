@@ -24,8 +24,12 @@ from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.average_precision import ApResult
 from maskrcnn_jax.evaluation.average_recall import RecallResult
 from maskrcnn_jax.evaluation.published_ap import expect_published_ap
-from maskrcnn_jax.picture_batches import Picture, detect_pictures, name_of
-from maskrcnn_jax.results import Result, class_names_of, make_result
+from maskrcnn_jax.prediction.picture_batches import (
+  Picture,
+  detect_pictures,
+  name_of,
+)
+from maskrcnn_jax.prediction.results import Result, class_names_of, make_result
 from maskrcnn_jax.runtime import cluster
 from maskrcnn_jax.runtime.console import shown_log
 from maskrcnn_jax.runtime.watchdog import watchdog

@@ -40,7 +40,7 @@ from maskrcnn_jax.runtime.status_line import hide, waiting
 
 if TYPE_CHECKING:
   import maskrcnn_jax.config.recipe
-  import maskrcnn_jax.prediction_lines
+  import maskrcnn_jax.prediction.lines
 
 # The exit status that shells give to a program that SIGINT ended.
 _INTERRUPTED = 130
@@ -84,8 +84,8 @@ def main(argv: list[str]) -> int:
   with waiting('Starting JAX'):
     import jax
 
-    from maskrcnn_jax.prediction_lines import Share
-    from maskrcnn_jax.prediction_share import plan_share
+    from maskrcnn_jax.prediction.lines import Share
+    from maskrcnn_jax.prediction.share import plan_share
     from maskrcnn_jax.runtime import cluster
     from maskrcnn_jax.runtime.launch import (
       plan_launch,
@@ -172,7 +172,7 @@ def _evaluate_or_predict(
   recipe: 'maskrcnn_jax.config.recipe.Recipe',
   workdir: pathlib.Path,
   checkpoint: pathlib.Path,
-  share: 'maskrcnn_jax.prediction_lines.Share',
+  share: 'maskrcnn_jax.prediction.lines.Share',
 ) -> int:
   """Loads a checkpoint and evaluates it or predicts with it, as --mode says.
 
@@ -191,7 +191,7 @@ def _evaluate_or_predict(
   """
   from maskrcnn_jax.detector import load_detector
   from maskrcnn_jax.evaluation.published_ap import expect_published_ap
-  from maskrcnn_jax.predict import predict
+  from maskrcnn_jax.prediction.predict import predict
   from maskrcnn_jax.training.evaluations import evaluate_and_report
 
   detector = load_detector(checkpoint, recipe)

@@ -109,7 +109,7 @@ def draw_large(path: pathlib.Path) -> None:
     path: The picture.
   """
   from maskrcnn_jax.data.images import decode_image
-  from maskrcnn_jax.draw import draw_detections
+  from maskrcnn_jax.drawing.draw import draw_detections
   from maskrcnn_jax.mask_paste import paste_masks
 
   pixels = decode_image(path)

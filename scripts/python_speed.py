@@ -21,7 +21,7 @@ import maskrcnn_jax
 from maskrcnn_jax.api import ObjectDetector
 from maskrcnn_jax.data.images import list_images
 from maskrcnn_jax.detector import load_detector
-from maskrcnn_jax.predict import predict
+from maskrcnn_jax.prediction.predict import predict
 from maskrcnn_jax.runtime.files import write_json
 
 # Largest difference of a score, or of a box as a share of its picture's longer

@@ -20,12 +20,13 @@ import pytest
 import tiny
 
 import maskrcnn_jax
-from maskrcnn_jax import api, named_weights, results
-from maskrcnn_jax.draw import draw_detections
+from maskrcnn_jax import api, named_weights
+from maskrcnn_jax.drawing.draw import draw_detections
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.picture_batches import read_picture
-from maskrcnn_jax.predict import predict
-from maskrcnn_jax.results import Result
+from maskrcnn_jax.prediction import results
+from maskrcnn_jax.prediction.picture_batches import read_picture
+from maskrcnn_jax.prediction.predict import predict
+from maskrcnn_jax.prediction.results import Result
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 

@@ -25,11 +25,9 @@ ROWS = (
   ),
   ('api', 'main_flags'),
   ('training.*',),
-  ('evaluation.*', 'predict', 'prediction_share'),
-  ('results', 'picture_list'),
-  ('picture_batches', 'prediction_lines'),
-  ('detector', 'draw'),
-  ('rcnn', 'label_places', 'fonts', 'draw_masks'),
+  ('evaluation.*', 'prediction.*'),
+  ('detector', 'drawing.*'),
+  ('rcnn',),
   ('config.*',),
   ('named_weights.*',),
   # The steps of the paper, and in the same row data and runtime.
@@ -50,7 +48,7 @@ ROWS = (
 # Index of the last row that may use recipes. No module of a lower row may have
 # a parameter or an attribute named `config`, except the package that defines
 # recipes.
-LAST_CONFIG_ROW = 7
+LAST_CONFIG_ROW = 5
 
 
 # These files run in an environment of their own, in which torch is installed.

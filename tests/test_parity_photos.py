@@ -13,12 +13,12 @@ from numpy.testing import assert_array_equal
 import parity
 import pytest
 
-from maskrcnn_jax import picture_batches, predict
 from maskrcnn_jax.config import canvas_arguments
 from maskrcnn_jax.convert_weights.convert import convert
 from maskrcnn_jax.data import canvases
 from maskrcnn_jax.detector import load_detector
 from maskrcnn_jax.ops.boxes import pairwise_iou
+from maskrcnn_jax.prediction import picture_batches, predict
 
 pytestmark = parity.needs_golden
 

@@ -19,7 +19,7 @@ from maskrcnn_jax.detector import Detector, load_detector
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.evaluation.evaluate import evaluate
 from maskrcnn_jax.model.mask_rcnn import MaskRCNN
-from maskrcnn_jax.predict import predict
+from maskrcnn_jax.prediction.predict import predict
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint
 from maskrcnn_jax.runtime.precision import initial_loss_scale

@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_api
 
-from maskrcnn_jax import draw
 from maskrcnn_jax.data import findings, images, outlines, survey
 from maskrcnn_jax.data.source import DataSet, image_file
+from maskrcnn_jax.drawing import draw
+from maskrcnn_jax.drawing.fonts import choose_font, open_font
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.fonts import choose_font, open_font
 
 # Largest number of pictures of each group.
 NUM_EXAMPLES = 12

@@ -130,7 +130,7 @@ def used(monkeypatch):
     configs.append(detector.config)
     return {}
 
-  monkeypatch.setattr('maskrcnn_jax.predict.predict', predict)
+  monkeypatch.setattr('maskrcnn_jax.prediction.predict.predict', predict)
   monkeypatch.setattr('maskrcnn_jax.training.evaluations.evaluate', evaluate)
   return configs
 

@@ -11,7 +11,7 @@ from maskrcnn_jax.config import default_config
 from maskrcnn_jax.data import canvases as canvas_plans
 from maskrcnn_jax.data import coco, image_sets, loader, outlines, source
 from maskrcnn_jax.data.source import DataSet
-from maskrcnn_jax.picture_batches import read_picture
+from maskrcnn_jax.prediction.picture_batches import read_picture
 from maskrcnn_jax.training import checks
 
 # The object: a bright triangle in a dark picture.

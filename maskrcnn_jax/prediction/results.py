@@ -17,9 +17,9 @@ from pycocotools import mask as mask_api
 from maskrcnn_jax.config import geometry_of, pixel_range_of
 from maskrcnn_jax.data.images import EXTENSIONS
 from maskrcnn_jax.detector import Detector, category_of, to_xywh
-from maskrcnn_jax.draw import draw_detections
+from maskrcnn_jax.drawing.draw import draw_detections
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.picture_batches import Found, Picture, read_picture
+from maskrcnn_jax.prediction.picture_batches import Found, Picture, read_picture
 
 if TYPE_CHECKING:
   # The library need not be installed. Without it, mypy takes this for Any.

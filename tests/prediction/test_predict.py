@@ -13,14 +13,16 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 import pytest
 
-from maskrcnn_jax import draw, fonts, picture_batches, prediction_lines
 from maskrcnn_jax.config import canvas_arguments, default_config
 from maskrcnn_jax.detector import load_detector
+from maskrcnn_jax.drawing import draw, fonts
 from maskrcnn_jax.errors import InputError, SaveError
-from maskrcnn_jax.picture_batches import read_picture
-from maskrcnn_jax.predict import predict
-from maskrcnn_jax.prediction_lines import Share
-from maskrcnn_jax.results import Result
+from maskrcnn_jax.prediction import lines as prediction_lines
+from maskrcnn_jax.prediction import picture_batches
+from maskrcnn_jax.prediction.lines import Share
+from maskrcnn_jax.prediction.picture_batches import read_picture
+from maskrcnn_jax.prediction.predict import predict
+from maskrcnn_jax.prediction.results import Result
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
@@ -547,7 +549,9 @@ def test_predict_skips_a_picture_that_the_memory_is_too_small_for(
 
   if place == 'reading':
     original = read_picture
-    monkeypatch.setattr('maskrcnn_jax.picture_batches.read_picture', fail)
+    monkeypatch.setattr(
+      'maskrcnn_jax.prediction.picture_batches.read_picture', fail
+    )
   else:
     original = Result.save
     monkeypatch.setattr(Result, 'save', fail)

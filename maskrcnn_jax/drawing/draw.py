@@ -8,9 +8,9 @@ from jaxtyping import Float, UInt8
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from maskrcnn_jax.draw_masks import HALO, HALO_OPACITY, Color, draw_masks
-from maskrcnn_jax.fonts import choose_font, open_font, warn_of_missing
-from maskrcnn_jax.label_places import Plate, area, overlap, place_labels
+from maskrcnn_jax.drawing.fonts import choose_font, open_font, warn_of_missing
+from maskrcnn_jax.drawing.label_places import Plate, area, overlap, place_labels
+from maskrcnn_jax.drawing.masks import HALO, HALO_OPACITY, Color, draw_masks
 
 # In pixels. A picture whose longer side is shorter is enlarged, so that labels
 # are legible and do not cover it.

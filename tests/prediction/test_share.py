@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.prediction_lines import Share
-from maskrcnn_jax.prediction_share import plan_share
+from maskrcnn_jax.prediction.lines import Share
+from maskrcnn_jax.prediction.share import plan_share
 
 # Variables as `srun` and `mpirun` set them.
 SLURM = {

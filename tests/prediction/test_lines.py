@@ -7,9 +7,9 @@ import multiprocessing
 
 import pytest
 
-from maskrcnn_jax import prediction_lines
 from maskrcnn_jax.errors import InputError, SaveError
-from maskrcnn_jax.prediction_lines import Share
+from maskrcnn_jax.prediction import lines as prediction_lines
+from maskrcnn_jax.prediction.lines import Share
 
 FACTS = {'checkpoint': 'a', 'sizes': (1, 2)}
 NAMES = [f'{i}.jpg' for i in range(5)]

@@ -6,7 +6,8 @@ import numpy as np
 from pycocotools import mask as mask_api
 import pytest
 
-from maskrcnn_jax import draw, draw_masks
+from maskrcnn_jax.drawing import draw
+from maskrcnn_jax.drawing import masks as draw_masks
 
 # pycocotools 2.0.11 decodes with an `__array__` method written for NumPy 1.
 pytestmark = pytest.mark.filterwarnings(

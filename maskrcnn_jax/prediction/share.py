@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.prediction_lines import Share
+from maskrcnn_jax.prediction.lines import Share
 from maskrcnn_jax.runtime.launch import plan_launch
 
 # {launcher: the variables with the number of this process, from 0, and with the

@@ -7,7 +7,7 @@ from absl import logging
 from PIL import Image, ImageDraw
 import pytest
 
-from maskrcnn_jax import fonts
+from maskrcnn_jax.drawing import fonts
 from maskrcnn_jax.errors import InputError
 
 # A font with Polish and Arabic letters, but without Chinese ones. It comes with

@@ -16,16 +16,21 @@ import jax
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax import picture_list, prediction_lines
 from maskrcnn_jax.config.defaults import value_of
 from maskrcnn_jax.config.keys import EVALUATION, KEYS, WEIGHTS
 from maskrcnn_jax.detector import Detector
+from maskrcnn_jax.drawing.fonts import open_font, warn_of_missing
 from maskrcnn_jax.errors import InputError, SaveError
-from maskrcnn_jax.fonts import open_font, warn_of_missing
-from maskrcnn_jax.picture_batches import Found, detect_pictures, too_large
-from maskrcnn_jax.picture_list import PictureList
-from maskrcnn_jax.prediction_lines import ALL_PICTURES, Line, Share
-from maskrcnn_jax.results import class_names_of, make_result
+from maskrcnn_jax.prediction import lines as prediction_lines
+from maskrcnn_jax.prediction import picture_list
+from maskrcnn_jax.prediction.lines import ALL_PICTURES, Line, Share
+from maskrcnn_jax.prediction.picture_batches import (
+  Found,
+  detect_pictures,
+  too_large,
+)
+from maskrcnn_jax.prediction.picture_list import PictureList
+from maskrcnn_jax.prediction.results import class_names_of, make_result
 from maskrcnn_jax.runtime.files import make_writable
 from maskrcnn_jax.runtime.status_line import progress, waiting
 

@@ -12,7 +12,7 @@ from absl import logging
 from maskrcnn_jax.data import images as image_files
 from maskrcnn_jax.data import json_stream
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.prediction_lines import LINES_FILE
+from maskrcnn_jax.prediction.lines import LINES_FILE
 
 
 class PictureList(NamedTuple):

@@ -1,0 +1,1 @@
+"""Draws objects over a picture."""

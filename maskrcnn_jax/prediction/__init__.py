@@ -1,0 +1,1 @@
+"""Uses a trained model on pictures: from files to results."""
