@@ -19,7 +19,7 @@ from typing import Any
 
 import maskrcnn_jax
 from maskrcnn_jax.api import ObjectDetector
-from maskrcnn_jax.data.images import list_images
+from maskrcnn_jax.data.image_files import list_images
 from maskrcnn_jax.detector import load_detector
 from maskrcnn_jax.prediction.predict import predict
 from maskrcnn_jax.runtime.files import write_json

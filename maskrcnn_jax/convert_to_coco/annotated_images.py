@@ -13,7 +13,7 @@ from PIL import Image
 
 from maskrcnn_jax.convert_to_coco.coco_json import Instance, make_instance
 from maskrcnn_jax.convert_to_coco.drawn import Drawn, turn_object
-from maskrcnn_jax.data import images, json_stream
+from maskrcnn_jax.data import image_files, images, json_stream
 from maskrcnn_jax.data.images import ImageFrame
 from maskrcnn_jax.errors import InputError
 
@@ -218,7 +218,7 @@ def find_images(folder: pathlib.Path, annotations: pathlib.Path) -> Pictures:
   inside = annotations.is_dir() and folder.resolve() in (
     annotations.resolve().parents
   )
-  for path in images.list_images(folder):
+  for path in image_files.list_images(folder):
     if inside and annotations.resolve() in path.resolve().parents:
       continue
     name = path.relative_to(folder).as_posix()

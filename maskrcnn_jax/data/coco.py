@@ -12,7 +12,7 @@ from maskrcnn_jax.data import findings, json_stream, mask_values
 from maskrcnn_jax.data.coco_index import Category, CocoIndex, normal_file_name
 from maskrcnn_jax.data.coco_objects import ObjectColumns
 from maskrcnn_jax.data.coco_tables import ImageTable, read_categories
-from maskrcnn_jax.data.images import case_hint
+from maskrcnn_jax.data.image_files import case_hint
 
 _LISTS = 'images', 'annotations', 'categories'
 

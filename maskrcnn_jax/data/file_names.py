@@ -6,7 +6,7 @@ import re
 import unicodedata
 import urllib.parse
 
-from maskrcnn_jax.data.images import EXTENSIONS
+from maskrcnn_jax.data.image_files import EXTENSIONS
 
 # Label Studio puts eight hexadecimal digits before the name of an uploaded
 # file: '1f0a9c3e-cat.png'.

@@ -1,33 +1,30 @@
 """Finds image files, checks them, and decodes them to uint8 RGB arrays."""
 
-import glob
 import hashlib
 import importlib.util
 import io
 import os
 import pathlib
-import struct
 from typing import Any, NamedTuple
 import warnings
-import zlib
 
 from jaxtyping import UInt8
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import Image, ImageFile
 
 from maskrcnn_jax import errors
 from maskrcnn_jax.data import wide_pixels
+from maskrcnn_jax.data.image_files import case_hint
+from maskrcnn_jax.data.orientation import (
+  DECODE_ERRORS,
+  Orientation,
+  orientation_of,
+  shown,
+  stored_size,
+  transposition,
+)
 
 Path = str | pathlib.Path
-
-# When a folder is searched, only files with these extensions are images.
-EXTENSIONS = frozenset(
-  '.apng .avif .bmp .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .mpo .pbm .pgm .png'
-  ' .pnm .ppm .tif .tiff .webp'.split()
-)
-# Extensions of pictures that cannot be decoded; the error message tells how to
-# convert them.
-FOREIGN_EXTENSIONS = frozenset(('.heic', '.heif'))
 
 # The formats that Pillow may try. It knows more, but each further parser is one
 # that a hostile file can attack, and EPS runs Ghostscript. The formats of
@@ -54,30 +51,10 @@ _TINY_SIDE = 32
 # leaves most of its canvas to padding.
 _MAX_ASPECT = 20
 
-# Errors that Pillow's decoders raise on damaged files. UnidentifiedImageError
-# is an OSError.
-_DECODE_ERRORS = (
-  OSError,
-  SyntaxError,
-  ValueError,
-  EOFError,
-  IndexError,
-  KeyError,
-  TypeError,
-  AssertionError,
-  struct.error,
-  zlib.error,
-  Image.DecompressionBombError,
-)
-
 # Pillow's names of the pixel formats that can be converted to RGB.
 _TO_RGB = frozenset(
   ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
 )
-
-# Number of chunks of a PNG that are looked through for EXIF data. A chunk of
-# pixels has at least 8 KiB in usual files.
-_MAX_CHUNKS = 100_000
 
 # The kinds of HEIC files, which the photographs of many phones are.
 _HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'mif1', b'msf1')
@@ -87,80 +64,11 @@ _OR_LEAVE_OUT = (
   ' what --fix=OUT.json would keep without them.'
 )
 
-# {EXIF orientation: how the stored pixels become upright}. Other values mean
-# that the pixels are upright.
-_TRANSPOSITIONS = {
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
-}
-
 # The transpositions that do not undo themselves, and those that undo them.
 _INVERSE = {
   Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
   Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
 }
-
-
-class Orientation(NamedTuple):
-  """How the stored pixels of an image become the picture that was labelled."""
-
-  # Makes the labelled picture of the stored pixels. `None` if they are it.
-  transpose: Image.Transpose | None
-  size: tuple[int, int]  # (height, width) of the labelled picture
-  # Whether the EXIF orientation turns the image, and the size in the
-  # annotations fits before and after, so that it does not tell which of the two
-  # was labelled.
-  is_in_doubt: bool
-
-
-def orientation_of(
-  image: Image.Image,
-  path: Path,
-  labelled_size: tuple[int, int] | None = None,
-  *,
-  apply_exif: bool = True,
-) -> Orientation:
-  """Decides whether the EXIF orientation of an image is applied.
-
-  Annotations may describe the pixels as stored or the picture that a viewer
-  shows after it applied the EXIF orientation. If only one of the two has the
-  size in the annotations, this one was labelled. If turning keeps the size
-  (orientations 2, 3, 4, and 5 to 8 of a square), `apply_exif` decides.
-
-  Args:
-    image: The image, not decoded yet.
-    path: The file, for messages.
-    labelled_size: (height, width) in the annotations. `None` means that the
-      picture is the one that a viewer shows.
-    apply_exif: Whether the orientation is applied if the size does not tell.
-
-  Raises:
-    InputError: If the image has another size, however it is turned.
-  """
-  turn = _transposition(image)
-  stored = _stored_size(image)
-  upright = stored if turn is None else _turned(stored, turn)
-  if labelled_size not in (None, stored, upright):
-    raise errors.InputError(
-      f'I05: {path} is {_shown(stored)} pixels'
-      + (
-        f' ({_shown(upright)} after its EXIF orientation)'
-        if upright != stored
-        else ''
-      )
-      + f', but the annotations say {_shown(labelled_size)}.'
-    )
-  if labelled_size is None or turn is None:
-    return Orientation(turn, upright, False)
-  in_doubt = stored == upright
-  if apply_exif if in_doubt else labelled_size == upright:
-    return Orientation(turn, upright, in_doubt)
-  return Orientation(None, stored, in_doubt)
 
 
 def read_orientation(
@@ -187,7 +95,7 @@ def read_orientation(
       return orientation_of(image, path, labelled_size, apply_exif=apply_exif)
   except errors.InputError:
     raise
-  except _DECODE_ERRORS as error:
+  except DECODE_ERRORS as error:
     raise _unreadable(path, error) from error
 
 
@@ -241,7 +149,7 @@ def decode_image(
       return _to_rgb(image, path, orientation.transpose, pixel_range, reopen)
   except errors.InputError:
     raise
-  except _DECODE_ERRORS as error:
+  except DECODE_ERRORS as error:
     raise _unreadable(path, error, content) from error
 
 
@@ -283,7 +191,7 @@ def convert_image(
     return _to_rgb(image, name, turn, pixel_range, reopen)
   except errors.InputError:
     raise
-  except _DECODE_ERRORS as error:
+  except DECODE_ERRORS as error:
     raise _unreadable(name, error) from error
 
 
@@ -324,12 +232,12 @@ def _to_rgb(
     )
   # Pillow turns a TIFF by itself when it loads it, and removes the orientation.
   turns_itself = image.format == 'TIFF'
-  applied = _transposition(image) if turns_itself else None
+  applied = transposition(image) if turns_itself else None
   pixels: Image.Image = image
   if wide_pixels.is_wide(image):
     pixels = wide_pixels.to_8_bits(image, path, reopen, pixel_range)
   image.load()
-  if turns_itself and applied == _transposition(image):
+  if turns_itself and applied == transposition(image):
     applied = None
   if pixels.mode not in _TO_RGB:
     raise errors.InputError(
@@ -389,10 +297,10 @@ def image_frame(path: Path) -> ImageFrame:
   try:
     with Image.open(path, formats=_FORMATS) as image:
       shown = orientation_of(image, path)
-      return ImageFrame(_stored_size(image), shown.size, shown.transpose)
+      return ImageFrame(stored_size(image), shown.size, shown.transpose)
   except errors.InputError:
     raise
-  except _DECODE_ERRORS as error:
+  except DECODE_ERRORS as error:
     raise _unreadable(path, error) from error
 
 
@@ -482,7 +390,7 @@ def header_notes(
       Image.open(file, formats=_FORMATS) as image,
     ):
       return tuple(_notes_of_header(image, path, expected_size, apply_exif))
-  except (errors.InputError, *_DECODE_ERRORS):
+  except (errors.InputError, *DECODE_ERRORS):
     return ()
 
 
@@ -582,10 +490,10 @@ def _notes(
         )
     notes += _frame_notes(path, image)
   if min(height, width) < _TINY_SIDE:
-    notes.append(f'I13: {path} is only {_shown((height, width))} pixels.')
+    notes.append(f'I13: {path} is only {shown((height, width))} pixels.')
   elif max(height, width) > _MAX_ASPECT * min(height, width):
     notes.append(
-      f'I13: {path} is {_shown((height, width))} pixels, so most of its canvas'
+      f'I13: {path} is {shown((height, width))} pixels, so most of its canvas'
       ' will be padding.'
     )
   return tuple(notes)
@@ -600,7 +508,7 @@ def frame_notes(path: Path) -> list[str]:
     _refuse_special(path)
     with Image.open(path, formats=_FORMATS) as image:
       return _frame_notes(path, image)
-  except (errors.InputError, *_DECODE_ERRORS):
+  except (errors.InputError, *DECODE_ERRORS):
     return []
 
 
@@ -654,161 +562,6 @@ def _describe_unknown_file(path: Path, content: bytes | None = None) -> str:
   elif head.startswith(b'version https://git-lfs'):
     description += ' but a git-lfs pointer; run git lfs pull'
   return f'I03: {path} is {description}.'
-
-
-def list_images(pattern: Path) -> list[pathlib.Path]:
-  """Lists the image files that a path or a pattern stands for, sorted.
-
-  Args:
-    pattern: A file, which may have any extension; a folder, which is searched
-      with its sub-folders; or a glob, in which `**` stands for any sub-folders.
-      Only files with an extension in `EXTENSIONS` are taken from a folder or a
-      glob.
-
-  Raises:
-    InputError: If there is no such file.
-  """
-  path = pathlib.Path(pattern)
-  if path.is_file():
-    return [path]
-  images = sorted(
-    f for f in find_files(pattern) if f.suffix.lower() in EXTENSIONS
-  )
-  if not images:
-    raise errors.InputError(
-      f'I01: there are no images in {pattern}; looked for'
-      f' {", ".join(sorted(EXTENSIONS))}.'
-    )
-  return images
-
-
-def find_files(pattern: Path) -> list[pathlib.Path]:
-  """Lists the files, images or not, that a path or a pattern stands for.
-
-  Args:
-    pattern: A file, a folder, which is searched with its sub-folders, or a
-      glob, in which `**` stands for any sub-folders.
-
-  Raises:
-    InputError: If there is no such file or folder.
-  """
-  path = pathlib.Path(pattern)
-  if path.is_file():
-    return [path]
-  if path.is_dir():
-    return [
-      pathlib.Path(folder, name)
-      for folder, _, names in os.walk(path)
-      for name in names
-      # A link to a missing file is no file.
-      if os.path.isfile(os.path.join(folder, name))
-    ]
-  found = [pathlib.Path(f) for f in glob.glob(str(pattern), recursive=True)]
-  if not found:
-    raise errors.InputError(
-      f'I01: there is no file, folder or pattern {pattern} to read images'
-      f' from{case_hint(path)}.'
-    )
-  return [file for file in found if file.is_file()]
-
-
-def case_hint(path: Path) -> str:
-  """Returns a hint if a missing file exists in other letter case, otherwise ''.
-
-  For example, the file is a.JPG and the annotations say a.jpg. The hint can be
-  added to a message.
-
-  Args:
-    path: The missing file.
-  """
-  path = pathlib.Path(path)
-  try:
-    names = os.listdir(path.parent)
-  except OSError:
-    return ''
-  for name in names:
-    if name != path.name and name.casefold() == path.name.casefold():
-      return f' (there is {name}, in other letter case)'
-  return ''
-
-
-def _transposition(image: Image.Image) -> Image.Transpose | None:
-  """Reads how to make the image upright; `None` if it is upright already.
-
-  The pixels are not decoded.
-  """
-  try:
-    # PngImageFile.getexif would decode the pixels to find EXIF data behind
-    # them.
-    exif = Image.Image.getexif(image)
-    if image.format == 'PNG' and 'exif' not in image.info:
-      exif.load(_late_exif(image))
-    return _TRANSPOSITIONS.get(exif.get(ExifTags.Base.Orientation, 1))
-  except _DECODE_ERRORS:
-    # The EXIF data are damaged. Viewers show the pixels as they are stored.
-    return None
-
-
-def _late_exif(image: Image.Image) -> bytes:
-  """Returns the EXIF data behind the pixels of a PNG; b'' if there are none.
-
-  ExifTool writes them there. Pillow finds them only by decoding the pixels.
-
-  Args:
-    image: A PNG that is not decoded yet.
-  """
-  file = getattr(image, 'fp', None)
-  if file is None or not getattr(image, 'tile', None):
-    return b''
-  place = file.tell()
-  found = b''
-  file.seek(8)
-  for _ in range(_MAX_CHUNKS):
-    head = file.read(8)
-    length, name = int.from_bytes(head[:4]), head[4:]
-    if name == b'eXIf':
-      found = file.read(length)
-    if found or len(name) < 4 or name == b'IEND':
-      break
-    file.seek(length + 4, os.SEEK_CUR)
-  file.seek(place)
-  return found
-
-
-def _stored_size(image: Image.Image) -> tuple[int, int]:
-  """Returns (height, width) of the pixels as they are in the file.
-
-  Args:
-    image: The image. If it is a TIFF that is not decoded yet, Pillow says the
-      size after its orientation.
-  """
-  if image.format == 'TIFF' and _transposition(image) is not None:
-    tags = image.tag_v2  # type: ignore[attr-defined]
-    return tags[ExifTags.Base.ImageLength], tags[ExifTags.Base.ImageWidth]
-  return image.height, image.width
-
-
-def _turned(size: tuple[int, int], turn: Image.Transpose) -> tuple[int, int]:
-  """Returns the (height, width) that an image has after a transposition.
-
-  Args:
-    size: (height, width) before the transposition.
-    turn: The transposition. Rotations by 90 degrees and reflections about a
-      diagonal exchange height and width.
-  """
-  height, width = size
-  swaps = (
-    Image.Transpose.TRANSPOSE,
-    Image.Transpose.ROTATE_270,
-    Image.Transpose.TRANSVERSE,
-    Image.Transpose.ROTATE_90,
-  )
-  return (width, height) if turn in swaps else size
-
-
-def _shown(size: tuple[int, int]) -> str:
-  """Formats (height, width) for a message: '480x640 (height x width)'."""
-  return f'{size[0]}x{size[1]} (height x width)'
 
 
 def _unreadable(

@@ -16,8 +16,7 @@ from PIL import Image
 
 from maskrcnn_jax.array_types import Batch, Detections, Outlines
 from maskrcnn_jax.config import canvas_arguments, geometry_of, pixel_range_of
-from maskrcnn_jax.data import canvases
-from maskrcnn_jax.data import images as image_files
+from maskrcnn_jax.data import canvases, images
 from maskrcnn_jax.data.host_resize import fit_array
 from maskrcnn_jax.detector import Detector, ImageDetections, to_original
 from maskrcnn_jax.errors import InputError
@@ -176,11 +175,9 @@ def read_picture(
     InputError: If the picture cannot be decoded or is of another kind.
   """
   if isinstance(picture, str | os.PathLike):
-    return image_files.decode_image(
-      pathlib.Path(picture), pixel_range=pixel_range
-    )
+    return images.decode_image(pathlib.Path(picture), pixel_range=pixel_range)
   if isinstance(picture, Image.Image):
-    return image_files.convert_image(picture, name, pixel_range=pixel_range)
+    return images.convert_image(picture, name, pixel_range=pixel_range)
   if not hasattr(picture, '__array__'):
     raise InputError(
       f'{name} is a {type(picture).__name__}; give the path of a file, a uint8 '
@@ -252,7 +249,7 @@ def _read_all(
     except MemoryError:
       return too_large(name)
     if is_file:
-      for note in image_files.frame_notes(name):
+      for note in images.frame_notes(name):
         logging.warning('%s', note)
     return decoded._replace(keeps_pixels=keeps_pixels or not is_file)
 

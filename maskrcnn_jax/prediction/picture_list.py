@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from maskrcnn_jax.data import images as image_files
-from maskrcnn_jax.data import json_stream
+from maskrcnn_jax.data import image_files, json_stream
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.prediction.lines import LINES_FILE
 

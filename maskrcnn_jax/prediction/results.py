@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from maskrcnn_jax.config import geometry_of, pixel_range_of
-from maskrcnn_jax.data.images import EXTENSIONS
+from maskrcnn_jax.data.image_files import EXTENSIONS
 from maskrcnn_jax.detector import Detector, category_of, to_xywh
 from maskrcnn_jax.drawing.draw import draw_detections
 from maskrcnn_jax.errors import InputError

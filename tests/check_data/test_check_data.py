@@ -18,7 +18,7 @@ import tiny
 from maskrcnn_jax.check_data import contact_sheet
 from maskrcnn_jax.check_data.check import check_data
 from maskrcnn_jax.check_data.command_line import main
-from maskrcnn_jax.data.images import list_images
+from maskrcnn_jax.data.image_files import list_images
 from maskrcnn_jax.data.records import Records
 from maskrcnn_jax.data.source import CocoFiles, read_set
 from maskrcnn_jax.errors import InputError

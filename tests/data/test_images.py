@@ -12,7 +12,7 @@ from PIL import Image
 import pytest
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import images
+from maskrcnn_jax.data import image_files, images
 
 
 def picture(height=4, width=6, channels=3, seed=0):
@@ -452,7 +452,8 @@ def test_list_images_reads_a_file_a_folder_and_a_glob(tmp_path):
 
   def listed(pattern):
     return [
-      os.fspath(p.relative_to(tmp_path)) for p in images.list_images(pattern)
+      os.fspath(p.relative_to(tmp_path))
+      for p in image_files.list_images(pattern)
     ]
 
   assert listed(tmp_path / 'sub/notes.txt') == ['sub/notes.txt']
@@ -464,8 +465,8 @@ def test_list_images_reads_a_file_a_folder_and_a_glob(tmp_path):
 def test_list_images_refuses_what_has_none(tmp_path):
   (tmp_path / 'a.txt').write_bytes(b'')
   with pytest.raises(errors.InputError, match='I01: there are no images in'):
-    images.list_images(tmp_path)
+    image_files.list_images(tmp_path)
   with pytest.raises(errors.InputError, match='I01: there are no images in'):
-    images.list_images(str(tmp_path / '*.txt'))
+    image_files.list_images(str(tmp_path / '*.txt'))
   with pytest.raises(errors.InputError, match='I01: there is no file.*a.TXT'):
-    images.list_images(tmp_path / 'a.TXT')
+    image_files.list_images(tmp_path / 'a.TXT')
