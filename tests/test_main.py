@@ -306,7 +306,7 @@ def test_eval_on_an_unknown_class(
     f'--config.data.eval.annotations={path}',
   )
   assert 'C01: ' in line
-  assert "id 50 'star' here, nothing in the checkpoint" in line
+  assert "the checkpoint lacks 50 'star'" in line
 
 
 def test_init_from_another_architecture(refuse, train_flags, tiny_run):

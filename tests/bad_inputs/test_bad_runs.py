@@ -343,7 +343,8 @@ def test_c08_a_flipped_bit_is_found_before_the_weights_are_used(
     options += f' --skip_test --workdir={tmp_path / "new"}'
   line = refuse(*flags_of_run, *options.split())
   assert 'C08: ' in line
-  assert 'checksum' in line
+  # The bit may be in the parts of a file that its format needs.
+  assert 'checksum' in line or 'cannot be read' in line
 
 
 def test_c08_c09_weights_that_are_damaged_or_not_there(tmp_path):

@@ -203,15 +203,28 @@ def test_one_line_names_the_keys_that_the_checkpoint_decides(
   ('model', 'given', 'refused'),
   [
     ('c4', 'model.body=c4', None),
-    ('c4', 'anchors.sizes=((32,64,128,256,512),)', None),
+    pytest.param(
+      'c4', 'anchors.sizes=((32,64,128,256,512),)', None, marks=pytest.mark.slow
+    ),
     ('c4', 'model.body=fpn', 'model.body: fpn | c4'),
     ('c4', 'roi.box_side=7', 'roi.box_side: 7 | 14'),
-    ('benchmark101', 'model.depth=101', None),
-    ('benchmark101', 'model.depth=50', 'model.depth: 50 | 101'),
+    pytest.param(
+      'benchmark101', 'model.depth=101', None, marks=pytest.mark.slow
+    ),
+    pytest.param(
+      'benchmark101',
+      'model.depth=50',
+      'model.depth: 50 | 101',
+      marks=pytest.mark.slow,
+    ),
     ('benchmark101', 'geometry=modern', 'geometry: modern | legacy'),
     ('torchvision18', 'geometry=legacy', 'geometry: legacy | torchvision'),
-    ('torchvision18', 'model.groups=1', None),
-    ('detectron50', 'data.pixel_std=1,1,1', None),
+    pytest.param(
+      'torchvision18', 'model.groups=1', None, marks=pytest.mark.slow
+    ),
+    pytest.param(
+      'detectron50', 'data.pixel_std=1,1,1', None, marks=pytest.mark.slow
+    ),
     ('detectron50', 'data.pixel_std=58,57,57', 'pixel_std: [58, 57, 57] |'),
   ],
 )

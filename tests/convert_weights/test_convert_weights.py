@@ -97,7 +97,11 @@ def test_weights_of_each_program_arrive_to_the_bit(
   [
     ('torchvision', ('torchvision', False, 1e-5, False, 123.675, 58.395)),
     ('detectron2', ('modern', True, 1e-5, True, 123.675, 1.0)),
-    ('maskrcnn_benchmark', ('legacy', True, 0.0, True, 122.7717, 1.0)),
+    pytest.param(
+      'maskrcnn_benchmark',
+      ('legacy', True, 0.0, True, 122.7717, 1.0),
+      marks=pytest.mark.slow,
+    ),
     ('caffe2', ('legacy', True, 0.0, True, 122.7717, 1.0)),
   ],
 )

@@ -440,7 +440,9 @@ def test_load_row_speaks_of_the_image_that_the_host_resized(dataset):
   assert_array_equal(batch.outlines.vertices[0, 2], [5, 6])
 
 
-@pytest.mark.parametrize('antialias', [False, True])
+@pytest.mark.parametrize(
+  'antialias', [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_load_row_gives_the_same_inputs_if_the_host_makes_images_smaller(
   dataset, antialias
 ):

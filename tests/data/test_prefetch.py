@@ -136,8 +136,8 @@ def test_load_ahead_raises_what_loading_raises():
   'end',
   [
     'all',
-    signal.SIGINT,
     signal.SIGKILL,
+    pytest.param(signal.SIGINT, marks=pytest.mark.slow),
     pytest.param('few', marks=pytest.mark.slow),
     pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
   ],

@@ -97,7 +97,9 @@ def test_bfloat16_gives_float32_outputs_near_those_of_float32():
     assert_allclose(ours, wanted, atol=0.05 * np.abs(wanted).max() + 1e-6)
 
 
-@pytest.mark.parametrize('norm', ['frozen_batch', 'group'])
+@pytest.mark.parametrize(
+  'norm', [pytest.param('frozen_batch', marks=pytest.mark.slow), 'group']
+)
 def test_gradients_are_finite_and_reach_every_parameter(norm):
   sizes = GROUP | dict(norm=norm, box_convs=1 if norm == 'group' else 0)
   model = MaskRCNN(**SMALL | sizes)

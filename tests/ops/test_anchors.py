@@ -148,7 +148,9 @@ def test_anchors_in_image_leaves_out_centres_that_rounding_moves_inside():
   np.testing.assert_array_equal(present, [True] * 2 + [False] * 6)
 
 
-@pytest.mark.parametrize('fit_to', [None, (256, 352)])
+@pytest.mark.parametrize(
+  'fit_to', [pytest.param(None, marks=pytest.mark.slow), (256, 352)]
+)
 def test_anchors_at_equals_the_same_rows_of_the_whole_level(fit_to):
   fit_to = None if fit_to is None else jnp.array(fit_to)
   levels = ops.anchor_levels((288, 416), sizes=SIZES, ratios=RATIOS)

@@ -204,7 +204,11 @@ def test_roi_align_agrees_with_scipy(key):
 @pytest.mark.parametrize('kernels', ['xla', 'interpret'])
 @pytest.mark.parametrize(
   'sampling_ratio, offset, min_side',
-  [(2, 0.5, 0.0), (2, 0.0, 1.0), (0, 0.5, 0.0)],
+  [
+    (2, 0.5, 0.0),
+    pytest.param(2, 0.0, 1.0, marks=pytest.mark.slow),
+    pytest.param(0, 0.5, 0.0, marks=pytest.mark.slow),
+  ],
 )
 def test_roi_align_uses_nothing_beyond_the_own_size(
   key, kernels, sampling_ratio, offset, min_side

@@ -13,7 +13,7 @@ PATH = pathlib.Path(__file__).parents[2] / 'scripts' / 'python_speed.py'
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
 OBJECT = {
-  'image_id': 1,
+  'file_name': 'a.png',
   'category_id': 3,
   'score': 0.5,
   'bbox': [1.0, 2.0, 3.0, 4.0],

@@ -112,6 +112,7 @@ def test_the_total_loss_is_the_sum_of_the_five(tiny_run):
     assert figures['loss'] == pytest.approx(sum(parts), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_profile_steps_writes_a_trace(config, tmp_path, idle_step):
   tiny.run_training(config, tmp_path, profile_steps=range(1, 3))
   (trace,) = (tmp_path / 'profile').rglob('perfetto_trace.json.gz')
@@ -310,6 +311,7 @@ def test_train_with_empty_and_crowd_only_images(config, tiny_data, tmp_path):
       assert step['loss_objectness'] > 0
 
 
+@pytest.mark.slow
 def test_train_stops_at_numbers_that_are_not_finite(config, tmp_path):
   config.optimizer.learning_rate = 1e12
   config.optimizer.warmup_steps = 0
@@ -443,7 +445,14 @@ def test_init_from_other_classes_starts_their_layers_afresh(
 
 
 @pytest.mark.usefixtures('idle_step')
-@pytest.mark.parametrize('changed', ['names', 'order', 'ids'])
+@pytest.mark.parametrize(
+  'changed',
+  [
+    'names',
+    pytest.param('order', marks=pytest.mark.slow),
+    pytest.param('ids', marks=pytest.mark.slow),
+  ],
+)
 def test_init_from_as_many_other_classes_starts_their_layers_afresh(
   tiny_run, config, tiny_data, tmp_path, caplog, changed
 ):
@@ -540,8 +549,8 @@ def test_init_from_a_backbone_starts_the_rest_afresh(
   ('source', 'freeze_at', 'warns'),
   [
     ('nothing', 2, True),
-    ('nothing', 0, False),
-    ('a run', 2, False),
+    pytest.param('nothing', 0, False, marks=pytest.mark.slow),
+    pytest.param('a run', 2, False, marks=pytest.mark.slow),
     ('a backbone', 2, False),
     ('a part of a backbone', 2, True),
   ],

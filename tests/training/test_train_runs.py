@@ -161,6 +161,7 @@ def test_an_evaluation_that_was_cut_off_is_done_again(
   assert checkpoint.saved_steps(tmp_path / 'best') == [4]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('idle_step')
 def test_the_best_model_may_be_of_an_earlier_step_after_going_back(
   config, tmp_path, evaluation
@@ -563,7 +564,9 @@ def test_a_workdir_that_cannot_be_written_is_found_at_the_start(config):
   ('check', 'precision', 'is_refused'),
   [
     ('sums by index', 'fp32', True),
-    (numerics.CONVOLUTIONS_CHECK, 'bf16', True),
+    pytest.param(
+      numerics.CONVOLUTIONS_CHECK, 'bf16', True, marks=pytest.mark.slow
+    ),
     (numerics.CONVOLUTIONS_CHECK, 'fp32', False),
   ],
 )
