@@ -98,7 +98,9 @@ def test_photographs_give_the_detections_of_detectron2(path, tmp_path):
     assert np.abs(pixels - np.rint(pixels)).max() < 1e-4
 
     workdir = tmp_path / f'run{i}'
-    predict.predict(detector, pattern=str(file), workdir=workdir, config=config)
+    predict.predict(
+      detector, pattern=str(file), output=workdir / 'predictions', config=config
+    )
     results = json.loads(
       (workdir / 'predictions' / 'predictions.json').read_text('utf-8')
     )

@@ -56,7 +56,8 @@ def read_categories(
   categories: list[Category] = []
   left_out: set[Any] = set()
   has_lost_ids = False
-  seen: dict[str, set[int | str]] = {field: set() for field in Category._fields}
+  seen_ids: set[int | str] = set()
+  seen_names: set[str] = set()
   roots = _unused_roots(entries, used_ids)
   for i, entry in enumerate(entries):
     where = f'category {i} of the list'
@@ -96,21 +97,19 @@ def read_categories(
       left_out.add(id_)
       continue
     category = Category(id_, category_name)
-    repeated = [f for f in seen if getattr(category, f) in seen[f]]
-    for field in repeated:
+    if id_ in seen_ids:
+      report.error('A15', name, '', f'two categories have the id {id_!r}.')
+      has_lost_ids = True
+    if category_name in seen_names:
       report.error(
-        'A15',
-        name,
-        '',
-        f'two categories have the {field} {getattr(category, field)!r}.',
+        'A15', name, '', f'two categories have the name {category_name!r}.'
       )
-    has_lost_ids |= 'id' in repeated
-    if repeated:
+    if id_ in seen_ids or category_name in seen_names:
       left_out.add(id_)
     else:
       categories.append(category)
-    for field, values in seen.items():
-      values.add(getattr(category, field))
+    seen_ids.add(id_)
+    seen_names.add(category_name)
   if all(type(category.id) is int for category in categories):
     categories.sort()
   return Classes(tuple(categories), frozenset(left_out), has_lost_ids)
@@ -129,6 +128,13 @@ def _unused_roots(entries: list[Any], used_ids: set[Any]) -> set[int]:
   Returns:
     The positions of such categories in the list.
   """
+  names = [
+    entry['name']
+    for entry in entries
+    if isinstance(entry, dict) and isinstance(entry.get('name'), str)
+  ]
+  if len(set(names)) == len(names):
+    return set()
   same_name: dict[str, list[int]] = {}
   supercategories: dict[str, set[int]] = {}
   for i, entry in enumerate(entries):

@@ -13,6 +13,10 @@ from maskrcnn_jax.data.repair.text_numbers import parsed_text, to_number
 # A box and a mask that overlap by at least this (IoU) belong together.
 _MIN_IOU = 0.8
 
+# Corners of the longest outline that is written as an RLE. Filling one of a
+# million corners takes seconds and hundreds of megabytes.
+_MAX_CORNERS = 200_000
+
 # Lists in lists. GeoJSON's MultiPolygon, the deepest known form, has four.
 _MAX_DEPTH = 6
 
@@ -293,6 +297,8 @@ def _simplify(
 ) -> tuple[Any, str, str]:
   """Writes polygons with too many corners as an RLE, if that has fewer.
 
+  Polygons with more than `_MAX_CORNERS` corners stay as they are.
+
   Args:
     segmentation: Polygons or an RLE in COCO's form.
     height: Height of the image in pixels.
@@ -307,7 +313,7 @@ def _simplify(
     return unchanged
   # A polygon is closed by repeating its first corner.
   count = sum(len(polygon) // 2 + 1 for polygon in segmentation)
-  if count <= most:
+  if not most < count <= _MAX_CORNERS:
     return unchanged
   try:
     rle = mask_values.encode_mask(
