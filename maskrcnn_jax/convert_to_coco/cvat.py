@@ -51,8 +51,8 @@ def read_cvat(
 ) -> tuple[Annotations, list[str]]:
   """Reads the objects from an XML file of CVAT.
 
-  Shapes of an image with the same label and the same group are one object. Of a
-  video, the frame 7 is the image frame_000007, as CVAT exports it.
+  Shapes of an image with the same label and the same group are one object.
+  Frame 7 of a video is the image frame_000007, as CVAT exports it.
 
   Args:
     path: The XML file, or a folder with one XML file.

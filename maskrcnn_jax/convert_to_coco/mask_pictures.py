@@ -4,15 +4,14 @@ Axis letters here: h w rows and columns of the picture.
 """
 
 import pathlib
-import struct
 from typing import NamedTuple
-import zlib
 
 from jaxtyping import Bool, Int
 import numpy as np
 from PIL import Image
 
 from maskrcnn_jax.data.images import ImageFrame
+from maskrcnn_jax.data.orientation import DECODE_ERRORS
 from maskrcnn_jax.errors import InputError
 
 # Formats that keep every pixel as it was. JPEG changes the values of a mask.
@@ -33,22 +32,6 @@ _SOLID = 0.5
 # This many values of smoothed edges, and as many as all other values, say that
 # the picture is smoothed.
 _MIN_SMOOTHED = 3
-
-
-# Errors that Pillow's decoders raise on damaged files.
-DECODE_ERRORS = (
-  OSError,
-  SyntaxError,
-  ValueError,
-  EOFError,
-  IndexError,
-  KeyError,
-  TypeError,
-  AssertionError,
-  struct.error,
-  zlib.error,
-  Image.DecompressionBombError,
-)
 
 
 class MaskPicture(NamedTuple):

@@ -229,7 +229,8 @@ def _areas(
 
   Args:
     edges: The edges.
-    row: Row of each crossing. Of a row of an object, all crossings are given.
+    row: Row of each crossing. If one crossing of an object with a row is given,
+      all of them are.
     edge: Number of the edge of each crossing.
     widths: Width of the image of each object that an edge may belong to, in
       pixels.

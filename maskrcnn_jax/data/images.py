@@ -285,7 +285,7 @@ class ImageFrame(NamedTuple):
 
   stored_size: tuple[int, int]  # (height, width) of the pixels in the file
   shown_size: tuple[int, int]  # (height, width) of the picture in a viewer
-  turn: Image.Transpose | None  # makes the stored pixels upright; None: nothing
+  turn: Image.Transpose | None  # makes them upright; `None` if they are
 
 
 def image_frame(path: Path) -> ImageFrame:
