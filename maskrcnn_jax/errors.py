@@ -364,7 +364,8 @@ CODES = {
   'I12': Code(
     'image too large',
     'The image has more than 178,956,970 pixels, or needs more memory '
-    'than this machine has.',
+    'than this machine has; or it has more than 134,217,728 pixels, but a file '
+    'so small that it is nearly of one colour or damaged.',
     'Cut it into tiles or shrink it, and change its annotations in the same '
     'way; or leave it out with `--fix`.',
   ),

@@ -12,7 +12,8 @@ from PIL import Image, TiffImagePlugin
 import pytest
 
 from maskrcnn_jax.check_data import command_line, contact_sheet
-from maskrcnn_jax.data.images import decode_image, image_size, look_at_image
+from maskrcnn_jax.data.image_checks import look_at_image
+from maskrcnn_jax.data.images import decode_image, image_size
 from maskrcnn_jax.errors import InputError, print_error, print_lines, printable
 from maskrcnn_jax.runtime import console
 

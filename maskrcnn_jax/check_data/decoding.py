@@ -9,7 +9,7 @@ import functools
 import multiprocessing
 import os
 
-from maskrcnn_jax.data import images
+from maskrcnn_jax.data import image_checks
 from maskrcnn_jax.data.source import ImageFile
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.runtime.status_line import progress
@@ -25,7 +25,7 @@ def look_at_images(
   num_workers: int | None,
   pixel_range: tuple[float, float] | None,
   apply_exif: bool,
-) -> Iterator[images.ImageFacts]:
+) -> Iterator[image_checks.ImageFacts]:
   """Decodes images and finds their faults, while it shows a progress bar.
 
   Args:
@@ -73,7 +73,7 @@ def _look(
   *,
   pixel_range: tuple[float, float] | None,
   apply_exif: bool,
-) -> images.ImageFacts:
+) -> image_checks.ImageFacts:
   """Decodes one image to find out whether it can be used.
 
   Args:
@@ -91,7 +91,7 @@ def _look(
     fault there are no warnings, and the digest is b''. A fault is returned, not
     raised.
   """
-  return images.look_at_image(
+  return image_checks.look_at_image(
     file.path,
     size,
     pixel_range=pixel_range,

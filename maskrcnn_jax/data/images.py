@@ -1,6 +1,5 @@
-"""Finds image files, checks them, and decodes them to uint8 RGB arrays."""
+"""Opens image files and decodes them to uint8 RGB arrays."""
 
-import hashlib
 import importlib.util
 import io
 import os
@@ -30,26 +29,29 @@ Path = str | pathlib.Path
 # that a hostile file can attack, and EPS runs Ghostscript. The formats of
 # Pillow's `preinit` come first, because for any other Pillow imports all of its
 # parsers.
-_FORMATS: tuple[str, ...] = (
+FORMATS: tuple[str, ...] = (
   'JPEG', 'PNG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP', 'JPEG2000'
 )  # fmt: skip
 # Pillow has it since 11.3, and fails if it is asked for a format it lacks.
 if importlib.util.find_spec('PIL._avif'):
-  _FORMATS += ('AVIF',)
+  FORMATS += ('AVIF',)
 
 # If an image has more than 2 * MAX_IMAGE_PIXELS pixels, Pillow raises an error,
 # which becomes an InputError here. Above MAX_IMAGE_PIXELS it only warns, which
 # is not needed, because images of this size can be decoded.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
+# An image of more than `_BOMB_PIXELS` pixels, with more than
+# `_BOMB_PIXELS_A_BYTE` pixels for each byte of its file, has one colour nearly
+# everywhere. Pillow would need 0.5 to 1 GB to decode a file of less than a
+# megabyte, so such a file is taken for an attack. Photographs have fewer pixels
+# a byte: a JPEG with the usual tables has at least 32 bits for 256 pixels, and
+# with the shortest codes possible 12 bits.
+_BOMB_PIXELS = 2**27
+_BOMB_PIXELS_A_BYTE = 200
+
 # Number of rows of an image that are copied at once.
 _STRIP = 256
-
-# Pixels. An image with a shorter side has few cells in the feature maps.
-_TINY_SIDE = 32
-# An image whose longer side is more than this many times its shorter side
-# leaves most of its canvas to padding.
-_MAX_ASPECT = 20
 
 # Pillow's names of the pixel formats that can be converted to RGB.
 _TO_RGB = frozenset(
@@ -59,7 +61,7 @@ _TO_RGB = frozenset(
 # The kinds of HEIC files, which the photographs of many phones are.
 _HEIC_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'mif1', b'msf1')
 
-_OR_LEAVE_OUT = (
+OR_LEAVE_OUT = (
   'python -m maskrcnn_jax.check_data lists such images of a data set, and says'
   ' what --fix=OUT.json would keep without them.'
 )
@@ -90,8 +92,8 @@ def read_orientation(
       another size, however it is turned.
   """
   try:
-    _refuse_special(path)
-    with Image.open(path, formats=_FORMATS) as image:
+    refuse_special(path)
+    with Image.open(path, formats=FORMATS) as image:
       return orientation_of(image, path, labelled_size, apply_exif=apply_exif)
   except errors.InputError:
     raise
@@ -133,19 +135,44 @@ def decode_image(
     InputError: If the file is missing, damaged or not a supported image, or if
       its size is not the expected one.
   """
+  return _to_array(
+    decode_to_rgb(
+      path,
+      expected_size=expected_size,
+      content=content,
+      pixel_range=pixel_range,
+      apply_exif=apply_exif,
+    )
+  )
+
+
+def decode_to_rgb(
+  path: Path,
+  *,
+  expected_size: tuple[int, int] | None = None,
+  content: bytes | None = None,
+  pixel_range: tuple[float, float] | None = None,
+  apply_exif: bool = True,
+) -> Image.Image:
+  """Decodes an image file to an RGB image of Pillow.
+
+  The arguments and errors are those of `decode_image`, which copies the pixels
+  of this image to an array.
+  """
 
   def reopen() -> ImageFile.ImageFile:
     """Opens the image."""
     if content is None:
-      _refuse_special(path)
+      refuse_special(path)
     source = path if content is None else io.BytesIO(content)
-    return Image.open(source, formats=_FORMATS)
+    return Image.open(source, formats=FORMATS)
 
   try:
     with reopen() as image:
       orientation = orientation_of(
         image, path, expected_size, apply_exif=apply_exif
       )
+      _refuse_bomb(image, path, content)
       return _to_rgb(image, path, orientation.transpose, pixel_range, reopen)
   except errors.InputError:
     raise
@@ -184,18 +211,18 @@ def convert_image(
     file.seek(0)
     content = file.read()
     file.seek(place)
-    return Image.open(io.BytesIO(content), formats=_FORMATS)
+    return Image.open(io.BytesIO(content), formats=FORMATS)
 
   try:
     turn = orientation_of(image, name).transpose
-    return _to_rgb(image, name, turn, pixel_range, reopen)
+    return _to_array(_to_rgb(image, name, turn, pixel_range, reopen))
   except errors.InputError:
     raise
   except DECODE_ERRORS as error:
     raise _unreadable(name, error) from error
 
 
-def _refuse_special(path: Path) -> None:
+def refuse_special(path: Path) -> None:
   """Refuses a pipe or a device, which could be waited for without end.
 
   Raises:
@@ -205,14 +232,38 @@ def _refuse_special(path: Path) -> None:
     raise errors.InputError(f'I01: {path} is not a file.')
 
 
+def _refuse_bomb(image: Image.Image, path: Path, content: bytes | None) -> None:
+  """Refuses a small file that would become very many pixels.
+
+  Args:
+    image: The image, not decoded yet.
+    path: The file.
+    content: The bytes of the file, if it is not on disk.
+
+  Raises:
+    InputError: If the image is of this kind.
+  """
+  pixels = image.width * image.height
+  if pixels <= _BOMB_PIXELS:
+    return
+  size = os.path.getsize(path) if content is None else len(content)
+  if pixels > _BOMB_PIXELS_A_BYTE * size:
+    raise errors.InputError(
+      f'I12: {path} has {shown((image.height, image.width))} pixels in only'
+      f' {size:,} bytes, so it is either damaged or of one colour nearly'
+      ' everywhere, and is not decoded. Cut it into tiles or shrink it,'
+      f' together with its annotations. {OR_LEAVE_OUT}'
+    )
+
+
 def _to_rgb(
   image: Image.Image,
   path: Path,
   wanted: Image.Transpose | None,
   pixel_range: tuple[float, float] | None,
   reopen: wide_pixels.Reopen,
-) -> UInt8[np.ndarray, 'h w 3']:
-  """Returns the pixels of an opened image; does the work of `decode_image`.
+) -> Image.Image:
+  """Decodes an opened image; does the work of `decode_to_rgb`.
 
   Args:
     image: The image.
@@ -243,7 +294,7 @@ def _to_rgb(
     raise errors.InputError(
       f'I11: {path} has the pixel format {pixels.mode}; convert it to RGB,'
       f' for example with ImageMagick: magick FILE -colorspace sRGB'
-      f' NEW.png. {_OR_LEAVE_OUT}'
+      f' NEW.png. {OR_LEAVE_OUT}'
     )
   # The direct conversion of a transparent palette to RGB makes Pillow warn.
   if pixels.mode == 'P' and 'transparency' in pixels.info:
@@ -255,7 +306,7 @@ def _to_rgb(
       rgb = rgb.transpose(_INVERSE.get(applied, applied))
     if wanted is not None:
       rgb = rgb.transpose(wanted)
-  return _to_array(rgb)
+  return rgb
 
 
 def _to_array(image: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
@@ -295,231 +346,13 @@ def image_frame(path: Path) -> ImageFrame:
     InputError: If the file is missing or not a supported image.
   """
   try:
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(path, formats=FORMATS) as image:
       shown = orientation_of(image, path)
       return ImageFrame(stored_size(image), shown.size, shown.transpose)
   except errors.InputError:
     raise
   except DECODE_ERRORS as error:
     raise _unreadable(path, error) from error
-
-
-class ImageFacts(NamedTuple):
-  """The result of inspecting an image file, for `check_data`."""
-
-  problem: str  # why the file cannot be used, code first; '' if it can
-  notes: tuple[str, ...]  # warnings about the file, code first
-  digest: bytes  # BLAKE2 digest of the file's bytes; b'' if it cannot be used
-
-
-def look_at_image(
-  path: Path,
-  expected_size: tuple[int, int] | None = None,
-  pixel_range: tuple[float, float] | None = None,
-  content: bytes | None = None,
-  apply_exif: bool = True,
-) -> ImageFacts:
-  """Decodes an image file to find out whether it can be used.
-
-  Args:
-    path: The file.
-    expected_size: (height, width) in the annotations; `None` if unknown.
-    pixel_range: (black, white) for images of more than 8 bits a channel: the
-      pixel values that are mapped to 0 and to 255. With `None`, such an image
-      is a fault.
-    content: The bytes of the file, if it is not on disk.
-    apply_exif: Whether the EXIF orientation is applied if the image has the
-      expected size with it and without it.
-
-  Returns:
-    The facts about the file. A fault is described there, not raised.
-  """
-  with warnings.catch_warnings():
-    # Damage that Pillow only warns of does no harm; otherwise it also raises.
-    warnings.simplefilter('ignore')
-    try:
-      height, width, _ = decode_image(
-        path,
-        expected_size=expected_size,
-        pixel_range=pixel_range,
-        content=content,
-        apply_exif=apply_exif,
-      ).shape
-      notes = _notes(path, content, height, width, expected_size, apply_exif)
-      with _opened(path, content) as file:
-        digest = hashlib.file_digest(file, 'blake2b').digest()
-      return ImageFacts('', notes, digest)
-    except errors.InputError as error:
-      return ImageFacts(str(error), (), b'')
-    except MemoryError:
-      return ImageFacts(
-        f'I12: {path} is too large for the available memory. Give'
-        ' --workers=1, or cut the image into tiles or shrink it, together with'
-        f' its annotations. {_OR_LEAVE_OUT}',
-        (),
-        b'',
-      )
-
-
-def header_notes(
-  path: Path,
-  expected_size: tuple[int, int] | None,
-  *,
-  apply_exif: bool = True,
-  content: bytes | None = None,
-) -> tuple[str, ...]:
-  """Returns the warnings that the header of an image file shows, code first.
-
-  The pixels are not decoded, and the training, which does not decode all images
-  first, can afford to call this.
-
-  Args:
-    path: The file.
-    expected_size: (height, width) in the annotations; `None` if unknown.
-    apply_exif: Whether the EXIF orientation is applied if the image has the
-      expected size with it and without it.
-    content: The bytes of the file, if it is not on disk.
-
-  Returns:
-    The warnings. There are none if the file cannot be used; decoding it says
-    why.
-  """
-  try:
-    with (
-      _opened(path, content) as file,
-      Image.open(file, formats=_FORMATS) as image,
-    ):
-      return tuple(_notes_of_header(image, path, expected_size, apply_exif))
-  except (errors.InputError, *DECODE_ERRORS):
-    return ()
-
-
-def _notes_of_header(
-  image: Image.Image,
-  path: Path,
-  expected_size: tuple[int, int] | None,
-  apply_exif: bool,
-) -> list[str]:
-  """Returns the warnings of `header_notes` about an opened image.
-
-  Args:
-    image: The image, not decoded yet.
-    path: The file, for messages.
-    expected_size: (height, width) in the annotations; `None` if unknown.
-    apply_exif: Whether the EXIF orientation is applied if the image has the
-      expected size with it and without it.
-
-  Raises:
-    InputError: If the image has another size, however it is turned.
-  """
-  notes = []
-  orientation = orientation_of(
-    image, path, expected_size, apply_exif=apply_exif
-  )
-  if orientation.is_in_doubt:
-    fate = 'applied' if orientation.transpose else 'not applied'
-    notes.append(
-      f'I04: {path} has an EXIF orientation that keeps its size, so the size'
-      ' in the annotations does not tell whether its labels were drawn on the'
-      ' turned picture or on the pixels as stored. The orientation is'
-      f' {fate}; config.data.apply_exif decides.'
-    )
-  bands = _unused_bands(image)
-  if bands:
-    notes.append(
-      f'I11: {path} has {bands} more channels than are used: only its colours'
-      ' are read.'
-    )
-  return notes
-
-
-def _unused_bands(image: Image.Image) -> int:
-  """Returns how many channels of a TIFF, besides alpha, Pillow leaves out."""
-  if image.format != 'TIFF':
-    return 0
-  # An X in the name of the stored format, such as RGBXX, is such a channel.
-  args = image.tile[0].args  # type: ignore[attr-defined]
-  name = args if isinstance(args, str) else args[0]
-  return name.count('X')
-
-
-def _opened(
-  path: Path, content: bytes | None
-) -> io.BufferedReader | io.BytesIO:
-  """Opens an image file for reading, or its content if that is given.
-
-  Raises:
-    InputError: If the path is a pipe or a device.
-  """
-  if content is not None:
-    return io.BytesIO(content)
-  _refuse_special(path)
-  return open(path, 'rb')
-
-
-def _notes(
-  path: Path,
-  content: bytes | None,
-  height: int,
-  width: int,
-  expected_size: tuple[int, int] | None,
-  apply_exif: bool,
-) -> tuple[str, ...]:
-  """Returns the warnings about an image that can be decoded, code first.
-
-  Args:
-    path: The file.
-    content: The bytes of the file, if it is not on disk.
-    height: Height of the decoded image in pixels.
-    width: Width of the decoded image in pixels.
-    expected_size: (height, width) in the annotations; `None` if unknown.
-    apply_exif: Whether the EXIF orientation is applied if the image has the
-      expected size with it and without it.
-  """
-  with (
-    _opened(path, content) as file,
-    Image.open(file, formats=_FORMATS) as image,
-  ):
-    notes = _notes_of_header(image, path, expected_size, apply_exif)
-    has_alpha = 'A' in image.mode or 'transparency' in image.info
-    if has_alpha:
-      alpha = np.asarray(image.convert('RGBA').getchannel('A'))
-      if alpha.min() < 255:
-        notes.append(
-          f'I07: {path} is transparent in places; the colours behind are used.'
-        )
-    notes += _frame_notes(path, image)
-  if min(height, width) < _TINY_SIDE:
-    notes.append(f'I13: {path} is only {shown((height, width))} pixels.')
-  elif max(height, width) > _MAX_ASPECT * min(height, width):
-    notes.append(
-      f'I13: {path} is {shown((height, width))} pixels, so most of its canvas'
-      ' will be padding.'
-    )
-  return tuple(notes)
-
-
-def frame_notes(path: Path) -> list[str]:
-  """Returns a warning if an image file holds several pictures, code first.
-
-  The pixels are not decoded. A file that cannot be opened has no warning.
-  """
-  try:
-    _refuse_special(path)
-    with Image.open(path, formats=_FORMATS) as image:
-      return _frame_notes(path, image)
-  except (errors.InputError, *DECODE_ERRORS):
-    return []
-
-
-def _frame_notes(path: Path, image: Image.Image) -> list[str]:
-  """Does the work of `frame_notes` for an opened image."""
-  # An MPO file of a phone holds the same picture twice, the second smaller.
-  # The pictures are not counted: a TIFF may have a hundred thousand pages, and
-  # each would be looked for.
-  if not getattr(image, 'is_animated', False) or image.format == 'MPO':
-    return []
-  return [f'I14: {path} holds more than one picture; the first is used.']
 
 
 def _describe_unknown_file(path: Path, content: bytes | None = None) -> str:
@@ -540,7 +373,7 @@ def _describe_unknown_file(path: Path, content: bytes | None = None) -> str:
     return (
       f'I11: {path} is a TIFF of an unusual kind, for example with more than 4'
       ' channels; write three channels as RGB or one as gray, with 8 bits a'
-      f' channel. {_OR_LEAVE_OUT}'
+      f' channel. {OR_LEAVE_OUT}'
     )
   # Files in the container format of MP4 name their kind here.
   brand = content[8:12] if content[4:8] == b'ftyp' else b''
@@ -586,7 +419,7 @@ def _unreadable(
       return errors.InputError(
         f'I12: {path} is too large: {reason.split(",")[0]}; at most'
         f' {2 * Image.MAX_IMAGE_PIXELS} pixels are decoded. Cut it into tiles'
-        f' or shrink it, together with its annotations. {_OR_LEAVE_OUT}'
+        f' or shrink it, together with its annotations. {OR_LEAVE_OUT}'
       )
     case Image.UnidentifiedImageError():
       return errors.InputError(_describe_unknown_file(path, content))

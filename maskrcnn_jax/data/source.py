@@ -26,8 +26,8 @@ from maskrcnn_jax.data import coco, findings
 from maskrcnn_jax.data.coco_index import CocoIndex, normal_file_name
 from maskrcnn_jax.data.columns import StoredIndex
 from maskrcnn_jax.data.file_names import FileFinder
+from maskrcnn_jax.data.image_checks import header_notes
 from maskrcnn_jax.data.image_files import case_hint
-from maskrcnn_jax.data.images import header_notes
 from maskrcnn_jax.data.records import RecordImage, RecordImages
 
 # Largest number of image files of which a training looks at the header before

@@ -16,7 +16,7 @@ from PIL import Image
 
 from maskrcnn_jax.array_types import Batch, Detections, Outlines
 from maskrcnn_jax.config import canvas_arguments, geometry_of, pixel_range_of
-from maskrcnn_jax.data import canvases, images
+from maskrcnn_jax.data import canvases, image_checks, images
 from maskrcnn_jax.data.host_resize import fit_array
 from maskrcnn_jax.detector import Detector, ImageDetections, to_original
 from maskrcnn_jax.errors import InputError
@@ -249,7 +249,7 @@ def _read_all(
     except MemoryError:
       return too_large(name)
     if is_file:
-      for note in images.frame_notes(name):
+      for note in image_checks.frame_notes(name):
         logging.warning('%s', note)
     return decoded._replace(keeps_pixels=keeps_pixels or not is_file)
 

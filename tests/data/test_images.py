@@ -12,7 +12,7 @@ from PIL import Image
 import pytest
 
 from maskrcnn_jax import errors
-from maskrcnn_jax.data import image_files, images
+from maskrcnn_jax.data import image_checks, image_files, images
 
 
 def picture(height=4, width=6, channels=3, seed=0):
@@ -126,7 +126,7 @@ def test_orientations_follow_the_size_and_are_applied_in_doubt(
     found = images.read_orientation(path, size, apply_exif=apply_exif)
     assert found.size == expected.shape[:2]
     assert found.is_in_doubt == (in_doubt and size is not None)
-    notes = images.header_notes(path, size, apply_exif=apply_exif)
+    notes = image_checks.header_notes(path, size, apply_exif=apply_exif)
     assert len(notes) == found.is_in_doubt
     assert all(note.startswith('I04: ') for note in notes)
   assert images.image_size(path) == sizes[1]
@@ -382,12 +382,14 @@ def test_look_at_image_names_channels_that_are_not_used(order):
   values = np.random.default_rng(0).integers(0, 256, (40, 40, 4), np.uint8)
   content = tiff(values, extra=[0], order=order)
   assert_array_equal(images.decode_image('a', content=content), values[..., :3])
-  facts = images.look_at_image('a', content=content)
+  facts = image_checks.look_at_image('a', content=content)
   assert not facts.problem
   assert [note[:31] for note in facts.notes] == [
     'I11: a has 1 more channels than'
   ]
-  assert images.look_at_image('a', content=tiff(values[..., :3])).notes == ()
+  assert (
+    image_checks.look_at_image('a', content=tiff(values[..., :3])).notes == ()
+  )
 
 
 def test_decode_image_refuses_unknown_channels(tmp_path):
@@ -435,6 +437,30 @@ def test_decode_image_refuses_a_decompression_bomb(tmp_path, monkeypatch):
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
   with pytest.raises(errors.InputError, match='I12: .*400 pixels.*--fix'):
     images.decode_image(path)
+
+
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+def test_decode_image_refuses_a_small_file_of_very_many_pixels(tmp_path):
+  path = tmp_path / 'a.gif'
+  size = struct.pack('<HH', 13_000, 13_000)
+  head = b'GIF89a' + size + b'\x80\0\0' + bytes(6)
+  path.write_bytes(head + b'\x2c' + bytes(4) + size + b'\0\2\1\4\0;')
+  with pytest.raises(errors.InputError, match='I12: .*13000x13000.* 34 bytes'):
+    images.decode_image(path)
+
+
+def test_decode_image_reads_a_large_picture_of_one_colour(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(images, '_BOMB_PIXELS', 10_000)
+  path = save(tmp_path / 'a.png', np.zeros((100, 100, 3), np.uint8))
+  assert not images.decode_image(path).any()
+  path = save(tmp_path / 'b.png', np.zeros((2000, 2000, 3), np.uint8))
+  assert os.path.getsize(path) * 200 < 2000 * 2000
+  with pytest.raises(errors.InputError, match='I12'):
+    images.decode_image(path)
+  path = save(tmp_path / 'c.png', picture(400, 400))
+  assert images.decode_image(path).shape == (400, 400, 3)
 
 
 def test_image_size_does_not_decode(tmp_path):
