@@ -372,6 +372,27 @@ def test_skip_eval_prints_no_table(run, tiny_run, tmp_path):
   assert not (tmp_path / 'inference' / 'coco_results.json').exists()
 
 
+def test_skip_eval_of_a_test_set_without_categories(
+  run, tiny_run, tiny_data, tmp_path
+):
+  content = json.loads((tiny_data / 'instances_val.json').read_text())
+  path = tmp_path / 'test.json'
+  path.write_text(json.dumps({'images': content['images']}))
+  code, _, _ = run(
+    '--mode=eval',
+    '--skip_eval',
+    f'--checkpoint={tiny_run[0]}',
+    f'--workdir={tmp_path}',
+    f'--config.data.eval.images={tiny_data / "images"}',
+    f'--config.data.eval.annotations={path}',
+  )
+  assert code == 0
+  boxes = json.loads((tmp_path / 'inference' / 'bbox.json').read_text())
+  classes = {category['id'] for category in content['categories']}
+  assert boxes
+  assert {box['category_id'] for box in boxes} <= classes
+
+
 def test_predict_without_a_recipe_into_another_workdir(
   run, tiny_run, tiny_data, tmp_path
 ):
