@@ -76,7 +76,7 @@ def overfitting(recipe, data, size, num_steps):
     ('faster_rcnn_r50_fpn', 64, 500),
     ('rpn_r50_fpn', 64, 500),
     # A cell of the only level is 16 pixels wide.
-    ('r50_c4', 128, 1000),
+    ('r50_c4', 128, 1600),
     ('r50_dc5', 128, 1000),
     # A cell is 32 pixels wide.
     ('r50_c5', 256, 800),
