@@ -8,9 +8,9 @@ shapes of the network with COCO's 80 classes. FLOPs are those of the layers for
 one image of 800x1333 pixels, padded to 800x1344, with 1000 proposals and 100
 masks. They are XLA's count: a multiplication with its addition counts as 2, and
 products with the zeros around an image do not count. Nothing is compiled. The
-published APs are written down in this file.
+published APs and the memory on a GPU are written down in this file.
 
-A new recipe for COCO needs a line in `PEERS`.
+A new recipe for COCO needs a line in `PEERS` and in `MEMORY`.
 """
 
 import argparse
@@ -69,6 +69,31 @@ PEERS: dict[str, Peer | None] = {
   'faster_rcnn_r50_fpn': Peer('36.8', _BENCHMARK),
   'faster_rcnn_r50_c4': Peer('34.8', _BENCHMARK),
   'rpn_r50_fpn': Peer('recall 58.0', 'detectron2, several sizes'),
+}
+
+# Memory of a training step on one H200 in GiB, arguments and temporary arrays:
+# in bf16, for an eighth of the recipe's images, or all 4 of r50_fpn_1gpu.
+# Source: XLA's `memory_analysis` in the output of
+#   python scripts/compile_kernels.py --targets=h200 --recipes=NAMES
+MEMORY = {
+  'r50_fpn': 1.86,
+  'r50_fpn_bs32': 3.27,
+  'r50_fpn_bs64': 6.15,
+  'r50_fpn_bs96': 8.93,
+  'r50_fpn_1gpu': 3.27,
+  'r101_fpn': 2.63,
+  'x101_32x8d_fpn': 2.99,
+  'r50_c4': 1.96,
+  'r101_c4': 2.38,
+  'r50_c5': 3.14,
+  'r101_c5': 3.45,
+  'r50_dc5': 3.34,
+  'r50_fpn_gn': 2.74,
+  'r101_fpn_gn': 4.05,
+  'r50_fpn_gn_scratch': 3.36,
+  'faster_rcnn_r50_fpn': 1.59,
+  'faster_rcnn_r50_c4': 1.57,
+  'rpn_r50_fpn': 1.44,
 }
 
 
@@ -130,6 +155,7 @@ def rows() -> list[tuple[str, ...]]:
       'steps',
       'parameters, 10^6',
       'FLOPs, 10^9',
+      'GPU memory, GiB',
       'published AP, box / mask',
       'published by',
       'AP here',
@@ -149,6 +175,7 @@ def rows() -> list[tuple[str, ...]]:
         f'{config.train.num_steps:,}',
         f'{costs.parameters / 1e6:.2f}',
         f'{costs.flops / 1e9:.0f}',
+        f'{MEMORY[name]:.1f}',
         peer.ap if peer else '',
         peer.source if peer else '',
         '*not run*',

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -68,6 +69,46 @@ def test_kernels_and_training_step_compile_for_h200_and_a100():
   assert (left_out in lines) != HAS_JAX_TRITON
   title = 'training step, 8 x h200, pallas'
   assert any(line.startswith(title) for line in lines)
+
+
+def memory_in_table():
+  """Returns {recipe: GiB} of scripts/recipe_table.py."""
+  path = ROOT / 'scripts' / 'recipe_table.py'
+  spec = importlib.util.spec_from_file_location('recipe_table', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.MEMORY
+
+
+@needs_plugin
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'recipe',
+  [
+    'r50_fpn',
+    'r101_fpn',
+    'x101_32x8d_fpn',
+    'r50_c4',
+    'r50_c5',
+    'r50_dc5',
+    'r50_fpn_gn',
+    'faster_rcnn_r50_fpn',
+    'faster_rcnn_r50_c4',
+    'rpn_r50_fpn',
+  ],
+)
+def test_a_recipe_compiles_for_h200_in_full_size(recipe):
+  done = run('--targets=h200', f'--recipes={recipe}')
+  assert done.returncode == 0, done.stderr[-3000:]
+  [line] = re.findall(r'training step, .*', done.stdout)
+  arguments, temporary = (
+    float(re.search(f'{word} ([0-9.]+)', line)[1])
+    for word in ('arguments', 'temporary')
+  )
+  # Another version of XLA may need more or less.
+  memory = (arguments + temporary) / 1024
+  assert memory == pytest.approx(memory_in_table()[recipe], rel=0.15)
+  assert 'of 800x1344, bf16' in line
 
 
 @pytest.mark.skipif(
