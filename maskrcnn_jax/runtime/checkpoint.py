@@ -25,15 +25,11 @@ from jaxtyping import PyTree
 import numpy as np
 import orbax.checkpoint as ocp
 
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import DamagedCheckpoint, InputError
 from maskrcnn_jax.runtime.orbax_errors import hide_orbax_errors
 
 # Number of the layout of a checkpoint, which is stored in it.
 FORMAT = 1
-
-
-class DamagedCheckpoint(InputError):
-  """A checkpoint cannot be read: it is damaged, or saving it was cut off."""
 
 
 class Metadata(NamedTuple):
@@ -321,15 +317,18 @@ def _read_stored(path: pathlib.Path) -> dict[str, Any]:
   except (ValueError, OSError, RecursionError) as error:
     raise _damaged(path, 'metadata', error) from error
   if not isinstance(stored, dict):
-    stored = {'format': type(stored).__name__}
+    raise _damaged(path, 'metadata', TypeError('they are no JSON object'))
   # If one of the two names were damaged, the other would still be there.
   if _ARRAY_CHECKSUMS in stored or _OWN_CHECKSUM in stored:
     if stored.get(_OWN_CHECKSUM) != _metadata_checksum(stored):
       raise _damaged(path, 'metadata', ValueError('its checksum is wrong'))
-  if stored.get('format') != FORMAT:
+  number = stored.get('format')
+  if type(number) is not int:
+    raise _damaged(path, 'metadata', TypeError(f'format is {number!r:.50}'))
+  if number != FORMAT:
     raise InputError(
-      f'C08: {path} is not a checkpoint of this program (format '
-      f'{stored.get("format")}, expected {FORMAT}).'
+      f'C08: {path} is not a checkpoint of this program (format {number}, '
+      f'expected {FORMAT}).'
     )
   return stored
 
