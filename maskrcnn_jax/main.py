@@ -37,6 +37,7 @@ from maskrcnn_jax.errors import InputError, SaveError, print_error
 from maskrcnn_jax.runtime import peers
 from maskrcnn_jax.runtime.aborts import set_status_of_aborts
 from maskrcnn_jax.runtime.console import set_up_console
+from maskrcnn_jax.runtime.memory_limit import guard_memory_limit, lacks_memory
 from maskrcnn_jax.runtime.status_line import hide, waiting
 from maskrcnn_jax.runtime.stop_signal import Stopped, StopSignal
 
@@ -278,11 +279,7 @@ def run() -> None:
         f'same command again ({error}).',
         1,
       )
-    # The texts are those of XLA and of Python's threads, whose stacks need
-    # memory.
-    if isinstance(error, MemoryError) or any(
-      text in str(error) for text in ('Out of memory', "can't start new thread")
-    ):
+    if lacks_memory(error):
       _fail(
         'there is not enough memory '
         f'({" ".join(str(error).split())[:300] or "MemoryError"}). Lower '
@@ -329,5 +326,6 @@ def _leave(status: int) -> None:
 
 
 if __name__ == '__main__':
+  guard_memory_limit()
   set_status_of_aborts()
   run()

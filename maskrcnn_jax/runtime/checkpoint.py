@@ -26,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from maskrcnn_jax.errors import DamagedCheckpoint, InputError
+from maskrcnn_jax.runtime.memory_limit import lacks_memory
 from maskrcnn_jax.runtime.orbax_errors import hide_orbax_errors
 
 # Number of the layout of a checkpoint, which is stored in it.
@@ -315,6 +316,8 @@ def _read_stored(path: pathlib.Path) -> dict[str, Any]:
       (path / 'metadata').absolute(), args=ocp.args.JsonRestore()
     )
   except (ValueError, OSError, RecursionError) as error:
+    if lacks_memory(error):
+      raise
     raise _damaged(path, 'metadata', error) from error
   if not isinstance(stored, dict):
     raise _damaged(path, 'metadata', TypeError('they are no JSON object'))
@@ -523,6 +526,8 @@ def _restore_item(path: pathlib.Path, item: str, target: PyTree) -> PyTree:
       )[item]
   # Orbax raises an exception of any type if one of its files is damaged.
   except Exception as error:
+    if lacks_memory(error):
+      raise
     raise _damaged(path, item, error) from error
   if saved is not None:
     found = array_checksums(restored)
@@ -575,6 +580,8 @@ def _stored_leaves(path: pathlib.Path, item: str) -> dict[str, Any]:
     tree = handler.metadata((path / item).absolute())
   # Orbax raises an exception of any type if one of its files is damaged.
   except Exception as error:
+    if lacks_memory(error):
+      raise
     raise _damaged(path, item, error) from error
   finally:
     handler.close()
