@@ -96,13 +96,16 @@ class StopSignal:
     """Context manager in which signals have their usual effect.
 
     It is for a wait in C++ code, which runs no signal handler of Python. A
-    signal that has come before stays recorded.
+    signal that has come before stays recorded. An object that does not listen
+    will not listen afterwards either.
     """
+    listens = bool(self._before)
     self.__exit__()
     try:
       yield
     finally:
-      self.__enter__()
+      if listens:
+        self.__enter__()
 
   @contextlib.contextmanager
   def interrupting(self) -> Iterator[None]:
