@@ -10,13 +10,13 @@ import re
 import socket
 import threading
 import time
+import traceback
 from typing import NamedTuple
 
-# Errors that say no more than that another process cannot be reached.
+# Errors by which JAX and the libraries of its collectives say that another
+# process cannot be reached.
 _LOST = re.compile(
-  'gloo|nccl|connection (closed|reset|refused)|broken pipe|heartbeat'
-  '|coordination ?service|unavailable:|deadline_exceeded|std::bad_cast',
-  re.IGNORECASE,
+  'gloo|nccl|heartbeat|coordination_?service|std::bad_cast', re.IGNORECASE
 )
 
 _ENDED = 'has ended'
@@ -101,6 +101,8 @@ def end_if_lost(error: BaseException | None = None) -> None:
     return
   if not _ending.acquire(blocking=False):
     time.sleep(10 * _LINGER)  # Another thread ends this process.
+  if error is not None and not _first:
+    traceback.print_exception(error)  # It may be an error of this process.
   # print is not safe here: JAX may call this function in any thread.
   os.write(2, f'\nerror: {loss}\n'.encode())
   time.sleep(_LINGER)
@@ -131,7 +133,10 @@ def describe_loss(error: BaseException | None = None) -> str:
   found = list(_first)
   if not found:
     place = own_entry()[2]
-    others = [peer for peer in _peers if peer.place != place] or _peers
+    others = [peer for peer in _peers if peer.place != place]
+    if error is not None and not others:
+      return ''  # All other processes run, so the error is of this process.
+    others = others or _peers
     found = [
       'one of the other processes has ended, hangs or cannot be reached: '
       + ', '.join(f'{peer.number} on {peer.host}' for peer in others[:20])

@@ -55,6 +55,11 @@ def test_an_error_of_this_process_is_not_a_loss(other):
   assert peers.describe_loss(ValueError('batch_size must be even')) == ''
 
 
+def test_a_failure_of_collectives_alone_is_not_a_loss(other):
+  assert peers.describe_loss(LOST) == ''
+  assert 'cannot be reached: 1 on here. ' in peers.describe_loss()
+
+
 def test_processes_on_other_machines_are_listed(other):
   peers.remember(
     [
