@@ -158,14 +158,29 @@ def test_a_save_that_fails_is_told_in_one_line(start, tmp_path):
   assert 'Make room' not in line
 
 
-def test_too_little_memory_is_told_in_one_line(start):
-  # With this limit, in KiB, Python raises a MemoryError. With a lower one, C++
-  # code may end the process in any way.
-  limit = 'ulimit -v 1600000; exec "$@"'
-  process = start('--skip_test', before=['sh', '-c', limit, 'sh'])
-  line, status = error_of(process)
-  assert status == 1
+@pytest.mark.parametrize('mode', ['train', 'eval', 'predict'])
+@pytest.mark.parametrize('mib', [700, 1000, 1300, 1600])
+def test_too_little_memory_is_told_in_one_line(
+  start, tiny_run, tiny_data, tmp_path, mib, mode
+):
+  # With these limits, C and C++ code ends the program in several ways.
+  limit = f'ulimit -v {1024 * mib}; exec "$@"'
+  options = {
+    'train': ['--skip_test'],
+    'eval': ['--mode=eval', f'--checkpoint={tiny_run[0]}'],
+    'predict': [
+      '--mode=predict',
+      f'--checkpoint={tiny_run[0]}',
+      f'--input={tiny_data / "images"}',
+    ],
+  }
+  process = start(*options[mode], before=['sh', '-c', limit, 'sh'])
+  _, err = process.communicate(timeout=300)
+  assert process.returncode == 1, err
+  (line,) = [line for line in err.splitlines() if line.startswith('error: ')]
   assert 'memory' in line
+  assert err.rstrip().endswith(line)
+  assert not (tmp_path / 'run' / 'damaged').exists()
 
 
 def test_a_workdir_that_vanishes_is_named(start, tmp_path):
