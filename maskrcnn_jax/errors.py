@@ -60,6 +60,10 @@ class InputError(ValueError):
     super().__init__(printable(str(message)))
 
 
+class DamagedCheckpoint(InputError):
+  """A checkpoint cannot be read: it is damaged, or saving it was cut off."""
+
+
 class SaveError(RuntimeError):
   """Saving failed; earlier checkpoints are unharmed."""
 

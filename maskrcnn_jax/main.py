@@ -32,11 +32,14 @@ from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
-from maskrcnn_jax import main_flags, named_weights
+from maskrcnn_jax import main_flags
 from maskrcnn_jax.errors import InputError, SaveError, print_error
+from maskrcnn_jax.runtime import peers
 from maskrcnn_jax.runtime.aborts import set_status_of_aborts
 from maskrcnn_jax.runtime.console import set_up_console
+from maskrcnn_jax.runtime.memory_limit import guard_memory_limit, lacks_memory
 from maskrcnn_jax.runtime.status_line import hide, waiting
+from maskrcnn_jax.runtime.stop_signal import Stopped, StopSignal
 
 if TYPE_CHECKING:
   import maskrcnn_jax.config.recipe
@@ -60,7 +63,26 @@ def main(argv: list[str]) -> int:
     FloatingPointError: If a loss of a training is not finite.
     SaveError: If a checkpoint cannot be written.
   """
+  # Importing JAX takes seconds; SIGTERM must not end a training meanwhile
+  # without a word.
+  with StopSignal([signal.SIGTERM]) as early:
+    return _main(argv, early)
+
+
+def _main(argv: list[str], early: StopSignal) -> int:
+  """Does the work of `main`.
+
+  Args:
+    argv: The command line; the first item is the name of the program.
+    early: Records SIGTERM until a training listens itself. In the other modes,
+      SIGTERM soon has its usual effect again.
+  """
   path, overrides = main_flags.parse_flags(argv, description=__doc__)
+  is_training = main_flags.MODE.value == 'train'
+  if main_flags.LIST_WEIGHTS.value or not is_training:
+    early.let_go()
+  from maskrcnn_jax import named_weights
+
   if main_flags.LIST_WEIGHTS.value:
     print(named_weights.list_weights())
     return 0
@@ -74,11 +96,10 @@ def main(argv: list[str]) -> int:
     from maskrcnn_jax.config.recipe import read_overrides, read_recipe
 
   recipe = (
-    read_recipe(path, overrides, for_training=main_flags.MODE.value == 'train')
+    read_recipe(path, overrides, for_training=is_training)
     if path
     else read_overrides(overrides)
   )
-  is_training = main_flags.MODE.value == 'train'
   if weight and is_training and not main_flags.INIT_FROM.value:
     require_weights(weight, workdir)
   with waiting('Starting JAX'):
@@ -94,15 +115,20 @@ def main(argv: list[str]) -> int:
     )
     from maskrcnn_jax.runtime.watchdog import watchdog
     from maskrcnn_jax.training.initial_weights import find_weights
-    from maskrcnn_jax.training.run import train
+    from maskrcnn_jax.training.run import end_before_training, train
 
   # This comes before the start of the processes, because a download may take
   # longer than they wait for each other.
-  init_from = find_weights(
-    main_flags.INIT_FROM.value,
-    workdir,
-    is_fine_tuning=recipe.config.train.fine_tune,
-  )
+  try:
+    with early.interrupting():
+      init_from = find_weights(
+        main_flags.INIT_FROM.value,
+        workdir,
+        is_fine_tuning=recipe.config.train.fine_tune,
+      )
+  except Stopped:
+    end_before_training(workdir, early)
+    return 0
   checkpoint = main_flags.CHECKPOINT.value or str(workdir)
   if named_weights.is_name(main_flags.CHECKPOINT.value or ''):
     checkpoint = named_weights.find_checkpoint(checkpoint)
@@ -131,7 +157,7 @@ def main(argv: list[str]) -> int:
       num_gpus=visible_gpus(),
     )
   if launch is not None:
-    with waiting('Waiting for the other processes'):
+    with waiting('Waiting for the other processes'), early.paused():
       start_processes(launch, timeout=main_flags.INITIALIZATION_TIMEOUT.value)
     if not cluster.is_main():
       logging.set_verbosity(logging.WARNING)
@@ -151,7 +177,7 @@ def main(argv: list[str]) -> int:
   # to the cache.
   cluster.keep_compiled(main_flags.COMPILATION_CACHE.value)
   with watchdog(recipe.config.train.watchdog_seconds):
-    if main_flags.MODE.value != 'train':
+    if not is_training:
       return _evaluate_or_predict(
         recipe, workdir, pathlib.Path(checkpoint), share
       )
@@ -164,6 +190,7 @@ def main(argv: list[str]) -> int:
       allow_changes=main_flags.ALLOW_CHANGES.value,
       given_keys=frozenset(recipe.given),
       profile_steps=profile_steps,
+      early=early,
     )
   return 0
 
@@ -189,6 +216,7 @@ def _evaluate_or_predict(
     InputError: If the checkpoint, the recipe, the evaluation set or the
       pictures cannot be used.
   """
+  from maskrcnn_jax import named_weights
   from maskrcnn_jax.detector import load_detector
   from maskrcnn_jax.evaluation.published_ap import expect_published_ap
   from maskrcnn_jax.prediction.predict import predict
@@ -230,9 +258,10 @@ def run() -> None:
     status = main(sys.argv)
   except InputError as error:
     _fail(str(error), 2)
-  except (FloatingPointError, SaveError) as error:
-    _fail(str(error), 1)
   except Exception as error:
+    peers.end_if_lost(error)
+    if isinstance(error, FloatingPointError | SaveError):
+      _fail(str(error), 1)
     # On a full disk, Python raises an OSError; the library that writes
     # checkpoints raises another type of error with the same text in it.
     if os.strerror(errno.ENOSPC) in str(error):
@@ -250,11 +279,7 @@ def run() -> None:
         f'same command again ({error}).',
         1,
       )
-    # The texts are those of XLA and of Python's threads, whose stacks need
-    # memory.
-    if isinstance(error, MemoryError) or any(
-      text in str(error) for text in ('Out of memory', "can't start new thread")
-    ):
+    if lacks_memory(error):
       _fail(
         'there is not enough memory '
         f'({" ".join(str(error).split())[:300] or "MemoryError"}). Lower '
@@ -263,8 +288,6 @@ def run() -> None:
         1,
       )
     traceback.print_exc()
-    # If one process of a run fails, all other processes of the run fail too
-    # and come here.
     _fail('this process failed; the traceback above gives the reason.', 1)
   sys.exit(status)
 
@@ -303,5 +326,6 @@ def _leave(status: int) -> None:
 
 
 if __name__ == '__main__':
+  guard_memory_limit()
   set_status_of_aborts()
   run()

@@ -1,14 +1,15 @@
 """Converts recipes to the form that a checkpoint stores, and compares them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import ml_collections
 
 from maskrcnn_jax import geometry
 from maskrcnn_jax.config.defaults import default_config
+from maskrcnn_jax.config.forms import describe, may_have_type
 from maskrcnn_jax.config.keys import BY_NAME, REMOVED_KEYS
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import DamagedCheckpoint
 
 # The value that a message shows for a key that only the other recipe has.
 NOTHING = 'nothing'
@@ -64,9 +65,13 @@ def stored_config(stored: dict[str, Any]) -> ml_collections.ConfigDict:
     stored: A nested dict, as `plain` returns it.
 
   Raises:
-    InputError: If there is a value in the place of a group of keys.
+    DamagedCheckpoint: If there is a value in the place of a group of keys, a
+      group in the place of a value, or a value of a wrong type.
   """
   tree = _fill(stored, default_config().to_dict())
+  for name, value in _values_of(tree):
+    if not may_have_type(BY_NAME[name].form, value):
+      raise _damaged(name, value, describe(BY_NAME[name].form))
   config = ml_collections.ConfigDict(
     {
       key: _with_tuples(value, key)
@@ -157,20 +162,47 @@ def _fill(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     defaults: The dict whose values are used for all other keys, at every depth.
 
   Raises:
-    InputError: If `tree` has a value where `defaults` has a dict.
+    DamagedCheckpoint: If `tree` has a value where `defaults` has a dict.
+  """
+  filled = defaults | tree
+  for key, value in tree.items():
+    default = defaults.get(key)
+    if isinstance(default, dict):
+      if not isinstance(value, dict):
+        raise _damaged(key, value, 'a group of keys')
+      filled[key] = _fill(value, default)
+  return filled
+
+
+def _values_of(
+  tree: dict[str, Any], prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
+  """Yields the full name and the value of each known key of a nested dict.
+
+  Args:
+    tree: A recipe, or a group of keys. If it has a dict in the place of a
+      value, the dict is yielded.
+    prefix: The name of the group and a dot.
   """
   for key, value in tree.items():
-    if isinstance(defaults.get(key), dict) and not isinstance(value, dict):
-      raise InputError(
-        f'C08: the recipe of the checkpoint is damaged: {key} is '
-        f'{value!r:.50}, not a group of keys. Try an earlier checkpoint.'
-      )
-  return defaults | {
-    key: _fill(value, defaults.get(key, {}))
-    if isinstance(value, dict)
-    else value
-    for key, value in tree.items()
-  }
+    if prefix + key in BY_NAME:
+      yield prefix + key, value
+    elif isinstance(value, dict):
+      yield from _values_of(value, f'{prefix}{key}.')
+
+
+def _damaged(name: str, value: Any, wanted: str) -> DamagedCheckpoint:
+  """Returns the error about a key of a checkpoint's recipe.
+
+  Args:
+    name: Name of the key.
+    value: Its value.
+    wanted: The values that the key may have, in words.
+  """
+  return DamagedCheckpoint(
+    f'C08: the recipe of the checkpoint is damaged: {name} is {value!r:.50}, '
+    f'not {wanted}. Try an earlier checkpoint.'
+  )
 
 
 def _with_tuples(value: Any, name: str) -> Any:

@@ -174,6 +174,18 @@ def problem_with(form: Form, value: Any) -> str | None:
   return f'it must be between {form.least} and {form.most}'
 
 
+def may_have_type(form: Form, value: Any) -> bool:
+  """Tells whether a value has a type that the key may have, in any range.
+
+  `None` may stand for the value of any key, as in an open recipe of a
+  fine-tuning.
+  """
+  free = form._replace(
+    least=-math.inf, most=math.inf, above_least=False, choices=(), length=None
+  )
+  return value is None or problem_with(free, value) is None
+
+
 def parse(form: Form, written: str) -> Any:
   """Converts a text of the command line to a value of a key.
 

@@ -25,15 +25,12 @@ from jaxtyping import PyTree
 import numpy as np
 import orbax.checkpoint as ocp
 
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import DamagedCheckpoint, InputError
+from maskrcnn_jax.runtime.memory_limit import lacks_memory
 from maskrcnn_jax.runtime.orbax_errors import hide_orbax_errors
 
 # Number of the layout of a checkpoint, which is stored in it.
 FORMAT = 1
-
-
-class DamagedCheckpoint(InputError):
-  """A checkpoint cannot be read: it is damaged, or saving it was cut off."""
 
 
 class Metadata(NamedTuple):
@@ -319,17 +316,22 @@ def _read_stored(path: pathlib.Path) -> dict[str, Any]:
       (path / 'metadata').absolute(), args=ocp.args.JsonRestore()
     )
   except (ValueError, OSError, RecursionError) as error:
+    if lacks_memory(error):
+      raise
     raise _damaged(path, 'metadata', error) from error
   if not isinstance(stored, dict):
-    stored = {'format': type(stored).__name__}
+    raise _damaged(path, 'metadata', TypeError('they are no JSON object'))
   # If one of the two names were damaged, the other would still be there.
   if _ARRAY_CHECKSUMS in stored or _OWN_CHECKSUM in stored:
     if stored.get(_OWN_CHECKSUM) != _metadata_checksum(stored):
       raise _damaged(path, 'metadata', ValueError('its checksum is wrong'))
-  if stored.get('format') != FORMAT:
+  number = stored.get('format')
+  if type(number) is not int:
+    raise _damaged(path, 'metadata', TypeError(f'format is {number!r:.50}'))
+  if number != FORMAT:
     raise InputError(
-      f'C08: {path} is not a checkpoint of this program (format '
-      f'{stored.get("format")}, expected {FORMAT}).'
+      f'C08: {path} is not a checkpoint of this program (format {number}, '
+      f'expected {FORMAT}).'
     )
   return stored
 
@@ -524,6 +526,8 @@ def _restore_item(path: pathlib.Path, item: str, target: PyTree) -> PyTree:
       )[item]
   # Orbax raises an exception of any type if one of its files is damaged.
   except Exception as error:
+    if lacks_memory(error):
+      raise
     raise _damaged(path, item, error) from error
   if saved is not None:
     found = array_checksums(restored)
@@ -576,6 +580,8 @@ def _stored_leaves(path: pathlib.Path, item: str) -> dict[str, Any]:
     tree = handler.metadata((path / item).absolute())
   # Orbax raises an exception of any type if one of its files is damaged.
   except Exception as error:
+    if lacks_memory(error):
+      raise
     raise _damaged(path, item, error) from error
   finally:
     handler.close()

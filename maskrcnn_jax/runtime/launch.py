@@ -14,7 +14,8 @@ from absl import logging
 import jax
 
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.runtime.aborts import set_status_of_aborts
+from maskrcnn_jax.runtime import cluster, peers
+from maskrcnn_jax.runtime.aborts import set_status_of_aborts, without_stacks
 
 # The launchers that JAX can ask for the processes of a run. A launcher is
 # recognised by these environment variables, which it sets for each process.
@@ -189,15 +190,18 @@ def start_processes(launch: Launch, *, timeout: int) -> None:
   timer.daemon = True
   timer.start()
   is_complete = None not in launch[:3]
+  # JAX's service for SIGTERM would take the signal away from this program.
+  jax.config.update('jax_enable_preemption_service', False)
   try:
-    jax.distributed.initialize(
-      launch.coordinator,
-      launch.num_processes,
-      launch.process_id,
-      local_device_ids=launch.local_device_ids,
-      cluster_detection_method='deactivate' if is_complete else None,
-      initialization_timeout=timeout + 60,
-    )
+    with without_stacks():
+      jax.distributed.initialize(
+        launch.coordinator,
+        launch.num_processes,
+        launch.process_id,
+        local_device_ids=launch.local_device_ids,
+        cluster_detection_method='deactivate' if is_complete else None,
+        initialization_timeout=timeout + 60,
+      )
   except (RuntimeError, ValueError) as error:
     raise InputError(
       f'JAX could not join the processes: {str(error).splitlines()[0]} '
@@ -214,6 +218,7 @@ def start_processes(launch: Launch, *, timeout: int) -> None:
       f'The processes have {sorted(counts)} devices; each must have the '
       'same number.'
     )
+  peers.remember(cluster.gather(peers.own_entry()), jax.process_index())
 
 
 def is_loopback(coordinator: str) -> bool:

@@ -3,7 +3,7 @@
 Clusters send SIGTERM before they take a machine away. Ctrl-C sends SIGINT.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import os
 import signal
@@ -29,9 +29,10 @@ class Stopped(BaseException):
 
 
 class StopSignal:
-  """Context manager that records SIGTERM and SIGINT; the process goes on.
+  """Context manager that records signals; the process goes on.
 
-  A second SIGINT ends the process at once. If SIGINT is ignored, as in a
+  The signals are SIGTERM and SIGINT unless others are given. A second SIGINT
+  ends the process at once. If SIGINT is ignored, as in a
   program that a shell has started in the background, it stays ignored.
 
   Attributes:
@@ -40,10 +41,23 @@ class StopSignal:
       signal, it is 'SIGTERM or Ctrl-C'.
   """
 
-  def __init__(self) -> None:
-    """Makes an object that listens only once it is entered."""
+  def __init__(
+    self,
+    numbers: Sequence[int] = (signal.SIGTERM, signal.SIGINT),
+    *,
+    before: 'StopSignal | None' = None,
+  ) -> None:
+    """Makes an object that listens only once it is entered.
+
+    Args:
+      numbers: The signals to record.
+      before: The object that records signals until this one is entered. A
+        signal that it has recorded counts for this object too.
+    """
     self.requested = False
     self.name = 'SIGTERM or Ctrl-C'
+    self._numbers = numbers
+    self._earlier = before
     self._interrupts = False
     self._before: dict[int, _Handler] = {}
 
@@ -54,11 +68,14 @@ class StopSignal:
     to set them.
     """
     if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
+      for number in self._numbers:
         before = signal.getsignal(number)
         if number == signal.SIGTERM or before != signal.SIG_IGN:
           signal.signal(number, self._record)
           self._before[number] = before
+    # The earlier object records nothing more, so that no signal is lost.
+    if self._earlier is not None and self._earlier.requested:
+      self.requested, self.name = True, self._earlier.name
     return self
 
   def __exit__(self, *_: object) -> None:
@@ -66,6 +83,29 @@ class StopSignal:
     for number, before in self._before.items():
       signal.signal(number, before)
     self._before = {}
+
+  def let_go(self) -> None:
+    """Restores the signal handlers; a recorded signal then has its effect."""
+    numbers = list(self._before)
+    self.__exit__()
+    if self.requested and numbers:
+      os.kill(os.getpid(), numbers[0])
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Context manager in which signals have their usual effect.
+
+    It is for a wait in C++ code, which runs no signal handler of Python. A
+    signal that has come before stays recorded. An object that does not listen
+    will not listen afterwards either.
+    """
+    listens = bool(self._before)
+    self.__exit__()
+    try:
+      yield
+    finally:
+      if listens:
+        self.__enter__()
 
   @contextlib.contextmanager
   def interrupting(self) -> Iterator[None]:

@@ -18,10 +18,10 @@ import time
 from absl import logging
 import jax
 from rich.console import RenderableType
-import tensorboardX
 
 from maskrcnn_jax.errors import printable
 from maskrcnn_jax.runtime import status_line
+from maskrcnn_jax.runtime.events_file import EventsFile
 from maskrcnn_jax.runtime.metrics_file import MetricsFile
 
 # Number of steps whose median the log shows.
@@ -84,12 +84,7 @@ class TrainingLog:
     self._metrics = MetricsFile(
       directory / 'metrics.jsonl' if writes else None, first_step=first_step
     )
-    # Without the suffix, a second log in the same second overwrites the first.
-    self._events = tensorboardX.SummaryWriter(
-      str(directory),
-      filename_suffix=f'.{time.time_ns()}',
-      write_to_disk=writes,
-    )
+    self._events = EventsFile(directory if writes else None)
 
   def add(self, **figures: float) -> None:
     """Adds the figures of one step to the medians and means of `report`.
@@ -172,6 +167,7 @@ class TrainingLog:
     mean_time = self._sums['time'] / self._counts['time']
     seconds_left = int(mean_time * (self._num_steps - step))
     medians: dict[str, float] = {}
+    scalars: dict[str, float] = {}
     figures = []
     for name, recent in self._recent.items():
       median = statistics.median(recent)
@@ -179,8 +175,8 @@ class TrainingLog:
       figures.append(f'{name}: {median:.4f} ({mean:.4f})')
       medians[name] = median
       group = 'speed' if name in ('time', 'data') else 'train'
-      self._events.add_scalar(f'{group}/{name}', median, step)
-    self._events.add_scalar('train/lr', learning_rate, step)
+      scalars[f'{group}/{name}'] = median
+    self._events.write(scalars | {'train/lr': learning_rate}, step)
     memory = peak_memory()
     counts = {} if skipped is None else {'skipped': skipped}
     self._metrics.write(
@@ -218,9 +214,9 @@ class TrainingLog:
         'eval/bbox_AP'.
     """
     self._metrics.write(step, 'eval', figures)
-    for name, figure in figures.items():
-      self._events.add_scalar(f'eval/{name}', figure, step)
-    self._events.flush()
+    self._events.write(
+      {f'eval/{name}': figure for name, figure in figures.items()}, step
+    )
 
   def close(self) -> None:
     """Closes the log and the TensorBoard events, with all that is pending."""

@@ -22,7 +22,7 @@ from maskrcnn_jax.config.recipe_file import write_recipe
 from maskrcnn_jax.data import canvases, image_sets
 from maskrcnn_jax.data.source import options_of
 from maskrcnn_jax.detector import Detector
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import DamagedCheckpoint, InputError
 from maskrcnn_jax.rcnn import Rcnn
 from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.precision import choose_precision, set_precision
@@ -74,6 +74,7 @@ def train(
   allow_changes: bool = False,
   given_keys: frozenset[str] = frozenset(),
   profile_steps: range = range(0),
+  early: StopSignal | None = None,
 ) -> None:
   """Trains a model in a workdir and evaluates it at the end.
 
@@ -99,6 +100,7 @@ def train(
     given_keys: Keys of the recipe that the command line gave. Their values are
       neither scaled with the batch size nor changed by a fine-tuning.
     profile_steps: Steps of which a trace is written to WORKDIR/profile.
+    early: Recorded signals until this call. `None` if nothing did.
 
   Raises:
     InputError: If the recipe, the data, the checkpoint or the device cannot be
@@ -109,7 +111,10 @@ def train(
   """
   with only_training(workdir):
     is_done = False
-    with StopSignal() as stop, contextlib.suppress(Stopped):
+    with StopSignal(before=early) as stop, contextlib.suppress(Stopped):
+      # Several processes stop together, after the first step.
+      if stop.requested and jax.process_count() == 1:
+        raise Stopped
       run, state, remarks = prepare_run(
         config,
         workdir,
@@ -138,13 +143,37 @@ def train(
           _finish(run, state, skip_test)
           is_done = True
     if not is_done:
-      text = (
-        f'Stopped by {stop.name}; all finished steps are saved. The same '
-        'command continues from there.'
-      )
-      logging.info(text)
-      if cluster.is_main():
-        (workdir / INTERRUPTED).write_text(text + '\n', encoding='utf-8')
+      _mark_interrupted(workdir, stop)
+
+
+def end_before_training(workdir: pathlib.Path, stop: StopSignal) -> None:
+  """Marks a run as interrupted that a signal has stopped before `train`.
+
+  Several processes may do so at the same time, before they have found each
+  other. If another training has the workdir, it is not marked.
+
+  Args:
+    workdir: The folder of the run; made if it does not exist.
+    stop: Has recorded the signal.
+  """
+  with contextlib.suppress(InputError), only_training(workdir):
+    _mark_interrupted(workdir, stop)
+
+
+def _mark_interrupted(workdir: pathlib.Path, stop: StopSignal) -> None:
+  """Logs that a signal has stopped the run, and writes `WORKDIR/interrupted`.
+
+  Args:
+    workdir: The folder of the run.
+    stop: Has recorded the signal.
+  """
+  text = (
+    f'Stopped by {stop.name}; all finished steps are saved. The same command '
+    'continues from there.'
+  )
+  logging.info(text)
+  if cluster.is_main():
+    (workdir / INTERRUPTED).write_text(text + '\n', encoding='utf-8')
 
 
 def prepare_run(
@@ -333,7 +362,7 @@ def _with_chosen_precision(
     directory = workdir / 'checkpoints'
     for step in reversed(checkpoint.saved_steps(directory)):
       # `first_state` reports and moves a damaged checkpoint.
-      with contextlib.suppress(checkpoint.DamagedCheckpoint):
+      with contextlib.suppress(DamagedCheckpoint):
         metadata = checkpoint.read_metadata(directory / str(step))
         stored = stored_config(metadata.recipe).precision
         break

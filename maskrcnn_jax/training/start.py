@@ -20,7 +20,7 @@ from maskrcnn_jax.config import (
 )
 from maskrcnn_jax.config.keys import BY_NAME, names
 from maskrcnn_jax.data.coco_index import has_names
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import DamagedCheckpoint, InputError
 from maskrcnn_jax.model.backbone import frozen_prefixes
 from maskrcnn_jax.runtime import checkpoint, cluster
 from maskrcnn_jax.runtime.run_checkpoints import set_aside
@@ -120,7 +120,7 @@ def first_state(
         mesh,
         allow_changes=allow_changes,
       )
-    except checkpoint.DamagedCheckpoint as error:
+    except DamagedCheckpoint as error:
       damage = str(error)
     # If one process cannot read the checkpoint, all of them skip it.
     damages = [text for text in cluster.gather(damage) if text]

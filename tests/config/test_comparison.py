@@ -13,7 +13,7 @@ from maskrcnn_jax.config import (
   plain,
   stored_config,
 )
-from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.errors import DamagedCheckpoint
 
 
 def stored_defaults():
@@ -59,8 +59,33 @@ def test_stored_config_is_the_recipe_that_was_stored():
 def test_stored_config_refuses_a_value_in_the_place_of_a_group(value):
   stored = plain(default_config())
   stored['rpn']['train'] = value
-  with pytest.raises(InputError, match='C08: .*: train is '):
+  with pytest.raises(DamagedCheckpoint, match='C08: .*: train is '):
     stored_config(stored)
+
+
+@pytest.mark.parametrize(
+  ('group', 'key', 'value'),
+  [
+    ('train', 'num_steps', 'many'),
+    ('train', 'num_steps', 2.5),
+    ('train', 'num_steps', {}),
+    ('optimizer', 'learning_rate', [0.1]),
+    ('anchors', 'sizes', [[8.0], ['x']]),
+    ('roi', 'num_samples', True),
+  ],
+)
+def test_stored_config_refuses_a_value_of_a_wrong_type(group, key, value):
+  stored = stored_defaults()
+  stored[group][key] = value
+  with pytest.raises(DamagedCheckpoint, match=f'C08: .*: {group}.{key} is '):
+    stored_config(stored)
+
+
+def test_stored_config_takes_values_that_this_version_would_refuse():
+  stored = stored_defaults()
+  stored['model']['depth'] = 17
+  stored['train']['num_steps'] = -1
+  assert stored_config(stored).model.depth == 17
 
 
 def test_stored_config_gives_later_keys_their_default():

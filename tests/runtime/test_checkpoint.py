@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 import optax
 import pytest
 
-from maskrcnn_jax.errors import InputError, SaveError
+from maskrcnn_jax.errors import DamagedCheckpoint, InputError, SaveError
 from maskrcnn_jax.runtime import checkpoint, run_checkpoints
 from maskrcnn_jax.runtime.checkpoint import Metadata
 
@@ -309,7 +309,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(workdir):
       metadata = checkpoint.read_metadata(path)
       model = checkpoint.restore_model(path, make_model())
       optimizer = checkpoint.restore_optimizer(path, make_optimizer_state())
-    except checkpoint.DamagedCheckpoint:
+    except DamagedCheckpoint:
       found += 1
     else:
       # Orbax leaves files behind that it does not read, such as
@@ -357,7 +357,7 @@ def test_a_checkpoint_without_checksums_is_loaded_and_named(workdir, caplog):
 def test_read_metadata_refuses_a_wrong_type(workdir, changes):
   path = checkpoint.find_checkpoint(workdir)
   rewrite_metadata(path, **changes)
-  with pytest.raises(checkpoint.DamagedCheckpoint, match=f'{[*changes][0]}'):
+  with pytest.raises(DamagedCheckpoint, match=f'{[*changes][0]}'):
     checkpoint.read_metadata(path)
 
 
@@ -380,8 +380,9 @@ def test_a_damaged_list_of_arrays_is_an_input_error(workdir, name):
     (b'', 'may be damaged'),
     (b'\xff\xfe', 'may be damaged'),
     (b'{"format": 1, "step": 3}', 'may be damaged'),
-    (b'[1]', 'not a checkpoint of this program'),
-    (b'{}', 'format None, expected 1'),
+    (b'[1]', 'may be damaged'),
+    (b'{}', 'may be damaged'),
+    (b'{"format": "1", "step": 3}', 'may be damaged'),
     (
       json.dumps({'format': 2, 'step': 3}).encode(),
       'format 2, expected 1',

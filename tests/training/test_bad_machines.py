@@ -21,22 +21,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compilation_cache')]
 
 ENDLESS = ('--config.train.num_steps=100000', '--config.train.log_every=1')
 
-# The command line with a clock that is a day back from the first step on.
+# A file sitecustomize.py, which Python runs at its start: the clock is a year
+# back from the moment on at which a file appears.
 CLOCK_SET_BACK = """
-import time
-from maskrcnn_jax import main
-from maskrcnn_jax.runtime.training_log import TrainingLog
+import os, time
 
-if __name__ == '__main__':
-  seconds, add = time.time, TrainingLog.add
+seconds = time.time
 
-  def set_back(log, **step):
-    time.time = lambda: seconds() - 86400
-    time.time_ns = lambda: int(time.time() * 1e9)
-    add(log, **step)
+def set_back():
+  is_back = os.path.exists(os.environ['SET_BACK_WHEN'])
+  return seconds() - (365 * 86400 if is_back else 0)
 
-  TrainingLog.add = set_back
-  main.run()
+time.time = set_back
+time.time_ns = lambda: int(set_back() * 1e9)
 """
 
 
@@ -45,15 +42,14 @@ def start(tiny_data, tmp_path):
   """A function that starts the command line, and ends it after the test."""
   with contextlib.ExitStack() as ends:
 
-    def start(
-      *options, workdir=tmp_path / 'run', before=(), program=None, **popen
-    ):
+    def start(*options, workdir=tmp_path / 'run', before=(), **popen):
       process = ends.enter_context(
         subprocess.Popen(
           [
             *before,
             sys.executable,
-            *(('-c', program) if program else ('-m', 'maskrcnn_jax.main')),
+            '-m',
+            'maskrcnn_jax.main',
             f'--config={tiny.__file__}',
             f'--workdir={workdir}',
             *tiny.data_flags(tiny_data),
@@ -162,14 +158,29 @@ def test_a_save_that_fails_is_told_in_one_line(start, tmp_path):
   assert 'Make room' not in line
 
 
-def test_too_little_memory_is_told_in_one_line(start):
-  # With this limit, in KiB, Python raises a MemoryError. With a lower one, C++
-  # code may end the process in any way.
-  limit = 'ulimit -v 1600000; exec "$@"'
-  process = start('--skip_test', before=['sh', '-c', limit, 'sh'])
-  line, status = error_of(process)
-  assert status == 1
+@pytest.mark.parametrize('mode', ['train', 'eval', 'predict'])
+@pytest.mark.parametrize('mib', [700, 1000, 1300, 1600])
+def test_too_little_memory_is_told_in_one_line(
+  start, tiny_run, tiny_data, tmp_path, mib, mode
+):
+  # With these limits, C and C++ code ends the program in several ways.
+  limit = f'ulimit -v {1024 * mib}; exec "$@"'
+  options = {
+    'train': ['--skip_test'],
+    'eval': ['--mode=eval', f'--checkpoint={tiny_run[0]}'],
+    'predict': [
+      '--mode=predict',
+      f'--checkpoint={tiny_run[0]}',
+      f'--input={tiny_data / "images"}',
+    ],
+  }
+  process = start(*options[mode], before=['sh', '-c', limit, 'sh'])
+  _, err = process.communicate(timeout=300)
+  assert process.returncode == 1, err
+  (line,) = [line for line in err.splitlines() if line.startswith('error: ')]
   assert 'memory' in line
+  assert err.rstrip().endswith(line)
+  assert not (tmp_path / 'run' / 'damaged').exists()
 
 
 def test_a_workdir_that_vanishes_is_named(start, tmp_path):
@@ -188,13 +199,27 @@ def test_a_workdir_that_vanishes_is_named(start, tmp_path):
   assert time.monotonic() - started < 120
 
 
-def test_a_clock_that_is_set_back_changes_nothing(start, tmp_path, tiny_run):
-  half = start('--skip_test', '--config.train.num_steps=2')
-  assert half.wait(300) == 0
-  rest = start('--skip_test', program=CLOCK_SET_BACK)
-  _, err = rest.communicate(timeout=300)
-  assert rest.returncode == 0, err
-  assert checkpoint.saved_steps(tmp_path / 'run' / 'checkpoints') == [2, 4]
+def test_a_clock_that_is_set_back_changes_nothing(
+  start, tmp_path, tiny_run, monkeypatch
+):
+  folder = tmp_path / 'site'
+  folder.mkdir()
+  (folder / 'sitecustomize.py').write_text(CLOCK_SET_BACK)
+  monkeypatch.setenv(
+    'PYTHONPATH', f'{folder}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
+  )
+  monkeypatch.setenv(
+    'SET_BACK_WHEN', str(tmp_path / 'run' / 'checkpoints' / '2')
+  )
+  # The first run lives through the change, the second one only knows the past.
+  for num_steps in (4, 5):
+    process = start(f'--config.train.num_steps={num_steps}')
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert checkpoint.saved_steps(tmp_path / 'run' / 'checkpoints')[-1] == (
+      num_steps
+    )
+  # The last save removes no step, so that step 4 is still there.
   tiny.assert_same_arrays(
     tiny.saved_arrays(tmp_path / 'run', 4), tiny.saved_arrays(tiny_run[0], 4)
   )

@@ -1,5 +1,6 @@
 """Tests that a run that is killed many times ends with the same result."""
 
+import functools
 import json
 import os
 import pathlib
@@ -88,6 +89,16 @@ def is_evaluating(workdir):
   )
 
 
+def listens(process):
+  """Tells whether a process has a handler for SIGTERM."""
+  try:
+    text = pathlib.Path(f'/proc/{process.pid}/status').read_text()
+  except OSError:
+    return False
+  match = re.search(r'^SigCgt:\s*(\w+)', text, re.M)
+  return bool(match and int(match[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def kill_when(process, signal_, condition, delay):
   """Sends a signal `delay` seconds after a condition holds.
 
@@ -103,43 +114,43 @@ def kill_when(process, signal_, condition, delay):
   return process.wait()
 
 
-def test_forty_kills_change_nothing(tiny_data, tmp_path):
-  straight, killed = tmp_path / 'straight', tmp_path / 'killed'
-  draw = random.Random(0)
-  seen = []
-  with open(tmp_path / 'stderr', 'w') as log:
-    assert start(straight, tiny_data, log).wait() == 0
-    for i in range(NUM_KILLS):
-      process = start(killed, tiny_data, log)
-      before = steps_logged(killed)
-      wanted = before + draw.randint(1, 5)
-      moment = ('step', 'save', 'evaluation', 'best')[i % 4]
-      signal_ = draw.choice([signal.SIGKILL, signal.SIGTERM])
+@pytest.fixture(scope='module')
+def straight(tiny_data, tmp_path_factory, compilation_cache):
+  """The workdir of a run that nothing interrupted."""
+  folder = tmp_path_factory.mktemp('straight')
+  with open(folder / 'stderr', 'w') as log:
+    assert start(folder / 'run', tiny_data, log).wait() == 0
+  return folder / 'run'
 
-      def holds(moment=moment, before=before, wanted=wanted):
-        # Before its first step, the files in the workdir are still those of the
-        # process before.
-        if steps_logged(killed) <= before:
-          return False
-        match moment:
-          case 'step':
-            return steps_logged(killed) >= wanted
-          case 'save':
-            return is_saving(killed)
-          case 'best':
-            return is_saving_the_best(killed)
-        return is_evaluating(killed)
 
-      delay = draw.uniform(0, 0.02 if moment in ('save', 'best') else 0.3)
-      status = kill_when(process, signal_, holds, delay)
-      # After SIGTERM, the process ends by itself with status 0.
-      assert status == (0 if signal_ == signal.SIGTERM else -signal_)
-      assert (killed / 'interrupted').exists() == (status == 0)
-      seen.append((moment, signal_))
-    # The last kill came before the end of the run.
-    assert checkpoint.saved_steps(killed / 'checkpoints')[-1] < NUM_STEPS
-    assert start(killed, tiny_data, log).wait() == 0
-  assert len(set(seen)) == 8, seen
+def moment_comes(moment, process, workdir, before, wanted):
+  """Tells whether a moment of a run has come.
+
+  Args:
+    moment: 'start', 'step', 'save', 'evaluation' or 'best'.
+    process: The process of the run.
+    workdir: Its workdir.
+    before: Number of steps in the log when the process was started.
+    wanted: For 'step', the number of steps to wait for.
+  """
+  if moment == 'start':
+    return listens(process)
+  # Before its first step, the files in the workdir are still those of the
+  # process before.
+  if steps_logged(workdir) <= before:
+    return False
+  match moment:
+    case 'step':
+      return steps_logged(workdir) >= wanted
+    case 'save':
+      return is_saving(workdir)
+    case 'best':
+      return is_saving_the_best(workdir)
+  return is_evaluating(workdir)
+
+
+def check_equal(killed, straight):
+  """Checks that a run that was killed has the results of the straight run."""
   assert not (killed / 'interrupted').exists()
   assert (killed / 'evaluations.json').read_text() == (
     straight / 'evaluations.json'
@@ -153,7 +164,78 @@ def test_forty_kills_change_nothing(tiny_data, tmp_path):
     ]
   (best,) = checkpoint.saved_steps(straight / 'best')
   assert checkpoint.saved_steps(killed / 'best') == [best]
+  assert not (killed / 'damaged').exists()
   tiny.assert_same_arrays(
     tiny.saved_arrays(killed, NUM_STEPS),
     tiny.saved_arrays(straight, NUM_STEPS),
   )
+
+
+def test_forty_kills_change_nothing(straight, tiny_data, tmp_path):
+  killed = tmp_path / 'killed'
+  draw = random.Random(0)
+  seen = []
+  with open(tmp_path / 'stderr', 'w') as log:
+    for i in range(NUM_KILLS):
+      process = start(killed, tiny_data, log)
+      before = steps_logged(killed)
+      moment = ('step', 'save', 'evaluation', 'best')[i % 4]
+      signal_ = draw.choice([signal.SIGKILL, signal.SIGTERM])
+      holds = functools.partial(
+        moment_comes,
+        moment,
+        process,
+        killed,
+        before,
+        before + draw.randint(1, 5),
+      )
+      delay = draw.uniform(0, 0.02 if moment in ('save', 'best') else 0.3)
+      status = kill_when(process, signal_, holds, delay)
+      # After SIGTERM, the process ends by itself with status 0.
+      assert status == (0 if signal_ == signal.SIGTERM else -signal_)
+      assert (killed / 'interrupted').exists() == (status == 0)
+      seen.append((moment, signal_))
+    # The last kill came before the end of the run.
+    assert checkpoint.saved_steps(killed / 'checkpoints')[-1] < NUM_STEPS
+    assert start(killed, tiny_data, log).wait() == 0
+  assert len(set(seen)) == 8, seen
+  check_equal(killed, straight)
+
+
+def test_thirty_times_sigterm_changes_nothing(straight, tiny_data, tmp_path):
+  killed = tmp_path / 'killed'
+  draw = random.Random(1)
+  for i in range(30):
+    other = ('step', 'save', 'evaluation')[i // 3 % 3]
+    moment = ('best', 'start', other)[i % 3]
+    before = steps_logged(killed)
+    with open(tmp_path / f'stderr-{i}', 'w') as log:
+      process = start(killed, tiny_data, log)
+      holds = functools.partial(
+        moment_comes,
+        moment,
+        process,
+        killed,
+        before,
+        before + draw.randint(1, 5),
+      )
+      # The start takes some seconds until the first step.
+      longest = {'best': 0.02, 'save': 0.02, 'start': 8.0}.get(moment, 0.3)
+      delay = draw.uniform(0, longest)
+      status = kill_when(process, signal.SIGTERM, holds, delay)
+    text = (tmp_path / f'stderr-{i}').read_text()
+    print(
+      f'SIGTERM {i}: {moment} + {delay:.2f} s, steps {before} to '
+      f'{steps_logged(killed)}, status {status}'
+    )
+    assert status == 0, text
+    assert text.splitlines()[-1].endswith(
+      ' Stopped by SIGTERM; all finished steps are saved. The same command '
+      'continues from there.'
+    )
+    assert 'Traceback' not in text
+    assert 'SIGTERM' in (killed / 'interrupted').read_text()
+  assert steps_logged(killed) < NUM_STEPS
+  with open(tmp_path / 'stderr', 'w') as log:
+    assert start(killed, tiny_data, log).wait() == 0
+  check_equal(killed, straight)

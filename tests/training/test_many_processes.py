@@ -135,6 +135,24 @@ def assert_same_figures(some, others, rtol=1e-5, of_norm=None):
       )
 
 
+def assert_told_in_one_line(log, victim, state):
+  """Checks that a process names another one, and prints no stack.
+
+  Args:
+    log: The output of the process.
+    victim: `(number, PID)` of the other process.
+    state: 'has ended' or 'is stopped'.
+  """
+  text = log.read_text()
+  (line,) = [x for x in text.splitlines() if x.startswith('error: ')]
+  number, pid = victim
+  assert line.startswith(
+    f'error: process {number} (PID {pid} on {socket.gethostname()}) {state}. '
+  ), line
+  assert 'stack trace' not in text
+  assert 'Traceback' not in text
+
+
 def check_results(workdir, data):
   """Checks that each image was evaluated once; returns the boxes found."""
   truth = json.loads((data / 'instances_val.json').read_text())
@@ -254,6 +272,9 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(
   assert time.monotonic() - started < 100
   assert statuses.pop(victim) == -signal.SIGKILL
   assert statuses == [1] * (count - 1)
+  pid = endless.processes[victim].pid
+  for i in set(range(count)) - {victim}:
+    assert_told_in_one_line(endless.logs[i], (victim, pid), 'has ended')
 
   done = checkpoint.saved_steps(workdir / 'checkpoints')[-1]
   num_steps = f'--config.train.num_steps={done + 2}'
@@ -300,11 +321,14 @@ def test_a_stopped_process_ends_the_others_with_status_1(data, tmp_path):
   run = Run(2, workdir, data, '--config.train.num_steps=100000', '--skip_test')
   run.wait_for(workdir / 'checkpoints' / '2')
   run.processes[1].send_signal(signal.SIGSTOP)
+  started = time.monotonic()
   # JAX waits 100 s for a heartbeat.
   assert run.processes[0].wait(300) == 1
+  assert 60 < time.monotonic() - started < 180
   run.processes[1].kill()
   run.wait()
-  assert 'error: JAX has ended this process' in run.logs[0].read_text()
+  victim = (1, run.processes[1].pid)
+  assert_told_in_one_line(run.logs[0], victim, 'is stopped')
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 
+from maskrcnn_jax.detector import load_detector
 from maskrcnn_jax.errors import InputError, SaveError
 from maskrcnn_jax.evaluation.average_precision import ApResult
 from maskrcnn_jax.runtime import checkpoint, numerics, run_checkpoints
@@ -518,6 +519,34 @@ def test_a_damaged_newest_checkpoint_is_set_aside(
     tiny.saved_arrays(workdir, 4), tiny.saved_arrays(tiny_run[0], 4)
   )
   gc.collect()
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda stored: stored.clear(),
+    lambda stored: stored.pop('categories'),
+    lambda stored: stored['config'].update(train=3),
+    lambda stored: stored['config']['train'].update(num_steps='4'),
+  ],
+  ids=['empty', 'no categories', 'no group', 'wrong type'],
+)
+def test_a_checkpoint_with_damaged_metadata_is_set_aside(
+  workdir, config, caplog, idle_step, damage
+):
+  del idle_step
+  file = workdir / 'checkpoints' / '4' / 'metadata' / 'metadata'
+  stored = json.loads(file.read_text())
+  # The metadata of older checkpoints have no checksum, which would tell.
+  del stored['checksum'], stored['array_checksums']
+  damage(stored)
+  file.write_text(json.dumps(stored))
+  with pytest.raises(InputError, match='C08: .*damaged'):
+    load_detector(workdir)
+  with caplog.at_level('WARNING', 'absl'):
+    assert len(tiny.run_training(config, workdir)) == 2
+  assert 'going on from step 2' in caplog.text
+  assert (workdir / 'damaged' / '4').is_dir()
 
 
 @leaves_tasks_behind
