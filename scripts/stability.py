@@ -10,7 +10,8 @@ continues; a training that is complete is only evaluated again.
 
 The script writes DIR/stability.md, the table of AP by seed with mean and
 standard deviation; DIR/stability.json, all figures; and DIR/losses.png, the
-loss curves. A curve consists of the medians that log.txt shows.
+loss curves, drawn with matplotlib (pip install matplotlib). A curve consists of
+the medians that log.txt shows.
 """
 
 import argparse
@@ -27,8 +28,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
 
 from maskrcnn_jax.config import has_eval_set
 from maskrcnn_jax.config.command_line import (
@@ -52,20 +52,6 @@ FIGURES = (
   ('segm', 'AP', 'mask AP'),
   ('segm', 'AP50', 'mask AP50'),
   ('proposals', 'AR@1000', 'recall of proposals'),
-)
-
-# RGB. Seeds beyond the tenth use the colors again.
-COLORS = (
-  (31, 119, 180),
-  (214, 39, 40),
-  (44, 160, 44),
-  (148, 103, 189),
-  (255, 127, 14),
-  (140, 86, 75),
-  (227, 119, 194),
-  (100, 100, 100),
-  (160, 160, 20),
-  (23, 190, 207),
 )
 
 
@@ -240,65 +226,21 @@ def _format(figure: float | None) -> str:
   return 'n/a' if figure is None else f'{figure:.4f}'
 
 
-def tick_of(span: float) -> float:
-  """Returns the distance of the marks of an axis: 1, 2 or 5 times 10**n.
-
-  Args:
-    span: Length of the axis, positive. It has at most 8 such distances.
-  """
-  power = 10.0 ** np.floor(np.log10(span / 8))
-  return next(
-    float(power * k) for k in (1, 2, 5, 10, 20) if span <= 8.001 * power * k
-  )
-
-
-def draw_curves(curves: dict[int, list[tuple[int, float]]]) -> Image.Image:
+def loss_figure(curves: dict[int, list[tuple[int, float]]]) -> Figure:
   """Draws the loss of each training against the number of steps.
 
   Args:
     curves: {seed: [(step, loss), ...]}; there is at least one point.
   """
-  factor = 2  # The picture is drawn at twice its size, for smooth lines.
-  width, height = 900, 520
-  left, top, right, bottom = 70, 20, 880, 460
-  points = [point for curve in curves.values() for point in curve]
-  ticks = [tick_of(max(points)[0]), tick_of(max(y for _, y in points) or 1.0)]
-  counts = [
-    int(np.ceil(max(point[axis] for point in points) / ticks[axis] - 1e-9)) or 1
-    for axis in (0, 1)
-  ]
-  ends = [tick * count for tick, count in zip(ticks, counts, strict=True)]
-
-  def place(step: float, loss: float) -> tuple[float, float]:
-    """Returns the point of the enlarged picture for a step and a loss."""
-    x = left + step / ends[0] * (right - left)
-    y = bottom - loss / ends[1] * (bottom - top)
-    return x * factor, y * factor
-
-  image = Image.new('RGB', (width * factor, height * factor), 'white')
-  pen = ImageDraw.Draw(image)
-  font = ImageFont.load_default(14 * factor)
-  gray = (225, 225, 225)
-  for i in range(counts[1] + 1):
-    x, y = place(0, i * ticks[1])
-    pen.line([(x, y), place(ends[0], i * ticks[1])], gray, factor)
-    text = f'{i * ticks[1]:.6g}'
-    pen.text((x - 8 * factor, y), text, 'black', font, 'rm')
-  for i in range(counts[0] + 1):
-    x, y = place(i * ticks[0], 0)
-    text = f'{i * ticks[0]:.6g}'
-    pen.text((x, y + 8 * factor), text, 'black', font, 'ma')
-  middle = (left + right) / 2 * factor
-  pen.text((middle, (bottom + 32) * factor), 'step', 'black', font, 'ma')
-  x, y = (right - 130) * factor, (top + 12) * factor
-  pen.text((x, y), 'sum of the losses', 'black', font, 'lm')
-  for i, (seed, curve) in enumerate(curves.items()):
-    color = COLORS[i % len(COLORS)]
-    pen.line([place(*point) for point in curve], color, 2 * factor, 'curve')
-    row = y + (i + 1) * 20 * factor
-    pen.line([(x, row), (x + 30 * factor, row)], color, 3 * factor)
-    pen.text((x + 40 * factor, row), f'seed {seed}', 'black', font, 'lm')
-  return image.reduce(factor)
+  figure = Figure(figsize=(9, 5.2), layout='constrained')
+  axes = figure.subplots()
+  for seed, curve in curves.items():
+    axes.plot(*zip(*curve, strict=True), label=f'seed {seed}')
+  axes.set(xlabel='step', ylabel='sum of the losses', xlim=(0, None))
+  axes.set_ylim(bottom=0)
+  axes.grid(color='0.9')
+  axes.legend()
+  return figure
 
 
 def write_report(
@@ -326,7 +268,7 @@ def write_report(
     seed: [(line['step'], line['loss']) for line in run['steps']]
     for seed, run in runs.items()
   }
-  draw_curves(curves).save(out / 'losses.png', optimize=True)
+  loss_figure(curves).savefig(out / 'losses.png')
   table = format_table(
     {seed: figures_of(run['results']) for seed, run in runs.items()}
   )

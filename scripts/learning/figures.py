@@ -11,8 +11,8 @@ import pathlib
 from typing import Any
 
 from jaxtyping import Float
+from matplotlib.figure import Figure
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 # The order of the losses in all arrays.
 LOSSES = (
@@ -303,7 +303,7 @@ def report(folder: pathlib.Path, *, seeds: int, window: int) -> None:
   curves = {
     name: read_curves(folder, runs).sum(-1) for name, runs in groups.items()
   }
-  draw_curves(curves, window).save(folder / 'curves.png', optimize=True)
+  loss_figure(curves, window).savefig(folder / 'curves.png')
   print('\n'.join(format_figures(figures)))
 
 
@@ -380,9 +380,9 @@ def format_figures(figures: dict[str, Any]) -> list[str]:
 
 
 COLORS = {
-  'torchvision': (214, 96, 30),
-  'control': (120, 120, 120),
-  'ours': (20, 90, 180),
+  'torchvision': 'tab:orange',
+  'control': 'tab:gray',
+  'ours': 'tab:blue',
 }
 NAMES = {
   'torchvision': 'torchvision',
@@ -391,77 +391,25 @@ NAMES = {
 }
 
 
-def draw_curves(curves: dict[str, Curves], window: int) -> Image.Image:
+def loss_figure(curves: dict[str, Curves], window: int) -> Figure:
   """Draws the mean loss of each group, and bands of two standard errors.
 
   Args:
     curves: {group: loss of each step of each training}.
     window: Number of steps that each point of a curve is averaged over.
   """
-  factor = 2  # The picture is drawn at twice its size, for smooth lines.
-  width, height = 900, 520
-  left, top, right, bottom = 70, 20, 880, 460
-  smooth = {name: window_means(x, window) for name, x in curves.items()}
-  means = {name: x.mean(axis=0) for name, x in smooth.items()}
-  errors = {
-    name: x.std(axis=0, ddof=1) / math.sqrt(len(x))
-    for name, x in smooth.items()
-  }
-  steps = np.arange(len(means['ours'])) + (window + 1) / 2
-  first, last = 0, next(iter(curves.values())).shape[1]
-  high = max((means[k] + LIMIT * errors[k]).max() for k in means)
-  low = min((means[k] - LIMIT * errors[k]).min() for k in means)
-  tick = 10 ** math.floor(math.log10(high - low))
-  tick = tick / 2 if (high - low) / tick < 4 else tick
-  low, high = tick * math.floor(low / tick), tick * math.ceil(high / tick)
-
-  def place(
-    x: Float[np.ndarray, 'n'], y: Float[np.ndarray, 'n']
-  ) -> list[tuple[float, float]]:
-    """Returns points of the picture for steps x and losses y."""
-    columns = left + (x - first) / (last - first) * (right - left)
-    rows = bottom - (y - low) / (high - low) * (bottom - top)
-    return list(
-      zip((columns * factor).tolist(), (rows * factor).tolist(), strict=True)
+  figure = Figure(figsize=(9, 5.2), layout='constrained')
+  axes = figure.subplots()
+  for name in ('ours', 'torchvision', 'control'):
+    smooth = window_means(curves[name], window)
+    mean = smooth.mean(axis=0)
+    margin = LIMIT * smooth.std(axis=0, ddof=1) / math.sqrt(len(smooth))
+    steps = np.arange(len(mean)) + (window + 1) / 2
+    axes.plot(steps, mean, color=COLORS[name], label=NAMES[name])
+    axes.fill_between(
+      steps, mean - margin, mean + margin, color=COLORS[name], alpha=0.2
     )
-
-  image = Image.new('RGB', (width * factor, height * factor), 'white')
-  draw = ImageDraw.Draw(image, 'RGBA')
-  font = ImageFont.load_default(14 * factor)
-
-  def write(x: float, y: float, text: str, anchor: str) -> None:
-    """Writes a text at a point given in pixels of the final picture."""
-    draw.text((x * factor, y * factor), text, 'black', font, anchor)
-
-  for i in range(round((high - low) / tick) + 1):
-    value = low + i * tick
-    line = place(np.array([first, last]), np.full(2, value))
-    draw.line(line, (225, 225, 225), factor)
-    write(left - 8, line[0][1] / factor, f'{value:.3g}', 'rm')
-  for i in range(7):
-    step = round(last * i / 6)
-    point = place(np.array([step]), np.array([low]))[0]
-    write(point[0] / factor, bottom + 8, str(step), 'ma')
-  write((left + right) / 2, bottom + 32, 'step', 'ma')
-  for name in ('control', 'torchvision', 'ours'):
-    margin = LIMIT * errors[name]
-    upper = place(steps, means[name] + margin)
-    lower = place(steps, means[name] - margin)
-    draw.polygon(upper + lower[::-1], (*COLORS[name], 50))
-  for i, name in enumerate(('control', 'torchvision', 'ours')):
-    draw.line(place(steps, means[name]), COLORS[name], 2 * factor)
-    row = top + 20 + 24 * (2 - i)
-    draw.line(
-      [(600 * factor, row * factor), (640 * factor, row * factor)],
-      COLORS[name],
-      3 * factor,
-    )
-    write(650, row, NAMES[name], 'lm')
-  write(
-    600,
-    top + 92,
-    f'sum of the losses, mean of {window} steps',
-    'lm',
-  )
-  write(600, top + 114, 'bands: two standard errors', 'lm')
-  return image.resize((width, height), Image.Resampling.LANCZOS)
+  axes.set(xlabel='step', ylabel=f'sum of the losses, mean of {window} steps')
+  axes.grid(color='0.9')
+  axes.legend(title='bands: two standard errors')
+  return figure

@@ -126,14 +126,13 @@ def test_curves_are_drawn_in_the_picture():
     name: rng.normal(loss, 0.1, (3, 30))
     for name, loss in (('ours', 3), ('torchvision', 2), ('control', 1))
   }
-  image = figures.draw_curves(curves, 10)
-  pixels = np.array(image)
-  rows = {}
-  for name, color in figures.COLORS.items():
-    # Beside the legend, in the left half.
-    found = (pixels[:, 80:450] == color).all(axis=-1)
-    rows[name] = np.nonzero(found)[0].mean()
-  assert rows['ours'] < rows['torchvision'] < rows['control']
+  (axes,) = figures.loss_figure(curves, 10).axes
+  for line, (name, curve) in zip(axes.lines, curves.items(), strict=True):
+    assert line.get_label() == figures.NAMES[name]
+    # The first window has the steps 1 to 10.
+    assert line.get_xdata()[0] == 5.5
+    assert line.get_ydata()[0] == pytest.approx(curve[:, :10].mean())
+    assert len(line.get_ydata()) == 21
 
 
 @pytest.mark.slow

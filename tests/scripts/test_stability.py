@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 
-import numpy as np
 from PIL import Image
 import pytest
 import tiny
@@ -69,25 +68,13 @@ def test_one_seed_has_no_deviation():
   assert lines[-2:] == ['| mean | 0.5000 |', '| standard deviation | n/a |']
 
 
-@pytest.mark.parametrize(
-  ('span', 'tick'),
-  [(1000, 200), (800, 100), (801, 200), (4.1, 1), (3, 0.5), (0.16, 0.02)],
-)
-def test_an_axis_has_at_most_eight_marks(span, tick):
-  assert stability.tick_of(span) == pytest.approx(tick)
-
-
-def test_draw_curves_puts_the_points_at_their_places():
-  curves = {0: [(10, 4.0), (40, 4.0)], 7: [(10, 2.0), (40, 2.0)]}
-  pixels = np.asarray(stability.draw_curves(curves)).astype(int)
-  # Step 20 of 40 is in the middle between the columns 70 and 880. Loss 4 is at
-  # the upper end, row 20, and loss 2 in the middle between it and row 460.
-  for row, color in ((20, stability.COLORS[0]), (240, stability.COLORS[1])):
-    # A line is two pixels wide.
-    assert color in map(tuple, pixels[row - 1 : row + 2, 475].tolist())
-  # The curves begin at step 10, a quarter of the way. Only gray lines are left
-  # of it.
-  assert np.ptp(pixels[15:245, 75:265], axis=-1).max() == 0
+def test_loss_figure_has_a_line_for_each_seed():
+  curves = {0: [(10, 4.0), (40, 3.0)], 7: [(10, 2.0), (40, 2.5)]}
+  (axes,) = stability.loss_figure(curves).axes
+  for line, (seed, curve) in zip(axes.lines, curves.items(), strict=True):
+    assert line.get_label() == f'seed {seed}'
+    assert line.get_xydata().tolist() == [list(point) for point in curve]
+  assert axes.get_ylim()[0] == axes.get_xlim()[0] == 0
 
 
 def test_seeds_are_different_whole_numbers():
