@@ -1,6 +1,8 @@
 """Loads a trained model from a checkpoint and detects objects with it."""
 
+import collections
 from collections.abc import Iterable, Iterator
+import concurrent.futures
 import functools
 import pathlib
 from typing import Any, NamedTuple
@@ -252,12 +254,14 @@ def detect_batches(
   batches: Iterable[tuple[Batch, np.ndarray]],
   index: coco_index.CocoIndex,
   plan: canvases.CanvasPlan,
+  *,
+  num_threads: int = 2,
 ) -> Iterator[ImageDetections]:
   """Yields the detections of each image, batch after batch.
 
-  While the device processes a batch, the host pastes the masks of the previous
-  batch. If several processes run this function, each has batches of its own,
-  and they do not wait for each other.
+  While the device processes a batch, threads of the host paste the masks of
+  the batches before. If several processes run this function, each has batches
+  of its own, and they do not wait for each other.
 
   Args:
     detector: The model.
@@ -268,17 +272,25 @@ def detect_batches(
     index: The data set, which gives the size of each image on disk.
     plan: The canvas of each image of the data set. A canvas is the static
       padded size that images are put on.
+    num_threads: Number of threads that paste masks.
   """
   conventions = detector.rcnn.geometry
+  pasting: collections.deque[concurrent.futures.Future[ImageDetections]] = (
+    collections.deque()
+  )
 
   def finish(
-    detections: Detections, batch: Batch, rows: Int[np.ndarray, 'b']
-  ) -> Iterator[ImageDetections]:
-    """Waits for the detections of a batch and yields those of each image."""
+    threads: concurrent.futures.Executor,
+    detections: Detections,
+    batch: Batch,
+    rows: Int[np.ndarray, 'b'],
+  ) -> None:
+    """Waits for the detections of a batch; has the masks pasted in threads."""
     detections = jax.device_get(detections)
     for i, row in enumerate(rows):
       if batch.image_valid[i]:
-        yield to_original(
+        future = threads.submit(
+          to_original,
           jax.tree.map(lambda field, i=i: field[i], detections),
           tuple(batch.image_sizes[i].tolist()),
           row=int(row),
@@ -286,18 +298,28 @@ def detect_batches(
           mask_threshold=conventions.mask_threshold,
           paste_rule=conventions.paste_rule,
         )
+        pasting.append(future)
+
+  def pasted(most_left: int) -> Iterator[ImageDetections]:
+    """Yields pasted images in order until at most so many are left."""
+    while pasting and (len(pasting) > most_left or pasting[0].done()):
+      yield pasting.popleft().result()
 
   pending = None
-  for batch, rows in batches:
-    canvas = plan.canvases[plan.canvas_of_image[rows[0]]]
-    detections = detector.detect(
-      cluster.shard_batch(batch, detector.mesh), padded_size=canvas.padded
-    )
+  with concurrent.futures.ThreadPoolExecutor(num_threads) as threads:
+    for batch, rows in batches:
+      canvas = plan.canvases[plan.canvas_of_image[rows[0]]]
+      detections = detector.detect(
+        cluster.shard_batch(batch, detector.mesh), padded_size=canvas.padded
+      )
+      if pending:
+        finish(threads, *pending)
+      pending = (detections, batch, rows)
+      # The device has the next batch already.
+      yield from pasted(most_left=len(rows) + num_threads)
     if pending:
-      yield from finish(*pending)
-    pending = (detections, batch, rows)
-  if pending:
-    yield from finish(*pending)
+      finish(threads, *pending)
+    yield from pasted(most_left=0)
 
 
 def category_of(

@@ -322,7 +322,13 @@ def _detect_set(
     # Closing it removes the bar if an exception ends the loop.
     contextlib.closing(
       progress(
-        detect_batches(detector, batches, index, plan),
+        detect_batches(
+          detector,
+          batches,
+          index,
+          plan,
+          num_threads=config.data.num_threads,
+        ),
         total=len(share),
         description='Evaluating',
         shown=cluster.is_main(),

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shutil
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -282,6 +283,48 @@ def test_detect_batches_yields_each_image_once(
     assert_allclose(one.boxes[0], index.boxes[one.row], rtol=1e-5)
 
 
+def test_detect_batches_keeps_the_order_and_waits_for_slow_pasting(
+  rectangles, tmp_path, monkeypatch
+):
+  config = tiny.get_config()
+  index = coco.read_coco(rectangles)
+  plan = canvases.plan_canvases(
+    index.heights, index.widths, **canvas_arguments(config)
+  )
+  finished, detected = [], []
+  go_on = threading.Event()
+
+  def slow(*arguments, row, **options):
+    # The first image waits until the fourth batch is asked for.
+    assert go_on.wait(60)
+    finished.append(row)
+    return to_original(*arguments, row=row, **options)
+
+  def batches():
+    for batch, rows in loader.eval_batches(
+      DataSet(index, tmp_path), plan, batch_size=1
+    ):
+      detected.extend(rows.tolist())
+      if len(detected) == 4:
+        go_on.set()
+      # One image is on the device, three wait for pasting or are pasted.
+      assert len(detected) <= len(finished) + 4
+      yield batch, rows
+
+  monkeypatch.setattr('maskrcnn_jax.detector.to_original', slow)
+  found = list(
+    detect_batches(
+      all_knowing_detector(rectangles, config),
+      batches(),
+      index,
+      plan,
+      num_threads=1,
+    )
+  )
+  assert [one.row for one in found] == detected
+  assert finished == detected
+
+
 def test_evaluate_of_a_checkpoint_repeats_the_end_of_training(
   tiny_run, detector, tmp_path
 ):
@@ -374,7 +417,7 @@ def test_evaluate_decodes_with_the_pixel_range(
   )
   monkeypatch.setattr(
     'maskrcnn_jax.evaluation.evaluate.detect_batches',
-    lambda detector, batches, *_: [None for _ in batches][:0],
+    lambda detector, batches, *_, **__: [None for _ in batches][:0],
   )
   evaluate_tiny(detector, tmp_path, skip_eval=True)
   assert pixel_ranges == [(0, 4095)] * tiny.NUM_VAL
