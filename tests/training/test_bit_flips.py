@@ -107,7 +107,8 @@ def is_found(use, code, output, copy):
 
 
 @pytest.mark.parametrize(
-  ('seed', 'use'), enumerate(['resume', 'init_from', 'eval', 'predict'])
+  ('seed', 'use'),
+  [(0, 'resume'), (1, 'init_from'), (2, 'eval'), (3, 'predict')],
 )
 def test_flipped_bits_are_found(run, tiny_run, tiny_data, tmp_path, seed, use):
   draw = random.Random(seed)
