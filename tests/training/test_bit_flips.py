@@ -107,24 +107,29 @@ def is_found(use, code, output, copy):
 
 
 @pytest.mark.parametrize(
-  ('seed', 'use'), enumerate(['resume', 'init_from', 'eval', 'predict'])
+  ('seed', 'use'),
+  [(0, 'resume'), (1, 'init_from'), (2, 'eval'), (3, 'predict')],
 )
 def test_flipped_bits_are_found(run, tiny_run, tiny_data, tmp_path, seed, use):
   draw = random.Random(seed)
-  found = []
+  num_found = 0
   for i in range(NUM_FLIPS):
     copy, step, flip = prepare(use, tiny_run, tmp_path / str(i), draw)
     other = copy if use == 'resume' else tmp_path / f'other-{i}'
     code, out, err = run(*arguments(use, other, step, tiny_data))
-    found.append(is_found(use, code, out + err, copy))
-    print(f'{use}: {flip}: {"found" if found[-1] else "not found"}')
-    if use == 'resume':
-      # The step is trained again.
+    found = is_found(use, code, out + err, copy)
+    num_found += found
+    print(f'{use}: {flip}: {"found" if found else "harmless"}')
+    # If the step was found to be damaged, a resumed run has made it again.
+    # Otherwise the bit must be one that changes nothing, such as a bit of a
+    # comment. A damaged step that another command refuses stays as it is.
+    if use == 'resume' or not found:
       tiny.assert_same_arrays(
         tiny.saved_arrays(copy, 4), tiny.saved_arrays(tiny_run[0], 4)
       )
     gc.collect()
-  assert all(found)
+  print(f'{use}: {num_found} of {NUM_FLIPS} found')
+  assert num_found >= NUM_FLIPS - 2
 
 
 @pytest.mark.parametrize('use', ['resume', 'init_from', 'eval', 'predict'])

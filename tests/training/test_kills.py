@@ -104,7 +104,7 @@ def kill_when(process, signal_, condition, delay):
 
   Returns the exit status of the process.
   """
-  deadline = time.monotonic() + 300
+  deadline = time.monotonic() + 900
   while not condition():
     assert process.poll() is None, process.poll()
     assert time.monotonic() < deadline
