@@ -75,8 +75,9 @@ def overfitting(recipe, data, size, num_steps):
     ('r50_fpn_gn_scratch', 64, 500),
     ('faster_rcnn_r50_fpn', 64, 500),
     ('rpn_r50_fpn', 64, 500),
-    # A cell of the only level is 16 pixels wide.
-    ('r50_c4', 128, 1600),
+    # A cell of the only level is 16 pixels wide. In images of 128 pixels, even
+    # the targets of the masks, 14x14 cells, reach only a mask AP of .88.
+    ('r50_c4', 256, 800),
     ('r50_dc5', 128, 1000),
     # A cell is 32 pixels wide.
     ('r50_c5', 256, 800),
