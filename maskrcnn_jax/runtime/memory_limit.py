@@ -11,18 +11,15 @@ import signal
 
 from maskrcnn_jax.errors import print_error
 
-# Signals that the parent passes on; SIGCHLD tells that the child has ended.
-_SIGNALS = {
-  signal.SIGTERM,
-  signal.SIGINT,
-  signal.SIGHUP,
-  signal.SIGQUIT,
-  signal.SIGUSR1,
-  signal.SIGUSR2,
-}
+# Signals that the parent passes on.
+_PASSED_ON = {signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+
+# Signals that terminals and launchers send to all processes, so that the child
+# has them already. A second SIGINT would end a training without saving.
+_SENT_TO_ALL = {signal.SIGINT, signal.SIGQUIT}
 
 # Signals by which a process ends for another reason than its memory.
-_FROM_OUTSIDE = {*_SIGNALS, signal.SIGKILL}
+_FROM_OUTSIDE = {*_PASSED_ON, *_SENT_TO_ALL, signal.SIGKILL}
 
 # Exit status of the C library if it has no memory for a thread's variables.
 _STATUS_OF_C = 127
@@ -51,14 +48,14 @@ def lacks_memory(error: BaseException) -> bool:
 def guard_memory_limit() -> None:
   """Goes on in a child process if the memory of this process is limited.
 
-  The parent passes signals on, ends as the child does, and prints a line if
-  the child has died. Without a limit, nothing happens. Call this function
+  The parent passes SIGTERM on, ends as the child does, and prints a line if the
+  child has died. Without a limit, nothing happens. Call this function
   before any thread is started.
   """
   limit, _ = resource.getrlimit(resource.RLIMIT_AS)
   if limit == resource.RLIM_INFINITY:
     return
-  watched = {*_SIGNALS, signal.SIGCHLD}
+  watched = {*_PASSED_ON, *_SENT_TO_ALL, signal.SIGCHLD}
   before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
   parent = os.getpid()
   child = os.fork()
@@ -75,7 +72,7 @@ def _wait(child: int, watched: set[signal.Signals]) -> int:
 
   Args:
     child: PID of the child.
-    watched: The signals, which are blocked.
+    watched: The signals to wait for, which are blocked.
 
   Returns:
     The exit status, or minus the number of the signal that ended the child.
@@ -86,8 +83,7 @@ def _wait(child: int, watched: set[signal.Signals]) -> int:
       pid, status = os.waitpid(child, os.WNOHANG)
       if pid:
         return os.waitstatus_to_exitcode(status)
-    elif info.si_code <= 0:
-      # A process has sent it. Signals of the terminal reach the child too.
+    elif info.si_signo in _PASSED_ON:
       os.kill(child, info.si_signo)
 
 

@@ -64,6 +64,8 @@ def test_signals_reach_the_program():
     'time.sleep(100)'
   )
   process.stdout.readline()
+  # A terminal would send it to the child too.
+  process.send_signal(signal.SIGINT)
   process.send_signal(signal.SIGTERM)
   process.communicate()
   assert process.returncode == 5
