@@ -2,8 +2,8 @@
 
   bash scripts/quickstart.sh
 
-Expected on 60 images that are not trained on: box AP .634, mask AP .650; 8
-minutes on 2 CPU cores.
+Expected on 60 images that are not trained on, mean and standard deviation of
+five seeds: box AP .636 +- .014, mask AP .652 +- .014; 8 minutes on 2 CPU cores.
 """
 
 import ml_collections

@@ -348,7 +348,7 @@ CODES = {
     'An image, in gray or in color, has more than 8 bits a channel, usually '
     '16. Its values for black and white are not known.',
     'Give the values that become black and white, for example '
-    '`--config.data.pixel_range=(0,4095)`, or convert the images to 8 bits a '
+    '`--config.data.pixel_range=0,4095`, or convert the images to 8 bits a '
     'channel.',
   ),
   'I10': Code(

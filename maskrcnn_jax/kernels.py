@@ -33,7 +33,7 @@ XLA = Kernels()
 
 # Operations whose kernel was run by `scripts/gpu_check.sh`, gave the results of
 # plain JAX and was faster: {device kind: {(major, minor) of JAX: operations}}.
-# No GPU was available so far, so 'auto' is 'xla' everywhere.
+# None has been measured yet, so 'auto' is 'xla' everywhere.
 MEASURED: dict[str, dict[tuple[int, int], tuple[str, ...]]] = {}
 
 # Module that compiles the kernels of `pallas_kernels`. JAX has announced that

@@ -3,7 +3,7 @@
 # the tests.
 #
 #   bash scripts/test.sh                          the default tier
-#   bash scripts/test.sh -m slow                  the tests that take minutes
+#   bash scripts/test.sh -m slow                  the slow tests, hours in total
 #   bash scripts/test.sh tests/test_imports.py    one file
 #   JAX_PLATFORMS=cuda bash scripts/test.sh -m gpu -n 0
 #   JAX_VERSION=0.11.1 bash scripts/test.sh       with this version of JAX

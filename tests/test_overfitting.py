@@ -78,7 +78,7 @@ def overfitting(recipe, data, size, num_steps):
     # A cell of the only level is 16 pixels wide. In images of 128 pixels, even
     # the targets of the masks, 14x14 cells, reach only a mask AP of .88.
     ('r50_c4', 256, 800),
-    ('r50_dc5', 128, 1000),
+    ('r50_dc5', 256, 800),
     # A cell is 32 pixels wide.
     ('r50_c5', 256, 800),
     ('faster_rcnn_r50_c4', 128, 800),

@@ -107,9 +107,11 @@ KEYS: tuple[Key, ...] = (
         'that have it (compute capability 8.0 and higher), otherwise fp32; '
         'the checkpoint stores the precision that was chosen.'),
     Key('kernels', 'auto', MACHINE, choice('auto', 'xla', 'pallas'),
-        'Implementation of box matching, NMS and RoIAlign: xla is plain JAX, '
-        'pallas is the GPU kernels of pallas_kernels, and auto uses those '
-        'kernels that are known to be faster on the device.'),
+        'Implementation of the operations that have a GPU kernel: IoU, '
+        'matching, selection before NMS, NMS, RoIAlign and mask targets. xla '
+        'is plain JAX, pallas is the kernels of pallas_kernels, and auto uses '
+        'a kernel only if it was measured to be faster on this kind of '
+        'device.'),
 
     # The network. The number of classes comes from the data.
     Key('model.backbone', 'resnet', WEIGHTS, choice(*_BACKBONES),
@@ -329,7 +331,9 @@ KEYS: tuple[Key, ...] = (
         'Number of processes that decode images; 0 decodes in threads of the '
         'main process.', per_process=True),
     Key('data.num_threads', 2, MACHINE, whole(1),
-        'Number of threads that decode images, in each process.',
+        'Number of threads in each process. They load batches in training, '
+        'load images and paste masks in evaluation, and read and draw pictures '
+        'in prediction.',
         per_process=True),
 
     Key('train.batch_size', 16, TRAINING, whole(1),

@@ -216,7 +216,8 @@ ROWS: tuple[Row, ...] = (
     _copied('MODEL.RESNETS.STEM_OUT_CHANNELS', 64, 'model.width'),
     _structure('MODEL.RESNETS.RES2_OUT_CHANNELS', 256,
                note='must be 4 times STEM_OUT_CHANNELS'),
-    _fixed('MODEL.RESNETS.RES5_DILATION', 1, 'the last stage is not dilated'),
+    _fixed('MODEL.RESNETS.RES5_DILATION', 1,
+           'for a dilated last stage take the recipe r50_dc5'),
 
     # Anchors and proposals.
     _structure('MODEL.RPN.USE_FPN', False, 'model.body', note=_BY_BODY),

@@ -250,7 +250,11 @@ _TORCHVISION: _Pairs = (
     '`--lr`, `--momentum`, `--weight-decay`',
     '`optimizer.learning_rate`, `momentum`, `weight_decay`',
   ),
-  ('`--norm-weight-decay`', 'no counterpart: norms are frozen or have none'),
+  (
+    '`--norm-weight-decay`',
+    'no counterpart: the scales of group norm have `optimizer.weight_decay`, '
+    'and frozen batch norm is not trained',
+  ),
   (
     '`--lr-steps`, `--lr-gamma`',
     '`optimizer.decay_steps`, `decay_factor`',
