@@ -39,6 +39,9 @@ def overfitting(recipe, data, size, num_steps):
   # Basic blocks have no groups and cannot be dilated.
   has_bottlenecks = config.model.groups > 1 or config.model.body == 'dc5'
   config.model.depth = 50 if has_bottlenecks else 18
+  if config.model.body == 'dc5':
+    # 50 layers without a norm learn too slowly from random weights.
+    config.model.norm = 'group'
   config.freeze_at = 0
   config.data.update(
     short_side=size,
@@ -78,7 +81,7 @@ def overfitting(recipe, data, size, num_steps):
     # A cell of the only level is 16 pixels wide. In images of 128 pixels, even
     # the targets of the masks, 14x14 cells, reach only a mask AP of .88.
     ('r50_c4', 256, 800),
-    ('r50_dc5', 256, 800),
+    ('r50_dc5', 128, 800),
     # A cell is 32 pixels wide.
     ('r50_c5', 256, 800),
     ('faster_rcnn_r50_c4', 128, 800),
