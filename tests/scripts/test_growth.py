@@ -1,12 +1,18 @@
 """Tests of scripts/growth.py, which times a growing amount of work."""
 
 import json
+import pathlib
+import sys
 
 from PIL import Image
 import pytest
 
 from maskrcnn_jax.errors import InputError
-from scripts import growth
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / 'scripts'))
+
+import growth  # noqa: E402
 
 
 def test_steepest_is_the_exponent_of_a_power():
