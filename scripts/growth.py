@@ -26,6 +26,7 @@ import sys
 from typing import Any
 
 from matplotlib.figure import Figure
+from stability import recipe_arguments
 
 from maskrcnn_jax.config.command_line import refuse_unexpected, split_arguments
 from maskrcnn_jax.errors import InputError, print_error
@@ -156,9 +157,8 @@ def _run(argv: list[str]) -> None:
   if path is None or arguments.out is None:
     raise InputError('--config=RECIPE and --out=DIR must be given.')
   make_writable(arguments.out)
-  recipe = [f'--config={path}', f'--size={arguments.size}']
+  recipe = [*recipe_arguments(path, overrides), f'--size={arguments.size}']
   recipe += [f'--steps={arguments.steps}', '--objects=8', '--classes=80']
-  recipe += [f'--config.{key}={value}' for key, value in overrides]
   file = arguments.out / 'growth.json'
   known: dict[str, Any] = {'arguments': recipe, 'times': {}}
   if file.exists():
@@ -180,7 +180,7 @@ def _run(argv: list[str]) -> None:
     iter(jobs), total=len(jobs), description='Timing'
   ):
     seconds = times.setdefault(mode, {}).setdefault(number, {})
-    # Of two equal arguments, the benchmark takes the last one.
+    # If an argument is given twice, the benchmark takes the last one.
     options = [f'--mode={mode}', *recipe, *arguments_for(number, value)]
     seconds[str(value)] = measure(options)
     write_json(file, known)

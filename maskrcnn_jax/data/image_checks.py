@@ -1,7 +1,6 @@
-"""Finds out whether image files can be used, and what to warn of, for users.
+"""Checks image files, and describes their faults and peculiarities in words.
 
-`images` decodes the files; this module says in words what is unusual about
-them.
+The module `images` decodes the files.
 """
 
 import hashlib

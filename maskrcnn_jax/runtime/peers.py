@@ -79,7 +79,7 @@ def remember(entries: list[list[int | str]], own_number: int) -> None:
 
 
 def _watch() -> None:
-  """Looks at the other processes until one of them ends; runs in a thread."""
+  """Checks the other processes again and again until one has ended."""
   while True:
     time.sleep(_INTERVAL)
     found = [text for text in map(_state, _peers) if text]

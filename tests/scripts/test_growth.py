@@ -56,12 +56,15 @@ def test_a_run_continues_and_refuses_other_arguments(
 
   monkeypatch.setattr(growth, 'measure', measure)
   arguments = ['--config=shapes', f'--out={tmp_path}', '--config.seed=1']
+  # A flag without a value means True.
+  arguments.append('--config.eval.proposals')
   with pytest.raises(SystemExit) as stop:
     growth.main(arguments)
   assert stop.value.code == 2
   growth.main(arguments)
   # Two were done, and the third was tried twice.
   assert len(calls) == 2 * 5 + 1
+  assert '--config.eval.proposals=True' in calls[0]
   assert '--config.seed=1' in calls[0] and calls[1][-1] == '--batch_size=2'
   assert (
     '| train | batch_size | 1: 0.1, 2: 0.2 | 1.00 |' in capsys.readouterr().out

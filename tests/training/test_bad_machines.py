@@ -102,7 +102,7 @@ def test_of_two_starts_in_one_workdir_the_second_is_refused(
     assert time.monotonic() < deadline
     time.sleep(0.1)
   if first.poll() is not None and not seconds:
-    # Of two starts in the same second, either may have been the first.
+    # If both start in the same second, either may have been the first.
     first, second = second, first
   line, status = error_of(second)
   assert status == 2
