@@ -121,7 +121,7 @@ def compare(
 
 def alternate(
   step: Callable[[int], None], peer: Peer, limit: timing.Limit
-) -> tuple[list[float], list[float], dict[str, float]]:
+) -> tuple[list[float], list[float], dict[str, Any]]:
   """Makes steps of both programs in turn.
 
   Args:
@@ -138,7 +138,7 @@ def alternate(
     peer.step(i)
   ours: list[float] = []
   theirs: list[float] = []
-  figures: dict[str, float] = {}
+  figures: dict[str, Any] = {}
 
   def run_peer(i: int) -> None:
     """Makes a step of torchvision; it measures its own time."""
@@ -159,7 +159,7 @@ def alternate(
   return ours, theirs, figures
 
 
-def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, Any]:
   """Compares the times of two programs that made their steps in turn.
 
   Args:

@@ -117,7 +117,7 @@ def read_images(
     batches = _batch_of_each_size(data, batch_size)
   else:
     batches = [
-      TimedBatch(batch, data.padded_size(rows[0]))
+      TimedBatch(batch, data.padded_size(int(rows[0])))
       for batch, rows in data.load(
         batch_size=batch_size,
         num_steps=num_batches,
@@ -135,7 +135,9 @@ def read_images(
   )
 
 
-def check_numbers(*numbers: tuple[str, float, float, float]) -> None:
+def check_numbers(
+  *numbers: tuple[str, float | int, float | int, float | int],
+) -> None:
   """Checks numbers of the command line.
 
   Args:

@@ -72,7 +72,7 @@ class Program(Protocol):
       batch: The batch of the step, as NumPy arrays.
     """
 
-  def facts(self) -> dict[str, float]:
+  def facts(self) -> dict[str, Any]:
     """Returns figures of the last step that show that it did its work."""
 
 
@@ -160,7 +160,7 @@ class Training:
     del batch
     jax.block_until_ready(results)
 
-  def facts(self) -> dict[str, float]:
+  def facts(self) -> dict[str, Any]:
     """Returns loss, loss scale and number of skipped steps of the last step."""
     figures = jax.device_get(self._figures)
     return {
@@ -225,6 +225,6 @@ class Inference:
       )
     self._found = int(np.sum(detections.valid))
 
-  def facts(self) -> dict[str, float]:
+  def facts(self) -> dict[str, Any]:
     """Returns the number of detections in the last batch."""
     return {'detections': self._found}

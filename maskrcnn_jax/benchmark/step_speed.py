@@ -188,9 +188,7 @@ def compile_all(program: Program, images: Images) -> Compiled:
   seconds = time.perf_counter() - started
   flops = [sum(map(_flops_of, parts)) for parts in compiled]
   mib = [sum(map(_mib_of, parts)) for parts in compiled]
-  return Compiled(
-    seconds, sum(flops) / len(flops) or None, max(mib, default=0) or None
-  )
+  return Compiled(seconds, sum(flops) / len(flops) or None, max(mib) or None)
 
 
 def _flops_of(compiled: jax.stages.Compiled) -> float:
@@ -198,14 +196,14 @@ def _flops_of(compiled: jax.stages.Compiled) -> float:
   costs = compiled.cost_analysis()
   if isinstance(costs, Sequence):  # One dict for each program, on some devices.
     costs = costs[0] if costs else {}
-  return max(float((costs or {}).get('flops', 0)), 0)
+  return max(float((costs or {}).get('flops', 0)), 0.0)
 
 
 def _mib_of(compiled: jax.stages.Compiled) -> float:
   """Returns the memory of a compiled program in MiB; 0 if it is unknown."""
   memory = compiled.memory_analysis()
   if memory is None:
-    return 0
+    return 0.0
   return (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
 
 

@@ -132,7 +132,7 @@ def time_with_loader(
   return times, waits
 
 
-def summarize(times: Sequence[float]) -> dict[str, float]:
+def summarize(times: Sequence[float]) -> dict[str, Any]:
   """Returns percentiles of the times of steps.
 
   Args:

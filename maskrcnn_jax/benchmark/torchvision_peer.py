@@ -32,7 +32,7 @@ class Peer(NamedTuple):
   stops: bool  # whether the process is stopped between two steps
   errors: pathlib.Path  # its standard error output
 
-  def step(self, number: int) -> dict[str, float]:
+  def step(self, number: int) -> dict[str, Any]:
     """Makes a step; returns its figures, among them `seconds`.
 
     Args:

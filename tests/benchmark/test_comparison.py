@@ -12,6 +12,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_ratio_is_that_of_the_medians():
 def test_ratio_covers_the_true_ratio_of_noisy_times():
   rng = np.random.default_rng(0)
   covered = 0
-  for _ in range(40):
+  for _ in range(20):
     # Both programs are slow at the same time, as on a machine that is shared.
     load = rng.uniform(1, 2, 25)
     ours, theirs = (
@@ -67,8 +68,8 @@ def test_ratio_covers_the_true_ratio_of_noisy_times():
     )
     found = comparison.ratio(ours, theirs)
     covered += found['low'] <= 0.6 <= found['high']
-  # 95 % of 40 are 38, with a standard deviation of 1.4.
-  assert covered >= 34
+  # 95 % of 20 are 19, with a standard deviation of 1.
+  assert covered >= 16
 
 
 def test_settings_begin_with_the_default_of_torchvision():
@@ -180,8 +181,10 @@ def test_a_peer_that_dies_shows_its_last_message(tmp_path):
     assert peer.versions == {'torch': '2'}
     assert peer.step(0) == {}
     # It is stopped while the other program works.
-    status = pathlib.Path(f'/proc/{peer.process.pid}/status').read_text()
-    assert 'State:\tT (stopped)' in status
+    status = pathlib.Path(f'/proc/{peer.process.pid}/status')
+    deadline = time.monotonic() + 10
+    while 'State:\tT (stopped)' not in status.read_text():
+      assert time.monotonic() < deadline
     with pytest.raises(PeerFailed, match='RuntimeError: no memory'):
       peer.step(1)
   assert peer.process.poll() is not None

@@ -28,7 +28,7 @@ from maskrcnn_jax.training.step import jit_train_step
 def test_summarize_interpolates_percentiles():
   # Sorted: 1, 2, 3, 4, 5. The 90th percentile lies at position 0.9 * 4 = 3.6,
   # the 99th at 3.96.
-  found = timing.summarize([3, 1, 5, 2, 4])
+  found = timing.summarize([3.0, 1.0, 5.0, 2.0, 4.0])
   assert found == {
     'num_steps': 5,
     'least_s': 1,
@@ -40,12 +40,12 @@ def test_summarize_interpolates_percentiles():
 
 
 def test_limit_counts_steps_or_seconds():
-  assert not timing.Limit(3).is_reached([9, 9])
-  assert timing.Limit(3).is_reached([9, 9, 9])
+  assert not timing.Limit(3).is_reached([9.0, 9.0])
+  assert timing.Limit(3).is_reached([9.0, 9.0, 9.0])
   # At least two steps are timed, so that there is a spread.
-  assert not timing.Limit(None, 5).is_reached([9])
-  assert not timing.Limit(None, 5).is_reached([2, 2])
-  assert timing.Limit(None, 5).is_reached([2, 3])
+  assert not timing.Limit(None, 5.0).is_reached([9.0])
+  assert not timing.Limit(None, 5.0).is_reached([2.0, 2.0])
+  assert timing.Limit(None, 5.0).is_reached([2.0, 3.0])
 
 
 def test_time_steps_leaves_out_the_first_steps(monkeypatch):
@@ -248,7 +248,10 @@ def test_images_of_a_set_are_those_of_a_training(tiny_data):
     num_batches=1,
     with_loader=True,
   ).batches
-  assert each_size.batch.images.shape == (20, 64, 64, 3)
+  assert each_size.batch.images.shape == (
+    20,
+    *found.batches[0].batch.images.shape[1:],
+  )
   assert each_size.padded_size == (64, 64)
 
 
