@@ -12,15 +12,17 @@
 #                   input
 #   check 90        check.txt: each kernel compared with plain JAX, in the sizes
 #                   of a training step
-#   train 260       train-xla.txt, train-pallas.txt: the training step of
-#                   configs/r50_fpn.py in bf16 at 800x1344 without and with
-#                   kernels, with 8 images and with as many as fit
-#   inference 200   inference-xla.txt, inference-pallas.txt: the same of
+#   train 150       train-xla.txt, train-pallas.txt: the training step of
+#                   configs/r50_fpn.py in bf16 with 8 images of 800x1344,
+#                   without and with kernels
+#   inference 120   inference-xla.txt, inference-pallas.txt: the same of
 #                   inference
-#   torchvision 280 train-torchvision-xla.txt, ...: the same with 8 images, in
-#                   turn with steps of torchvision on the same GPU
-#   trace 120       trace-xla.txt, trace-pallas.txt: the ten largest costs of a
+#   torchvision 320 train-torchvision-xla.txt, ...: the same in turn with steps
+#                   of torchvision on the same GPU
+#   trace 90        trace-xla.txt, trace-pallas.txt: the ten largest costs of a
 #                   training step; profile-xla, profile-pallas: its profile
+#   largest 400     train-largest-xla.txt, ...: the same with as many images as
+#                   fit
 #   precisions 300  train-fp16.txt, train-tf32.txt, inference-fp16.txt, ...:
 #                   other precisions, without kernels
 #   learning 240    learning-xla.txt, learning-pallas.txt: the log of 300 steps
@@ -62,11 +64,12 @@ size=training
 data=""
 again=""
 total=""
-all='doctor check train inference torchvision trace precisions learning cpu kernels'
+all='doctor check train inference torchvision trace largest precisions'
+all="$all learning cpu kernels"
 parts="$all"
-declare -A limit=([doctor]=60 [check]=90 [train]=260 [inference]=200
-  [torchvision]=280 [trace]=120 [precisions]=300 [learning]=240 [cpu]=150
-  [kernels]=120)
+declare -A limit=([doctor]=60 [check]=90 [train]=150 [inference]=120
+  [torchvision]=320 [trace]=90 [largest]=400 [precisions]=300 [learning]=240
+  [cpu]=150 [kernels]=120)
 
 fail() {
   echo "error: $*" >&2
@@ -270,7 +273,15 @@ for part in $all; do
     train | inference)
       for kernels in xla pallas; do
         benchmark "$part-$kernels" "${model[@]}" --mode="$part" \
-          --precision=bf16 --kernels="$kernels" "${batch[@]}" "${largest[@]}"
+          --precision=bf16 --kernels="$kernels" "${batch[@]}"
+      done
+      ;;
+    largest)
+      for kernels in xla pallas; do
+        for mode in train inference; do
+          benchmark "$mode-largest-$kernels" "${model[@]}" --mode="$mode" \
+            --precision=bf16 --kernels="$kernels" "${batch[@]}" "${largest[@]}"
+        done
       done
       ;;
     torchvision)

@@ -326,3 +326,23 @@ def test_benchmark_times_the_loader_of_a_tfds_set(tiny_tfds):
   figures = json.loads(done.stdout.splitlines()[-1])
   assert figures['num_images'] == tiny.NUM_VAL
   assert [speed['num_workers'] for speed in figures['speeds']] == [0, 1]
+
+
+def test_help_does_not_import_jax():
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      'import contextlib, sys\n'
+      'from maskrcnn_jax.benchmark.command_line import main\n'
+      'with contextlib.suppress(SystemExit):\n'
+      '  main(["--help"])\n'
+      'assert not {"jax", "flax"} & set(sys.modules)',
+    ],
+    env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 0, done.stderr
+  assert '--compare' in done.stdout

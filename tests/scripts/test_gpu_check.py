@@ -68,6 +68,7 @@ def test_all_parts_run_in_the_order_of_their_worth(check, tmp_path):
     '--mode=inference --precision=bf16 --kernels=pallas',
     '--compare=torchvision',
     '--trace=',
+    '--max_batch_size=',
     '--precision=fp16',
     'maskrcnn_jax.main',
     '--precision=fp32',
@@ -77,7 +78,7 @@ def test_all_parts_run_in_the_order_of_their_worth(check, tmp_path):
     next(i for i, call in enumerate(calls) if part in call) for part in order
   ]
   assert first == sorted(first)
-  assert len(results(tmp_path)) == 21
+  assert len(results(tmp_path)) == 25
   text = (tmp_path / 'results' / 'doctor.txt').read_text()
   assert text == 'output of -m maskrcnn_jax.doctor\n'
 
@@ -197,6 +198,6 @@ def test_help_describes_each_part():
     ['bash', SCRIPT, '--help'], capture_output=True, text=True, timeout=60
   )
   assert done.returncode == 0
-  for part in ('doctor 60', 'torchvision 280', 'cpu 150', 'kernels 120'):
+  for part in ('doctor 60', 'torchvision 320', 'cpu 150', 'kernels 120'):
     assert f'\n  {part}' in done.stdout
   assert 'pipefail' not in done.stdout
