@@ -159,8 +159,26 @@ from jax import Array  # noqa: E402
 
 Bool = Float = Float32 = Int = Key = Num = PyTree = Shaped = UInt8 = _Any
 PYTHON
-  export PYTHONPATH="$PYTHONPATH:$work"
 fi
+if ! has tqdm; then
+  cat > "$work/tqdm.py" << 'PYTHON'
+"""Replaces tqdm if it is not installed: shows no progress."""
+
+
+class tqdm:
+
+  def __init__(self, items=(), **_):
+    self.items = items
+
+  def __iter__(self):
+    return iter(self.items)
+
+
+def trange(count, **_):
+  return range(count)
+PYTHON
+fi
+export PYTHONPATH="$PYTHONPATH:$work"
 compare=(--compare=torchvision)
 [ -z "$torch_python" ] || compare+=("--torch_python=$torch_python")
 
@@ -239,7 +257,8 @@ can_run() {
     doctor | check | kernels) ;;
     *)
       [ -v packages ] || packages="$(missing "$python" flax optax \
-        ml_collections orbax.checkpoint grain absl PIL pycocotools)"
+        ml_collections orbax.checkpoint grain absl PIL pycocotools rich yaml \
+        tensorboardX)"
       [ -z "$packages" ] || reason="these packages are missing: $packages"
       ;;
   esac

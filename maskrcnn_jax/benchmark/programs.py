@@ -193,7 +193,7 @@ class Inference:
       0,
     )
     self._pastes = pastes
-    self._found = 0
+    self._detections: Any = None
 
   def compile(
     self, batch: Batch, padded_size: PaddedSize
@@ -209,8 +209,9 @@ class Inference:
 
   def finish(self, results: Any, batch: Batch) -> None:
     """Waits for the detections, and pastes their masks; see `Program`."""
+    self._detections = results
     if not self._pastes:
-      self._found = int(jax.block_until_ready(results).valid.sum())
+      jax.block_until_ready(results)
       return
     detections = jax.device_get(results)
     geometry = self._detector.rcnn.geometry
@@ -223,8 +224,7 @@ class Inference:
         mask_threshold=geometry.mask_threshold,
         paste_rule=geometry.paste_rule,
       )
-    self._found = int(np.sum(detections.valid))
 
   def facts(self) -> dict[str, Any]:
     """Returns the number of detections in the last batch."""
-    return {'detections': self._found}
+    return {'detections': int(np.sum(self._detections.valid))}

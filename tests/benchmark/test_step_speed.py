@@ -291,11 +291,14 @@ def test_the_timed_program_is_that_of_a_training(
     with_loader=False,
   )
   setup = programs.set_up(found, batch_size=config.train.batch_size)
-  monkeypatch.setattr(programs, 'jit_train_step', Lowered)
   program = programs.Training(setup)
-  batch = programs.cluster.shard_batch(found.batches[0].batch, setup.mesh)
-  program.compile(batch, found.batches[0].padded_size)
-  training, timed = lowered
+  batch, padded_size = found.batches[0]
+  timed = program._step.lower(
+    program._state,
+    programs.cluster.shard_batch(batch, setup.mesh),
+    padded_size=padded_size,
+  ).as_text()
+  (training,) = lowered
   assert timed == training
   # Gradients are divided by the loss scale in both.
   assert ('f16' in timed) == (precision == 'fp16')
