@@ -38,7 +38,7 @@ def compare(
 
   Args:
     config: The recipe.
-    options: What to time. `limit` counts the steps of each program for each
+    options: The work to time. `limit` counts the steps of each program for each
       setting of torchvision; its seconds are those of both programs together.
     python: A Python that has torch and torchvision.
 

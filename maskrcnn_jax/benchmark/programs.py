@@ -49,7 +49,7 @@ class Program(Protocol):
   def compile(
     self, batch: Batch, padded_size: PaddedSize
   ) -> list[jax.stages.Compiled]:
-    """Compiles the program for a batch, and returns what runs in a step.
+    """Compiles the program for a batch; returns all programs that a step runs.
 
     Args:
       batch: A batch on the devices.

@@ -33,7 +33,7 @@ from maskrcnn_jax.runtime.training_log import peak_memory
 
 
 class Options(NamedTuple):
-  """What a benchmark of the device times, and how."""
+  """The work that a benchmark of the device times, and the way it is timed."""
 
   mode: str  # 'train' or 'inference'
   batch_size: int = 1  # number of images of a step, on all devices together
@@ -61,7 +61,7 @@ def benchmark_step(
 
   Args:
     config: The recipe.
-    options: What to time.
+    options: The work to time.
 
   Returns:
     `num_steps`; `least_s`, `median_s`, `p90_s`, `p99_s` and `most_s`, the
@@ -122,7 +122,7 @@ def get_images(config: ml_collections.ConfigDict, options: Options) -> Images:
 
   Args:
     config: The recipe.
-    options: What to time.
+    options: The work to time.
 
   Raises:
     InputError: If a number is out of its range, or if the data set is wrong.
@@ -267,7 +267,7 @@ def largest_batch(
 
   Args:
     config: The recipe.
-    options: What to time; the batch size of the first batch.
+    options: The work to time; its batch size is that of the first batch.
     first: Figures of the first batch, from `benchmark_step`.
     max_batch_size: Largest batch size to try.
 

@@ -76,7 +76,7 @@ def model_settings(
 
   Args:
     images: The images, with the recipe.
-    options: What is timed. Made-up images keep their size.
+    options: The work that is timed. Made-up images keep their size.
 
   Raises:
     InputError: If torchvision has no counterpart of the recipe.
