@@ -98,6 +98,27 @@ class Detector(NamedTuple):
     _compiled.add(key)
     return detections
 
+  def lower(
+    self, batch: Batch, *, padded_size: tuple[int, int]
+  ) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+    """Returns the two programs of `detect` for the shapes of a batch.
+
+    Args:
+      batch: Decoded images, on the devices of the mesh.
+      padded_size: (height, width) of the padded images, in pixels.
+
+    Returns:
+      The preparation of the images, and the network. If `detect` was called for
+      these shapes before, `compile` of both takes no time.
+    """
+    inputs = _prepare(self.rcnn, batch, padded_size=padded_size)
+    return (
+      _prepare.lower(self.rcnn, batch, padded_size=padded_size),
+      _detect.lower(
+        self.rcnn, self.variables, inputs.images, inputs.image_sizes
+      ),
+    )
+
   def _detect(self, batch: Batch, padded_size: tuple[int, int]) -> Detections:
     """Does the work of `detect`; has the same arguments and result."""
     inputs = _prepare(self.rcnn, batch, padded_size=padded_size)

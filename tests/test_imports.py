@@ -11,10 +11,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 # rows, and modules of its own package, but no other entry of its own row.
 # `name.*` is a whole package.
 ROWS = (
+  # The comparison with torchvision converts its weights.
+  ('benchmark.*',),
   (
     '__main__',
     'main',
-    'benchmark.*',
     'build_tfds.*',
     'check_data.*',
     'convert_to_coco.*',
@@ -48,11 +49,12 @@ ROWS = (
 # Index of the last row that may use recipes. No module of a lower row may have
 # a parameter or an attribute named `config`, except the package that defines
 # recipes.
-LAST_CONFIG_ROW = 5
+LAST_CONFIG_ROW = 6
 
 
 # These files run in an environment of their own, in which torch is installed.
 TORCH_FILES = (
+  pathlib.PurePath('maskrcnn_jax/benchmark/torchvision_steps.py'),
   pathlib.PurePath('scripts/export_onnx.py'),
   pathlib.PurePath('scripts/learning/torchvision_jobs.py'),
 )

@@ -2,14 +2,25 @@ r"""Measures how fast a recipe trains, detects, or loads its data.
 
   python -m maskrcnn_jax.benchmark --config=r50_fpn \
       --mode=train --size=800x1333 --batch_size=1 [--config.KEY=VALUE ...]
-  python -m maskrcnn_jax.benchmark --config=r50_fpn \
-      --mode=loader --images=DIR --annotations=FILE.json --workers=0,1,2 \
+  python -m maskrcnn_jax.benchmark --config=r50_fpn --mode=inference \
+      --size=512x512 --paste --compare=torchvision --torch_python=ENV/bin/python
+  python -m maskrcnn_jax.benchmark --config=r50_fpn --mode=loader \
+      --images=DIR --annotations=FILE.json --workers=0,1,2 \
       --batch_size=16 --steps=30
 
---mode=train and --mode=inference time the work of the device for a batch of
-made-up images: resizing and the network, then the losses and the update of the
-weights, or the detections. The work of the host (decoding images, pasting
-masks) is not timed.
+--mode=train and --mode=inference time the program that a training or an
+evaluation runs on the device: resizing and the network, then the losses and the
+update of the weights, or the detections. Each step is timed to the end of its
+work on the device. The images are made up; --images and --annotations, or
+--real_images, take those of a data set. With --with_loader a step also waits
+for its batch, and with --paste inference also pastes the masks into the images.
+FLOPs are those of the compiled program, without kernels in Pallas; their share
+of the peak is shown for A100, H100 and H200.
+
+--compare=torchvision times steps of torchvision's Mask R-CNN and of this
+program in turn, with equal images and weights, in torchvision's default setting
+and in faster ones. The ratio is the median time of this program over that of
+torchvision, with a 95 % interval from a bootstrap.
 
 --mode=loader times the work of the host for a training, from files to a batch
 on the device, with each number of worker processes. It also counts how often a
@@ -23,11 +34,35 @@ training set of the recipe is loaded: --config.data.train.images and
 # is slow to import is imported late.
 import argparse
 import json
+import os
+import pathlib
 import sys
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
 from maskrcnn_jax.errors import InputError, print_error
+
+if TYPE_CHECKING:
+  from maskrcnn_jax.benchmark.step_speed import Options
+
+
+# Number of steps that are timed if neither --steps nor --seconds is given.
+_STEPS = 5
+
+# Arguments that belong to some modes only.
+_LOADER_ONLY = ('workers', 'threads', 'step_seconds')
+_STEPS_ONLY = (
+  'size',
+  'seconds',
+  'objects',
+  'classes',
+  'max_batch_size',
+  'real_images',
+  'with_loader',
+  'compare',
+  'costs',
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,6 +94,7 @@ def _run(argv: list[str]) -> None:
   path, overrides, others = split_arguments(argv)
   arguments, unexpected = _parser().parse_known_args(others)
   refuse_unexpected(unexpected)
+  _check_combination(arguments)
   if path is None:
     raise InputError(
       '--config=RECIPE is missing, for example --config=r50_fpn.'
@@ -84,6 +120,46 @@ def _run(argv: list[str]) -> None:
     _time_step(arguments, config)
 
 
+def _check_combination(arguments: argparse.Namespace) -> None:
+  """Refuses arguments that would have no effect, instead of ignoring them.
+
+  Args:
+    arguments: The parsed arguments of the command line.
+
+  Raises:
+    InputError: If an argument does not belong to the mode, or two exclude each
+      other.
+  """
+  given = {
+    name
+    for name, value in vars(arguments).items()
+    if value is not None and value is not False
+  }
+  of_images = {'images', 'annotations', 'real_images', 'with_loader'} & given
+  is_loader = arguments.mode == 'loader'
+  for names, applies, needs in (
+    (_LOADER_ONLY, is_loader, '--mode=loader'),
+    (_STEPS_ONLY, not is_loader, '--mode=train or --mode=inference'),
+    (('paste',), arguments.mode == 'inference', '--mode=inference'),
+    (('torch_python',), arguments.compare, '--compare=torchvision'),
+    (('trace',), arguments.costs, '--costs=N'),
+    (
+      ('size', 'objects', 'classes', 'max_batch_size'),
+      not of_images,
+      f'made-up images, without --{min(of_images, default="")}',
+    ),
+    (
+      ('max_batch_size', 'costs', 'with_loader'),
+      not arguments.compare,
+      'a benchmark without --compare',
+    ),
+    (('steps',), arguments.seconds is None, 'a benchmark without --seconds'),
+  ):
+    for name in names:
+      if name in given and not applies:
+        raise InputError(f'--{name} is for {needs}.')
+
+
 def _time_step(
   arguments: argparse.Namespace, config: ml_collections.ConfigDict
 ) -> None:
@@ -96,35 +172,89 @@ def _time_step(
   Raises:
     InputError: If an argument is wrong.
   """
-  from maskrcnn_jax.benchmark.step_speed import benchmark_step
+  if arguments.compare:
+    # JAX would take most of the GPU's memory, and torchvision needs some too.
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  from maskrcnn_jax.benchmark import comparison, report, step_speed
   from maskrcnn_jax.runtime import cluster
 
+  options = _options(arguments, config)
   cluster.find_devices()
-  figures = benchmark_step(
-    config,
-    mode=arguments.mode,
-    image_size=_parse_size(arguments.size),
-    batch_size=arguments.batch_size,
-    num_steps=arguments.steps,
-    num_objects=arguments.objects,
-    num_classes=arguments.classes + 1,
-    num_costs=arguments.costs,
-  )
-  print(
-    f'{figures["mode"]} {arguments.size}, batch {arguments.batch_size}, '
-    f'{figures["precision"]}, {figures["device"]}: '
-    f'{figures["median_s"]:.3f} s a step '
-    f'({figures["least_s"]:.3f} to {figures["most_s"]:.3f}), '
-    f'{figures["images_per_s"]:.2f} images/s; compiled in '
-    f'{figures["compile_s"]:.0f} s; peak memory '
-    f'{figures["peak_memory_mib"]:.0f} MiB'
-  )
-  for cost in figures['costs']:
-    print(
-      f'{cost["share"]:6.1%} {cost["ms"]:9.2f} ms {cost["operation"]}: '
-      f'{cost["source"]}'
+  if arguments.compare:
+    figures = comparison.compare(
+      config, options, arguments.torch_python or sys.executable
     )
-  print(json.dumps(figures))
+    print(report.format_figures(figures))
+    print(report.format_peer(figures))
+    print(json.dumps(figures))
+    return
+  figures = step_speed.benchmark_step(config, options)
+  print(report.format_figures(figures))
+  print(json.dumps(figures), flush=True)
+  if arguments.max_batch_size is None:
+    return
+  largest = step_speed.largest_batch(
+    config, options, figures, max_batch_size=arguments.max_batch_size
+  )
+  if largest is None:
+    print(
+      f'No larger batch up to {arguments.max_batch_size} fits.',
+      file=sys.stderr,
+    )
+    return
+  print(report.format_figures(largest))
+  print(json.dumps(largest))
+
+
+def _options(
+  arguments: argparse.Namespace, config: ml_collections.ConfigDict
+) -> 'Options':
+  """Converts the arguments of the command line to the options of a benchmark.
+
+  Args:
+    arguments: The parsed arguments; they do not contradict each other.
+    config: The recipe, which may name a data set.
+
+  Raises:
+    InputError: If --size is wrong, or if there is no data set.
+  """
+  from maskrcnn_jax.benchmark.step_speed import Options
+  from maskrcnn_jax.benchmark.timing import Limit
+  from maskrcnn_jax.config import source_of
+  from maskrcnn_jax.data.source import choose_source
+
+  options = Options(
+    mode=arguments.mode,
+    batch_size=arguments.batch_size,
+    with_loader=arguments.with_loader,
+    pastes=arguments.paste,
+    limit=Limit(
+      _default(arguments.steps, _STEPS) if arguments.seconds is None else None,
+      arguments.seconds,
+    ),
+    num_costs=_default(arguments.costs, 0),
+    trace=arguments.trace,
+  )
+  if (
+    arguments.images is not None
+    or arguments.annotations is not None
+    or arguments.real_images
+    or arguments.with_loader
+  ):
+    source, option = choose_source(
+      arguments.images, arguments.annotations, source_of(config, 'train')
+    )
+    return options._replace(source=source, option=option)
+  return options._replace(
+    image_size=_parse_size(_default(arguments.size, '800x1333')),
+    num_objects=_default(arguments.objects, 8),
+    num_classes=_default(arguments.classes, 80) + 1,
+  )
+
+
+def _default(value: Any, default: Any) -> Any:
+  """Returns the value of an argument, or its default if it was not given."""
+  return default if value is None else value
 
 
 def _time_loader(
@@ -150,7 +280,9 @@ def _time_loader(
     arguments.images, arguments.annotations, source_of(config, 'train')
   )
   try:
-    workers = [int(count) for count in arguments.workers.split(',')]
+    workers = [
+      int(count) for count in _default(arguments.workers, '0').split(',')
+    ]
   except ValueError:
     raise InputError(
       f'--workers={arguments.workers}: give whole numbers, such as 0,1,2.'
@@ -160,9 +292,9 @@ def _time_loader(
     source,
     option=option,
     batch_size=arguments.batch_size,
-    num_steps=arguments.steps,
+    num_steps=_default(arguments.steps, _STEPS),
     workers=workers,
-    num_threads=arguments.threads,
+    num_threads=_default(arguments.threads, 2),
     step_s=arguments.step_seconds,
   )
   speeds = figures['speeds']
@@ -213,66 +345,99 @@ def _parser() -> argparse.ArgumentParser:
     required=True,
     help='the work to time',
   )
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     '--size',
-    default='800x1333',
-    help='HEIGHTxWIDTH of the made-up images in pixels',
+    help='HEIGHTxWIDTH of the made-up images in pixels (default: 800x1333)',
   )
-  parser.add_argument(
-    '--batch_size', type=int, default=1, help='number of images in a step'
+  add('--batch_size', type=int, default=1, help='number of images in a step')
+  add(
+    '--max_batch_size',
+    type=int,
+    help='also time the largest batch that fits into the memory: up to\n'
+    'this number of images, --batch_size times a power of two',
   )
-  parser.add_argument(
-    '--steps', type=int, default=5, help='number of steps to time'
-  )
-  parser.add_argument(
+  add('--steps', type=int, help='number of steps to time (default: 5)')
+  add('--seconds', type=float, help='time steps for so long instead')
+  add(
     '--objects',
     type=int,
-    default=8,
-    help='number of objects in each made-up image',
+    help='number of objects in each made-up image (default: 8)',
   )
-  parser.add_argument(
+  add(
     '--classes',
     type=int,
-    default=80,
-    help='number of classes without background',
+    help='number of classes of made-up images, without background\n'
+    '(default: 80)',
   )
-  parser.add_argument(
+  add(
     '--precision',
     choices=('auto', 'fp32', 'tf32', 'bf16', 'fp16'),
     help='the precision (default: the one of the recipe); auto is\n'
     'tf32 on GPUs that have it, otherwise fp32',
   )
-  parser.add_argument('--images', help='loader: folder of the images')
-  parser.add_argument('--annotations', help='loader: COCO JSON of the images')
-  parser.add_argument(
-    '--workers',
-    default='0',
-    help='loader: numbers of worker processes to try, one after\n'
-    'the other, for example 0,1,2; with 0 the threads of the main\n'
-    'process load',
-  )
-  parser.add_argument(
-    '--threads',
-    type=int,
-    default=2,
-    help='loader: number of threads in each process',
-  )
-  parser.add_argument(
-    '--step_seconds',
-    type=float,
-    help='loader: seconds that a step takes\n'
-    '(default: 1.25 times the time to load its batch)',
-  )
-  parser.add_argument(
+  add(
     '--kernels',
     choices=('auto', 'xla', 'pallas'),
     help='the kernels (default: those of the recipe)',
   )
-  parser.add_argument(
+  add('--images', help='folder of the images of a data set')
+  add('--annotations', help='COCO JSON of these images')
+  add(
+    '--real_images',
+    action='store_true',
+    help="train, inference: take images of the recipe's training set",
+  )
+  add(
+    '--with_loader',
+    action='store_true',
+    help='train, inference: the time of a step includes waiting for its\n'
+    'batch, which the loader reads from the data set;\n'
+    '--config.data.num_workers and .num_threads are used',
+  )
+  add(
+    '--paste',
+    action='store_true',
+    help='inference: a step includes pasting the masks into the images',
+  )
+  add(
+    '--compare',
+    choices=('torchvision',),
+    help='time steps of this program in turn with steps of torchvision',
+  )
+  add(
+    '--torch_python',
+    metavar='PYTHON',
+    help='Python 3.11 or newer that has torch and torchvision\n'
+    '(default: this one)',
+  )
+  add(
     '--costs',
     type=int,
-    default=0,
     help='profile one more step, and print this number of operations\n'
     'that take most of its time',
+  )
+  add(
+    '--trace',
+    type=pathlib.Path,
+    metavar='DIR',
+    help='folder to keep that profile in, for TensorBoard or\nui.perfetto.dev',
+  )
+  add(
+    '--workers',
+    help='loader: numbers of worker processes to try, one after\n'
+    'the other, for example 0,1,2; with 0, the default, the threads\n'
+    'of the main process load',
+  )
+  add(
+    '--threads',
+    type=int,
+    help='loader: number of threads in each process (default: 2)',
+  )
+  add(
+    '--step_seconds',
+    type=float,
+    help='loader: seconds that a step takes\n'
+    '(default: 1.25 times the time to load its batch)',
   )
   return parser

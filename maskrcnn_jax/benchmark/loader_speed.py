@@ -19,19 +19,9 @@ from jaxtyping import Int
 import ml_collections
 import numpy as np
 
-from maskrcnn_jax.benchmark.recipes import complete_recipe
-from maskrcnn_jax.config import (
-  canvas_arguments,
-  drawn_sizes,
-  heads_of,
-  pixel_range_of,
-)
-from maskrcnn_jax.data import canvases, image_sets, loader
-from maskrcnn_jax.data.source import (
-  Source,
-  check_images_exist,
-  read_set,
-)
+from maskrcnn_jax.benchmark.training_set import open_training_set
+from maskrcnn_jax.data import canvases
+from maskrcnn_jax.data.source import Source
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.runtime import cluster
 
@@ -108,40 +98,14 @@ def benchmark_loader(
     raise InputError(f'--step_seconds={step_s} must be 0 or more.')
   mesh = cluster.make_mesh()
   cluster.check_batch_size(batch_size, mesh, key='batch_size')
-  source.check_is_there(option)
-  data_set = read_set(source, require_masks=heads_of(config).masks)
-  check_images_exist(data_set)
-  index = data_set.coco_index
-  rows, _ = image_sets.filter_images(index, keep_empty=config.data.keep_empty)
-  config = complete_recipe(
-    config,
-    num_images=len(rows),
-    most_objects=image_sets.most_objects(index),
-  )
-  plan = canvases.plan_canvases(
-    index.heights,
-    index.widths,
-    **canvas_arguments(config),
-    **drawn_sizes(config),
-  )
-  load = functools.partial(
-    loader.train_batches,
-    data_set,
-    plan,
-    rows,
-    limits=image_sets.find_limits(index, max_objects=config.data.max_objects),
-    seed=config.seed,
-    start_step=0,
-    batch_size=batch_size,
-    pixel_range=pixel_range_of(config),
-    apply_exif=config.data.apply_exif,
-  )
+  data = open_training_set(config, source, option=option)
+  load = functools.partial(data.load, batch_size=batch_size)
   return {
     'mode': 'loader',
-    'num_images': len(rows),
+    'num_images': len(data.rows),
     'batch_size': batch_size,
-    'static_sizes': len(np.unique(plan.canvas_of_image[rows])),
-    'share_padding': canvases.share_padding(plan, rows),
+    'static_sizes': len(np.unique(data.plan.canvas_of_image[data.rows])),
+    'share_padding': canvases.share_padding(data.plan, data.rows),
     'speeds': [
       measure(
         load,

@@ -6,18 +6,23 @@ import dataclasses
 import heapq
 import math
 import pathlib
+import shutil
 import tempfile
 from typing import Any
 
 import jax
 
 
-def largest_costs(step: Callable[[], None], count: int) -> list[dict[str, Any]]:
+def largest_costs(
+  step: Callable[[], None], count: int, *, folder: pathlib.Path | None = None
+) -> list[dict[str, Any]]:
   """Profiles a step and returns the operations that took most of its time.
 
   Args:
     step: Function that runs one step and waits for its end. It is called once.
     count: Number of operations to return.
+    folder: Folder that keeps the profile, for TensorBoard or ui.perfetto.dev.
+      `None` keeps it nowhere.
 
   Returns:
     For each operation: `operation`, its name in the compiled program; `source`,
@@ -27,10 +32,12 @@ def largest_costs(step: Callable[[], None], count: int) -> list[dict[str, Any]]:
     operations that run inside it; and `share`, its part of the time of all
     operations, in [0, 1]. The longest time comes first.
   """
-  with tempfile.TemporaryDirectory() as folder:
-    with jax.profiler.trace(folder):
+  with tempfile.TemporaryDirectory() as temporary:
+    with jax.profiler.trace(temporary, create_perfetto_trace=bool(folder)):
       step()
-    (file,) = pathlib.Path(folder).rglob('*.xplane.pb')
+    (file,) = pathlib.Path(temporary).rglob('*.xplane.pb')
+    if folder:
+      shutil.copytree(temporary, folder, dirs_exist_ok=True)
     planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
   on_gpu = [plane for plane in planes if plane.name.startswith('/device:GPU')]
   spent: dict[str, float] = collections.defaultdict(float)

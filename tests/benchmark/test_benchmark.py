@@ -1,6 +1,7 @@
 """Tests of the benchmark: its figures, and the arguments that it refuses."""
 
 import json
+import math
 import os
 import pathlib
 import re
@@ -15,7 +16,7 @@ import tiny
 
 from maskrcnn_jax.benchmark.command_line import main
 from maskrcnn_jax.benchmark.made_up_batch import made_up_batch
-from maskrcnn_jax.benchmark.step_speed import benchmark_step
+from maskrcnn_jax.benchmark.step_speed import Options, benchmark_step
 from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.rcnn import Rcnn
 
@@ -38,16 +39,32 @@ def test_benchmark_reports_positive_figures(mode, capsys):
     '--batch_size=2',
     '--objects=3',
     '--classes=3',
+    *(['--paste'] if mode == 'inference' else []),
   )
-  text, line = capsys.readouterr().out.splitlines()
+  text, *_, line = capsys.readouterr().out.splitlines()
   assert text.startswith(f'{mode} 64x64, batch 2, fp32, ')
   figures = json.loads(line)
   assert figures['mode'] == mode
   assert figures['image_size'] == [64, 64]
-  assert 0 < figures['least_s'] <= figures['median_s'] <= figures['most_s']
+  order = ('least_s', 'median_s', 'p90_s', 'p99_s', 'most_s')
+  times = [0, *(figures[name] for name in order)]
+  assert times == sorted(times)
+  assert figures['num_steps'] == 2
   assert figures['images_per_s'] == pytest.approx(2 / figures['median_s'])
   assert figures['compile_s'] > 0
-  assert figures['peak_memory_mib'] > 0
+  assert figures['peak_memory_mib'] > figures['program_mib'] > 0
+  # The first convolution alone: 32 x 32 cells of 8 channels, each of 7 x 7 x 3
+  # products and additions, for two images.
+  assert figures['flops'] > 2 * 2 * 32 * 32 * 8 * 7 * 7 * 3
+  assert figures['flops_per_s'] == pytest.approx(
+    figures['flops'] / figures['median_s']
+  )
+  assert figures['utilization'] is None  # A CPU's peak is not known.
+  if mode == 'train':
+    assert math.isfinite(figures['loss'])
+  else:
+    # The recipe keeps 8 detections, however low their scores are.
+    assert 0 < figures['detections'] <= 16
 
 
 @pytest.mark.parametrize(
@@ -62,6 +79,12 @@ def test_benchmark_reports_positive_figures(mode, capsys):
     ('--objects=9', '--objects=9 must be from 0 to 8'),
     ('--classes=0', '--classes=0'),
     ('--config=none.py', 'none.py is not a file'),
+    ('--seconds=-1', '--seconds=-1.0 must be from 0'),
+    ('--paste', '--paste is for --mode=inference.'),
+    ('--trace=DIR', '--trace is for --costs=N.'),
+    ('--workers=1', '--workers is for --mode=loader.'),
+    ('--torch_python=python', '--torch_python is for --compare=torchvision.'),
+    ('--real_images', '--size is for made-up images, without --real_images.'),
   ],
 )
 def test_benchmark_refuses_wrong_arguments(argument, message, capsys):
@@ -72,6 +95,36 @@ def test_benchmark_refuses_wrong_arguments(argument, message, capsys):
   assert len(more) <= 1  # The command that explains a code.
   assert line.startswith('error: ')
   assert message in line
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (
+      ['--mode=train', '--steps=3', '--seconds=3'],
+      '--steps is for a benchmark without --seconds.',
+    ),
+    (
+      ['--mode=train', '--compare=torchvision', '--max_batch_size=8'],
+      '--max_batch_size is for a benchmark without --compare.',
+    ),
+    (
+      ['--mode=loader', '--size=64x64'],
+      '--size is for --mode=train or --mode=inference.',
+    ),
+    (
+      ['--mode=train', '--images=DIR'],
+      '--annotations=FILE.json is missing: --images and --annotations',
+    ),
+    (['--mode=train', '--with_loader'], 'No data set: give --images=DIR'),
+  ],
+)
+def test_benchmark_refuses_arguments_without_effect(arguments, message, capsys):
+  with pytest.raises(SystemExit) as exit_:
+    run(*arguments)
+  assert exit_.value.code == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith(f'error: {message}')
 
 
 def test_benchmark_without_the_device_that_is_asked_for(monkeypatch, capsys):
@@ -122,12 +175,7 @@ def test_benchmark_refuses_a_batch_that_devices_cannot_share(monkeypatch):
   with pytest.raises(InputError, match='batch_size .4. must be a multiple'):
     benchmark_step(
       tiny.get_config(),
-      mode='train',
-      image_size=(64, 64),
-      batch_size=4,
-      num_steps=1,
-      num_objects=1,
-      num_classes=4,
+      Options('train', batch_size=4, image_size=(64, 64), num_objects=1),
     )
 
 
@@ -278,3 +326,23 @@ def test_benchmark_times_the_loader_of_a_tfds_set(tiny_tfds):
   figures = json.loads(done.stdout.splitlines()[-1])
   assert figures['num_images'] == tiny.NUM_VAL
   assert [speed['num_workers'] for speed in figures['speeds']] == [0, 1]
+
+
+def test_help_does_not_import_jax():
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      'import contextlib, sys\n'
+      'from maskrcnn_jax.benchmark.command_line import main\n'
+      'with contextlib.suppress(SystemExit):\n'
+      '  main(["--help"])\n'
+      'assert not {"jax", "flax"} & set(sys.modules)',
+    ],
+    env=os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parents[2])},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 0, done.stderr
+  assert '--compare' in done.stdout
