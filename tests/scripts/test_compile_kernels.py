@@ -43,7 +43,7 @@ def test_kernels_and_training_step_compile_for_h200_and_a100():
   done = run('--quick')
   assert done.returncode == 0, done.stderr[-3000:]
   lines = done.stdout.splitlines()
-  for target in ('h200', 'a100'):
+  for target in ('h200', 'a100_40'):
     for title in (
       f'{target} pairwise_iou',
       f'{target} match_by_overlap',
