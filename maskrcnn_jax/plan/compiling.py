@@ -34,7 +34,7 @@ from maskrcnn_jax.training.optimizer import (
   split_parameters,
 )
 
-# Number of objects of each made-up image, and the sizes of its outlines.
+# Number of objects of each made-up image.
 _NUM_OBJECTS = 8
 
 
@@ -79,9 +79,9 @@ def find_compiler() -> None:
   ]
   if plugin is None or not any((f / 'ptxas').is_file() for f in folders):
     raise InputError(
-      'To compile for GPUs, the extra `plan` must be installed (270 MB to '
-      "download, 760 MB on disk): pip install 'maskrcnn-jax[plan]', or in a "
-      "checkout of the source pip install -e '.[plan]'. A GPU is not needed."
+      'To compile for GPUs, the packages of the extra `plan` must be installed '
+      "(270 MB to download, 760 MB on disk): pip install 'jax[cuda13-local]' "
+      'nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt. A GPU is not needed.'
     )
   os.environ['PATH'] = os.pathsep.join(
     [*map(str, folders), os.environ.get('PATH', '')]
@@ -155,36 +155,6 @@ def shapes_on(mesh: Mesh, tree: PyTree, spec: tuple[str, ...] = ()) -> PyTree:
   )
 
 
-def batch_shapes(
-  config: ml_collections.ConfigDict,
-  mesh: Mesh,
-  *,
-  batch_size: int,
-  padded_size: tuple[int, int],
-  num_classes: int,
-) -> PyTree:
-  """Returns the shapes of a batch of decoded images with their ground truth.
-
-  Args:
-    config: The recipe.
-    mesh: The devices that the images are spread over.
-    batch_size: Number of images.
-    padded_size: (height, width) of the images, in pixels.
-    num_classes: Number of classes, background included.
-  """
-  one = made_up_batch(
-    image_size=padded_size,
-    batch_size=1,
-    num_objects=min(_NUM_OBJECTS, config.data.max_objects),
-    max_objects=config.data.max_objects,
-    num_classes=num_classes,
-  )
-  shapes = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), one
-  )
-  return shapes_on(mesh, shapes, ('data',))
-
-
 def compile_step(
   config: ml_collections.ConfigDict,
   mesh: Mesh,
@@ -193,6 +163,8 @@ def compile_step(
   padded_size: tuple[int, int],
   num_classes: int,
   mode: str = 'train',
+  example: Batch | None = None,
+  limits: GroundTruthLimits | None = None,
 ) -> CompiledStep:
   """Compiles the training step or the inference of a recipe for GPUs.
 
@@ -204,6 +176,9 @@ def compile_step(
     padded_size: (height, width) of the padded images, in pixels.
     num_classes: Number of classes, background included.
     mode: 'train' or 'inference'.
+    example: A batch of any number of images, whose arrays have the shapes of
+      the training set. `None` takes the shapes of made-up images.
+    limits: Static sizes of the ground truth; `None` for made-up images.
   """
   dtype = set_precision(config.precision)
   rcnn = Rcnn.from_config(
@@ -215,12 +190,21 @@ def compile_step(
       train_state.initial_state(rcnn, optimizer, config), config
     )
   )
-  batch = batch_shapes(
-    config,
+  if example is None:
+    example = made_up_batch(
+      image_size=padded_size,
+      batch_size=1,
+      num_objects=min(_NUM_OBJECTS, config.data.max_objects),
+      max_objects=config.data.max_objects,
+      num_classes=num_classes,
+    )
+  batch = shapes_on(
     mesh,
-    batch_size=batch_size,
-    padded_size=padded_size,
-    num_classes=num_classes,
+    jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype),
+      example,
+    ),
+    ('data',),
   )
   started = time.monotonic()
   if mode == 'train':
@@ -229,7 +213,7 @@ def compile_step(
         config,
         rcnn,
         optimizer,
-        GroundTruthLimits(config.data.max_objects, 512, 64, 1),
+        limits or GroundTruthLimits(config.data.max_objects, 512, 64, 1),
       )
     )
     compiled = compile_for(
