@@ -10,6 +10,7 @@ import re
 from typing import NamedTuple
 
 from maskrcnn_jax.plan.flops import (
+  COLLECTIVES,
   CUDNN,
   FREE,
   MOVES,
@@ -19,16 +20,6 @@ from maskrcnn_jax.plan.flops import (
 )
 from maskrcnn_jax.plan.hlo import Array, Computation, Instruction, Program
 from maskrcnn_jax.runtime.gpu_peaks import Peaks
-
-COLLECTIVES = (
-  'all-reduce',
-  'all-gather',
-  'all-to-all',
-  'reduce-scatter',
-  'collective-permute',
-  'collective-broadcast',
-  'ragged-all-to-all',
-)
 
 
 class Cost(NamedTuple):

@@ -5,6 +5,16 @@ import re
 
 from maskrcnn_jax.plan.hlo import Array, Computation, Instruction
 
+# Exchanges between devices.
+COLLECTIVES = (
+  'all-reduce',
+  'all-gather',
+  'all-to-all',
+  'reduce-scatter',
+  'collective-permute',
+  'collective-broadcast',
+  'ragged-all-to-all',
+)
 # Opcodes that launch no kernel: they rename arrays, or wait.
 FREE = {
   'parameter',
@@ -101,6 +111,8 @@ def flops_of(
     key = number_format(operands[0].dtype, instruction.attributes)
     return {key: 2 * result.size * length}
   if opcode in MOVES or opcode in ('custom-call', 'fusion'):
+    return {}
+  if opcode.removesuffix('-start') in COLLECTIVES:
     return {}
   if opcode == 'reduce':
     return {'vector': sum(a.size for a in operands[: len(operands) // 2])}

@@ -232,8 +232,10 @@ def _next_guess(tried: dict[int, int], limit: float, multiple: int) -> int:
     tried.items(), key=lambda item: abs(item[1] - limit)
   )[:2]
   slope = (two_bytes - one_bytes) / (two - one)
-  if slope <= 0:
-    return 2 * max(tried)
+  if slope <= 0:  # Choices of the compiler hide how the memory grows.
+    if min(tried.values()) <= limit:
+      return 2 * max(tried)
+    return max(min(tried) // 2 // multiple, 1) * multiple
   guess = one + (limit - one_bytes) / slope
   return max(int(guess) // multiple, 0) * multiple
 

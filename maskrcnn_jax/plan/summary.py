@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 import math
 from typing import Any
 
-from maskrcnn_jax.plan.costs import COLLECTIVES, Cost, list_costs
-from maskrcnn_jax.plan.flops import operands_of, sort_length
+from maskrcnn_jax.plan.costs import Cost, list_costs
+from maskrcnn_jax.plan.flops import COLLECTIVES, operands_of, sort_length
 from maskrcnn_jax.plan.hlo import Program
 from maskrcnn_jax.runtime.gpu_peaks import Peaks
 
