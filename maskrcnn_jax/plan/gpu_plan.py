@@ -64,7 +64,7 @@ def plan_for_gpus(
   mesh = compiling.gpu_mesh(target, num_gpus=num_devices)
   check_batch_size(config, mesh)
   size = work.sizes[0].canvas
-  example = work.load(size)
+  example = work.load(size, 1)
   limit = usable_memory(target)
   seconds: list[float] = []
 

@@ -79,7 +79,7 @@ def plan_for_this_machine(work: Work) -> dict[str, Any]:
   memory = 0.0
   for size in work.sizes:
     started = time.monotonic()
-    batch = work.load(size.canvas)
+    batch = work.load(size.canvas, config.train.batch_size)
     loading = time.monotonic() - started
     batch = cluster.shard_batch(batch, mesh)
     started = time.monotonic()
@@ -209,6 +209,8 @@ def memory_limit() -> float:
   statistics_ = jax.local_devices()[0].memory_stats()
   if statistics_ and 'bytes_limit' in statistics_:
     return float(statistics_['bytes_limit'])
+  pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+  own = pages * os.sysconf('SC_PAGE_SIZE')  # The memory of this program.
   limits = [math.inf]
   for file, word in (
     ('/proc/meminfo', 'MemAvailable:'),
@@ -220,7 +222,7 @@ def memory_limit() -> float:
       continue
     number = text.partition(word)[2].split()[0] if word else text.strip()
     if number.isdigit():
-      limits.append(float(number) * (2**10 if word else 1))
+      limits.append(float(number) * 2**10 + own if word else float(number))
   return min(limits)
 
 

@@ -41,8 +41,9 @@ class Work(NamedTuple):
   num_classes: int  # background included
   sizes: tuple[ImageSize, ...]  # those with the most pixels first
   limits: GroundTruthLimits  # static sizes of the ground truth
-  # Loads a batch of the images that have a canvas, or makes one up.
-  load: Callable[[canvases.Canvas], Batch]
+  # Loads a batch of images that have a canvas, or makes one up. The integer is
+  # the number of images.
+  load: Callable[[canvases.Canvas, int], Batch]
   num_images: int | None  # number of images to train on; None without data
   remarks: tuple[str, ...]  # lines about values that were computed
 
@@ -77,8 +78,8 @@ def read_work(
   limits = image_sets.find_limits(index, max_objects=config.data.max_objects)
   of_row = plan.canvas_of_image[rows]
 
-  def load(canvas: canvases.Canvas) -> Batch:
-    """Loads a batch of the images that have a canvas, as a training does."""
+  def load(canvas: canvases.Canvas, batch_size: int) -> Batch:
+    """Loads a batch of images that have a canvas, as a training does."""
     batches = loader.train_batches(
       data_set,
       plan,
@@ -87,7 +88,7 @@ def read_work(
       seed=config.seed,
       start_step=0,
       num_steps=1,
-      batch_size=config.train.batch_size,
+      batch_size=batch_size,
       num_threads=config.data.num_threads,
       pixel_range=pixel_range_of(config),
       apply_exif=config.data.apply_exif,
@@ -124,11 +125,11 @@ def _made_up_work(
   padded = max(config.data.padded_sizes, key=lambda size: size[0] * size[1])
   canvas = canvases.Canvas(tuple(padded), tuple(padded))
 
-  def load(canvas: canvases.Canvas) -> Batch:
+  def load(canvas: canvases.Canvas, batch_size: int) -> Batch:
     """Returns a batch of made-up images that have the size of a canvas."""
     return made_up_batch(
       image_size=canvas.padded,
-      batch_size=config.train.batch_size,
+      batch_size=batch_size,
       num_objects=min(_NUM_OBJECTS, config.data.max_objects),
       max_objects=config.data.max_objects,
       num_classes=_NUM_CLASSES,

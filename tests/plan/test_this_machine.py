@@ -48,6 +48,41 @@ def test_plan_measures_some_steps_of_the_training(
   assert 0 < figures['memory_mib'] - peak < 50
 
 
+def test_read_work_of_a_data_set_has_its_sizes_and_their_shares(tmp_path):
+  from maskrcnn_jax.data.shapes import write_shapes
+
+  write_shapes(tmp_path, num_train=9, num_val=1, image_size=64, seed=0)
+  file = tmp_path / 'instances_train.json'
+  content = json.loads(file.read_text())
+  wide = [x for x in content['images'] if x['width'] > x['height']]
+  tall = [x for x in content['images'] if x['width'] < x['height']]
+  config = tiny.with_data(tiny.get_config(), tmp_path)
+  config.data.padded_sizes = ((64, 96), (96, 64))
+  config.data.long_side = 96
+  work = read_work(config, frozenset())
+  assert work.num_images == 9
+  assert work.num_classes == len(content['categories']) + 1
+  shares = {size.canvas.padded: size.share for size in work.sizes}
+  assert sum(shares.values()) == pytest.approx(1)
+  assert shares.get((96, 64), 0) == pytest.approx(len(tall) / 9)
+  assert shares.get((64, 96), 0) >= len(wide) / 9
+  for size in work.sizes:
+    batch = work.load(size.canvas, 3)
+    assert batch.images.shape == (3, *size.canvas.source, 3)
+    assert batch.gt_boxes.shape[1] == work.limits.max_objects
+
+
+def test_read_work_without_a_data_set_takes_the_largest_size():
+  config = tiny.get_config()
+  config.data.padded_sizes = ((64, 64), (64, 128), (96, 64))
+  work = read_work(config, frozenset())
+  (size,) = work.sizes
+  assert (size.canvas.padded, size.share) == ((64, 128), 1)
+  assert work.num_images is None
+  assert work.num_classes == 81
+  assert work.load(size.canvas, 2).images.shape == (2, 64, 128, 3)
+
+
 def test_plan_does_not_run_a_step_that_needs_too_much_memory(
   compilation_cache, monkeypatch
 ):
