@@ -15,7 +15,7 @@ batch that fits, the number of FLOPs, the shortest possible time and the data
 that the GPUs exchange. This needs no GPU, but the packages of the extra `plan`
 (270 MB to download, 760 MB on disk):
   pip install 'jax[cuda13-local]' nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt
-A compilation takes minutes, and there are three to five of them.
+A compilation takes minutes, and there are three or four of them.
 
 Exit status: 0 done, 1 failed while running, 2 wrong input.
 """

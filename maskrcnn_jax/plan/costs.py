@@ -155,7 +155,7 @@ def kind_of(instruction: Instruction, inner: list[Instruction]) -> str:
     return opcode
   if 'convolution' in opcodes or instruction.target in CUDNN:
     return 'convolution'
-  if 'dot' in opcodes or '$matmul' in _matmul_name(instruction):
+  if 'dot' in opcodes or instruction.target.startswith('__cublas$'):
     return 'matmul'
   for kind in ('sort', 'scatter'):
     if kind in opcodes:
@@ -165,11 +165,6 @@ def kind_of(instruction: Instruction, inner: list[Instruction]) -> str:
   if 'reduce' in opcodes or 'reduce-window' in opcodes:
     return 'reduction'
   return 'copy' if opcodes <= MOVES else 'elementwise'
-
-
-def _matmul_name(instruction: Instruction) -> str:
-  """Returns '$matmul' for a product by cuBLAS, otherwise ''."""
-  return '$matmul' if instruction.target.startswith('__cublas$') else ''
 
 
 def _bytes(
@@ -227,8 +222,11 @@ def _elements_needed(fused: Computation) -> dict[str, float]:
     fused: The fusion, whose results are all used.
   """
   needed = dict.fromkeys(fused.instructions, 0.0)
+  in_place = set()
   for root in _roots(fused):
     needed[root.name] += root.arrays[0].size
+    if _update_of(fused, root) is not None:
+      in_place.add(_without_bitcasts(fused, root).name)
   for part in reversed(fused.instructions.values()):
     if part.name == fused.root and part.opcode == 'tuple':
       continue  # `_roots` has counted its operands.
@@ -238,7 +236,7 @@ def _elements_needed(fused: Computation) -> dict[str, float]:
         continue
       if part.opcode in ('slice', 'dynamic-slice', 'gather') and not position:
         needed[name] += used
-      elif not position and _update_of(fused, part) is not None:
+      elif not position and part.name in in_place:
         continue  # The part that is updated counts with the results.
       else:
         size = fused.instructions[name].arrays[0].size
@@ -264,14 +262,23 @@ def _update_of(fused: Computation, root: Instruction) -> Array | None:
   Returns:
     The array of the new values. `None` if the fusion writes the whole result.
   """
-  while root.opcode == 'bitcast':
-    root = fused.instructions[root.operands[0]]
+  root = _without_bitcasts(fused, root)
   position = {'dynamic-update-slice': 1, 'scatter': 2}.get(root.opcode)
   if position is None:
     return None
-  target = fused.instructions[root.operands[0]]
-  while target.opcode == 'bitcast':
-    target = fused.instructions[target.operands[0]]
+  target = _without_bitcasts(fused, fused.instructions[root.operands[0]])
   if target.opcode != 'parameter':
     return None
   return fused.instructions[root.operands[position]].arrays[0]
+
+
+def _without_bitcasts(fused: Computation, part: Instruction) -> Instruction:
+  """Returns the instruction that computes an array, of which `part` is a view.
+
+  Args:
+    fused: The fusion.
+    part: An instruction of it.
+  """
+  while part.opcode == 'bitcast':
+    part = fused.instructions[part.operands[0]]
+  return part

@@ -49,7 +49,7 @@ def plan_for_gpus(
     target: Kind of GPU, a key of `GPUS`.
     num_devices: Number of GPUs, all in one machine.
     finds_largest: Whether to look for the largest batch that fits, which takes
-      two to four more compilations.
+      two or three more compilations.
 
   Returns:
     The figures, which JSON can store; `lines_of` explains them.
@@ -186,9 +186,11 @@ def largest_that_fits(
 ) -> Room:
   """Finds the largest number of images of a device that fits in its memory.
 
-  The memory grows almost evenly with the number of images. Two numbers are
-  compiled, a third is where their line meets the limit, and so on until the
-  next larger number does not fit, or is expected not to.
+  The memory grows almost evenly with the number of images, and a part of it,
+  such as the parameters, does not grow. The second number that is compiled is
+  the largest that would fit if all of it grew. The third is where the line
+  through the two meets the limit, and so on until the next larger number does
+  not fit, or is expected not to.
 
   Args:
     memory: Compiles for a number of images; returns the bytes that it needs.
@@ -224,9 +226,10 @@ def _next_guess(tried: dict[int, int], limit: float, multiple: int) -> int:
   """
   if len(tried) == 1:
     ((count, size),) = tried.items()
+    guess = int(count * limit / max(size, 1))
     if size <= limit:
-      return 2 * count
-    return max(count // 2 // multiple, 1) * multiple
+      guess = max(guess, count + multiple)
+    return max(guess // multiple, 1) * multiple
   # The line through the two numbers that are nearest to the limit.
   (one, one_bytes), (two, two_bytes) = sorted(
     tried.items(), key=lambda item: abs(item[1] - limit)
@@ -236,8 +239,8 @@ def _next_guess(tried: dict[int, int], limit: float, multiple: int) -> int:
     if min(tried.values()) <= limit:
       return 2 * max(tried)
     return max(min(tried) // 2 // multiple, 1) * multiple
-  guess = one + (limit - one_bytes) / slope
-  return max(int(guess) // multiple, 0) * multiple
+  where_they_meet = int(one + (limit - one_bytes) / slope)
+  return max(where_they_meet // multiple, 0) * multiple
 
 
 def _announce(

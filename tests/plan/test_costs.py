@@ -149,6 +149,10 @@ FUSED_UPDATE = """
   ROOT %u = f32[100,4]{1,0} dynamic-update-slice(%p, %q, %i, %i)
 }
 """
+# The same update, of which the result is a view.
+FUSED_VIEW = FUSED_UPDATE.replace(
+  '  ROOT %u = f32[100,4]{1,0} ', '  %u = f32[100,4]{1,0} '
+).replace('}\n', '  ROOT %v = f32[400]{0} bitcast(%u)\n}\n')
 FUSED_SCATTER = """
 %fused (p: f32[100], i: s32[7,1], v: f32[7]) -> f32[100] {
   %p = f32[100]{0} parameter(0)
@@ -170,6 +174,13 @@ FUSED_SCATTER = """
       FUSED_UPDATE,
       ['f32[100,4]', 'f32[1,4]', 's32[]'],
       'f32[100,4]',
+      16 + 2 * 16 + 4,
+      'copy',
+    ),
+    (
+      FUSED_VIEW,
+      ['f32[100,4]', 'f32[1,4]', 's32[]'],
+      'f32[400]',
       16 + 2 * 16 + 4,
       'copy',
     ),
