@@ -187,7 +187,10 @@ def compile_step(
   _, optimizer = make_recipe_optimizer(config)
   state = jax.eval_shape(
     lambda: train_state.start_average(
-      train_state.initial_state(rcnn, optimizer, config), config
+      train_state.state_with(
+        rcnn.init(jax.random.key(config.seed)), optimizer, config
+      ),
+      config,
     )
   )
   if example is None:
