@@ -38,7 +38,7 @@ _ENOUGH_SECONDS = 10.0
 def plan_for_this_machine(work: Work) -> dict[str, Any]:
   """Does some training steps on this machine and says what a training needs.
 
-  The trained weights are thrown away, and nothing is written.
+  The trained weights are thrown away.
 
   Args:
     work: The training.
