@@ -6,9 +6,9 @@ r"""Says before a training what it will need: memory, time, devices.
 
 Without --target, it does a few steps of the training on this machine, with
 images of the training set (--config.data.train.images and .annotations), or
-with made-up images. It prints the memory, the seconds of a step and the hours of
-the training. It keeps only the compiled step, in ~/.cache/maskrcnn_jax, where the
-training finds it.
+with made-up images. It prints the memory, the seconds of a step and the hours
+of the training. It keeps only the compiled step, in ~/.cache/maskrcnn_jax,
+where the training finds it.
 
 With --target=h200, h100, a100_80 or a100_40, it compiles the step for GPUs that
 need not be here. It prints whether the step fits in their memory, the largest
