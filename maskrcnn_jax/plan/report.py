@@ -91,6 +91,11 @@ def count_lines(figures: Mapping[str, Any]) -> list[str]:
       figures['kinds'].items(), key=lambda item: -item[1]['bytes']
     )
   ]
+  if 'custom kernel' in figures['kinds']:
+    lines.append(
+      'Of a custom kernel, such as those in Pallas, only the arguments and '
+      'results are counted: its FLOPs and loops are not known.'
+    )
   return lines
 
 
