@@ -210,6 +210,9 @@ def _moved_by(instruction: Instruction, operands: list[int]) -> int:
       return instruction.bytes + sum(operands)
     case 'all-reduce-start' | 'all-gather-start' | 'collective-permute-start':
       return instruction.bytes  # It lists both operands and results.
+  if instruction.target.startswith(('__cudnn$', '__cublas$')):
+    # The second result is memory that the library may use for itself.
+    return instruction.arrays[0].bytes + sum(operands)
   return instruction.bytes + sum(operands)
 
 

@@ -93,6 +93,8 @@ def test_product_of_cublas_reads_its_own_attributes():
   )
   assert cost.kind == 'matmul'
   assert cost.flops == {'bf16': 2 * 20 * 9 * 7}
+  # The 64 bytes of the second result are for the library.
+  assert cost.bytes == 2 * (20 * 7 + 9 * 7 + 20 * 9)
 
 
 @pytest.mark.parametrize(
