@@ -32,6 +32,10 @@ TOOLS = {
     'benchmark',
     'measure the speed of training, inference or data loading',
   ),
+  'plan': (
+    'plan',
+    'say before a training what it needs, here or on other GPUs',
+  ),
   'doctor': (
     'doctor',
     'check this machine: versions, devices, results, GPU kernels',

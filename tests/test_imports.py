@@ -11,6 +11,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # rows, and modules of its own package, but no other entry of its own row.
 # `name.*` is a whole package.
 ROWS = (
+  # It makes up batches as `benchmark` does.
+  ('plan.*',),
   # The comparison with torchvision converts its weights.
   ('benchmark.*',),
   (
@@ -49,7 +51,7 @@ ROWS = (
 # Index of the last row that may use recipes. No module of a lower row may have
 # a parameter or an attribute named `config`, except the package that defines
 # recipes.
-LAST_CONFIG_ROW = 6
+LAST_CONFIG_ROW = 8
 
 
 # These files run in an environment of their own, in which torch is installed.

@@ -299,6 +299,10 @@ def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
     path.name for path in ROOT.glob('configs/*.py')
   )
   assert not list(package.parent.glob('configs'))
+  targets = pathlib.Path('plan', 'targets')
+  assert sorted(path.name for path in (package / targets).iterdir()) == sorted(
+    path.name for path in (ROOT / 'maskrcnn_jax' / targets).iterdir()
+  )
   for name in ('maskrcnn_jax', 'pallas_kernels'):
     assert (package.parent / name / 'py.typed').is_file()
 

@@ -18,7 +18,6 @@ from maskrcnn_jax.benchmark.images import (
   make_up,
   read_images,
 )
-from maskrcnn_jax.benchmark.peaks import peak_flops
 from maskrcnn_jax.benchmark.profile import largest_costs
 from maskrcnn_jax.benchmark.programs import (
   Inference,
@@ -29,6 +28,7 @@ from maskrcnn_jax.benchmark.programs import (
 )
 from maskrcnn_jax.data.source import Source
 from maskrcnn_jax.runtime import cluster
+from maskrcnn_jax.runtime.gpu_peaks import peak_flops
 from maskrcnn_jax.runtime.training_log import peak_memory
 
 

@@ -47,7 +47,21 @@ def initial_state(
   init = jax.jit(
     rcnn.init, compiler_options={'xla_backend_optimization_level': 0}
   )
-  variables = init(jax.random.key(config.seed))
+  return state_with(init(jax.random.key(config.seed)), optimizer, config)
+
+
+def state_with(
+  variables: dict,
+  optimizer: optax.GradientTransformation,
+  config: ml_collections.ConfigDict,
+) -> TrainState:
+  """Returns the state of step 0 with given weights.
+
+  Args:
+    variables: Parameters and constants of the model, as `Rcnn.init` makes them.
+    optimizer: The optimizer; its initial state is a part of the result.
+    config: The recipe, which gives the frozen stages and the precision.
+  """
   trainable, _ = split_parameters(
     variables['params'], frozen_prefixes(config.freeze_at)
   )

@@ -10,7 +10,6 @@ import tiny
 
 from maskrcnn_jax.benchmark import (
   images,
-  peaks,
   programs,
   report,
   step_speed,
@@ -21,6 +20,7 @@ from maskrcnn_jax.benchmark.training_set import (
   open_training_set,
 )
 from maskrcnn_jax.config import source_of
+from maskrcnn_jax.runtime import gpu_peaks
 from maskrcnn_jax.training import run as training_run
 from maskrcnn_jax.training.step import jit_train_step
 
@@ -154,12 +154,13 @@ def test_utilization_is_none_if_it_is_not_known(
 
 
 def test_peaks_of_half_precision_are_twice_those_of_tf32():
-  for device in peaks.PEAKS:
-    tf32, bf16, fp16 = (
-      peaks.peak_flops(device, name) for name in ('tf32', 'bf16', 'fp16')
-    )
-    assert tf32 * 2 == bf16 == fp16
-  assert peaks.peak_flops('cpu', 'bf16') is None
+  for gpu in gpu_peaks.GPUS.values():
+    for device in gpu.device_kinds:
+      tf32, bf16, fp16 = (
+        gpu_peaks.peak_flops(device, name) for name in ('tf32', 'bf16', 'fp16')
+      )
+      assert tf32 * 2 == bf16 == fp16
+  assert gpu_peaks.peak_flops('cpu', 'bf16') is None
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,7 @@ def program(tool, *arguments):
     'main --workdir=none',
     'check_data --images=none --annotations=none.json',
     'benchmark --mode=train',
+    'plan',
   ],
 )
 def test_programs_read_overrides_alike(tool, arguments):

@@ -1,0 +1,1 @@
+"""Tool: says before a training what it will need: memory, time, devices."""
