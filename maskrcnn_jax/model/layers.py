@@ -1,12 +1,17 @@
-"""Convolutions and norms that the backbone, the pyramid and the heads share."""
+"""Layers that the backbone, the pyramid and the heads share."""
 
 import flax.linen as nn
 from flax.typing import Initializer
-import jax
 from jax import lax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
+
+from maskrcnn_jax.model.convolutions import (
+  convolve,
+  pointwise_conv,
+  wide_conv,
+)
 
 # torch's kaiming_uniform_(a=1). Its bound sqrt(6 / ((1 + a^2) fan_in)) gives a
 # variance of 1 / fan_in.
@@ -25,18 +30,13 @@ GROUP_NORM_EPS = 1e-5
 # `wide_conv`. With fewer channels, XLA's own gradients are as fast on the CPU.
 WIDE_CHANNELS = 256
 
-# Number of positions whose products the weight gradient of a convolution sums
-# at once. With 256 channels they take 2 MB, which stay in the cache of a core.
-BAND_POSITIONS = 2048
-
 
 class Conv(nn.Module):
   """A convolution with an odd kernel of side k; k // 2 zeros pad each edge.
 
-  The padding is that of torch. A 1x1 convolution is computed as a matrix
-  product, because on the CPU, XLA's weight gradient of a 1x1 convolution takes
-  several times longer than that of the product. XLA's weight gradient of a wide
-  3x3 convolution is as slow: see `wide_conv`.
+  The padding is that of torch. On the CPU, XLA's own weight gradients of a 1x1
+  convolution and of a wide 3x3 convolution take several times longer than
+  matrix products: see `convolutions`.
 
   Attributes:
     features: Number of output channels.
@@ -74,7 +74,7 @@ class Conv(nn.Module):
     )
     x = x.astype(self.dtype)
     if size == 1 and self.groups == 1:
-      x = x[:, ::stride, ::stride] @ kernel[0, 0]
+      x = pointwise_conv(x[:, ::stride, ::stride], kernel[0, 0])
     elif (
       stride == self.groups == self.dilation == 1
       and x.shape[-1] >= WIDE_CHANNELS
@@ -92,145 +92,6 @@ class Conv(nn.Module):
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
       x = x + bias.astype(self.dtype)
     return x
-
-
-def convolve(
-  x: Float[Array, 'n h w c'],
-  kernel: Float[Array, 's s c1 c2'],
-  *,
-  stride: int = 1,
-  groups: int = 1,
-  dilation: int = 1,
-) -> Float[Array, 'n h2 w2 c2']:
-  """Convolves with a kernel of odd side s; the input is padded with zeros.
-
-  Args:
-    x: Input with c channels.
-    kernel: Kernel with c1 = c / groups input channels and c2 output channels.
-    stride: Stride in both directions.
-    groups: Number of groups. Output channels of a group are computed from the
-      input channels of the same group only.
-    dilation: Distance between two neighbouring cells that the kernel reads.
-  """
-  margin = dilation * (kernel.shape[0] // 2)
-  return lax.conv_general_dilated(
-    x,
-    kernel,
-    window_strides=(stride, stride),
-    padding=[(margin, margin)] * 2,
-    rhs_dilation=(dilation, dilation),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    feature_group_count=groups,
-  )
-
-
-@jax.custom_vjp
-def wide_conv(
-  x: Float[Array, 'n h w c'], kernel: Float[Array, 's s c c2']
-) -> Float[Array, 'n h w c2']:
-  """Computes `convolve` with a backward pass that is fast on the CPU too.
-
-  XLA's CPU backend computes the gradient of the kernel as a convolution, which
-  overflows the cache: for an input of 200x336x256 this takes four times as long
-  as matrix products. Inside a loop, the backend also uses only one core for the
-  gradients of both arguments. On other devices, the gradients are XLA's own.
-  """
-  return convolve(x, kernel)
-
-
-def _wide_conv_forward(
-  x: Array, kernel: Array
-) -> tuple[Array, tuple[Array, Array]]:
-  """Returns the result of `wide_conv`, and the arguments for its gradient."""
-  return convolve(x, kernel), (x, kernel)
-
-
-def _wide_conv_backward(
-  saved: tuple[Array, Array], gradient: Array
-) -> tuple[Array, Array]:
-  """Returns the gradients of `wide_conv` for its input and for its kernel.
-
-  Args:
-    saved: The input and the kernel of the convolution.
-    gradient: Gradient for the result of the convolution.
-  """
-
-  def by_xla(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-    """Computes both gradients by XLA's own rules."""
-    return jax.vjp(convolve, x, kernel)[1](gradient)
-
-  def by_products(
-    x: Array, kernel: Array, gradient: Array
-  ) -> tuple[Array, Array]:
-    """Computes the gradient of the kernel by matrix products."""
-    # The gradient for the input of a convolution with stride 1 is a convolution
-    # with the kernel turned by 180 degrees.
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    return (
-      convolve(gradient, turned),
-      kernel_gradient(x, gradient, side=kernel.shape[0]),
-    )
-
-  return lax.platform_dependent(
-    *saved, gradient, cpu=by_products, default=by_xla
-  )
-
-
-wide_conv.defvjp(_wide_conv_forward, _wide_conv_backward)
-
-
-def kernel_gradient(
-  x: Float[Array, 'n h w c'],
-  gradient: Float[Array, 'n h w c2'],
-  *,
-  side: int,
-) -> Float[Array, 's s c c2']:
-  """Returns the gradient of `convolve`, with stride 1, for its kernel.
-
-  The gradient for kernel[i, j] is a sum over all positions. Each term is the
-  outer product of x, shifted by (i, j) - side // 2, and of the gradient at the
-  position. For each (i, j), the sum over a band of rows is one matrix product.
-
-  Args:
-    x: Input of the convolution.
-    gradient: Gradient for the output of the convolution.
-    side: Side of the kernel in cells; odd.
-  """
-  num, height, width, channels = x.shape
-  rows = max(1, min(height, BAND_POSITIONS // (num * width)))
-  bands = -(-height // rows)
-  margin, missing = side // 2, bands * rows - height
-  # Rows of zeros fill the last band. They add nothing to the sum.
-  gradient = jnp.pad(gradient, ((0, 0), (0, missing), (0, 0), (0, 0)))
-  x = jnp.pad(x, ((0, 0), (margin, margin + missing), (margin, margin), (0, 0)))
-  positions = (0, 1, 2)
-
-  def add_band(band: Array, total: Array) -> Array:
-    """Adds the products of one band of rows, for each (i, j) of the kernel."""
-    g = lax.dynamic_slice_in_dim(gradient, band * rows, rows, axis=1)
-    rows_of_x = lax.dynamic_slice_in_dim(
-      x, band * rows, rows + 2 * margin, axis=1
-    )
-    return total + jnp.stack(
-      [
-        lax.dot_general(
-          rows_of_x[:, i : i + rows, j : j + width],
-          g,
-          ((positions, positions), ((), ())),
-          preferred_element_type=jnp.float32,
-        )
-        for i in range(side)
-        for j in range(side)
-      ]
-    )
-
-  total = lax.fori_loop(
-    0,
-    bands,
-    add_band,
-    jnp.zeros((side * side, channels, gradient.shape[-1])),
-  )
-  return total.reshape(side, side, channels, -1).astype(x.dtype)
 
 
 class Deconv2x2(nn.Module):
