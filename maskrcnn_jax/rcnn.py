@@ -359,10 +359,19 @@ class Rcnn(NamedTuple):
     return self._apply(variables, 'classify', pooled)
 
   def segment(
-    self, variables: dict, pooled: Float[Array, 'b r s s c']
+    self,
+    variables: dict,
+    pooled: Float[Array, 'b r s s c'],
+    classes: Int[Array, 'b r'] | None = None,
   ) -> Float[Array, 'b r m m k']:
-    """Returns the mask logits of each RoI for each class."""
-    return self._apply(variables, 'segment', pooled)
+    """Returns the mask logits of each RoI for each class.
+
+    Args:
+      variables: Parameters and constants.
+      pooled: Features of the RoIs.
+      classes: Class of each RoI, whose mask alone is computed; k is then 1.
+    """
+    return self._apply(variables, 'segment', pooled, classes)
 
   def _apply(self, variables: dict, method: str, *arguments: Any) -> Any:
     """Calls a method of the network.
@@ -704,7 +713,9 @@ class Rcnn(NamedTuple):
       pyramid, targets.rois, inputs.image_sizes, side=self.roi.mask_side
     )
     has_mask = rois_with_mask(targets, inputs.outlines)
-    mask_logits = self._segment_chosen(variables, pooled, has_mask)
+    mask_logits = self._segment_chosen(
+      variables, pooled, targets.class_targets, has_mask
+    )
     _, height, width, _ = inputs.images.shape
     is_bitmap = self.geometry.mask_targets == 'bitmap'
 
@@ -740,7 +751,6 @@ class Rcnn(NamedTuple):
     return losses.mask_loss(
       mask_logits,
       mask_targets,
-      targets.class_targets,
       has_mask,
       weights=self.loss_weights,
       total=total,
@@ -750,9 +760,10 @@ class Rcnn(NamedTuple):
     self,
     variables: dict,
     pooled: Float[Array, 'b r s s c'],
+    classes: Int[Array, 'b r'],
     has_mask: Bool[Array, 'b r'],
-  ) -> Float[Array, 'b r m m k']:
-    """Returns the mask logits of the RoIs that have a mask.
+  ) -> Float[Array, 'b r m m']:
+    """Returns the mask logits of the class of each RoI that has a mask.
 
     With `skip_background`, the mask head runs on these RoIs only, and the
     logits of the other RoIs are 0. Otherwise it runs on all RoIs.
@@ -760,10 +771,11 @@ class Rcnn(NamedTuple):
     Args:
       variables: Parameters and constants.
       pooled: Features of the RoIs.
+      classes: Class of each RoI.
       has_mask: Which RoIs have a mask to learn.
     """
     if not self.skip_background:
-      return self.segment(variables, pooled)
+      return self.segment(variables, pooled, classes)[..., 0]
 
     def segment_rows(
       variables: dict, rows: Float[Array, 'n s s c']
@@ -778,7 +790,10 @@ class Rcnn(NamedTuple):
       has_mask.reshape(-1),
       MASK_CHUNK,
     )
-    return flat.reshape(*pooled.shape[:2], *flat.shape[1:])
+    of_classes = flat.reshape(*pooled.shape[:2], *flat.shape[1:])
+    return jnp.take_along_axis(
+      of_classes, classes[:, :, None, None, None], axis=4
+    )[..., 0]
 
   # Inference.
 
