@@ -47,6 +47,7 @@ def test_wide_conv_has_the_gradients_of_its_definition(
   monkeypatch, shape, side, positions
 ):
   monkeypatch.setattr(convolutions, 'BAND_POSITIONS', positions)
+  monkeypatch.setattr(convolutions, 'WINOGRAD_POSITIONS', 1)
   rng = np.random.default_rng(0)
   x = rng.normal(size=shape)
   kernel = rng.normal(size=(side, side, shape[-1], 4))
@@ -67,6 +68,27 @@ def test_wide_conv_has_the_gradients_of_its_definition(
   assert_allclose(y, by_the_definition(x, kernel), rtol=1e-5, atol=1e-5)
   assert_allclose(of_x.ravel(), expected_x, rtol=1e-4, atol=1e-4)
   assert_allclose(of_kernel.ravel(), expected_kernel, rtol=1e-4, atol=1e-4)
+
+
+# The cases are: one band; bands that are filled with rows; an odd height and
+# width, so that the last tiles are not full; rows wider than a band.
+@pytest.mark.parametrize(
+  ('shape', 'positions'),
+  [
+    ((2, 6, 4, 3), 4096),
+    ((2, 10, 4, 3), 40),
+    ((1, 7, 5, 3), 4096),
+    ((3, 5, 6, 2), 1),
+  ],
+)
+def test_winograd_equals_its_definition(monkeypatch, shape, positions):
+  monkeypatch.setattr(convolutions, 'WINOGRAD_BAND', positions)
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=shape)
+  kernel = rng.normal(size=(3, 3, shape[-1], 4))
+  y = jax.jit(convolutions.winograd)(jnp.float32(x), jnp.float32(kernel))
+  # Sums of 16 products of sums of 16 numbers of about 1.
+  assert_allclose(y, by_the_definition(x, kernel), rtol=0, atol=2e-5)
 
 
 # The narrower operand of the gradient of the kernel is the input, the gradient
@@ -148,6 +170,7 @@ def test_a_stage_has_the_gradients_of_plain_convolutions(
 ):
   monkeypatch.setattr(layers, 'WIDE_CHANNELS', 32)
   monkeypatch.setattr(convolutions, 'BAND_POSITIONS', 30)
+  monkeypatch.setattr(convolutions, 'WINOGRAD_POSITIONS', 1)
   usual = {
     'bottleneck': True,
     'groups': 1,
@@ -199,6 +222,7 @@ def test_recipes_have_the_losses_and_gradients_of_plain_convolutions(
   key, monkeypatch, name, options
 ):
   monkeypatch.setattr(layers, 'WIDE_CHANNELS', 32)
+  monkeypatch.setattr(convolutions, 'WINOGRAD_POSITIONS', 256)
   config = read_recipe(name).config
   config.model.update(options)
   tiny.narrow(config, 32)
