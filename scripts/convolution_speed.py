@@ -122,12 +122,10 @@ def compiled_calls(case: Case) -> dict[tuple[str, str], Callable[[], Seconds]]:
   Returns:
     {(program, work): function that does the work once and times it}.
   """
-  positions = (
-    (case.images, case.height, case.width) if case.side else (case.images,)
-  )
-  if not case.side:
-    positions = (case.images * case.height * case.width,)
-  sides = (case.side, case.side) if case.side else ()
+  if case.side:
+    positions, sides = (case.images, case.height, case.width), (case.side,) * 2
+  else:
+    positions, sides = (case.images * case.height * case.width,), ()
   keys = jax.random.split(jax.random.key(0), 3)
   x = jax.random.normal(keys[0], (*positions, case.inputs))
   kernel = jax.random.normal(keys[1], (*sides, case.inputs, case.outputs))
@@ -228,9 +226,9 @@ def main() -> None:
   torch = Torch(arguments.torch_python, arguments.torch_libraries, cases)
   programs = ('ours', 'XLA', *LAYOUTS)
   print(f'GFLOP/s ({arguments.clock}), torch {torch.version}')
-  print('| layer | n x h x w, channels, kernel | work |', end='')
-  print(*programs, 'best / ours', sep=' | ', end=' |\n')
-  print('|---' * (len(programs) + 4) + '|')
+  columns = ('layer', 'n x h x w, channels, kernel', 'work', *programs)
+  print('|', ' | '.join(columns), '| best / ours |')
+  print('|---' * (len(columns) + 1) + '|')
   for number, case in enumerate(cases):
     calls = compiled_calls(case)
     for work in WORKS:
