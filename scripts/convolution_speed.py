@@ -122,10 +122,10 @@ def compiled_calls(case: Case) -> dict[tuple[str, str], Callable[[], Seconds]]:
   Returns:
     {(program, work): function that does the work once and times it}.
   """
-  if case.side:
-    positions, sides = (case.images, case.height, case.width), (case.side,) * 2
-  else:
-    positions, sides = (case.images * case.height * case.width,), ()
+  positions: tuple[int, ...] = (case.images, case.height, case.width)
+  sides = (case.side,) * 2 if case.side else ()
+  if not case.side:
+    positions = (case.images * case.height * case.width,)
   keys = jax.random.split(jax.random.key(0), 3)
   x = jax.random.normal(keys[0], (*positions, case.inputs))
   kernel = jax.random.normal(keys[1], (*sides, case.inputs, case.outputs))
