@@ -11,7 +11,6 @@ import numpy as np
 import oracles
 import pytest
 
-from maskrcnn_jax.ops import nms as ops
 from maskrcnn_jax.ops.nms import nms
 
 # Number of sets of boxes of each kind. Coordinates are whole numbers below 64,
@@ -249,26 +248,19 @@ def test_nms_keeps_what_the_greedy_definition_keeps(
   ],
 )
 def test_nms_on_a_gpu_keeps_what_the_greedy_definition_keeps(
-  n, limit, iou_threshold, grouped
+  monkeypatch, n, limit, iou_threshold, grouped
 ):
   # The implementation that other platforms than a CPU use.
+  monkeypatch.setattr(
+    jax.lax, 'platform_dependent', lambda *x, cpu, default: default(*x)
+  )
   boxes, scores, valid, groups = _many_sets(n)
   groups = groups if grouped else None
   options = {'iou_threshold': iou_threshold, 'limit': limit}
-  valid = valid & (scores > -np.inf)
-  order = np.argsort(np.where(valid, -scores, np.inf), axis=1, kind='stable')
-  sort = functools.partial(np.take_along_axis, indices=order, axis=1)
-  ranks, kept = jax.jit(
-    jax.vmap(
-      functools.partial(ops._suppress_in_steps, width_offset=0.0, **options)
-    )
-  )(
-    np.take_along_axis(boxes, order[..., None], axis=1),
-    None if groups is None else sort(groups),
-    valid.sum(axis=1),
-  )
-  ranks, kept = np.asarray(ranks), np.asarray(kept)
-  indices = np.where(kept, np.take_along_axis(order, ranks, axis=1), 0)
+  indices, kept = jax.jit(
+    jax.vmap(lambda b, s, v, g: nms(b, s, v, groups=g, **options))
+  )(boxes, scores, valid, groups)
+  indices, kept = np.asarray(indices), np.asarray(kept)
   assert_greedy(indices, kept, (boxes, scores, valid, groups), **options)
 
 
