@@ -65,13 +65,25 @@ class Conv(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
-    """Convolves x; h2 is h / stride and w2 is w / stride, both rounded up."""
+  def __call__(
+    self,
+    x: Float[Array, 'b h w c'],
+    factor: Float[Array, 'd'] | None = None,
+  ) -> Float[Array, 'b h2 w2 c2']:
+    """Convolves x; h2 is h / stride and w2 is w / stride, both rounded up.
+
+    Args:
+      x: The input.
+      factor: Number that each of the d = c2 output channels is multiplied by,
+        before the bias is added. The kernel is multiplied instead of the
+        output.
+    """
     size, stride = self.kernel_size, self.stride
     shape = (size, size, x.shape[-1] // self.groups, self.features)
-    kernel = jnp.asarray(
-      self.param('kernel', self.kernel_init, shape), self.dtype
-    )
+    kernel = self.param('kernel', self.kernel_init, shape)
+    if factor is not None:
+      kernel = kernel * factor
+    kernel = jnp.asarray(kernel, self.dtype)
     x = x.astype(self.dtype)
     if size == 1 and self.groups == 1:
       x = pointwise_conv(x[:, ::stride, ::stride], kernel[0, 0])
@@ -150,7 +162,6 @@ class FrozenBatchNorm(nn.Module):
   eps: float = 1e-5
   dtype: DTypeLike = jnp.float32
 
-  @nn.compact
   def __call__(
     self, x: Float[Array, '*n c'], valid: Bool[Array, 'b h w 1'] | None = None
   ) -> Float[Array, '*n c']:
@@ -162,16 +173,27 @@ class FrozenBatchNorm(nn.Module):
         same argument.
     """
     del valid
-    shape = (x.shape[-1],)
+    factor, offset = self.factor_and_offset(x.shape[-1])
+    return x.astype(self.dtype) * factor.astype(self.dtype) + offset.astype(
+      self.dtype
+    )
+
+  @nn.compact
+  def factor_and_offset(
+    self, channels: int
+  ) -> tuple[Float[Array, 'c'], Float[Array, 'c']]:
+    """Returns the numbers that each channel is multiplied by, then added.
+
+    Args:
+      channels: Number c of channels.
+    """
+    shape = (channels,)
     scale = self.variable('constants', 'scale', jnp.ones, shape).value
     bias = self.variable('constants', 'bias', jnp.zeros, shape).value
     mean = self.variable('constants', 'mean', jnp.zeros, shape).value
     var = self.variable('constants', 'var', jnp.ones, shape).value
     factor = scale * lax.rsqrt(var + self.eps)
-    offset = bias - mean * factor
-    return x.astype(self.dtype) * factor.astype(self.dtype) + offset.astype(
-      self.dtype
-    )
+    return factor, bias - mean * factor
 
 
 class GroupNorm(nn.Module):
@@ -286,6 +308,29 @@ def make_norm(
     case 'group':
       return make_group_norm(name, dtype=dtype)
   raise ValueError(f"norm must be 'frozen_batch' or 'group', not {norm!r}.")
+
+
+def convolve_and_normalize(
+  conv: Conv,
+  norm: nn.Module,
+  x: Float[Array, 'b h w c'],
+  valid: Bool[Array, 'b h2 w2 1'] | None = None,
+) -> Float[Array, 'b h2 w2 c2']:
+  """Applies a convolution without a bias, then the norm that follows it.
+
+  The factor of a frozen batch norm is applied to the kernel, which is smaller
+  than the output, and needs no pass over the gradient of the output.
+
+  Args:
+    conv: The convolution.
+    norm: The norm, as `make_norm` returns it.
+    x: Input of the convolution.
+    valid: Which cells of the output are not padding; `None` if none is.
+  """
+  if not isinstance(norm, FrozenBatchNorm):
+    return norm(conv(x), valid)
+  factor, offset = norm.factor_and_offset(conv.features)
+  return conv(x, factor) + offset.astype(norm.dtype)
 
 
 def zero_padding(
