@@ -271,8 +271,8 @@ def _depends_on_rows(
     constants.
   """
 
-  def leaves(rows: PyTree, params: PyTree) -> list[Any]:
-    """Returns the arrays and the numbers that the gradients need."""
+  def leaves(rows: PyTree, params: PyTree) -> list[Array]:
+    """Returns the intermediate results that the gradients need."""
     return jax.tree.leaves(jax.vjp(function, params, rows)[1])
 
   jaxpr = jax.make_jaxpr(leaves)(rows, params).jaxpr
