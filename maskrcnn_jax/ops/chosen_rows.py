@@ -64,63 +64,15 @@ def apply_to_chosen(
   )
 
 
-class _Packing(NamedTuple):
-  """Describes the places of the intermediate results of a chunk.
-
-  All results of one dtype are in one array, `[chunks, cells]`, one after the
-  other. XLA would fill an array for each result with zeros and then copy it.
-  """
-
-  shapes: list[jax.ShapeDtypeStruct]  # of the results of a chunk
-
-  def starts(self) -> list[int]:
-    """Returns the first cell of each result among those of its dtype."""
-    ends: dict[str, int] = {}
-    starts = []
-    for shape in self.shapes:
-      starts.append(ends.get(str(shape.dtype), 0))
-      ends[str(shape.dtype)] = starts[-1] + shape.size
-    return starts
-
-  def zeros(self, num_chunks: int) -> dict[str, Array]:
-    """Returns empty arrays by dtype, for a number of chunks."""
-    sizes = {str(shape.dtype): 0 for shape in self.shapes}
-    for shape in self.shapes:
-      sizes[str(shape.dtype)] += shape.size
-    return {
-      dtype: jnp.zeros((num_chunks, size), dtype)
-      for dtype, size in sizes.items()
-    }
-
-  def write(
-    self, kept: dict[str, Array], chunk: Int[Array, ''], results: list[Array]
-  ) -> dict[str, Array]:
-    """Returns the arrays with the results of a chunk."""
-    kept = dict(kept)
-    for start, x in zip(self.starts(), results, strict=True):
-      kept[str(x.dtype)] = lax.dynamic_update_slice(
-        kept[str(x.dtype)], x.reshape(1, -1), (chunk, start)
-      )
-    return kept
-
-  def read(self, kept: dict[str, Array], chunk: Int[Array, '']) -> list[Array]:
-    """Returns the results of a chunk."""
-    return [
-      lax.dynamic_slice(
-        kept[str(shape.dtype)], (chunk, start), (1, shape.size)
-      ).reshape(shape.shape)
-      for start, shape in zip(self.starts(), self.shapes, strict=True)
-    ]
-
-
 class _Saved(NamedTuple):
   """Values that the forward pass keeps for the backward pass."""
 
   params: PyTree  # the argument of `apply_to_chosen`
   rows: PyTree  # the argument of `apply_to_chosen`
   chosen: Bool[Array, 'n']  # the argument of `apply_to_chosen`
-  # Intermediate results that depend on the rows, see `_Packing`.
-  kept: dict[str, Array]
+  # Intermediate results that depend on the rows: `[chunks, ...]`. Those of
+  # chunks that were not computed are zero.
+  kept: list[Array]
 
 
 def _forward(
@@ -143,28 +95,28 @@ def _forward(
     leaves = jax.tree.leaves(pull_back)
     return result, [x for x, kept in zip(leaves, depends, strict=True) if kept]
 
-  packing = _Packing(jax.eval_shape(compute, indices[:chunk])[1])
-
   def add_chunk(
-    i: Int[Array, ''], carry: tuple[Array, dict[str, Array]]
-  ) -> tuple[Array, dict[str, Array]]:
+    i: Int[Array, ''], carry: tuple[Array, list[Array]]
+  ) -> tuple[Array, list[Array]]:
     """Writes the results and the intermediate results of chunk i."""
     result, kept = carry
     at = lax.dynamic_slice_in_dim(indices, i * chunk, chunk)
     of_chunk, to_keep = compute(at)
-    return (
-      result.at[at].set(of_chunk, mode='drop'),
-      packing.write(kept, i, to_keep),
-    )
+    return result.at[at].set(of_chunk, mode='drop'), [
+      lax.dynamic_update_index_in_dim(every, one, i, axis=0)
+      for every, one in zip(kept, to_keep, strict=True)
+    ]
 
   shape = jax.eval_shape(function, params, rows)
+  _, kept_shapes = jax.eval_shape(compute, indices[:chunk])
+  most_chunks = indices.size // chunk
   result, kept = lax.fori_loop(
     0,
     num_chunks,
     add_chunk,
     (
       jnp.zeros(shape.shape, shape.dtype),
-      packing.zeros(indices.size // chunk),
+      [jnp.zeros((most_chunks, *x.shape), x.dtype) for x in kept_shapes],
     ),
   )
   return result, _Saved(params, rows, chosen, kept)
@@ -195,13 +147,6 @@ def _backward(
   # Only intermediate results that do not depend on the rows are used from this
   # call, such as transposed kernels. XLA computes nothing else of it.
   leaves, structure = jax.tree.flatten(jax.vjp(function, params, some_rows)[1])
-  packing = _Packing(
-    [
-      jax.ShapeDtypeStruct(x.shape, x.dtype)
-      for x, is_kept in zip(leaves, depends, strict=True)
-      if is_kept
-    ]
-  )
 
   def add_chunk(
     i: Int[Array, ''], gradients: tuple[PyTree, PyTree]
@@ -209,7 +154,9 @@ def _backward(
     """Adds the gradients that come from chunk i."""
     params_gradient, rows_gradient = gradients
     at = lax.dynamic_slice_in_dim(indices, i * chunk, chunk)
-    of_chunk = iter(packing.read(kept, i))
+    of_chunk = iter(
+      [lax.dynamic_index_in_dim(x, i, axis=0, keepdims=False) for x in kept]
+    )
     pull_back = jax.tree.unflatten(
       structure,
       [
