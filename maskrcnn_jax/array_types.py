@@ -56,7 +56,7 @@ class Batch(NamedTuple):
   """The images and the ground truth that the host sends to the device."""
 
   # RGB; padding at the right and below. An image whose `source_sizes` exceed h
-  # or w is there in part: see `ops.resize.interpolation_weights`.
+  # or w is there in part: see `ops.resize.find_neighbours`.
   images: UInt8[AnyArray, 'b h w 3']
   source_sizes: Int[AnyArray, 'b 2']  # (height, width) before resizing
   image_sizes: Int[AnyArray, 'b 2']  # (height, width) after resizing

@@ -206,9 +206,8 @@ def box_loss(
 
 
 def mask_loss(
-  mask_logits: Float[Array, 'b r m m k'],
+  mask_logits: Float[Array, 'b r m m'],
   mask_targets: Float[Array, 'b r m m'],
-  class_targets: Int[Array, 'b r'],
   foreground: Bool[Array, 'b r'],
   *,
   weights: LossWeights = EQUAL_WEIGHTS,
@@ -216,13 +215,10 @@ def mask_loss(
 ) -> Float[Array, '']:
   """Returns the weighted error of the masks, averaged over foreground RoIs.
 
-  Only the mask that was predicted for the class of the object contributes.
-
   Args:
-    mask_logits: Predicted masks of the RoIs, for each class.
+    mask_logits: The mask that is predicted for the class of each RoI.
     mask_targets: Masks that should be predicted: 1 inside the object, 0
       outside.
-    class_targets: Class numbers of the RoIs; 0 is background.
     foreground: Which RoIs have a mask.
     weights: Factors of the terms of the loss. `mask` is the factor of the
       cross-entropy.
@@ -239,10 +235,9 @@ def mask_loss(
     """Returns the mean of `errors` over the RoIs with a mask."""
     return _mean_over(jnp.where(foreground, errors, 0), foreground, total)
 
-  logits = jnp.take_along_axis(
-    mask_logits, class_targets[:, :, None, None, None], axis=4
-  )[..., 0]
-  loss = weigh(mean(mask_cross_entropy(logits, mask_targets)), weights.mask)
+  loss = weigh(
+    mean(mask_cross_entropy(mask_logits, mask_targets)), weights.mask
+  )
   return loss
 
 

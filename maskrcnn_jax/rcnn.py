@@ -73,8 +73,8 @@ from maskrcnn_jax.targets import (
 # Source: FPN (arXiv:1612.03144), section 4.2.
 MAX_ROI_LEVEL = 5
 
-# Number of RoIs that the mask head processes at once where it skips the
-# background. Smaller chunks make its matrix products inefficient; larger ones
+# Number of RoIs that the mask head processes at once where it skips RoIs that
+# need no mask. Smaller chunks make its matrix products inefficient; larger ones
 # waste work on the last chunk.
 MASK_CHUNK = 16
 
@@ -160,9 +160,10 @@ class Rcnn(NamedTuple):
   roi: RoiOptions
   detection: DetectionOptions
   loss_weights: LossWeights
-  # Whether the mask head runs on the RoIs with a mask only, in chunks, instead
-  # of on all slots that such a RoI could take. The losses are the same.
-  skip_background: bool = False
+  # Whether the mask head runs in chunks, and on the RoIs that need a mask only:
+  # in training those with a mask to learn, in inference the detections.
+  # Otherwise it runs on all slots at once, with the same losses and detections.
+  mask_in_chunks: bool = False
 
   @classmethod
   def from_config(
@@ -237,7 +238,7 @@ class Rcnn(NamedTuple):
       # Chunks are faster on a single CPU with a wide mask head only. XLA runs
       # the convolutions of a narrow head several times slower inside the loop
       # over the chunks.
-      skip_background=(
+      mask_in_chunks=(
         mesh is not None
         and is_single_cpu(mesh)
         and config.model.mask_channels >= WIDE_CHANNELS
@@ -359,10 +360,19 @@ class Rcnn(NamedTuple):
     return self._apply(variables, 'classify', pooled)
 
   def segment(
-    self, variables: dict, pooled: Float[Array, 'b r s s c']
+    self,
+    variables: dict,
+    pooled: Float[Array, 'b r s s c'],
+    classes: Int[Array, 'b r'] | None = None,
   ) -> Float[Array, 'b r m m k']:
-    """Returns the mask logits of each RoI for each class."""
-    return self._apply(variables, 'segment', pooled)
+    """Returns the mask logits of each RoI for each class.
+
+    Args:
+      variables: Parameters and constants.
+      pooled: Features of the RoIs.
+      classes: Class of each RoI, whose mask alone is computed; k is then 1.
+    """
+    return self._apply(variables, 'segment', pooled, classes)
 
   def _apply(self, variables: dict, method: str, *arguments: Any) -> Any:
     """Calls a method of the network.
@@ -704,7 +714,9 @@ class Rcnn(NamedTuple):
       pyramid, targets.rois, inputs.image_sizes, side=self.roi.mask_side
     )
     has_mask = rois_with_mask(targets, inputs.outlines)
-    mask_logits = self._segment_chosen(variables, pooled, has_mask)
+    mask_logits = self._segment_chosen(
+      variables, pooled, targets.class_targets, has_mask
+    )
     _, height, width, _ = inputs.images.shape
     is_bitmap = self.geometry.mask_targets == 'bitmap'
 
@@ -740,7 +752,6 @@ class Rcnn(NamedTuple):
     return losses.mask_loss(
       mask_logits,
       mask_targets,
-      targets.class_targets,
       has_mask,
       weights=self.loss_weights,
       total=total,
@@ -750,32 +761,35 @@ class Rcnn(NamedTuple):
     self,
     variables: dict,
     pooled: Float[Array, 'b r s s c'],
-    has_mask: Bool[Array, 'b r'],
-  ) -> Float[Array, 'b r m m k']:
-    """Returns the mask logits of the RoIs that have a mask.
+    classes: Int[Array, 'b r'],
+    chosen: Bool[Array, 'b r'],
+  ) -> Float[Array, 'b r m m']:
+    """Returns the mask logits of the class of each chosen RoI.
 
-    With `skip_background`, the mask head runs on these RoIs only, and the
-    logits of the other RoIs are 0. Otherwise it runs on all RoIs.
+    With `mask_in_chunks`, the mask head runs on these RoIs only, and the logits
+    of the other RoIs are 0. Otherwise it runs on all RoIs.
 
     Args:
       variables: Parameters and constants.
       pooled: Features of the RoIs.
-      has_mask: Which RoIs have a mask to learn.
+      classes: Class of each RoI.
+      chosen: Which RoIs need a mask.
     """
-    if not self.skip_background:
-      return self.segment(variables, pooled)
+    if not self.mask_in_chunks:
+      return self.segment(variables, pooled, classes)[..., 0]
 
     def segment_rows(
-      variables: dict, rows: Float[Array, 'n s s c']
-    ) -> Float[Array, 'n m m k']:
+      variables: dict, rows: tuple[Float[Array, 'n s s c'], Int[Array, 'n']]
+    ) -> Float[Array, 'n m m']:
       """Returns the mask logits of n RoIs, given without the axis of images."""
-      return self.segment(variables, rows[None])[0]
+      pooled, classes = rows
+      return self.segment(variables, pooled[None], classes[None])[0, ..., 0]
 
     flat = apply_to_chosen(
       segment_rows,
       variables,
-      pooled.reshape(-1, *pooled.shape[2:]),
-      has_mask.reshape(-1),
+      (pooled.reshape(-1, *pooled.shape[2:]), classes.reshape(-1)),
+      chosen.reshape(-1),
       MASK_CHUNK,
     )
     return flat.reshape(*pooled.shape[:2], *flat.shape[1:])
@@ -848,8 +862,13 @@ class Rcnn(NamedTuple):
     if not self.heads.masks:
       return Detections(boxes, classes, scores, None, valid)
     pooled = self.pool(pyramid, boxes, image_sizes, side=self.roi.mask_side)
-    mask_logits = self.segment(variables, pooled)
-    masks = jax.vmap(select_masks)(mask_logits, classes)
+    if self.mask_in_chunks:
+      masks = jax.nn.sigmoid(
+        self._segment_chosen(variables, pooled, classes, valid)
+      )
+    else:
+      mask_logits = self.segment(variables, pooled)
+      masks = jax.vmap(select_masks)(mask_logits, classes)
     return Detections(boxes, classes, scores, masks, valid)
 
 

@@ -72,7 +72,7 @@ def make_roi_case(*, foreground, valid):
   return (
     random.normal(size=(b, r, K)).astype(np.float32),
     random.normal(size=(b, r, K, 4)).astype(np.float32),
-    random.normal(size=(b, r, M, M, K)).astype(np.float32),
+    random.normal(size=(b, r, M, M)).astype(np.float32),
     random.integers(0, 2, (b, r, M, M)).astype(np.float32),
     targets,
   )
@@ -89,9 +89,7 @@ def all_losses(rpn, roi):
     ),
     'classification': losses.classification_loss(class_logits, targets),
     'box': losses.box_loss(box_deltas, targets, smooth_l1_beta=BETA),
-    'mask': losses.mask_loss(
-      mask_logits, masks, targets.class_targets, targets.foreground
-    ),
+    'mask': losses.mask_loss(mask_logits, masks, targets.foreground),
   }
 
 
@@ -126,7 +124,7 @@ def all_sums_by_definition(rpn, roi):
     add('box', smooth_l1(difference, BETA), 1)
     for y in range(M):
       for x in range(M):
-        logit, target = mask_logits[i, j, y, x, c], masks[i, j, y, x]
+        logit, target = mask_logits[i, j, y, x], masks[i, j, y, x]
         add('mask', binary_cross_entropy(logit, target), 1)
   return sums
 

@@ -202,7 +202,7 @@ def test_training_equals_torchvision(path):
   limits = GroundTruthLimits(len(masks), batch.outlines.parts.size, most, 1)
   rcnn = Rcnn.from_config(
     config, num_classes=int(golden['classes']), dtype=jnp.float32
-  )._replace(skip_background=True)
+  )._replace(mask_in_chunks=True)
   trainable, fixed = split_parameters(
     ours.variables['params'], frozen_prefixes(config.freeze_at)
   )

@@ -104,7 +104,7 @@ def _neighbours(
 
   Source:
     torch.nn.functional.interpolate, bilinear, with align_corners=False;
-    `ops.resize.interpolation_weights`.
+    `ops.resize.find_neighbours`.
   """
   to = np.arange(target)
   first = np.maximum((2 * to + 1) * source - target, 0) // (2 * target)

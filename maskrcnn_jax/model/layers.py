@@ -1,12 +1,17 @@
-"""Convolutions and norms that the backbone, the pyramid and the heads share."""
+"""Layers that the backbone, the pyramid and the heads share."""
 
 import flax.linen as nn
 from flax.typing import Initializer
-import jax
 from jax import lax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
+
+from maskrcnn_jax.model.convolutions import (
+  convolve,
+  pointwise_conv,
+  wide_conv,
+)
 
 # torch's kaiming_uniform_(a=1). Its bound sqrt(6 / ((1 + a^2) fan_in)) gives a
 # variance of 1 / fan_in.
@@ -25,18 +30,13 @@ GROUP_NORM_EPS = 1e-5
 # `wide_conv`. With fewer channels, XLA's own gradients are as fast on the CPU.
 WIDE_CHANNELS = 256
 
-# Number of positions whose products the weight gradient of a convolution sums
-# at once. With 256 channels they take 2 MB, which stay in the cache of a core.
-BAND_POSITIONS = 2048
-
 
 class Conv(nn.Module):
   """A convolution with an odd kernel of side k; k // 2 zeros pad each edge.
 
-  The padding is that of torch. A 1x1 convolution is computed as a matrix
-  product, because on the CPU, XLA's weight gradient of a 1x1 convolution takes
-  several times longer than that of the product. XLA's weight gradient of a wide
-  3x3 convolution is as slow: see `wide_conv`.
+  The padding is that of torch. On the CPU, XLA's own weight gradients of a 1x1
+  convolution and of a wide 3x3 convolution take several times longer than
+  matrix products: see `convolutions`.
 
   Attributes:
     features: Number of output channels.
@@ -65,16 +65,28 @@ class Conv(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c2']:
-    """Convolves x; h2 is h / stride and w2 is w / stride, both rounded up."""
+  def __call__(
+    self,
+    x: Float[Array, 'b h w c'],
+    factor: Float[Array, 'd'] | None = None,
+  ) -> Float[Array, 'b h2 w2 c2']:
+    """Convolves x; h2 is h / stride and w2 is w / stride, both rounded up.
+
+    Args:
+      x: The input.
+      factor: Number that each of the d = c2 output channels is multiplied by,
+        before the bias is added. The kernel is multiplied instead of the
+        output.
+    """
     size, stride = self.kernel_size, self.stride
     shape = (size, size, x.shape[-1] // self.groups, self.features)
-    kernel = jnp.asarray(
-      self.param('kernel', self.kernel_init, shape), self.dtype
-    )
+    kernel = self.param('kernel', self.kernel_init, shape)
+    if factor is not None:
+      kernel = kernel * factor
+    kernel = jnp.asarray(kernel, self.dtype)
     x = x.astype(self.dtype)
     if size == 1 and self.groups == 1:
-      x = x[:, ::stride, ::stride] @ kernel[0, 0]
+      x = pointwise_conv(x[:, ::stride, ::stride], kernel[0, 0])
     elif (
       stride == self.groups == self.dilation == 1
       and x.shape[-1] >= WIDE_CHANNELS
@@ -92,145 +104,6 @@ class Conv(nn.Module):
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
       x = x + bias.astype(self.dtype)
     return x
-
-
-def convolve(
-  x: Float[Array, 'n h w c'],
-  kernel: Float[Array, 's s c1 c2'],
-  *,
-  stride: int = 1,
-  groups: int = 1,
-  dilation: int = 1,
-) -> Float[Array, 'n h2 w2 c2']:
-  """Convolves with a kernel of odd side s; the input is padded with zeros.
-
-  Args:
-    x: Input with c channels.
-    kernel: Kernel with c1 = c / groups input channels and c2 output channels.
-    stride: Stride in both directions.
-    groups: Number of groups. Output channels of a group are computed from the
-      input channels of the same group only.
-    dilation: Distance between two neighbouring cells that the kernel reads.
-  """
-  margin = dilation * (kernel.shape[0] // 2)
-  return lax.conv_general_dilated(
-    x,
-    kernel,
-    window_strides=(stride, stride),
-    padding=[(margin, margin)] * 2,
-    rhs_dilation=(dilation, dilation),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    feature_group_count=groups,
-  )
-
-
-@jax.custom_vjp
-def wide_conv(
-  x: Float[Array, 'n h w c'], kernel: Float[Array, 's s c c2']
-) -> Float[Array, 'n h w c2']:
-  """Computes `convolve` with a backward pass that is fast on the CPU too.
-
-  XLA's CPU backend computes the gradient of the kernel as a convolution, which
-  overflows the cache: for an input of 200x336x256 this takes four times as long
-  as matrix products. Inside a loop, the backend also uses only one core for the
-  gradients of both arguments. On other devices, the gradients are XLA's own.
-  """
-  return convolve(x, kernel)
-
-
-def _wide_conv_forward(
-  x: Array, kernel: Array
-) -> tuple[Array, tuple[Array, Array]]:
-  """Returns the result of `wide_conv`, and the arguments for its gradient."""
-  return convolve(x, kernel), (x, kernel)
-
-
-def _wide_conv_backward(
-  saved: tuple[Array, Array], gradient: Array
-) -> tuple[Array, Array]:
-  """Returns the gradients of `wide_conv` for its input and for its kernel.
-
-  Args:
-    saved: The input and the kernel of the convolution.
-    gradient: Gradient for the result of the convolution.
-  """
-
-  def by_xla(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-    """Computes both gradients by XLA's own rules."""
-    return jax.vjp(convolve, x, kernel)[1](gradient)
-
-  def by_products(
-    x: Array, kernel: Array, gradient: Array
-  ) -> tuple[Array, Array]:
-    """Computes the gradient of the kernel by matrix products."""
-    # The gradient for the input of a convolution with stride 1 is a convolution
-    # with the kernel turned by 180 degrees.
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    return (
-      convolve(gradient, turned),
-      kernel_gradient(x, gradient, side=kernel.shape[0]),
-    )
-
-  return lax.platform_dependent(
-    *saved, gradient, cpu=by_products, default=by_xla
-  )
-
-
-wide_conv.defvjp(_wide_conv_forward, _wide_conv_backward)
-
-
-def kernel_gradient(
-  x: Float[Array, 'n h w c'],
-  gradient: Float[Array, 'n h w c2'],
-  *,
-  side: int,
-) -> Float[Array, 's s c c2']:
-  """Returns the gradient of `convolve`, with stride 1, for its kernel.
-
-  The gradient for kernel[i, j] is a sum over all positions. Each term is the
-  outer product of x, shifted by (i, j) - side // 2, and of the gradient at the
-  position. For each (i, j), the sum over a band of rows is one matrix product.
-
-  Args:
-    x: Input of the convolution.
-    gradient: Gradient for the output of the convolution.
-    side: Side of the kernel in cells; odd.
-  """
-  num, height, width, channels = x.shape
-  rows = max(1, min(height, BAND_POSITIONS // (num * width)))
-  bands = -(-height // rows)
-  margin, missing = side // 2, bands * rows - height
-  # Rows of zeros fill the last band. They add nothing to the sum.
-  gradient = jnp.pad(gradient, ((0, 0), (0, missing), (0, 0), (0, 0)))
-  x = jnp.pad(x, ((0, 0), (margin, margin + missing), (margin, margin), (0, 0)))
-  positions = (0, 1, 2)
-
-  def add_band(band: Array, total: Array) -> Array:
-    """Adds the products of one band of rows, for each (i, j) of the kernel."""
-    g = lax.dynamic_slice_in_dim(gradient, band * rows, rows, axis=1)
-    rows_of_x = lax.dynamic_slice_in_dim(
-      x, band * rows, rows + 2 * margin, axis=1
-    )
-    return total + jnp.stack(
-      [
-        lax.dot_general(
-          rows_of_x[:, i : i + rows, j : j + width],
-          g,
-          ((positions, positions), ((), ())),
-          preferred_element_type=jnp.float32,
-        )
-        for i in range(side)
-        for j in range(side)
-      ]
-    )
-
-  total = lax.fori_loop(
-    0,
-    bands,
-    add_band,
-    jnp.zeros((side * side, channels, gradient.shape[-1])),
-  )
-  return total.reshape(side, side, channels, -1).astype(x.dtype)
 
 
 class Deconv2x2(nn.Module):
@@ -289,7 +162,6 @@ class FrozenBatchNorm(nn.Module):
   eps: float = 1e-5
   dtype: DTypeLike = jnp.float32
 
-  @nn.compact
   def __call__(
     self, x: Float[Array, '*n c'], valid: Bool[Array, 'b h w 1'] | None = None
   ) -> Float[Array, '*n c']:
@@ -301,16 +173,27 @@ class FrozenBatchNorm(nn.Module):
         same argument.
     """
     del valid
-    shape = (x.shape[-1],)
+    factor, offset = self.factor_and_offset(x.shape[-1])
+    return x.astype(self.dtype) * factor.astype(self.dtype) + offset.astype(
+      self.dtype
+    )
+
+  @nn.compact
+  def factor_and_offset(
+    self, channels: int
+  ) -> tuple[Float[Array, 'c'], Float[Array, 'c']]:
+    """Returns the numbers that each channel is multiplied by, then added.
+
+    Args:
+      channels: Number c of channels.
+    """
+    shape = (channels,)
     scale = self.variable('constants', 'scale', jnp.ones, shape).value
     bias = self.variable('constants', 'bias', jnp.zeros, shape).value
     mean = self.variable('constants', 'mean', jnp.zeros, shape).value
     var = self.variable('constants', 'var', jnp.ones, shape).value
     factor = scale * lax.rsqrt(var + self.eps)
-    offset = bias - mean * factor
-    return x.astype(self.dtype) * factor.astype(self.dtype) + offset.astype(
-      self.dtype
-    )
+    return factor, bias - mean * factor
 
 
 class GroupNorm(nn.Module):
@@ -425,6 +308,29 @@ def make_norm(
     case 'group':
       return make_group_norm(name, dtype=dtype)
   raise ValueError(f"norm must be 'frozen_batch' or 'group', not {norm!r}.")
+
+
+def convolve_and_normalize(
+  conv: Conv,
+  norm: nn.Module,
+  x: Float[Array, 'b h w c'],
+  valid: Bool[Array, 'b h2 w2 1'] | None = None,
+) -> Float[Array, 'b h2 w2 c2']:
+  """Applies a convolution without a bias, then the norm that follows it.
+
+  The factor of a frozen batch norm is applied to the kernel, which is smaller
+  than the output, and needs no pass over the gradient of the output.
+
+  Args:
+    conv: The convolution.
+    norm: The norm, as `make_norm` returns it.
+    x: Input of the convolution.
+    valid: Which cells of the output are not padding; `None` if none is.
+  """
+  if not isinstance(norm, FrozenBatchNorm):
+    return norm(conv(x), valid)
+  factor, offset = norm.factor_and_offset(conv.features)
+  return conv(x, factor) + offset.astype(norm.dtype)
 
 
 def zero_padding(

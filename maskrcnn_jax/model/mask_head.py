@@ -1,11 +1,57 @@
 """The mask head: predicts which pixels of a RoI belong to its object."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from maskrcnn_jax.model import layers
+
+
+class MaskLogits(layers.Conv):
+  """A 1x1 convolution that computes all masks of a RoI, or one of them.
+
+  The attributes are those of `layers.Conv`.
+  """
+
+  def __call__(
+    self,
+    x: Float[Array, 'n h w c'],
+    classes: Int[Array, 'n'] | None = None,
+  ) -> Float[Array, 'n h w k']:
+    """Returns one channel for each class, or one for the class of each row.
+
+    Args:
+      x: Features of n RoIs.
+      classes: Class of each RoI, the output channel that is computed for it;
+        k is then 1. `None` computes all channels.
+    """
+    if classes is None:
+      return super().__call__(x)
+    return self._compute_one_channel(x, classes)
+
+  @nn.compact
+  def _compute_one_channel(
+    self, x: Float[Array, 'n h w c'], classes: Int[Array, 'n']
+  ) -> Float[Array, 'n h w 1']:
+    """Returns the output channel `classes` of each of the n rows."""
+    shape = (1, 1, x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape)[0, 0]
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    # As products, so that the gradients are products too, and nothing is added
+    # atomically.
+    is_class = nn.one_hot(classes, self.features)
+    weights, offsets = (
+      jnp.einsum(axes, is_class, x, precision=jax.lax.Precision.HIGHEST)
+      for axes, x in (('nk,ck->nc', kernel), ('nk,k->n', bias))
+    )
+    # Products of `dtype`, summed in float32.
+    x, weights = (
+      a.astype(self.dtype).astype(jnp.float32) for a in (x, weights)
+    )
+    sums = jnp.sum(x * weights[:, None, None], axis=-1)
+    return (sums + offsets[:, None, None])[..., None].astype(self.dtype)
 
 
 class MaskHead(nn.Module):
@@ -35,7 +81,9 @@ class MaskHead(nn.Module):
 
   @nn.compact
   def __call__(
-    self, pooled: Float[Array, 'b r s s c']
+    self,
+    pooled: Float[Array, 'b r s s c'],
+    classes: Int[Array, 'b r'] | None = None,
   ) -> Float[Array, 'b r m m k']:
     """Returns float32 mask logits; their side m is twice the pooled side s.
 
@@ -44,9 +92,12 @@ class MaskHead(nn.Module):
     Args:
       pooled: Pooled features of the r RoIs of each of the b images, with s
         cells along each side.
+      classes: Class of each RoI, whose mask alone is computed. `None` computes
+        the masks of all classes.
 
     Returns:
-      For each RoI, one mask of m x m cells for each of the k classes.
+      For each RoI, one mask of m x m cells for each of the k classes, or k = 1
+      mask for the class that `classes` has.
     """
     batch_size, num_rois, side, _, channels = pooled.shape
     x = pooled.reshape(batch_size * num_rois, side, side, channels)
@@ -70,12 +121,12 @@ class MaskHead(nn.Module):
     x = nn.relu(
       layers.Deconv2x2(self.channels, dtype=self.dtype, name='conv5_mask')(x)
     )
-    mask_logits = layers.Conv(
+    mask_logits = MaskLogits(
       self.num_classes,
       kernel_init=layers.kaiming_normal,
       dtype=self.dtype,
       name='mask_fcn_logits',
-    )(x)
+    )(x, None if classes is None else classes.reshape(-1))
     return mask_logits.reshape(
-      batch_size, num_rois, 2 * side, 2 * side, self.num_classes
+      batch_size, num_rois, 2 * side, 2 * side, mask_logits.shape[-1]
     ).astype(jnp.float32)

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from maskrcnn_jax.array_types import Pyramid, ValidCells
 from maskrcnn_jax.model import layers
@@ -195,17 +195,21 @@ class MaskRCNN(nn.Module):
     return self.box_head(self._apply_last_stage(pooled))
 
   def segment(
-    self, pooled: Float[Array, 'b r s s c']
+    self,
+    pooled: Float[Array, 'b r s s c'],
+    classes: Int[Array, 'b r'] | None = None,
   ) -> Float[Array, 'b r m m k']:
-    """Returns the mask logits of each class for each RoI.
+    """Returns the mask logits of each class, or of one class, for each RoI.
 
     The side m is 2 s. With the body 'c4' it is s, because the last stage of the
     backbone halves the side first.
 
     Args:
       pooled: Pooled features of the RoIs.
+      classes: Class of each RoI, whose mask alone is computed; k is then 1.
+        `None` computes the masks of all k classes.
     """
-    return self.mask_head(self._apply_last_stage(pooled))
+    return self.mask_head(self._apply_last_stage(pooled), classes)
 
   def _apply_last_stage(
     self, pooled: Float[Array, 'b r s s c']

@@ -94,7 +94,7 @@ class Block(nn.Module):
         dilation: Distance between cells that the kernel reads.
       """
       conv_name, norm_name = names
-      x = layers.Conv(
+      conv = layers.Conv(
         features,
         kernel_size,
         stride,
@@ -103,10 +103,11 @@ class Block(nn.Module):
         use_bias=False,
         dtype=self.dtype,
         name=conv_name,
-      )(x)
-      return layers.make_norm(
+      )
+      norm = layers.make_norm(
         norm_name, norm=self.norm, eps=self.norm_eps, dtype=self.dtype
-      )(x, valid)
+      )
+      return layers.convolve_and_normalize(conv, norm, x, valid)
 
     if self.bottleneck:
       features = 4 * self.channels
@@ -270,7 +271,9 @@ class ResNet(nn.Module):
       valid: Which cells of levels 1 to 5 are not padding; `None` if none is.
     """
     cells = dict.fromkeys(range(1, 6)) if valid is None else valid
-    x = nn.relu(self.bn1(self.conv1(images), cells[1]))
+    x = nn.relu(
+      layers.convolve_and_normalize(self.conv1, self.bn1, images, cells[1])
+    )
     # The pooling pads with -inf. Zeros give the same maxima, because no feature
     # is less than 0.
     x = layers.max_pool_3x3(layers.zero_padding(x, cells[1]))

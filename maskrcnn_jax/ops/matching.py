@@ -1,17 +1,31 @@
 """Matching: which ground-truth object each anchor or proposal belongs to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from maskrcnn_jax.array_types import AnyArray
-from maskrcnn_jax.ops.boxes import iou_of_corners
+from maskrcnn_jax.ops.boxes import iou_of_corners, pairwise_iou
 
 # Number of boxes in a row of the arrays that `match_by_overlap` computes with;
 # a multiple of the vector length of every CPU.
 LANES = 1024
+
+# Number of objects that `_compare_in_groups` compares at once. The overlaps in
+# memory are this many for each box.
+GROUP = 32
+
+# Largest number of ground-truth slots for which `_compare_in_groups` is used.
+# It compares with empty slots too, so that it is slow for many.
+MAX_IN_GROUPS = 128
+
+# For each box: index of its best object so far, their IoU, and whether it is a
+# best box of an object.
+_Comparison = tuple[Int[Array, 'n'], Float[Array, 'n'], Bool[Array, 'n']]
 
 # For each box, in rows of `LANES`: index of its best object so far, their IoU,
 # and whether it is a best box of an object.
@@ -85,8 +99,8 @@ def match_by_overlap(
   """Matches each box to the object that it overlaps most, and labels it.
 
   The result is that of `pairwise_iou` and `match_boxes`, but the overlaps are
-  computed for one object at a time, so that the matrix of all overlaps is never
-  in memory.
+  computed for one object, or for a few objects, at a time, so that the matrix
+  of all overlaps is never in memory.
 
   Args:
     boxes: (x1, y1, x2, y2) in pixels.
@@ -126,6 +140,46 @@ def match_by_overlap(
   n, g = boxes.shape[0], gt_boxes.shape[0]
   if n == 0 or g == 0:
     return jnp.zeros(n, jnp.int32), jnp.zeros(n, jnp.int32)
+  options: dict[str, Any] = {'rescue': rescue, 'width_offset': width_offset}
+  one_by_one: Callable[..., _Comparison] = functools.partial(
+    _compare_one_by_one, **options
+  )
+  arguments = boxes, valid, gt_boxes, gt_valid
+  if g > MAX_IN_GROUPS:
+    matches, best, rescued = one_by_one(*arguments)
+  else:
+    matches, best, rescued = jax.lax.platform_dependent(
+      *arguments,
+      cpu=one_by_one,
+      # A GPU would wait for the CPU before each trip of a loop whose number of
+      # trips depends on the objects.
+      default=functools.partial(_compare_in_groups, **options),
+    )
+  labels = jnp.where(
+    best >= foreground_iou, 1, jnp.where(best < background_iou, 0, -1)
+  )
+  return matches, jnp.where(rescued, 1, labels).astype(jnp.int32)
+
+
+def _compare_one_by_one(
+  boxes: Float[Array, 'n 4'],
+  valid: Bool[Array, 'n'],
+  gt_boxes: Float[Array, 'g 4'],
+  gt_valid: Bool[Array, 'g'],
+  *,
+  rescue: bool,
+  width_offset: float,
+) -> _Comparison:
+  """Compares all boxes with one object after the other, padding left out.
+
+  The arguments are those of `match_by_overlap`.
+
+  Returns:
+    For each box, the index of its best object, the IoU with it, and whether the
+    box is a best box of an object. A box that does not take part has index 0
+    and IoU -1.
+  """
+  n = boxes.shape[0]
   # The boxes are arranged in rows, because the maximum can then be taken
   # element by element over the rows. On a CPU, the maximum of a flat list takes
   # ten times as long.
@@ -163,11 +217,65 @@ def match_by_overlap(
       jnp.zeros((rows, LANES), bool),
     ),
   )
-  labels = jnp.where(
-    best >= foreground_iou, 1, jnp.where(best < background_iou, 0, -1)
+  return (
+    matches.reshape(-1)[:n],
+    best.reshape(-1)[:n],
+    rescued.reshape(-1)[:n],
   )
-  labels = jnp.where(rescued, 1, labels)
-  return matches.reshape(-1)[:n], labels.reshape(-1)[:n].astype(jnp.int32)
+
+
+def _compare_in_groups(
+  boxes: Float[Array, 'n 4'],
+  valid: Bool[Array, 'n'],
+  gt_boxes: Float[Array, 'g 4'],
+  gt_valid: Bool[Array, 'g'],
+  *,
+  rescue: bool,
+  width_offset: float,
+) -> _Comparison:
+  """Compares all boxes with 32 objects at a time, padding included.
+
+  The number of trips of the loop depends on g only. The arguments and the
+  results are those of `_compare_one_by_one`.
+  """
+  n, g = boxes.shape[0], gt_boxes.shape[0]
+  padding = -g % GROUP
+  gt_boxes = jnp.pad(gt_boxes, ((0, padding), (0, 0)))
+  gt_valid = jnp.pad(gt_valid, (0, padding))
+
+  def compare_with_group(
+    group: Int[Array, ''], state: _Comparison
+  ) -> _Comparison:
+    """Updates the results of all boxes for the objects of a group."""
+    matches, best, rescued = state
+
+    def of_group(array: Shaped[Array, 'g ...']) -> Array:
+      """Returns the rows of an array that belong to the group."""
+      return jax.lax.dynamic_slice_in_dim(array, group * GROUP, GROUP)
+
+    iou = pairwise_iou(boxes, of_group(gt_boxes), width_offset=width_offset)
+    iou = jnp.where(valid[:, None] & of_group(gt_valid), iou, -1)
+    # Computed once: see `_compare_one_by_one`.
+    iou = jax.lax.optimization_barrier(iou)
+    best_of_group = jnp.max(iou, axis=1)
+    match = group * GROUP + jnp.argmax(iou, axis=1).astype(jnp.int32)
+    if rescue:
+      most = jnp.max(iou, axis=0)
+      rescued |= jnp.any((iou == most) & (most > 0), axis=1)
+    # Only a larger overlap replaces a match, so the first of equals stays.
+    matches = jnp.where(best_of_group > best, match, matches)
+    return matches, jnp.maximum(best, best_of_group), rescued
+
+  return jax.lax.fori_loop(
+    0,
+    gt_boxes.shape[0] // GROUP,
+    compare_with_group,
+    (
+      jnp.zeros(n, jnp.int32),
+      jnp.full(n, -1, boxes.dtype),
+      jnp.zeros(n, bool),
+    ),
+  )
 
 
 @jax.custom_batching.custom_vmap

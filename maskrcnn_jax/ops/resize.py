@@ -1,8 +1,10 @@
-"""Resizing, flipping, cropping and padding of an image by matrix products.
+"""Resizing, flipping, cropping and padding of an image.
 
 All sizes are static for XLA: an image is in the top left corner of an array of
 a fixed size, and the rest of the array is padding.
 """
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 # PIL rounds the weights of pixels to multiples of 2**-22.
 _WEIGHT_BITS = 22
 # The upper and the lower half of these bits are multiplied separately. Then all
-# sums are integers below 2**24, which float32 represents exactly.
+# factors are integers that float16 represents exactly, and all sums are
+# integers below 2**24, which float32 represents exactly.
 _HALF = 1 << (_WEIGHT_BITS // 2)
 
 
@@ -76,7 +79,16 @@ def _divide(
   return guess + (2 * remainder >= total) - (2 * remainder < -total)
 
 
-def interpolation_weights(
+class Neighbours(NamedTuple):
+  """The two old pixels along an axis that each new pixel is made of."""
+
+  first: Int[Array, 'n']  # index in the array; 0 where the new pixel is padding
+  second: Int[Array, 'n']
+  first_weight: Float[Array, 'n']  # both weights are 0 in padding
+  second_weight: Float[Array, 'n']
+
+
+def find_neighbours(
   source: Int[Array, ''],
   target: Int[Array, ''],
   *,
@@ -84,12 +96,11 @@ def interpolation_weights(
   target_length: int,
   flip: Bool[Array, ''] | bool = False,
   offset: Int[Array, ''] | int = 0,
-) -> Float[Array, '{target_length} {source_length}']:
-  """Returns the matrix that resizes one axis as torch's bilinear mode does.
+) -> Neighbours:
+  """Returns how torch's bilinear mode resizes one axis.
 
   Each new pixel is interpolated between two neighbouring old pixels, also if
-  the axis shrinks. Row i of the matrix holds the weights of all old pixels in
-  the new pixel i.
+  the axis shrinks.
 
   If the array has no room for the axis (`source > source_length`), it holds
   only the pixels that are used: the pixels 2 i and 2 i + 1 are the two old
@@ -98,9 +109,10 @@ def interpolation_weights(
 
   Args:
     source: Number of pixels of the image along this axis.
-    target: Number of pixels of the whole resized axis. Rows beyond it are zero.
+    target: Number of pixels of the whole resized axis. New pixels beyond it are
+      padding.
     source_length: Static length of the axis of the source, padding included.
-    target_length: Static length of the axis of the result, padding included.
+    target_length: Static length n of the axis of the result, padding included.
     flip: Whether the result is mirrored.
     offset: Number of pixels that are cut off from the start of the result, for
       cropping. It counts pixels after mirroring.
@@ -110,7 +122,7 @@ def interpolation_weights(
     computed from the sizes; PyTorch `aten/src/ATen/native/UpSample.h`.
   """
   to = jnp.arange(target_length) + offset
-  real = (to < target)[:, None] & (source > 0)
+  real = (to < target) & (source > 0)
   to = jnp.where(flip, target - 1 - to, to)
   # Integers, so that the host picks the same pixels.
   first = jnp.maximum((2 * to + 1) * source - target, 0) // jnp.maximum(
@@ -119,14 +131,16 @@ def interpolation_weights(
   second = jnp.minimum(first + 1, source - 1)
   # In float32 as torch, which is inexact at large coordinates.
   step = source.astype(jnp.float32) / jnp.maximum(target, 1).astype(jnp.float32)
-  share = jnp.clip(step * (to + 0.5) - 0.5 - first, 0, 1)[:, None]
+  share = jnp.clip(step * (to + 0.5) - 0.5 - first, 0, 1)
   is_picked = source > source_length
-  first = jnp.where(is_picked, 2 * to, first)[:, None]
-  second = jnp.where(is_picked, 2 * to + 1, second)[:, None]
-  pixels = jnp.arange(source_length)
-  weights = jnp.where(pixels == first, 1 - share, 0)
-  weights += jnp.where(pixels == second, share, 0)
-  return jnp.where(real, weights, 0)
+  first = jnp.where(is_picked, 2 * to, first)
+  second = jnp.where(is_picked, 2 * to + 1, second)
+  return Neighbours(
+    jnp.where(real, first, 0),
+    jnp.where(real, second, 0),
+    jnp.where(real, 1 - share, 0),
+    jnp.where(real, share, 0),
+  )
 
 
 def resize_image(
@@ -145,7 +159,7 @@ def resize_image(
     image: Pixels in [0, 255]. The image is in the top left corner; the rest is
       padding and has no effect. Without `antialias`, an axis that the array is
       too short for holds only the pixels that are used: see
-      `interpolation_weights`.
+      `find_neighbours`.
     source_size: (height, width) of the image before resizing, in pixels.
     image_size: (height, width) of the image after resizing, before it is
       cropped, in pixels.
@@ -161,31 +175,45 @@ def resize_image(
   Returns:
     Float32 pixels in [0, 255].
   """
-  make_weights = average_weights if antialias else interpolation_weights
-  row_weights = make_weights(
-    source_size[0],
-    image_size[0],
-    source_length=image.shape[0],
-    target_length=padded_size[0],
-    offset=offset[0],
-  )
-  column_weights = make_weights(
-    source_size[1],
-    image_size[1],
-    source_length=image.shape[1],
-    target_length=padded_size[1],
-    flip=flip,
-    offset=offset[1],
-  )
+  row_axis: dict[str, Any] = {
+    'source': source_size[0],
+    'target': image_size[0],
+    'source_length': image.shape[0],
+    'target_length': padded_size[0],
+    'offset': offset[0],
+  }
+  column_axis: dict[str, Any] = {
+    'source': source_size[1],
+    'target': image_size[1],
+    'source_length': image.shape[1],
+    'target_length': padded_size[1],
+    'flip': flip,
+    'offset': offset[1],
+  }
   pixels = image.astype(jnp.float32)
   if antialias:
     # PIL rounds after each axis, and begins with the columns. Pillow 13 begins
     # with the rows if a picture loses more than twice as many rows as columns,
     # which changes some pixels by 1.
-    pixels = _average('us,hsc->huc', column_weights, pixels)
-    return _average('ts,suc->tuc', row_weights, pixels)
-  pixels = _multiply('ts,swc->twc', row_weights, pixels)
-  return _multiply('us,tsc->tuc', column_weights, pixels)
+    pixels = _average('us,hsc->huc', average_weights(**column_axis), pixels)
+    return _average('ts,suc->tuc', average_weights(**row_axis), pixels)
+  pixels = _interpolate(pixels, find_neighbours(**row_axis), axis=0)
+  return _interpolate(pixels, find_neighbours(**column_axis), axis=1)
+
+
+def _interpolate(
+  pixels: Float[Array, 'h w c'], neighbours: Neighbours, *, axis: int
+) -> Float[Array, 'height width c']:
+  """Interpolates between two pixels along an axis."""
+  shape = (-1, 1, 1) if axis == 0 else (-1, 1)
+
+  def weighted(index: Array, weight: Array) -> Array:
+    """Returns one of the two pixels of each new pixel, times its weight."""
+    taken = jnp.take(pixels, index, axis=axis, mode='clip')
+    return weight.reshape(shape) * taken
+
+  first, second, first_weight, second_weight = neighbours
+  return weighted(first, first_weight) + weighted(second, second_weight)
 
 
 def _average(
@@ -209,20 +237,16 @@ def _average(
   upper = (weights + _HALF // 2) // _HALF
   lower = weights - upper * _HALF
   # The lower sums may be negative: `lower` is in [-_HALF / 2, _HALF / 2).
-  upper_sum = _multiply(axes, upper.astype(jnp.float32), pixels)
-  lower_sum = _multiply(axes, lower.astype(jnp.float32), pixels)
-  total = upper_sum.astype(jnp.int32) * _HALF + lower_sum.astype(jnp.int32)
+  upper_sum, lower_sum = (
+    jnp.einsum(
+      axes,
+      part.astype(jnp.float16),
+      pixels.astype(jnp.float16),
+      precision=jax.lax.Precision.HIGHEST,
+      preferred_element_type=jnp.float32,
+    ).astype(jnp.int32)
+    for part in (upper, lower)
+  )
   half = 1 << (_WEIGHT_BITS - 1)
-  rounded = (total + half) >> _WEIGHT_BITS
+  rounded = (upper_sum * _HALF + lower_sum + half) >> _WEIGHT_BITS
   return jnp.clip(rounded, 0, 255).astype(jnp.float32)
-
-
-def _multiply(
-  axes: str, weights: Float[Array, 't s'], pixels: Float[Array, 'h w c']
-) -> Float[Array, 'height width c']:
-  """Returns the product that `axes` describes, as `jnp.einsum`, in float32.
-
-  Products of lower precision (TF32, bfloat16) would change pixels by up to 1 of
-  256.
-  """
-  return jnp.einsum(axes, weights, pixels, precision=jax.lax.Precision.HIGHEST)

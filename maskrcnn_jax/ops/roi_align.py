@@ -270,6 +270,9 @@ def _scatter_gradient(
 ) -> Float[Array, '{num_cells} c']:
   """Adds the gradient of each output cell to the cells that it was pooled from.
 
+  Boxes without a gradient are left out. There are many: the mask head has a
+  slot for each box that could be foreground, and most are background.
+
   Args:
     num_cells: Number of cells of all levels.
     gradient: Gradient for the output cells, float32.
@@ -280,13 +283,14 @@ def _scatter_gradient(
   """
   rows, _, columns, _ = samples
   num_columns = columns.shape[2]
+  has_gradient = jnp.any(gradient != 0, axis=(1, 2, 3), keepdims=True)[..., 0]
 
   def add_pair(k: Int[Array, ''], total: Array) -> Array:
     """Adds the gradients for pair k of a row and a column."""
     index, weight = _pair(k // num_columns, k % num_columns, *samples)
-    return total.at[index].add(
-      weight[..., None] * gradient, mode='promise_in_bounds'
-    )
+    # The index `num_cells` does not exist, so that nothing is added there.
+    index = jnp.where(has_gradient, index, num_cells)
+    return total.at[index].add(weight[..., None] * gradient, mode='drop')
 
   return jax.lax.fori_loop(
     0,

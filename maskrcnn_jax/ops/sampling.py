@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from maskrcnn_jax.ops.top_k import top_k
+
 
 class Sample(NamedTuple):
   """The sampled boxes, in a fixed number s of slots.
@@ -83,5 +85,5 @@ def _draw(
   """
   # At least one index, because an empty array cannot be indexed.
   count = min(max(limit, 1), priorities.shape[0])
-  _, indices = jax.lax.top_k(jnp.where(eligible, priorities, -1), count)
-  return indices.astype(jnp.int32), jnp.minimum(jnp.sum(eligible), limit)
+  _, indices = top_k(jnp.where(eligible, priorities, -1), count)
+  return indices, jnp.minimum(jnp.sum(eligible), limit)

@@ -1,11 +1,11 @@
 """Selection of the boxes that enter the NMS of the RPN."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from maskrcnn_jax.ops.anchors import AnchorLevel, anchors_at, count_anchors
 from maskrcnn_jax.ops.boxes import Weights, clip_boxes, decode_boxes
+from maskrcnn_jax.ops.top_k import top_k
 
 
 def select_boxes(
@@ -74,7 +74,7 @@ def select_boxes(
   for level in levels:
     start, end = end, end + count_anchors(level)
     count = min(limit, end - start)
-    best, index = jax.lax.top_k(objectness_logits[start:end], count)
+    best, index = top_k(objectness_logits[start:end], count)
     decoded = decode_boxes(
       anchor_deltas[start:end][index],
       anchors_at(level, index, fit_to=fit_to),

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import pytest
 
 from maskrcnn_jax.model.box_head import BoxHead
-from maskrcnn_jax.model.mask_head import MaskHead
+from maskrcnn_jax.model.mask_head import MaskHead, MaskLogits
 from maskrcnn_jax.model.rpn_head import RpnHead
 
 
@@ -155,6 +155,67 @@ def test_mask_head_doubles_the_side_and_keeps_rois_apart():
   mask_logits = head.apply(variables, pooled)
   doubled = np.asarray(pooled).repeat(2, 2).repeat(2, 3)
   assert_allclose(mask_logits, doubled * [1, 10, 100], rtol=1e-6)
+
+
+def pick_masks(mask_logits, classes):
+  """Returns the mask of the class of each RoI, [b, r, m, m]."""
+  index = classes[:, :, None, None, None]
+  return jnp.take_along_axis(mask_logits, index, axis=4)[..., 0]
+
+
+def test_mask_head_computes_the_mask_of_a_class_alone():
+  head = MaskHead(num_classes=7, num_convs=1, channels=8)
+  pooled = jax.random.normal(jax.random.key(1), (2, 3, 4, 4, 5))
+  classes = jnp.array([[0, 6, 2], [2, 1, 2]])
+  variables = head.init(jax.random.key(0), pooled)
+  found = head.apply(variables, pooled, classes)[..., 0]
+  expected = pick_masks(head.apply(variables, pooled), classes)
+  assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_the_mask_of_a_class_has_the_gradients_of_that_class(dtype):
+  # The gradients of the layer with all classes, of which one is picked.
+  random = np.random.default_rng(0)
+  x = jnp.asarray(random.normal(size=(6, 8, 8, 5)), dtype)
+  weights = random.normal(size=(6, 8, 8)).astype(np.float32)
+  classes = jnp.array([0, 6, 2, 2, 1, 2])
+  params = {
+    'kernel': random.normal(size=(1, 1, 5, 7)).astype(np.float32),
+    'bias': random.normal(size=7).astype(np.float32),
+  }
+
+  def gradients(masks):
+    return jax.jit(
+      jax.value_and_grad(
+        lambda params, x: jnp.sum(jnp.sin(masks(params, x)) * weights),
+        argnums=(0, 1),
+      )
+    )(params, x.astype(jnp.float32))
+
+  def alone(params, x):
+    layer = MaskLogits(7, dtype=dtype)
+    return layer.apply({'params': params}, x, classes)[..., 0]
+
+  def picked(params, x):
+    masks = MaskLogits(7).apply({'params': params}, x)
+    return pick_masks(masks[None], classes[None])[0]
+
+  # Sums in another order, or several roundings to 8 bits.
+  tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+  for found, expected in zip(
+    jax.tree.leaves(gradients(alone)),
+    jax.tree.leaves(gradients(picked)),
+    strict=True,
+  ):
+    assert found.dtype == expected.dtype
+    scale = np.abs(expected).max()
+    assert_allclose(found, expected, rtol=0, atol=tolerance * scale)
+  # Only the classes that a row has get a gradient.
+  (_, (found, _)) = gradients(alone)
+  assert_array_equal(
+    np.abs(found['kernel']).sum((0, 1, 2)) > 0, [1, 1, 1, 0, 0, 0, 1]
+  )
 
 
 def test_mask_head_shapes():

@@ -152,6 +152,42 @@ def test_frozen_batch_norm_has_no_params_and_starts_as_identity():
   assert_allclose(norm.apply(variables, x), x, rtol=1e-6)
 
 
+@pytest.mark.parametrize('size, stride', [(1, 2), (3, 1)])
+def test_a_norm_in_the_kernel_is_the_norm_of_the_output(size, stride):
+  class Layer(nn.Module):
+    in_kernel: bool
+
+    @nn.compact
+    def __call__(self, x):
+      conv = layers.Conv(6, size, stride, use_bias=False, name='conv')
+      norm = layers.FrozenBatchNorm(eps=1e-5, name='norm')
+      if self.in_kernel:
+        return layers.convolve_and_normalize(conv, norm, x)
+      return norm(conv(x))
+
+  x = random_array(0, 2, 5, 7, 4)
+  rng = np.random.default_rng(1)
+  variables = jax.tree.map(
+    lambda v: rng.uniform(0.5, 2, v.shape).astype(np.float32),
+    dict(Layer(False).init(jax.random.key(0), x)),
+  )
+  weights = random_array(2, 2, -(-5 // stride), -(-7 // stride), 6)
+
+  def results(in_kernel):
+    def loss(params, x):
+      y = Layer(in_kernel).apply(variables | {'params': params}, x)
+      return jnp.sum(y * weights), y
+
+    return jax.grad(loss, argnums=(0, 1), has_aux=True)(variables['params'], x)
+
+  for found, expected in zip(
+    jax.tree.leaves(results(True)), jax.tree.leaves(results(False)), strict=True
+  ):
+    # The products are rounded in another order.
+    scale = np.abs(expected).max()
+    assert_allclose(found, expected, rtol=0, atol=1e-6 * scale)
+
+
 def test_make_norm_refuses_an_unknown_norm():
   with pytest.raises(ValueError, match="not 'layer'"):
     layers.make_norm('bn1', norm='layer', eps=0.0, dtype=jnp.float32)

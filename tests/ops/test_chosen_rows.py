@@ -58,3 +58,35 @@ def test_apply_to_chosen_ignores_nan_and_inf_in_other_rows():
   )
   assert (float(value), float(of_factor)) == (9.0, 3.0)
   assert_array_equal(of_rows[:, 0], np.array([0, 3, 0, 3, 0]))
+
+
+def test_apply_to_chosen_takes_a_tree_of_rows_and_keeps_integers():
+  rows = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+  columns = jnp.array([1, 0, 1])
+  chosen = jnp.array([True, False, True])
+
+  def pick(factors, rows_and_columns):
+    rows, columns = rows_and_columns
+    return jnp.take_along_axis(rows * factors, columns[:, None], axis=1)[:, 0]
+
+  def picked(factors, rows):
+    return apply_to_chosen(pick, factors, (rows, columns), chosen, 2)
+
+  y, pull = jax.vjp(jax.jit(picked), jnp.array([10.0, 100.0]), rows)
+  of_factors, of_rows = pull(jnp.ones(3))
+  # Rows 0 and 2 give 100 times their second element.
+  assert_array_equal(y, [200, 0, 600])
+  assert_array_equal(of_factors, [0, 8])
+  assert_array_equal(of_rows, [[0, 100], [0, 0], [0, 100]])
+
+
+def test_apply_to_chosen_computes_no_row_again_for_the_gradient(key):
+  matrix, rows = jnp.ones((3, 2)), jnp.ones((7, 3))
+
+  def total(matrix, rows):
+    chosen = rows[:, 0] > 0
+    return apply_to_chosen(double_then_turn, matrix, rows, chosen, 4).sum()
+
+  gradients = jax.value_and_grad(total, argnums=(0, 1))
+  hlo = jax.jit(gradients).lower(matrix, rows).compile().as_text()
+  assert hlo.count(' tanh(') == 1

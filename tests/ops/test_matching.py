@@ -9,6 +9,7 @@ import oracles
 import pytest
 
 from maskrcnn_jax.ops import matching
+from maskrcnn_jax.ops.boxes import pairwise_iou
 
 match = functools.partial(
   jax.jit(
@@ -127,3 +128,47 @@ def test_match_boxes_moves_with_the_order_of_the_boxes():
   moved = match(jnp.asarray(iou[order]), gt_valid, rescue=True)
   np.testing.assert_array_equal(moved[0], matches[order])
   np.testing.assert_array_equal(moved[1], labels[order])
+
+
+@pytest.mark.parametrize(
+  'n, g, rescue, width_offset',
+  [
+    (200, 40, True, 0.0),  # the second of two groups of objects is not full
+    (60, 3, False, 1.0),
+    (40, 129, True, 0.0),  # too many objects for groups
+  ],
+)
+def test_match_by_overlap_on_a_gpu_is_iou_and_matching(
+  monkeypatch, n, g, rescue, width_offset
+):
+  # The implementation that other platforms than a CPU use.
+  monkeypatch.setattr(
+    jax.lax, 'platform_dependent', lambda *x, cpu, default: default(*x)
+  )
+  rng = np.random.default_rng([n, g])
+  corners = rng.integers(0, 24, (3, n + g, 2))
+  sides = rng.integers(0, 16, (3, n + g, 2))  # some boxes have no area
+  both = jnp.asarray(
+    np.concatenate([corners, corners + sides], axis=-1), jnp.float32
+  )
+  boxes, gt_boxes = both[:, :n], both[:, n:]
+  valid, gt_valid = rng.random((3, n)) < 0.8, rng.random((3, g)) < 0.8
+  gt_valid[2] = False
+  thresholds = {'foreground_iou': 0.7, 'background_iou': 0.3, 'rescue': rescue}
+  matches, labels = jax.jit(
+    jax.vmap(
+      functools.partial(
+        matching.match_by_overlap, width_offset=width_offset, **thresholds
+      )
+    )
+  )(boxes, valid, gt_boxes, gt_valid)
+  for i in range(3):
+    iou = pairwise_iou(boxes[i], gt_boxes[i], width_offset=width_offset)
+    expected = oracles.match_boxes(
+      np.where(valid[i][:, None], iou, -1), gt_valid[i], **thresholds
+    )
+    # A box that takes no part gets match 0.
+    np.testing.assert_array_equal(
+      matches[i], np.where(valid[i], expected[0], 0)
+    )
+    np.testing.assert_array_equal(labels[i], expected[1])

@@ -240,6 +240,30 @@ def test_nms_keeps_what_the_greedy_definition_keeps(
   assert_greedy(indices, kept, (boxes, scores, valid, groups), **options)
 
 
+@pytest.mark.parametrize(
+  'n, limit, iou_threshold, grouped',
+  [
+    (40, 60, 1 / 3, True),  # the second step is not full; spare slots
+    (64, 5, 0.7, False),  # more boxes could be kept than there are slots
+  ],
+)
+def test_nms_on_a_gpu_keeps_what_the_greedy_definition_keeps(
+  monkeypatch, n, limit, iou_threshold, grouped
+):
+  # The implementation that other platforms than a CPU use.
+  monkeypatch.setattr(
+    jax.lax, 'platform_dependent', lambda *x, cpu, default: default(*x)
+  )
+  boxes, scores, valid, groups = _many_sets(n)
+  groups = groups if grouped else None
+  options = {'iou_threshold': iou_threshold, 'limit': limit}
+  indices, kept = jax.jit(
+    jax.vmap(lambda b, s, v, g: nms(b, s, v, groups=g, **options))
+  )(boxes, scores, valid, groups)
+  indices, kept = np.asarray(indices), np.asarray(kept)
+  assert_greedy(indices, kept, (boxes, scores, valid, groups), **options)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('kernels', ['xla', 'interpret'])
 @pytest.mark.parametrize('n', [20, 70])

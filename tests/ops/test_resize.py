@@ -33,15 +33,21 @@ SIZES = [
 
 
 def weights_of(source, target, source_length, target_length, *, antialias=True):
-  make = ops.average_weights if antialias else ops.interpolation_weights
-  return np.asarray(
-    make(
-      jnp.array(source),
-      jnp.array(target),
-      source_length=source_length,
-      target_length=target_length,
-    )
+  """Returns the weights of old pixels (columns) in new pixels (rows)."""
+  read_axis = ops.average_weights if antialias else ops.find_neighbours
+  found = read_axis(
+    jnp.array(source),
+    jnp.array(target),
+    source_length=source_length,
+    target_length=target_length,
   )
+  if antialias:
+    return np.asarray(found)
+  weights = np.zeros((target_length, source_length))
+  rows = np.arange(target_length)
+  for column, weight in zip(found[:2], found[2:], strict=True):
+    weights[rows, np.asarray(column)] += np.asarray(weight)
+  return weights
 
 
 def _image(source_size, *, outside=0, seed=0):

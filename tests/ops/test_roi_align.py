@@ -337,14 +337,30 @@ def test_roi_align_sums_in_float32_and_keeps_the_dtype(key):
   )
 
 
-def test_roi_align_has_the_gradient_of_the_dense_matrices(key):
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+def test_roi_align_has_the_gradient_of_the_dense_matrices(
+  monkeypatch, key, platform
+):
+  chosen = []
+
+  def choose(*arguments, cpu, default):
+    # `default` is the implementation of other platforms than a CPU.
+    chosen.append(platform)
+    return (cpu if platform == 'cpu' else default)(*arguments)
+
+  monkeypatch.setattr(jax.lax, 'platform_dependent', choose)
   pyramid = _pyramid(key)
   boxes, levels = jnp.asarray(BOXES), jnp.asarray(LEVELS)
-  pooled, pull_back = jax.vjp(
-    lambda p: align(p, boxes, levels, side=7, **MODERN), pyramid
-  )
+
+  def pool(pyramid):
+    return ops.roi_align(pyramid, boxes, levels, side=7, **MODERN)
+
+  pooled, pull_back = jax.vjp(jax.jit(pool), pyramid)
   cotangent = jax.random.normal(jax.random.fold_in(key, 9), pooled.shape)
+  # Some boxes have no gradient, others have one in a single channel.
+  cotangent = cotangent.at[::3].set(0).at[1, 1:].set(0).at[4, ..., 1:].set(0)
   (gradient,) = pull_back(cotangent)
+  assert chosen == [platform]
   expected = {
     level: np.zeros(features.shape) for level, features in pyramid.items()
   }

@@ -111,3 +111,20 @@ def test_sample_labels_draws_neighbours_independently(key):
   # Each of the 30 pairs is expected 3600 / 30 = 120 times, with a standard
   # deviation of 11.
   assert np.abs(pairs[~np.eye(6, dtype=bool)] - 120).max() < 55
+
+
+@pytest.mark.parametrize('foreground', [0, 5, 300])
+def test_sample_labels_takes_the_highest_priorities_of_many_boxes(
+  key, foreground
+):
+  # So many boxes that they are not sorted.
+  labels = _labels(foreground, 20_000, 1_000)
+  drawn = sample(labels, key, size=64, foreground_fraction=0.5)
+  priorities = np.asarray(jax.random.uniform(key, labels.shape))
+  order = np.argsort(-priorities, kind='stable')
+  count = min(foreground, 32)
+  expected = [
+    *order[labels[order] == 1][:count],
+    *order[labels[order] == 0][: 64 - count],
+  ]
+  np.testing.assert_array_equal(drawn.indices, expected)

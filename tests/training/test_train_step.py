@@ -254,19 +254,19 @@ def test_a_checkpoint_holds_the_averaged_weights_as_its_model(config):
   assert_same(arrays_of(again), arrays_of(state))
 
 
-def test_a_wide_mask_head_on_one_cpu_skips_background(config):
+def test_a_wide_mask_head_on_one_cpu_runs_in_chunks(config):
   one, two = (
     jax.sharding.Mesh(np.array(jax.devices()[:1] * count), ('data',))
     for count in (1, 2)
   )
 
-  def skips_background(mesh):
+  def runs_in_chunks(mesh):
     return Rcnn.from_config(
       config, num_classes=4, dtype=jnp.float32, mesh=mesh
-    ).skip_background
+    ).mask_in_chunks
 
-  assert not skips_background(one)
+  assert not runs_in_chunks(one)
   config.model.mask_channels = 256
-  assert skips_background(one)
-  assert not skips_background(two)
-  assert not skips_background(None)
+  assert runs_in_chunks(one)
+  assert not runs_in_chunks(two)
+  assert not runs_in_chunks(None)

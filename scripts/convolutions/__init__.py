@@ -1,0 +1,1 @@
+"""The parts of `convolution_speed.py`."""
