@@ -103,7 +103,9 @@ def _run(argv: list[str]) -> None:
     cluster.keep_compiled(None)
   else:
     find_compiler()
-  work = read_work(recipe.config, frozenset(recipe.given))
+  work = read_work(
+    recipe.config, frozenset(recipe.given), data_may_be_missing=not is_here
+  )
   for line in work.remarks:
     print(line, file=sys.stderr)
   if is_here:

@@ -18,6 +18,7 @@ from maskrcnn_jax.config import (
   source_of,
 )
 from maskrcnn_jax.data import canvases, image_sets, loader
+from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.training.checks import read_training_set
 
 # Number of objects of a made-up image, unless the recipe has fewer slots.
@@ -49,7 +50,10 @@ class Work(NamedTuple):
 
 
 def read_work(
-  config: ml_collections.ConfigDict, given_keys: frozenset[str]
+  config: ml_collections.ConfigDict,
+  given_keys: frozenset[str],
+  *,
+  data_may_be_missing: bool = False,
 ) -> Work:
   """Reads the training set, if there is one, and completes the recipe.
 
@@ -57,13 +61,29 @@ def read_work(
     config: The recipe. Without a training set, the images are made up: of the
       largest padded size of the recipe, with 80 classes and 8 objects each.
     given_keys: Keys of the recipe that the command line gave.
+    data_may_be_missing: Whether images are made up, with a remark, if the
+      training set of a recipe is not on this machine. It must be there if the
+      command line gave it.
 
   Raises:
     InputError: If the data set is missing or has errors.
   """
   config, remarks = scaled_to_batch(config, given_keys)
-  if source_of(config, 'train') is None:
+  source = source_of(config, 'train')
+  if source is None:
     return _made_up_work(config, remarks)
+  if data_may_be_missing and not any(
+    key.startswith('data.train.') for key in given_keys
+  ):
+    try:
+      source.check_is_there('--config.data.train.')
+    except InputError:
+      remarks.append(
+        f'The training set of the recipe, {source}, is not here. The plan is '
+        f'for made-up images with {_NUM_OBJECTS} objects of '
+        f'{_NUM_CLASSES - 1} classes.'
+      )
+      return _made_up_work(config, remarks)
   data_set, rows = read_training_set(config)
   index = data_set.coco_index
   config = complete_recipe(

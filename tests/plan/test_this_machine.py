@@ -10,6 +10,7 @@ import sys
 import pytest
 import tiny
 
+from maskrcnn_jax.errors import InputError
 from maskrcnn_jax.plan import this_machine
 from maskrcnn_jax.plan.command_line import main
 from maskrcnn_jax.plan.work import read_work
@@ -80,6 +81,20 @@ def test_read_work_without_a_data_set_takes_the_largest_size():
   assert work.num_images is None
   assert work.num_classes == 81
   assert work.load(size.canvas, 2).images.shape == (2, 64, 128, 3)
+
+
+def test_read_work_makes_images_up_where_the_set_of_the_recipe_is_missing():
+  config = tiny.get_config()
+  config.data.train.images = 'missing'
+  config.data.train.annotations = 'missing.json'
+  work = read_work(config, frozenset(), data_may_be_missing=True)
+  assert work.num_images is None
+  assert 'missing.json, is not here' in work.remarks[-1]
+  with pytest.raises(InputError, match='missing.json'):
+    read_work(config, frozenset())
+  given = frozenset({'data.train.annotations'})
+  with pytest.raises(InputError, match='missing.json'):
+    read_work(config, given, data_may_be_missing=True)
 
 
 def test_plan_does_not_run_a_step_that_needs_too_much_memory(
