@@ -23,7 +23,7 @@ import maskrcnn_jax
 from maskrcnn_jax import api, named_weights
 from maskrcnn_jax.drawing.draw import draw_detections
 from maskrcnn_jax.errors import InputError
-from maskrcnn_jax.prediction import results
+from maskrcnn_jax.prediction import picture_batches, results
 from maskrcnn_jax.prediction.picture_batches import read_picture
 from maskrcnn_jax.prediction.predict import predict
 from maskrcnn_jax.prediction.results import Result
@@ -139,6 +139,24 @@ def test_results_come_in_the_order_of_the_pictures(detector, arrays):
     # Sums over a batch may be in another order: 1e-5 of 100 pixels.
     assert_same(result, detector(pixels), atol=1e-3)
     assert_array_equal(result.image, pixels)
+
+
+def test_large_pictures_are_not_gathered_for_a_batch(
+  detector, arrays, monkeypatch
+):
+  make_batch, sizes = picture_batches._make_batch, []
+
+  def make(pictures, *arguments):
+    sizes.append(len(pictures))
+    return make_batch(pictures, *arguments)
+
+  monkeypatch.setattr(picture_batches, '_make_batch', make)
+  height, width = SIZES[0]
+  monkeypatch.setattr(picture_batches, '_MOST_PIXELS', 2 * height * width)
+  found = detector([arrays[0]] * 4, batch_size=4)
+  assert sizes == [3, 1]
+  for result in found:
+    assert_same(result, detector(arrays[0]), atol=1e-3)
 
 
 def test_a_file_an_array_and_an_image_give_the_same(detector, pictures):

@@ -433,7 +433,8 @@ KEYS: tuple[Key, ...] = (
         'optimizer.decay_steps.'),
 
     Key('eval.batch_size', 1, EVALUATION, whole(1),
-        'Number of images in a batch of the evaluation.'),
+        'Number of images in a batch of the evaluation, and on GPUs of '
+        'the prediction.'),
     Key('eval.backend', 'pycocotools', EVALUATION,
         choice('pycocotools', 'faster'),
         'The library that computes the AP. faster gives the same numbers with '

@@ -32,13 +32,17 @@ Picture = str | os.PathLike[str] | np.ndarray | jax.Array | Image.Image
 _ARRAY_SIDES = (64, 96, 128, 192, 256, 384, 512, 640, 832, 1088, 1440, 1920)
 
 # A picture that fits in no padded size of the recipe gets one of its own,
-# unless this has more than so many times the
-# pixels of the largest size of the recipe.
+# unless this has more than so many times the pixels of the largest size of the
+# recipe.
 _MOST_ROOM = 2
 
 # How many batches of pictures may be held back, because an earlier picture
 # waits for others of its padded size.
 _BATCHES_HELD = 4
+
+# Pixels. A batch whose pictures have more pixels than this together is detected
+# in at once, although it has room for more pictures.
+_MOST_PIXELS = 2**27
 
 
 class Found(NamedTuple):
@@ -74,9 +78,10 @@ def detect_pictures(
   """Yields the objects of each picture, in the order of the pictures.
 
   A batch has pictures of one padded size. It is detected in when it is full,
-  when an earlier picture than its own would hold back too many results, or at
-  the end of the pictures. While the device works, the host reads the next
-  pictures and pastes the masks of the batch before.
+  when its pictures are very large, when an earlier picture than its own would
+  hold back too many results, or at the end of the pictures. While the device
+  works, threads of the host read the next pictures and paste the masks of the
+  batch before.
 
   Args:
     detector: The model.
@@ -121,7 +126,7 @@ def detect_pictures(
     """Waits for the batch on the device, and moves its pictures to finished."""
     nonlocal in_flight
     if in_flight is not None:
-      for found in _finish(*in_flight, config):
+      for found in _finish(*in_flight, config, pasters):
         finished[found.objects.row] = found
     in_flight = None
 
@@ -132,24 +137,28 @@ def detect_pictures(
       next_row += 1
       yield finished.pop(next_row - 1)
 
-  for row, picture in _read_all(
-    pictures, config, ahead=batch_size, keeps_pixels=keeps_pixels
-  ):
-    if isinstance(picture, InputError):
-      finished[row] = picture
-    else:
-      group = waiting.setdefault(picture.padded, [])
-      group.append(picture)
-      if len(group) == batch_size:
-        detect(picture.padded)
-    if waiting and row - next_row >= _BATCHES_HELD * batch_size:
+  with concurrent.futures.ThreadPoolExecutor(
+    config.data.num_threads
+  ) as pasters:
+    for row, picture in _read_all(
+      pictures, config, ahead=batch_size, keeps_pixels=keeps_pixels
+    ):
+      if isinstance(picture, InputError):
+        finished[row] = picture
+      else:
+        group = waiting.setdefault(picture.padded, [])
+        group.append(picture)
+        num_pixels = sum(waits.pixels.size // 3 for waits in group)
+        if len(group) == batch_size or num_pixels > _MOST_PIXELS:
+          detect(picture.padded)
+      if waiting and row - next_row >= _BATCHES_HELD * batch_size:
+        detect(_oldest(waiting))
+      yield from ready()
+    while waiting:
       detect(_oldest(waiting))
+      yield from ready()
+    finish()
     yield from ready()
-  while waiting:
-    detect(_oldest(waiting))
-    yield from ready()
-  finish()
-  yield from ready()
 
 
 def _oldest(
@@ -417,6 +426,7 @@ def _finish(
   detections: Detections,
   pictures: list[_Decoded],
   config: ml_collections.ConfigDict,
+  pasters: concurrent.futures.Executor,
 ) -> Iterator[Found]:
   """Waits for the detections of a batch, and yields those of each picture.
 
@@ -424,21 +434,26 @@ def _finish(
     detections: The detections of the batch, on the device.
     pictures: The pictures of the batch.
     config: The recipe.
+    pasters: Threads that paste the masks.
   """
   geometry = geometry_of(config)
   detections = jax.device_get(detections)
-  for i, picture in enumerate(pictures):
+
+  def found_in(i: int, picture: _Decoded) -> Found:
+    """Returns the objects of picture i of the batch."""
     height, width, _ = picture.pixels.shape
     objects = to_original(
-      jax.tree.map(lambda field, i=i: field[i], detections),
+      jax.tree.map(lambda field: field[i], detections),
       picture.image_size,
       row=picture.row,
       original_size=(height, width),
       mask_threshold=geometry.mask_threshold,
       paste_rule=geometry.paste_rule,
     )
-    yield Found(
+    return Found(
       objects,
       (height, width),
       picture.pixels if picture.keeps_pixels else None,
     )
+
+  yield from pasters.map(found_in, range(len(pictures)), pictures)
