@@ -190,7 +190,8 @@ def largest_that_fits(
   such as the parameters, does not grow. The second number that is compiled is
   the largest that would fit if all of it grew. The third is where the line
   through the two meets the limit, and so on until the next larger number does
-  not fit, or is expected not to.
+  not fit, or is expected not to. If a number is too large although the line
+  says that it fits, the middle of the numbers that are left comes next.
 
   Args:
     memory: Compiles for a number of images; returns the bytes that it needs.
@@ -208,7 +209,11 @@ def largest_that_fits(
     if high - low <= multiple:
       return Room(low, True, tried)
     guess = _next_guess(tried, limit, multiple)
-    if guess <= low:
+    if too_large and fitting:
+      if list(tried)[-1] in too_large:
+        guess = (low + int(high)) // 2 // multiple * multiple
+      guess = max(guess, low + multiple)
+    elif guess <= low:
       # The line says that not one more fits.
       return Room(low, True, tried)
     guess = int(min(guess, high - multiple))
@@ -230,10 +235,16 @@ def _next_guess(tried: dict[int, int], limit: float, multiple: int) -> int:
     if size <= limit:
       guess = max(guess, count + multiple)
     return max(guess // multiple, 1) * multiple
-  # The line through the two numbers that are nearest to the limit.
-  (one, one_bytes), (two, two_bytes) = sorted(
-    tried.items(), key=lambda item: abs(item[1] - limit)
-  )[:2]
+  # The line through the two numbers that are nearest to the limit, one on each
+  # side if there are two.
+  nearest = sorted(tried.items(), key=lambda item: abs(item[1] - limit))
+  sides = [
+    next((item for item in nearest if (item[1] <= limit) == fits), None)
+    for fits in (True, False)
+  ]
+  (one, one_bytes), (two, two_bytes) = (
+    [side for side in sides if side] if all(sides) else nearest[:2]
+  )
   slope = (two_bytes - one_bytes) / (two - one)
   if slope <= 0:  # Choices of the compiler hide how the memory grows.
     if min(tried.values()) <= limit:

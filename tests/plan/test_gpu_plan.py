@@ -39,6 +39,8 @@ def largest_by_trying_all(memory, limit, multiple):
     # Padding of arrays and other choices of the compiler make it uneven.
     lambda n: 3_000 + 700 * n + 311 * (n % 3),
     lambda n: int(3_000 + 600 * n + 3 * n**1.5),
+    # From some number on, the compiler chooses another algorithm.
+    lambda n: 1_000 + 830 * n + 15_000 * (n > 36),
     lambda n: 90_000,  # One image does not fit.
   ],
 )
