@@ -46,8 +46,8 @@ def _peaks(bandwidth: float, **teraflops: float) -> Peaks:
 # are half as high. In full precision, float32 does not run on tensor cores.
 _A100 = dict(bf16=312.0, tf32=156.0, f32=19.5, f64=19.5)
 _H100 = dict(bf16=989.4, tf32=494.7, f32=66.9, f64=66.9)
-# Measured with products of large matrices in bf16 and with copies, on borrowed
-# machines in November 2026.
+# Measured with products of large matrices in bf16 and with copies, on such GPUs
+# in November 2026.
 _H100_MEASURED = _H100 | dict(bf16=790.0)
 
 GPUS = {
