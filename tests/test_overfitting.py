@@ -39,9 +39,6 @@ def overfitting(recipe, data, size, num_steps):
   # Basic blocks have no groups and cannot be dilated.
   has_bottlenecks = config.model.groups > 1 or config.model.body == 'dc5'
   config.model.depth = 50 if has_bottlenecks else 18
-  if config.model.body == 'dc5':
-    # 50 layers without a norm learn too slowly from random weights.
-    config.model.norm = 'group'
   config.freeze_at = 0
   config.data.update(
     short_side=size,
@@ -65,6 +62,12 @@ def overfitting(recipe, data, size, num_steps):
     decay_steps=(num_steps * 3 // 4, num_steps * 9 // 10),
   )
   config.eval.batch_size = 4
+  if config.model.body == 'dc5':
+    # SGD learns the boxes too slowly from random weights: the pooled features
+    # of a RoI are 7x7x1024 numbers, behind 50 layers.
+    config.model.update(norm='group', box_features=256)
+    config.roi.num_samples = 64
+    config.optimizer.update(name='adamw', learning_rate=0.0005)
   return config
 
 
