@@ -105,9 +105,13 @@ def test_a_training_goes_on_when_its_disk_has_room_again(
   )
 
 
-@pytest.mark.parametrize('overlays', ['png', 'none'])
+@pytest.mark.parametrize(
+  ('overlays', 'size'),
+  # An overlay has 110 to 190 kB, and several are written at once.
+  [('png', '2m'), ('none', '100k')],
+)
 def test_a_prediction_goes_on_when_its_disk_has_room_again(
-  tiny_data, tiny_run, tmp_path, overlays
+  tiny_data, tiny_run, tmp_path, overlays, size
 ):
   pictures = tmp_path / 'pictures'
   pictures.mkdir()
@@ -121,7 +125,7 @@ def test_a_prediction_goes_on_when_its_disk_has_room_again(
     f'--overlays={overlays}',
   ]
   (first, one), (second, two) = run_twice(
-    tmp_path, '100k', *arguments, f'--workdir={tmp_path / "disk" / "run"}'
+    tmp_path, size, *arguments, f'--workdir={tmp_path / "disk" / "run"}'
   )
   assert one == 1, first
   assert error_in(first).startswith('error: C10: ')
