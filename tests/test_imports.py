@@ -57,6 +57,7 @@ LAST_CONFIG_ROW = 8
 # These files run in an environment of their own, in which torch is installed.
 TORCH_FILES = (
   pathlib.PurePath('maskrcnn_jax/benchmark/torchvision_steps.py'),
+  pathlib.PurePath('scripts/convolutions/torch_worker.py'),
   pathlib.PurePath('scripts/export_onnx.py'),
   pathlib.PurePath('scripts/learning/torchvision_jobs.py'),
 )

@@ -87,7 +87,7 @@ def model_settings(
   for key, value, is_there in (
     ('model.backbone', model.backbone, model.backbone == 'resnet'),
     ('model.body', model.body, model.body == 'fpn'),
-    ('model.output', model.output, model.output != 'proposals'),
+    ('model.output', model.output, heads_of(config).boxes),
     ('model.norm', model.norm, model.norm in ('frozen_batch', 'group')),
     ('model.width', model.width, model.width == 64),
     (

@@ -28,12 +28,12 @@ _PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h.
 
 
 def lacks_memory(error: BaseException) -> bool:
-  """Tells whether an error says that there is not enough memory.
+  """Tells whether an error, or its cause, says that there is too little memory.
 
   The texts are those of XLA, of the system, and of Python's threads, whose
   stacks need memory.
   """
-  return isinstance(error, MemoryError) or any(
+  if isinstance(error, MemoryError) or any(
     text in str(error)
     for text in (
       'Out of memory',
@@ -42,7 +42,10 @@ def lacks_memory(error: BaseException) -> bool:
       'unable to start watchdog thread',
       'std::bad_alloc',
     )
-  )
+  ):
+    return True
+  cause = error.__cause__ or error.__context__
+  return cause is not None and lacks_memory(cause)
 
 
 def guard_memory_limit() -> None:

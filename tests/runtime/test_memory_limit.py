@@ -88,3 +88,13 @@ def test_lacks_memory_knows_the_texts():
   assert lacks_memory(OSError(12, 'Cannot allocate memory'))
   assert lacks_memory(RuntimeError("can't start new thread"))
   assert not lacks_memory(ValueError('checksum is wrong'))
+
+
+def test_lacks_memory_looks_at_the_cause():
+  try:
+    try:
+      raise MemoryError
+    except MemoryError as error:
+      raise RuntimeError('cannot read an array') from error
+  except RuntimeError as error:
+    assert lacks_memory(error)
