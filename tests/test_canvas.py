@@ -192,6 +192,7 @@ def check(rcnn, variables, canvases, *, training=True):
       assert_close(ours['gradient'], expected['gradient'], factor=10)
 
 
+@pytest.mark.slow
 def test_a_larger_canvas_changes_no_detection():
   rcnn, variables = make_rcnn('legacy', **MODELS['basic, group'])
   check(rcnn, variables, CANVASES[-1:], training=False)

@@ -126,6 +126,7 @@ def test_gradients_are_finite_and_reach_every_parameter(norm):
     assert np.abs(g).max() > 0, path
 
 
+@pytest.mark.slow
 def test_initial_values_have_the_spread_of_nvidias_program():
   model = MaskRCNN(
     num_classes=81, depth=18, width=32, box_features=256, box_convs=1

@@ -293,6 +293,7 @@ def test_a_damaged_array_is_an_input_error(workdir, damage):
 
 @leaves_tasks_behind
 @pytest.mark.filterwarnings('ignore::ResourceWarning')
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_or_changes_nothing(workdir):
   path = checkpoint.find_checkpoint(workdir)
   files = sorted(p for p in path.rglob('*') if p.is_file())

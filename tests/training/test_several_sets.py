@@ -84,6 +84,7 @@ def change(path, function):
   path.write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 def test_two_sets_train_as_one_file_does_and_resume(
   two, tiny_run, tmp_path, sets
 ):
