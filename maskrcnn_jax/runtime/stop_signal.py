@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import os
 import signal
+import sys
 import threading
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from sys import UnraisableHookArgs
 
 # A signal handler as `signal.getsignal` returns it.
 _Handler = Callable[[int, FrameType | None], Any] | int | None
@@ -32,8 +36,8 @@ class StopSignal:
   """Context manager that records signals; the process goes on.
 
   The signals are SIGTERM and SIGINT unless others are given. A second SIGINT
-  ends the process at once. If SIGINT is ignored, as in a
-  program that a shell has started in the background, it stays ignored.
+  ends the process at once. If SIGINT is ignored, as in a program that a shell
+  has started in the background, it stays ignored.
 
   Attributes:
     requested: Whether a signal has come.
@@ -113,21 +117,41 @@ class StopSignal:
 
     For work that can be interrupted because a later run can repeat it, such as
     an evaluation. If a signal has come before, `Stopped` is raised on entry.
+
+    Python ignores exceptions in `__del__` and in callbacks of the garbage
+    collector. If it has ignored `Stopped`, it is raised again a moment later.
     """
+    tell_ignored = sys.unraisablehook
+
+    def raise_again() -> None:
+      """Sends SIGTERM to this process if it can still be interrupted."""
+      if self._interrupts:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def look_for_stopped(ignored: 'UnraisableHookArgs') -> None:
+      """Handles an exception that Python has ignored."""
+      if ignored.exc_type is not Stopped:
+        tell_ignored(ignored)
+      else:
+        self._interrupts = True
+        threading.Timer(0.01, raise_again).start()
+
     self._interrupts = True
+    sys.unraisablehook = look_for_stopped
     try:
       if self.requested:
         raise Stopped
       yield
     finally:
       self._interrupts = False
+      sys.unraisablehook = tell_ignored
 
   def _record(self, number: int, _: FrameType | None) -> None:
     """Records a signal; the signal handler while this object is entered."""
-    self.requested = True
-    self.name = 'SIGTERM'
+    if not self.requested:
+      self.requested = True
+      self.name = 'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'
     if number == signal.SIGINT:
-      self.name = 'Ctrl-C'
       # The default action also works while XLA compiles. A Python handler would
       # be called only after that.
       signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -32,6 +33,27 @@ def test_a_later_object_takes_over_what_an_earlier_one_has_recorded(received):
       with pytest.raises(Stopped), stop.interrupting():
         pytest.fail('a recorded signal interrupts at once')
   assert not received
+
+
+def test_a_signal_interrupts_although_python_ignores_an_exception(
+  received, capsys
+):
+  class Deleted:
+    def __del__(self):
+      terminate()
+      # The handler raises `Stopped` here, and Python ignores it.
+      time.sleep(10)
+
+  with StopSignal() as stop:
+    began = time.monotonic()
+    with pytest.raises(Stopped), stop.interrupting():
+      deleted = Deleted()
+      del deleted
+      time.sleep(10)
+    assert time.monotonic() - began < 5
+    assert stop.name == 'SIGTERM'
+  assert not received
+  assert not capsys.readouterr().err
 
 
 def test_a_later_object_records_by_itself(received):
