@@ -14,8 +14,8 @@ update of the weights, or the detections. Each step is timed to the end of its
 work on the device. The images are made up; --images and --annotations, or
 --real_images, take those of a data set. With --with_loader a step also waits
 for its batch, and with --paste inference also pastes the masks into the images.
-FLOPs are those of the compiled program, without kernels in Pallas; their share
-of the peak is shown for A100, H100 and H200.
+On GPUs, FLOPs are those of the compiled program, without kernels in Pallas;
+their share of the peak is shown for A100, H100 and H200.
 
 --compare=torchvision times steps of torchvision's Mask R-CNN and of this
 program in turn, with equal images and weights, in torchvision's default setting

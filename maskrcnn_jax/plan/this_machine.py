@@ -28,6 +28,11 @@ from maskrcnn_jax.training import step as train_step
 from maskrcnn_jax.training.checks import check_batch_size
 from maskrcnn_jax.training.optimizer import make_recipe_optimizer
 
+# While a checkpoint is written, the training goes on with its own arrays, and
+# there are a copy of them, their compressed bytes, and the bytes on their way
+# to the file. Measured with R50-FPN on a CPU: 2.8 times the size of the arrays.
+_COPIES_WHILE_SAVING = 3
+
 # The first step of each size of images is not timed, because only then the
 # system gives the memory. Of the following steps, as many are timed, but no
 # further one begins after this number of seconds.
@@ -67,8 +72,7 @@ def plan_for_this_machine(work: Work) -> dict[str, Any]:
     ),
     mesh,
   )
-  # While a checkpoint is written, the training goes on with its own arrays.
-  saved = tree_bytes(
+  saved = _COPIES_WHILE_SAVING * tree_bytes(
     (train_state.variables_of(state), train_state.training_state(state))
   )
   step = train_step.jit_train_step(

@@ -53,13 +53,10 @@ def test_benchmark_reports_positive_figures(mode, capsys):
   assert figures['images_per_s'] == pytest.approx(2 / figures['median_s'])
   assert figures['compile_s'] > 0
   assert figures['peak_memory_mib'] > figures['program_mib'] > 0
-  # The first convolution alone: 32 x 32 cells of 8 channels, each of 7 x 7 x 3
-  # products and additions, for two images.
-  assert figures['flops'] > 2 * 2 * 32 * 32 * 8 * 7 * 7 * 3
-  assert figures['flops_per_s'] == pytest.approx(
-    figures['flops'] / figures['median_s']
-  )
-  assert figures['utilization'] is None  # A CPU's peak is not known.
+  # The compiler does not count the repetitions of loops on a CPU, and a CPU's
+  # peak is not known.
+  assert figures['flops'] is None
+  assert figures['utilization'] is None
   if mode == 'train':
     assert math.isfinite(figures['loss'])
   else:
