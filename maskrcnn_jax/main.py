@@ -37,7 +37,11 @@ from maskrcnn_jax.errors import InputError, SaveError, print_error
 from maskrcnn_jax.runtime import peers
 from maskrcnn_jax.runtime.aborts import set_status_of_aborts
 from maskrcnn_jax.runtime.console import set_up_console
-from maskrcnn_jax.runtime.memory_limit import guard_memory_limit, lacks_memory
+from maskrcnn_jax.runtime.memory_limit import (
+  guard_memory_limit,
+  lacks_memory,
+  remark_on_limit,
+)
 from maskrcnn_jax.runtime.status_line import hide, waiting
 from maskrcnn_jax.runtime.stop_signal import Stopped, StopSignal
 
@@ -288,7 +292,11 @@ def run() -> None:
         1,
       )
     traceback.print_exc()
-    _fail('this process failed; the traceback above gives the reason.', 1)
+    _fail(
+      'this process failed; the traceback above gives the reason.'
+      f'{remark_on_limit()}',
+      1,
+    )
   sys.exit(status)
 
 

@@ -19,7 +19,7 @@ def format_figures(figures: dict[str, Any]) -> str:
     f'  {figures["num_steps"]} steps: least {figures["least_s"]:.4g} s, '
     f'p90 {figures["p90_s"]:.4g} s, p99 {figures["p99_s"]:.4g} s, '
     f'most {figures["most_s"]:.4g} s; compiled in {figures["compile_s"]:.0f} s',
-    f'  {_arithmetic(figures)}; {_memory(figures)}',
+    f'  {_arithmetic(figures)}{_memory(figures)}',
     f'  {figures["kernels"]}',
   ]
   if 'share_waited' in figures:
@@ -46,16 +46,19 @@ def format_figures(figures: dict[str, Any]) -> str:
 
 
 def _arithmetic(figures: dict[str, Any]) -> str:
-  """Returns a text with the FLOPs of a step on a device, and their speed."""
+  """Returns a text with the FLOPs of a step on a device, and their speed.
+
+  It ends with a semicolon, and is empty if the FLOPs are not known.
+  """
   if not figures['flops']:
-    return 'FLOPs unknown'
+    return ''
   text = (
     f'{figures["flops"] / 1e9:.1f} GFLOP a step on a device, '
     f'{figures["flops_per_s"] / 1e12:.4g} TFLOP/s'
   )
   if figures['utilization']:
     text += f', {figures["utilization"]:.1%} of the peak'
-  return text
+  return f'{text}; '
 
 
 def _memory(figures: dict[str, Any]) -> str:

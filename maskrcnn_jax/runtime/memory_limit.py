@@ -48,6 +48,21 @@ def lacks_memory(error: BaseException) -> bool:
   return cause is not None and lacks_memory(cause)
 
 
+def remark_on_limit() -> str:
+  """Returns a sentence for the message of an unexpected error.
+
+  Libraries that find no memory can fail in any way. Without a limit of `ulimit
+  -v` the sentence is empty; otherwise it begins with a space.
+  """
+  limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+  if limit == resource.RLIM_INFINITY:
+    return ''
+  return (
+    f' ulimit -v allows {limit / 2**30:.1f} GiB; if the program needs more '
+    'memory, it can fail in any way.'
+  )
+
+
 def guard_memory_limit() -> None:
   """Goes on in a child process if the memory of this process is limited.
 

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from maskrcnn_jax.runtime import memory_limit
 from maskrcnn_jax.runtime.memory_limit import lacks_memory
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -88,6 +89,21 @@ def test_lacks_memory_knows_the_texts():
   assert lacks_memory(OSError(12, 'Cannot allocate memory'))
   assert lacks_memory(RuntimeError("can't start new thread"))
   assert not lacks_memory(ValueError('checksum is wrong'))
+
+
+def test_the_remark_names_the_limit(monkeypatch):
+  monkeypatch.setattr(
+    memory_limit.resource,
+    'getrlimit',
+    lambda _: (3 * 2**30, memory_limit.resource.RLIM_INFINITY),
+  )
+  assert ' 3.0 GiB' in memory_limit.remark_on_limit()
+  monkeypatch.setattr(
+    memory_limit.resource,
+    'getrlimit',
+    lambda _: (memory_limit.resource.RLIM_INFINITY,) * 2,
+  )
+  assert not memory_limit.remark_on_limit()
 
 
 def test_lacks_memory_looks_at_the_cause():

@@ -178,7 +178,7 @@ def test_too_little_memory_is_told_in_one_line(
   _, err = process.communicate(timeout=300)
   assert process.returncode == 1, err
   (line,) = [line for line in err.splitlines() if line.startswith('error: ')]
-  assert 'memory' in line
+  assert 'memory' in line, err
   assert err.rstrip().endswith(line)
   assert not (tmp_path / 'run' / 'damaged').exists()
 
