@@ -320,6 +320,9 @@ def _end(*_: object) -> None:
 
 def _fail(message: str, status: int) -> None:
   """Prints an error message on stderr and ends the program with a status."""
+  # Nothing follows the message. Python would print the failed reads of orbax
+  # that nobody has awaited when it deletes them.
+  sys.unraisablehook = lambda _: None
   print_error(message)
   _leave(status)
 

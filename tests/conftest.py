@@ -193,6 +193,8 @@ def run(monkeypatch, capsys):
   # Log and signal handlers would stay installed after the test.
   monkeypatch.setattr(main, 'set_up_console', lambda: None)
   monkeypatch.setattr(main, '_set_up_ctrl_c', lambda: None)
+  # After an error, the program replaces it; the test restores it.
+  monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
 
   def run_with(*arguments):
     monkeypatch.setattr(sys, 'argv', ['main', *map(str, arguments)])

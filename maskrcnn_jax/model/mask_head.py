@@ -10,7 +10,7 @@ from maskrcnn_jax.model import layers
 
 
 class MaskLogits(layers.Conv):
-  """A 1x1 convolution that computes all masks of a RoI, or one of them.
+  """A 1x1 convolution that computes the masks of all classes, or of one class.
 
   The attributes are those of `layers.Conv`.
   """

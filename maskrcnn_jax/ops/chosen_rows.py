@@ -90,7 +90,7 @@ def _forward(
   depends = _depends_on_rows(function, params, _take(rows, indices[:chunk]))
 
   def compute(at: Int[Array, 'chunk']) -> tuple[Array, list[Array]]:
-    """Returns the results of some rows, and what depends on these rows."""
+    """Returns the results of some rows, and `_Saved.kept` of these rows."""
     result, pull_back = jax.vjp(function, params, _take(rows, at))
     leaves = jax.tree.leaves(pull_back)
     return result, [x for x, kept in zip(leaves, depends, strict=True) if kept]

@@ -23,8 +23,8 @@ def top_k(
     count: Number k of results, at most n.
 
   Returns:
-    The numbers, the largest first, and their indices. Of equal numbers, the one
-    with the smaller index comes first.
+    The numbers, the largest first, and their indices. If numbers are equal, the
+    one with the smallest index comes first.
   """
   n = numbers.shape[0]
   # Both sorts are shortest together if they are equally long.

@@ -1,4 +1,4 @@
-r"""Says before a training what it will need: memory, time, devices.
+r"""Predicts the memory and the time that a training needs.
 
   python -m maskrcnn_jax.plan --config=RECIPE [--config.KEY=VALUE ...]
   python -m maskrcnn_jax.plan --config=r50_fpn --target=h100 --devices=8 \

@@ -40,7 +40,7 @@ class Room(NamedTuple):
 def plan_for_gpus(
   work: Work, *, target: str, num_devices: int, finds_largest: bool = True
 ) -> dict[str, Any]:
-  """Compiles a training step for GPUs and says what it needs.
+  """Compiles a training step for GPUs; predicts its memory and shortest time.
 
   `compiling.find_compiler` must have been called.
 

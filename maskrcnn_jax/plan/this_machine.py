@@ -41,7 +41,7 @@ _ENOUGH_SECONDS = 10.0
 
 
 def plan_for_this_machine(work: Work) -> dict[str, Any]:
-  """Does some training steps on this machine and says what a training needs.
+  """Does some training steps on this machine; predicts memory and time.
 
   The trained weights are thrown away.
 

@@ -1,4 +1,4 @@
-"""What kinds of GPUs can do at most: bytes and FLOPs a second, and memory."""
+"""The highest speeds of GPUs, bytes and FLOPs a second, and their memory."""
 
 from typing import NamedTuple
 
