@@ -177,7 +177,7 @@ def _run(argv: list[str]) -> None:
     if str(value) not in times.get(mode, {}).get(number, {})
   ]
   for mode, number, value in progress(
-    iter(jobs), total=len(jobs), description='Timing'
+    iter(jobs), total=len(jobs), description='Timing', unit='program'
   ):
     seconds = times.setdefault(mode, {}).setdefault(number, {})
     # If an argument is given twice, the benchmark takes the last one.

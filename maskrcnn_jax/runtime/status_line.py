@@ -181,7 +181,12 @@ def waiting(text: str, *, shown: bool = True) -> Iterator[None]:
 
 
 def progress(
-  items: Iterable[Any], *, total: int, description: str, shown: bool = True
+  items: Iterable[Any],
+  *,
+  total: int,
+  description: str,
+  shown: bool = True,
+  unit: str = 'image',
 ) -> Generator[Any, None, None]:
   """Yields items one by one and shows a progress bar with the time left.
 
@@ -193,13 +198,14 @@ def progress(
     total: Number of items.
     description: Text in front of the bar.
     shown: Whether the bar is shown.
+    unit: Name of one item.
   """
   if not is_terminal() or not shown:
     yield from tqdm.tqdm(
       items,
       total=total,
       desc=description,
-      unit='image',
+      unit=unit,
       mininterval=30,
       disable=not shown,
     )
@@ -214,7 +220,7 @@ def progress(
     if done:
       left = datetime.timedelta(seconds=int(seconds / done * (total - done)))
       speed = done / max(seconds, 1e-9)
-      right += f'  {format_speed(speed)} images/s  ETA {left}'
+      right += f'  {format_speed(speed)} {unit}s/s  ETA {left}'
     return bar(done, total, left=f'{description}:', right=right)
 
   with status_line(line, stays=True):
