@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from stability import recipe_arguments
 
 from maskrcnn_jax.config.command_line import refuse_unexpected, split_arguments
+from maskrcnn_jax.config.recipe import read_recipe
 from maskrcnn_jax.errors import InputError, print_error
 from maskrcnn_jax.runtime.files import make_writable, write_json
 from maskrcnn_jax.runtime.status_line import progress
@@ -159,6 +160,10 @@ def _run(argv: list[str]) -> None:
   make_writable(arguments.out)
   recipe = [*recipe_arguments(path, overrides), f'--size={arguments.size}']
   recipe += [f'--steps={arguments.steps}', '--objects=8', '--classes=80']
+  # The arrays of all timings have room for the largest number of objects.
+  config = read_recipe(path, overrides).config
+  room = max(config.data.max_objects, *NUMBERS['objects'])
+  recipe.append(f'--config.data.max_objects={room}')
   file = arguments.out / 'growth.json'
   known: dict[str, Any] = {'arguments': recipe, 'times': {}}
   if file.exists():

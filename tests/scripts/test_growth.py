@@ -79,7 +79,8 @@ def test_the_real_benchmark_is_timed(tmp_path, monkeypatch):
   monkeypatch.setattr(
     growth,
     'NUMBERS',
-    {'batch_size': (1,), 'pixels': (64,), 'objects': (1,), 'classes': (3,)},
+    # The recipe has room for 8 objects.
+    {'batch_size': (1,), 'pixels': (64,), 'objects': (9,), 'classes': (3,)},
   )
   growth.main(
     ['--config=tests/tiny.py', f'--out={tmp_path}', '--steps=1', '--size=64x64']
