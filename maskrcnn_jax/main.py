@@ -37,6 +37,7 @@ from maskrcnn_jax.errors import InputError, SaveError, print_error
 from maskrcnn_jax.runtime import peers
 from maskrcnn_jax.runtime.aborts import set_status_of_aborts
 from maskrcnn_jax.runtime.console import set_up_console
+from maskrcnn_jax.runtime.huge_pages import restart_with_huge_pages
 from maskrcnn_jax.runtime.memory_limit import (
   guard_memory_limit,
   lacks_memory,
@@ -337,6 +338,7 @@ def _leave(status: int) -> None:
 
 
 if __name__ == '__main__':
+  restart_with_huge_pages()
   guard_memory_limit()
   set_status_of_aborts()
   run()

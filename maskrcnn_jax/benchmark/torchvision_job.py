@@ -28,6 +28,7 @@ class Setting(NamedTuple):
   autocast: str = ''  # 'bf16', 'fp16', or '' for no autocast
   channels_last: bool = False  # whether channels are the innermost axis
   wait_policy: str = ''  # of OpenMP: 'ACTIVE', 'PASSIVE', or '' for its default
+  huge_pages: bool = False  # whether the C library asks for huge pages
   tf32: bool | None = None  # None leaves torch's own choice
   tunes: bool = False  # whether cuDNN tries several algorithms first
 
@@ -54,6 +55,8 @@ def settings_for(platform: str, precision: str) -> list[Setting]:
         )
         for policy in ('PASSIVE', 'ACTIVE')
       ),
+      # This program's own command has huge pages too.
+      fast._replace(name=f'{fast.name}, huge pages', huge_pages=True),
     ]
   tf32 = None if autocast else precision == 'tf32'
   if not autocast:

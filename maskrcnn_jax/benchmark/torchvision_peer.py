@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from maskrcnn_jax.benchmark.torchvision_job import Setting
 from maskrcnn_jax.errors import InputError
+from maskrcnn_jax.runtime.huge_pages import with_huge_pages
 
 
 class PeerFailed(Exception):
@@ -73,12 +74,15 @@ def started(
   """
   chosen = setting._asdict()
   policy = chosen.pop('wait_policy')
+  has_huge_pages = chosen.pop('huge_pages')
   file = folder / 'job.json'
   file.write_text(json.dumps(job | chosen), encoding='utf-8')
   environment = dict(os.environ)
   environment.pop('OMP_WAIT_POLICY', None)
   if policy:
     environment['OMP_WAIT_POLICY'] = policy
+  if has_huge_pages:
+    environment = with_huge_pages(environment)
   if python != sys.executable:
     # The packages of this Python do not suit another one.
     environment.pop('PYTHONPATH', None)

@@ -76,6 +76,7 @@ def test_settings_begin_with_the_default_of_torchvision():
   cpu = job.settings_for('cpu', 'fp32')
   assert cpu[0] == job.Setting('default')
   assert {setting.wait_policy for setting in cpu} == {'', 'PASSIVE', 'ACTIVE'}
+  assert [setting.huge_pages for setting in cpu] == [False] * 4 + [True]
   assert not any(setting.autocast for setting in cpu)
   default, *fast = job.settings_for('cuda', 'bf16')
   assert default == job.Setting('default (TF32 in convolutions)')
