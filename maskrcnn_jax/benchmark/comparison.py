@@ -124,6 +124,11 @@ def alternate(
 ) -> tuple[list[float], list[float], dict[str, Any]]:
   """Makes steps of both programs in turn.
 
+  On a CPU, each timed step follows a step of the same program that is not
+  timed, as in a training. A program that has just waited for the other one may
+  be slower: its part of the cache is used by the other, and a virtual machine
+  may have given its free memory back to the host.
+
   Args:
     step: Makes a step of this program and waits for its end.
     peer: torchvision.
@@ -143,11 +148,15 @@ def alternate(
   def run_peer(i: int) -> None:
     """Makes a step of torchvision; it measures its own time."""
     nonlocal figures
+    if peer.stops:
+      peer.step(i)
     figures = peer.step(i)
     theirs.append(figures['seconds'])
 
   def run_own(i: int) -> None:
     """Makes a step of this program."""
+    if peer.stops:
+      step(i)
     ours.append(timing.seconds_of(step, i))
 
   while not limit.is_reached(list(map(sum, zip(ours, theirs, strict=True)))):
