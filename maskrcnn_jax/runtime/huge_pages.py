@@ -43,9 +43,10 @@ def restart_with_huge_pages() -> None:
 
   The command line and the environment stay the same, and so do the number of
   the process and its open files. Nothing happens if huge pages would not come
-  by this means, or if GLIBC_TUNABLES already says whether the program shall
-  have them. The processes that the program starts later get the user's own
-  value of GLIBC_TUNABLES.
+  by this means, if GLIBC_TUNABLES already says whether the program shall have
+  them, or if this program runs inside another one, such as a notebook. The
+  processes that the program starts later get the user's own value of
+  GLIBC_TUNABLES.
 
   This must be called before the program does anything else.
   """
@@ -56,12 +57,27 @@ def restart_with_huge_pages() -> None:
     if rest:
       os.environ[_VARIABLE] = rest
     return
-  if _TUNABLE in tunables or not sys.executable or not _would_help():
+  if _TUNABLE in tunables or not _is_own_process() or not _would_help():
     return
   arguments = [sys.executable, '-X', _MARK, *sys.orig_argv[1:]]
   # If the process cannot be started again, it goes on without huge pages.
   with contextlib.suppress(OSError):
     os.execve(sys.executable, arguments, with_huge_pages(os.environ))
+
+
+def _is_own_process() -> bool:
+  """Tells whether the command line of this process is that of this package.
+
+  It is `python -m maskrcnn_jax.TOOL` or the script `maskrcnn`.
+  """
+  script = pathlib.Path(*sys.orig_argv[1:2]).name
+  modules = {
+    argument.removeprefix('-m').partition('.')[0]
+    for argument in sys.orig_argv[1:]
+  }
+  return bool(sys.executable) and (
+    script == 'maskrcnn' or 'maskrcnn_jax' in modules
+  )
 
 
 def _would_help() -> bool:

@@ -28,15 +28,24 @@ print(os.environ.get('GLIBC_TUNABLES'), sys.argv[3:], huge.split()[1])
 """
 
 
-def run_program(tmp_path, *, policy, **environment):
-  """Runs the program above; returns what it printed and its process numbers."""
+def run_program(tmp_path, *, policy, name='maskrcnn', **environment):
+  """Runs the program above; returns what it printed and its process numbers.
+
+  Args:
+    tmp_path: Folder for the files of the program.
+    policy: Text of the file that says which programs get huge pages.
+    name: Name of the program's file.
+    environment: Further variables of the environment.
+  """
   file = tmp_path / 'policy'
   file.write_text(policy)
   starts = tmp_path / 'starts'
   starts.unlink(missing_ok=True)
+  program = tmp_path / name
+  program.write_text(PROGRAM)
   clean = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}
   done = subprocess.run(
-    [sys.executable, '-c', PROGRAM, str(file), str(starts), 'a b', '--c=$d'],
+    [sys.executable, program, str(file), str(starts), 'a b', '--c=$d'],
     env=clean | environment,
     capture_output=True,
     text=True,
@@ -70,6 +79,33 @@ def test_other_tunables_are_kept(tmp_path, on_glibc):
   )
   assert len(starts) == 2
   assert printed.startswith(tunables)
+
+
+def test_another_program_is_not_started_again(tmp_path):
+  printed, starts = run_program(
+    tmp_path, policy='always [madvise] never\n', name='notebook.py'
+  )
+  assert len(starts) == 1
+  assert printed.startswith('None')
+
+
+@pytest.mark.parametrize(
+  'arguments',
+  [
+    ['-m', 'maskrcnn_jax.main', '--mode=eval'],
+    ['-u', '-mmaskrcnn_jax'],
+    ['-m', 'cProfile', '-m', 'maskrcnn_jax.main'],
+    ['/opt/bin/maskrcnn', 'plan'],
+  ],
+)
+def test_commands_of_this_package_are_recognised(arguments, monkeypatch):
+  monkeypatch.setattr(sys, 'orig_argv', ['python', *arguments])
+  assert huge_pages._is_own_process()
+  other = ['python', '-c', 'import maskrcnn_jax', 'runs/maskrcnn']
+  monkeypatch.setattr(sys, 'orig_argv', other)
+  assert not huge_pages._is_own_process()
+  monkeypatch.setattr(sys, 'orig_argv', ['python'])
+  assert not huge_pages._is_own_process()
 
 
 @pytest.mark.parametrize(
@@ -111,6 +147,7 @@ def test_a_process_that_cannot_start_again_goes_on(tmp_path, monkeypatch):
   policy.write_text('always [madvise] never\n')
   monkeypatch.setattr(huge_pages, '_POLICY', policy)
   monkeypatch.setattr(os, 'confstr', lambda _: 'glibc 2.36', raising=False)
+  monkeypatch.setattr(sys, 'orig_argv', ['python', '-m', 'maskrcnn_jax.main'])
   monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
   calls = []
 
