@@ -26,8 +26,9 @@ from maskrcnn_jax.training.state import (
 from maskrcnn_jax.training.step import Figures, Trainer, jit_train_step
 
 # The learning rate of all timed steps. It is tiny, so that the loss of a
-# network with random weights stays finite.
-LEARNING_RATE = 1e-6
+# network with random weights stays finite, and stays that of torchvision, which
+# has no warm-up here.
+LEARNING_RATE = 1e-9
 
 PaddedSize = tuple[int, int]  # (height, width) in pixels
 
