@@ -39,7 +39,7 @@ options=(
   --config.data.eval.annotations="$data/instances_val.json"
 )
 tell "Training in $run, then evaluating on held-out images" \
-  '(about 8 minutes on 2 cores)'
+  '(about 6 minutes on 2 cores)'
 $python -m maskrcnn_jax.main "${options[@]}"
 # Training ends with status 0 after Ctrl-C, and leaves this file.
 if [[ -f $run/interrupted ]]; then
