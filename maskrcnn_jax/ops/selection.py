@@ -47,8 +47,8 @@ def select_boxes(
   Returns:
     boxes: In pixels, in the order of falling logits. Slots without a box hold
       zeros.
-    logits: Logits of these boxes. Of two equal logits, the logit of the anchor
-      with the smaller index comes first. Slots without a box hold -inf.
+    logits: Logits of these boxes. If two are equal, that of the anchor with the
+      smaller index comes first. Slots without a box hold -inf.
   """
   if kernels != 'xla':
     from pallas_kernels import selection as kernel

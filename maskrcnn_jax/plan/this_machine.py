@@ -34,8 +34,8 @@ from maskrcnn_jax.training.optimizer import make_recipe_optimizer
 _COPIES_WHILE_SAVING = 3
 
 # The first step of each size of images is not timed, because only then the
-# system gives the memory. Of the following steps, as many are timed, but no
-# further one begins after this number of seconds.
+# system gives the memory. Then this number of steps is timed, but no further
+# one begins after this number of seconds.
 _MOST_STEPS = 3
 _ENOUGH_SECONDS = 10.0
 
