@@ -132,7 +132,7 @@ def alternate(
   Args:
     step: Makes a step of this program and waits for its end.
     peer: torchvision.
-    limit: Limits the number of pairs of steps, or the seconds of both.
+    limit: Limits the number of pairs of timed steps, or the seconds of both.
 
   Returns:
     The seconds of the steps of this program and of torchvision, and the figures
